@@ -1,0 +1,44 @@
+# The whole vocabulary: build, test, lint, demo, bench, wheel, clean. Each does its own set-up, and nothing twice.
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+
+RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+
+.PHONY: build test test-rust test-python lint demo bench wheel clean
+
+# The extension, compiled in release mode, beside the Python package; the package itself is installed editable.
+build: .venv/.built
+
+.venv/.bootstrapped: .ci/bootstrap
+	.ci/bootstrap
+	touch $@
+
+.venv/.installed: pyproject.toml .venv/.bootstrapped
+	uv pip install -q --python $(BIN)/python -r pyproject.toml --extra encode --extra streaming --group dev
+	touch $@
+
+.venv/.built: $(RUST) .venv/.installed
+	maturin develop --release --uv --quiet
+	touch $@
+
+test: test-rust test-python
+
+test-rust:
+	cargo test --workspace --quiet
+
+test-python: build
+	python -m pytest
+
+lint: build
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	ruff format --check .
+	ruff check .
+	mypy
+	python -m mypy.stubtest latentq._core
+
+clean:
+	rm -rf .venv target dist demo python/latentq/*.so

@@ -1,0 +1,9 @@
+//! The core of latentq: pixels, quantised latents and MDS shards. It knows nothing of Python.
+
+pub mod error;
+pub mod image;
+pub mod mds;
+pub mod parallel;
+pub mod quant;
+
+pub use error::{Error, Kind, Result};

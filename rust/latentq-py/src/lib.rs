@@ -1,0 +1,12 @@
+//! `latentq._core`: thin bindings, one file for each module of the core, and no logic.
+
+use pyo3::prelude::*;
+
+mod error;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    error::register(module)?;
+    Ok(())
+}
