@@ -1,0 +1,204 @@
+"""The card, `latents.toml`: what a dataset says of itself."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from latentq._core import FormatError, RecipeError
+from latentq.quantizer import Quantizer, Statistics
+from latentq.recipe import Recipe
+
+CARD = "latents.toml"
+FORMAT = 1
+
+_HEADER = "# A latent dataset made by latentq. `latentq info` shows this card; latentq.Card.load reads it.\n"
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """Where the samples came from.
+
+    Attributes:
+        kind: `folder` or `table`.
+        samples: How many samples the source lists, rejects included.
+        sha256: The hash of samples.tsv.
+    """
+
+    kind: str
+    samples: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class AutoencoderFacts:
+    """Which network made the latents.
+
+    Attributes:
+        name: `dct-f8c16`, a hub name, or the last part of a folder's path.
+        family: The class that implements it.
+        weights: `sha256:...` over names, types, shapes and values of its tensors; empty where it has none.
+        scaling_factor: What its latents are multiplied by for training, so that they have about unit variance.
+        pixel_range: The pixel values that stand for black and white.
+    """
+
+    name: str
+    family: str
+    weights: str
+    scaling_factor: float
+    pixel_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LatentFacts:
+    """One latent column.
+
+    Attributes:
+        shape: (C, h, w) of a sample.
+        quantizer: Frozen before the first unit was encoded.
+        statistics: Of the values that a reader sees, per channel; None until the dataset is complete.
+        clipped: How many values were outside the quantiser's range, per channel; None until it is complete.
+    """
+
+    shape: tuple[int, ...]
+    quantizer: Quantizer
+    statistics: Statistics | None = None
+    clipped: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the source's samples: `samples` are stored, `rejects` are in rejects.tsv."""
+
+    samples: int
+    rejects: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a dataset says of itself.
+
+    Attributes:
+        source: Where the samples came from.
+        recipe: All that decided the numbers.
+        autoencoder: Which network made the latents.
+        columns: The MDS encoding of every column, by name.
+        latents: The latent columns, by name.
+        counts: What became of the samples; None until the dataset is complete.
+        versions: Of latentq and the libraries that computed, when the card was published.
+    """
+
+    source: SourceFacts
+    recipe: Recipe
+    autoencoder: AutoencoderFacts
+    columns: Mapping[str, str]
+    latents: Mapping[str, LatentFacts]
+    counts: Counts | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit was there when the card was written."""
+        return self.counts is not None
+
+    @property
+    def units(self) -> int:
+        """How many units the source is cut into."""
+        return -(-self.source.samples // self.recipe.unit_size)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Card:
+        """The card of a dataset's folder, or the card at a path.
+
+        Raises:
+            FileNotFoundError: There is none.
+            FormatError: It cannot be understood; the message names the file and the field.
+        """
+        path = Path(path)
+        file = path / CARD if path.is_dir() else path
+        try:
+            return cls.from_dict(tomllib.loads(file.read_bytes().decode()))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise FormatError(f"{file}: not a card: {error}") from None
+        except (FormatError, RecipeError) as error:
+            raise FormatError(f"{file}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Card:
+        """The card that TOML's tables spell.
+
+        Raises:
+            FormatError: A field is missing or has the wrong type.
+            RecipeError: The recipe in it is not valid.
+        """
+        if data.get("format") != FORMAT:
+            raise FormatError(f"a card of format {data.get('format')!r}; this latentq reads format {FORMAT}")
+        try:
+            return cls(
+                source=SourceFacts(**data["source"]),
+                recipe=Recipe.from_dict(data["recipe"]),
+                autoencoder=_autoencoder(data["autoencoder"]),
+                columns=dict(data["columns"]),
+                latents={name: _latent(facts) for name, facts in data["latents"].items()},
+                counts=Counts(**data["counts"]) if data["complete"] else None,
+                versions=dict(data["versions"]),
+            )
+        except KeyError as error:
+            raise FormatError(f"the card has no field {error.args[0]!r}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"the card has a field that cannot be understood: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tables that `from_dict` reads."""
+        data: dict[str, Any] = {"format": FORMAT, "complete": self.complete}
+        if self.counts is not None:
+            data["counts"] = vars(self.counts).copy()
+        data["source"] = vars(self.source).copy()
+        data["recipe"] = self.recipe.to_dict()
+        data["autoencoder"] = {**vars(self.autoencoder), "pixel_range": list(self.autoencoder.pixel_range)}
+        data["columns"] = dict(self.columns)
+        data["latents"] = {name: _latent_to_dict(facts) for name, facts in self.latents.items()}
+        data["versions"] = dict(self.versions)
+        return data
+
+    def to_toml(self) -> bytes:
+        """The bytes of `latents.toml`: a pure function of the card."""
+        return (_HEADER + tomli_w.dumps(self.to_dict())).encode()
+
+
+def _autoencoder(data: Mapping[str, Any]) -> AutoencoderFacts:
+    low, high = data["pixel_range"]
+    return AutoencoderFacts(**{**data, "pixel_range": (low, high)})
+
+
+def _latent(data: Mapping[str, Any]) -> LatentFacts:
+    return LatentFacts(
+        shape=tuple(data["shape"]),
+        quantizer=Quantizer.from_dict(data["quantizer"]),
+        statistics=Statistics(**{key: _tuple(value) for key, value in data["statistics"].items()})
+        if "statistics" in data
+        else None,
+        clipped=tuple(data["clipped"]) if "clipped" in data else None,
+    )
+
+
+def _latent_to_dict(facts: LatentFacts) -> dict[str, Any]:
+    data: dict[str, Any] = {"shape": list(facts.shape)}
+    if facts.clipped is not None:
+        data["clipped"] = list(facts.clipped)
+    data["quantizer"] = facts.quantizer.to_dict()
+    if facts.statistics is not None:
+        data["statistics"] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in vars(facts.statistics).items()
+        }
+    return data
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,345 @@
+"""Recipes: all that decides the numbers of a dataset, as frozen data that is written as TOML."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from latentq._core import RecipeError
+
+Crop = Literal["center", "center-round", "adm"]
+Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
+Alpha = Literal["white", "black", "drop"]
+Icc = Literal["srgb", "ignore"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Store = Literal["sample", "mean"]
+Content = Literal["latent", "key", "label", "label_text", "caption"]
+
+_CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
+_QUANTIZER_KEYS = {
+    "uniform": {"kind", "low", "high", "bits", "rounding"},
+    "affine": {"kind", "bits", "method"},
+    "codebook": {"kind", "bits", "method"},
+    "float16": {"kind"},
+    "bfloat16": {"kind"},
+    "float32": {"kind"},
+}
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How a file becomes pixels.
+
+    Attributes:
+        crop: `center`, `center-round` or `adm`.
+        filter: Pillow's resampling filter: `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`.
+        orient: Whether the EXIF orientation is applied.
+        alpha: What lies behind transparent pixels: `white`, `black`, or `drop`, which ignores the alpha channel.
+        icc: `srgb` converts by an embedded colour profile; `ignore` takes the numbers as they are.
+    """
+
+    crop: Crop = "center"
+    filter: Filter = "bicubic"
+    orient: bool = True
+    alpha: Alpha = "white"
+    icc: Icc = "srgb"
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions:
+    """Which autoencoder, and how it computes.
+
+    Attributes:
+        model: `dct-f8c16`, a hub name, or a folder.
+        revision: The hub's branch, tag or commit; empty for the default.
+        subfolder: Where the model lies inside its repository or folder.
+        dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
+        seed: The noise of sample s is a function of (seed, s).
+    """
+
+    model: str = "dct-f8c16"
+    revision: str = ""
+    subfolder: str = ""
+    dtype: Dtype = "float32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the shards.
+
+    Attributes:
+        content: What it holds (`from` in TOML): `latent`, `key`, `label`, `label_text` or `caption`.
+        encoding: The MDS encoding; for latents empty means the one that follows from shape and quantiser.
+        optional: Left out where the source does not have it; otherwise its absence is an error.
+        size: Latents: the side of the square that is encoded, in pixels.
+        store: Latents: `sample` draws from the posterior where there is one; `mean` is its mean.
+        scaled: Latents: multiplied by the scaling factor before they are stored.
+        flip: Latents: of the mirrored picture.
+        shape: Latents: (C, h, w), needed where the encoding does not tell it and there is no card.
+        quantizer: Latents: `kind` (`uniform`, `affine`, `codebook`, `float16`, `bfloat16`, `float32`) with its options.
+    """
+
+    content: Content
+    encoding: str = ""
+    optional: bool = False
+    size: int = 256
+    store: Store = "sample"
+    scaled: bool = False
+    flip: bool = False
+    shape: tuple[int, ...] = ()
+    quantizer: Mapping[str, Any] = field(default_factory=lambda: {"kind": "affine", "bits": 8, "method": "mse"})
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the column holds latents."""
+        return self.content == "latent"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the numbers of a dataset.
+
+    Attributes:
+        name: The recipe's name.
+        unit_size: Samples in a unit, the slice of a source that is encoded and published as one.
+        calibration: How many samples, spread evenly over the source, quantisers are calibrated on.
+        image: How a file becomes pixels.
+        autoencoder: Which autoencoder, and how it computes.
+        columns: The columns of the shards, by name.
+        changed: Which fields `override` has changed.
+    """
+
+    name: str
+    columns: Mapping[str, Column]
+    unit_size: int = 4096
+    calibration: int = 1024
+    image: ImageOptions = ImageOptions()
+    autoencoder: AutoencoderOptions = AutoencoderOptions()
+    changed: tuple[str, ...] = ()
+
+    @staticmethod
+    def names() -> list[str]:
+        """The names of the recipes that come with latentq."""
+        return sorted(
+            entry.name.removesuffix(".toml")
+            for entry in (resources.files("latentq") / "recipes").iterdir()
+            if entry.name.endswith(".toml")
+        )
+
+    @classmethod
+    def load(cls, name: str | os.PathLike[str]) -> Recipe:
+        """A recipe that comes with latentq, by name, or one in a TOML file, by path.
+
+        Raises:
+            RecipeError: There is no such recipe, or it is not valid; the message names the file and the field.
+        """
+        text, where = _read(name)
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{where}: not TOML: {error}") from None
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """The recipe that TOML's tables spell.
+
+        Raises:
+            RecipeError: A field is unknown, missing, of the wrong type or out of range.
+        """
+        for key in data.keys() - _names(cls):
+            raise RecipeError(f"unknown field {key!r}")
+        if not isinstance(data.get("name"), str):
+            raise RecipeError("'name' is missing or is not a string")
+        columns = data.get("columns")
+        if not isinstance(columns, dict) or not columns:
+            raise RecipeError("a recipe needs at least one [columns.NAME]")
+        recipe = cls(
+            name=data["name"],
+            unit_size=data.get("unit_size", cls.unit_size),
+            calibration=data.get("calibration", cls.calibration),
+            changed=tuple(data.get("changed", ())),
+            image=ImageOptions(**_table(data, "image", ImageOptions)),
+            autoencoder=AutoencoderOptions(**_table(data, "autoencoder", AutoencoderOptions)),
+            columns={name: _column(name, column) for name, column in columns.items()},
+        )
+        for name in ("unit_size", "calibration"):
+            value = getattr(recipe, name)
+            if type(value) is not int or value < 1:
+                raise RecipeError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not any(column.is_latent for column in recipe.columns.values()):
+            raise RecipeError("no column has from = 'latent'")
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tables that `from_dict` reads, with every field in its place."""
+        data: dict[str, Any] = {"name": self.name, "unit_size": self.unit_size, "calibration": self.calibration}
+        if self.changed:
+            data["changed"] = list(self.changed)
+        data["image"] = vars(self.image).copy()
+        data["autoencoder"] = vars(self.autoencoder).copy()
+        data["columns"] = {name: _column_to_dict(column) for name, column in self.columns.items()}
+        return data
+
+    def latents(self) -> dict[str, Column]:
+        """The columns that hold latents, by name."""
+        return {name: column for name, column in self.columns.items() if column.is_latent}
+
+    def override(self, **options: Any) -> Recipe:
+        """This recipe with some fields changed; `changed` then names them. An option of None changes nothing.
+
+        Args:
+            options: `autoencoder` (the model), `revision`, `subfolder`, `dtype`, `seed`, `size`, `crop`, `filter`,
+                `orient`, `alpha`, `icc`, `store`, `scaled`, `flip`, `bits`, `calibrate` (the method), `calibration`
+                and `unit_size`. Those of latent columns change every one of them; `flip` adds, for each that is not
+                mirrored, a twin that is.
+
+        Raises:
+            RecipeError: A value is out of range, or cannot be changed in this recipe.
+        """
+        data = self.to_dict()
+        latents = [column for column in data["columns"].values() if column["from"] == "latent"]
+        changed = list(self.changed)
+        for option, value in options.items():
+            if value is None:
+                continue
+            before = Recipe.from_dict(data)
+            if option in ("unit_size", "calibration"):
+                data[option] = value
+            elif option in _names(ImageOptions):
+                data["image"][option] = value
+            elif option == "autoencoder":
+                data["autoencoder"]["model"] = str(value)
+            elif option in _names(AutoencoderOptions):
+                data["autoencoder"][option] = value
+            elif option in ("store", "scaled"):
+                for column in latents:
+                    column[option] = value
+            elif option == "size":
+                if len({column["size"] for column in latents}) > 1:
+                    raise RecipeError(f"recipe {self.name} stores several sizes: --size cannot say which to change")
+                for column in latents:
+                    column.update(size=value, shape=[])
+            elif option == "flip":
+                for name, column in [*data["columns"].items()] if value else []:
+                    if column["from"] == "latent" and not column["flip"]:
+                        data["columns"].setdefault(f"{name}_flip", {**column, "flip": True})
+            elif option in ("bits", "calibrate"):
+                key = {"bits": "bits", "calibrate": "method"}[option]
+                for column in latents:
+                    if key not in _QUANTIZER_KEYS[column["quantizer"]["kind"]]:
+                        kind = column["quantizer"]["kind"]
+                        raise RecipeError(f"recipe {self.name} stores {kind} latents: {option} does not apply")
+                    column["quantizer"] = {**column["quantizer"], key: value}
+            else:
+                raise TypeError(f"{option!r} is not a field of a recipe that can be overridden")
+            after = Recipe.from_dict(data)
+            if replace(after, changed=()) != replace(before, changed=()) and option not in changed:
+                changed.append(option)
+        return replace(Recipe.from_dict(data), changed=tuple(sorted(changed)))
+
+
+def _read(name: str | os.PathLike[str]) -> tuple[str, str]:
+    """The text of a recipe, and what to call it in messages."""
+    shipped = resources.files("latentq") / "recipes" / f"{name}.toml"
+    if isinstance(name, str) and os.sep not in name and shipped.is_file():
+        return shipped.read_text(encoding="utf-8"), f"recipe {name}"
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join(Recipe.names())
+        raise RecipeError(f"there is no recipe {str(name)!r}: name a TOML file or one of {known}")
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not TOML: it is not UTF-8 text") from None
+
+
+def _names(table: type) -> set[str]:
+    return {entry.name for entry in fields(table)}
+
+
+def _table(data: Mapping[str, Any], name: str, table: type) -> dict[str, Any]:
+    """The fields of a sub-table, each checked against its declared type."""
+    values = data.get(name, {})
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name!r} must be a table")
+    return {key: _checked(f"{name}.{key}", key, value, table) for key, value in values.items()}
+
+
+def _checked(where: str, key: str, value: Any, table: type) -> Any:
+    types = {entry.name: str(entry.type) for entry in fields(table)}
+    if key not in types:
+        raise RecipeError(f"unknown field {where!r}")
+    declared = types[key]
+    if declared in _CHOICES:
+        choices = get_args(_CHOICES[declared])
+        if value not in choices:
+            raise RecipeError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
+    elif (expected := {"str": str, "int": int, "bool": bool}.get(declared)) and type(value) is not expected:
+        raise RecipeError(f"{where} must be of type {declared}, not {value!r}")
+    return value
+
+
+def _column(name: str, data: Any) -> Column:
+    where = f"columns.{name}"
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where!r} must be a table")
+    if data.get("from") not in get_args(Content):
+        raise RecipeError(f"{where}.from must be one of {', '.join(get_args(Content))}, not {data.get('from')!r}")
+    values = {key: value for key, value in data.items() if key not in ("from", "shape", "quantizer")}
+    if "content" in values:
+        raise RecipeError(f"unknown field '{where}.content'")
+    values = {key: _checked(f"{where}.{key}", key, value, Column) for key, value in values.items()}
+    if data["from"] != "latent":
+        for key in data.keys() & {"size", "store", "scaled", "flip", "shape", "quantizer"}:
+            raise RecipeError(f"{where}.{key} is for latents, and this column holds the {data['from']}")
+        if not values.get("encoding"):
+            raise RecipeError(f"{where} needs an encoding")
+        return Column(content=data["from"], **values)
+    shape = data.get("shape", [])
+    if not isinstance(shape, list | tuple) or not all(type(side) is int and side > 0 for side in shape):
+        raise RecipeError(f"{where}.shape must be a list of whole numbers, not {shape!r}")
+    if values.get("size", 1) < 1:
+        raise RecipeError(f"{where}.size must be at least 1, not {values['size']!r}")
+    quantizer = data.get("quantizer", {"kind": "affine", "bits": 8, "method": "mse"})
+    _check_quantizer(f"{where}.quantizer", quantizer)
+    return Column(content="latent", shape=tuple(shape), quantizer=dict(quantizer), **values)
+
+
+def _check_quantizer(where: str, data: Any) -> None:
+    if not isinstance(data, dict) or data.get("kind") not in _QUANTIZER_KEYS:
+        raise RecipeError(f"{where}.kind must be one of {', '.join(_QUANTIZER_KEYS)}")
+    for key in data.keys() - _QUANTIZER_KEYS[data["kind"]]:
+        raise RecipeError(f"unknown field '{where}.{key}' for kind {data['kind']!r}")
+    bits = data.get("bits", 8)
+    if type(bits) is not int or not 2 <= bits <= 8:
+        raise RecipeError(f"{where}.bits must be a whole number from 2 to 8, not {bits!r}")
+    if data["kind"] == "uniform" and not {"low", "high"} <= data.keys():
+        raise RecipeError(f"{where} of kind 'uniform' needs low and high")
+    for key, choices in (
+        ("method", ("mse", "minmax", "percentile", "lloyd-max")),
+        ("rounding", ("nearest", "truncate")),
+    ):
+        if key in data and data[key] not in choices:
+            raise RecipeError(f"{where}.{key} must be one of {', '.join(choices)}, not {data[key]!r}")
+
+
+def _column_to_dict(column: Column) -> dict[str, Any]:
+    data: dict[str, Any] = {"from": column.content, "encoding": column.encoding, "optional": column.optional}
+    if column.is_latent:
+        data.update(
+            size=column.size,
+            store=column.store,
+            scaled=column.scaled,
+            flip=column.flip,
+            shape=list(column.shape),
+            quantizer=dict(column.quantizer),
+        )
+    return data
