@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ class AutoencoderFacts:
     weights: str
     scaling_factor: float
     pixel_range: tuple[float, float]
+
+    def same_as(self, other: AutoencoderFacts) -> bool:
+        """Whether both compute the same: a copy of the weights under another name does."""
+        return self == (replace(other, name=self.name) if self.weights else other)
 
 
 @dataclass(frozen=True)
