@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from latentq import image, mds
     from latentq.autoencoders import Autoencoder, load_autoencoder
     from latentq.card import Card
+    from latentq.checks import verify
     from latentq.dataset import LatentDataset
-    from latentq.pipeline import encode
     from latentq.loader import LatentLoader
+    from latentq.pipeline import encode
     from latentq.quantizer import Quantizer
     from latentq.recipe import Recipe
-    from latentq.checks import verify
 
 __all__ = [
     "Autoencoder",
