@@ -69,7 +69,7 @@ def train_one_epoch() -> int:
 
 
 def compare_with_streaming() -> int:
-    """Reads the same folder with and compares every sample. Returns how many."""
+    """Reads the same folder with a plain StreamingDataset and compares every sample. Returns how many."""
     import numpy as np
     from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
