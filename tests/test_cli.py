@@ -83,8 +83,8 @@ def test_wrong_arguments_exit_with_2_and_no_traceback(pictures, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     try:
         code = main(arguments)
-    except SystemExit as exit:  # argparse ends so
-        code = exit.code
+    except SystemExit as ended:  # as argparse does it
+        code = ended.code
     assert code == 2
     assert "latentq" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -169,8 +169,8 @@ def test_a_folder_that_may_not_be_read_is_one_line(pictures, tmp_path):
 
 
 def test_several_processes_say_what_is_missing(pictures, tmp_path):
-    ranks = [run("encode", "pictures", "out", *SMALL, "--unit-size", "5", "--rank", rank, "--world-size", 2, cwd=tmp_path)
-             for rank in (0, 1)]  # fmt: skip
+    command = ("encode", "pictures", "out", *SMALL, "--unit-size", 5, "--world-size", 2)
+    ranks = [run(*command, "--rank", rank, cwd=tmp_path) for rank in (0, 1)]
     assert [done.returncode for done in ranks] == [0, 0]
     assert "2 of 3 units are done; 1 are other processes' and still missing" in ranks[0].stdout
     assert "12 samples, no rejects" in ranks[1].stdout
@@ -294,4 +294,4 @@ def test_ctrl_c_ends_with_one_line(tmp_path):
     assert process.returncode == 130
     assert "the same command goes on" in error.strip().splitlines()[-1]
     assert "Traceback" not in error
-    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".0")]
+    assert not list((tmp_path / "out").glob(".0*"))

@@ -25,6 +25,10 @@ def publish_once(path: Path, data: bytes) -> bool:
         os.link(temporary, path)  # unlike a rename, it fails where the name exists
     except FileExistsError:
         return False
+    except FileNotFoundError:  # another process has published it, and cleaned up after us
+        if path.exists():
+            return False
+        raise
     except PermissionError:  # a file system without links: the window between look and rename is all it allows
         if path.exists():
             return False
@@ -40,6 +44,9 @@ def replace(path: Path, data: bytes) -> None:
     temporary = _write(path, data)
     try:
         temporary.replace(path)
+    except FileNotFoundError:  # another process, at the same finish, has cleaned up after us
+        if path.read_bytes() != data:
+            raise
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
