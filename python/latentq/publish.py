@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(\d{5,}|latents\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}")
+_ATTEMPTS = 10
 INDEX = "index.json"
 REJECTS = "rejects.tsv"
 SAMPLES = "samples.tsv"
@@ -41,15 +42,17 @@ def publish_once(path: Path, data: bytes) -> bool:
 
 def replace(path: Path, data: bytes) -> None:
     """Publishes a file in the place of whatever is there."""
-    temporary = _write(path, data)
-    try:
-        temporary.replace(path)
-    except FileNotFoundError:  # another process, at the same finish, has cleaned up after us
-        if path.read_bytes() != data:
+    for attempt in range(_ATTEMPTS):
+        temporary = _write(path, data)
+        try:
+            temporary.replace(path)
+            break
+        except FileNotFoundError:  # another process, at its finish, has cleaned up after us
+            if attempt + 1 == _ATTEMPTS:
+                raise
+        except OSError:
+            temporary.unlink(missing_ok=True)
             raise
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
     _sync_folder(path.parent)
 
 
