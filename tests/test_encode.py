@@ -59,7 +59,7 @@ def test_statistics_are_of_what_a_reader_sees(pictures, tmp_path):
     card = latentq.encode(pictures, tmp_path / "out", **SMALL, bits=4)
     values = torch.stack([sample["latent"] for sample in LatentDataset(tmp_path / "out")]).double()
     statistics = card.latents["latent"].statistics
-    assert statistics.count == values[:, 0].numel()
+    assert statistics.count == (values[:, 0].numel(),) * 16
     dims = (0, 2, 3)
     np.testing.assert_allclose(statistics.mean, values.mean(dims), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(statistics.std, values.std(dims, correction=0), rtol=1e-9)
@@ -98,7 +98,7 @@ def test_fewer_bits_are_stored_packed_and_read_back(pictures, tmp_path, bits):
     assert card.columns["latent"] == f"ndarray:uint8:{16 * 8 * 8 * bits // 8}"
     quantizer = card.latents["latent"].quantizer
     reader = mds.Reader(tmp_path / "out")
-    codes = quantizer.unpack(reader.gather(range(12), "latent"), (16, 8, 8))
+    codes = quantizer.unpack(reader.gather(range(12), "latent"), (12, 16, 8, 8))
     assert codes.max() < 2**bits
     expected = quantizer.dequantize(codes)
     values = torch.stack([sample["latent"] for sample in LatentDataset(tmp_path / "out")])

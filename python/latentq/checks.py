@@ -85,12 +85,12 @@ def _check_unit(path: Path, card: Card, facts: UnitFacts) -> Iterator[mds.Findin
 def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     quantizer = latent.quantizer
     total = LatentSums.of(quantizer)
-    size = -(-int(np.prod(latent.shape)) * quantizer.bits // 8)
+    size = quantizer.packed_bytes(int(np.prod(latent.shape)))
     for start in range(0, len(reader), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(reader)))
         packed = np.empty((len(indices), size), np.uint8)
         reader.gather(indices, name, out=packed)
-        codes = quantizer.unpack(packed, latent.shape) if quantizer.bits < 8 else packed.reshape(-1, *latent.shape)
+        codes = quantizer.unpack(packed, (len(indices), *latent.shape))
         total.add(LatentSums(np.zeros(quantizer.channels, np.int64), quantizer.histogram(codes)))
     if total.histogram is None:
         return np.zeros((quantizer.channels, 2**quantizer.bits), np.int64)

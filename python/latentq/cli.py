@@ -253,12 +253,11 @@ def _print_latent(name: str, latent: Any) -> None:
     print(f"\n{name}: {' x '.join(map(str, latent.shape))}, {quantizer.kind}{bits}")
     if latent.statistics is None:
         return
-    count = latent.statistics.count
     print(f"{'channel':>7} {'mean':>10} {'std':>10} {'min':>10} {'max':>10} {'clipped':>9}")
     for channel, (mean, std, low, high) in enumerate(
         zip(latent.statistics.mean, latent.statistics.std, latent.statistics.min, latent.statistics.max, strict=True)
     ):
-        share = latent.clipped[channel] / count if latent.clipped else 0.0
+        share = latent.clipped[channel] / latent.statistics.count[channel] if latent.clipped else 0.0
         print(f"{channel:>7} {mean:>10.4f} {std:>10.4f} {low:>10.4f} {high:>10.4f} {share:>9.4%}")
 
 

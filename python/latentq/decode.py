@@ -191,11 +191,10 @@ class _Originals:
         if column.flip:
             original = original[:, ::-1]
         elements = int(np.prod(facts.shape))
-        bits = {"float32": 32, "float16": 16, "bfloat16": 16}.get(facts.quantizer.kind, facts.quantizer.bits)
         result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
         for title, decoded, size in (
             ("float32", floating, elements * 4),
-            (_title(facts.quantizer), stored, -(-elements * bits // 8)),
+            (_title(facts.quantizer), stored, facts.quantizer.packed_bytes(elements)),
         ):
             value = psnr(decoded, original)
             result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
