@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 mod error;
+mod image;
 mod quant;
 
 #[pymodule]
@@ -10,5 +11,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
     quant::register(module)?;
+    image::register(module)?;
     Ok(())
 }
