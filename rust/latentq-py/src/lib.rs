@@ -3,10 +3,12 @@
 use pyo3::prelude::*;
 
 mod error;
+mod mds;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
+    mds::register(module)?;
     Ok(())
 }
