@@ -1,7 +1,7 @@
 # The compiled core. Its public, documented face is `latentq.image`, `latentq.quantizer` and `latentq.mds`.
 
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ __all__ = [
     "FormatError",
     "ImageError",
     "LatentqError",
+    "MdsReader",
+    "MdsWriter",
     "MismatchError",
     "Quantizer",
     "RecipeError",
@@ -24,6 +26,8 @@ __all__ = [
     "image_load",
     "image_load_batch",
     "image_resize",
+    "mds_merge",
+    "mds_merged_index",
     "moments",
     "pack",
     "unpack",
@@ -107,3 +111,39 @@ def image_load_batch(
     max_pixels: int,
 ) -> list[Exception | None]: ...
 def image_resize(pixels: NDArray[np.uint8], height: int, width: int, filter: str) -> NDArray[np.uint8]: ...
+
+# mds.rs
+
+@final
+class MdsReader:
+    def __new__(cls, path: str, memory: int) -> MdsReader: ...
+    def __len__(self) -> int: ...
+    @property
+    def columns(self) -> list[tuple[str, str, tuple[str, list[int]] | None]]: ...
+    def sample(self, index: int) -> dict[str, Any]: ...
+    def fault(self, index: int, column: int, message: str) -> NoReturn: ...
+    def gather(
+        self, indices: NDArray[np.int64], columns: Sequence[int], outs: Sequence[NDArray[np.uint8] | None]
+    ) -> list[list[Any] | None]: ...
+
+@final
+class MdsWriter:
+    def __new__(
+        cls,
+        path: str,
+        columns: Sequence[tuple[str, str]],
+        compression: str | None,
+        hashes: Sequence[str],
+        size_limit: int,
+        sync: bool,
+    ) -> MdsWriter: ...
+    @property
+    def columns(self) -> list[tuple[str, str, tuple[str, list[int]] | None]]: ...
+    def write(self, sample: Mapping[str, Any]) -> None: ...
+    def write_batch(self, n: int, batch: dict[str, Any]) -> None: ...
+    def add_file(self, name: str, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def abort(self) -> None: ...
+
+def mds_merge(path: str, folders: Sequence[str] | None) -> None: ...
+def mds_merged_index(path: str, folders: Sequence[str]) -> bytes: ...

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 mod error;
 mod image;
+mod mds;
 mod quant;
 
 #[pymodule]
@@ -12,5 +13,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     quant::register(module)?;
     image::register(module)?;
+    mds::register(module)?;
     Ok(())
 }
