@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from latentq._core import FormatError, ImageError, LatentqError, MismatchError, RecipeError, __version__
+from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ __all__ = [
     "LatentDataset",
     "LatentqError",
     "MismatchError",
+    "Quantizer",
     "Recipe",
     "RecipeError",
     "__version__",

@@ -23,7 +23,6 @@ create_exception!(
 
 /// The Python exception for an error of the core: `OSError` (with errno and file name, so that Python picks
 /// `FileNotFoundError` and its kin), `FormatError`, `ImageError` or `ValueError`.
-#[allow(dead_code)] // removed with the first binding that can fail
 pub fn to_py(error: Error) -> PyErr {
     match error.kind() {
         Kind::Io => {

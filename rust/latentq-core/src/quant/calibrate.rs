@@ -1,0 +1,322 @@
+//! Ranges and code books measured on data that comes in batches.
+//!
+//! The values of each channel are counted in a histogram of 11 significant bits: float16 and bfloat16 values exactly,
+//! float32 values to one part in 4096, beside the exact extremes. Its size is bounded whatever the data, and the order of
+//! the data changes nothing.
+
+use super::half::{BF16, F16, F32, F64, Float, Floats};
+use super::scheme::{check_bits, top};
+use crate::{Error, Result};
+
+/// How the range of a channel follows from its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// The smallest and the largest value: nothing is clipped.
+    MinMax,
+    /// All but one value in [`TAIL`] at each end.
+    Percentile,
+    /// The range of the smallest squared error, that of the clipped values counted.
+    Mse,
+}
+
+/// [`Method::Percentile`] leaves out one value in this many below its range, and as many above.
+pub const TAIL: f64 = 10_000.0;
+
+/// Lloyd's iterations at most; it ends before where no value changes its code.
+const ITERATIONS: usize = 1500;
+
+/// The mantissa bits of an f32 that a histogram drops.
+const DROPPED: u32 = 13;
+/// The counts of one page: one sign and exponent.
+const PAGE: usize = 1 << (23 - DROPPED);
+
+/// Counts of values, by channel.
+#[derive(Clone, Debug)]
+pub struct Calibrator {
+    channels: Vec<Histogram>,
+}
+
+impl Calibrator {
+    /// A calibrator that has seen nothing.
+    pub fn new(channels: usize) -> Result<Self> {
+        if channels == 0 {
+            return Err(Error::argument("a calibrator needs at least one channel"));
+        }
+        Ok(Self { channels: vec![Histogram::default(); channels] })
+    }
+
+    /// Counts the values of `x` (N, C, plane). If one is a NaN or an infinity, gives its sample and channel, and counts none.
+    pub fn update(&mut self, x: Floats<'_>, plane: usize) -> Result<Option<(usize, usize)>> {
+        match x {
+            Floats::F32(x) => self.update_as::<F32>(x, plane),
+            Floats::F16(x) => self.update_as::<F16>(x, plane),
+            Floats::BF16(x) => self.update_as::<BF16>(x, plane),
+            Floats::F64(x) => self.update_as::<F64>(x, plane),
+        }
+    }
+
+    fn update_as<F: Float>(&mut self, x: &[F::Bits], plane: usize) -> Result<Option<(usize, usize)>> {
+        let channels = self.channels.len();
+        if !x.is_empty() && (plane == 0 || !x.len().is_multiple_of(channels.saturating_mul(plane))) {
+            return Err(Error::argument(format!(
+                "{} elements are not samples of {channels} channels of {plane}",
+                x.len()
+            )));
+        }
+        let planes = || x.chunks(plane.max(1)).enumerate();
+        for (index, x) in planes() {
+            if !x.iter().all(|x| F::widen(*x).is_finite()) {
+                return Ok(Some((index / channels, index % channels)));
+            }
+        }
+        for (index, x) in planes() {
+            let histogram = &mut self.channels[index % channels];
+            x.iter().for_each(|x| histogram.add(F::widen(*x)));
+        }
+        Ok(None)
+    }
+
+    /// The number of channels.
+    pub fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// The low and high of each channel.
+    pub fn ranges(&self, bits: u32, method: Method) -> Result<Vec<(f32, f32)>> {
+        check_bits(bits)?;
+        self.sorted()
+            .map(|channel| {
+                let channel = channel?;
+                let (low, high) = match method {
+                    Method::MinMax => (channel.min, channel.max),
+                    Method::Percentile => channel.percentile(),
+                    Method::Mse => channel.smallest_error(top(bits)),
+                };
+                Ok((low as f32, high as f32))
+            })
+            .collect()
+    }
+
+    /// The code books of the smallest squared error, one channel after the other, each of `2^bits` ascending levels.
+    pub fn levels(&self, bits: u32) -> Result<Vec<f32>> {
+        check_bits(bits)?;
+        let mut levels = Vec::new();
+        for channel in self.sorted() {
+            levels.extend(channel?.lloyd_max(1 << bits));
+        }
+        Ok(levels)
+    }
+
+    fn sorted(&self) -> impl Iterator<Item = Result<Sorted>> + '_ {
+        self.channels.iter().enumerate().map(|(channel, histogram)| {
+            let nothing = || Error::argument(format!("channel {channel} has no values to calibrate on"));
+            Sorted::new(histogram).ok_or_else(nothing)
+        })
+    }
+}
+
+/// How often each value occurs, values being rounded to 11 significant bits.
+#[derive(Clone, Debug)]
+struct Histogram {
+    /// By the upper 9 bits of an f32; a page is there when a value of its has been seen.
+    pages: Vec<Option<Box<[u64]>>>,
+    min: f32,
+    max: f32,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { pages: vec![None; 512], min: f32::INFINITY, max: f32::NEG_INFINITY }
+    }
+}
+
+impl Histogram {
+    /// Counts a finite value.
+    fn add(&mut self, value: f32) {
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+        let bits = value.to_bits();
+        // To nearest even. A carry goes into the exponent, as it should.
+        let key = ((bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) >> DROPPED) as usize;
+        let page = self.pages[key / PAGE].get_or_insert_with(|| vec![0; PAGE].into_boxed_slice());
+        page[key % PAGE] += 1;
+    }
+
+    /// The values that occur, ascending, and how often.
+    fn ascending(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        let key = |page: usize, index: usize| (page * PAGE + index) as u32;
+        let half = self.pages.len() / 2;
+        let occurring = move |page: usize| {
+            let counts = self.pages[page].as_deref().unwrap_or_default();
+            counts
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| **count > 0)
+                .map(move |(index, &count)| (key(page, index), count))
+        };
+        let negative =
+            (half..2 * half).rev().flat_map(move |page| occurring(page).collect::<Vec<_>>().into_iter().rev());
+        let positive = (0..half).flat_map(occurring);
+        // The value rounded up or down may leave the range that was seen, even the finite numbers.
+        negative
+            .chain(positive)
+            .map(|(key, count)| (f64::from(f32::from_bits(key << DROPPED).clamp(self.min, self.max)), count as f64))
+    }
+}
+
+/// The values of a channel, ascending, with prefix sums: the sums of any run of them cost two look-ups.
+struct Sorted {
+    min: f64,
+    max: f64,
+    /// All values are held less this, their mean, so that sums of squares keep their digits.
+    centre: f64,
+    values: Vec<f64>,
+    /// Each has one element more than `values`: the sum over those before.
+    count: Vec<f64>,
+    sum: Vec<f64>,
+    square: Vec<f64>,
+}
+
+impl Sorted {
+    fn new(histogram: &Histogram) -> Option<Self> {
+        let pairs: Vec<_> = histogram.ascending().collect();
+        let total: f64 = pairs.iter().map(|(_, count)| count).sum();
+        if total == 0.0 {
+            return None;
+        }
+        let centre = pairs.iter().map(|(value, count)| value * count).sum::<f64>() / total;
+        let values: Vec<f64> = pairs.iter().map(|(value, _)| value - centre).collect();
+        let prefix = |power: i32| {
+            let mut sum = 0.0;
+            let terms = values.iter().zip(&pairs).map(|(value, (_, count))| value.powi(power) * count);
+            let sums = terms.map(|term| {
+                sum += term;
+                sum
+            });
+            std::iter::once(0.0).chain(sums).collect::<Vec<f64>>()
+        };
+        let (count, sum, square) = (prefix(0), prefix(1), prefix(2));
+        let (min, max) = (f64::from(histogram.min), f64::from(histogram.max));
+        Some(Self { min, max, centre, values, count, sum, square })
+    }
+
+    /// The squared error of the values `from..to` when all are given as `level`.
+    fn error(&self, from: usize, to: usize, level: f64) -> f64 {
+        let part = |sums: &[f64]| sums[to] - sums[from];
+        part(&self.square) - 2.0 * level * part(&self.sum) + level * level * part(&self.count)
+    }
+
+    /// The first value that is above `bound`, looked for from `from` on.
+    fn above(&self, bound: f64, from: usize) -> usize {
+        from + self.values[from..].partition_point(|value| *value <= bound)
+    }
+
+    fn percentile(&self) -> (f64, f64) {
+        let tail = self.count[self.values.len()] / TAIL;
+        let low = self.count[1..].partition_point(|count| *count <= tail);
+        let high = self.count[1..].partition_point(|count| *count < self.count[self.values.len()] - tail);
+        (self.values[low] + self.centre, self.values[high] + self.centre)
+    }
+
+    /// The squared error of all values, quantised with `top + 1` codes from `low` to `high`, both less the centre.
+    fn affine_error(&self, low: f64, high: f64, top: f64) -> f64 {
+        let step = (high - low) / top;
+        let (mut from, mut error) = (0, 0.0);
+        for code in 0..top as usize {
+            let level = low + code as f64 * step;
+            let to = self.above(level + step / 2.0, from);
+            error += self.error(from, to, level);
+            from = to;
+        }
+        error + self.error(from, self.values.len(), high)
+    }
+
+    /// The range of the smallest squared error: each extreme drawn in towards the mean, first over a coarse grid of both,
+    /// then by turns in ever finer steps.
+    fn smallest_error(&self, top: f32) -> (f64, f64) {
+        let top = f64::from(top);
+        let (min, max) = (self.min - self.centre, self.max - self.centre);
+        if min >= max {
+            return (self.min, self.max);
+        }
+        let mut best = (self.affine_error(min, max, top), min, max);
+        let consider = |low: f64, high: f64, best: &mut (f64, f64, f64)| {
+            if min <= low && low < high && high <= max {
+                let error = self.affine_error(low, high, top);
+                if error < best.0 {
+                    *best = (error, low, high);
+                }
+            }
+        };
+        let scale = |half_octaves: f64| 0.5f64.powf(half_octaves / 2.0);
+        for low in 0..16 {
+            for high in 0..16 {
+                consider(min * scale(f64::from(low)), max * scale(f64::from(high)), &mut best);
+            }
+        }
+        let mut reach = 0.5;
+        for _ in 0..10 {
+            let (_, low, high) = best;
+            for offset in -2..=2 {
+                consider((low * scale(f64::from(offset) * reach)).max(min), high, &mut best);
+            }
+            let (_, low, high) = best;
+            for offset in -2..=2 {
+                consider(low, (high * scale(f64::from(offset) * reach)).min(max), &mut best);
+            }
+            reach /= 2.0;
+        }
+        (best.1 + self.centre, best.2 + self.centre)
+    }
+
+    /// Lloyd's iteration: every bound goes to the middle between its levels, every level to the mean of its values.
+    fn lloyd_max(&self, size: usize) -> Vec<f32> {
+        let mut levels = self.first_levels(size);
+        let mut bounds = vec![0; size + 1];
+        for _ in 0..ITERATIONS {
+            let mut next = vec![0; size + 1];
+            next[size] = self.values.len();
+            for code in 1..size {
+                next[code] = self.above((levels[code - 1] + levels[code]) / 2.0, next[code - 1]);
+            }
+            if next == bounds {
+                break;
+            }
+            bounds = next;
+            for (level, bound) in levels.iter_mut().zip(bounds.windows(2)) {
+                let count = self.count[bound[1]] - self.count[bound[0]];
+                if count > 0.0 {
+                    *level = (self.sum[bound[1]] - self.sum[bound[0]]) / count;
+                }
+            }
+        }
+        levels.sort_unstable_by(f64::total_cmp);
+        levels.iter().map(|level| (level + self.centre) as f32).collect()
+    }
+
+    /// Levels as dense as the cube root of the density of the values: what is best for many levels (Panter and Dite,
+    /// 1951). For a normal distribution these are the quantiles of one sqrt(3) times as wide.
+    fn first_levels(&self, size: usize) -> Vec<f64> {
+        const BINS: usize = 1024;
+        let (min, max) = (self.min - self.centre, self.max - self.centre);
+        let width = (max - min) / BINS as f64;
+        let mut edges = vec![0.0; BINS + 1];
+        let mut from = 0;
+        for bin in 0..BINS {
+            let to = if bin + 1 == BINS { self.values.len() } else { self.above(min + (bin + 1) as f64 * width, from) };
+            edges[bin + 1] = edges[bin] + (self.count[to] - self.count[from]).cbrt();
+            from = to;
+        }
+        let mut bin = 0;
+        (0..size)
+            .map(|code| {
+                let target = (code as f64 + 0.5) / size as f64 * edges[BINS];
+                while bin + 1 < BINS && edges[bin + 1] < target {
+                    bin += 1;
+                }
+                let inside = (target - edges[bin]) / (edges[bin + 1] - edges[bin]).max(f64::MIN_POSITIVE);
+                min + (bin as f64 + inside.clamp(0.0, 1.0)) * width
+            })
+            .collect()
+    }
+}

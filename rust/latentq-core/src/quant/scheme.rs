@@ -1,0 +1,145 @@
+//! What a quantiser is: for each channel an affine map or a code book, and the number of bits of a code.
+
+use crate::{Error, Result};
+
+/// How a value between two codes is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest code; halfway, to the even one.
+    Nearest,
+    /// Downwards, in the arithmetic of imagenet.int8's encoder. Only for reproducing old data.
+    Truncate,
+}
+
+/// One channel's map between values and codes, all in f32:
+/// `code = clamp(rint((x - low) * inverse_step))` and `x = (code + zero) * step`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    /// The value of code 0.
+    pub low: f32,
+    /// The value of the last code.
+    pub high: f32,
+    /// `(high - low) / (2^bits - 1)`.
+    pub step: f32,
+    /// `low / step`.
+    pub zero: f32,
+    /// `1 / step`; 0 for a channel of one value.
+    pub inverse_step: f32,
+}
+
+impl Affine {
+    fn new(low: f32, high: f32, bits: u32) -> Result<Self> {
+        if !(low.is_finite() && high.is_finite() && low <= high) {
+            return Err(Error::argument(format!("a range must be finite with low <= high, not {low} to {high}")));
+        }
+        let span = high - low;
+        if !span.is_finite() {
+            return Err(Error::argument(format!("the range from {low} to {high} is wider than float32 can hold")));
+        }
+        let step = span / top(bits);
+        let inverse_step = 1.0 / step;
+        if inverse_step.is_finite() {
+            return Ok(Self { low, high, step, zero: low / step, inverse_step });
+        }
+        // A channel of one value (or of a range that float32 cannot divide): code 0, which gives `low` back exactly.
+        let (step, zero) = if low == 0.0 { (1.0, 0.0) } else { (low, 1.0) };
+        Ok(Self { low, high, step, zero, inverse_step: 0.0 })
+    }
+}
+
+/// One channel's code book.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Codebook {
+    /// The value of every code, ascending; those past the last code repeat it, so that any byte is an index.
+    pub levels: [f32; 256],
+    /// `bounds[i]` is the largest f32 not above the middle of levels i and i+1, so `x > bounds[i]` exactly where x is nearer
+    /// to level i+1; infinite past the last code. A value in the very middle takes the lower code.
+    pub bounds: [f32; 256],
+}
+
+impl Codebook {
+    fn new(levels: &[f32]) -> Result<Self> {
+        let ascending = levels.windows(2).all(|pair| pair[0] <= pair[1]);
+        let (Some(&last), true) = (levels.last(), ascending && levels.iter().all(|level| level.is_finite())) else {
+            return Err(Error::argument("the levels of a code book must be finite and ascending"));
+        };
+        let mut book = Self { levels: [last; 256], bounds: [f32::INFINITY; 256] };
+        book.levels[..levels.len()].copy_from_slice(levels);
+        for (bound, pair) in book.bounds.iter_mut().zip(levels.windows(2)) {
+            let middle = (f64::from(pair[0]) + f64::from(pair[1])) / 2.0;
+            let rounded = middle as f32;
+            *bound = if f64::from(rounded) > middle { rounded.next_down() } else { rounded };
+        }
+        Ok(book)
+    }
+}
+
+/// The channels of a quantiser.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scheme {
+    /// An affine map for each channel.
+    Affine(Vec<Affine>, Rounding),
+    /// A code book for each channel.
+    Codebook(Vec<Codebook>),
+}
+
+/// Floats to codes of `bits` bits and back, with parameters for each channel. A value: it never changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantizer {
+    bits: u32,
+    scheme: Scheme,
+}
+
+impl Quantizer {
+    /// An affine quantiser. `low` and `high` have one value for each channel.
+    pub fn affine(low: &[f32], high: &[f32], bits: u32, rounding: Rounding) -> Result<Self> {
+        check_bits(bits)?;
+        if low.len() != high.len() || low.is_empty() {
+            return Err(Error::argument(format!(
+                "low and high must have one value for each channel, not {} and {}",
+                low.len(),
+                high.len()
+            )));
+        }
+        let channels = low.iter().zip(high).map(|(&low, &high)| Affine::new(low, high, bits)).collect::<Result<_>>()?;
+        Ok(Self { bits, scheme: Scheme::Affine(channels, rounding) })
+    }
+
+    /// A code book quantiser. `levels` has `2^bits` ascending values for each channel, one channel after the other.
+    pub fn codebook(levels: &[f32], bits: u32) -> Result<Self> {
+        check_bits(bits)?;
+        let size = 1usize << bits;
+        if levels.is_empty() || !levels.len().is_multiple_of(size) {
+            return Err(Error::argument(format!("a code book of {bits} bits needs {size} levels for each channel")));
+        }
+        let channels = levels.chunks(size).map(Codebook::new).collect::<Result<_>>()?;
+        Ok(Self { bits, scheme: Scheme::Codebook(channels) })
+    }
+
+    /// The number of bits of a code.
+    pub fn bits(&self) -> u32 {
+        self.bits
+    }
+
+    /// The number of channels.
+    pub fn channels(&self) -> usize {
+        match &self.scheme {
+            Scheme::Affine(channels, _) => channels.len(),
+            Scheme::Codebook(channels) => channels.len(),
+        }
+    }
+
+    /// The parameters of the channels.
+    pub fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+}
+
+/// The last code of `bits` bits, as f32.
+pub(crate) fn top(bits: u32) -> f32 {
+    ((1u32 << bits) - 1) as f32
+}
+
+pub(crate) fn check_bits(bits: u32) -> Result<()> {
+    if (2..=8).contains(&bits) { Ok(()) } else { Err(Error::argument(format!("bits must be 2 to 8, not {bits}"))) }
+}

@@ -1,0 +1,287 @@
+//! `latentq_core::quant` for Python. Arrays must be C-contiguous, aligned and native; `latentq.quantizer` sees to that.
+//! A 16-bit float array comes as uint16, its type beside it.
+
+use latentq_core::quant::{self, Floats, FloatsMut, Method, Rounding};
+use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::error::to_py;
+
+/// A NaN or an infinity: the numbers of its sample and channel.
+type Bad = Option<(usize, usize)>;
+
+/// A slice of an array's memory is in the array's order only if it is C-contiguous.
+fn check_layout<T>(array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<()> {
+    if array.is_c_contiguous() && array.data().is_aligned() {
+        return Ok(());
+    }
+    Err(PyValueError::new_err("expected a C-contiguous, aligned array"))
+}
+
+/// A borrowed float array.
+enum Input<'py> {
+    F32(PyReadonlyArrayDyn<'py, f32>),
+    F64(PyReadonlyArrayDyn<'py, f64>),
+    Half(PyReadonlyArrayDyn<'py, u16>, bool),
+}
+
+impl<'py> Input<'py> {
+    fn new(array: &Bound<'py, PyAny>, bfloat16: bool) -> PyResult<Self> {
+        if let Ok(array) = array.cast::<PyArrayDyn<f32>>() {
+            check_layout(array)?;
+            Ok(Self::F32(array.try_readonly()?))
+        } else if let Ok(array) = array.cast::<PyArrayDyn<u16>>() {
+            check_layout(array)?;
+            Ok(Self::Half(array.try_readonly()?, bfloat16))
+        } else if let Ok(array) = array.cast::<PyArrayDyn<f64>>() {
+            check_layout(array)?;
+            Ok(Self::F64(array.try_readonly()?))
+        } else {
+            Err(PyTypeError::new_err("expected an array of float32, float64 or the bits of a 16-bit float"))
+        }
+    }
+
+    fn floats(&self) -> PyResult<Floats<'_>> {
+        Ok(match self {
+            Self::F32(x) => Floats::F32(x.as_slice()?),
+            Self::F64(x) => Floats::F64(x.as_slice()?),
+            Self::Half(x, false) => Floats::F16(x.as_slice()?),
+            Self::Half(x, true) => Floats::BF16(x.as_slice()?),
+        })
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::F32(x) => x.shape(),
+            Self::F64(x) => x.shape(),
+            Self::Half(x, _) => x.shape(),
+        }
+    }
+}
+
+/// A float array that is written to.
+enum Output<'py> {
+    F32(PyReadwriteArrayDyn<'py, f32>),
+    Half(PyReadwriteArrayDyn<'py, u16>, bool),
+}
+
+impl<'py> Output<'py> {
+    fn new(array: &Bound<'py, PyAny>, bfloat16: bool) -> PyResult<Self> {
+        if let Ok(array) = array.cast::<PyArrayDyn<f32>>() {
+            check_layout(array)?;
+            Ok(Self::F32(array.try_readwrite()?))
+        } else if let Ok(array) = array.cast::<PyArrayDyn<u16>>() {
+            check_layout(array)?;
+            Ok(Self::Half(array.try_readwrite()?, bfloat16))
+        } else {
+            Err(PyTypeError::new_err("expected an output of float32 or the bits of a 16-bit float"))
+        }
+    }
+
+    fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
+        Ok(match self {
+            Self::F32(x) => FloatsMut::F32(x.as_slice_mut()?),
+            Self::Half(x, false) => FloatsMut::F16(x.as_slice_mut()?),
+            Self::Half(x, true) => FloatsMut::BF16(x.as_slice_mut()?),
+        })
+    }
+}
+
+/// The elements of one channel of one sample, of an array (N, C, ...).
+fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
+    match shape {
+        [_, c, rest @ ..] if *c == channels => Ok(rest.iter().product()),
+        _ => Err(PyValueError::new_err(format!("expected an array (N, {channels}, ...), not one of shape {shape:?}"))),
+    }
+}
+
+/// The kernels' half of `latentq.quantizer.Quantizer`.
+#[pyclass(frozen, module = "latentq._core")]
+struct Quantizer(quant::Quantizer);
+
+#[pymethods]
+impl Quantizer {
+    #[staticmethod]
+    fn affine(low: Vec<f32>, high: Vec<f32>, bits: u32, truncate: bool) -> PyResult<Self> {
+        let rounding = if truncate { Rounding::Truncate } else { Rounding::Nearest };
+        quant::Quantizer::affine(&low, &high, bits, rounding).map(Self).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn codebook(levels: PyReadonlyArrayDyn<'_, f32>, bits: u32) -> PyResult<Self> {
+        quant::Quantizer::codebook(levels.as_slice()?, bits).map(Self).map_err(to_py)
+    }
+
+    /// Writes codes; gives the first bad sample and channel.
+    fn quantize(
+        &self,
+        py: Python<'_>,
+        x: &Bound<'_, PyAny>,
+        bfloat16: bool,
+        mut out: PyReadwriteArrayDyn<'_, u8>,
+        threads: usize,
+    ) -> PyResult<Bad> {
+        let x = Input::new(x, bfloat16)?;
+        let plane = plane(x.shape(), self.0.channels())?;
+        let (x, out) = (x.floats()?, out.as_slice_mut()?);
+        let counts = py.detach(|| self.0.quantize(x, out, plane, threads)).map_err(to_py)?;
+        Ok(counts.bad.first().copied())
+    }
+
+    /// Writes codes; gives the clipped values of each channel and which samples are bad.
+    #[allow(clippy::type_complexity)]
+    fn quantize_counted<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        bfloat16: bool,
+        mut out: PyReadwriteArrayDyn<'py, u8>,
+        threads: usize,
+    ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<bool>>)> {
+        let x = Input::new(x, bfloat16)?;
+        let plane = plane(x.shape(), self.0.channels())?;
+        let mut bad = vec![false; x.shape()[0]];
+        let (x, out) = (x.floats()?, out.as_slice_mut()?);
+        let counts = py.detach(|| self.0.quantize(x, out, plane, threads)).map_err(to_py)?;
+        for (sample, _) in counts.bad {
+            bad[sample] = true;
+        }
+        let clipped = counts.clipped.into_iter().map(|count| count as i64).collect();
+        Ok((PyArray1::from_vec(py, clipped), PyArray1::from_vec(py, bad)))
+    }
+
+    fn dequantize(
+        &self,
+        py: Python<'_>,
+        codes: PyReadonlyArrayDyn<'_, u8>,
+        out: &Bound<'_, PyAny>,
+        bfloat16: bool,
+        threads: usize,
+    ) -> PyResult<()> {
+        let plane = plane(codes.shape(), self.0.channels())?;
+        let mut out = Output::new(out, bfloat16)?;
+        let (codes, out) = (codes.as_slice()?, out.floats()?);
+        py.detach(|| self.0.dequantize(codes, out, plane, threads)).map_err(to_py)
+    }
+
+    /// Adds the codes' counts to `out` (C, 2^bits).
+    fn histogram(
+        &self,
+        py: Python<'_>,
+        codes: PyReadonlyArrayDyn<'_, u8>,
+        mut out: PyReadwriteArrayDyn<'_, i64>,
+    ) -> PyResult<()> {
+        let plane = plane(codes.shape(), self.0.channels())?;
+        let (codes, out) = (codes.as_slice()?, out.as_slice_mut()?);
+        py.detach(|| self.0.histogram(codes, out, plane)).map_err(to_py)
+    }
+}
+
+/// Rounds floats to the type of `out`; gives the first bad sample and channel, and which samples are bad.
+#[pyfunction]
+fn convert<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyAny>,
+    x_bfloat16: bool,
+    out: &Bound<'py, PyAny>,
+    out_bfloat16: bool,
+    threads: usize,
+) -> PyResult<(Bad, Bound<'py, PyArray1<bool>>)> {
+    let x = Input::new(x, x_bfloat16)?;
+    let &[samples, channels, ..] = x.shape() else {
+        return Err(PyValueError::new_err(format!("expected an array (N, C, ...), not one of shape {:?}", x.shape())));
+    };
+    let plane = plane(x.shape(), channels)?;
+    let mut out = Output::new(out, out_bfloat16)?;
+    let (x, out) = (x.floats()?, out.floats()?);
+    let counts = py.detach(|| quant::convert(x, out, channels, plane, threads)).map_err(to_py)?;
+    let mut bad = vec![false; samples];
+    for (sample, _) in &counts.bad {
+        bad[*sample] = true;
+    }
+    Ok((counts.bad.first().copied(), PyArray1::from_vec(py, bad)))
+}
+
+/// Packs codes (N, elements) to (N, bytes).
+#[pyfunction]
+fn pack(
+    py: Python<'_>,
+    codes: PyReadonlyArrayDyn<'_, u8>,
+    mut out: PyReadwriteArrayDyn<'_, u8>,
+    elements: usize,
+    bits: u32,
+    threads: usize,
+) -> PyResult<()> {
+    let (codes, out) = (codes.as_slice()?, out.as_slice_mut()?);
+    py.detach(|| quant::pack(codes, out, elements, bits, threads)).map_err(to_py)
+}
+
+/// Unpacks (N, bytes) to codes (N, elements).
+#[pyfunction]
+fn unpack(
+    py: Python<'_>,
+    packed: PyReadonlyArrayDyn<'_, u8>,
+    mut out: PyReadwriteArrayDyn<'_, u8>,
+    elements: usize,
+    bits: u32,
+    threads: usize,
+) -> PyResult<()> {
+    let (packed, out) = (packed.as_slice()?, out.as_slice_mut()?);
+    py.detach(|| quant::unpack(packed, out, elements, bits, threads)).map_err(to_py)
+}
+
+/// The sum, the sum of squares, the smallest and the largest value of each channel of one sample (C, ...).
+#[pyfunction]
+fn moments(py: Python<'_>, x: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<Vec<(f64, f64, f64, f64)>> {
+    let x = Input::new(x, bfloat16)?;
+    let plane = x.shape().iter().skip(1).product();
+    let x = x.floats()?;
+    let moments = py.detach(|| quant::moments(x, plane));
+    Ok(moments.into_iter().map(|m| (m.sum, m.square, m.min, m.max)).collect())
+}
+
+/// The kernels' half of `latentq.quantizer.Calibrator`.
+#[pyclass(module = "latentq._core")]
+struct Calibrator(quant::Calibrator);
+
+#[pymethods]
+impl Calibrator {
+    #[new]
+    fn new(channels: usize) -> PyResult<Self> {
+        quant::Calibrator::new(channels).map(Self).map_err(to_py)
+    }
+
+    /// Counts values; gives the first bad sample and channel, and then counts none.
+    fn update(&mut self, py: Python<'_>, x: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<Bad> {
+        let x = Input::new(x, bfloat16)?;
+        let plane = plane(x.shape(), self.0.channels())?;
+        let x = x.floats()?;
+        py.detach(|| self.0.update(x, plane)).map_err(to_py)
+    }
+
+    /// The low and high of each channel.
+    fn ranges(&self, py: Python<'_>, bits: u32, method: &str) -> PyResult<Vec<(f32, f32)>> {
+        let method = match method {
+            "minmax" => Method::MinMax,
+            "percentile" => Method::Percentile,
+            "mse" => Method::Mse,
+            _ => return Err(PyValueError::new_err(format!("no method {method:?} gives ranges"))),
+        };
+        py.detach(|| self.0.ranges(bits, method)).map_err(to_py)
+    }
+
+    /// The levels of each channel, one channel after the other.
+    fn levels(&self, py: Python<'_>, bits: u32) -> PyResult<Vec<f32>> {
+        py.detach(|| self.0.levels(bits)).map_err(to_py)
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Quantizer>()?;
+    module.add_class::<Calibrator>()?;
+    module.add_function(wrap_pyfunction!(convert, module)?)?;
+    module.add_function(wrap_pyfunction!(pack, module)?)?;
+    module.add_function(wrap_pyfunction!(unpack, module)?)?;
+    module.add_function(wrap_pyfunction!(moments, module)?)
+}
