@@ -1,4 +1,4 @@
-# The whole vocabulary: build, test, lint, demo, bench, wheel, clean. Each does its own set-up, and nothing twice.
+# The whole vocabulary: build, test, lint, demo, bench, wheel, test-wheel, clean. Each does its own set-up, and nothing twice.
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
@@ -7,7 +7,7 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 
-.PHONY: build test test-rust test-python lint demo bench wheel clean
+.PHONY: build test test-rust test-python lint demo bench wheel test-wheel clean
 
 # The extension, compiled in release mode, beside the Python package; the package itself is installed editable.
 build: .venv/.built
@@ -39,6 +39,25 @@ lint: build
 	ruff check .
 	mypy
 	python -m mypy.stubtest latentq._core
+
+# The whole way once, on the photographs inside scikit-image: see examples/demo.py.
+demo: build
+	python examples/demo.py
+
+# Everything in benches/RESULTS.md is made by these; BENCH=quantizer runs one of them.
+BENCH ?= *
+bench: build
+	for script in benches/$(BENCH).py; do python $$script || exit 1; done
+
+# One wheel for every Python >= 3.11 and every Linux with glibc >= 2.17: zig links against that glibc's symbols.
+wheel: .venv/.installed
+	rm -rf dist
+	maturin build --release --zig --compatibility manylinux_2_17 --out dist
+	ls -l dist
+
+# The test suite against the wheel, in a fresh environment without a compiler on its path.
+test-wheel: wheel
+	.ci/test-wheel dist/*.whl
 
 clean:
 	rm -rf .venv target dist demo python/latentq/*.so

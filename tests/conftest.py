@@ -1,8 +1,13 @@
 """What every test can use: the photographs and latents kept beside the checkout, where they are."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -23,3 +28,52 @@ def latents() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared latents are not here")
     return folder
+
+
+def paint(path: Path, seed: int, size: tuple[int, int] = (96, 72)) -> None:
+    """Saves a smooth random picture, (width, height) pixels, in the format that the name says."""
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (6, 8, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Twelve small generated pictures in three class folders, JPEG and PNG, in a folder of their own."""
+    folder = tmp_path / "pictures"
+    for index in range(12):
+        name = f"{index:02}.{'png' if index % 3 else 'jpg'}"
+        paint(folder / ["ant", "bee", "cat"][index % 3] / name, index, (90 + index, 70 + 3 * index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised `AutoencoderKL` of the real class, saved by diffusers: (4, S/8, S/8)."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny-vae"
+    AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.13025,
+    ).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """One `latentq` command as a process of its own, its output caught."""
+    command = [sys.executable, "-m", "latentq", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by relative path."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

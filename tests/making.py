@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from latentq import mds
 from latentq.card import CARD, AutoencoderFacts, Card, Counts, LatentFacts, SourceFacts
 from latentq.quantizer import Quantizer, Statistics

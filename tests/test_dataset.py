@@ -7,14 +7,15 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import latentq
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, default_collate
+
+import latentq
 from latentq import LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.quantizer import Quantizer
 from making import SCALING_FACTOR, make_dataset
-from torch.utils.data import DataLoader, default_collate
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,7 @@ def test_several_latent_columns_keep_their_names(tmp_path):
 def test_a_single_latent_column_is_called_latent_whatever_its_name(tmp_path):
     made = make_dataset(tmp_path / "out", 3, latents=("vae_output",))
     assert list(LatentDataset(made.path)[0]) == ["latent", "key", "label", "caption"]
+    assert list(LatentDataset(made.path, columns=["label", "vae_output"])[0]) == ["label", "latent"]
 
 
 def test_labels_stored_as_text_are_integers(tmp_path):

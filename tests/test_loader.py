@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from latentq import LatentDataset
 from latentq.loader import LatentLoader
 from making import make_dataset

@@ -8,13 +8,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import latentq
 import numpy as np
 import pytest
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+import latentq
 from latentq.quantizer import Calibrator, Moments, NotFiniteError, Quantizer, Statistics
 
 BITS = range(2, 9)

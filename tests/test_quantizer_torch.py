@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from latentq.quantizer import NotFiniteError, Quantizer
 
 torch = pytest.importorskip("torch")

@@ -1,32 +1,66 @@
-"""Images in, a compact and exact latent dataset out, and a reader so fast that training never waits."""
+"""Images in, a compact and exact latent dataset out, and a reader so fast that training never waits.
 
-from importlib import import_module
+Everything here is imported where it is first used, so that `import latentq` costs no more than NumPy does.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from latentq._core import FormatError, ImageError, LatentqError, MismatchError, RecipeError, __version__
-from latentq.quantizer import Quantizer
-from latentq.recipe import Recipe
 
 if TYPE_CHECKING:
+    from latentq import image, mds
+    from latentq.autoencoders import Autoencoder, load_autoencoder
+    from latentq.card import Card
+    from latentq.checks import verify
     from latentq.dataset import LatentDataset
+    from latentq.loader import LatentLoader
+    from latentq.pipeline import encode
+    from latentq.quantizer import Quantizer
+    from latentq.recipe import Recipe
 
 __all__ = [
+    "Autoencoder",
+    "Card",
     "FormatError",
     "ImageError",
     "LatentDataset",
+    "LatentLoader",
     "LatentqError",
     "MismatchError",
     "Quantizer",
     "Recipe",
     "RecipeError",
     "__version__",
+    "encode",
+    "image",
+    "load_autoencoder",
+    "mds",
+    "verify",
 ]
 
-# What needs torch is imported when it is first asked for.
-_LATE = {"LatentDataset": "latentq.dataset"}
+_HOMES = {
+    "Autoencoder": "latentq.autoencoders",
+    "Card": "latentq.card",
+    "LatentDataset": "latentq.dataset",
+    "LatentLoader": "latentq.loader",
+    "Quantizer": "latentq.quantizer",
+    "Recipe": "latentq.recipe",
+    "encode": "latentq.pipeline",
+    "load_autoencoder": "latentq.autoencoders",
+    "verify": "latentq.checks",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name in ("image", "mds"):
+        return importlib.import_module(f"latentq.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module 'latentq' has no attribute {name!r}")
-    return getattr(import_module(_LATE[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

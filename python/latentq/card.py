@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ class AutoencoderFacts:
     weights: str
     scaling_factor: float
     pixel_range: tuple[float, float]
+
+    def same_as(self, other: AutoencoderFacts) -> bool:
+        """Whether both compute the same: a copy of the weights under another name does."""
+        return self == (replace(other, name=self.name) if self.weights else other)
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ def _latent(data: Mapping[str, Any]) -> LatentFacts:
     return LatentFacts(
         shape=tuple(data["shape"]),
         quantizer=Quantizer.from_dict(data["quantizer"]),
-        statistics=Statistics(**{key: _tuple(value) for key, value in data["statistics"].items()})
+        statistics=Statistics(**{key: tuple(value) for key, value in data["statistics"].items()})
         if "statistics" in data
         else None,
         clipped=tuple(data["clipped"]) if "clipped" in data else None,
@@ -194,11 +198,5 @@ def _latent_to_dict(facts: LatentFacts) -> dict[str, Any]:
         data["clipped"] = list(facts.clipped)
     data["quantizer"] = facts.quantizer.to_dict()
     if facts.statistics is not None:
-        data["statistics"] = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in vars(facts.statistics).items()
-        }
+        data["statistics"] = {key: list(value) for key, value in asdict(facts.statistics).items()}
     return data
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from latentq._core import LatentqError, MismatchError, RecipeError
 from latentq.card import Card, LatentFacts
 from latentq.quantizer import Quantizer
-from latentq.recipe import Column, Recipe
+from latentq.recipe import FLOATS, Column, Recipe
 
 Scale = Literal["raw", "scaled", "normalized"]
 FloatArray = NDArray[np.float64]
-
-FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     Args:
         path: The folder.
-        columns: Which of the columns a sample has, by their names in samples; None for all.
+        columns: Which of the columns a sample has, by their names in samples or in the shards; None for all.
         dtype: Of latents: float32, float16 or bfloat16; or uint8, for the codes as they are stored.
         scale: `raw`, as the autoencoder gave them; `scaled`, times its scaling factor; `normalized`, to mean 0 and
             standard deviation 1 in each channel by the card's statistics.
@@ -85,7 +85,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise FormatError(f"{path}: the card counts {self.card.counts.samples} samples, the index {len(self)}")
         names = sample_names(self.recipe, self._reader.columns)
         facts = latent_facts(self.path, self.card, self.recipe, quantizer)
-        self.columns = _selected(names.values(), columns)
+        self.columns = _selected(names, columns)
         self.latents = {
             names[name]: latent_column(self.path, name, facts[name], self.recipe.columns[name].scaled, self.card, scale)
             for name in names
@@ -247,17 +247,17 @@ def _units_done(path: Path) -> int:
     return sum(1 for entry in path.iterdir() if entry.name.isdigit() and (entry / "index.json").is_file())
 
 
-def _selected(there: Any, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The columns that are wanted, in the order wanted."""
-    there = tuple(there)
+def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that are wanted, in the order wanted; `names` are those in samples, by those in the shards."""
     if wanted is None:
-        return there
+        return tuple(names.values())
     if isinstance(wanted, str):
         raise TypeError(f"columns must be a list of names, not the string {wanted!r}")
-    for name in wanted:
-        if name not in there:
-            raise ValueError(f"there is no column {name!r}: there are {', '.join(there)}")
-    return tuple(wanted)
+    selected = [name if name in names.values() else names.get(name) for name in wanted]
+    if None in selected:
+        there = ", ".join(names.values())
+        raise ValueError(f"there is no column {wanted[selected.index(None)]!r}: there are {there}")
+    return tuple(dict.fromkeys(name for name in selected if name is not None))
 
 
 def _checked(indices: Sequence[int] | NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -20,14 +20,15 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
 Content = Literal["latent", "key", "label", "label_text", "caption"]
 
+# The kinds of quantiser that store values as they are.
+FLOATS = ("float16", "bfloat16", "float32")
+
 _CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
 _QUANTIZER_KEYS = {
     "uniform": {"kind", "low", "high", "bits", "rounding"},
     "affine": {"kind", "bits", "method"},
     "codebook": {"kind", "bits", "method"},
-    "float16": {"kind"},
-    "bfloat16": {"kind"},
-    "float32": {"kind"},
+    **{kind: {"kind"} for kind in FLOATS},
 }
 
 

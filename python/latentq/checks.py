@@ -1,0 +1,101 @@
+"""Whether a dataset is what its card says: every hash, every sample, every count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from latentq import mds
+from latentq._core import LatentqError
+from latentq.card import CARD, Card, LatentFacts
+from latentq.publish import INDEX, REJECTS, SAMPLES, UNIT, unit_done
+from latentq.sources.listing import Listing, tsv_line
+from latentq.units import LatentSums, UnitFacts, completed, unit_names
+
+_CHUNK = 1024  # samples read at once
+
+
+def verify(path: str | os.PathLike[str]) -> list[mds.Finding]:
+    """Everything that is wrong with a dataset; an empty list where nothing is.
+
+    Checks the shards as `latentq.mds.verify` does, and, where there is a card, that list, units, rejects, counts and
+    statistics agree with it, the latter by reading every code. A folder without a card is checked as shards alone.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+    """
+    path = Path(path)
+    if not (path / CARD).exists():
+        return mds.verify(path)
+    try:
+        card = Card.load(path)
+    except LatentqError as error:
+        return [_finding(path / CARD, str(error))]
+    missing = [name for name in unit_names(card) if not unit_done(path, name)]
+    if missing:
+        done = card.units - len(missing)
+        return [_finding(path, f"not finished: {done} of {card.units} units; the first missing is {missing[0]}")]
+    findings = mds.verify(path) if (path / INDEX).exists() else [_finding(path / INDEX, "missing")]
+    return findings or list(_check_card(path, card))
+
+
+def _check_card(path: Path, card: Card) -> Iterator[mds.Finding]:
+    try:
+        samples = (path / SAMPLES).read_bytes()
+        listing = Listing.from_tsv(samples, str(path / SAMPLES))
+        if listing.sha256() != card.source.sha256:
+            yield _finding(path / SAMPLES, "is not the list that the card names: its hash differs")
+        names = unit_names(card)
+        units = [UnitFacts.load(path / name / UNIT) for name in names]
+        for name, unit in zip(names, units, strict=True):
+            yield from _check_unit(path / name, card, unit)
+        if completed(card, units) != card:
+            yield _finding(path / CARD, "its counts or statistics are not those of the units")
+        elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
+            yield _finding(path / CARD, "samples and rejects do not add up to the source's samples")
+        if mds.merged_index(path, names) != (path / INDEX).read_bytes():
+            yield _finding(path / INDEX, "is not the units' indexes merged")
+        lines = [tsv_line((r.key, r.stage, r.error)) for unit in units for r in unit.rejects]
+        if "".join(f"{line}\n" for line in lines).encode() != (path / REJECTS).read_bytes():
+            yield _finding(path / REJECTS, "does not hold the units' rejects")
+    except FileNotFoundError as error:
+        yield _finding(Path(error.filename or path), "missing")
+    except LatentqError as error:
+        yield _finding(path, str(error))
+
+
+def _check_unit(path: Path, card: Card, facts: UnitFacts) -> Iterator[mds.Finding]:
+    """That a unit's facts are those of its shards."""
+    reader = mds.Reader(path)
+    if len(reader) != facts.samples:
+        yield _finding(path / UNIT, f"says {facts.samples} samples, the shards hold {len(reader)}")
+        return
+    for name, latent in card.latents.items():
+        sums = facts.latents.get(name)
+        if sums is None or sums.histogram is None:
+            continue
+        found = _histogram(reader, name, latent)
+        if not np.array_equal(found, sums.histogram):
+            yield _finding(path / UNIT, f"its histogram of {name} is not that of the stored codes")
+
+
+def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    quantizer = latent.quantizer
+    total = LatentSums.of(quantizer)
+    size = quantizer.packed_bytes(int(np.prod(latent.shape)))
+    for start in range(0, len(reader), _CHUNK):
+        indices = np.arange(start, min(start + _CHUNK, len(reader)))
+        packed = np.empty((len(indices), size), np.uint8)
+        reader.gather(indices, name, out=packed)
+        codes = quantizer.unpack(packed, (len(indices), *latent.shape))
+        total.add(LatentSums(np.zeros(quantizer.channels, np.int64), quantizer.histogram(codes)))
+    if total.histogram is None:
+        return np.zeros((quantizer.channels, 2**quantizer.bits), np.int64)
+    return total.histogram
+
+
+def _finding(path: Path, message: str) -> mds.Finding:
+    return mds.Finding(str(path), None, message)

@@ -1,0 +1,383 @@
+"""The command line: `latentq` or `python -m latentq`. Exit codes: 0 good, 1 the data is wrong, 2 the arguments are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from latentq._core import LatentqError, RecipeError, __version__
+from latentq.autoencoders import DEFAULT
+from latentq.recipe import Alpha, Crop, Dtype, Filter, Icc, Recipe, Store
+
+_EPILOG = """examples:
+  latentq encode photos/ out/                                   the built-in transform, to try things out
+  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
+  latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
+  torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
+  latentq info out/
+  latentq verify out/
+  latentq decode out/ --index 5 -o 5.png
+"""
+
+
+class _UsageError(Exception):
+    """Arguments that cannot be right; exit code 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except (_UsageError, RecipeError) as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+            return 0
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
+    except (LatentqError, IndexError, MemoryError) as error:
+        return _fail(str(error) or "out of memory", 1)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        return _fail(f"this needs {error.name}: pip install 'latentq[encode]'", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the units that are done", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"latentq: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"latentq: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="latentq",
+        description="Turns images into a compact latent dataset, and looks at such datasets.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"latentq {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_encode, _add_info, _add_verify, _add_decode):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# encode
+
+
+def _add_encode(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "encode",
+        _encode,
+        "encode images into a latent dataset, or go on where an earlier run stopped",
+        "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
+    )
+    parser.add_argument("source", metavar="SRC", help="a folder of images, or a CSV or TSV table of image paths")
+    parser.add_argument("out", metavar="OUT", help="the dataset's folder")
+    parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
+    what = parser.add_argument_group("what is stored (the card keeps it)")
+    which = what.add_mutually_exclusive_group()
+    which.add_argument("--recipe", metavar="NAME", help=f"a TOML file or one of {', '.join(Recipe.names())}")
+    which.add_argument("--like", metavar="DATASET", help="recipe, quantisers and class numbers of another dataset")
+    what.add_argument("--autoencoder", metavar="NAME", help=f"a hub name, a folder, or {DEFAULT}")
+    what.add_argument("--revision", help="the hub's branch, tag or commit")
+    what.add_argument("--subfolder", help="where the autoencoder lies in its folder or repository")
+    what.add_argument("--dtype", choices=get_args(Dtype), help="what the autoencoder computes in")
+    what.add_argument("--size", type=int, metavar="PIXELS", help="the side of the square that is encoded")
+    what.add_argument("--crop", choices=get_args(Crop), help="how the square is cut out")
+    what.add_argument("--filter", choices=get_args(Filter), help="Pillow's resampling filter")
+    what.add_argument("--orient", action=argparse.BooleanOptionalAction, help="apply the EXIF orientation")
+    what.add_argument("--alpha", choices=get_args(Alpha), help="what lies behind transparent pixels")
+    what.add_argument("--icc", choices=get_args(Icc), help="whether embedded colour profiles are applied")
+    what.add_argument("--store", choices=get_args(Store), help="a draw from the posterior, or its mean")
+    what.add_argument("--scaled", action=argparse.BooleanOptionalAction, help="multiply by the scaling factor")
+    what.add_argument("--bits", type=int, metavar="2..8", help="bits of each stored number")
+    what.add_argument("--calibrate", metavar="METHOD", help="minmax, percentile, mse or lloyd-max")
+    what.add_argument("--calibration", type=int, metavar="N", help="how many images quantisers are calibrated on")
+    what.add_argument("--flip", action="store_true", default=None, help="store the mirrored pictures too")
+    what.add_argument("--seed", type=int, help="of the posterior's noise")
+    what.add_argument("--unit-size", type=int, metavar="N", help="samples in a unit, which is done or not done")
+    how = parser.add_argument_group("how it is run (leaves no trace)")
+    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
+    how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
+    how.add_argument("--threads", type=int, metavar="N", help="that decode images (default: one per processor)")
+    how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
+    how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
+    how.add_argument("--strict", action="store_true", help="end at the first image that cannot be encoded")
+
+
+_OVERRIDES = (
+    "revision", "subfolder", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "store", "scaled", "bits",
+    "calibrate", "calibration", "flip", "seed", "unit_size",
+)  # fmt: skip
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from latentq.pipeline import encode
+    from latentq.units import units_done
+
+    if not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such folder or table")
+    if options.threads is not None and options.threads < 1:
+        raise _UsageError(f"--threads must be at least 1, not {options.threads}")
+    if options.autoencoder is None and options.recipe is None and options.like is None:
+        print(
+            f"latentq: no --autoencoder: taking the built-in {DEFAULT}, which is for trying things out; "
+            "for training name one, e.g. stabilityai/sdxl-vae",
+            file=sys.stderr,
+        )
+    card = encode(
+        options.source,
+        options.out,
+        recipe=options.recipe,
+        autoencoder=options.autoencoder,
+        like=options.like,
+        class_names=options.class_names,
+        device=options.device,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        rank=options.rank,
+        world_size=options.world_size,
+        strict=options.strict,
+        progress=sys.stderr,
+        **{name: getattr(options, name) for name in _OVERRIDES},
+    )
+    out = Path(options.out)
+    if card.counts is None:
+        done = units_done(out, card)
+        print(
+            f"{out}: {done} of {card.units} units are done; {card.units - done} are other processes' and still missing"
+        )
+        return 0
+    rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
+    print(f"{out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    return 0
+
+
+# info
+
+
+def _add_info(commands: Any) -> None:
+    parser = _command(
+        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json"
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
+    parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+
+
+def _info(options: argparse.Namespace) -> int:
+    from latentq.card import CARD, Card
+    from latentq.units import units_done
+
+    path = _dataset(options.dataset)
+    if not (path / CARD).exists():
+        return _info_of_shards(path, options.json)
+    card = Card.load(path)
+    if options.json:
+        print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
+        return 0
+    rows = [("dataset", str(path))]
+    if card.counts is None:
+        rows.append(("state", f"not finished: {units_done(path, card)} of {card.units} units"))
+    else:
+        rows += [
+            ("samples", f"{card.counts.samples} of {card.source.samples} in the {card.source.kind}"),
+            ("rejects", f"{card.counts.rejects}"),
+            ("units", f"{card.units} of {card.recipe.unit_size} samples"),
+        ]
+    changed = f", changed: {', '.join(card.recipe.changed)}" if card.recipe.changed else ""
+    image = card.recipe.image
+    rows += [
+        ("bytes", _size(_bytes_of(path))),
+        ("recipe", f"{card.recipe.name}{changed}"),
+        ("autoencoder", f"{card.autoencoder.name} ({card.autoencoder.family}, {card.recipe.autoencoder.dtype})"),
+        ("weights", card.autoencoder.weights or "none"),
+        ("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}"
+                  f"{', EXIF orientation applied' if image.orient else ''}"),
+        *((f"column {name}", encoding) for name, encoding in card.columns.items()),
+        ("versions", ", ".join(f"{package} {version}" for package, version in card.versions.items())),
+    ]  # fmt: skip
+    _table(rows)
+    for name, latent in card.latents.items():
+        _print_latent(name, latent)
+    return 0
+
+
+def _info_of_shards(path: Path, as_json: bool) -> int:
+    from latentq import mds
+
+    reader = mds.Reader(path)
+    if as_json:
+        print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": _bytes_of(path)}))
+        return 0
+    columns = [(f"column {name}", encoding) for name, encoding in reader.columns.items()]
+    _table(
+        [("shards", f"{path} (no card)"), ("samples", str(len(reader))), ("bytes", _size(_bytes_of(path))), *columns]
+    )
+    return 0
+
+
+def _print_latent(name: str, latent: Any) -> None:
+    quantizer = latent.quantizer
+    bits = f", {quantizer.bits} bits" if quantizer.kind in ("uniform", "affine", "codebook") else ""
+    print(f"\n{name}: {' x '.join(map(str, latent.shape))}, {quantizer.kind}{bits}")
+    if latent.statistics is None:
+        return
+    print(f"{'channel':>7} {'mean':>10} {'std':>10} {'min':>10} {'max':>10} {'clipped':>9}")
+    for channel, (mean, std, low, high) in enumerate(
+        zip(latent.statistics.mean, latent.statistics.std, latent.statistics.min, latent.statistics.max, strict=True)
+    ):
+        share = latent.clipped[channel] / latent.statistics.count[channel] if latent.clipped else 0.0
+        print(f"{channel:>7} {mean:>10.4f} {std:>10.4f} {low:>10.4f} {high:>10.4f} {share:>9.4%}")
+
+
+# verify
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        _verify,
+        "check every hash, every sample and every count; exit code 1 where something is wrong",
+        "  latentq verify out/",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder, or any folder of MDS shards")
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from latentq.checks import verify
+
+    path = _dataset(options.dataset)
+    findings = verify(path)
+    if options.json:
+        print(json.dumps([vars(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            offset = "" if finding.offset is None else f", offset {finding.offset}"
+            print(f"{finding.file}{offset}: {finding.message}")
+        print(f"{path}: {'good' if not findings else f'{len(findings)} findings'}")
+    return 1 if findings else 0
+
+
+# decode
+
+
+def _add_decode(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "decode",
+        _decode,
+        "turn stored latents back into pictures",
+        "  latentq decode out/ --index 5 -o 5.png\n"
+        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
+    parser.add_argument("--index", type=int, nargs="+", metavar="I", help="which samples (default: 8, evenly spread)")
+    parser.add_argument(
+        "-o", "--output", default="decoded.png", metavar="FILE", help="the picture (default decoded.png)"
+    )
+    parser.add_argument("--source", metavar="SRC", help="what it was made from: original, from float, as stored")
+    parser.add_argument("--column", help="which latent column (default: the first)")
+    parser.add_argument("--autoencoder", metavar="NAME", help="where it is, if the card's name does not say it")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from latentq.card import CARD, Card
+    from latentq.decode import pictures, sheet
+
+    path = _dataset(options.dataset)
+    if not (path / CARD).exists():
+        raise LatentqError(f"{path} has no card ({CARD}), so nothing says how to decode it")
+    card = Card.load(path)
+    count = card.counts.samples if card.counts else 0
+    indices = options.index or [place * count // min(count, 8) for place in range(min(count, 8))]
+    if not indices:
+        raise LatentqError(f"{path} holds no samples to decode")
+    if options.source is not None and not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such folder or table")
+    for index in indices:
+        if card.counts and not -count <= index < count:
+            raise _UsageError(f"--index {index}: {path} has {count} samples")
+    rows = pictures(
+        path,
+        indices,
+        column=options.column,
+        source=options.source,
+        autoencoder=options.autoencoder,
+        device=options.device,
+    )
+    if len(rows) == len(rows[0]) == 1:
+        from PIL import Image
+
+        picture = Image.fromarray(rows[0][0].pixels)
+    else:
+        picture = sheet(rows)
+    try:
+        picture.save(options.output)
+    except ValueError:
+        raise _UsageError(f"-o {options.output}: name a picture by its extension, e.g. .png") from None
+    scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
+    mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
+    print(f"{options.output}: {len(rows)} samples{mean}")
+    return 0
+
+
+# what they share
+
+
+def _dataset(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise _UsageError(f"{path}: no such folder")
+    return Path(path)
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _bytes_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

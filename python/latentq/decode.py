@@ -1,0 +1,236 @@
+"""From stored latents back to pictures, alone or on a sheet beside their originals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq import image
+from latentq._core import LatentqError, MismatchError
+from latentq.autoencoders import Autoencoder, load_autoencoder, weight_hash
+from latentq.card import Card
+from latentq.pipeline import encode_pixels
+from latentq.publish import REJECTS, SAMPLES
+from latentq.recipe import FLOATS
+from latentq.sources import Listing, Sample, open_source
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+    from latentq.dataset import LatentDataset
+
+_MARGIN, _LINE = 6, 15  # pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a sheet.
+
+    Attributes:
+        pixels: (S, S, 3) uint8.
+        lines: What stands under it.
+        psnr: Against the original, in dB, where there is one.
+    """
+
+    pixels: NDArray[np.uint8]
+    lines: tuple[str, ...]
+    psnr: float | None = None
+
+
+def autoencoder_for(
+    card: Card, name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu"
+) -> Autoencoder:
+    """The autoencoder that made a dataset.
+
+    Args:
+        card: The dataset's card.
+        name: Where the autoencoder is, if its name in the card is not enough (a folder's path is not kept there).
+        device: Where it computes.
+
+    Raises:
+        MismatchError: Its weights are not those of the card.
+        LatentqError: It cannot be loaded.
+    """
+    options = card.recipe.autoencoder
+    try:
+        network = load_autoencoder(
+            name or options.model,
+            dtype=options.dtype,
+            device=device,
+            revision=options.revision,
+            subfolder=options.subfolder,
+        )
+    except LatentqError as error:
+        hint = "" if name else " (the dataset was made with it: say where it is with --autoencoder)"
+        raise LatentqError(f"{error}{hint}") from None
+    weights = weight_hash(network)
+    if weights != card.autoencoder.weights:
+        raise MismatchError(
+            f"the dataset was made by {card.autoencoder.name} with weights {card.autoencoder.weights or 'unknown'}; "
+            f"those of {name or network.name} are {weights or 'unknown'}"
+        )
+    return network
+
+
+def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8]:
+    """(n, C, h, w) unscaled latents to (n, S, S, 3) uint8 pixels, rounded to nearest."""
+    import torch
+
+    low, high = network.pixel_range
+    with torch.no_grad():
+        pixels = network.decode(torch.as_tensor(latents))
+    levels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)
+    array: NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return array
+
+
+def psnr(pixels: NDArray[np.uint8], original: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of 8-bit pictures, in dB; infinite where they are equal."""
+    error = np.mean((pixels.astype(np.float64) - original) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def pictures(
+    path: str | os.PathLike[str],
+    indices: Sequence[int],
+    *,
+    column: str | None = None,
+    source: str | os.PathLike[str] | None = None,
+    autoencoder: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+) -> list[list[Picture]]:
+    """Samples of a dataset as pictures.
+
+    Args:
+        path: The dataset.
+        indices: Which samples; negative ones count from the end.
+        column: Which latent column; the first where None.
+        source: What the dataset was made from, to show beside it.
+        autoencoder: Where the autoencoder is, if its name in the card is not enough.
+        device: Where it computes.
+
+    Returns:
+        For each sample the decoded picture, or, given a source, three: the original, what the autoencoder makes of it,
+        and what it makes of the stored latent.
+
+    Raises:
+        IndexError: There is no such sample.
+        LatentqError: The dataset, the autoencoder or an original cannot be read.
+    """
+    from latentq.dataset import LatentDataset
+
+    card = Card.load(path)
+    name = column or next(iter(card.latents))
+    if name not in card.latents:
+        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(card.latents)}")
+    dataset = LatentDataset(path, columns=[name])
+    numbers = [range(len(dataset))[index] for index in indices]
+    network = autoencoder_for(card, autoencoder, device=device)
+    rows = []
+    originals = _Originals(Path(path), card, name, source, network, device) if source is not None else None
+    for number in numbers:
+        stored = decode_latents(network, _latent(dataset, number)[None].to(device))[0]
+        if originals is None:
+            rows.append([Picture(stored, (f"#{number}",))])
+        else:
+            rows.append(originals.compare(number, stored))
+    return rows
+
+
+def _latent(dataset: LatentDataset, number: int) -> torch.Tensor:
+    sample: dict[str, Any] = dataset[number]
+    latent: torch.Tensor = next(value for value in sample.values() if getattr(value, "ndim", 0) == 3)
+    return latent
+
+
+class _Originals:
+    """Finds the pictures that a dataset was made from, and encodes them again without quantising."""
+
+    def __init__(
+        self, path: Path, card: Card, name: str, source: str | os.PathLike[str], network: Autoencoder, device: str
+    ) -> None:
+        file = path / SAMPLES
+        listing = Listing.from_tsv(file.read_bytes(), str(file))
+        rejects = {line.partition("\t")[0] for line in (path / REJECTS).read_text(encoding="utf-8").splitlines()}
+        self._stored = [
+            (number, sample)
+            for number, sample in enumerate(listing.samples)
+            if Listing((sample,), ()).to_tsv().split(b"\n")[1].split(b"\t")[0].decode(errors="replace") not in rejects
+        ]
+        self._source = open_source(source)
+        self._card, self._name, self._network, self._device = card, name, network, device
+
+    def compare(self, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
+        """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given."""
+        number, sample = self._stored[index]
+        column = self._card.recipe.columns[self._name]
+        facts = self._card.latents[self._name]
+        pixels, error = image.load_batch([self._source.data(sample)], column.size, **vars(self._card.recipe.image))
+        if error[0] is not None:
+            raise LatentqError(str(error[0])) from None
+        latents = encode_pixels(
+            self._network,
+            pixels,
+            column,
+            numbers=[number],
+            seed=self._card.recipe.autoencoder.seed,
+            stream=list(self._card.latents).index(self._name),
+            device=self._device,
+        )
+        if column.scaled:
+            latents = latents / np.float32(self._network.scaling_factor)
+        floating = decode_latents(self._network, latents)[0]
+        original = pixels[0].transpose(1, 2, 0)
+        if column.flip:
+            original = original[:, ::-1]
+        elements = int(np.prod(facts.shape))
+        result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
+        for title, decoded, size in (
+            ("float32", floating, elements * 4),
+            (_title(facts.quantizer), stored, facts.quantizer.packed_bytes(elements)),
+        ):
+            value = psnr(decoded, original)
+            result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
+        return result
+
+
+def _title(quantizer: Any) -> str:
+    return str(quantizer.kind) if quantizer.kind in FLOATS else f"{quantizer.bits}-bit integers"
+
+
+def _name(sample: Sample) -> str:
+    name = sample.key.rpartition("/")[2].encode("utf-8", "replace").decode()
+    return name if len(name) <= 34 else f"{name[:20]}...{name[-11:]}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} bytes"
+
+
+def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
+    """A contact sheet: the pictures of a sample side by side, samples in as many columns as fit well."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = max(picture.pixels.shape[0] for row in rows for picture in row)
+    across = len(rows[0])
+    groups = max(1, round((len(rows) / across) ** 0.5))
+    lines = max(len(picture.lines) for row in rows for picture in row)
+    width, height = side + _MARGIN, side + lines * _LINE + 2 * _MARGIN
+    canvas = Image.new("RGB", (_MARGIN + groups * across * width, _MARGIN + -(-len(rows) // groups) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
+    for index, row in enumerate(rows):
+        for place, picture in enumerate(row):
+            left = _MARGIN + (index % groups * across + place) * width
+            top = _MARGIN + index // groups * height
+            canvas.paste(Image.fromarray(np.ascontiguousarray(picture.pixels)), (left, top))
+            for number, line in enumerate(picture.lines):
+                draw.text((left, top + side + 2 + number * _LINE), line, fill="black", font=font)
+    return canvas

@@ -1,0 +1,214 @@
+"""What a run is asked to do, and whether it fits what is in the folder already: recipe, list of samples, card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentq._core import MismatchError, RecipeError
+from latentq.autoencoders import Autoencoder, weight_hash
+from latentq.card import CARD, AutoencoderFacts, Card, LatentFacts, SourceFacts
+from latentq.publish import SAMPLES, is_temporary, publish_once
+from latentq.quantizer import Quantizer
+from latentq.recipe import FLOATS, Column, Recipe
+from latentq.sources import Listing, Sample, Source, open_source
+
+_CALIBRATED = ("affine", "codebook")
+
+
+def settle(
+    recipe: str | os.PathLike[str] | Recipe | None,
+    model: str | os.PathLike[str] | None,
+    parent: Card | None,
+    overrides: Mapping[str, Any],
+) -> Recipe:
+    """The recipe that decides the numbers."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if parent is not None:
+        if recipe is not None or given:
+            named = "a recipe" if recipe is not None else ", ".join(given)
+            raise RecipeError(f"the dataset named by --like decides the recipe: {named} cannot be given as well")
+        return parent.recipe
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.load("default" if recipe is None else recipe)
+    return recipe.override(autoencoder=None if model is None else os.fspath(model), **given)
+
+
+def check_folder(out: Path) -> None:
+    """Refuses an output folder that holds something else."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise MismatchError(f"{out} is a file; a dataset is a folder")
+    if (out / CARD).exists() or (out / SAMPLES).exists():
+        return
+    for entry in sorted(out.iterdir()):
+        if not is_temporary(entry.name):
+            raise MismatchError(f"{out} holds something else ({entry.name}): name a folder that is absent or empty")
+
+
+def open_for(
+    source: str | os.PathLike[str] | Source,
+    out: Path,
+    class_names: str | os.PathLike[str] | None,
+    like: str | os.PathLike[str] | None,
+) -> Source:
+    """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is."""
+    if not isinstance(source, str | os.PathLike):
+        return source
+    classes = None
+    if like is not None:
+        file = Path(like) / SAMPLES
+        samples = Listing.from_tsv(file.read_bytes(), str(file)).samples
+        classes = {sample.key.partition("/")[0]: sample.label for sample in samples if sample.label is not None}
+    return open_source(source, class_names=class_names, classes=classes or None, exclude=out)
+
+
+def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
+    """The source's list: the published one, which process 0 compares with what the source holds now."""
+    file = out / SAMPLES
+    if not first and file.exists():
+        return Listing.from_tsv(file.read_bytes(), str(file))
+    listing = source.list()
+    data = listing.to_tsv()
+    if not file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        if publish_once(file, data):
+            return listing
+    published = file.read_bytes()
+    if published != data:
+        raise MismatchError(_list_difference(file, Listing.from_tsv(published, str(file)), listing))
+    return listing
+
+
+def _list_difference(file: Path, old: Listing, new: Listing) -> str:
+    counts = f"{file} lists {len(old.samples)} samples, the source has {len(new.samples)} now"
+    for ours, theirs in zip(old.samples, new.samples, strict=False):
+        if ours != theirs:
+            return f"{counts}; the first difference: {_sample_text(ours)} there, {_sample_text(theirs)} now"
+    if len(old.samples) == len(new.samples):
+        return f"{counts}; it has {', '.join(old.fields) or 'no labels'} there, {', '.join(new.fields) or 'none'} now"
+    longer, where = (old, "there") if len(old.samples) > len(new.samples) else (new, "now")
+    extra = longer.samples[min(len(old.samples), len(new.samples))]
+    return f"{counts}; {extra.key!r} only {where}"
+
+
+def _sample_text(sample: Sample) -> str:
+    label = "" if sample.label is None else f", label {sample.label}"
+    return f"{sample.key!r} ({'no file' if sample.bytes is None else f'{sample.bytes} bytes'}{label})"
+
+
+def plan_card(
+    recipe: Recipe, kind: str, listing: Listing, network: Autoencoder, parent: Card | None
+) -> tuple[Card, tuple[str, ...]]:
+    """The card as far as it is known before calibration, and the columns whose quantisers must be calibrated."""
+    facts = AutoencoderFacts(
+        name=network.name,
+        family=getattr(network, "family", type(network).__name__),
+        weights=weight_hash(network),
+        scaling_factor=float(network.scaling_factor),
+        pixel_range=(float(network.pixel_range[0]), float(network.pixel_range[1])),
+    )
+    if parent is not None and not facts.same_as(parent.autoencoder):
+        raise MismatchError(f"the dataset named by --like was made by {parent.autoencoder}; here is {facts}")
+    have = {"key", "latent", *listing.fields}
+    for name, column in recipe.columns.items():
+        if column.content not in have and not column.optional:
+            raise RecipeError(f"recipe {recipe.name} stores {column.content} as {name}, which the source does not have")
+    columns = {name: column for name, column in recipe.columns.items() if column.content in have}
+    latents, encodings = {}, {}
+    for name, column in columns.items():
+        encodings[name] = column.encoding
+        if column.is_latent:
+            try:
+                shape = network.latent_shape(column.size)
+            except ValueError as error:
+                raise RecipeError(f"size {column.size}: {error}") from None
+            if column.shape and column.shape != shape:
+                raise MismatchError(
+                    f"recipe {recipe.name} stores latents of shape {column.shape}, {network.name} makes {shape}"
+                )
+            latents[name] = shape
+            encodings[name] = column.encoding or _latent_encoding(column, shape)
+    if parent is not None:
+        quantizers = {name: parent.latents[name].quantizer for name in latents}
+        uncalibrated: tuple[str, ...] = ()
+    else:
+        quantizers = {name: _given(columns[name], shape[0]) for name, shape in latents.items()}
+        uncalibrated = tuple(name for name in latents if columns[name].quantizer["kind"] in _CALIBRATED)
+    card = Card(
+        source=SourceFacts(kind, len(listing.samples), listing.sha256()),
+        recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=network.name), columns=columns),
+        autoencoder=facts,
+        columns=encodings,
+        latents={name: LatentFacts(shape, quantizers[name]) for name, shape in latents.items()},
+        versions=_versions(),
+    )
+    return card, uncalibrated
+
+
+def _latent_encoding(column: Column, shape: tuple[int, int, int]) -> str:
+    kind, bits = column.quantizer["kind"], column.quantizer.get("bits", 8)
+    if kind in FLOATS or bits == 8:
+        stored = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}.get(kind, "uint8")
+        return f"ndarray:{stored}:{','.join(map(str, shape))}"
+    return f"ndarray:uint8:{-(-int(np.prod(shape)) * bits // 8)}"
+
+
+def _given(column: Column, channels: int) -> Quantizer:
+    """The quantiser that the recipe gives; where it is to be calibrated, floats as they are stand in for it."""
+    data = dict(column.quantizer)
+    kind = data.pop("kind")
+    if kind == "uniform":
+        return Quantizer.uniform(data.pop("low"), data.pop("high"), channels=channels, **data)
+    return Quantizer.floating(kind if kind in FLOATS else "float32", channels=channels)
+
+
+def _versions() -> dict[str, str]:
+    """Of what computes the numbers."""
+    versions = {}
+    for package in ("latentq", "torch", "diffusers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def check_same(out: Path, old: Card, new: Card) -> None:
+    """Refuses to go on with what another recipe, other weights or another list began; both values are named."""
+    ours, theirs = _identity(old), _identity(new)
+    if old.autoencoder.same_as(new.autoencoder):
+        for key in ("autoencoder.name", "recipe.autoencoder.model"):  # the same weights under another name
+            del ours[key], theirs[key]
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise MismatchError(f"{out} was made with {key} = {ours.get(key)!r}; this run has {theirs.get(key)!r}")
+    for package in sorted(old.versions.keys() | new.versions.keys()):
+        before, now = old.versions.get(package), new.versions.get(package)
+        if before != now:
+            warnings.warn(f"{out} was begun with {package} {before}; here is {now}", stacklevel=4)
+
+
+def _identity(card: Card) -> dict[str, Any]:
+    """What must be the same in every run on one folder, flat."""
+
+    def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from flat(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, value
+
+    data = card.to_dict()
+    data["recipe"].pop("changed", None)
+    data["latents"] = {name: facts.shape for name, facts in card.latents.items()}
+    kept = ("source", "recipe", "autoencoder", "columns", "latents")
+    return dict(flat("", {key: data[key] for key in kept}))

@@ -1,0 +1,101 @@
+"""The one seam between the pipeline and where a dataset lies: whole files and whole units, there or not there.
+
+On a file system that is link and rename; an object store would have conditional puts here, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(\d{5,}|latents\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}")
+_ATTEMPTS = 10
+INDEX = "index.json"
+REJECTS = "rejects.tsv"
+SAMPLES = "samples.tsv"
+UNIT = "unit.toml"
+
+
+def publish_once(path: Path, data: bytes) -> bool:
+    """Publishes a file unless one of its name is there already; whoever comes first wins. True if that was us."""
+    temporary = _write(path, data)
+    try:
+        os.link(temporary, path)  # unlike a rename, it fails where the name exists
+    except FileExistsError:
+        return False
+    except FileNotFoundError:  # another process has published it, and cleaned up after us
+        if path.exists():
+            return False
+        raise
+    except PermissionError:  # a file system without links: the window between look and rename is all it allows
+        if path.exists():
+            return False
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Publishes a file in the place of whatever is there."""
+    for attempt in range(_ATTEMPTS):
+        temporary = _write(path, data)
+        try:
+            temporary.replace(path)
+            break
+        except FileNotFoundError:  # another process, at its finish, has cleaned up after us
+            if attempt + 1 == _ATTEMPTS:
+                raise
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
+
+
+def unit_done(out: Path, name: str) -> bool:
+    """Whether a unit is published."""
+    return (out / name / INDEX).is_file()
+
+
+def remove_dead(out: Path) -> None:
+    """Removes temporaries whose file or unit is published: their writer was killed, or came second."""
+    for entry in list(os.scandir(out)):
+        match = _TEMPORARY.fullmatch(entry.name)
+        if not match or not (out / match[1]).exists():
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that an unfinished run may leave in a dataset's folder."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _write(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is None:  # a failed write does not say where
+            error.filename = str(path)
+        raise
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

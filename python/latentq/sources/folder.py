@@ -1,0 +1,127 @@
+"""A folder of images; its sub-folders, if all images lie in some, are classes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentq._core import LatentqError, MismatchError
+from latentq.sources.listing import Listing, Sample
+
+# Which files of a folder are meant as images; what they really are is found from their bytes.
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The images of a folder and of everything below it, in the order of their paths as bytes.
+
+    Attributes:
+        path: The folder.
+        class_names: Readable names of class folders; a folder that is not in it goes by its own name.
+        classes: The label of each class folder; None numbers them by sorted name, as torchvision's ImageFolder does.
+        exclude: A folder that is left out.
+    """
+
+    path: Path
+    class_names: dict[str, str]
+    classes: dict[str, int] | None = None
+    exclude: Path | None = None
+    kind: str = "folder"
+
+    def data(self, sample: Sample) -> Path:
+        """The path of a sample's file."""
+        return self.path / sample.key
+
+    def list(self) -> Listing:
+        """Walks the folder, links included.
+
+        Raises:
+            OSError: A folder cannot be read.
+            LatentqError: There is no image, or a class folder that `classes` does not know.
+        """
+        files, others = self._walk()
+        if not files:
+            ignored = f" ({others} other files, e.g. by extension, are ignored)" if others else ""
+            raise LatentqError(f"{self.path} holds no images{ignored}")
+        files.sort(key=lambda file: os.fsencode(file[0]))
+        notes = [f"{others} files that are not images by their extension are left out"] if others else []
+        outside = [key for key, _ in files if "/" not in key]
+        if outside:
+            if len(outside) < len(files):
+                notes.append(f"no labels: {len(outside)} images lie outside class folders, {outside[0]} first")
+            return Listing(tuple(Sample(key, size) for key, size in files), (), tuple(notes))
+        labels = self._labels()
+        samples = []
+        for key, size in files:
+            folder = key.partition("/")[0]
+            if folder not in labels:
+                raise MismatchError(f"{self.path} has a class folder {folder!r} that the dataset named by --like lacks")
+            samples.append(Sample(key, size, labels[folder], self.class_names.get(folder, folder)))
+        return Listing(tuple(samples), ("label", "label_text"), tuple(notes))
+
+    def _labels(self) -> dict[str, int]:
+        if self.classes is not None:
+            return self.classes
+        with os.scandir(self.path) as entries:
+            folders = [entry.name for entry in entries if entry.is_dir() and not self._excluded(Path(entry.path))]
+        return {name: number for number, name in enumerate(sorted(folders, key=os.fsencode))}
+
+    def _excluded(self, folder: Path) -> bool:
+        return self.exclude is not None and folder.resolve() == self.exclude.resolve()
+
+    def _walk(self) -> tuple[list[tuple[str, int | None]], int]:
+        """Keys and sizes of the images, and how many other files there are."""
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        files: list[tuple[str, int | None]] = []
+        others = 0
+        seen = set()
+        for folder, folders, names in os.walk(self.path, onerror=refuse, followlinks=True):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:  # a link back to where we came from
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = [name for name in folders if not self._excluded(Path(folder, name))]
+            relative = os.path.relpath(folder, self.path).replace(os.sep, "/")
+            prefix = "" if relative == "." else relative + "/"
+            for name in names:
+                if name.lower().endswith(EXTENSIONS):
+                    files.append((prefix + name, file_size(Path(folder, name))))
+                else:
+                    others += 1
+        return files, others
+
+
+def file_size(path: Path) -> int | None:
+    """The size of a file in bytes; None where it cannot be told, which its unit then reports as a reject."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None
+
+
+def read_class_names(path: Path) -> dict[str, str]:
+    """A file of two columns, folder name and readable name, separated by a comma, a tab or the first white space.
+
+    Raises:
+        LatentqError: A line has only one column; the message names the line.
+    """
+    names = {}
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower()) or (
+        "\t" if any("\t" in x for x in lines) else None
+    )
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        cells = next(csv.reader([line], delimiter=delimiter)) if delimiter else line.split(maxsplit=1)
+        if len(cells) < 2 or not cells[1].strip():
+            raise LatentqError(f"{path}, line {number}: two columns are needed, a folder's name and a readable name")
+        names[cells[0].strip()] = cells[1].strip()
+    return names

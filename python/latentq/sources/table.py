@@ -1,0 +1,106 @@
+"""A CSV or TSV table of image paths, with or without a header."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentq._core import LatentqError
+from latentq.sources.folder import file_size
+from latentq.sources.listing import Listing, Sample
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+# What a header may call each column; compared without regard to case.
+_NAMES = {
+    "key": ("image_file", "path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path"),
+    "label": ("label", "class", "class_id", "label_id"),
+    "label_text": ("label_text", "label_as_text", "class_name", "label_name"),
+    "caption": ("caption", "text", "prompt"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The images that a table names, in the order of its rows.
+
+    Paths are relative to the table, or absolute. A first row that names a column of paths is a header; without one the
+    path is the first column and there is nothing else.
+    """
+
+    path: Path
+    kind: str = "table"
+
+    def data(self, sample: Sample) -> Path:
+        """The path of a sample's file."""
+        return self.path.parent / sample.key
+
+    def list(self) -> Listing:
+        """Reads the table.
+
+        Raises:
+            LatentqError: It is not text, has no rows, or a row that cannot be understood; the message names the line.
+        """
+        rows = self._rows()
+        columns, rows = self._header(rows)
+        if not rows:
+            raise LatentqError(f"{self.path} has no rows: there are no images to encode")
+        cells: dict[str, list[str]] = {field: [] for field in columns}
+        for line, row in rows:
+            for field, index in columns.items():
+                if index >= len(row):
+                    raise LatentqError(f"{self.path}, line {line}: the row has no {field}")
+                cells[field].append(row[index])
+        if "" in cells["key"]:
+            raise LatentqError(f"{self.path}, line {rows[cells['key'].index('')][0]}: the row has no path")
+        texts = cells.get("label_text")
+        labels = None
+        if "label" in cells:
+            labels, names = self._labels(cells["label"], [line for line, _ in rows])
+            texts = texts or names
+        samples = tuple(
+            Sample(
+                key=key,
+                bytes=file_size(self.path.parent / key),
+                label=labels[i] if labels else None,
+                label_text=texts[i] if texts else None,
+                caption=cells["caption"][i] if "caption" in cells else None,
+            )
+            for i, key in enumerate(cells["key"])
+        )
+        present = {"label": labels, "label_text": texts, "caption": cells.get("caption")}
+        return Listing(samples, tuple(field for field, values in present.items() if values))
+
+    def _rows(self) -> list[tuple[int, list[str]]]:
+        """The rows that are not blank, each with the number of its last line."""
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.reader(file, delimiter=DELIMITERS[self.path.suffix.lower()])
+                return [(reader.line_num, row) for row in reader if row]
+        except UnicodeDecodeError:
+            raise LatentqError(f"{self.path} is not UTF-8 text") from None
+        except csv.Error as error:
+            raise LatentqError(f"{self.path}: not a table: {error}") from None
+
+    def _header(self, rows: list[tuple[int, list[str]]]) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
+        """Where each field stands, and the rows below the header."""
+        if not rows:
+            return {"key": 0}, []
+        first = [cell.strip().lower() for cell in rows[0][1]]
+        columns = {field: first.index(name) for field, names in _NAMES.items() for name in names if name in first}
+        if "key" in columns:
+            return columns, rows[1:]
+        if columns:
+            known = ", ".join(_NAMES["key"])
+            raise LatentqError(f"{self.path}: the header {rows[0][1]} names no column of image paths ({known})")
+        return {"key": 0}, rows
+
+    def _labels(self, cells: list[str], lines: list[int]) -> tuple[list[int], list[str] | None]:
+        """Labels as numbers: as they are where all are, otherwise numbered by sorted name, which is then their text."""
+        if all(cell.strip().isdecimal() for cell in cells):
+            return [int(cell) for cell in cells], None
+        if "" in cells:
+            raise LatentqError(f"{self.path}, line {lines[cells.index('')]}: the row has no label")
+        numbers = {name: number for number, name in enumerate(sorted(set(cells)))}
+        return [numbers[cell] for cell in cells], cells

@@ -1,0 +1,165 @@
+"""Units: the facts that each one records, and the finish, a pure function of the units."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from latentq import mds, publish
+from latentq._core import FormatError
+from latentq.card import CARD, Card, Counts, LatentFacts
+from latentq.quantizer import Moments, Quantizer, Statistics
+from latentq.sources.listing import tsv_line
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A sample that was left out: its key, the stage that refused it (`list`, `read`, `decode`, `encode`), and why."""
+
+    key: str
+    stage: str
+    error: str
+
+
+@dataclass
+class LatentSums:
+    """What a unit records of one latent column.
+
+    Attributes:
+        clipped: (C,) int64: how many values were outside the quantiser's range.
+        histogram: (C, levels) int64: how often each code occurs, for quantisers with codes.
+        moments: float64 sums, for columns of floats.
+    """
+
+    clipped: NDArray[np.int64]
+    histogram: NDArray[np.int64] | None = None
+    moments: Moments | None = None
+
+    @classmethod
+    def of(cls, quantizer: Quantizer) -> LatentSums:
+        """The sums of nothing."""
+        return cls(np.zeros(quantizer.channels, np.int64))
+
+    def add(self, other: LatentSums) -> None:
+        """Adds what came after."""
+        self.clipped = self.clipped + other.clipped
+        if other.histogram is not None:
+            self.histogram = other.histogram if self.histogram is None else self.histogram + other.histogram
+        if other.moments is not None:
+            self.moments = other.moments if self.moments is None else self.moments.merge(other.moments)
+
+    def statistics(self, quantizer: Quantizer) -> Statistics:
+        """Of the values that a reader will see."""
+        if self.moments is not None:
+            return self.moments.statistics()
+        assert self.histogram is not None
+        return Statistics.from_histogram(quantizer, self.histogram)
+
+
+@dataclass
+class UnitFacts:
+    """What `unit.toml` holds.
+
+    Attributes:
+        samples: How many samples are stored.
+        rejects: Those that were left out.
+        latents: Sums of each latent column.
+    """
+
+    samples: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    latents: dict[str, LatentSums] = field(default_factory=dict)
+
+    def to_toml(self) -> bytes:
+        """The bytes of `unit.toml`: a pure function of the facts."""
+        data: dict[str, Any] = {"samples": self.samples, "rejects": [vars(reject) for reject in self.rejects]}
+        for name, sums in self.latents.items():
+            table: dict[str, Any] = {"clipped": sums.clipped.tolist()}
+            if sums.histogram is not None:
+                table["histogram"] = sums.histogram.tolist()
+            if sums.moments is not None:
+                table["moments"] = sums.moments.to_dict()
+            data.setdefault("latents", {})[name] = table
+        return tomli_w.dumps(data).encode()
+
+    @classmethod
+    def load(cls, path: Path) -> UnitFacts:
+        """Reads a unit's facts. Raises FormatError where they cannot be understood, naming the file."""
+        try:
+            data = tomllib.loads(path.read_bytes().decode())
+            return cls(
+                samples=int(data["samples"]),
+                rejects=[Reject(**reject) for reject in data["rejects"]],
+                latents={name: _sums(table) for name, table in data.get("latents", {}).items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{path}: not the facts of a unit: {error}") from None
+
+
+def _sums(table: Mapping[str, Any]) -> LatentSums:
+    return LatentSums(
+        np.array(table["clipped"], np.int64),
+        np.array(table["histogram"], np.int64) if "histogram" in table else None,
+        Moments.from_dict(table["moments"]) if "moments" in table else None,
+    )
+
+
+def unit_names(card: Card) -> list[str]:
+    """The folders of a dataset's units. Their order as text is their order, since all are of one width."""
+    width = max(5, len(str(card.units - 1)))
+    return [f"{number:0{width}}" for number in range(card.units)]
+
+
+def units_done(out: Path, card: Card) -> int:
+    """How many units are published."""
+    return sum(publish.unit_done(out, name) for name in unit_names(card))
+
+
+def finish(out: Path, card: Card) -> Card:
+    """Completes a dataset whose units are all there: rejects, card, and last of all the index.
+
+    Whoever does it, however often, writes the same bytes. The index comes last, since by it a stock reader knows the
+    dataset.
+    """
+    names = unit_names(card)
+    units = [UnitFacts.load(out / name / publish.UNIT) for name in names]
+    rejects = [reject for unit in units for reject in unit.rejects]
+    complete = completed(card, units)
+    files = {
+        publish.REJECTS: "".join(
+            f"{tsv_line((reject.key, reject.stage, reject.error))}\n" for reject in rejects
+        ).encode(),
+        CARD: complete.to_toml(),
+        publish.INDEX: mds.merged_index(out, names),
+    }
+    for name, data in files.items():
+        path = out / name
+        if not path.is_file() or path.read_bytes() != data:
+            publish.replace(path, data)
+    publish.remove_dead(out)
+    return complete
+
+
+def completed(card: Card, units: list[UnitFacts]) -> Card:
+    """The card with counts and statistics."""
+    latents: dict[str, LatentFacts] = {}
+    for name, facts in card.latents.items():
+        total = LatentSums.of(facts.quantizer)
+        for unit in units:
+            if name in unit.latents:
+                total.add(unit.latents[name])
+        stored = total.histogram is not None or total.moments is not None
+        latents[name] = replace(
+            facts,
+            statistics=total.statistics(facts.quantizer) if stored else None,
+            clipped=tuple(total.clipped.tolist()),
+        )
+    counts = Counts(samples=sum(unit.samples for unit in units), rejects=sum(len(unit.rejects) for unit in units))
+    return replace(card, latents=latents, counts=counts)

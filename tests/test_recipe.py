@@ -1,0 +1,107 @@
+"""Recipes: what is shipped, what is refused, what can be overridden."""
+
+import tomllib
+
+import pytest
+import tomli_w
+
+from latentq import Recipe, RecipeError
+
+
+@pytest.mark.parametrize("name", Recipe.names())
+def test_a_shipped_recipe_survives_toml(name):
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    assert Recipe.from_dict(tomllib.loads(tomli_w.dumps(recipe.to_dict()))) == recipe
+
+
+def test_a_recipe_can_be_a_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(tomli_w.dumps({**Recipe.load("default").to_dict(), "name": "mine"}))
+    assert Recipe.load(file).name == "mine"
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(RecipeError, match=r"no recipe 'imagenet'.*imagenet\.int8"):
+        Recipe.load("imagenet")
+
+
+GOOD = Recipe.load("default").to_dict()
+LATENT = GOOD["columns"]["latent"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nmae": "x"}, "unknown field 'nmae'"),
+        ({"name": 5}, "'name' is missing or is not a string"),
+        ({"unit_size": 0}, "unit_size must be a whole number of at least 1, not 0"),
+        ({"unit_size": True}, "unit_size must be"),
+        ({"calibration": 1.5}, "calibration must be"),
+        ({"image": 3}, "'image' must be a table"),
+        ({"image": {"crop": "middle"}}, r"image\.crop must be one of center, center-round, adm, not 'middle'"),
+        ({"image": {"orient": "yes"}}, r"image\.orient must be of type bool"),
+        ({"image": {"colour": "red"}}, r"unknown field 'image\.colour'"),
+        ({"autoencoder": {"dtype": "int8"}}, r"autoencoder\.dtype must be one of"),
+        ({"columns": {}}, "at least one"),
+        ({"columns": {"key": {"from": "key", "encoding": "str"}}}, "no column has from = 'latent'"),
+        ({"columns": {"latent": {**LATENT, "from": "nothing"}}}, r"columns\.latent\.from must be one of"),
+        ({"columns": {"latent": {**LATENT, "size": -8}}}, r"columns\.latent\.size must be at least 1"),
+        ({"columns": {"latent": {**LATENT, "shape": [4, "x"]}}}, r"columns\.latent\.shape must be a list"),
+        ({"columns": {"latent": LATENT, "key": {"from": "key"}}}, r"columns\.key needs an encoding"),
+        ({"columns": {"latent": LATENT, "key": {"from": "key", "size": 3}}}, r"columns\.key\.size is for latents"),
+        ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "int4"}}}}, r"quantizer\.kind must be one of"),
+        ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "bits": 9}}}}, "from 2 to 8, not 9"),
+        ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "uniform"}}}}, "needs low and high"),
+        ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "low": 1}}}}, r"unknown field .*\.low"),
+        ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "method": "guess"}}}}, "method must be one"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(change, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_dict({**GOOD, **change})
+
+
+@pytest.mark.parametrize("text", ["name = ", "\x00", "[columns]\n[columns]"])
+def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path, text):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=r"bad\.toml"):
+        Recipe.load(file)
+
+
+def test_bytes_that_are_not_text_are_refused_by_name(tmp_path):
+    file = tmp_path / "bad.toml"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match=r"bad\.toml: not TOML"):
+        Recipe.load(file)
+
+
+def test_overrides_change_their_fields_and_are_named():
+    recipe = Recipe.load("default").override(
+        autoencoder="stabilityai/sdxl-vae", size=512, crop="adm", bits=6, calibrate="minmax", store="mean", seed=7
+    )
+    latent = recipe.columns["latent"]
+    assert recipe.autoencoder.model == "stabilityai/sdxl-vae"
+    assert (latent.size, latent.store, recipe.image.crop, recipe.autoencoder.seed) == (512, "mean", "adm", 7)
+    assert latent.quantizer == {"kind": "affine", "bits": 6, "method": "minmax"}
+    assert recipe.changed == ("autoencoder", "bits", "calibrate", "crop", "seed", "size", "store")
+
+
+def test_an_override_that_changes_nothing_is_not_named():
+    assert Recipe.load("default").override(size=256, crop=None, flip=False).changed == ()
+
+
+def test_flip_adds_a_mirrored_twin():
+    columns = Recipe.load("default").override(flip=True).columns
+    assert columns["latent_flip"].flip
+    assert not columns["latent"].flip
+
+
+def test_overrides_that_do_not_apply_are_refused():
+    with pytest.raises(RecipeError, match="calibrate does not apply"):
+        Recipe.load("imagenet.int8").override(calibrate="mse")
+    with pytest.raises(RecipeError, match="from 2 to 8"):
+        Recipe.load("default").override(bits=1)
+    with pytest.raises(TypeError, match="batch"):
+        Recipe.load("default").override(batch=1)

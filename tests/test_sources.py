@@ -1,0 +1,188 @@
+"""Sources: which samples a folder or a table holds, in which order, and what is known of them."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import paint
+from latentq import FormatError, LatentqError, MismatchError
+from latentq.sources import Listing, Sample, open_source
+
+
+def test_class_folders_become_labels_by_sorted_name(pictures):
+    listing = open_source(pictures).list()
+    assert listing.fields == ("label", "label_text")
+    assert [(s.key, s.label, s.label_text) for s in listing.samples][3:6] == [
+        ("ant/09.jpg", 0, "ant"),
+        ("bee/01.png", 1, "bee"),
+        ("bee/04.png", 1, "bee"),
+    ]
+    assert all(s.bytes == (pictures / s.key).stat().st_size for s in listing.samples)
+
+
+def test_an_empty_class_folder_keeps_its_number(pictures):
+    (pictures / "axe").mkdir()
+    assert {s.label for s in open_source(pictures).list().samples} == {0, 2, 3}
+
+
+def test_class_names_make_folders_readable(pictures, tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("ant the ant\ncat a cat, asleep\n")
+    texts = {s.label: s.label_text for s in open_source(pictures, class_names=file).list().samples}
+    assert texts == {0: "the ant", 1: "bee", 2: "a cat, asleep"}
+
+
+@pytest.mark.parametrize(("name", "text"), [("n.csv", 'ant,"a, b"\n'), ("n.tsv", "ant\ta, b\n"), ("n", "ant\ta, b\n")])
+def test_class_names_may_be_separated_by_comma_or_tab(pictures, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert open_source(pictures, class_names=tmp_path / name).list().samples[0].label_text == "a, b"
+
+
+def test_a_class_name_without_a_second_column_is_an_error(pictures, tmp_path):
+    (tmp_path / "names.txt").write_text("ant one\nbee\n")
+    with pytest.raises(LatentqError, match=r"names\.txt, line 2"):
+        open_source(pictures, class_names=tmp_path / "names.txt")
+
+
+def test_images_outside_class_folders_leave_all_without_labels(pictures):
+    paint(pictures / "outside.png", 1)
+    listing = open_source(pictures).list()
+    assert listing.fields == ()
+    assert any("no labels" in note for note in listing.notes)
+
+
+def test_the_order_is_that_of_the_paths_as_bytes(tmp_path):
+    for name in ("b.png", "B.png", "a/z.png", "a-1.png", "é.png", "a.png"):
+        paint(tmp_path / name, 0)
+    keys = [s.key for s in open_source(tmp_path).list().samples]
+    assert keys == sorted(keys, key=os.fsencode)
+    assert keys[0] == "B.png"
+
+
+def test_other_files_are_left_out_and_counted(pictures):
+    (pictures / "labels.txt").write_text("not an image")
+    listing = open_source(pictures).list()
+    assert len(listing.samples) == 12
+    assert any("1 files" in note for note in listing.notes)
+
+
+def test_links_are_followed_and_circles_end(pictures, tmp_path):
+    (pictures / "ant" / "round").symlink_to(pictures)
+    (pictures / "dog").symlink_to(tmp_path / "elsewhere")
+    paint(tmp_path / "elsewhere" / "d.png", 1)
+    keys = [s.key for s in open_source(pictures).list().samples]
+    assert "dog/d.png" in keys
+    assert len(keys) == 13
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(LatentqError, match="holds no images"):
+        open_source(tmp_path).list()
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(pictures, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("bee"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="bee"):
+        open_source(pictures).list()
+
+
+def test_the_output_inside_the_source_is_left_out(pictures):
+    paint(pictures / "out" / "x.png", 1)
+    keys = [s.key for s in open_source(pictures, exclude=pictures / "out").list().samples]
+    assert len(keys) == 12
+
+
+def test_given_classes_number_the_folders_and_must_know_them(pictures):
+    labels = {s.label for s in open_source(pictures, classes={"ant": 5, "bee": 7, "cat": 9}).list().samples}
+    assert labels == {5, 7, 9}
+    with pytest.raises(MismatchError, match="'cat'"):
+        open_source(pictures, classes={"ant": 5, "bee": 7}).list()
+
+
+def table(tmp_path, text, name="table.tsv"):
+    (tmp_path / name).write_text(text)
+    return open_source(tmp_path / name).list()
+
+
+def test_a_table_keeps_its_order_and_its_columns(tmp_path):
+    paint(tmp_path / "x.png", 1)
+    listing = table(
+        tmp_path, "image_file\tlabel\tlabel_as_text\tcaption\nx.png\t7\tseven\ta, b\nmissing.png\t3\tthree\t\n"
+    )
+    assert listing.fields == ("label", "label_text", "caption")
+    size = (tmp_path / "x.png").stat().st_size
+    assert listing.samples == (Sample("x.png", size, 7, "seven", "a, b"), Sample("missing.png", None, 3, "three", ""))
+
+
+def test_a_table_without_a_header_has_the_path_first(tmp_path):
+    listing = table(tmp_path, "a.png\t5\nb.png\t6\n")
+    assert [s.key for s in listing.samples] == ["a.png", "b.png"]
+    assert listing.fields == ()
+
+
+def test_a_csv_may_quote(tmp_path):
+    listing = table(tmp_path, 'Path,Text\n"a, b.png","say ""hi"""\n', "t.csv")
+    assert listing.samples[0] == Sample("a, b.png", None, caption='say "hi"')
+
+
+def test_labels_that_are_names_are_numbered_and_become_the_text(tmp_path):
+    listing = table(tmp_path, "path\tlabel\na\tdog\nb\tant\nc\tdog\n")
+    assert [(s.label, s.label_text) for s in listing.samples] == [(1, "dog"), (0, "ant"), (1, "dog")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no rows"),
+        ("path\tlabel\n", "no rows"),
+        ("path\tlabel\na.png\n", "line 2: the row has no label"),
+        ("path\tlabel\na.png\t\nb.png\tx\n", "line 2: the row has no label"),
+        ("path\tlabel\n\t3\n", "line 2: the row has no path"),
+        ("label\tcaption\n3\tx\n", "names no column of image paths"),
+    ],
+)
+def test_a_table_that_cannot_be_understood_is_an_error(tmp_path, text, message):
+    with pytest.raises(LatentqError, match=message):
+        table(tmp_path, text)
+
+
+def test_a_table_that_is_not_text_is_an_error(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(LatentqError, match="not UTF-8"):
+        open_source(tmp_path / "t.csv").list()
+
+
+def test_what_is_neither_folder_nor_table_is_an_error(tmp_path):
+    paint(tmp_path / "x.png", 1)
+    with pytest.raises(LatentqError, match="neither a folder of images nor a table"):
+        open_source(tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError):
+        open_source(tmp_path / "nothing")
+
+
+_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+_keys = st.binary(min_size=1, max_size=8).map(os.fsdecode)
+
+
+@given(st.lists(st.builds(Sample, _keys, st.none() | st.integers(0), st.integers(0, 9), _text, _text)))
+def test_a_listing_survives_its_file(samples):
+    listing = Listing(tuple(samples), ("label", "label_text", "caption"))
+    data = listing.to_tsv()
+    assert data.count(b"\n") == len(samples) + 1
+    assert Listing.from_tsv(data, "x") == listing
+
+
+@pytest.mark.parametrize("data", [b"", b"key\tbytes", b"key\tsize\n", b"key\tbytes\na\tb\n", b"key\tbytes\na\n"])
+def test_a_broken_listing_is_an_error(data):
+    with pytest.raises(FormatError, match=r"samples\.tsv"):
+        Listing.from_tsv(data, "samples.tsv")
