@@ -62,6 +62,7 @@ def make_dataset(
         codes = rng.integers(0, 1 << bits, size=(count, *shape), dtype=np.uint8)
         lows = low - np.arange(channels)
         highs = 2.5 + np.arange(channels)
+        codes[:, lows == highs] = 0
         if kind == "affine":
             quantizer = Quantizer.affine(lows.tolist(), highs.tolist(), bits=bits)
             steps = (highs - lows) / ((1 << bits) - 1)
