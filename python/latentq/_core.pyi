@@ -18,6 +18,7 @@ __all__ = [
     "convert",
     "moments",
     "pack",
+    "permute",
     "unpack",
 ]
 
@@ -30,6 +31,10 @@ class FormatError(LatentqError): ...
 class ImageError(LatentqError): ...
 class RecipeError(LatentqError): ...
 class MismatchError(LatentqError): ...
+
+# order.rs: in place; positions are contiguous
+
+def permute(positions: npt.NDArray[np.int64], size: int, keys: Sequence[int]) -> None: ...
 
 # quant.rs: a bool beside a float array says that its uint16 items are bfloat16's bits, not float16's
 

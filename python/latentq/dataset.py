@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,21 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from latentq import mds
-from latentq._core import FormatError, LatentqError, RecipeError
+from latentq._core import FormatError, LatentqError
 from latentq.card import CARD, Card
-from latentq.column import LatentColumn, Scale, latent_column, latent_facts, sample_names
+from latentq.layout import LatentColumn, Layout, Scale
 from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from latentq.autoencoders import Autoencoder
     from latentq.loader import LatentLoader
+    from latentq.resident import ResidentDataset
 
 Batch = dict[str, Any]
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+Indices = Sequence[int] | NDArray[np.int64]
 
 
 class Samples(list[dict[str, Any]]):
@@ -54,6 +58,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         quantizer: For a folder without a card: what the codes mean, where the recipe does not say or says otherwise.
         transform: Called with each sample; what it returns takes the sample's place.
 
+    Attributes:
+        path: The folder.
+        card: What the dataset says of itself; None for a folder without one.
+        layout: The columns of a sample, and what they mean.
+
     Raises:
         LatentqError: The dataset is not finished, or the scale needs a card that is not there.
         FormatError: The card or the index cannot be understood.
@@ -76,33 +85,30 @@ class LatentDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.path = Path(path)
         self.card = open_card(self.path)
-        self.recipe = recipe_of(self.path, self.card, recipe, quantizer)
-        self.dtype = dtype
-        self.scale = scale
         self.transform = transform
         self._reader = mds.Reader(self.path)
         if self.card is not None and self.card.counts is not None and self.card.counts.samples != len(self):
             raise FormatError(f"{path}: the card counts {self.card.counts.samples} samples, the index {len(self)}")
-        names = sample_names(self.recipe, self._reader.columns)
-        facts = latent_facts(self.path, self.card, self.recipe, quantizer)
-        self.columns = _selected(names, columns)
-        self.latents = {
-            names[name]: latent_column(self.path, name, facts[name], self.recipe.columns[name].scaled, self.card, scale)
-            for name in names
-            if self.recipe.columns[name].is_latent and names[name] in self.columns
-        }
-        check_dtype(self.path, dtype, self.latents)
-        stored = {name: stored for stored, name in names.items()}
-        self._stored = {name: stored[name] for name in self.columns}
+        self.layout = Layout.resolve(
+            self.path,
+            self._reader.columns,
+            card=self.card,
+            columns=columns,
+            dtype=dtype,
+            scale=scale,
+            recipe=recipe,
+            quantizer=quantizer,
+        )
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def __repr__(self) -> str:
-        latents = ", ".join(f"{name}: {tuple(column.shape)}" for name, column in self.latents.items())
+        layout = self.layout
+        latents = ", ".join(f"{name}: {column.shape}" for name, column in layout.latents.items())
         return (
             f"LatentDataset({str(self.path)!r}, {len(self):,} samples, {latents or 'no latents'}, "
-            f"dtype={self.dtype}, scale={self.scale!r}, columns={list(self.columns)})"
+            f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.stored)})"
         )
 
     def __getitem__(self, index: int) -> Any:
@@ -113,26 +119,20 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+    def __getitems__(self, indices: Indices) -> list[Any]:
         """Samples, read and dequantised together. torch's DataLoader calls this with the indices of a batch.
 
         Returns:
             A list, for torch's `default_collate` or, without a copy, for `collate`.
         """
-        batch = self.batch(indices)
-        views = [value.unbind() if name in self.latents else _items(value) for name, value in batch.items()]
-        samples = Samples(dict(zip(batch, values, strict=True)) for values in zip(*views, strict=True))
-        if self.transform is not None:
-            return [self.transform(sample) for sample in samples]
-        samples.batch = batch
-        return samples
+        return samples_of(self.batch(indices), self.transform)
 
     @staticmethod
     def collate(samples: list[Any]) -> Any:
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
         return samples.batch if isinstance(samples, Samples) else default_collate(samples)
 
-    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
 
         Args:
@@ -140,26 +140,29 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: An index is out of range.
+            FormatError: A shard is broken or cut short; the message names it.
         """
         return self.decode_batch(self.read(indices))
 
-    def read(self, indices: Sequence[int] | NDArray[np.int64], *, pin_memory: bool = False) -> Batch:
+    def read(self, indices: Indices, *, pin_memory: bool = False) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes."""
-        indices = _checked(indices, len(self))
+        indices = checked_indices(indices, len(self))
         batch: Batch = {}
-        for name, stored in self._stored.items():
-            if name in self.latents:
-                raw = torch.empty((len(indices), self.latents[name].nbytes), dtype=torch.uint8, pin_memory=pin_memory)
-                self._reader.gather(indices, stored, out=raw.numpy())
-                batch[name] = raw
+        for name, stored in self.layout.stored.items():
+            if name in self.layout.latents:
+                shape = (len(indices), self.layout.latents[name].nbytes)
+                batch[name] = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+                self._reader.gather(indices, stored, out=batch[name].numpy())
             else:
-                batch[name] = self._values(stored, indices)
+                values = self._reader.gather(indices, stored)
+                batch[name] = self._labels(stored, values) if name in self.layout.labels else values
         return batch
 
     def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are."""
+        latents = self.layout.latents
         return {
-            name: self._decoded(self.latents[name], value, pin_memory) if name in self.latents else value
+            name: self._decoded(latents[name], value, pin_memory) if name in latents else value
             for name, value in batch.items()
         }
 
@@ -175,21 +178,93 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         return LatentLoader(self, batch_size, **options)
 
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that `to_device` takes: the latents as they are stored, and 8 bytes a label."""
+        latents = sum(column.nbytes for column in self.layout.latents.values())
+        return len(self) * (latents + 8 * len(self.layout.labels))
+
+    def to_device(self, device: str | torch.device = "cuda") -> ResidentDataset:
+        """The latents and labels of all samples in the memory of a device, latents as they are stored.
+
+        Raises:
+            MemoryError: `resident_bytes` are more than the device has free.
+            ValueError: This dataset has a transform.
+        """
+        from latentq.resident import ResidentDataset
+
+        return ResidentDataset(self, device)
+
+    def decode(self, index: int, *, autoencoder: Autoencoder | None = None) -> Image:
+        """A sample's latent as a picture; the first where it has several.
+
+        Args:
+            index: The sample.
+            autoencoder: What decodes it; None loads the one that the card names.
+
+        Raises:
+            IndexError: There is no such sample.
+            LatentqError: The autoencoder cannot be loaded, there is no card to name one, or no column holds latents.
+        """
+        from PIL.Image import fromarray
+
+        from latentq.decode import autoencoder_for, decode_latents
+
+        if not self.layout.latents:
+            raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.stored)}")
+        if autoencoder is None:
+            if self.card is None:
+                raise LatentqError(f"{self.path} has no {CARD}: say which autoencoder decodes it")
+            autoencoder = autoencoder_for(self.card)
+        name, column = next(iter(self.layout.latents.items()))
+        raw = column.in_scale(self.path, self.card, "raw")
+        latent = raw.decode(self.read([index])[name], torch.float32)
+        return fromarray(decode_latents(autoencoder, latent)[0])
+
     def _decoded(self, column: LatentColumn, raw: torch.Tensor, pin_memory: bool) -> torch.Tensor:
         out = None
         if raw.device.type == "cpu":
-            out = empty((len(raw), *column.shape), self.dtype, pin_memory)
-        return column.decode(raw, self.dtype, out=out)
+            out = empty((len(raw), *column.shape), self.layout.dtype, pin_memory)
+        return column.decode(raw, self.layout.dtype, out=out)
 
-    def _values(self, stored: str, indices: NDArray[np.int64]) -> Any:
-        values = self._reader.gather(indices, stored)
-        if self.recipe.columns[stored].content != "label":
-            return values if isinstance(values, list) else torch.from_numpy(values)
+    def _labels(self, stored: str, values: Any) -> torch.Tensor:
         try:
             return torch.from_numpy(np.array(values, dtype=np.int64))
         except (ValueError, OverflowError):
             wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
             raise FormatError(f"{self.path}: column {stored!r} holds {wrong!r}, which is no label's number") from None
+
+
+def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
+    """The samples of a batch: `Samples` that are views of it, or what the transform makes of them."""
+    columns = [_items(value) for value in batch.values()]
+    samples = Samples(dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True))
+    if transform is not None:
+        return [transform(sample) for sample in samples]
+    samples.batch = batch
+    return samples
+
+
+def _items(values: Any) -> Sequence[Any]:
+    if isinstance(values, list):
+        return values
+    items: Sequence[Any] = values.unbind() if values.ndim > 1 else values.tolist()
+    return items
+
+
+def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
+    """Indices as int64 in [0, size), negative ones counted from the end.
+
+    Raises:
+        IndexError: One is out of range.
+        TypeError: One is not a whole number.
+    """
+    if not isinstance(indices, np.ndarray):
+        indices = np.fromiter(map(operator.index, indices), np.int64)
+    outside = (indices < -size) | (indices >= size)
+    if outside.any():
+        raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
+    return np.where(indices < 0, indices + size, indices)
 
 
 def open_card(path: Path) -> Card | None:
@@ -206,69 +281,17 @@ def open_card(path: Path) -> Card | None:
     card = Card.load(path) if (path / CARD).exists() else None
     indexed = (path / "index.json").exists()
     if card is not None and not (card.complete and indexed):
-        raise LatentqError(f"{path} is not finished: {_units_done(path)} of {card.units} units")
+        done = sum(1 for entry in path.iterdir() if entry.name.isdigit() and (entry / "index.json").is_file())
+        raise LatentqError(f"{path} is not finished: {done} of {card.units} units")
     if not indexed:
         raise LatentqError(f"{path} holds no dataset: it has neither {CARD} nor index.json")
     return card
-
-
-def recipe_of(
-    path: Path, card: Card | None, recipe: str | os.PathLike[str] | Recipe | None, quantizer: Quantizer | None
-) -> Recipe:
-    """The card's recipe, or the given one where there is no card."""
-    if card is not None:
-        if recipe is not None or quantizer is not None:
-            raise ValueError(f"{path} has a card: recipe and quantizer are for a folder without one")
-        return card.recipe
-    if recipe is None:
-        known = ", ".join(Recipe.names())
-        raise RecipeError(f"{path} has no {CARD}: say what made it, recipe=NAME or a file (known: {known})")
-    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-
-
-def check_dtype(path: Path, dtype: torch.dtype, latents: Mapping[str, LatentColumn]) -> None:
-    """Refuses a dtype in which the latents cannot be given."""
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {dtype!r}")
-    for name, column in latents.items():
-        if dtype == torch.uint8 and column.is_float:
-            raise ValueError(f"{path}: column {name!r} is stored as {column.quantizer.kind} and has no codes")
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
     """A tensor for a batch. In a DataLoader's worker it lies in shared memory, so that sending it copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)) * dtype.itemsize, device="cpu")
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
-
-
-def _units_done(path: Path) -> int:
-    return sum(1 for entry in path.iterdir() if entry.name.isdigit() and (entry / "index.json").is_file())
-
-
-def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The columns that are wanted, in the order wanted; `names` are those in samples, by those in the shards."""
-    if wanted is None:
-        return tuple(names.values())
-    if isinstance(wanted, str):
-        raise TypeError(f"columns must be a list of names, not the string {wanted!r}")
-    selected = [name if name in names.values() else names.get(name) for name in wanted]
-    if None in selected:
-        there = ", ".join(names.values())
-        raise ValueError(f"there is no column {wanted[selected.index(None)]!r}: there are {there}")
-    return tuple(dict.fromkeys(name for name in selected if name is not None))
-
-
-def _checked(indices: Sequence[int] | NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Indices as int64 in [0, size)."""
-    if not isinstance(indices, np.ndarray):
-        indices = np.fromiter(map(operator.index, indices), np.int64)
-    outside = (indices < -size) | (indices >= size)
-    if outside.any():
-        raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
-    return np.where(indices < 0, indices + size, indices)
-
-
-def _items(values: Any) -> list[Any]:
-    return values if isinstance(values, list) else values.tolist()
+    untyped: Any = torch.UntypedStorage  # its _new_shared, by which torch's own default_collate does the same
+    storage: torch.UntypedStorage = untyped._new_shared(prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

@@ -11,69 +11,36 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from latentq._core import permute as permute_in_place
+
 Indices = NDArray[np.int64]
 
 _ROUNDS = 6
-_LARGEST = isqrt(2**63 - 1) - 1
+_LARGEST = 2**62
+_LARGEST_EPOCH = isqrt(2**63 - 1) - 1  # so that the product of two numbers of samples is an int64
 
 
 def permute(positions: Indices, size: int, seed: Sequence[int]) -> Indices:
-    """The images of some positions under a pseudorandom permutation of [0, size).
-
-    A Feistel network on the pairs (x mod a, x div a), where a is the root of `size` rounded up, permutes a range a
-    little larger than `size`; a position that leaves [0, size) is sent through again until it comes back (cycle
-    walking), which keeps the map a permutation. Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
+    """The images of some positions under a pseudorandom permutation of [0, size), each computed on its own.
 
     Args:
-        positions: int64, any shape, each in [0, size).
-        size: How many there are to permute, at most 2^62.
+        positions: (N,) int64, each in [0, size).
+        size: How many there are to permute, 1 to 2^62.
         seed: Whole numbers of at least 0; other numbers, another permutation.
     """
-    if size < 2:
-        return positions.copy()
-    keys = _keys(tuple(seed))
-    width = isqrt(size - 1) + 1
-    height = -(-size // width)
-    indices = _feistel(positions, width, height, keys)
-    while (outside := indices >= size).any():
-        indices[outside] = _feistel(indices[outside], width, height, keys)
-    return indices
-
-
-def _feistel(positions: Indices, width: int, height: int, keys: NDArray[np.uint64]) -> Indices:
-    high, low = np.divmod(positions, width)
-    for i in range(0, _ROUNDS, 2):
-        low += _hash(high, keys[i], width)
-        low[low >= width] -= width
-        high += _hash(low, keys[i + 1], height)
-        high[high >= height] -= height
-    high *= width
-    high += low
-    return high
-
-
-def _hash(values: Indices, key: np.uint64, below: int) -> Indices:
-    """A number in [0, below) for each value, by the 64-bit finaliser of SplitMix64; `below` is at most 2^32."""
-    x = values.view(np.uint64) + key
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x >>= np.uint64(32)
-    x *= np.uint64(below)
-    x >>= np.uint64(32)
-    return x.view(np.int64)
+    images = np.array(positions)
+    permute_in_place(images, size, _keys(tuple(seed)))
+    return images
 
 
 @lru_cache(maxsize=64)
-def _keys(seed: tuple[int, ...]) -> NDArray[np.uint64]:
-    return np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)
+def _keys(seed: tuple[int, ...]) -> list[int]:
+    return [int(key) for key in np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)]
 
 
 def bernoulli(indices: Indices, probability: float, seed: Sequence[int]) -> NDArray[np.bool_]:
     """For each index True with the given probability: a function of (seed, index) alone."""
-    key = _keys(tuple(seed))[0]
-    return _hash(indices, key, 1 << 32) < round(probability * (1 << 32))
+    return permute(indices, _LARGEST, seed) < round(probability * _LARGEST)
 
 
 @dataclass(frozen=True)
@@ -97,8 +64,8 @@ class Order:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if sum(self.shares) > _LARGEST:
-            raise ValueError(f"an epoch may have at most {_LARGEST} samples, not {sum(self.shares)}")
+        if sum(self.shares) > _LARGEST_EPOCH:
+            raise ValueError(f"an epoch may have at most {_LARGEST_EPOCH} samples, not {sum(self.shares)}")
 
     def __len__(self) -> int:
         return sum(self.shares)

@@ -3,12 +3,14 @@
 use pyo3::prelude::*;
 
 mod error;
+mod order;
 mod quant;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
+    order::register(module)?;
     quant::register(module)?;
     Ok(())
 }
