@@ -1,21 +1,26 @@
 # The compiled core. Its public, documented face is `latentq.image`, `latentq.quantizer` and `latentq.mds`.
 
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 
 __all__ = [
     "Calibrator",
     "FormatError",
     "ImageError",
     "LatentqError",
+    "MdsReader",
+    "MdsWriter",
     "MismatchError",
     "Quantizer",
     "RecipeError",
     "__version__",
     "convert",
+    "mds_merge",
+    "mds_merged_index",
     "moments",
     "pack",
     "permute",
@@ -68,3 +73,38 @@ def unpack(
     packed: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], elements: int, bits: int, threads: int
 ) -> None: ...
 def moments(x: npt.NDArray[Any], bfloat16: bool) -> list[tuple[float, float, float, float]]: ...
+# mds.rs
+
+@final
+class MdsReader:
+    def __new__(cls, path: str, memory: int) -> MdsReader: ...
+    def __len__(self) -> int: ...
+    @property
+    def columns(self) -> list[tuple[str, str, tuple[str, list[int]] | None]]: ...
+    def sample(self, index: int) -> dict[str, Any]: ...
+    def fault(self, index: int, column: int, message: str) -> NoReturn: ...
+    def gather(
+        self, indices: NDArray[np.int64], columns: Sequence[int], outs: Sequence[NDArray[np.uint8] | None]
+    ) -> list[list[Any] | None]: ...
+
+@final
+class MdsWriter:
+    def __new__(
+        cls,
+        path: str,
+        columns: Sequence[tuple[str, str]],
+        compression: str | None,
+        hashes: Sequence[str],
+        size_limit: int,
+        sync: bool,
+    ) -> MdsWriter: ...
+    @property
+    def columns(self) -> list[tuple[str, str, tuple[str, list[int]] | None]]: ...
+    def write(self, sample: Mapping[str, Any]) -> None: ...
+    def write_batch(self, n: int, batch: dict[str, Any]) -> None: ...
+    def add_file(self, name: str, data: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def abort(self) -> None: ...
+
+def mds_merge(path: str, folders: Sequence[str] | None) -> None: ...
+def mds_merged_index(path: str, folders: Sequence[str]) -> bytes: ...

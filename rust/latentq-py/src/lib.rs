@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 mod error;
+mod mds;
 mod order;
 mod quant;
 
@@ -12,5 +13,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     order::register(module)?;
     quant::register(module)?;
+    mds::register(module)?;
     Ok(())
 }

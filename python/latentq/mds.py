@@ -1,0 +1,458 @@
+"""MDS shards, the format of mosaicml-streaming: written byte for byte as its own writer does, read by any number.
+
+The bytes are told in `docs/mds.md`. What is written here, a plain `StreamingDataset` reads; what `MDSWriter`,
+`merge_index` or the scripts of imagenet.int8 wrote is read here. Columns of pickles are neither written nor decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from latentq import _core
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["Reader", "Writer", "merge", "merged_index"]
+
+StrPath: TypeAlias = str | os.PathLike[str]
+
+
+class Writer:
+    """Writes a dataset into a temporary folder beside `path`, and publishes it with one rename when it is closed.
+
+    Used as a context manager: an exception inside `with` publishes nothing and removes the temporary.
+
+    Args:
+        path: The dataset's folder: absent (its parent exists), or empty.
+        columns: Encoding of each column by name. The encodings are those of mosaicml-streaming but `pkl`, and
+            `raw:DTYPE`, an array's bytes alone, which imagenet.int8 types as the scalar.
+        compression: `br`, `bz2`, `gz`, `snappy` or `zstd`, all but `snappy` also with a level as in `zstd:7`.
+        hashes: Algorithms whose digests the index carries, in any order: those of `hashlib` and `xxhash`.
+        size_limit: Bytes that no shard exceeds, below 2**32, unless one sample alone does; `None` or 0: one shard of at
+            most 4 GiB.
+        sync: Whether everything is on the disk, not only in the system's memory, once `close` returns.
+
+    Raises:
+        ValueError: Columns, compression, hashes or limit that the format does not have.
+        FileExistsError: There is something at `path`.
+        OSError: Nothing can be written beside `path`.
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        columns: Mapping[str, str],
+        *,
+        compression: str | None = None,
+        hashes: Iterable[str] = (),
+        size_limit: int | None = 1 << 26,
+        sync: bool = True,
+    ) -> None:
+        if size_limit is not None and size_limit < 0:
+            raise ValueError(f"size_limit {size_limit} is negative")
+        self._core = _core.MdsWriter(
+            os.fspath(path), list(columns.items()), compression, list(hashes), min(size_limit or 0, 1 << 32), sync
+        )
+        self._fixed = {name: fixed for name, _, fixed in self._core.columns}
+        self._encode = {name: _ENCODERS[text] for name, text in columns.items() if text in _ENCODERS}
+
+    def write(self, sample: Mapping[str, Any]) -> None:
+        """Adds one sample. A value that is `bytes` is written as it is, whatever the encoding.
+
+        Args:
+            sample: A value for each column; further keys are ignored.
+
+        Raises:
+            KeyError: A column is missing.
+            ValueError: A value does not fit its column; nothing is written.
+            TypeError: A value is of another type than its column's.
+            OSError: A shard could not be written. Nothing can be published any more.
+        """
+        if self._encode:
+            encoded = {name: self._encoded(name, sample[name]) for name in self._encode if name in sample}
+            sample = {**sample, **encoded}
+        self._core.write(sample)
+
+    def write_batch(self, batch: Mapping[str, Any]) -> None:
+        """Adds N samples at once: all of them, or none where a value does not fit.
+
+        Args:
+            batch: For each column a sequence of N values; of a column of fixed arrays also an array (N, *shape), of one
+                of numbers an array (N,).
+
+        Raises:
+            ValueError: The columns have different lengths, or as in `write`.
+            KeyError: As in `write`; also `TypeError` and `OSError`.
+        """
+        columns: dict[str, Any] = {}
+        lengths = {}
+        for name, fixed in self._fixed.items():
+            if name not in batch:
+                raise KeyError(f"the batch has no column {name!r}")
+            values = batch[name]
+            lengths[name] = len(values)
+            if name in self._encode:
+                values = [self._encoded(name, value) for value in values]
+            elif fixed is not None and isinstance(values, np.ndarray):
+                values = _rows(values, *fixed)
+            columns[name] = values
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns of different lengths: {lengths}")
+        self._core.write_batch(next(iter(lengths.values())), columns)
+
+    def add_file(self, name: str, data: bytes) -> None:
+        """Adds a further file, published together with the shards.
+
+        Args:
+            name: Its name, without a separator, not that of a shard or the index.
+            data: What is in it.
+
+        Raises:
+            ValueError: Such a name, or one that was added before.
+            OSError: It could not be written. Nothing can be published any more.
+        """
+        self._core.add_file(name, data)
+
+    def close(self) -> None:
+        """Writes what is left and the index, and publishes the dataset. A second time does nothing.
+
+        Raises:
+            FileExistsError: Another process has published there meanwhile; what was written here is removed.
+            OSError: Something could not be written; nothing is published.
+        """
+        self._core.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._core.abort()
+
+    def _encoded(self, name: str, value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value
+        try:
+            return self._encode[name](value)
+        except TypeError as error:
+            raise TypeError(f"column {name!r}: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"column {name!r}: {error}") from None
+
+
+class Reader:
+    """A dataset that is open for reading: a sequence of samples, each a dict of its columns.
+
+    Files are opened when they are first touched, checked against their index then, and read by position. A reader can
+    be shared between threads, pickled (as its path) and used after a fork.
+
+    A column whose encoding is `pkl` or not known here gives its bytes. Arrays are writable and own their memory.
+
+    Args:
+        path: The dataset's folder.
+        cache_bytes: Bytes of decompressed shards that are kept; one is kept always.
+
+    Raises:
+        FileNotFoundError: There is no index.json in it.
+        latentq.FormatError: The index breaks its format.
+
+    Attributes:
+        path: The dataset's folder, absolute.
+        columns: Encoding of each column by name, as `Writer` takes them.
+    """
+
+    path: Path
+    columns: dict[str, str]
+
+    def __init__(self, path: StrPath, *, cache_bytes: int = 1 << 30) -> None:
+        self.path = Path(path).absolute()
+        self._cache_bytes = cache_bytes
+        self._core = _core.MdsReader(str(self.path), cache_bytes)
+        described = self._core.columns
+        self.columns = {name: encoding for name, encoding, _ in described}
+        self._fixed = {name: fixed for name, _, fixed in described}
+        self._place = {name: at for at, name in enumerate(self.columns)}
+        self._decode = {name: _DECODERS[text] for name, text in self.columns.items() if text in _DECODERS}
+
+    def __len__(self) -> int:
+        return len(self._core)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample at `index`, negative from the end.
+
+        Raises:
+            IndexError: There is no such sample.
+            latentq.FormatError: The shard, or a value in it, breaks its format.
+        """
+        sample = self._core.sample(index)
+        for name, decode in self._decode.items():
+            try:
+                sample[name] = decode(sample[name])
+            except Exception as error:
+                self._core.fault(index, self._place[name], str(error))
+        return sample
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (str(self.path), self._cache_bytes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @overload
+    def gather(self, indices: ArrayLike, column: str, *, out: NDArray[np.uint8] | None = None) -> Any: ...
+    @overload
+    def gather(self, indices: ArrayLike, column: Sequence[str]) -> dict[str, Any]: ...
+    def gather(self, indices: ArrayLike, column: str | Sequence[str], *, out: NDArray[np.uint8] | None = None) -> Any:
+        """One column of many samples, or several columns.
+
+        Args:
+            indices: n integers in any order, negative from the end, also several times.
+            column: A column's name, or several.
+            out: C-contiguous uint8 array (n, k) for the bytes of one column's values, each of exactly k bytes.
+
+        Returns:
+            For a column of fixed arrays or numbers, an array (n, *shape) of its dtype; for any other, a list; `out`
+            where it is given. For several columns, a dict of these.
+
+        Raises:
+            IndexError: There is no such sample.
+            KeyError: There is no such column.
+            ValueError: `out` is not of that kind, or a value has not k bytes.
+            latentq.FormatError: A shard, or a value in it, breaks its format.
+        """
+        places = _indices(indices)
+        if isinstance(column, str):
+            return self._gather(places, [column], [out])[0]
+        if out is not None:
+            raise ValueError("out takes the values of one column, not of several")
+        names = list(column)
+        return dict(zip(names, self._gather(places, names, [None] * len(names)), strict=True))
+
+    def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
+        n = len(indices)
+        arrays: list[Any] = []
+        buffers: list[NDArray[np.uint8] | None] = []
+        for name, out in zip(names, outs, strict=True):
+            if name not in self._place:
+                raise KeyError(f"{self.path} has no column {name!r}, but {', '.join(map(repr, self.columns))}")
+            fixed = self._fixed[name]
+            if out is not None:
+                if out.dtype != np.uint8 or out.ndim != 2 or len(out) != n or not out.flags.c_contiguous:
+                    raise ValueError(f"out must be a C-contiguous uint8 array of shape ({n}, k)")
+                arrays.append(out)
+                buffers.append(out)
+            elif fixed is not None:
+                dtype, shape = np.dtype(fixed[0]), fixed[1]
+                array = np.empty((n, *shape), dtype)
+                arrays.append(array)
+                buffers.append(array.reshape(-1).view(np.uint8).reshape(n, _size(dtype, shape)))
+            else:
+                arrays.append(None)
+                buffers.append(None)
+        lists = self._core.gather(indices, [self._place[name] for name in names], buffers)
+        return [
+            array if values is None else self._decoded(name, values, indices)
+            for name, array, values in zip(names, arrays, lists, strict=True)
+        ]
+
+    def _decoded(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
+        decode = self._decode.get(name)
+        if decode is None:
+            return values
+        for at, value in enumerate(values):
+            try:
+                values[at] = decode(value)
+            except Exception as error:
+                self._core.fault(int(indices[at]), self._place[name], str(error))
+        return values
+
+
+def merge(path: StrPath, folders: Sequence[str] | None = None) -> None:
+    """Makes one dataset of several: writes `path/index.json`, whole or not at all, as mosaicml's `merge_index` would.
+
+    Args:
+        path: The folder that the datasets lie in.
+        folders: Their names, in the order of the samples. Without: every immediate sub-folder that has an index.json,
+            but those whose name begins with a dot, in the order of their names.
+
+    Raises:
+        FileNotFoundError: A folder has no index.json.
+        latentq.FormatError: The index of a folder breaks its format.
+        ValueError: A name is not that of an immediate sub-folder.
+    """
+    _core.mds_merge(os.fspath(path), None if folders is None else list(folders))
+
+
+def merged_index(path: StrPath, folders: Sequence[str]) -> bytes:
+    """The bytes that `merge(path, folders)` writes, not written. Raises as it does."""
+    return _core.mds_merged_index(os.fspath(path), list(folders))
+
+
+def _open(path: str, cache_bytes: int) -> Reader:
+    return Reader(path, cache_bytes=cache_bytes)
+
+
+def _size(dtype: np.dtype[Any], shape: Sequence[int]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _indices(indices: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(indices)
+    if array.ndim != 1:
+        raise ValueError(f"indices must have one axis, not {array.ndim}")
+    if array.size == 0:
+        return np.empty(0, np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, not {array.dtype}")
+    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise IndexError(f"index {array.max()} is out of bounds")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _rows(values: NDArray[Any], dtype: str, shape: list[int]) -> Any:
+    """The bytes of an array (N, *shape) in C order; where its dtype is another, its values one by one."""
+    if values.dtype.name != dtype or list(values.shape[1:]) != shape:
+        return list(values)
+    return np.ascontiguousarray(values, np.dtype(dtype)).reshape(-1).view(np.uint8)
+
+
+# What needs Python's own types: each takes a value and gives bytes or text, and back.
+
+
+def _need(value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{what} is needed, not {type(value).__name__}")
+
+
+def _encode_json(value: Any) -> str:
+    return json.dumps(value.tolist() if isinstance(value, np.ndarray) else value)
+
+
+def _encode_int(value: Any) -> str:
+    _need(value, int, "an int")
+    return str(value)
+
+
+def _encode_float(value: Any) -> str:
+    _need(value, float, "a float")
+    return str(value)
+
+
+def _encode_decimal(value: Any) -> str:
+    _need(value, Decimal, "a Decimal")
+    return str(value)
+
+
+def _need_image(value: Any) -> None:
+    from PIL import Image
+
+    _need(value, Image.Image, "a Pillow image")
+
+
+def _encode_pil(value: Image.Image) -> bytes:
+    _need_image(value)
+    mode = value.mode.encode()
+    return np.array([*value.size, len(mode)], "<u4").tobytes() + mode + value.tobytes()
+
+
+def _encode_jpeg(value: Image.Image) -> bytes:
+    _need_image(value)
+    # A JPEG that comes from a file is not encoded a second time.
+    name = getattr(value, "filename", "")
+    if value.format == "JPEG" and name and Path(name).is_file():
+        return Path(name).read_bytes()
+    return _saved(value, "JPEG")
+
+
+def _encode_png(value: Image.Image) -> bytes:
+    _need_image(value)
+    return _saved(value, "PNG")
+
+
+def _saved(value: Image.Image, kind: str) -> bytes:
+    out = BytesIO()
+    value.save(out, format=kind)
+    return out.getvalue()
+
+
+def _joined(blobs: list[bytes], head: bytes = b"") -> bytes:
+    lengths = np.array([len(blobs), *map(len, blobs)], np.uint64)
+    if lengths.max() >= 1 << 32:
+        raise ValueError("an element of 4 GiB or more")
+    return b"".join([head, lengths.astype("<u4").tobytes(), *blobs])
+
+
+def _list_encoder(encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    def encode_list(value: Any) -> bytes:
+        _need(value, list, "a list")
+        return _joined([item if isinstance(item, bytes) else encode(item) for item in value], bytes(4))
+
+    return encode_list
+
+
+def _encode_jpeg_array(value: Sequence[bytes]) -> bytes:
+    return _joined([bytes(item) for item in value])
+
+
+def _decode_pil(value: bytes) -> Image.Image:
+    from PIL import Image
+
+    width, height, length = np.frombuffer(value, "<u4", 3).tolist()
+    mode = value[12 : 12 + length].decode()
+    return Image.frombytes(mode, (width, height), value[12 + length :])
+
+
+def _decode_image(value: bytes) -> Image.Image:
+    from PIL import Image
+
+    return Image.open(BytesIO(value))
+
+
+def _list_decoder(decode: Callable[[bytes], Image.Image]) -> Callable[[list[bytes]], list[Image.Image]]:
+    return lambda values: [decode(value) for value in values]
+
+
+_ENCODERS: dict[str, Callable[[Any], bytes | str]] = {
+    "json": _encode_json,
+    "str_int": _encode_int,
+    "str_float": _encode_float,
+    "str_decimal": _encode_decimal,
+    "pil": _encode_pil,
+    "jpeg": _encode_jpeg,
+    "png": _encode_png,
+    "jpeg_array": _encode_jpeg_array,
+    "jpegarray": _encode_jpeg_array,
+    "list[pil]": _list_encoder(_encode_pil),
+    "list[jpeg]": _list_encoder(_encode_jpeg),
+    "list[png]": _list_encoder(_encode_png),
+}
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "json": json.loads,
+    "str_int": int,
+    "str_float": float,
+    "str_decimal": Decimal,
+    "pil": _decode_pil,
+    "jpeg": _decode_image,
+    "png": _decode_image,
+    "jpeg_array": _list_decoder(_decode_image),
+    "jpegarray": _list_decoder(_decode_image),
+    "list[pil]": _list_decoder(_decode_pil),
+    "list[jpeg]": _list_decoder(_decode_image),
+    "list[png]": _list_decoder(_decode_image),
+}

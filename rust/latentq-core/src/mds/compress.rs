@@ -1,0 +1,168 @@
+//! The compressions that a shard can have. Each works on a whole shard in memory, as the stock writer's do.
+
+use std::io::{self, Read, Write};
+use std::ops::Range;
+
+use crate::{Error, Result};
+
+/// An algorithm with its level, written `name` or `name:level` in an index; the name is the file's extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compression {
+    family: Family,
+    level: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Brotli,
+    Bzip2,
+    Gzip,
+    Snappy,
+    Zstd,
+}
+
+impl Compression {
+    /// The compression written `text`.
+    ///
+    /// # Errors
+    /// An argument error, where there is none of that name or level.
+    pub fn parse(text: &str) -> Result<Self> {
+        let (name, level) = match text.split_once(':') {
+            Some((name, level)) => (name, Some(level)),
+            None => (text, None),
+        };
+        let (family, levels, default): (_, Range<u32>, u32) = match name {
+            "br" => (Family::Brotli, 0..12, 11),
+            "bz2" => (Family::Bzip2, 1..10, 9),
+            "gz" => (Family::Gzip, 0..10, 9),
+            "snappy" => (Family::Snappy, 0..0, 0),
+            "zstd" => (Family::Zstd, 1..23, 3),
+            _ => return Err(Error::argument(format!("compression {text:?} is none of br, bz2, gz, snappy, zstd"))),
+        };
+        let level = match level {
+            None => default,
+            Some(level) => match level.parse::<u32>() {
+                Ok(number) if levels.contains(&number) && level == number.to_string() => number,
+                _ => return Err(Error::argument(format!("compression {text:?} has no such level"))),
+            },
+        };
+        Ok(Self { family, level })
+    }
+
+    /// What follows the shard's own name and a dot.
+    pub fn extension(self) -> &'static str {
+        match self.family {
+            Family::Brotli => "br",
+            Family::Bzip2 => "bz2",
+            Family::Gzip => "gz",
+            Family::Snappy => "snappy",
+            Family::Zstd => "zstd",
+        }
+    }
+
+    /// The compressed bytes of `raw`.
+    ///
+    /// # Errors
+    /// What the encoder says (memory, or a block too large for snappy).
+    pub fn compress(self, raw: &[u8]) -> io::Result<Vec<u8>> {
+        match self.family {
+            Family::Brotli => {
+                let mut out = Vec::new();
+                let mut encoder = brotli::CompressorWriter::new(&mut out, 1 << 16, self.level, 22);
+                encoder.write_all(raw)?;
+                encoder.flush()?;
+                drop(encoder);
+                Ok(out)
+            }
+            Family::Bzip2 => {
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::new(self.level));
+                encoder.write_all(raw)?;
+                encoder.finish()
+            }
+            Family::Gzip => {
+                // No time stamp: the same samples give the same file.
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(self.level));
+                encoder.write_all(raw)?;
+                encoder.finish()
+            }
+            Family::Snappy => snap::raw::Encoder::new().compress_vec(raw).map_err(io::Error::other),
+            // One call, so that the frame carries the content's size, without which the stock reader refuses it.
+            Family::Zstd => zstd::bulk::compress(raw, i32::try_from(self.level).unwrap_or(3)),
+        }
+    }
+
+    /// The bytes that `packed` holds: `len` of them, for which room is made as they come, or an error.
+    ///
+    /// # Errors
+    /// Damaged input, or another length.
+    pub fn decompress(self, packed: &[u8], len: u64) -> io::Result<Vec<u8>> {
+        let out = match self.family {
+            Family::Brotli => take(brotli::Decompressor::new(packed, 1 << 16), len),
+            Family::Bzip2 => take(bzip2::read::MultiBzDecoder::new(packed), len),
+            Family::Gzip => take(flate2::read::MultiGzDecoder::new(packed), len),
+            Family::Zstd => take(zstd::stream::read::Decoder::new(packed)?, len),
+            Family::Snappy => {
+                // Snappy makes room for the length that it reads: that must be the one expected, and within reach of
+                // the input (a copy of at most 64 bytes takes at least 2).
+                let told = snap::raw::decompress_len(packed).map_err(io::Error::other)? as u64;
+                if told != len || told / 32 > packed.len() as u64 {
+                    return Err(io::Error::other(format!("holds {told} bytes, not {len}")));
+                }
+                snap::raw::Decoder::new().decompress_vec(packed).map_err(io::Error::other)
+            }
+        }?;
+        if out.len() as u64 != len {
+            return Err(io::Error::other(format!("holds {} bytes, not {len}", out.len())));
+        }
+        Ok(out)
+    }
+}
+
+/// Reads to the end, but not past one byte more than `len`.
+fn take(reader: impl Read, len: u64) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    reader.take(len.saturating_add(1)).read_to_end(&mut out)?;
+    if out.len() as u64 > len {
+        return Err(io::Error::other(format!("holds more than {len} bytes")));
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Compression;
+
+    const EVERY: [&str; 12] =
+        ["br", "br:0", "br:11", "bz2", "bz2:1", "gz", "gz:0", "gz:9", "snappy", "zstd", "zstd:1", "zstd:19"];
+
+    #[test]
+    fn what_is_compressed_comes_back_and_no_prefix_of_it_does() {
+        let raw: Vec<u8> = (0..3000u32).flat_map(|i| (i % 97).to_le_bytes()).collect();
+        for name in EVERY {
+            let compression = Compression::parse(name).unwrap();
+            let packed = compression.compress(&raw).unwrap();
+            assert_eq!(compression.decompress(&packed, 12000).unwrap(), raw, "{name}");
+            assert!(compression.decompress(&packed, 11999).is_err(), "{name}");
+            assert!(compression.decompress(&packed, 12001).is_err(), "{name}");
+            for len in (0..packed.len()).step_by(1 + packed.len() / 50) {
+                assert!(compression.decompress(&packed[..len], 12000).is_err(), "{name} cut at {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_bytes_compress_to_the_same_bytes() {
+        for name in EVERY {
+            let compression = Compression::parse(name).unwrap();
+            assert_eq!(compression.compress(b"latent").unwrap(), compression.compress(b"latent").unwrap());
+            assert_eq!(compression.decompress(&compression.compress(b"").unwrap(), 0).unwrap(), b"");
+        }
+    }
+
+    #[test]
+    fn levels_are_those_of_the_stock_writer() {
+        for name in ["br:12", "bz2:0", "gz:10", "snappy:1", "zstd:0", "zstd:23", "zstd:", "zstd:03", "zstd:-1", "lz4"] {
+            assert!(Compression::parse(name).is_err(), "{name}");
+        }
+    }
+}

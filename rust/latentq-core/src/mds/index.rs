@@ -1,0 +1,358 @@
+//! `index.json`: the shards of a dataset, and the schema that they share.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::json::dumps;
+use super::{Column, Compression, Fault, INDEX, publish};
+use crate::{Error, Result};
+
+/// The version of the format that this is, and the only one.
+const VERSION: u64 = 2;
+
+/// The columns of a shard, in its own order, and what follows from them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schema {
+    /// In the order of their bytes.
+    pub columns: Vec<Column>,
+    /// Bytes of a sample's header: a u32 for each column whose size varies.
+    pub header: u64,
+    /// Bytes of a sample's fixed columns.
+    pub fixed: u64,
+}
+
+impl Schema {
+    /// The schema of `columns`, which stay in that order.
+    pub fn new(columns: Vec<Column>) -> Self {
+        let header = 4 * columns.iter().filter(|column| column.size.is_none()).count() as u64;
+        let fixed = columns.iter().filter_map(|column| column.size).map(u64::from).sum();
+        Self { columns, header, fixed }
+    }
+
+    /// Whether every sample has the same size.
+    pub fn is_fixed(&self) -> bool {
+        self.header == 0
+    }
+
+    /// The place of the column called `name`.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+}
+
+/// What a shard says of itself, and its index says of it. Fields are in the order of their names, as they are written.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Config {
+    pub column_encodings: Vec<String>,
+    pub column_names: Vec<String>,
+    pub column_sizes: Vec<Option<u64>>,
+    pub compression: Option<String>,
+    pub format: String,
+    pub hashes: Vec<String>,
+    pub size_limit: Json,
+    pub version: u64,
+}
+
+impl Config {
+    /// The schema, or a message.
+    pub fn schema(&self) -> std::result::Result<Schema, String> {
+        schema(&self.column_names, &self.column_encodings, &self.column_sizes, &self.format, self.version)
+    }
+}
+
+fn schema(
+    names: &[String],
+    encodings: &[String],
+    sizes: &[Option<u64>],
+    format: &str,
+    version: u64,
+) -> std::result::Result<Schema, String> {
+    if format != "mds" || version != VERSION {
+        return Err(format!("format {format:?} of version {version} is not mds of version {VERSION}"));
+    }
+    if names.len() != encodings.len() || names.len() != sizes.len() {
+        return Err(format!("{} column names, {} encodings, {} sizes", names.len(), encodings.len(), sizes.len()));
+    }
+    let mut seen = HashSet::new();
+    if let Some(name) = names.iter().find(|name| !seen.insert(name.as_str())) {
+        return Err(format!("the column {name:?} is there twice"));
+    }
+    let columns =
+        names.iter().zip(encodings).zip(sizes).map(|((name, text), size)| Column::from_index(name, text, *size));
+    Ok(Schema::new(columns.collect::<std::result::Result<_, _>>()?))
+}
+
+/// One file of a shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Path below the dataset's folder, with `/`.
+    pub basename: String,
+    /// Size.
+    pub bytes: u64,
+    /// Lowercase hex digest of the whole file by algorithm.
+    pub hashes: BTreeMap<String, String>,
+}
+
+/// A shard as `index.json` writes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct ShardEntry {
+    pub column_encodings: Vec<String>,
+    pub column_names: Vec<String>,
+    pub column_sizes: Vec<Option<u64>>,
+    pub compression: Option<String>,
+    pub format: String,
+    pub hashes: Vec<String>,
+    pub raw_data: FileEntry,
+    pub samples: u64,
+    #[serde(default)]
+    pub size_limit: Json,
+    pub version: u64,
+    #[serde(default)]
+    pub zip_data: Option<FileEntry>,
+}
+
+impl ShardEntry {
+    pub fn new(config: Config, raw_data: FileEntry, zip_data: Option<FileEntry>, samples: u64) -> Self {
+        let Config { column_encodings, column_names, column_sizes, compression, format, hashes, size_limit, version } =
+            config;
+        Self {
+            column_encodings,
+            column_names,
+            column_sizes,
+            compression,
+            format,
+            hashes,
+            raw_data,
+            samples,
+            size_limit,
+            version,
+            zip_data,
+        }
+    }
+
+    fn same_columns(&self, other: &Self) -> bool {
+        self.column_names == other.column_names
+            && self.column_encodings == other.column_encodings
+            && self.column_sizes == other.column_sizes
+            && self.format == other.format
+            && self.version == other.version
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct IndexFile<T> {
+    shards: Vec<T>,
+    version: u64,
+}
+
+/// The bytes of `index.json` for `shards`.
+pub(super) fn to_bytes(shards: &[ShardEntry]) -> Vec<u8> {
+    dumps(&IndexFile { shards: shards.iter().collect(), version: VERSION })
+}
+
+/// A shard as a reader needs it.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    /// Its columns, in its own order.
+    pub schema: Arc<Schema>,
+    /// Its uncompressed file.
+    pub raw: FileEntry,
+    /// Its compressed file.
+    pub zip: Option<(Compression, FileEntry)>,
+    /// Samples in it.
+    pub samples: u64,
+}
+
+impl Shard {
+    /// The file that is on disk.
+    pub fn stored(&self) -> &FileEntry {
+        self.zip.as_ref().map_or(&self.raw, |(_, zip)| zip)
+    }
+}
+
+/// A checked `index.json`.
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// The columns of the first shard; every shard has these, if in another order. Without shards, none.
+    pub schema: Arc<Schema>,
+    /// The shards, in the order of their samples.
+    pub shards: Vec<Shard>,
+}
+
+impl Index {
+    /// Reads and checks `folder/index.json`.
+    ///
+    /// # Errors
+    /// An I/O error where it cannot be read, a format error where it breaks its format.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join(INDEX);
+        let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+        Self::parse(&bytes).map_err(|fault| fault.in_file(&path))
+    }
+
+    /// Checks the bytes of an `index.json`.
+    ///
+    /// # Errors
+    /// A fault; one inside a shard's entry has the offset 0 and tells the number of the shard.
+    pub fn parse(bytes: &[u8]) -> std::result::Result<Self, Fault> {
+        let file: IndexFile<ShardEntry> = from_bytes(bytes)?;
+        if file.version != VERSION {
+            return Err(Fault::new(0, format!("version {} is not {VERSION}", file.version)));
+        }
+        let mut shards: Vec<Shard> = Vec::with_capacity(file.shards.len());
+        let mut previous: Option<ShardEntry> = None;
+        for (number, entry) in file.shards.into_iter().enumerate() {
+            let fault = |message: String| Fault::new(0, format!("shard {number}: {message}"));
+            let schema = match (&previous, shards.last()) {
+                (Some(before), Some(last)) if before.same_columns(&entry) => Arc::clone(&last.schema),
+                _ => {
+                    let (names, encodings) = (&entry.column_names, &entry.column_encodings);
+                    let schema = schema(names, encodings, &entry.column_sizes, &entry.format, entry.version);
+                    let schema = Arc::new(schema.map_err(fault)?);
+                    if shards.first().is_some_and(|first| !same_set(&first.schema, &schema)) {
+                        return Err(fault("its columns are not those of shard 0".into()));
+                    }
+                    schema
+                }
+            };
+            shards.push(Shard::new(&entry, schema).map_err(fault)?);
+            previous = Some(entry);
+        }
+        let total = shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(shard.samples));
+        if total.is_none_or(|total| i64::try_from(total).is_err()) {
+            return Err(Fault::new(0, "more samples than can be counted"));
+        }
+        let schema = shards.first().map_or_else(|| Arc::new(Schema::new(vec![])), |shard| Arc::clone(&shard.schema));
+        Ok(Self { schema, shards })
+    }
+}
+
+impl Shard {
+    fn new(entry: &ShardEntry, schema: Arc<Schema>) -> std::result::Result<Self, String> {
+        let raw = &entry.raw_data;
+        if raw.bytes > u64::from(u32::MAX) || entry.samples > raw.bytes / 4 {
+            return Err(format!("{} samples cannot be in {} bytes", entry.samples, raw.bytes));
+        }
+        let zip = match (&entry.compression, &entry.zip_data) {
+            (None, None) => None,
+            (Some(name), Some(zip)) => {
+                Some((Compression::parse(name).map_err(|error| error.to_string())?, zip.clone()))
+            }
+            (Some(name), None) => return Err(format!("compression {name:?}, but no zip_data")),
+            (None, Some(_)) => return Err("zip_data, but no compression".into()),
+        };
+        for file in [Some(raw), zip.as_ref().map(|(_, file)| file)].into_iter().flatten() {
+            check_basename(&file.basename)?;
+        }
+        Ok(Self { schema, raw: raw.clone(), zip, samples: entry.samples })
+    }
+}
+
+/// A file of a dataset lies in its folder, whatever its index says.
+fn check_basename(basename: &str) -> std::result::Result<(), String> {
+    let path = Path::new(basename);
+    let inside = !basename.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
+    match inside && !basename.contains('\0') {
+        true => Ok(()),
+        false => Err(format!("the basename {basename:?} is not one inside the folder")),
+    }
+}
+
+fn same_set(a: &Schema, b: &Schema) -> bool {
+    a.columns.len() == b.columns.len() && a.columns.iter().all(|column| b.columns.contains(column))
+}
+
+/// Parses JSON; the fault tells the byte, not line and column.
+pub(super) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> std::result::Result<T, Fault> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let line_start = match error.line() {
+            0 | 1 => 0,
+            line => {
+                bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(line - 2).map_or(0, |(at, _)| at + 1)
+            }
+        };
+        let text = error.to_string();
+        let text = text.rsplit_once(" at line").map_or(text.as_str(), |(text, _)| text);
+        Fault::new((line_start + error.column().saturating_sub(1)) as u64, text)
+    })
+}
+
+/// The bytes of the index that mosaicml's `merge_index` would make of the datasets `path/<folder>`, in that order.
+///
+/// # Errors
+/// An I/O or format error that names the index of a folder; an argument error for a name that is no immediate sub-folder.
+pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
+    // The keys' own order and whatever else an entry holds are kept, as a Python dict would keep them.
+    let mut merged: Vec<Json> = Vec::new();
+    for folder in folders {
+        if check_basename(folder).is_err() || Path::new(folder).components().count() != 1 {
+            return Err(Error::argument(format!("{folder:?} is not the name of a folder in {}", path.display())));
+        }
+        let file = path.join(folder).join(INDEX);
+        let bytes = fs::read(&file).map_err(|error| Error::io(&file, error))?;
+        let fault = |message: String| Fault::new(0, message).in_file(&file);
+        // What cannot be read must not be merged.
+        Index::parse(&bytes).map_err(|fault| fault.in_file(&file))?;
+        let mut index: Json = from_bytes(&bytes).map_err(|fault| fault.in_file(&file))?;
+        let shards = index.get_mut("shards").and_then(Json::as_array_mut).ok_or_else(|| fault("no shards".into()))?;
+        for shard in &mut *shards {
+            for key in ["raw_data", "zip_data"] {
+                if let Some(Json::String(basename)) = shard.get_mut(key).and_then(|file| file.get_mut("basename")) {
+                    *basename = format!("{folder}/{basename}");
+                }
+            }
+        }
+        merged.append(shards);
+    }
+    #[derive(Serialize)]
+    struct Merged {
+        version: u64,
+        shards: Vec<Json>,
+    }
+    Ok(dumps(&Merged { version: VERSION, shards: merged }))
+}
+
+/// Writes [`merged_index`] as `path/index.json`: whole or not at all.
+///
+/// Without `folders`, these are the immediate sub-folders that have an index, but those whose name begins with a dot, in
+/// the order of their names.
+///
+/// # Errors
+/// As [`merged_index`], or where it cannot be written.
+pub fn merge(path: &Path, folders: Option<&[String]>) -> Result<()> {
+    let bytes = match folders {
+        Some(folders) => merged_index(path, folders)?,
+        None => merged_index(path, &datasets_in(path)?)?,
+    };
+    publish::replace_file(&path.join(INDEX), &bytes)
+}
+
+fn datasets_in(path: &Path) -> Result<Vec<String>> {
+    let io = |error| Error::io(path, error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        if name.as_encoded_bytes().starts_with(b".") || !has_index(&path.join(&name))? {
+            continue;
+        }
+        let name = name.into_string();
+        names.push(name.map_err(|name| Error::argument(format!("the folder {name:?} has no name in UTF-8")))?);
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn has_index(folder: &Path) -> Result<bool> {
+    let file: PathBuf = folder.join(INDEX);
+    match fs::metadata(&file) {
+        Ok(found) => Ok(found.is_file()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(Error::io(file, error)),
+    }
+}

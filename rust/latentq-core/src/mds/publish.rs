@@ -1,0 +1,158 @@
+//! Publishing: what is there is whole. A temporary beside the target, synced, then one rename, then the parent synced.
+
+use std::collections::hash_map::RandomState;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// A folder under way: files are written into a temporary, which [`Folder::publish`] renames to its target. Dropped before
+/// that, it removes the temporary.
+pub struct Folder {
+    target: PathBuf,
+    temporary: PathBuf,
+    sync: bool,
+    /// A forked child must not remove its parent's temporary.
+    owner: u32,
+    done: bool,
+}
+
+impl Folder {
+    /// Makes the temporary `.<name>.<8 hex digits>` beside `target`, which must be absent or an empty folder.
+    ///
+    /// # Errors
+    /// An I/O error: `target` is something else, or its parent is missing or not writable.
+    pub fn create(target: &Path, sync: bool) -> Result<Self> {
+        let target = resolve(target)?;
+        let exists = || Error::io(&target, std::io::Error::from(ErrorKind::AlreadyExists));
+        match fs::read_dir(&target) {
+            Ok(mut entries) => {
+                if entries.next().is_some() {
+                    return Err(raise_exists(&target));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(raise_exists(&target)),
+            Err(error) => return Err(Error::io(&target, error)),
+        }
+        loop {
+            let temporary = beside(&target).ok_or_else(exists)?;
+            match fs::create_dir(&temporary) {
+                Ok(()) => return Ok(Self { target, temporary, sync, owner: std::process::id(), done: false }),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io(&target, error)),
+            }
+        }
+    }
+
+    /// Writes the file `name`, made of `parts`; the error names where it is to be, not where it is for now.
+    pub fn write(&self, name: &str, parts: &[&[u8]]) -> Result<()> {
+        write_new(&self.temporary.join(name), parts, self.sync)
+            .map_err(|error| Error::io(self.target.join(name), error))
+    }
+
+    /// Renames the temporary to its target.
+    ///
+    /// # Errors
+    /// An I/O error; where the target has meanwhile been published by another, one of the kind `AlreadyExists`.
+    pub fn publish(mut self) -> Result<()> {
+        let io = |error| Error::io(&self.target, error);
+        if self.sync {
+            sync_folder(&self.temporary).map_err(io)?;
+        }
+        if let Err(error) = fs::rename(&self.temporary, &self.target) {
+            return Err(match error.kind() {
+                ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+                    raise_exists(&self.target)
+                }
+                _ => Error::io(&self.target, error),
+            });
+        }
+        self.done = true;
+        match self.sync {
+            true => sync_parent(&self.target),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !self.done && self.owner == std::process::id() {
+            // Nobody is left to tell; what remains begins with a dot, and is in no one's way.
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Writes `bytes` as the file `path`, in place of what is there.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |error| Error::io(path, error);
+    let temporary = beside(path).ok_or_else(|| Error::argument(format!("{} names no file", path.display())))?;
+    let written = write_new(&temporary, &[bytes], true).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(io(error));
+    }
+    sync_parent(path)
+}
+
+fn write_new(path: &Path, parts: &[&[u8]], sync: bool) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
+    if sync { file.sync_all() } else { Ok(()) }
+}
+
+/// The folder that `path` names, absolute, through symbolic links where it exists.
+fn resolve(path: &Path) -> Result<PathBuf> {
+    match fs::canonicalize(path) {
+        Ok(path) => Ok(path),
+        Err(error) if error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
+            std::path::absolute(path).map_err(|error| Error::io(path, error))
+        }
+        Err(error) => Err(Error::io(path, error)),
+    }
+}
+
+fn beside(path: &Path) -> Option<PathBuf> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name()?);
+    // The standard library's own source of randomness: every RandomState has other keys.
+    name.push(format!(".{:08x}", RandomState::new().build_hasher().finish() as u32));
+    Some(path.with_file_name(name))
+}
+
+/// What the operating system says of a target that is there, with its own number: Python then raises `FileExistsError`.
+fn raise_exists(path: &Path) -> Error {
+    #[cfg(unix)]
+    const EEXIST: i32 = 17;
+    #[cfg(not(unix))]
+    const EEXIST: i32 = 183;
+    Error::io(path, std::io::Error::from_raw_os_error(EEXIST))
+}
+
+fn sync_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            sync_folder(parent).map_err(|error| Error::io(parent, error))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Windows has no such thing: a rename there is as lasting as it gets.
+#[cfg(not(unix))]
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    let _ = path;
+    Ok(())
+}

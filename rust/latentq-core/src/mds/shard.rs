@@ -1,0 +1,125 @@
+//! One shard: `u32 n, u32 off[n+1], cfg, samples`.
+
+use std::ops::Range;
+
+use super::Fault;
+use super::encoding::u32_at;
+use super::index::{Config, Schema, from_bytes};
+
+/// Where each sample of a checked shard lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// `n + 1` offsets, rising, the last one the size of the file.
+    offsets: Vec<u32>,
+}
+
+impl Table {
+    /// The table of a shard of `samples` samples and `len` bytes, checked with its configuration against its schema.
+    /// `read` gives the bytes of a range that lies within `len`.
+    ///
+    /// # Errors
+    /// What `read` says, or a fault.
+    pub fn load<E: From<Fault>>(
+        samples: u64,
+        len: u64,
+        schema: &Schema,
+        mut read: impl FnMut(Range<u64>) -> Result<Vec<u8>, E>,
+    ) -> Result<Self, E> {
+        let head = 8u64.saturating_add(samples.saturating_mul(4));
+        if head > len {
+            return Err(Fault::new(len, format!("the shard ends before the offsets of {samples} samples")).into());
+        }
+        let bytes = read(0..head)?;
+        let n = u64::from(u32_at(&bytes, 0).unwrap_or_default());
+        if n != samples {
+            return Err(Fault::new(0, format!("the shard has {n} samples, its index says {samples}")).into());
+        }
+        let offsets: Vec<u32> =
+            bytes.chunks_exact(4).skip(1).map(|bytes| u32_at(bytes, 0).unwrap_or_default()).collect();
+        let least = schema.header + schema.fixed;
+        let first = u64::from(offsets[0]);
+        if first < head || first > len {
+            return Err(Fault::new(4, format!("the first sample begins at {first}")).into());
+        }
+        for (i, pair) in offsets.windows(2).enumerate() {
+            let size = u64::from(pair[1]).checked_sub(u64::from(pair[0]));
+            let good = size.is_some_and(|size| if schema.is_fixed() { size == least } else { size >= least });
+            if !good {
+                let message = format!("sample {i} is to lie from {} to {}", pair[0], pair[1]);
+                return Err(Fault::new(8 + 4 * i as u64, message).into());
+            }
+        }
+        let end = u64::from(offsets[offsets.len() - 1]);
+        if end != len {
+            return Err(Fault::new(head - 4, format!("the samples end at {end}, the shard at {len}")).into());
+        }
+        let config: Config = from_bytes(&read(head..first)?).map_err(|fault| fault.at(head))?;
+        match config.schema() {
+            Ok(own) if own == *schema => Ok(Self { offsets }),
+            Ok(_) => Err(Fault::new(head, "the shard's columns are not those that its index says").into()),
+            Err(message) => Err(Fault::new(head, message).into()),
+        }
+    }
+
+    /// Samples in the shard.
+    pub fn len(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes that this takes in memory.
+    pub fn weight(&self) -> usize {
+        4 * self.offsets.len()
+    }
+
+    /// Where sample `i` lies in the shard.
+    pub fn range(&self, i: usize) -> Range<u64> {
+        u64::from(self.offsets[i])..u64::from(self.offsets[i + 1])
+    }
+}
+
+/// Where in a sample of `len` bytes the column lies, where that can be told without the sample's header: all columns
+/// before it, or all behind it, are fixed.
+pub fn locate(schema: &Schema, column: usize, len: u64) -> Option<Range<u64>> {
+    let size = |columns: &[super::Column]| columns.iter().try_fold(0u64, |sum, c| Some(sum + u64::from(c.size?)));
+    let (before, rest) = schema.columns.split_at(column);
+    let (own, behind) = rest.split_first()?;
+    let front = size(before).map(|before| schema.header + before);
+    let back = size(behind).and_then(|behind| len.checked_sub(behind));
+    match (front, back, own.size.map(u64::from)) {
+        (Some(front), _, Some(own)) => Some(front..front + own),
+        (_, Some(back), Some(own)) => Some(back.checked_sub(own)?..back),
+        (Some(front), Some(back), None) if front <= back => Some(front..back),
+        _ => None,
+    }
+}
+
+/// Where in a sample of `len` bytes each column lies, by its header (`head`: the first `schema.header` bytes).
+///
+/// # Errors
+/// A fault, where the sizes do not add up to `len`.
+pub fn split(schema: &Schema, head: &[u8], len: u64, out: &mut Vec<Range<u64>>) -> Result<(), Fault> {
+    out.clear();
+    let (mut at, mut next) = (schema.header, 0);
+    for column in &schema.columns {
+        let size = match column.size {
+            Some(size) => size,
+            None => {
+                next += 4;
+                u32_at(head, next - 4)
+                    .ok_or_else(|| Fault::new(head.len() as u64, "the sample's header is cut short"))?
+            }
+        };
+        // Sums of u32 sizes: this cannot overflow.
+        out.push(at..at + u64::from(size));
+        at += u64::from(size);
+    }
+    match at == len {
+        true => Ok(()),
+        false => Err(Fault::new(0, format!("the sample's columns make {at} bytes, the sample has {len}"))),
+    }
+}
