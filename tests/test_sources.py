@@ -12,7 +12,7 @@ from latentq.sources import Listing, Sample, open_source
 
 
 def test_class_folders_become_labels_by_sorted_name(pictures):
-    listing = open_source(pictures).list()
+    listing = open_source(pictures).listing()
     assert listing.fields == ("label", "label_text")
     assert [(s.key, s.label, s.label_text) for s in listing.samples][3:6] == [
         ("ant/09.jpg", 0, "ant"),
@@ -24,20 +24,20 @@ def test_class_folders_become_labels_by_sorted_name(pictures):
 
 def test_an_empty_class_folder_keeps_its_number(pictures):
     (pictures / "axe").mkdir()
-    assert {s.label for s in open_source(pictures).list().samples} == {0, 2, 3}
+    assert {s.label for s in open_source(pictures).listing().samples} == {0, 2, 3}
 
 
 def test_class_names_make_folders_readable(pictures, tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("ant the ant\ncat a cat, asleep\n")
-    texts = {s.label: s.label_text for s in open_source(pictures, class_names=file).list().samples}
+    texts = {s.label: s.label_text for s in open_source(pictures, class_names=file).listing().samples}
     assert texts == {0: "the ant", 1: "bee", 2: "a cat, asleep"}
 
 
 @pytest.mark.parametrize(("name", "text"), [("n.csv", 'ant,"a, b"\n'), ("n.tsv", "ant\ta, b\n"), ("n", "ant\ta, b\n")])
 def test_class_names_may_be_separated_by_comma_or_tab(pictures, tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert open_source(pictures, class_names=tmp_path / name).list().samples[0].label_text == "a, b"
+    assert open_source(pictures, class_names=tmp_path / name).listing().samples[0].label_text == "a, b"
 
 
 def test_a_class_name_without_a_second_column_is_an_error(pictures, tmp_path):
@@ -48,7 +48,7 @@ def test_a_class_name_without_a_second_column_is_an_error(pictures, tmp_path):
 
 def test_images_outside_class_folders_leave_all_without_labels(pictures):
     paint(pictures / "outside.png", 1)
-    listing = open_source(pictures).list()
+    listing = open_source(pictures).listing()
     assert listing.fields == ()
     assert any("no labels" in note for note in listing.notes)
 
@@ -56,14 +56,14 @@ def test_images_outside_class_folders_leave_all_without_labels(pictures):
 def test_the_order_is_that_of_the_paths_as_bytes(tmp_path):
     for name in ("b.png", "B.png", "a/z.png", "a-1.png", "é.png", "a.png"):
         paint(tmp_path / name, 0)
-    keys = [s.key for s in open_source(tmp_path).list().samples]
+    keys = [s.key for s in open_source(tmp_path).listing().samples]
     assert keys == sorted(keys, key=os.fsencode)
     assert keys[0] == "B.png"
 
 
 def test_other_files_are_left_out_and_counted(pictures):
     (pictures / "labels.txt").write_text("not an image")
-    listing = open_source(pictures).list()
+    listing = open_source(pictures).listing()
     assert len(listing.samples) == 12
     assert any("1 files" in note for note in listing.notes)
 
@@ -72,7 +72,7 @@ def test_links_are_followed_and_circles_end(pictures, tmp_path):
     (pictures / "ant" / "round").symlink_to(pictures)
     (pictures / "dog").symlink_to(tmp_path / "elsewhere")
     paint(tmp_path / "elsewhere" / "d.png", 1)
-    keys = [s.key for s in open_source(pictures).list().samples]
+    keys = [s.key for s in open_source(pictures).listing().samples]
     assert "dog/d.png" in keys
     assert len(keys) == 13
 
@@ -80,7 +80,7 @@ def test_links_are_followed_and_circles_end(pictures, tmp_path):
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(LatentqError, match="holds no images"):
-        open_source(tmp_path).list()
+        open_source(tmp_path).listing()
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(pictures, monkeypatch):
@@ -93,25 +93,25 @@ def test_a_folder_that_cannot_be_read_is_an_error(pictures, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="bee"):
-        open_source(pictures).list()
+        open_source(pictures).listing()
 
 
 def test_the_output_inside_the_source_is_left_out(pictures):
     paint(pictures / "out" / "x.png", 1)
-    keys = [s.key for s in open_source(pictures, exclude=pictures / "out").list().samples]
+    keys = [s.key for s in open_source(pictures, exclude=pictures / "out").listing().samples]
     assert len(keys) == 12
 
 
 def test_given_classes_number_the_folders_and_must_know_them(pictures):
-    labels = {s.label for s in open_source(pictures, classes={"ant": 5, "bee": 7, "cat": 9}).list().samples}
+    labels = {s.label for s in open_source(pictures, classes={"ant": 5, "bee": 7, "cat": 9}).listing().samples}
     assert labels == {5, 7, 9}
     with pytest.raises(MismatchError, match="'cat'"):
-        open_source(pictures, classes={"ant": 5, "bee": 7}).list()
+        open_source(pictures, classes={"ant": 5, "bee": 7}).listing()
 
 
 def table(tmp_path, text, name="table.tsv"):
     (tmp_path / name).write_text(text)
-    return open_source(tmp_path / name).list()
+    return open_source(tmp_path / name).listing()
 
 
 def test_a_table_keeps_its_order_and_its_columns(tmp_path):
@@ -159,7 +159,7 @@ def test_a_table_that_cannot_be_understood_is_an_error(tmp_path, text, message):
 def test_a_table_that_is_not_text_is_an_error(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(LatentqError, match="not UTF-8"):
-        open_source(tmp_path / "t.csv").list()
+        open_source(tmp_path / "t.csv").listing()
 
 
 def test_what_is_neither_folder_nor_table_is_an_error(tmp_path):

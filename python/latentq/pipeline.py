@@ -438,8 +438,8 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch,
             if content == "latent":
                 facts.latents[name].add(sums[name])
             else:
-                values = [getattr(samples[place], content) for place in good]
-                columns[name] = [str(value) for value in values] if encoding == "str" else values
+                texts = [getattr(samples[place], content) for place in good]
+                columns[name] = [str(text) for text in texts] if encoding == "str" else texts
         writer.write_batch(columns)
         facts.samples += len(good)
     bar.update(len(samples), len(failed))

@@ -76,7 +76,7 @@ def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
     file = out / SAMPLES
     if not first and file.exists():
         return Listing.from_tsv(file.read_bytes(), str(file))
-    listing = source.list()
+    listing = source.listing()
     data = listing.to_tsv()
     if not file.exists():
         out.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ class Folder:
         """The path of a sample's file."""
         return self.path / sample.key
 
-    def list(self) -> Listing:
+    def listing(self) -> Listing:
         """Walks the folder, links included.
 
         Raises:

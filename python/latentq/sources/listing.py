@@ -101,7 +101,7 @@ class Source(Protocol):
         """`folder` or `table`; the card names it."""
         ...
 
-    def list(self) -> Listing:
+    def listing(self) -> Listing:
         """Looks at everything there is, in the order of the dataset."""
         ...
 

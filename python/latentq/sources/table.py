@@ -36,7 +36,7 @@ class Table:
         """The path of a sample's file."""
         return self.path.parent / sample.key
 
-    def list(self) -> Listing:
+    def listing(self) -> Listing:
         """Reads the table.
 
         Raises:

@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 mod error;
+mod image;
 mod mds;
 mod order;
 mod quant;
@@ -11,8 +12,9 @@ mod quant;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
+    image::register(module)?;
+    mds::register(module)?;
     order::register(module)?;
     quant::register(module)?;
-    mds::register(module)?;
     Ok(())
 }

@@ -1,1 +1,200 @@
-//! To be filled by its module's first commit.
+//! Images in, pixels out: the pixels of Pillow, to the last bit.
+
+mod color;
+mod decode;
+mod exif;
+mod geometry;
+mod resize;
+mod tiff_directory;
+
+use std::path::Path;
+
+pub use color::{Alpha, Icc};
+pub use decode::{Header, header};
+pub use exif::orientation;
+pub use geometry::Crop;
+pub use resize::Filter;
+
+use crate::{Error, Result};
+
+/// The pixel limit where none is given: Pillow's, beyond which it refuses an image.
+pub const MAX_PIXELS: u64 = 2 * 89_478_485;
+
+/// 8-bit RGB, rows from the top, three bytes a pixel and no gaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `width * height * 3` bytes.
+    pub pixels: Vec<u8>,
+}
+
+/// How a file becomes RGB. The default is latentq's own; the source recipes turn `orient` off, drop alpha and ignore
+/// profiles, which is Pillow's plain `convert("RGB")`.
+#[derive(Clone, Debug)]
+pub struct DecodeOptions {
+    /// Turn the image the way its camera was held.
+    pub orient: bool,
+    /// What shows through transparent pixels.
+    pub alpha: Alpha,
+    /// What an embedded colour profile does.
+    pub icc: Icc,
+    /// JPEG only, inexact: decode at 1/2, 1/4 or 1/8 of the size, as long as the short side stays at least this.
+    pub min_side: Option<usize>,
+    /// Images of more pixels are refused before anything is allocated.
+    pub max_pixels: u64,
+}
+
+impl Default for DecodeOptions {
+    fn default() -> Self {
+        Self { orient: true, alpha: Alpha::White, icc: Icc::Srgb, min_side: None, max_pixels: MAX_PIXELS }
+    }
+}
+
+/// How an image becomes a square of `size` pixels.
+#[derive(Clone, Copy, Debug)]
+pub struct Fit {
+    /// The side of the square, at least 1.
+    pub size: usize,
+    /// Which part is kept, and how sizes are rounded.
+    pub crop: Crop,
+    /// The kernel of the resize.
+    pub filter: Filter,
+}
+
+/// Where an image's bytes are.
+pub enum Source<B> {
+    /// In memory.
+    Bytes(B),
+    /// In a file.
+    Path(std::path::PathBuf),
+}
+
+impl<B: AsRef<[u8]>> Source<B> {
+    /// Calls `work` with the bytes; its errors name the file, if it is one.
+    pub fn with_bytes<T>(&self, work: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        match self {
+            Self::Bytes(bytes) => work(bytes.as_ref()),
+            Self::Path(path) => work(&read(path)?).map_err(|error| named(path, error)),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| Error::io(path, error))
+}
+
+fn named(path: &Path, error: Error) -> Error {
+    Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// Decodes an image to RGB. Errors: an image that is unknown, broken, cut off or over the limit.
+pub fn decode(data: &[u8], options: &DecodeOptions) -> Result<Image> {
+    let picture = decode::decode(data, options.min_side, options.max_pixels)?;
+    let orientation = if options.orient { picture.orientation } else { 1 };
+    let image = color::to_rgb(picture, options.alpha, options.icc);
+    Ok(geometry::orient(image, orientation))
+}
+
+/// Resizes to `width` x `height`, each at least 1.
+pub fn resize(image: View<'_>, width: usize, height: usize, filter: Filter) -> Result<Image> {
+    resize::resize(image, (width, height), geometry::Window { left: 0, top: 0, width, height }, filter)
+}
+
+/// Resizes and crops to a square.
+pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
+    geometry::fit(image, how)
+}
+
+/// Decodes and fits.
+pub fn load(data: &[u8], how: Fit, options: &DecodeOptions) -> Result<Image> {
+    let image = decode(data, options)?;
+    if (image.width, image.height) == (how.size, how.size) {
+        return Ok(image);
+    }
+    fit(image.view(), how)
+}
+
+/// Borrowed pixels, as in [`Image`].
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    width: usize,
+    height: usize,
+    pixels: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// Pixels of the given size. Errors: a side of zero, or a buffer of another length.
+    pub fn new(width: usize, height: usize, pixels: &'a [u8]) -> Result<Self> {
+        if width == 0 || height == 0 || width.checked_mul(height).and_then(|n| n.checked_mul(3)) != Some(pixels.len()) {
+            return Err(Error::argument(format!("{} bytes are not {height} x {width} RGB pixels", pixels.len())));
+        }
+        Ok(Self { width, height, pixels })
+    }
+}
+
+impl Image {
+    /// The whole image, borrowed.
+    pub fn view(&self) -> View<'_> {
+        View { width: self.width, height: self.height, pixels: &self.pixels }
+    }
+}
+
+/// The order of the values of one image in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Three planes of rows.
+    Chw,
+    /// Rows of pixels.
+    Hwc,
+}
+
+/// Loads every item into its place in `out` (`items.len()` squares of `3 * size * size` bytes), on up to `threads`
+/// threads. A bad item leaves zeros there and its error at its place in the result; the others are unharmed.
+pub fn load_batch<B: AsRef<[u8]> + Sync>(
+    items: &[Source<B>],
+    how: Fit,
+    options: &DecodeOptions,
+    layout: Layout,
+    threads: usize,
+    out: &mut [u8],
+) -> Result<Vec<Option<Error>>> {
+    let bytes = how.size.checked_mul(how.size).and_then(|n| n.checked_mul(3)).filter(|&bytes| bytes > 0);
+    let Some(bytes) = bytes.filter(|bytes| bytes.checked_mul(items.len()) == Some(out.len())) else {
+        let message = format!("{} bytes are not {} squares of size {}", out.len(), items.len(), how.size);
+        return Err(Error::argument(message));
+    };
+    let errors = std::sync::Mutex::new(Vec::new());
+    crate::parallel::for_each_chunk(out, bytes, threads, |index, place| {
+        match items[index].with_bytes(|data| load(data, how, options)) {
+            Ok(image) => layout.write(&image.pixels, place),
+            Err(error) => {
+                place.fill(0);
+                // A panic elsewhere is not under this lock, so what it holds is whole.
+                errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, error));
+            }
+        }
+    });
+    let mut result: Vec<Option<Error>> = items.iter().map(|_| None).collect();
+    for (index, error) in errors.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        result[index] = Some(error);
+    }
+    Ok(result)
+}
+
+impl Layout {
+    fn write(self, pixels: &[u8], out: &mut [u8]) {
+        match self {
+            Self::Hwc => out.copy_from_slice(pixels),
+            Self::Chw => {
+                let (red, rest) = out.split_at_mut(out.len() / 3);
+                let (green, blue) = rest.split_at_mut(rest.len() / 2);
+                for (((pixel, r), g), b) in pixels.chunks_exact(3).zip(red).zip(green).zip(blue) {
+                    (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
+                }
+            }
+        }
+    }
+}

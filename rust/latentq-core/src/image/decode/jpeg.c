@@ -1,0 +1,139 @@
+/* One decode of a JPEG that lies whole in memory, in the steps that jpeg.rs calls.
+ *
+ * It drives libjpeg as Pillow does, because the same input must be accepted and refused: the source never invents an end
+ * of image where the data stops (it suspends, and the caller refuses the file), warnings are not errors, and a missing
+ * end after the last row is none either. */
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <jpeglib.h>
+#include <jerror.h>
+
+enum { LATENTQ_OK = 0, LATENTQ_TRUNCATED = 1, LATENTQ_BROKEN = 2 };
+
+typedef struct {
+  struct jpeg_decompress_struct info;
+  struct jpeg_error_mgr errors;
+  struct jpeg_source_mgr source;
+  jmp_buf caller;
+  char message[JMSG_LENGTH_MAX];
+} latentq_jpeg;
+
+static void fail(j_common_ptr info) {
+  latentq_jpeg *jpeg = (latentq_jpeg *)info->client_data;
+  info->err->format_message(info, jpeg->message);
+  longjmp(jpeg->caller, 1);
+}
+
+static void ignore_message(j_common_ptr info) { (void)info; }
+
+static void ignore_source(j_decompress_ptr info) { (void)info; }
+
+static boolean suspend(j_decompress_ptr info) {
+  (void)info;
+  return FALSE;
+}
+
+static void skip(j_decompress_ptr info, long count) {
+  size_t left = info->src->bytes_in_buffer;
+  size_t step = count > 0 ? (size_t)count : 0;
+  if (step > left) step = left;
+  info->src->next_input_byte += step;
+  info->src->bytes_in_buffer -= step;
+}
+
+/* NULL if there is no memory. */
+latentq_jpeg *latentq_jpeg_new(void) {
+  latentq_jpeg *jpeg = calloc(1, sizeof *jpeg);
+  if (jpeg == NULL) return NULL;
+  jpeg->info.err = jpeg_std_error(&jpeg->errors);
+  jpeg->info.client_data = jpeg;
+  jpeg->errors.error_exit = fail;
+  jpeg->errors.output_message = ignore_message;
+  if (setjmp(jpeg->caller)) {
+    jpeg_destroy_decompress(&jpeg->info);
+    free(jpeg);
+    return NULL;
+  }
+  jpeg_create_decompress(&jpeg->info);
+  return jpeg;
+}
+
+void latentq_jpeg_free(latentq_jpeg *jpeg) {
+  if (setjmp(jpeg->caller) == 0) jpeg_destroy_decompress(&jpeg->info);
+  free(jpeg);
+}
+
+const char *latentq_jpeg_message(const latentq_jpeg *jpeg) { return jpeg->message; }
+
+/* Reads the header and everything before the first row. `data` must stay where it is until the last call.
+ * space: libjpeg's number of the colour space to give. shrink: 1, 2, 4 or 8.
+ * width, height: in, of the image, as the caller read and checked them; out, of the rows to come. */
+int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, int space, unsigned shrink,
+                       uint32_t *width, uint32_t *height) {
+  int found;
+  if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
+  jpeg->source.init_source = ignore_source;
+  jpeg->source.fill_input_buffer = suspend;
+  jpeg->source.skip_input_data = skip;
+  jpeg->source.resync_to_restart = jpeg_resync_to_restart;
+  jpeg->source.term_source = ignore_source;
+  jpeg->source.next_input_byte = data;
+  jpeg->source.bytes_in_buffer = length;
+  jpeg->info.src = &jpeg->source;
+  do {
+    found = jpeg_read_header(&jpeg->info, FALSE);
+  } while (found == JPEG_HEADER_TABLES_ONLY);
+  if (found == JPEG_SUSPENDED) return LATENTQ_TRUNCATED;
+  if (jpeg->info.image_width != *width || jpeg->info.image_height != *height) {
+    snprintf(jpeg->message, sizeof jpeg->message, "two frame headers that disagree");
+    return LATENTQ_BROKEN;
+  }
+  jpeg->info.out_color_space = (J_COLOR_SPACE)space;
+  jpeg->info.scale_num = 1;
+  jpeg->info.scale_denom = shrink;
+  if (!jpeg_start_decompress(&jpeg->info)) return LATENTQ_TRUNCATED;
+  *width = jpeg->info.output_width;
+  *height = jpeg->info.output_height;
+  return LATENTQ_OK;
+}
+
+/* Narrows the rows to `width` columns from `left`; both may be widened to whole blocks, and then say so. */
+int latentq_jpeg_crop(latentq_jpeg *jpeg, uint32_t *left, uint32_t *width) {
+  JDIMENSION x = *left, columns = *width;
+  if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
+  jpeg_crop_scanline(&jpeg->info, &x, &columns);
+  *left = x;
+  *width = columns;
+  return LATENTQ_OK;
+}
+
+int latentq_jpeg_skip(latentq_jpeg *jpeg, uint32_t rows) {
+  if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
+  return jpeg_skip_scanlines(&jpeg->info, rows) == rows ? LATENTQ_OK : LATENTQ_TRUNCATED;
+}
+
+/* Writes `rows` rows of output_width pixels, `stride` bytes apart. */
+int latentq_jpeg_rows(latentq_jpeg *jpeg, uint8_t *out, size_t stride, uint32_t rows) {
+  uint32_t row = 0;
+  if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
+  while (row < rows) {
+    JSAMPROW lines[16];
+    JDIMENSION wanted = rows - row < 16 ? rows - row : 16, got, i;
+    for (i = 0; i < wanted; i++) lines[i] = out + (size_t)(row + i) * stride;
+    got = jpeg_read_scanlines(&jpeg->info, lines, wanted);
+    if (got == 0) return LATENTQ_TRUNCATED;
+    row += got;
+  }
+  return LATENTQ_OK;
+}
+
+/* Reads to the end of the image, so that a broken one is found as Pillow finds it. */
+int latentq_jpeg_finish(latentq_jpeg *jpeg) {
+  if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
+  jpeg_finish_decompress(&jpeg->info);
+  return LATENTQ_OK;
+}

@@ -1,0 +1,261 @@
+//! JPEG, by libjpeg-turbo: Pillow's own decoder, driven the same way.
+
+use std::ffi::{CStr, c_char};
+use std::ptr::NonNull;
+
+// Linked through turbojpeg-sys, which builds libjpeg-turbo; its simpler API hides what Pillow's behaviour depends on.
+use turbojpeg_sys as _;
+
+use super::{Header, Mode, Picture, check_pixels};
+use crate::image::exif;
+use crate::{Error, Result};
+
+/// What the markers before the first scan say.
+struct Markers {
+    width: usize,
+    height: usize,
+    channels: u8,
+    exif: Vec<u8>,
+    xmp: Option<Vec<u8>>,
+    icc: Option<Vec<u8>>,
+}
+
+pub fn header(data: &[u8]) -> Result<Header> {
+    let markers = markers(data)?;
+    Ok(Header {
+        format: "JPEG",
+        width: markers.width,
+        height: markers.height,
+        channels: markers.channels,
+        orientation: exif::orientation(&markers.exif, markers.xmp.as_deref()),
+    })
+}
+
+pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Picture> {
+    let markers = markers(data)?;
+    check_pixels(markers.width, markers.height, max_pixels)?;
+    let shrink = min_side.map_or(1, |side| shrink(markers.width.min(markers.height), side));
+    let (mode, space) = match markers.channels {
+        1 => (Mode::L, JCS_GRAYSCALE),
+        3 => (Mode::Rgb, JCS_RGB),
+        _ => (Mode::Cmyk, JCS_CMYK),
+    };
+    let mut decoder = Decoder::start(data, &markers, space, shrink)?;
+    let (width, height) = (decoder.width, decoder.height);
+    let mut samples = vec![0; width * height * mode.channels()];
+    decoder.rows(&mut samples, width * mode.channels())?;
+    decoder.finish()?;
+    if mode == Mode::Cmyk {
+        // Adobe stores ink inverted; Pillow takes every JPEG of four channels for Adobe's.
+        samples.iter_mut().for_each(|value| *value = 255 - *value);
+    }
+    let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
+    Ok(Picture { width, height, mode, samples, icc: markers.icc, orientation })
+}
+
+/// The largest of libjpeg's fast scales whose short side is at least `side`.
+fn shrink(short: usize, side: usize) -> usize {
+    [8, 4, 2].into_iter().find(|scale| short / scale >= side).unwrap_or(1)
+}
+
+/// Walks the markers up to the first scan, as strictly as Pillow does and no more.
+fn markers(data: &[u8]) -> Result<Markers> {
+    let broken = |offset: usize, what: &str| Error::image(format!("JPEG: {what} at byte {offset}"));
+    let mut found = Markers { width: 0, height: 0, channels: 0, exif: Vec::new(), xmp: None, icc: None };
+    let mut profile: Vec<&[u8]> = Vec::new();
+    let mut at = 2;
+    loop {
+        // Bytes that are not 0xFF are junk between segments; 0xFF may be repeated as padding.
+        match (data.get(at), data.get(at + 1)) {
+            (Some(0xFF), Some(0xFF)) => at += 1,
+            (Some(0xFF), Some(0)) => at += 2,
+            (Some(0xFF), Some(&code)) => {
+                if (0x01..0xC0).contains(&code) {
+                    return Err(broken(at, "no marker"));
+                }
+                at += 2;
+                let bare = matches!(code, 0xC8 | 0xD0..=0xD9 | 0xF0..=0xFD);
+                if bare {
+                    continue;
+                }
+                let length = match data.get(at..at + 2) {
+                    Some(&[high, low]) => usize::from(u16::from_be_bytes([high, low])),
+                    _ => return Err(broken(at, "the file ends inside the header")),
+                };
+                let body = data
+                    .get(at + 2..(at + length).max(at + 2))
+                    .ok_or_else(|| broken(at, "the file ends inside the header"))?;
+                match code {
+                    0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
+                        frame(&mut found, body).map_err(|what| broken(at, what))?;
+                        if !profile.is_empty() {
+                            found.icc = join_profile(&mut profile).map_err(|what| broken(at, what))?;
+                        }
+                    }
+                    0xDB => quantisation(body).map_err(|what| broken(at, what))?,
+                    0xE1 if body.starts_with(b"Exif\0\0") => {
+                        let skip = if found.exif.is_empty() { 0 } else { 6 };
+                        found.exif.extend_from_slice(&body[skip..]);
+                    }
+                    0xE1 if body.starts_with(b"http://ns.adobe.com/xap/1.0/\0") => {
+                        found.xmp = Some(body[29..].to_vec());
+                    }
+                    0xE2 if body.starts_with(b"ICC_PROFILE\0") => profile.push(body),
+                    0xED if body.starts_with(b"Photoshop 3.0\0") => photoshop(body).map_err(|what| broken(at, what))?,
+                    0xE0 if body.starts_with(b"JFIF") && body.len() < 7 => {
+                        return Err(broken(at, "a short JFIF marker"));
+                    }
+                    0xEE if body.starts_with(b"Adobe") && body.len() < 7 => {
+                        return Err(broken(at, "a short Adobe marker"));
+                    }
+                    _ => {}
+                }
+                at += 2 + body.len();
+                if code == 0xDA {
+                    break;
+                }
+            }
+            (Some(0xFF), None) | (None, _) => return Err(broken(data.len(), "the file ends inside the header")),
+            (Some(_), _) => at += 1,
+        }
+    }
+    if found.width == 0 || found.height == 0 {
+        return Err(Error::image("JPEG: no size in the header"));
+    }
+    Ok(found)
+}
+
+fn frame(found: &mut Markers, body: &[u8]) -> std::result::Result<(), &'static str> {
+    let [bits, high_y, low_y, high_x, low_x, channels, layers @ ..] = body else { return Err("a short frame header") };
+    found.height = usize::from(u16::from_be_bytes([*high_y, *low_y]));
+    found.width = usize::from(u16::from_be_bytes([*high_x, *low_x]));
+    found.channels = *channels;
+    if *bits != 8 {
+        return Err("samples that are not of 8 bits");
+    }
+    if !matches!(channels, 1 | 3 | 4) {
+        return Err("neither 1, 3 nor 4 channels");
+    }
+    if layers.len() % 3 != 0 { Err("a short frame header") } else { Ok(()) }
+}
+
+/// The segments of a profile in the order of their numbers, if they are all there.
+fn join_profile(segments: &mut Vec<&[u8]>) -> std::result::Result<Option<Vec<u8>>, &'static str> {
+    segments.sort();
+    let count = *segments[0].get(13).ok_or("a short ICC marker")?;
+    let whole = usize::from(count) == segments.len();
+    let joined = segments.drain(..).flat_map(|segment| segment.get(14..).unwrap_or_default()).copied().collect();
+    Ok(whole.then_some(joined))
+}
+
+/// Pillow reads Photoshop's resources, and refuses the file where one ends just before the length of its name.
+fn photoshop(body: &[u8]) -> std::result::Result<(), &'static str> {
+    let mut at = 14;
+    while body.get(at..at + 4) == Some(b"8BIM") && body.len() >= at + 6 {
+        at += 6;
+        at += 1 + usize::from(*body.get(at).ok_or("a short Photoshop marker")?);
+        at += at & 1;
+        let Some(&[a, b, c, d]) = body.get(at..at + 4) else { break };
+        at = at.saturating_add(4 + u32::from_be_bytes([a, b, c, d]) as usize);
+        at += at & 1;
+    }
+    Ok(())
+}
+
+fn quantisation(mut body: &[u8]) -> std::result::Result<(), &'static str> {
+    while let Some(&first) = body.first() {
+        let length = if first >> 4 == 0 { 65 } else { 129 };
+        body = body.get(length..).ok_or("a short quantisation table")?;
+    }
+    Ok(())
+}
+
+const JCS_GRAYSCALE: i32 = 1;
+const JCS_RGB: i32 = 2;
+const JCS_CMYK: i32 = 4;
+
+/// A running decoder of jpeg.c, and the borrowed bytes it reads.
+struct Decoder<'a> {
+    handle: NonNull<Handle>,
+    width: usize,
+    height: usize,
+    data: std::marker::PhantomData<&'a [u8]>,
+}
+
+#[repr(C)]
+struct Handle {
+    _opaque: [u8; 0],
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    fn latentq_jpeg_new() -> *mut Handle;
+    fn latentq_jpeg_free(jpeg: *mut Handle);
+    fn latentq_jpeg_message(jpeg: *const Handle) -> *const c_char;
+    fn latentq_jpeg_start(
+        jpeg: *mut Handle,
+        data: *const u8,
+        length: usize,
+        space: i32,
+        shrink: u32,
+        width: *mut u32,
+        height: *mut u32,
+    ) -> i32;
+    fn latentq_jpeg_rows(jpeg: *mut Handle, out: *mut u8, stride: usize, rows: u32) -> i32;
+    fn latentq_jpeg_finish(jpeg: *mut Handle) -> i32;
+}
+
+#[allow(unsafe_code)]
+impl<'a> Decoder<'a> {
+    fn start(data: &'a [u8], markers: &Markers, space: i32, shrink: usize) -> Result<Self> {
+        // SAFETY: no arguments; null is handled.
+        let handle = NonNull::new(unsafe { latentq_jpeg_new() }).ok_or_else(|| Error::image("JPEG: out of memory"))?;
+        let mut decoder = Self { handle, width: 0, height: 0, data: std::marker::PhantomData };
+        let (mut width, mut height) = (markers.width as u32, markers.height as u32);
+        // SAFETY: the handle is live, the data outlive the decoder by its lifetime, and the two numbers are ours.
+        let status = unsafe {
+            let (data, length) = (data.as_ptr(), data.len());
+            latentq_jpeg_start(handle.as_ptr(), data, length, space, shrink as u32, &mut width, &mut height)
+        };
+        decoder.check(status)?;
+        decoder.width = width as usize;
+        decoder.height = height as usize;
+        Ok(decoder)
+    }
+
+    /// Fills `out` with rows of `stride` bytes each, which must be the bytes of one row of the decoder.
+    fn rows(&mut self, out: &mut [u8], stride: usize) -> Result<()> {
+        // SAFETY: the handle is live, and `out` holds exactly the rows asked for.
+        let status = unsafe {
+            let rows = (out.len() / stride) as u32;
+            latentq_jpeg_rows(self.handle.as_ptr(), out.as_mut_ptr(), stride, rows)
+        };
+        self.check(status)
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        // SAFETY: the handle is live.
+        let status = unsafe { latentq_jpeg_finish(self.handle.as_ptr()) };
+        self.check(status)
+    }
+
+    fn check(&self, status: i32) -> Result<()> {
+        match status {
+            0 => Ok(()),
+            1 => Err(Error::image("JPEG: the file is truncated")),
+            _ => {
+                // SAFETY: the handle is live, and its message is a terminated string inside it.
+                let message = unsafe { CStr::from_ptr(latentq_jpeg_message(self.handle.as_ptr())) };
+                Err(Error::image(format!("JPEG: {}", message.to_string_lossy())))
+            }
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Drop for Decoder<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the handle is live, and nothing uses it after this.
+        unsafe { latentq_jpeg_free(self.handle.as_ptr()) }
+    }
+}

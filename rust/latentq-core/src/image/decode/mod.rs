@@ -1,0 +1,97 @@
+//! From the bytes of a file to its samples: one file per format, chosen by the bytes themselves.
+
+mod jpeg;
+mod png;
+mod webp;
+
+use crate::{Error, Result};
+
+/// What a header tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The format's name, as Pillow writes it.
+    pub format: &'static str,
+    /// Pixels in a row as stored, before any orientation is applied.
+    pub width: usize,
+    /// Rows as stored.
+    pub height: usize,
+    /// Channels once palettes are looked up, alpha included.
+    pub channels: u8,
+    /// The camera's orientation, 1 to 8; 1 is upright.
+    pub orientation: u8,
+}
+
+/// A decoded file, not yet RGB.
+pub struct Picture {
+    pub width: usize,
+    pub height: usize,
+    pub mode: Mode,
+    /// Rows from the top, 8 bits a channel, no gaps.
+    pub samples: Vec<u8>,
+    pub icc: Option<Vec<u8>>,
+    pub orientation: u8,
+}
+
+/// The channels of a picture, by Pillow's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    L,
+    La,
+    Rgb,
+    Rgba,
+    Cmyk,
+}
+
+impl Mode {
+    pub fn channels(self) -> usize {
+        match self {
+            Self::L => 1,
+            Self::La => 2,
+            Self::Rgb => 3,
+            Self::Rgba | Self::Cmyk => 4,
+        }
+    }
+}
+
+enum Format {
+    Jpeg,
+    Png,
+    WebP,
+}
+
+fn format(data: &[u8]) -> Result<Format> {
+    match data {
+        [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
+        _ if data.starts_with(png::SIGNATURE) => Ok(Format::Png),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
+        [] => Err(Error::image("the file is empty")),
+        _ => Err(Error::image("not an image of a known format (JPEG, PNG, WebP)")),
+    }
+}
+
+/// Reads the header, and none of the pixels.
+pub fn header(data: &[u8]) -> Result<Header> {
+    match format(data)? {
+        Format::Jpeg => jpeg::header(data),
+        Format::Png => png::header(data),
+        Format::WebP => webp::header(data),
+    }
+}
+
+pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Picture> {
+    match format(data)? {
+        Format::Jpeg => jpeg::decode(data, min_side, max_pixels),
+        Format::Png => png::decode(data, max_pixels),
+        Format::WebP => webp::decode(data, max_pixels),
+    }
+}
+
+/// The pixel limit, asked before anything is allocated. What passes fits the address space: `max_pixels` has a ceiling.
+fn check_pixels(width: usize, height: usize, max_pixels: u64) -> Result<()> {
+    // Pixels times the most channels that any mode has must not overflow.
+    let ceiling = max_pixels.min(isize::MAX as u64 / 8);
+    match (width as u64).checked_mul(height as u64) {
+        Some(pixels) if pixels <= ceiling => Ok(()),
+        _ => Err(Error::image(format!("{width} x {height} pixels are over the limit of {max_pixels}"))),
+    }
+}

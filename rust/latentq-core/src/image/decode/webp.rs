@@ -1,0 +1,128 @@
+//! WebP, by libwebp's animation decoder, as Pillow decodes every WebP: the canvas after the first frame.
+
+use std::ptr::{self, NonNull};
+
+use libwebp_sys::{
+    VP8StatusCode, WebPAnimDecoder, WebPAnimDecoderDelete, WebPAnimDecoderGetDemuxer, WebPAnimDecoderGetInfo,
+    WebPAnimDecoderGetNext, WebPAnimDecoderNew, WebPAnimInfo, WebPBitstreamFeatures, WebPChunkIterator, WebPData,
+    WebPDemuxGetChunk, WebPDemuxReleaseChunkIterator, WebPGetFeatures,
+};
+
+use super::{Header, Mode, Picture, check_pixels};
+use crate::image::exif;
+use crate::{Error, Result};
+
+pub fn header(data: &[u8]) -> Result<Header> {
+    let (width, height, alpha) = features(data)?;
+    // The chunks of a RIFF file follow each other without a table, so this skips over the pixels and reads none.
+    let exif = chunks(data).find(|(name, _)| name == b"EXIF").map_or(&[][..], |(_, body)| body);
+    let xmp = chunks(data).find(|(name, _)| name == b"XMP ").map(|(_, body)| body);
+    let orientation = exif::orientation(exif, xmp);
+    Ok(Header { format: "WEBP", width, height, channels: if alpha { 4 } else { 3 }, orientation })
+}
+
+pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
+    let (width, height, alpha) = features(data)?;
+    check_pixels(width, height, max_pixels)?;
+    let mut decoder = Decoder::new(data)?;
+    if (decoder.width, decoder.height) != (width, height) {
+        return Err(Error::image("WebP: two headers that disagree"));
+    }
+    let exif = decoder.chunk(c"EXIF").unwrap_or_default();
+    let orientation = exif::orientation(&exif, decoder.chunk(c"XMP ").as_deref());
+    let icc = decoder.chunk(c"ICCP");
+    let canvas = decoder.first_frame()?;
+    let (mode, samples) = if alpha {
+        (Mode::Rgba, canvas.to_vec())
+    } else {
+        (Mode::Rgb, canvas.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect())
+    };
+    Ok(Picture { width, height, mode, samples, icc, orientation })
+}
+
+fn chunks(data: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = data.get(12..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let length = u32::from_le_bytes(*rest.get(4..)?.first_chunk()?) as usize;
+        let (name, body) = (rest.get(..4)?, rest.get(8..8usize.checked_add(length)?)?);
+        rest = rest.get(8 + length + (length & 1)..).unwrap_or_default();
+        Some((name, body))
+    })
+}
+
+/// Width, height, and whether there is alpha.
+#[allow(unsafe_code)]
+fn features(data: &[u8]) -> Result<(usize, usize, bool)> {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut features: WebPBitstreamFeatures = unsafe { std::mem::zeroed() };
+    // SAFETY: the slice is readable for its length, and the features are ours.
+    let status = unsafe { WebPGetFeatures(data.as_ptr(), data.len(), &mut features) };
+    if status != VP8StatusCode::VP8_STATUS_OK {
+        return Err(Error::image("WebP: the header is broken or cut off"));
+    }
+    Ok((features.width.max(0) as usize, features.height.max(0) as usize, features.has_alpha != 0))
+}
+
+/// A running animation decoder, and the borrowed bytes it reads.
+struct Decoder<'a> {
+    handle: NonNull<WebPAnimDecoder>,
+    width: usize,
+    height: usize,
+    data: std::marker::PhantomData<&'a [u8]>,
+}
+
+#[allow(unsafe_code)]
+impl<'a> Decoder<'a> {
+    fn new(data: &'a [u8]) -> Result<Self> {
+        let source = WebPData { bytes: data.as_ptr(), size: data.len() };
+        // SAFETY: libwebp copies the pair, and the bytes outlive the decoder by its lifetime; null is handled.
+        let handle = NonNull::new(unsafe { WebPAnimDecoderNew(&source, ptr::null()) });
+        let handle = handle.ok_or_else(|| Error::image("WebP: the file is broken or truncated"))?;
+        let mut decoder = Self { handle, width: 0, height: 0, data: std::marker::PhantomData };
+        // SAFETY: plain integers, for which zero is a value.
+        let mut info: WebPAnimInfo = unsafe { std::mem::zeroed() };
+        // SAFETY: the handle is live and the info is ours.
+        if unsafe { WebPAnimDecoderGetInfo(handle.as_ptr(), &mut info) } == 0 {
+            return Err(Error::image("WebP: the header is broken"));
+        }
+        decoder.width = info.canvas_width as usize;
+        decoder.height = info.canvas_height as usize;
+        Ok(decoder)
+    }
+
+    /// The first frame on its canvas, RGBA.
+    fn first_frame(&mut self) -> Result<&[u8]> {
+        let (mut canvas, mut timestamp) = (ptr::null_mut(), 0);
+        // SAFETY: the handle is live and the two outputs are ours.
+        if unsafe { WebPAnimDecoderGetNext(self.handle.as_ptr(), &mut canvas, &mut timestamp) } == 0 {
+            return Err(Error::image("WebP: the image data are broken or truncated"));
+        }
+        // SAFETY: on success the canvas is the decoder's own, of width * height * 4 bytes, until it is asked again.
+        Ok(unsafe { std::slice::from_raw_parts(canvas, self.width * self.height * 4) })
+    }
+
+    /// A copy of the first chunk of that name.
+    fn chunk(&self, name: &std::ffi::CStr) -> Option<Vec<u8>> {
+        // SAFETY: plain integers and pointers, for which zero is a value.
+        let mut found: WebPChunkIterator = unsafe { std::mem::zeroed() };
+        // SAFETY: the handle is live, the name has four bytes, and the iterator is released after its bytes are copied.
+        unsafe {
+            let demuxer = WebPAnimDecoderGetDemuxer(self.handle.as_ptr());
+            if WebPDemuxGetChunk(demuxer, name.as_ptr(), 1, &mut found) == 0 {
+                return None;
+            }
+            let chunk = found.chunk;
+            let bytes = (chunk.size > 0).then(|| std::slice::from_raw_parts(chunk.bytes, chunk.size).to_vec());
+            WebPDemuxReleaseChunkIterator(&mut found);
+            bytes
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Drop for Decoder<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the handle is live, and nothing uses it after this.
+        unsafe { WebPAnimDecoderDelete(self.handle.as_ptr()) }
+    }
+}

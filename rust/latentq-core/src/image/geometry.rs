@@ -1,0 +1,114 @@
+//! Orientations, and the crops of conventions.md: what is resized to what, and which part is kept.
+
+use super::{Filter, Fit, Image, View, resize};
+use crate::{Error, Result};
+
+/// How an image of any shape becomes a square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crop {
+    /// Long side truncated: torchvision's `Resize` and `CenterCrop`, and the ImageNet recipes.
+    Center,
+    /// Both sides rounded: VQGAN.
+    CenterRound,
+    /// ADM's and DiT's: halved by a box filter while that is possible, then resized.
+    Adm,
+}
+
+/// A part of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Columns to its left.
+    pub left: usize,
+    /// Rows above it.
+    pub top: usize,
+    /// Its columns.
+    pub width: usize,
+    /// Its rows.
+    pub height: usize,
+}
+
+/// Turns an image upright, given the orientation it is stored in.
+pub fn orient(image: Image, orientation: u8) -> Image {
+    if !(2..=8).contains(&orientation) {
+        return image;
+    }
+    let (width, height) = (image.width, image.height);
+    let (new_width, new_height) = if orientation >= 5 { (height, width) } else { (width, height) };
+    let mut pixels = vec![0; image.pixels.len()];
+    for (y, row) in pixels.chunks_exact_mut(new_width * 3).enumerate() {
+        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+            let (from_x, from_y) = match orientation {
+                2 => (width - 1 - x, y),
+                3 => (width - 1 - x, height - 1 - y),
+                4 => (x, height - 1 - y),
+                5 => (y, x),
+                6 => (y, height - 1 - x),
+                7 => (width - 1 - y, height - 1 - x),
+                _ => (width - 1 - y, x),
+            };
+            pixel.copy_from_slice(&image.pixels[(from_y * width + from_x) * 3..][..3]);
+        }
+    }
+    Image { width: new_width, height: new_height, pixels }
+}
+
+pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
+    if how.size == 0 {
+        return Err(Error::argument("size must be at least 1"));
+    }
+    let (size, filter) = (how.size, how.filter);
+    if how.crop != Crop::Adm {
+        let (resized, window) = plan(image.width, image.height, size, how.crop);
+        return resize::resize(image, resized, window, filter);
+    }
+    let mut halved: Option<Image> = None;
+    loop {
+        let view = halved.as_ref().map_or(image, Image::view);
+        if view.width.min(view.height) / 2 < size {
+            let (resized, window) = plan(view.width, view.height, size, Crop::Adm);
+            return resize::resize(view, resized, window, filter);
+        }
+        let (width, height) = (view.width / 2, view.height / 2);
+        halved = Some(super::resize(view, width, height, Filter::Box)?);
+    }
+}
+
+/// The size to resize to, and the square to keep of it.
+fn plan(width: usize, height: usize, size: usize, crop: Crop) -> ((usize, usize), Window) {
+    let short = width.min(height);
+    let side = |side: usize| match crop {
+        Crop::Center if side == short => size,
+        Crop::Center => (size as u128 * side as u128 / short as u128) as usize,
+        Crop::CenterRound | Crop::Adm => (side as f64 * (size as f64 / short as f64)).round_ties_even() as usize,
+    };
+    let offset = |side: usize| match crop {
+        Crop::Center | Crop::CenterRound => half_to_even(side - size),
+        Crop::Adm => (side - size) / 2,
+    };
+    let resized = (side(width).max(size), side(height).max(size));
+    (resized, Window { left: offset(resized.0), top: offset(resized.1), width: size, height: size })
+}
+
+/// Half of a number, rounded to the nearest, a tie to the even one.
+fn half_to_even(number: usize) -> usize {
+    let half = number / 2;
+    if number % 2 == 1 { half + half % 2 } else { half }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Crop, half_to_even, plan};
+
+    #[test]
+    fn halves_round_to_even() {
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(half_to_even), [0, 0, 1, 2, 2, 2, 3, 4]);
+    }
+
+    #[test]
+    fn the_long_side_is_truncated_or_rounded_as_the_crop_says() {
+        assert_eq!(plan(500, 333, 256, Crop::Center).0, (384, 256));
+        assert_eq!(plan(333, 500, 256, Crop::Center).0, (256, 384));
+        assert_eq!(plan(1000, 667, 256, Crop::Center).0, (383, 256));
+        assert_eq!(plan(1000, 667, 256, Crop::CenterRound).0, (384, 256));
+    }
+}

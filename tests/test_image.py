@@ -1,0 +1,449 @@
+"""The image path against Pillow, which it must equal to the last bit."""
+
+import io
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from latentq import ImageError, image
+
+Pixels = NDArray[np.uint8]
+FILTERS = {
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+PLAIN: dict[str, Any] = {"orient": False, "alpha": "drop", "icc": "ignore"}
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
+    """A smooth picture with noise on it, so that every coefficient of every codec is used."""
+    rng = np.random.default_rng(seed)
+    y, x, c = np.mgrid[:height, :width, :channels]
+    waves = 127 + 80 * np.sin(x / 7 + c) * np.cos(y / 5 - c)
+    return np.clip(waves + rng.normal(0, 25, (height, width, channels)), 0, 255).astype(np.uint8)
+
+
+def saved(picture: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def pillow(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def picture_of(mode: str, height: int, width: int, seed: int = 0) -> Image.Image:
+    channels = {"1": 1, "L": 1, "LA": 2, "P": 3, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
+    pixels = noise(height, width, channels, seed)
+    if mode == "P":
+        return Image.fromarray(pixels).quantize(37)
+    if mode == "1":
+        return Image.fromarray(pixels[..., 0]).convert("1")
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode)
+
+
+def crop_with_pillow(picture: Image.Image, size: int, crop: str, filter: str) -> Pixels:
+    """The crops as their authors write them."""
+    width, height = picture.size
+    short = min(width, height)
+    if crop == "center":  # torchvision's Resize and CenterCrop
+        wide, tall = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+        picture = picture.resize((wide, tall), FILTERS[filter])
+        top, left = round((tall - size) / 2.0), round((wide - size) / 2.0)
+    elif crop == "center-round":  # VQGAN
+        scale = size / short
+        wide, tall = round(width * scale), round(height * scale)
+        picture = picture.resize((wide, tall), FILTERS[filter])
+        top, left = round((tall - size) / 2.0), round((wide - size) / 2.0)
+    else:  # ADM, guided_diffusion.image_datasets.center_crop_arr
+        while min(*picture.size) >= 2 * size:
+            picture = picture.resize((picture.size[0] // 2, picture.size[1] // 2), Image.Resampling.BOX)
+        scale = size / min(*picture.size)
+        wide, tall = round(picture.size[0] * scale), round(picture.size[1] * scale)
+        picture = picture.resize((wide, tall), FILTERS[filter])
+        top, left = (tall - size) // 2, (wide - size) // 2
+    return np.asarray(picture)[top : top + size, left : left + size]
+
+
+# Decoding
+
+
+SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (7, 8), (8, 8), (15, 17), (16, 16), (33, 31), (64, 129), (240, 321)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_decode_to_the_pixels_of_pillow(size: tuple[int, int], subsampling: str, progressive: bool) -> None:
+    for quality in (5, 75, 100):
+        # OpenCV writes the samplings that Pillow cannot.
+        sampling = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{subsampling.replace(':', '')}")
+        options = {
+            cv2.IMWRITE_JPEG_QUALITY: quality,
+            cv2.IMWRITE_JPEG_PROGRESSIVE: int(progressive),
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR: sampling,
+        }
+        data = cv2.imencode(".jpg", noise(*size), [value for pair in options.items() for value in pair])[1].tobytes()
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_ink_jpegs_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str) -> None:
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}):
+        data = saved(picture_of(mode, *size), "JPEG", **options)
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_pngs_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str) -> None:
+    data = saved(picture_of(mode, *size), "PNG")
+    np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 30}, {"quality": 95, "method": 0}])
+def test_webps_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str, options: dict[str, Any]) -> None:
+    data = saved(picture_of(mode, *size), "WEBP", **options)
+    np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
+    frames = [picture_of("RGBA", 20, 30, seed) for seed in range(3)]
+    for format in ("WEBP", "PNG"):
+        data = saved(frames[0], format, save_all=True, append_images=frames[1:])
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+def test_photographs_decode_to_the_pixels_of_pillow(photographs: Path) -> None:
+    for path in sorted(photographs.rglob("*.JPEG")):
+        with Image.open(path) as picture:
+            np.testing.assert_array_equal(image.decode(path, **PLAIN), np.asarray(picture.convert("RGB")))
+
+
+def test_decoded_arrays_are_writable_and_contiguous() -> None:
+    pixels = image.decode(saved(picture_of("RGB", 5, 7), "PNG"))
+    assert pixels.shape == (5, 7, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+
+
+# Policies
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_orientation_is_applied_as_pillow_applies_it(orientation: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = saved(picture_of("RGB", 21, 34), format, exif=exif)
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    np.testing.assert_array_equal(image.decode(data), expected)
+    np.testing.assert_array_equal(image.decode(data, orient=False), pillow(data))
+    assert image.info(data).orientation == orientation
+
+
+def test_orientation_is_found_in_xmp_where_exif_has_none() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    for format in ("JPEG", "WEBP"):
+        assert image.info(saved(picture_of("RGB", 4, 6), format, xmp=xmp)).orientation == 6
+
+
+@pytest.mark.parametrize(("alpha", "ground"), [("white", 255), ("black", 0)])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_alpha_is_laid_over_a_ground_as_paste_does(alpha: Any, ground: int, mode: str, format: str) -> None:
+    if (mode, format) == ("LA", "WEBP"):
+        mode = "RGBA"
+    data = saved(picture_of(mode, 40, 50), format)
+    with Image.open(io.BytesIO(data)) as picture:
+        whole = picture.convert("RGBA")
+    expected = Image.new("RGB", whole.size, (ground,) * 3)
+    expected.paste(whole, mask=whole.getchannel("A"))
+    np.testing.assert_array_equal(image.decode(data, alpha=alpha), np.asarray(expected))
+
+
+def test_transparent_colours_become_the_ground() -> None:
+    for mode, transparent in (("P", 3), ("P", bytes(range(37))), ("L", 127), ("RGB", (127, 130, 90))):
+        picture = picture_of(mode, 30, 40)
+        if mode == "RGB":
+            picture.putpixel((3, 4), (127, 130, 90))
+        data = saved(picture, "PNG", transparency=transparent)
+        with Image.open(io.BytesIO(data)) as opened:
+            whole = opened.convert("RGBA")
+        expected = Image.new("RGB", whole.size, "white")
+        expected.paste(whole, mask=whole.getchannel("A"))
+        np.testing.assert_array_equal(image.decode(data), np.asarray(expected))
+        np.testing.assert_array_equal(image.decode(data, alpha="drop"), pillow(data))
+
+
+def wide_profile() -> bytes:
+    """sRGB's own profile with red and green swapped: a profile whose effect nobody can miss."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
+    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(profile)
+
+
+def test_profiles_are_converted_as_little_cms_does_in_pillow() -> None:
+    for format in ("JPEG", "PNG", "WEBP"):
+        data = saved(picture_of("RGB", 30, 40), format, icc_profile=wide_profile())
+        with Image.open(io.BytesIO(data)) as picture:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+            converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        difference = np.abs(image.decode(data).astype(int) - np.asarray(converted))
+        assert difference.max() <= 2
+        np.testing.assert_array_equal(image.decode(data, icc="ignore"), pillow(data))
+        assert np.abs(image.decode(data).astype(int) - pillow(data)).max() > 20
+
+
+def test_an_srgb_profile_and_an_unreadable_one_change_nothing() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"no profile at all"):
+        data = saved(picture_of("RGB", 30, 40), "JPEG", icc_profile=profile)
+        np.testing.assert_array_equal(image.decode(data), pillow(data))
+
+
+@pytest.mark.parametrize("side", [20, 60, 61, 119, 120, 480, 1000])
+def test_min_side_is_jpegs_own_scaled_decoding(side: int) -> None:
+    data = saved(picture_of("RGB", 480, 643), "JPEG")
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.draft("RGB", (side, side))
+        expected = np.asarray(picture)
+    pixels = image.decode(data, min_side=side)
+    np.testing.assert_array_equal(pixels, expected)
+    assert min(pixels.shape[:2]) >= min(side, 480)
+
+
+def test_info_reads_the_header() -> None:
+    data = saved(picture_of("RGBA", 21, 34), "PNG")
+    assert image.info(data) == image.ImageInfo("PNG", 34, 21, 4, 1)
+    assert image.info(saved(picture_of("L", 21, 34), "JPEG")) == image.ImageInfo("JPEG", 34, 21, 1, 1)
+    assert image.info(saved(picture_of("RGB", 21, 34), "WEBP")) == image.ImageInfo("WEBP", 34, 21, 3, 1)
+
+
+# Resizing and cropping
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+def test_resizes_are_pillows(filter: Any) -> None:
+    pixels = noise(97, 131)
+    for height, width in [(97, 131), (97, 50), (40, 131), (256, 256), (1, 1), (3, 500), (96, 130), (98, 132)]:
+        expected = np.asarray(Image.fromarray(pixels).resize((width, height), FILTERS[filter]))
+        np.testing.assert_array_equal(image.resize(pixels, height, width, filter=filter), expected)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    target=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    filter=st.sampled_from(sorted(FILTERS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_resize_is_pillows(source: tuple[int, int], target: tuple[int, int], filter: Any, seed: int) -> None:
+    # Extreme values, which overshoot in both directions.
+    pixels = np.random.default_rng(seed).choice(np.array([0, 1, 128, 254, 255], np.uint8), (*source, 3))
+    expected = np.asarray(Image.fromarray(pixels).resize(target[::-1], FILTERS[filter]))
+    np.testing.assert_array_equal(image.resize(pixels, *target, filter=filter), expected)
+
+
+@pytest.mark.parametrize("crop", ["center", "center-round", "adm"])
+@pytest.mark.parametrize("filter", FILTERS)
+def test_crops_are_those_of_their_authors(crop: Any, filter: Any) -> None:
+    for height, width in [(64, 64), (65, 64), (333, 500), (500, 333), (667, 1000), (63, 40), (1, 3), (700, 1201)]:
+        pixels = noise(height, width)
+        for size in (64, 65):
+            expected = crop_with_pillow(Image.fromarray(pixels), size, crop, filter)
+            np.testing.assert_array_equal(image.fit(pixels, size, crop=crop, filter=filter), expected)
+
+
+@pytest.mark.parametrize("crop", ["center", "center-round", "adm"])
+@pytest.mark.parametrize("size", [64, 256, 512])
+def test_photographs_are_cropped_as_by_their_authors(photographs: Path, crop: Any, size: int) -> None:
+    for path in sorted(photographs.rglob("*.JPEG"))[::4]:
+        with Image.open(path) as picture:
+            expected = crop_with_pillow(picture.convert("RGB"), size, crop, "bicubic")
+        np.testing.assert_array_equal(image.load(path, size, crop=crop, **PLAIN), expected)
+
+
+# Batches
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[bytes | str | Path]:
+    """Good and bad items, as bytes and as paths."""
+    good = [saved(picture_of("RGB", 50 + i, 70 - i, i), format) for i, format in enumerate(["JPEG", "PNG", "WEBP"])]
+    (tmp_path / "good.dat").write_bytes(good[0])
+    (tmp_path / "cut.jpg").write_bytes(good[0][:600])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    return [good[0], tmp_path / "cut.jpg", good[1], tmp_path / "none.jpg", str(tmp_path / "good.dat"), b"text", good[2]]
+
+
+def test_a_bad_item_leaves_zeros_and_its_error(mixed: list[bytes | str | Path], tmp_path: Path) -> None:
+    for threads in (1, 2, 5):
+        for layout in ("chw", "hwc"):
+            out, errors = image.load_batch(mixed, 32, threads=threads, layout=layout)  # type: ignore[arg-type]
+            assert out.shape == ((7, 3, 32, 32) if layout == "chw" else (7, 32, 32, 3))
+            assert [type(error) for error in errors] == [
+                *(type(None), ImageError, type(None), FileNotFoundError, type(None), ImageError, type(None))
+            ]
+            assert str(tmp_path / "cut.jpg") in str(errors[1])
+            assert isinstance(errors[3], FileNotFoundError)
+            assert errors[3].filename == str(tmp_path / "none.jpg")
+            for item, pixels, error in zip(mixed, out, errors, strict=True):
+                expected = np.zeros((32, 32, 3), np.uint8) if error else image.load(item, 32)
+                np.testing.assert_array_equal(pixels, expected.transpose(2, 0, 1) if layout == "chw" else expected)
+
+
+def test_a_batch_is_written_where_the_caller_says(mixed: list[bytes | str | Path]) -> None:
+    whole = np.full((9, 3, 32, 32), 7, np.uint8)
+    out, _ = image.load_batch(mixed, 32, out=whole[1:8])
+    assert np.shares_memory(out, whole)
+    np.testing.assert_array_equal(out, image.load_batch(mixed, 32)[0])
+    assert (whole[[0, 8]] == 7).all()
+    for wrong in (np.empty((7, 32, 32, 3), np.uint8), np.empty((7, 3, 32, 32), np.int8), whole[1:8, :, :, ::-1]):
+        with pytest.raises(ValueError, match="out must be"):
+            image.load_batch(mixed, 32, out=wrong)
+
+
+def test_an_empty_batch_is_empty() -> None:
+    out, errors = image.load_batch([], 32)
+    assert out.shape == (0, 3, 32, 32)
+    assert errors == []
+
+
+def test_many_python_threads_may_load_at_once(mixed: list[bytes | str | Path]) -> None:
+    expected = image.load_batch(mixed, 32)[0]
+    results: list[Pixels] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(image.load_batch(mixed, 32, threads=2)[0])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+# What is refused
+
+
+def test_files_that_cannot_be_read_are_os_errors(tmp_path: Path) -> None:
+    for function in (image.decode, image.info, lambda path: image.load(path, 8)):
+        with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+            function(tmp_path / "none.jpg")
+        with pytest.raises(IsADirectoryError):
+            function(tmp_path)
+
+
+def test_what_is_no_image_is_an_image_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "text.jpg"
+    path.write_text("not an image")
+    with pytest.raises(ImageError, match=r"text\.jpg: not an image"):
+        image.decode(path)
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match=r"text\.jpg: the file is empty"):
+        image.decode(os.fspath(path))
+
+
+def test_the_pixel_limit_is_checked_on_the_header() -> None:
+    for format in ("JPEG", "PNG", "WEBP"):
+        data = saved(picture_of("RGB", 20, 30), format)
+        assert image.decode(data, max_pixels=600).shape == (20, 30, 3)
+        with pytest.raises(ImageError, match="30 x 20 pixels are over the limit of 599"):
+            image.decode(data, max_pixels=599)
+
+
+def test_arguments_out_of_range_are_value_errors() -> None:
+    pixels = noise(4, 5)
+    data = saved(picture_of("RGB", 4, 5), "PNG")
+    calls: list[Any] = [
+        lambda: image.resize(pixels, 0, 5),
+        lambda: image.resize(pixels, 5, 5, filter="nearest"),  # type: ignore[arg-type]
+        lambda: image.resize(pixels[..., :2], 5, 5),
+        lambda: image.resize(pixels.astype(np.float32), 5, 5),  # type: ignore[arg-type]
+        lambda: image.fit(pixels, 0),
+        lambda: image.fit(pixels, 4, crop="left"),  # type: ignore[arg-type]
+        lambda: image.decode(data, alpha="red"),  # type: ignore[arg-type]
+        lambda: image.decode(data, icc="yes"),  # type: ignore[arg-type]
+        lambda: image.load_batch([data], 0),
+        lambda: image.load_batch([data], 4, threads=0),
+        lambda: image.load_batch([data], 4, layout="nchw"),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(ValueError):
+            call()
+    with pytest.raises(TypeError):
+        image.decode(5)  # type: ignore[arg-type]
+
+
+# Corruption: what Pillow refuses is refused, what it accepts gives its pixels
+
+
+def judged_by_pillow(data: bytes) -> Pixels | None:
+    try:
+        return pillow(data)
+    except Exception:
+        return None
+
+
+def assert_judged_as_by_pillow(data: bytes) -> None:
+    expected = judged_by_pillow(data)
+    try:
+        pixels = image.decode(data, **PLAIN)
+    except ImageError:
+        assert expected is None, "refused what Pillow accepts"
+    else:
+        assert expected is not None, "accepted what Pillow refuses"
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def small_files() -> dict[str, bytes]:
+    picture = picture_of("RGB", 23, 29)
+    return {
+        "jpeg": saved(picture, "JPEG", quality=60),
+        "progressive": saved(picture, "JPEG", quality=60, progressive=True),
+        "png": saved(picture.resize((9, 11)), "PNG", pnginfo=None),
+        "webp": saved(picture, "WEBP", quality=60),
+        "webp-lossless": saved(picture.resize((9, 11)), "WEBP", lossless=True),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", small_files())
+def test_every_prefix_is_judged_as_by_pillow(name: str) -> None:
+    data = small_files()[name]
+    for length in range(len(data)):
+        assert_judged_as_by_pillow(data[:length])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", small_files())
+def test_random_corruptions_are_judged_as_by_pillow(name: str) -> None:
+    data = small_files()[name]
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        corrupt = bytearray(data)
+        for position in rng.integers(0, len(data), rng.integers(1, 4)):
+            corrupt[position] = rng.integers(0, 256)
+        assert_judged_as_by_pillow(bytes(corrupt))
