@@ -80,6 +80,7 @@ def unpack(
     packed: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], elements: int, bits: int, threads: int
 ) -> None: ...
 def moments(x: npt.NDArray[Any], bfloat16: bool) -> list[tuple[float, float, float, float]]: ...
+
 # mds.rs
 
 @final
