@@ -30,6 +30,7 @@ __all__ = [
     "mds_merged_index",
     "moments",
     "pack",
+    "permute",
     "unpack",
 ]
 
@@ -42,6 +43,10 @@ class FormatError(LatentqError): ...
 class ImageError(LatentqError): ...
 class RecipeError(LatentqError): ...
 class MismatchError(LatentqError): ...
+
+# order.rs: in place; positions are contiguous
+
+def permute(positions: npt.NDArray[np.int64], size: int, keys: Sequence[int]) -> None: ...
 
 # quant.rs: a bool beside a float array says that its uint16 items are bfloat16's bits, not float16's
 
@@ -75,42 +80,6 @@ def unpack(
     packed: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8], elements: int, bits: int, threads: int
 ) -> None: ...
 def moments(x: npt.NDArray[Any], bfloat16: bool) -> list[tuple[float, float, float, float]]: ...
-
-# image.rs: an image is bytes or a path; arrays are uint8 (height, width, 3)
-
-MAX_PIXELS: int
-
-def image_decode(
-    data: bytes | str, orient: bool, alpha: str, icc: str, min_side: int | None, max_pixels: int
-) -> NDArray[np.uint8]: ...
-def image_fit(pixels: NDArray[np.uint8], size: int, crop: str, filter: str) -> NDArray[np.uint8]: ...
-def image_info(data: bytes | str) -> tuple[str, int, int, int, int]: ...
-def image_load(
-    data: bytes | str,
-    size: int,
-    crop: str,
-    filter: str,
-    orient: bool,
-    alpha: str,
-    icc: str,
-    min_side: int | None,
-    max_pixels: int,
-) -> NDArray[np.uint8]: ...
-def image_load_batch(
-    items: list[bytes | str],
-    size: int,
-    threads: int,
-    out: NDArray[np.uint8],
-    layout: str,
-    crop: str,
-    filter: str,
-    orient: bool,
-    alpha: str,
-    icc: str,
-    min_side: int | None,
-    max_pixels: int,
-) -> list[Exception | None]: ...
-def image_resize(pixels: NDArray[np.uint8], height: int, width: int, filter: str) -> NDArray[np.uint8]: ...
 
 # mds.rs
 
@@ -147,3 +116,39 @@ class MdsWriter:
 
 def mds_merge(path: str, folders: Sequence[str] | None) -> None: ...
 def mds_merged_index(path: str, folders: Sequence[str]) -> bytes: ...
+
+# image.rs: an image is bytes or a path; arrays are uint8 (height, width, 3)
+
+MAX_PIXELS: int
+
+def image_decode(
+    data: bytes | str, orient: bool, alpha: str, icc: str, min_side: int | None, max_pixels: int
+) -> NDArray[np.uint8]: ...
+def image_fit(pixels: NDArray[np.uint8], size: int, crop: str, filter: str) -> NDArray[np.uint8]: ...
+def image_info(data: bytes | str) -> tuple[str, int, int, int, int]: ...
+def image_load(
+    data: bytes | str,
+    size: int,
+    crop: str,
+    filter: str,
+    orient: bool,
+    alpha: str,
+    icc: str,
+    min_side: int | None,
+    max_pixels: int,
+) -> NDArray[np.uint8]: ...
+def image_load_batch(
+    items: list[bytes | str],
+    size: int,
+    threads: int,
+    out: NDArray[np.uint8],
+    layout: str,
+    crop: str,
+    filter: str,
+    orient: bool,
+    alpha: str,
+    icc: str,
+    min_side: int | None,
+    max_pixels: int,
+) -> list[Exception | None]: ...
+def image_resize(pixels: NDArray[np.uint8], height: int, width: int, filter: str) -> NDArray[np.uint8]: ...

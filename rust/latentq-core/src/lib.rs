@@ -3,6 +3,7 @@
 pub mod error;
 pub mod image;
 pub mod mds;
+pub mod order;
 pub mod parallel;
 pub mod quant;
 

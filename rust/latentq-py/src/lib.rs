@@ -5,14 +5,16 @@ use pyo3::prelude::*;
 mod error;
 mod image;
 mod mds;
+mod order;
 mod quant;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
-    quant::register(module)?;
     image::register(module)?;
     mds::register(module)?;
+    order::register(module)?;
+    quant::register(module)?;
     Ok(())
 }

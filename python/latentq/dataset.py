@@ -1,0 +1,297 @@
+"""LatentDataset: a latent dataset's folder as a torch map-style dataset."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, default_collate, get_worker_info
+
+from latentq import mds
+from latentq._core import FormatError, LatentqError
+from latentq.card import CARD, Card
+from latentq.layout import LatentColumn, Layout, Scale
+from latentq.quantizer import Quantizer
+from latentq.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from latentq.autoencoders import Autoencoder
+    from latentq.loader import LatentLoader
+    from latentq.resident import ResidentDataset
+
+Batch = dict[str, Any]
+Indices = Sequence[int] | NDArray[np.int64]
+
+
+class Samples(list[dict[str, Any]]):
+    """The samples of one batch, as views of it; `batch` is the batch itself."""
+
+    batch: Batch
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
+    """A latent dataset's folder as a torch map-style dataset.
+
+    A sample is a dict. A single latent column is called `latent` and is a (C, h, w) tensor; `label` is an int;
+    `label_text`, `caption` and `key` are strings. Where several columns hold the same kind of thing, each keeps the
+    name it has in the shards.
+
+    It may be used in DataLoader workers under fork, spawn and forkserver; files are opened where they are read.
+
+    Args:
+        path: The folder.
+        columns: Which of the columns a sample has, by their names in samples or in the shards; None for all.
+        dtype: Of latents: float32, float16 or bfloat16; or uint8, for the codes as they are stored.
+        scale: `raw`, as the autoencoder gave them; `scaled`, times its scaling factor; `normalized`, to mean 0 and
+            standard deviation 1 in each channel by the card's statistics.
+        recipe: For a folder without a card: the recipe it was made with, or its name or file.
+        quantizer: For a folder without a card: what the codes mean, where the recipe does not say or says otherwise.
+        transform: Called with each sample; what it returns takes the sample's place.
+
+    Attributes:
+        path: The folder.
+        card: What the dataset says of itself; None for a folder without one.
+        layout: The columns of a sample, and what they mean.
+
+    Raises:
+        LatentqError: The dataset is not finished, or the scale needs a card that is not there.
+        FormatError: The card or the index cannot be understood.
+        RecipeError: There is neither a card nor a recipe that says enough.
+        MismatchError: Recipe and shards do not go together; both are named.
+        OSError: There is no such folder, or it cannot be read.
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        columns: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        scale: Scale = "raw",
+        recipe: str | os.PathLike[str] | Recipe | None = None,
+        quantizer: Quantizer | None = None,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.card = open_card(self.path)
+        self.transform = transform
+        self._reader = mds.Reader(self.path)
+        if self.card is not None and self.card.counts is not None and self.card.counts.samples != len(self):
+            raise FormatError(f"{path}: the card counts {self.card.counts.samples} samples, the index {len(self)}")
+        self.layout = Layout.resolve(
+            self.path,
+            self._reader.columns,
+            card=self.card,
+            columns=columns,
+            dtype=dtype,
+            scale=scale,
+            recipe=recipe,
+            quantizer=quantizer,
+        )
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __repr__(self) -> str:
+        layout = self.layout
+        latents = ", ".join(f"{name}: {column.shape}" for name, column in layout.latents.items())
+        return (
+            f"LatentDataset({str(self.path)!r}, {len(self):,} samples, {latents or 'no latents'}, "
+            f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.stored)})"
+        )
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample.
+
+        Raises:
+            IndexError: There is no such sample.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Indices) -> list[Any]:
+        """Samples, read and dequantised together. torch's DataLoader calls this with the indices of a batch.
+
+        Returns:
+            A list, for torch's `default_collate` or, without a copy, for `collate`.
+        """
+        return samples_of(self.batch(indices), self.transform)
+
+    @staticmethod
+    def collate(samples: list[Any]) -> Any:
+        """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
+        return samples.batch if isinstance(samples, Samples) else default_collate(samples)
+
+    def batch(self, indices: Indices) -> Batch:
+        """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
+
+        Args:
+            indices: Of its samples, in any order, each from -len(self) to len(self) - 1.
+
+        Raises:
+            IndexError: An index is out of range.
+            FormatError: A shard is broken or cut short; the message names it.
+        """
+        return self.decode_batch(self.read(indices))
+
+    def read(self, indices: Indices, *, pin_memory: bool = False) -> Batch:
+        """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes."""
+        indices = checked_indices(indices, len(self))
+        batch: Batch = {}
+        for name, stored in self.layout.stored.items():
+            if name in self.layout.latents:
+                shape = (len(indices), self.layout.latents[name].nbytes)
+                batch[name] = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+                self._reader.gather(indices, stored, out=batch[name].numpy())
+            else:
+                values = self._reader.gather(indices, stored)
+                batch[name] = self._labels(stored, values) if name in self.layout.labels else values
+        return batch
+
+    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+        """The batch that `read` has begun, its latents decoded on the device where they are."""
+        latents = self.layout.latents
+        return {
+            name: self._decoded(latents[name], value, pin_memory) if name in latents else value
+            for name, value in batch.items()
+        }
+
+    def loader(self, batch_size: int, **options: Any) -> LatentLoader:
+        """A loader of this dataset's batches: see `LatentLoader` for the options.
+
+        Args:
+            batch_size: Samples in a batch, on each rank.
+            options: `shuffle`, `seed`, `drop_last`, `device`, `threads`, `prefetch`, `pin_memory`, `rank`,
+                `world_size`, `label_dropout`, `caption_dropout`.
+        """
+        from latentq.loader import LatentLoader
+
+        return LatentLoader(self, batch_size, **options)
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that `to_device` takes: the latents as they are stored, and 8 bytes a label."""
+        latents = sum(column.nbytes for column in self.layout.latents.values())
+        return len(self) * (latents + 8 * len(self.layout.labels))
+
+    def to_device(self, device: str | torch.device = "cuda") -> ResidentDataset:
+        """The latents and labels of all samples in the memory of a device, latents as they are stored.
+
+        Raises:
+            MemoryError: `resident_bytes` are more than the device has free.
+            ValueError: This dataset has a transform.
+        """
+        from latentq.resident import ResidentDataset
+
+        return ResidentDataset(self, device)
+
+    def decode(self, index: int, *, autoencoder: Autoencoder | None = None) -> Image:
+        """A sample's latent as a picture; the first where it has several.
+
+        Args:
+            index: The sample.
+            autoencoder: What decodes it; None loads the one that the card names.
+
+        Raises:
+            IndexError: There is no such sample.
+            LatentqError: The autoencoder cannot be loaded, there is no card to name one, or no column holds latents.
+        """
+        from PIL.Image import fromarray
+
+        from latentq.decode import autoencoder_for, decode_latents
+
+        if not self.layout.latents:
+            raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.stored)}")
+        if autoencoder is None:
+            if self.card is None:
+                raise LatentqError(f"{self.path} has no {CARD}: say which autoencoder decodes it")
+            autoencoder = autoencoder_for(self.card)
+        name, column = next(iter(self.layout.latents.items()))
+        raw = column.in_scale(self.path, self.card, "raw")
+        latent = raw.decode(self.read([index])[name], torch.float32)
+        return fromarray(decode_latents(autoencoder, latent)[0])
+
+    def _decoded(self, column: LatentColumn, raw: torch.Tensor, pin_memory: bool) -> torch.Tensor:
+        out = None
+        if raw.device.type == "cpu":
+            out = empty((len(raw), *column.shape), self.layout.dtype, pin_memory)
+        return column.decode(raw, self.layout.dtype, out=out)
+
+    def _labels(self, stored: str, values: Any) -> torch.Tensor:
+        try:
+            return torch.from_numpy(np.array(values, dtype=np.int64))
+        except (ValueError, OverflowError):
+            wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
+            raise FormatError(f"{self.path}: column {stored!r} holds {wrong!r}, which is no label's number") from None
+
+
+def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
+    """The samples of a batch: `Samples` that are views of it, or what the transform makes of them."""
+    columns = [_items(value) for value in batch.values()]
+    samples = Samples(dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True))
+    if transform is not None:
+        return [transform(sample) for sample in samples]
+    samples.batch = batch
+    return samples
+
+
+def _items(values: Any) -> Sequence[Any]:
+    if isinstance(values, list):
+        return values
+    items: Sequence[Any] = values.unbind() if values.ndim > 1 else values.tolist()
+    return items
+
+
+def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
+    """Indices as int64 in [0, size), negative ones counted from the end.
+
+    Raises:
+        IndexError: One is out of range.
+        TypeError: One is not a whole number.
+    """
+    if not isinstance(indices, np.ndarray):
+        indices = np.fromiter(map(operator.index, indices), np.int64)
+    outside = (indices < -size) | (indices >= size)
+    if outside.any():
+        raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
+    return np.where(indices < 0, indices + size, indices)
+
+
+def open_card(path: Path) -> Card | None:
+    """The card of a dataset that is finished, or None where a folder of shards has none.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: There is no such folder.
+        LatentqError: The dataset is not finished, or the folder holds none.
+        FormatError: The card cannot be understood.
+    """
+    if not path.is_dir():
+        code = errno.ENOTDIR if path.exists() else errno.ENOENT
+        raise OSError(code, os.strerror(code), str(path))
+    card = Card.load(path) if (path / CARD).exists() else None
+    indexed = (path / "index.json").exists()
+    if card is not None and not (card.complete and indexed):
+        done = sum(1 for entry in path.iterdir() if entry.name.isdigit() and (entry / "index.json").is_file())
+        raise LatentqError(f"{path} is not finished: {done} of {card.units} units")
+    if not indexed:
+        raise LatentqError(f"{path} holds no dataset: it has neither {CARD} nor index.json")
+    return card
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
+    """A tensor for a batch. In a DataLoader's worker it lies in shared memory, so that sending it copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
+    untyped: Any = torch.UntypedStorage  # its _new_shared, by which torch's own default_collate does the same
+    storage: torch.UntypedStorage = untyped._new_shared(prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

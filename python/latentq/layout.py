@@ -1,0 +1,273 @@
+"""What a dataset's columns mean: names, shapes, quantisers and scales, resolved once from its card or recipe."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentq._core import FormatError, LatentqError, MismatchError, RecipeError
+from latentq.card import CARD, Card, LatentFacts
+from latentq.quantizer import Quantizer
+from latentq.recipe import FLOATS, Column, Recipe
+
+Scale = Literal["raw", "scaled", "normalized"]
+FloatArray = NDArray[np.float64]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+
+
+@dataclass(frozen=True)
+class LatentColumn:
+    """One latent column, from stored bytes to values: value = (dequantised - shift) * factor, for each channel.
+
+    Attributes:
+        stored: Its name in the shards.
+        facts: Its shape, and the quantiser and statistics of what is stored.
+        scaled: Whether what is stored is already multiplied by the scaling factor.
+        quantizer: What the codes mean, `shift` and `factor` included where the codes are integers.
+        shift: Of float kinds; empty where it is 0.
+        factor: Of float kinds; empty where it is 1.
+    """
+
+    stored: str
+    facts: LatentFacts
+    scaled: bool
+    quantizer: Quantizer
+    shift: tuple[float, ...] = ()
+    factor: tuple[float, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, h, w) of a sample."""
+        return self.facts.shape
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the stored values are floats, not codes."""
+        return self.quantizer.kind in FLOATS
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a stored sample."""
+        return self.quantizer.packed_bytes(prod(self.shape))
+
+    def decode(self, raw: torch.Tensor, dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The values of stored samples, on the device where these are.
+
+        Args:
+            raw: uint8 (N, nbytes).
+            dtype: float32, float16 or bfloat16; or uint8, for the codes themselves.
+            out: Where to put them, of the result's shape and dtype.
+
+        Returns:
+            (N, *shape) of the given dtype.
+        """
+        codes: torch.Tensor = self.quantizer.unpack(raw, (len(raw), *self.shape))
+        if self.factor:
+            channels = (-1, *(1 for _ in self.shape[1:]))
+            shift, factor = (torch.tensor(x, device=raw.device).view(channels) for x in (self.shift, self.factor))
+            codes = (codes.float() - shift) * factor
+        elif dtype != torch.uint8 and not self.is_float:
+            values: torch.Tensor = self.quantizer.dequantize(codes, dtype=dtype, out=out)
+            return values
+        return codes.to(dtype) if out is None else out.copy_(codes)
+
+    def in_scale(self, path: Path, card: Card | None, scale: Scale) -> LatentColumn:
+        """This column with values in the scale asked for; what is stored stays as it is.
+
+        Args:
+            path: The dataset, for messages.
+            card: Says the scaling factor.
+            scale: `raw` as the autoencoder gave them, `scaled` times its scaling factor, or `normalized` to mean 0 and
+                standard deviation 1 in each channel.
+        """
+        channels = self.shape[0]
+        if scale == "normalized":
+            statistics = self.facts.statistics
+            if statistics is None:
+                raise LatentqError(f"{path}: scale='normalized' needs the statistics of a card")
+            std = np.array(statistics.std)
+            shift, factor = np.array(statistics.mean), 1 / np.where(std > 0, std, 1)
+        elif self.scaled == (scale == "scaled"):
+            return replace(self, quantizer=self.facts.quantizer, shift=(), factor=())
+        elif card is None:
+            raise LatentqError(f"{path}: scale={scale!r} needs the scaling factor of a card")
+        else:
+            sf = card.autoencoder.scaling_factor
+            shift, factor = np.zeros(channels), np.full(channels, sf if scale == "scaled" else 1 / sf)
+        if self.is_float:
+            return replace(self, shift=tuple(shift.tolist()), factor=tuple(factor.tolist()))
+        return replace(self, quantizer=_folded(self.facts.quantizer, shift, factor))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the samples of a dataset are made of.
+
+    Attributes:
+        path: The dataset, for messages.
+        card: Its card; None where there is none.
+        recipe: What made it.
+        stored: The names of the columns in the shards, by their names in samples, in the order of a sample.
+        latents: Those of them that hold latents, by their names in samples.
+        dtype: In which latents are given.
+        scale: In which latents are given.
+    """
+
+    path: Path
+    card: Card | None
+    recipe: Recipe
+    stored: Mapping[str, str]
+    latents: Mapping[str, LatentColumn]
+    dtype: torch.dtype
+    scale: Scale
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns that hold labels, by their names in samples."""
+        return tuple(name for name, stored in self.stored.items() if self.recipe.columns[stored].content == "label")
+
+    @classmethod
+    def resolve(
+        cls,
+        path: Path,
+        there: Mapping[str, str],
+        *,
+        card: Card | None,
+        columns: Sequence[str] | None,
+        dtype: torch.dtype,
+        scale: Scale,
+        recipe: str | os.PathLike[str] | Recipe | None,
+        quantizer: Quantizer | None,
+    ) -> Layout:
+        """The layout of a dataset whose shards have the columns `there`; the rest as of `LatentDataset`."""
+        if scale not in get_args(Scale):
+            raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, not {scale!r}")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {dtype!r}")
+        known = _recipe_of(path, card, recipe, quantizer)
+        names = _sample_names(known, there)
+        selected = _selected(names, columns)
+        latents = {}
+        for name, stored in selected.items():
+            column = known.columns[stored]
+            if not column.is_latent:
+                continue
+            if card is not None and stored not in card.latents:
+                raise FormatError(f"{path}: the card says nothing of the latents in column {stored!r}")
+            facts = card.latents[stored] if card is not None else _facts_of(path, stored, column, quantizer)
+            if facts.quantizer.channels != facts.shape[0]:
+                of = f"{facts.shape[0]} channels, and its quantiser {facts.quantizer.channels}"
+                raise MismatchError(f"{path}: column {stored!r} has {of}")
+            latents[name] = LatentColumn(stored, facts, column.scaled, facts.quantizer).in_scale(path, card, scale)
+            if dtype == torch.uint8 and latents[name].is_float:
+                raise ValueError(f"{path}: column {stored!r} is stored as {facts.quantizer.kind} and has no codes")
+        return cls(path, card, known, selected, latents, dtype, scale)
+
+    def check_agreement(self, other: Layout) -> None:
+        """Refuses a dataset whose samples are made of something else than this one's.
+
+        Raises:
+            MismatchError: They differ; the message names both sides.
+        """
+        for (what, mine, text), (_, others, other_text) in zip(self._traits(), other._traits(), strict=False):
+            if mine != others:
+                raise MismatchError(f"{other.path} has {what} {other_text}, and {self.path} has {text}")
+
+    def _traits(self) -> list[tuple[str, Any, str]]:
+        """What must be equal in a mixture: its name, its value, and how to tell it. Columns come first."""
+        traits: list[tuple[str, Any, str]] = [("columns", sorted(self.stored), ", ".join(sorted(self.stored)))]
+        if self.card is None:
+            traits.append(("autoencoder", self.recipe.autoencoder.model, self.recipe.autoencoder.model))
+        else:
+            network = self.card.autoencoder
+            made_by = (network.weights or network.name, network.scaling_factor)
+            text = f"{network.name} (weights {network.weights or 'none'}, scaling factor {network.scaling_factor:g})"
+            traits.append(("autoencoder", made_by, text))
+        for name, column in sorted(self.latents.items()):
+            quantizer = column.facts.quantizer
+            ranges = ", ".join(f"{low:g} to {high:g}" for low, high in zip(quantizer.low, quantizer.high, strict=True))
+            traits += [
+                (f"shape of {name!r}", column.shape, str(column.shape)),
+                (f"quantiser of {name!r}", quantizer, f"{quantizer.bits}-bit {quantizer.kind} ({ranges})"),
+                (f"stored scale of {name!r}", column.scaled, "scaled" if column.scaled else "raw"),
+            ]
+        return [*traits, ("scale", self.scale, self.scale), ("dtype", self.dtype, str(self.dtype))]
+
+
+def _recipe_of(
+    path: Path, card: Card | None, recipe: str | os.PathLike[str] | Recipe | None, quantizer: Quantizer | None
+) -> Recipe:
+    """The card's recipe, or the given one where there is no card."""
+    if card is not None:
+        if recipe is not None or quantizer is not None:
+            raise ValueError(f"{path} has a card: recipe and quantizer are for a folder without one")
+        return card.recipe
+    if recipe is None:
+        known = ", ".join(Recipe.names())
+        raise RecipeError(f"{path} has no {CARD}: say what made it, recipe=NAME or a file (known: {known})")
+    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+
+
+def _sample_names(recipe: Recipe, there: Mapping[str, str]) -> dict[str, str]:
+    """The names of the columns in samples, by those in the shards: what a column holds, if it alone holds that."""
+    present = {name: column for name, column in recipe.columns.items() if name in there}
+    for name, column in recipe.columns.items():
+        if name not in there and not column.optional:
+            raise MismatchError(
+                f"recipe {recipe.name} has a column {name!r}, and the shards have {', '.join(there) or 'none'}"
+            )
+    count = Counter(column.content for column in present.values())
+    return {name: column.content if count[column.content] == 1 else name for name, column in present.items()}
+
+
+def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[str, str]:
+    """The columns that are wanted, those in the shards by those in samples; `names` is the other way round."""
+    stored = {name: stored for stored, name in names.items()}
+    if wanted is None:
+        return stored
+    if isinstance(wanted, str):
+        raise TypeError(f"columns must be a list of names, not the string {wanted!r}")
+    selected = {}
+    for name in wanted:
+        in_samples = name if name in stored else names.get(name)
+        if in_samples is None:
+            raise ValueError(f"there is no column {name!r}: there are {', '.join(stored)}")
+        selected[in_samples] = stored[in_samples]
+    return selected
+
+
+def _facts_of(path: Path, name: str, column: Column, quantizer: Quantizer | None) -> LatentFacts:
+    """The shape and quantiser of a latent column without a card: what the recipe and the caller say."""
+    shape = column.shape
+    if not shape and column.encoding.count(":") == 2:
+        shape = tuple(int(side) for side in column.encoding.split(":")[2].split(","))
+    if not shape:
+        raise RecipeError(f"{path}: there is no card, and the recipe does not say the shape of column {name!r}")
+    if quantizer is None:
+        kind = column.quantizer["kind"]
+        if kind in FLOATS:
+            quantizer = Quantizer.floating(kind, channels=shape[0])
+        elif kind == "uniform":
+            options = {key: value for key, value in column.quantizer.items() if key != "kind"}
+            quantizer = Quantizer.uniform(channels=shape[0], **options)
+        else:
+            raise RecipeError(f"{path}: there is no card with the range of column {name!r}: give a quantizer")
+    return LatentFacts(shape=shape, quantizer=quantizer)
+
+
+def _folded(quantizer: Quantizer, shift: FloatArray, factor: FloatArray) -> Quantizer:
+    """A quantiser whose values are (value - shift) * factor: one pass over the codes instead of two."""
+    if quantizer.kind == "codebook":
+        return Quantizer.codebook((np.array(quantizer.levels) - shift[:, None]) * factor[:, None])
+    low, high = ((np.array(edge) - shift) * factor for edge in (quantizer.low, quantizer.high))
+    return Quantizer.affine(low.tolist(), high.tolist(), bits=quantizer.bits)

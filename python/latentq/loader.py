@@ -1,0 +1,234 @@
+"""LatentLoader: batches prepared ahead by threads, in an order that can be resumed anywhere, on any number of ranks."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import default_collate
+
+from latentq.dataset import Batch
+from latentq.order import Order, bernoulli, slice_of
+
+
+class Source(Protocol):
+    """What a loader reads from: `LatentDataset`, `LatentMixture` or `ResidentDataset`."""
+
+    transform: Any
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: NDArray[np.int64], *, pin_memory: bool = False) -> Batch:
+        """A batch whose latents are as stored."""
+
+    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+        """The same with its latents decoded, on the device where they are."""
+
+    def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
+        """Samples, transformed."""
+
+
+class LatentLoader:
+    """Batches of a dataset, prepared ahead by threads. Made by `LatentDataset.loader`.
+
+    A batch is a dict: latents (B, C, h, w), `label` (B,) int64, strings as lists, and `valid`, (B,) bool. Every sample
+    comes exactly once in an epoch, and every rank takes equally many steps. The last batch of an epoch is divided
+    evenly over the ranks; only where it has fewer samples than there are ranks are some repeated, with `valid` False.
+
+    An iteration goes through one epoch; the next goes through the epoch after it. The order is a function of (seed,
+    epoch, position) alone, so that it may be resumed at any step, also with another batch size or number of ranks.
+
+    Args:
+        source: What to read from.
+        batch_size: Samples in a batch, on each rank.
+        shuffle: Whether an epoch's samples are permuted, as a whole.
+        seed: Of the permutation and the dropouts; at least 0.
+        drop_last: Whether a last batch that is not full on every rank is left out.
+        device: Where batches go, latents as they are stored, to be decoded there. None leaves them on the CPU.
+        threads: How many prepare batches; None for one on each CPU, at most 4.
+        prefetch: How many batches are prepared ahead; None for two a thread.
+        pin_memory: Whether batches that stay on the CPU lie in page-locked memory, where there is a GPU.
+        rank: Of this process; None asks torch.distributed, where it is initialised.
+        world_size: The number of processes; None as with rank.
+        label_dropout: For classifier-free guidance: the probability with which `drop_label`, (B,) bool, is True. A
+            function of (seed, epoch, sample); no such key where it is 0.
+        caption_dropout: The same for `drop_caption`.
+        order: Of the samples; None for every sample once.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        prefetch: int | None = None,
+        pin_memory: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+        label_dropout: float = 0.0,
+        caption_dropout: float = 0.0,
+        order: Order | None = None,
+    ) -> None:
+        self.source = source
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        device = torch.device("cpu" if device is None else device)
+        self.device = None if device.type == "cpu" else device
+        self.threads = min(4, _cpus()) if threads is None else threads
+        self.prefetch = 2 * self.threads if prefetch is None else prefetch
+        self.rank, self.world_size = _ranks(rank, world_size)
+        self.order = Order((len(source),), (len(source),), shuffle, seed) if order is None else order
+        self.dropouts = {"drop_label": label_dropout, "drop_caption": caption_dropout}
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("threads", self.threads, 1),
+            ("prefetch", self.prefetch, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        for name, probability in self.dropouts.items():
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name.removeprefix('drop_')}_dropout must be from 0 to 1, not {probability}")
+        pinning = torch.cuda.is_available()
+        self._pin_read = pinning and self.device is not None and self.device.type == "cuda"
+        self._pin_decoded = pinning and self.device is None and pin_memory
+        self._epoch = 0
+        self._position = 0  # in the global order: samples that all ranks together have been given
+        self._start = 0  # where the next iteration begins
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next batch is of, from 0."""
+        return self._epoch
+
+    def __len__(self) -> int:
+        """How many batches a whole epoch has."""
+        step = self.batch_size * self.world_size
+        return len(self.order) // step if self.drop_last else -(-len(self.order) // step)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch; nothing changes where it is already in it, as after `load_state_dict`."""
+        if epoch != self._epoch:
+            self._epoch, self._position, self._start = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this loader stands: what came of the epoch in batches already handed out, not those prepared ahead.
+
+        It is the same on all ranks.
+        """
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "sizes": list(self.order.sizes),
+            "shares": list(self.order.shares),
+            "shuffle": self.order.shuffle,
+            "seed": self.order.seed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next iteration go on where another loader stood, whatever its batch size and number of ranks.
+
+        Raises:
+            ValueError: That loader's order was another: other sizes, shuffling or seed.
+        """
+        mine = self.state_dict()
+        for key in ("sizes", "shares", "shuffle", "seed"):
+            if state[key] != mine[key]:
+                raise ValueError(f"the state is of a loader with {key} {state[key]}, and this one has {mine[key]}")
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._start = self._position
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch, from its start, or from where `load_state_dict` has put it."""
+        self._position, self._start = self._start, 0
+        epoch = self._epoch
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
+        ahead: deque[tuple[int, Future[Batch]]] = deque()
+        try:
+            for start, stop in self._steps(self._position):
+                ahead.append((stop, pool.submit(self._prepare, epoch, start, stop)))
+                if len(ahead) > self.prefetch:
+                    yield self._next(ahead)
+            while ahead:
+                yield self._next(ahead)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._epoch, self._position = epoch + 1, 0
+
+    def _steps(self, position: int) -> Iterator[tuple[int, int]]:
+        """The global batches from a position on."""
+        step = self.batch_size * self.world_size
+        for start in range(position, len(self.order), step):
+            stop = min(start + step, len(self.order))
+            if self.drop_last and stop - start < step:
+                return
+            yield start, stop
+
+    def _next(self, ahead: deque[tuple[int, Future[Batch]]]) -> Batch:
+        stop, future = ahead.popleft()
+        batch = self._finish(future.result())
+        # What is dropped at the end counts as done, so that no other number of ranks takes it up.
+        self._position = stop if ahead or not self.drop_last else len(self.order)
+        return batch
+
+    def _prepare(self, epoch: int, start: int, stop: int) -> Batch:
+        """This rank's part of a global batch, on a thread of the pool."""
+        positions, valid = slice_of(start, stop, self.rank, self.world_size)
+        indices = self.order.indices(epoch, positions)
+        if self.source.transform is not None:
+            batch: Batch = default_collate(self.source.__getitems__(indices))
+            if not isinstance(batch, dict):
+                raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
+        elif self.device is None:
+            batch = self.source.decode_batch(self.source.read(indices), pin_memory=self._pin_decoded)
+        else:
+            batch = self.source.read(indices, pin_memory=self._pin_read)
+        batch["valid"] = torch.from_numpy(valid)
+        for salt, (name, probability) in enumerate(self.dropouts.items()):
+            if probability:
+                drop = bernoulli(indices, probability, (self.order.seed, epoch, salt))
+                batch[name] = torch.from_numpy(drop)
+        return batch
+
+    def _finish(self, batch: Batch) -> Batch:
+        """What must happen on the caller's thread, and so on its stream: the way to the device, and decoding there."""
+        if self.device is None:
+            return batch
+        batch = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+        return batch if self.source.transform is not None else self.source.decode_batch(batch)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """The rank and world size given, or torch.distributed's, or 0 of 1."""
+    if (rank is None) != (world_size is None):
+        raise ValueError("rank and world_size must be given together")
+    if rank is None or world_size is None:
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
+    return rank, world_size

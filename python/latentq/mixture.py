@@ -1,0 +1,103 @@
+"""LatentMixture: several latent datasets as one, with exact shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentq._core import MismatchError
+from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
+from latentq.loader import LatentLoader
+from latentq.order import Order, shares_of
+
+
+class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
+    """Several latent datasets as one, their samples numbered through: those of the first dataset first.
+
+    Its loader takes from each dataset its exact share, spread evenly: any stretch of an epoch holds each share to
+    within a sample or so. An epoch has as many samples as the datasets have together. Without weights each sample comes
+    once in it; with weights some come more often than others, but none of a dataset twice before every other of it has
+    come once, over all epochs.
+
+    Latents are decoded as the first dataset's are; with scale `normalized`, by its statistics.
+
+    Args:
+        datasets: At least one. All must give the same columns, and latents that one network of one scale made.
+        weights: The share of each dataset, at least 0; None for shares in proportion to their sizes.
+
+    Raises:
+        MismatchError: A dataset does not go with the first: another autoencoder or weights, shape, quantiser, scale,
+            dtype or other columns; both are named.
+        ValueError: There are no datasets or no samples, or the weights are not as many, negative or all 0.
+    """
+
+    def __init__(self, datasets: Sequence[LatentDataset], weights: Sequence[float] | None = None) -> None:
+        if not datasets or not all(len(dataset) for dataset in datasets):
+            raise ValueError("a mixture needs datasets, each with samples")
+        self.datasets = tuple(datasets)
+        for other in self.datasets[1:]:
+            self.datasets[0].layout.check_agreement(other.layout)
+            if other.transform is not self.datasets[0].transform:
+                raise MismatchError(f"{other.path} has another transform than {self.datasets[0].path}")
+        self.sizes = tuple(len(dataset) for dataset in datasets)
+        if weights is None:
+            self.shares = self.sizes
+        elif len(weights) != len(datasets) or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
+            raise ValueError(f"weights must be one for each of {len(datasets)} datasets, at least 0: not {weights!r}")
+        else:
+            self.shares = shares_of(weights, sum(self.sizes))
+        self.transform = self.datasets[0].transform
+        self._edges = np.cumsum([0, *self.sizes])
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{share:,} of {str(d.path)!r}" for share, d in zip(self.shares, self.datasets, strict=True))
+        return f"LatentMixture(an epoch is {parts})"
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample. Raises IndexError where there is none of that number."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Indices) -> list[Any]:
+        """Samples, read and dequantised together, as of `LatentDataset`."""
+        return samples_of(self.decode_batch(self.read(indices)), self.transform)
+
+    collate = staticmethod(LatentDataset.collate)
+
+    def read(self, indices: Indices, *, pin_memory: bool = False) -> Batch:
+        """A batch whose latents are still as stored: what `decode_batch` takes."""
+        indices = checked_indices(indices, len(self))
+        which = np.searchsorted(self._edges, indices, side="right") - 1
+        rows = [np.flatnonzero(which == i) for i in range(len(self.datasets))]
+        parts = [
+            dataset.read(indices[mine] - edge, pin_memory=pin_memory)
+            for dataset, mine, edge in zip(self.datasets, rows, self._edges, strict=False)
+        ]
+        # Row r of the batch is row places[r] of the parts laid end to end.
+        places = np.empty(len(indices), np.int64)
+        places[np.concatenate(rows)] = np.arange(len(indices))
+        return {name: _rows([part[name] for part in parts], places, pin_memory) for name in parts[0]}
+
+    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+        """The batch that `read` has begun, its latents decoded on the device where they are."""
+        return self.datasets[0].decode_batch(batch, pin_memory=pin_memory)
+
+    def loader(self, batch_size: int, *, shuffle: bool = False, seed: int = 0, **options: Any) -> LatentLoader:
+        """A loader of the mixture's batches: see `LatentLoader` for the options."""
+        order = Order(self.sizes, self.shares, shuffle, seed)
+        return LatentLoader(self, batch_size, order=order, **options)
+
+
+def _rows(parts: list[Any], places: NDArray[np.int64], pin_memory: bool) -> Any:
+    if isinstance(parts[0], list):
+        items = [value for part in parts for value in part]
+        return [items[place] for place in places]
+    values = torch.cat(parts)
+    out = torch.empty(values.shape, dtype=values.dtype, pin_memory=pin_memory)
+    return torch.index_select(values, 0, torch.from_numpy(places), out=out)

@@ -1,0 +1,116 @@
+"""A dataset that lies in memory as a whole, on the CPU or a GPU: batches are an index and a dequantise away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
+from latentq.loader import LatentLoader
+
+_CHUNK = 4096  # samples that are read at a time
+_UNKNOWN = 1 << 62  # bytes, where a system does not tell
+
+
+class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """The latents and labels of a dataset in memory, latents as they are stored. Made by `LatentDataset.to_device`.
+
+    Columns of strings are left out.
+
+    Attributes:
+        device: Where it lies.
+        columns: What lies there: for each latent column uint8 (N, bytes), for labels int64 (N,).
+    """
+
+    transform = None
+
+    def __init__(self, dataset: LatentDataset, device: str | torch.device = "cuda") -> None:
+        self.device = torch.device(device)
+        if dataset.transform is not None:
+            raise ValueError("a dataset with a transform cannot be resident: its samples are made one by one")
+        self._dataset = dataset
+        names = (*dataset.layout.latents, *dataset.layout.labels)
+        needed, free = dataset.resident_bytes, _free_bytes(self.device)
+        if needed > free:
+            raise MemoryError(
+                f"{dataset.path} needs {needed / 1e9:.2f} GB on {self.device}, where {free / 1e9:.2f} GB are free"
+            )
+        self.columns: dict[str, torch.Tensor] = {}
+        for start in range(0, max(len(dataset), 1), _CHUNK):
+            part = dataset.read(np.arange(start, min(start + _CHUNK, len(dataset))))
+            for name in names:
+                if not start:
+                    shape = (len(dataset), *part[name].shape[1:])
+                    self.columns[name] = torch.empty(shape, dtype=part[name].dtype, device=self.device)
+                self.columns[name][start : start + _CHUNK] = part[name]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __repr__(self) -> str:
+        return f"ResidentDataset({self._dataset!r}, device={str(self.device)!r})"
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample. Raises IndexError where there is none of that number."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Indices) -> list[Any]:
+        """Samples, decoded together, as of `LatentDataset`."""
+        return samples_of(self.batch(indices), None)
+
+    collate = staticmethod(LatentDataset.collate)
+
+    def batch(self, indices: Indices | torch.Tensor) -> Batch:
+        """A batch on the device: latents (N, C, h, w), labels (N,).
+
+        Args:
+            indices: Of its samples. A tensor on the device is taken as it is, without a check that would wait for it.
+        """
+        if not isinstance(indices, torch.Tensor):
+            indices = torch.from_numpy(checked_indices(indices, len(self)))
+        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
+
+    def read(self, indices: Indices, *, pin_memory: bool = False) -> Batch:
+        """The numbers of a batch's samples: what `decode_batch` takes, once they are on the device."""
+        numbers = torch.from_numpy(checked_indices(indices, len(self)))
+        return dict.fromkeys(self.columns, numbers.pin_memory() if pin_memory else numbers)
+
+    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+        """The batch whose numbers `read` gave."""
+        picked = {name: self.columns[name].index_select(0, numbers) for name, numbers in batch.items()}
+        return self._dataset.decode_batch(picked, pin_memory=pin_memory)
+
+    def loader(self, batch_size: int, **options: Any) -> LatentLoader:
+        """A loader of batches on this device, in the order of the dataset's own: see `LatentLoader` for the options."""
+        return LatentLoader(self, batch_size, device=self.device, **options)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return _UNKNOWN
+    try:
+        available = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        return _UNKNOWN
+    return min(available, _free_in_cgroup())
+
+
+def _free_in_cgroup() -> int:
+    """What the control group that a container sees, version 2 or 1, still grants beside its page cache."""
+    for folder, limit, used in (
+        (Path("/sys/fs/cgroup"), "memory.max", "anon"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"),
+    ):
+        try:
+            granted = (folder / limit).read_text().strip()
+            taken = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())[used]
+        except (OSError, KeyError, ValueError):
+            continue
+        if granted != "max":
+            return int(granted) - int(taken)
+    return _UNKNOWN

@@ -1,0 +1,355 @@
+"""LatentDataset: samples and batches hold what the shards hold, under every way of starting workers."""
+
+import multiprocessing
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+import latentq
+from latentq import LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
+from latentq.quantizer import Quantizer
+from making import SCALING_FACTOR, make_dataset
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("made") / "out", 40, size_limit=1 << 11)
+
+
+def test_a_sample_holds_what_the_shards_hold(made):
+    dataset = LatentDataset(made.path)
+    assert len(dataset) == 40
+    assert dataset.card == made.card
+    for i in (0, 7, 39, -1, -40, np.int64(3), torch.tensor(5)):
+        sample = dataset[i]
+        assert list(sample) == ["latent", "key", "label", "caption"]
+        assert sample["latent"].dtype == torch.float32
+        np.testing.assert_allclose(sample["latent"], made.values[i], atol=2e-6)
+        assert sample["key"] == made.keys[i]
+        assert sample["label"] == made.labels[i]
+        assert type(sample["label"]) is int
+        assert sample["caption"] == f"picture {range(40)[i]}"
+
+
+@pytest.mark.parametrize("index", [40, -41, 10**12])
+def test_an_index_out_of_range_is_an_index_error(made, index):
+    with pytest.raises(IndexError, match="out of range for 40 samples"):
+        LatentDataset(made.path)[index]
+
+
+def test_an_index_that_is_no_number_is_a_type_error(made):
+    with pytest.raises(TypeError):
+        LatentDataset(made.path)[1.5]
+
+
+def test_a_loop_over_a_dataset_ends(made):
+    assert sum(1 for _ in LatentDataset(made.path)) == 40
+
+
+def test_a_batch_is_the_same_through_collate_and_default_collate_and_sample_by_sample(made):
+    dataset = LatentDataset(made.path)
+    indices = [3, 39, 0, 3, -2]
+    samples = dataset.__getitems__(indices)
+    assert isinstance(samples, list)
+    for batch in (dataset.collate(samples), default_collate(samples), default_collate([dataset[i] for i in indices])):
+        np.testing.assert_allclose(batch["latent"], made.values[indices], atol=2e-6)
+        assert batch["latent"].shape == (5, 3, 4, 5)
+        assert batch["label"].dtype == torch.int64
+        assert batch["label"].tolist() == made.labels[indices].tolist()
+        assert batch["key"] == [made.keys[i] for i in indices]
+
+
+def test_collate_does_not_copy(made):
+    dataset = LatentDataset(made.path)
+    samples = dataset.__getitems__([1, 2])
+    assert dataset.collate(samples)["latent"].data_ptr() == samples[0]["latent"].data_ptr()
+
+
+def test_an_empty_batch_is_a_batch(made):
+    assert LatentDataset(made.path).batch([])["latent"].shape == (0, 3, 4, 5)
+
+
+@pytest.mark.parametrize("kind", ["affine", "codebook", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("scale", ["raw", "scaled", "normalized"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_every_kind_in_every_scale(tmp_path, kind, scale, scaled):
+    made = make_dataset(tmp_path / "out", 12, kind=kind, scaled=scaled)
+    latents = LatentDataset(made.path, scale=scale).batch(range(12))["latent"].double().numpy()
+    mean, std = made.values.mean((0, 2, 3), keepdims=True), made.values.std((0, 2, 3), keepdims=True)
+    raw = made.values / SCALING_FACTOR if scaled else made.values
+    expected = {"raw": raw, "scaled": raw * SCALING_FACTOR, "normalized": (made.values - mean) / std}[scale]
+    np.testing.assert_allclose(latents, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_a_channel_of_one_value_is_normalized_to_zero(tmp_path):
+    made = make_dataset(tmp_path / "out", 4, low=2.5)
+    channel = LatentDataset(made.path, scale="normalized").batch(range(4))["latent"][:, 0]
+    assert (channel == 0).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 8])
+def test_packed_codes_come_out_as_codes_and_as_values(tmp_path, bits):
+    made = make_dataset(tmp_path / "out", 10, bits=bits)
+    np.testing.assert_allclose(LatentDataset(made.path).batch(range(10))["latent"], made.values, atol=2e-6)
+    codes = LatentDataset(made.path, dtype=torch.uint8).batch(range(10))["latent"]
+    assert codes.dtype == torch.uint8
+    assert np.array_equal(codes, made.codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_the_float32_values_rounded(made, dtype):
+    full = LatentDataset(made.path).batch(range(40))["latent"]
+    half = LatentDataset(made.path, dtype=dtype).batch(range(40))["latent"]
+    assert torch.equal(half, full.to(dtype))
+
+
+def test_a_float_column_has_no_codes(tmp_path):
+    made = make_dataset(tmp_path / "out", 2, kind="float16")
+    with pytest.raises(ValueError, match="stored as float16"):
+        LatentDataset(made.path, dtype=torch.uint8)
+
+
+def test_only_the_columns_asked_for_are_read(made):
+    dataset = LatentDataset(made.path, columns=["label", "latent"])
+    assert list(dataset[0]) == ["label", "latent"]
+    assert list(LatentDataset(made.path, columns=["key"])[0]) == ["key"]
+
+
+def test_several_latent_columns_keep_their_names(tmp_path):
+    made = make_dataset(tmp_path / "out", 3, latents=("latent_256", "latent_256_flip"))
+    assert list(LatentDataset(made.path)[0]) == ["latent_256", "latent_256_flip", "key", "label", "caption"]
+
+
+def test_a_single_latent_column_is_called_latent_whatever_its_name(tmp_path):
+    made = make_dataset(tmp_path / "out", 3, latents=("vae_output",))
+    assert list(LatentDataset(made.path)[0]) == ["latent", "key", "label", "caption"]
+    assert list(LatentDataset(made.path, columns=["label", "vae_output"])[0]) == ["label", "latent"]
+
+
+def test_labels_stored_as_text_are_integers(tmp_path):
+    made = make_dataset(tmp_path / "out", 5, label_encoding="str")
+    dataset = LatentDataset(made.path)
+    assert dataset[2]["label"] == made.labels[2]
+    assert dataset.batch(range(5))["label"].tolist() == made.labels.tolist()
+
+
+def test_a_label_that_is_no_number_is_named(tmp_path):
+    with mds.Writer(tmp_path / "out", {"latent": "ndarray:uint8:1,2,2", "label": "str"}) as writer:
+        writer.write({"latent": np.zeros((1, 2, 2), np.uint8), "label": "cat"})
+    recipe = _recipe({"latent": _latent(), "label": {"from": "label", "encoding": "str"}})
+    with pytest.raises(latentq.FormatError, match="'cat'"):
+        LatentDataset(tmp_path / "out", recipe=recipe)[0]
+
+
+def test_a_transform_takes_the_place_of_each_sample(made):
+    dataset = LatentDataset(made.path, transform=_doubled)
+    plain = LatentDataset(made.path)
+    assert torch.equal(dataset[3]["latent"], 2 * plain[3]["latent"])
+    batch = next(iter(DataLoader(dataset, batch_size=4, collate_fn=dataset.collate)))
+    assert torch.equal(batch["latent"], 2 * plain.batch(range(4))["latent"])
+
+
+def _doubled(sample):
+    return sample | {"latent": 2 * sample["latent"]}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_every_sample(made, method, workers):
+    dataset = LatentDataset(made.path)
+    _ = dataset[0]  # files are open in the parent
+    loader = DataLoader(
+        dataset, batch_size=7, num_workers=workers, multiprocessing_context=method, persistent_workers=True
+    )
+    for _ in range(2):
+        batches = list(loader)
+        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
+        assert torch.cat([b["label"] for b in batches]).tolist() == made.labels.tolist()
+        assert [key for b in batches for key in b["key"]] == made.keys
+
+
+def test_workers_give_the_same_with_collate(made):
+    dataset = LatentDataset(made.path)
+    loader = DataLoader(dataset, batch_size=7, num_workers=2, collate_fn=dataset.collate)
+    np.testing.assert_allclose(torch.cat([b["latent"] for b in loader]), made.values, atol=2e-6)
+
+
+def test_a_dataset_pickles_small_and_works_after_it(made):
+    dataset = LatentDataset(made.path)
+    _ = dataset[0]
+    data = pickle.dumps(dataset)
+    assert len(data) < 10_000
+    assert torch.equal(pickle.loads(data)[5]["latent"], dataset[5]["latent"])
+
+
+def test_many_processes_read_one_dataset(made):
+    dataset = LatentDataset(made.path)
+    _ = dataset[0]
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        labels = pool.map(_label, [(dataset, i) for i in range(40)])
+    assert labels == made.labels.tolist()
+
+
+def _label(task):
+    dataset, i = task
+    return dataset[i]["label"]
+
+
+def test_a_dataset_says_what_it_is(made):
+    text = repr(LatentDataset(made.path))
+    assert str(made.path) in text
+    assert "40 samples" in text
+    assert "(3, 4, 5)" in text
+
+
+def test_a_dataset_that_is_not_finished_says_how_far_it_is(tmp_path, made):
+    unfinished = replace(
+        made.card,
+        counts=None,
+        source=replace(made.card.source, samples=41),
+        recipe=replace(made.card.recipe, unit_size=4),
+    )
+    (tmp_path / "latents.toml").write_bytes(unfinished.to_toml())
+    for unit in range(3):
+        (tmp_path / f"{unit:05d}").mkdir()
+        (tmp_path / f"{unit:05d}" / "index.json").touch()
+    (tmp_path / ".00003.abc").mkdir()
+    (tmp_path / "00004").mkdir()
+    with pytest.raises(LatentqError) as caught:
+        LatentDataset(tmp_path)
+    assert str(caught.value) == f"{tmp_path} is not finished: 3 of 11 units"
+
+
+def test_a_complete_card_without_an_index_is_not_finished(tmp_path, made):
+    (tmp_path / "latents.toml").write_bytes(made.card.to_toml())
+    with pytest.raises(LatentqError, match="is not finished: 0 of 1 units"):
+        LatentDataset(tmp_path)
+
+
+def test_a_card_that_counts_other_samples_than_the_index_is_refused(tmp_path, made):
+    shutil.copytree(made.path, tmp_path / "out")
+    wrong = replace(made.card, counts=replace(made.card.counts, samples=39))
+    (tmp_path / "out" / "latents.toml").write_bytes(wrong.to_toml())
+    with pytest.raises(latentq.FormatError, match="39 samples, the index 40"):
+        LatentDataset(tmp_path / "out")
+
+
+def test_what_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    shutil.copytree(made.path, tmp_path / "broken")
+    (tmp_path / "broken" / "latents.toml").write_text("format = ")
+    shutil.copytree(made.path, tmp_path / "bare")
+    (tmp_path / "bare" / "latents.toml").unlink()
+    for name, error, text in (
+        ("missing", FileNotFoundError, "missing"),
+        ("file", NotADirectoryError, "file"),
+        ("empty", LatentqError, "holds no dataset"),
+        ("broken", latentq.FormatError, "latents.toml: not a card"),
+        ("bare", RecipeError, "say what made it"),
+    ):
+        with pytest.raises(error, match=text) as caught:
+            LatentDataset(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"columns": ["latents"]}, ValueError, "no column 'latents': there are latent, key, label, caption"),
+        ({"columns": "latent"}, TypeError, "list of names"),
+        ({"dtype": torch.float64}, ValueError, "dtype must be one of"),
+        ({"scale": "unit"}, ValueError, "scale must be one of"),
+        ({"recipe": "imagenet.int8"}, ValueError, "has a card"),
+    ],
+)
+def test_bad_arguments_say_what_there_is(made, options, error, text):
+    with pytest.raises(error, match=text):
+        LatentDataset(made.path, **options)
+
+
+# Foreign data: folders that have no card.
+
+
+def _latent(**fields):
+    quantizer = {"kind": "uniform", "low": -1.0, "high": 1.0, "bits": 8, "rounding": "nearest"}
+    return {"from": "latent", "quantizer": quantizer, "encoding": "ndarray:uint8:1,2,2"} | fields
+
+
+def _recipe(columns):
+    return Recipe.from_dict({"name": "test", "columns": columns})
+
+
+@pytest.fixture(scope="module")
+def imagenet_int8(tmp_path_factory):
+    """A folder as the published one: a raw `uint8` column, labels as text, no card."""
+    path = tmp_path_factory.mktemp("int8") / "out"
+    codes = np.random.default_rng(0).integers(0, 256, (6, 4, 32, 32), np.uint8)
+    columns = {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
+    with mds.Writer(path, columns, hashes=("sha1",)) as writer:
+        for i in range(6):
+            writer.write({"vae_output": codes[i], "label": str(100 + i), "label_as_text": f"class {i}"})
+    return path, codes
+
+
+def test_imagenet_int8_opens_by_its_recipe(imagenet_int8):
+    path, codes = imagenet_int8
+    dataset = LatentDataset(path, recipe="imagenet.int8")
+    assert dataset.card is None
+    batch = dataset.batch(range(6))
+    assert batch["label"].tolist() == [100, 101, 102, 103, 104, 105]
+    assert batch["label_text"] == [f"class {i}" for i in range(6)]
+    np.testing.assert_allclose(batch["latent"], codes / 255.0 * 28 - 14, atol=2e-6)
+
+
+def test_imagenet_int8_with_the_range_its_page_decodes_by(imagenet_int8):
+    path, codes = imagenet_int8
+    page = Quantizer.uniform(-12.0, 12.0, channels=4)
+    latents = LatentDataset(path, recipe="imagenet.int8", quantizer=page).batch(range(6))["latent"]
+    np.testing.assert_allclose(latents, (codes / 255.0 - 0.5) * 24, atol=2e-6)
+
+
+def test_a_quantizer_of_other_channels_is_refused(imagenet_int8):
+    wrong = Quantizer.uniform(-12.0, 12.0, channels=3)
+    with pytest.raises(MismatchError, match="4 channels, and its quantiser 3"):
+        LatentDataset(imagenet_int8[0], recipe="imagenet.int8", quantizer=wrong)
+
+
+@pytest.mark.parametrize("scale", ["scaled", "normalized"])
+def test_without_a_card_there_is_no_other_scale(imagenet_int8, scale):
+    with pytest.raises(LatentqError, match=r"needs the .* of a card"):
+        LatentDataset(imagenet_int8[0], recipe="imagenet.int8", scale=scale)
+
+
+def test_a_recipe_for_other_columns_is_refused(imagenet_int8):
+    with pytest.raises(MismatchError, match=r"has a column 'latent', and the shards have .*vae_output"):
+        LatentDataset(imagenet_int8[0], recipe=_recipe({"latent": _latent()}))
+
+
+def test_a_recipe_must_say_shape_and_range(imagenet_int8):
+    for column, text in (
+        (_latent(encoding="raw:uint8"), "does not say the shape"),
+        (_latent(quantizer={"kind": "affine"}), "give a quantizer"),
+    ):
+        with pytest.raises(RecipeError, match=text):
+            LatentDataset(imagenet_int8[0], recipe=_recipe({"vae_output": column}))
+
+
+def test_values_of_another_length_than_the_recipe_says_are_an_error(imagenet_int8):
+    recipe = _recipe({"vae_output": _latent(encoding="raw:uint8", shape=[4, 32, 31])})
+    with pytest.raises((LatentqError, ValueError), match="4096"):
+        LatentDataset(imagenet_int8[0], recipe=recipe)[0]
+
+
+def test_importing_latentq_does_not_import_torch():
+    code = (
+        "import latentq, sys; assert 'torch' not in sys.modules; latentq.LatentDataset; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
