@@ -6,6 +6,7 @@ import pty
 import select
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_encode_info_verify_decode_work_as_processes(pictures, tmp_path):
 
 
 def test_the_installed_command_is_the_module(tmp_path):
-    for command in (["latentq"], [sys.executable, "-m", "latentq"]):
+    for command in ([Path(sys.executable).with_name("latentq")], [sys.executable, "-m", "latentq"]):
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
         assert done.stdout == f"latentq {latentq.__version__}\n"
 
