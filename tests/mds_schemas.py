@@ -240,7 +240,7 @@ def read(stock: Path, ours: Path) -> None:
 
 
 def compare_many(seed: int, count: int, root: Path) -> None:
-    """Compares `count` datasets, and the index merged of them. Folders below `root` are used again: removing one is slow."""
+    """Compares `count` datasets, and the index merged of them, in folders below `root` that are used again."""
     rng = random.Random(seed)
     stock, merged = root / "stock", root / "merged"
     folders = [merged / f"{number:05}" for number in range(count)]

@@ -379,8 +379,8 @@ def _verify_images(reader: Reader, columns: list[str], broken: set[str]) -> list
 def repair(path: StrPath) -> Repair:
     """Makes an index.json from the shards in a folder alone. Nothing is deleted.
 
-    Where there are no shards in the folder itself but in its sub-folders, each of these that has lost its index gets one,
-    and the folder the merged one.
+    Where there are no shards in the folder itself but in its sub-folders, each of these that has lost its index gets
+    one, and the folder the merged one.
 
     Args:
         path: The folder.
