@@ -18,6 +18,7 @@ from PIL import Image
 
 import latentq
 from conftest import contents, paint, run
+from latentq import LatentDataset
 from latentq.cli import main
 from latentq.decode import decode_latents, psnr
 from latentq.decode import pictures as decode_pictures
