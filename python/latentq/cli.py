@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
-from latentq.autoencoders import DEFAULT
+from latentq.autoencoders import DEFAULT, load_autoencoder
 from latentq.recipe import Alpha, Crop, Dtype, Filter, Icc, Recipe, Store
 
 _EPILOG = """examples:
@@ -23,6 +23,7 @@ _EPILOG = """examples:
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
+  latentq measure out/ --source photos/                         what other schemes and bits would cost
 """
 
 
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_info, _add_verify, _add_decode):
+    for add in (_add_encode, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
         add(commands)
     return parser
 
@@ -291,6 +292,33 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
+# repair
+
+
+def _add_repair(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "repair",
+        _repair,
+        "make an index.json from MDS shards alone, where it is lost or broken; nothing is deleted",
+        "  latentq repair shards/",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of MDS shards")
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from latentq import mds
+
+    path = _dataset(options.folder)
+    done = mds.repair(path)
+    for finding in done.left_out:
+        print(f"{path / finding.file}: left out: {finding.message}")
+    for name in done.kept:
+        print(f"{path / name}: the index that was there")
+    print(f"{path}: {done.shards} shards, {done.samples} samples")
+    return 1 if done.left_out else 0
+
+
 # decode
 
 
@@ -352,6 +380,48 @@ def _decode(options: argparse.Namespace) -> int:
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(f"{options.output}: {len(rows)} samples{mean}")
+    return 0
+
+
+# measure
+
+
+def _add_measure(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "measure",
+        _measure,
+        "what each scheme and number of bits would cost for given latents: half of them calibrate, half are measured",
+        "  latentq measure latents.npy\n"
+        "  latentq measure out/ --source photos/     encoded anew in float32, and against the pictures too (PSNR)",
+    )
+    parser.add_argument("latents", metavar="FILE_OR_DATASET", help="a .npy file (N, C, h, w), or a dataset's folder")
+    parser.add_argument("--source", metavar="SRC", help="for a dataset: what it was made from")
+    parser.add_argument("--autoencoder", metavar="NAME", help="to decode with; for a dataset, where it is")
+    parser.add_argument("--bits", type=int, nargs="+", metavar="2..8", help="bits of each number (default: 8 6 4)")
+    parser.add_argument("--column", help="for a dataset: which latent column (default: the first)")
+    parser.add_argument("--json", action="store_true", help="the rows as JSON")
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from latentq import decode, measure
+
+    path = Path(options.latents)
+    if not path.exists():
+        raise _UsageError(f"{path}: no such file or dataset")
+    wanted = {"bits": options.bits} if options.bits else {}
+    if path.is_file():
+        if options.source is not None:
+            raise _UsageError("--source goes with a dataset, whose card says how its pictures were cut")
+        network = load_autoencoder(options.autoencoder) if options.autoencoder else None
+        measure.main_table(path, as_json=options.json, autoencoder=network, **wanted)
+        return 0
+    if options.source is None:
+        print("latentq: without --source these are the stored latents, quantised once already", file=sys.stderr)
+    latents, network, images = decode.for_measuring(
+        path, measure.SAMPLES, column=options.column, source=options.source, autoencoder=options.autoencoder
+    )
+    measure.main_table(latents, as_json=options.json, autoencoder=network, images=images, **wanted)
     return 0
 
 

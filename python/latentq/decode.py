@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentq import image
 from latentq._core import LatentqError, MismatchError
 from latentq.autoencoders import Autoencoder, load_autoencoder, weight_hash
-from latentq.card import Card
-from latentq.pipeline import encode_pixels
-from latentq.publish import REJECTS, SAMPLES
+from latentq.card import Card, LatentFacts
+from latentq.originals import Originals
 from latentq.recipe import FLOATS
-from latentq.sources import Listing, Sample, open_source
+from latentq.sources import Sample
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -79,6 +76,14 @@ def autoencoder_for(
     return network
 
 
+def latent_name(path: str | os.PathLike[str], card: Card, column: str | None) -> str:
+    """The latent column that is meant: the first where None. Raises LatentqError where there is none of that name."""
+    name = column or next(iter(card.latents))
+    if name not in card.latents:
+        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(card.latents)}")
+    return name
+
+
 def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8]:
     """(n, C, h, w) unscaled latents to (n, S, S, 3) uint8 pixels, rounded to nearest."""
     import torch
@@ -127,20 +132,18 @@ def pictures(
     from latentq.dataset import LatentDataset
 
     card = Card.load(path)
-    name = column or next(iter(card.latents))
-    if name not in card.latents:
-        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(card.latents)}")
+    name = latent_name(path, card, column)
     dataset = LatentDataset(path, columns=[name])
     numbers = [range(len(dataset))[index] for index in indices]
     network = autoencoder_for(card, autoencoder, device=device)
     rows = []
-    originals = _Originals(Path(path), card, name, source, network, device) if source is not None else None
+    originals = Originals(path, card, name, source, network, device=device) if source is not None else None
     for number in numbers:
         stored = decode_latents(network, _latent(dataset, number)[None].to(device))[0]
         if originals is None:
             rows.append([Picture(stored, (f"#{number}",))])
         else:
-            rows.append(originals.compare(number, stored))
+            rows.append(_compare(originals, card.latents[name], number, stored))
     return rows
 
 
@@ -150,55 +153,20 @@ def _latent(dataset: LatentDataset, number: int) -> torch.Tensor:
     return latent
 
 
-class _Originals:
-    """Finds the pictures that a dataset was made from, and encodes them again without quantising."""
-
-    def __init__(
-        self, path: Path, card: Card, name: str, source: str | os.PathLike[str], network: Autoencoder, device: str
-    ) -> None:
-        file = path / SAMPLES
-        listing = Listing.from_tsv(file.read_bytes(), str(file))
-        rejects = {line.partition("\t")[0] for line in (path / REJECTS).read_text(encoding="utf-8").splitlines()}
-        self._stored = [
-            (number, sample)
-            for number, sample in enumerate(listing.samples)
-            if Listing((sample,), ()).to_tsv().split(b"\n")[1].split(b"\t")[0].decode(errors="replace") not in rejects
-        ]
-        self._source = open_source(source)
-        self._card, self._name, self._network, self._device = card, name, network, device
-
-    def compare(self, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
-        """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given."""
-        number, sample = self._stored[index]
-        column = self._card.recipe.columns[self._name]
-        facts = self._card.latents[self._name]
-        pixels, error = image.load_batch([self._source.data(sample)], column.size, **vars(self._card.recipe.image))
-        if error[0] is not None:
-            raise LatentqError(str(error[0])) from None
-        latents = encode_pixels(
-            self._network,
-            pixels,
-            column,
-            numbers=[number],
-            seed=self._card.recipe.autoencoder.seed,
-            stream=list(self._card.latents).index(self._name),
-            device=self._device,
-        )
-        if column.scaled:
-            latents = latents / np.float32(self._network.scaling_factor)
-        floating = decode_latents(self._network, latents)[0]
-        original = pixels[0].transpose(1, 2, 0)
-        if column.flip:
-            original = original[:, ::-1]
-        elements = int(np.prod(facts.shape))
-        result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
-        for title, decoded, size in (
-            ("float32", floating, elements * 4),
-            (_title(facts.quantizer), stored, facts.quantizer.packed_bytes(elements)),
-        ):
-            value = psnr(decoded, original)
-            result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
-        return result
+def _compare(originals: Originals, facts: LatentFacts, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
+    """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given."""
+    sample = originals.sample(index)
+    pixels, latents = originals.encode([index])
+    original = pixels[0].transpose(1, 2, 0)
+    elements = int(np.prod(facts.shape))
+    result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
+    for title, decoded, size in (
+        ("float32", decode_latents(originals.network, latents)[0], elements * 4),
+        (_title(facts.quantizer), stored, facts.quantizer.packed_bytes(elements)),
+    ):
+        value = psnr(decoded, original)
+        result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
+    return result
 
 
 def _title(quantizer: Any) -> str:
@@ -206,7 +174,7 @@ def _title(quantizer: Any) -> str:
 
 
 def _name(sample: Sample) -> str:
-    name = sample.key.rpartition("/")[2].encode("utf-8", "replace").decode()
+    name = sample.text.rpartition("/")[2]
     return name if len(name) <= 34 else f"{name[:20]}...{name[-11:]}"
 
 

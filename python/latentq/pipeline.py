@@ -444,9 +444,8 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch,
     for place, (stage, error) in sorted(failed.items()):
         data = job.source.data(samples[place])
         _strictly(job, samples[place], stage, error)
-        key = samples[place].key.encode("utf-8", "backslashreplace").decode()
-        facts.rejects.append(Reject(key, stage, _reason(error, data)))
-        bar.note(f"rejected: {key}: {stage}: {facts.rejects[-1].error}")
+        facts.rejects.append(Reject(samples[place].text, stage, _reason(error, data)))
+        bar.note(f"rejected: {samples[place].text}: {stage}: {facts.rejects[-1].error}")
     if good:
         for name, encoding in job.card.columns.items():
             content = job.card.recipe.columns[name].content

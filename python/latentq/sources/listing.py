@@ -32,6 +32,11 @@ class Sample:
     label_text: str | None = None
     caption: str | None = None
 
+    @property
+    def text(self) -> str:
+        r"""The key as text: what of a file's name is not UTF-8 is written `\\udc80` and so on."""
+        return self.key.encode("utf-8", "backslashreplace").decode()
+
 
 @dataclass(frozen=True)
 class Listing:

@@ -1,0 +1,95 @@
+"""The pictures that a dataset was made from, found again and encoded again without quantising."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq import image
+from latentq._core import LatentqError
+from latentq.autoencoders import Autoencoder
+from latentq.card import Card
+from latentq.pipeline import encode_pixels
+from latentq.publish import REJECTS, SAMPLES
+from latentq.sources import Listing, Sample, open_source
+from latentq.sources.listing import tsv_line
+
+
+class Originals:
+    """The source of a finished dataset, by the numbers that its samples have in the dataset.
+
+    Args:
+        path: The dataset.
+        card: Its card.
+        column: One of its latent columns, by its name in the shards.
+        source: What it was made from.
+        network: The autoencoder that made it.
+        device: Where that computes.
+
+    Raises:
+        OSError: A list or the source cannot be read.
+        LatentqError: The source is of no known kind.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        card: Card,
+        column: str,
+        source: str | os.PathLike[str],
+        network: Autoencoder,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        file = Path(path) / SAMPLES
+        listing = Listing.from_tsv(file.read_bytes(), str(file))
+        lines = (Path(path) / REJECTS).read_text(encoding="utf-8").splitlines()
+        rejects = {line.partition("\t")[0] for line in lines}
+        self.network = network
+        self._stored = [
+            (number, sample)
+            for number, sample in enumerate(listing.samples)
+            if not rejects or tsv_line([sample.text]) not in rejects
+        ]
+        self._source = open_source(source)
+        self._card, self._column, self._device = card, column, device
+
+    def sample(self, index: int) -> Sample:
+        """What the list says of a stored sample."""
+        return self._stored[index][1]
+
+    def encode(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Stored samples as they were before quantising.
+
+        Args:
+            indices: Their numbers in the dataset.
+
+        Returns:
+            The pixels that were encoded, (n, 3, S, S), mirrored if the column is; and the latents, (n, C, h, w).
+
+        Raises:
+            LatentqError: An original is not there any more, or cannot be decoded.
+        """
+        column = self._card.recipe.columns[self._column]
+        chosen = [self._stored[index] for index in indices]
+        data = [self._source.data(sample) for _, sample in chosen]
+        pixels, errors = image.load_batch(data, column.size, **vars(self._card.recipe.image))
+        for error, (_, sample) in zip(errors, chosen, strict=True):
+            if error is not None:
+                raise LatentqError(f"the original {sample.text} cannot be read: {error}")
+        latents = encode_pixels(
+            self.network,
+            pixels,
+            column,
+            numbers=[number for number, _ in chosen],
+            seed=self._card.recipe.autoencoder.seed,
+            stream=list(self._card.latents).index(self._column),
+            device=self._device,
+        )
+        if column.scaled:
+            latents = latents / np.float32(self.network.scaling_factor)
+        return (np.ascontiguousarray(pixels[..., ::-1]) if column.flip else pixels), latents
