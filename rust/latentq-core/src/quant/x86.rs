@@ -1,0 +1,177 @@
+//! What the compiler does not make of plain loops: float16 conversion and table look-ups by permutes.
+//!
+//! Each function does whole vectors and gives the number of elements done; the caller does the rest in plain Rust, and a
+//! property test holds the two equal.
+
+use std::arch::x86_64::*;
+
+use super::isa::Kernel;
+
+pub fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+}
+
+pub fn has_avx512() -> bool {
+    has_avx2()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vbmi")
+}
+
+#[target_feature(enable = "avx2,f16c")]
+pub fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
+pub fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unsafe_code)]
+pub fn widen_f16(bits: &[u16], out: &mut [f32]) -> usize {
+    let (bits, out) = (bits.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    for (bits, out) in bits.iter().zip(out.iter_mut()) {
+        // SAFETY: each is an array of 8.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast()))) };
+    }
+    8 * bits.len().min(out.len())
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unsafe_code)]
+pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
+    let (values, out) = (values.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    for (values, out) in values.iter().zip(out.iter_mut()) {
+        // SAFETY: each is an array of 8.
+        unsafe {
+            let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), half);
+        }
+    }
+    8 * values.len().min(out.len())
+}
+
+/// Tables of 16 levels: two permutes of 8, and bit 3 of the code chooses.
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code)]
+pub fn look_up_avx2(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usize {
+    let (codes, out) = (codes.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    // SAFETY: the table has 256 elements; codes and out are arrays of 8.
+    unsafe {
+        let (low, high) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+        for (codes, out) in codes.iter().zip(out.iter_mut()) {
+            let index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast()));
+            let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+            let (a, b) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
+            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(a, b, upper));
+        }
+    }
+    8 * codes.len().min(out.len())
+}
+
+/// The levels' four bytes are four tables of 256 bytes, each held in four registers; 64 codes at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[allow(unsafe_code)]
+pub fn look_up_avx512(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usize {
+    let mut bytes = [[0u8; 256]; 4];
+    for (code, level) in table.iter().enumerate() {
+        for (bytes, byte) in bytes.iter_mut().zip(level.to_le_bytes()) {
+            bytes[code] = byte;
+        }
+    }
+    let (codes, out) = (codes.as_chunks::<64>().0, out.as_chunks_mut::<64>().0);
+    // SAFETY: each table has 256 bytes; codes and out are arrays of 64.
+    unsafe {
+        let tables = bytes.map(|bytes| [0, 64, 128, 192].map(|at| _mm512_loadu_si512(bytes.as_ptr().add(at).cast())));
+        for (codes, out) in codes.iter().zip(out.iter_mut()) {
+            let index = _mm512_loadu_si512(codes.as_ptr().cast());
+            let upper = _mm512_movepi8_mask(index);
+            let [a, b, c, d] = tables.map(|[t0, t1, t2, t3]| {
+                let (lower_half, upper_half) =
+                    (_mm512_permutex2var_epi8(t0, index, t1), _mm512_permutex2var_epi8(t2, index, t3));
+                _mm512_mask_blend_epi8(upper, lower_half, upper_half)
+            });
+            // Bytes to words to floats, within lanes of 16 codes.
+            let (ab_low, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+            let quarters = [
+                _mm512_unpacklo_epi16(ab_low, cd_low),
+                _mm512_unpackhi_epi16(ab_low, cd_low),
+                _mm512_unpacklo_epi16(ab_high, cd_high),
+                _mm512_unpackhi_epi16(ab_high, cd_high),
+            ];
+            // quarters[q] holds codes 16 l + 4 q .. + 4 in lane l: a transposition of 4 x 4 lanes.
+            let [q0, q1, q2, q3] = quarters;
+            let (r0, r1) = (_mm512_shuffle_i32x4::<0x44>(q0, q1), _mm512_shuffle_i32x4::<0x44>(q2, q3));
+            let (r2, r3) = (_mm512_shuffle_i32x4::<0xee>(q0, q1), _mm512_shuffle_i32x4::<0xee>(q2, q3));
+            let rows = [
+                _mm512_shuffle_i32x4::<0x88>(r0, r1),
+                _mm512_shuffle_i32x4::<0xdd>(r0, r1),
+                _mm512_shuffle_i32x4::<0x88>(r2, r3),
+                _mm512_shuffle_i32x4::<0xdd>(r2, r3),
+            ];
+            for (row, at) in rows.into_iter().zip([0, 16, 32, 48]) {
+                _mm512_storeu_si512(out.as_mut_ptr().add(at).cast(), row);
+            }
+        }
+    }
+    64 * codes.len().min(out.len())
+}
+
+/// A binary search: level k of the tree has 2^k bounds, held in registers and picked by permutes; 16 values at a time.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[allow(unsafe_code)]
+pub fn search_avx512(bounds: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
+    // tree[k] is level k, beginning at 0 (levels of fewer than 16 bounds are filled up with what is never picked).
+    let mut tree = [[f32::INFINITY; 128]; 8];
+    for (level, nodes) in tree.iter_mut().enumerate().take(bits as usize) {
+        let stride = 1usize << (bits as usize - level);
+        for (node, bound) in nodes.iter_mut().enumerate().take(1 << level) {
+            *bound = bounds[node * stride + stride / 2 - 1];
+        }
+    }
+    let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
+    // SAFETY: every level has 128 elements; x and out are arrays of 16.
+    unsafe {
+        let part = |level: usize, index: usize| _mm512_loadu_ps(tree[level].as_ptr().add(16 * index));
+        let small = [part(0, 0), part(1, 0), part(2, 0), part(3, 0), part(4, 0)];
+        let level5 = [part(5, 0), part(5, 1)];
+        let level6 = [part(6, 0), part(6, 1), part(6, 2), part(6, 3)];
+        let level7 = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| part(7, index));
+        let one = _mm512_set1_epi32(1);
+        for (x, out) in x.iter().zip(out.iter_mut()) {
+            let x = _mm512_loadu_ps(x.as_ptr());
+            let mut code = _mm512_setzero_si512();
+            let descend = |code: __m512i, bound: __m512| {
+                let right = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, bound);
+                let doubled = _mm512_add_epi32(code, code);
+                _mm512_mask_add_epi32(doubled, right, doubled, one)
+            };
+            for level in small.iter().take(bits as usize) {
+                code = descend(code, _mm512_permutexvar_ps(code, *level));
+            }
+            if bits > 5 {
+                code = descend(code, _mm512_permutex2var_ps(level5[0], code, level5[1]));
+            }
+            if bits > 6 {
+                let halves = [0, 2].map(|at| _mm512_permutex2var_ps(level6[at], code, level6[at + 1]));
+                let bit5 = _mm512_test_epi32_mask(code, _mm512_set1_epi32(32));
+                code = descend(code, _mm512_mask_blend_ps(bit5, halves[0], halves[1]));
+            }
+            if bits > 7 {
+                let quarters = [0, 2, 4, 6].map(|at| _mm512_permutex2var_ps(level7[at], code, level7[at + 1]));
+                let bit5 = _mm512_test_epi32_mask(code, _mm512_set1_epi32(32));
+                let bit6 = _mm512_test_epi32_mask(code, _mm512_set1_epi32(64));
+                let low = _mm512_mask_blend_ps(bit5, quarters[0], quarters[1]);
+                let high = _mm512_mask_blend_ps(bit5, quarters[2], quarters[3]);
+                code = descend(code, _mm512_mask_blend_ps(bit6, low, high));
+            }
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(code));
+        }
+    }
+    16 * x.len().min(out.len())
+}
