@@ -110,4 +110,20 @@ impl Isa {
             Isa::Avx512 => unsafe { x86::search_avx512(bounds, bits, x, out) },
         }
     }
+
+    /// Copies past the caches, where that pays: for arrays that no cache will hold until they are read. Call
+    /// [`Isa::fence`] after the last.
+    pub fn stream(self, from: &[u8], to: &mut [u8]) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::stream(from, to) },
+            _ => to.copy_from_slice(from),
+        }
+    }
+
+    /// Orders what [`Isa::stream`] wrote before all that follows, as other threads see it.
+    pub fn fence(self) {
+        #[cfg(target_arch = "x86_64")]
+        x86::fence();
+    }
 }

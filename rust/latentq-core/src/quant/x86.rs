@@ -175,3 +175,26 @@ pub fn search_avx512(bounds: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) 
     }
     16 * x.len().min(out.len())
 }
+
+/// Copies with stores of whole cache lines that go past the caches.
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code)]
+pub fn stream(from: &[u8], to: &mut [u8]) {
+    // SAFETY: any bytes are a vector, and align_to_mut keeps to the slice.
+    let (head, lines, tail) = unsafe { to.align_to_mut::<__m512i>() };
+    let (head_from, from) = from.split_at(head.len());
+    let (lines_from, tail_from) = from.split_at(size_of_val(lines));
+    head.copy_from_slice(head_from);
+    for (from, to) in lines_from.as_chunks::<64>().0.iter().zip(lines) {
+        // SAFETY: `from` is 64 bytes, and `to` is aligned.
+        unsafe { _mm512_stream_si512(to, _mm512_loadu_si512(from.as_ptr().cast())) };
+    }
+    tail.copy_from_slice(tail_from);
+}
+
+/// Orders streaming stores before all that follows.
+#[allow(unsafe_code)]
+pub fn fence() {
+    // SAFETY: every x86-64 processor has SSE.
+    unsafe { _mm_sfence() };
+}
