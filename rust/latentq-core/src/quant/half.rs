@@ -12,9 +12,9 @@ pub trait Float {
     /// The value rounded to nearest even.
     fn narrow(value: f32) -> Self::Bits;
 
-    /// The array itself, where it holds f32.
+    /// The array itself, where it holds float16.
     #[inline(always)]
-    fn as_f32(_: &[Self::Bits]) -> Option<&[f32]> {
+    fn as_f16(_: &[Self::Bits]) -> Option<&[u16]> {
         None
     }
 
@@ -59,10 +59,6 @@ impl Float for F32 {
     #[inline(always)]
     fn narrow(value: f32) -> f32 {
         value
-    }
-    #[inline(always)]
-    fn as_f32(bits: &[f32]) -> Option<&[f32]> {
-        Some(bits)
     }
     #[inline(always)]
     fn as_f32_mut(bits: &mut [f32]) -> Option<&mut [f32]> {
@@ -127,6 +123,10 @@ impl Float for F16 {
         // 65520 is the first value that rounds to infinity.
         let half = if magnitude >= 65520f32.to_bits() { special } else { half };
         (half | sign) as u16
+    }
+    #[inline(always)]
+    fn as_f16(bits: &[u16]) -> Option<&[u16]> {
+        Some(bits)
     }
     #[inline(always)]
     fn widen_all(isa: Isa, bits: &[u16], out: &mut [f32]) {

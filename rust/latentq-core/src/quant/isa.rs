@@ -1,6 +1,8 @@
 //! Each kernel is written once, as plain loops, and compiled for several instruction sets; the processor picks at run
 //! time. A kernel must be `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers here.
 
+use super::kernels::Seen;
+use super::scheme::Affine;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 
@@ -84,6 +86,17 @@ impl Isa {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::Avx512 => unsafe { x86::narrow_f16(values, out) },
+        }
+    }
+
+    /// Encodes float16, to the nearest code; gives the number of elements done, which may be less than all.
+    pub(super) fn encode_f16(self, affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+        match self {
+            Isa::Baseline => (0, Seen::default()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { x86::encode_f16_avx2(affine, x, out) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::encode_f16_avx512(affine, x, out) },
         }
     }
 

@@ -20,7 +20,7 @@ pub struct Counts {
 }
 
 /// 1.5 * 2^23: added to a value in [0, 2^22), it leaves the value, rounded to nearest even, in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// The bits of infinity: those of a finite value, its sign off, are less.
 const INFINITY: u32 = 0x7f80_0000;
@@ -277,7 +277,6 @@ impl<F: Float> Kernel for Quantize<'_, F> {
     fn run(self) -> Counts {
         let Self { quantizer, isa, x, out, shape } = self;
         let top = top(quantizer.bits());
-        let mut buffer = [0.0; BLOCK];
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut sample_clipped = vec![0; shape.channels];
         let mut counts = Counts { clipped: vec![0; shape.channels], bad: Vec::new() };
@@ -286,22 +285,16 @@ impl<F: Float> Kernel for Quantize<'_, F> {
             let mut bad = None;
             let planes = x.chunks_exact(shape.plane).zip(codes.chunks_exact_mut(shape.plane));
             for (channel, (x, codes)) in planes.enumerate() {
-                let buffer = &mut buffer;
                 let seen = match quantizer.scheme() {
                     Scheme::Affine(affine, Rounding::Nearest) => {
-                        encode_plane::<F, _>(isa, &Nearest(&affine[channel]), buffer, x, codes, shape.stream)
+                        encode_plane::<F, _>(isa, &Nearest(&affine[channel]), x, codes, shape.stream)
                     }
                     Scheme::Affine(affine, Rounding::Truncate) => {
-                        encode_plane::<F, _>(isa, &Truncate(&affine[channel], top), buffer, x, codes, shape.stream)
+                        encode_plane::<F, _>(isa, &Truncate(&affine[channel], top), x, codes, shape.stream)
                     }
-                    Scheme::Codebook(books) => encode_plane::<F, _>(
-                        isa,
-                        &Search(&books[channel], quantizer.bits()),
-                        buffer,
-                        x,
-                        codes,
-                        shape.stream,
-                    ),
+                    Scheme::Codebook(books) => {
+                        encode_plane::<F, _>(isa, &Search(&books[channel], quantizer.bits()), x, codes, shape.stream)
+                    }
                 };
                 sample_clipped[channel] = seen.outside;
                 if seen.largest >= INFINITY && bad.is_none() {
@@ -328,16 +321,16 @@ impl<F: Float> Kernel for Quantize<'_, F> {
 
 /// What encoding tells of a run of values.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     /// Values below low or above high.
-    outside: u64,
+    pub outside: u64,
     /// The largest bits, signs off: at least [`INFINITY`] if a value is not finite.
-    largest: u32,
+    pub largest: u32,
 }
 
 impl Seen {
     #[inline(always)]
-    fn add(&mut self, other: Seen) {
+    pub fn add(&mut self, other: Seen) {
         self.outside += other.outside;
         self.largest = self.largest.max(other.largest);
     }
@@ -346,39 +339,23 @@ impl Seen {
 /// How values of one channel become codes.
 trait Encode {
     /// Encodes at most [`CHUNK`] values.
-    fn encode(&self, isa: Isa, x: &[f32], out: &mut [u8]) -> Seen;
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen;
 }
 
 #[inline(always)]
-fn encode_plane<F: Float, E: Encode>(
-    isa: Isa,
-    scheme: &E,
-    buffer: &mut [f32; BLOCK],
-    x: &[F::Bits],
-    out: &mut [u8],
-    stream: bool,
-) -> Seen {
+fn encode_plane<F: Float, E: Encode>(isa: Isa, scheme: &E, x: &[F::Bits], out: &mut [u8], stream: bool) -> Seen {
     let mut all = Seen::default();
-    if let (Some(x), true) = (F::as_f32(x), stream) {
+    if stream {
         let mut codes = [0; BLOCK];
         for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let codes = &mut codes[..x.len()];
-            all.add(scheme.encode(isa, x, codes));
+            all.add(scheme.encode::<F>(isa, x, codes));
             isa.stream(codes, out);
         }
-        return all;
-    }
-    let step = if F::as_f32(x).is_some() { CHUNK } else { BLOCK };
-    for (x, out) in x.chunks(step).zip(out.chunks_mut(step)) {
-        let wide = match F::as_f32(x) {
-            Some(x) => x,
-            None => {
-                let buffer = &mut buffer[..x.len()];
-                F::widen_all(isa, x, buffer);
-                buffer
-            }
-        };
-        all.add(scheme.encode(isa, wide, out));
+    } else {
+        for (x, out) in x.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
+            all.add(scheme.encode::<F>(isa, x, out));
+        }
     }
     all
 }
@@ -392,12 +369,13 @@ fn clamp(x: f32, low: f32, high: f32) -> f32 {
 
 /// Encodes one by one. `inside` is x clamped, so the code needs no clamping but where rounding could lead out.
 #[inline(always)]
-fn encode_each(x: &[f32], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Seen {
+fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Seen {
     let (mut outside, mut largest) = (0u32, 0u32);
     for (x, out) in x.iter().zip(out) {
-        let inside = clamp(*x, low, high);
+        let x = F::widen(*x);
+        let inside = clamp(x, low, high);
         *out = code.of(inside);
-        outside += u32::from(inside != *x);
+        outside += u32::from(inside != x);
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
     Seen { outside: u64::from(outside), largest }
@@ -425,9 +403,11 @@ impl Code for NearestCode {
 
 impl Encode for Nearest<'_> {
     #[inline(always)]
-    fn encode(&self, _: Isa, x: &[f32], out: &mut [u8]) -> Seen {
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
         let Affine { low, high, inverse_step, .. } = *self.0;
-        encode_each(x, out, low, high, NearestCode { low, inverse_step })
+        let (done, mut seen) = F::as_f16(x).map(|x| isa.encode_f16(self.0, x, out)).unwrap_or_default();
+        seen.add(encode_each::<F>(&x[done..], &mut out[done..], low, high, NearestCode { low, inverse_step }));
+        seen
     }
 }
 
@@ -452,20 +432,21 @@ impl Code for TruncateCode {
 
 impl Encode for Truncate<'_> {
     #[inline(always)]
-    fn encode(&self, isa: Isa, x: &[f32], out: &mut [u8]) -> Seen {
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
         let Self(affine, top) = *self;
         let Affine { low, high, inverse_step, .. } = *affine;
         if inverse_step == 0.0 {
-            return Nearest(affine).encode(isa, x, out);
+            return Nearest(affine).encode::<F>(isa, x, out);
         }
         let span = high - low;
-        encode_each(x, out, low, high, TruncateCode { span, offset: -low / span, top })
+        encode_each::<F>(x, out, low, high, TruncateCode { span, offset: -low / span, top })
     }
 }
 
 /// The number of bounds below x, by halving.
 struct Search<'a>(&'a Codebook, u32);
 
+#[derive(Clone, Copy)]
 struct SearchCode<'a> {
     bounds: &'a [f32; 256],
     bits: u32,
@@ -485,20 +466,32 @@ impl Code for SearchCode<'_> {
 
 impl Encode for Search<'_> {
     #[inline(always)]
-    fn encode(&self, isa: Isa, x: &[f32], out: &mut [u8]) -> Seen {
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
         let Self(book, bits) = *self;
         let (low, high) = (book.levels[0], book.levels[255]);
-        let done = isa.search(&book.bounds, bits, x, out);
-        let (ready, rest) = x.split_at(done);
-        let mut seen = encode_each(rest, &mut out[done..], low, high, SearchCode { bounds: &book.bounds, bits });
-        let (mut outside, mut largest) = (0u32, 0u32);
-        for x in ready {
-            outside += u32::from(clamp(*x, low, high) != *x);
-            largest = largest.max(x.to_bits() & 0x7fff_ffff);
+        let rest = SearchCode { bounds: &book.bounds, bits };
+        let mut seen = Seen::default();
+        let mut buffer = [0.0; BLOCK];
+        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            let wide = &mut buffer[..x.len()];
+            F::widen_all(isa, x, wide);
+            let done = isa.search(&book.bounds, bits, wide, out);
+            seen.add(encode_each::<F32>(&wide[done..], &mut out[done..], low, high, rest));
+            seen.add(observe(&wide[..done], low, high));
         }
-        seen.add(Seen { outside: u64::from(outside), largest });
         seen
     }
+}
+
+/// What [`encode_each`] tells of the values, without encoding them.
+#[inline(always)]
+fn observe(x: &[f32], low: f32, high: f32) -> Seen {
+    let (mut outside, mut largest) = (0u32, 0u32);
+    for x in x {
+        outside += u32::from(clamp(*x, low, high) != *x);
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    Seen { outside: u64::from(outside), largest }
 }
 
 struct Dequantize<'a, F: Float> {

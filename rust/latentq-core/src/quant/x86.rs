@@ -5,7 +5,10 @@
 
 use std::arch::x86_64::*;
 
+use super::half::{F16, Float};
 use super::isa::Kernel;
+use super::kernels::{ROUND, Seen};
+use super::scheme::Affine;
 
 pub fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
@@ -13,6 +16,7 @@ pub fn has_avx2() -> bool {
 
 pub fn has_avx512() -> bool {
     has_avx2()
+        && is_x86_feature_detected!("popcnt")
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
@@ -53,6 +57,65 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
         }
     }
     8 * values.len().min(out.len())
+}
+
+/// The arithmetic of `kernels::Nearest`, on float16 as the processor converts it.
+#[target_feature(enable = "avx2,f16c,avx512f,popcnt")]
+#[allow(unsafe_code)]
+pub fn encode_f16_avx512(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+    let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
+    let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
+    let (inverse_step, round) = (_mm512_set1_ps(affine.inverse_step), _mm512_set1_ps(ROUND));
+    let magnitude = _mm256_set1_epi16(0x7fff);
+    let (mut outside, mut largest) = (0, _mm256_setzero_si256());
+    for (x, out) in x.iter().zip(out.iter_mut()) {
+        // SAFETY: x is an array of 16.
+        let half = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        let x = _mm512_cvtph_ps(half);
+        let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
+        let code = _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(inside, low), inverse_step), round);
+        // SAFETY: out is an array of 16.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(code))) };
+        outside += u64::from(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x).count_ones());
+        largest = _mm256_max_epu16(largest, _mm256_and_si256(half, magnitude));
+    }
+    let mut lanes = [0u16; 16];
+    // SAFETY: lanes is an array of 16.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), largest) };
+    let largest = F16::widen(lanes.into_iter().max().unwrap_or(0)).to_bits();
+    (16 * x.len().min(out.len()), Seen { outside, largest })
+}
+
+/// The same with vectors of 8.
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unsafe_code)]
+pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+    let (x, out) = (x.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    let (low, high) = (_mm256_set1_ps(affine.low), _mm256_set1_ps(affine.high));
+    let (inverse_step, round) = (_mm256_set1_ps(affine.inverse_step), _mm256_set1_ps(ROUND));
+    let (magnitude, byte) = (_mm256_set1_epi32(0x7fff_ffff), _mm256_set1_epi32(0xff));
+    let (mut outside, mut largest) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    for (x, out) in x.iter().zip(out.iter_mut()) {
+        // SAFETY: x is an array of 8.
+        let x = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) });
+        let inside = _mm256_min_ps(_mm256_max_ps(x, low), high);
+        let code = _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(inside, low), inverse_step), round);
+        let code = _mm256_and_si256(_mm256_castps_si256(code), byte);
+        let words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256::<1>(code));
+        // SAFETY: out is an array of 8.
+        unsafe { _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packus_epi16(words, words)) };
+        let differs = _mm256_cmp_ps::<_CMP_NEQ_UQ>(inside, x);
+        outside = _mm256_sub_epi32(outside, _mm256_castps_si256(differs));
+        largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(x), magnitude));
+    }
+    let mut lanes = [[0u32; 8]; 2];
+    // SAFETY: each is an array of 8.
+    unsafe {
+        _mm256_storeu_si256(lanes[0].as_mut_ptr().cast(), outside);
+        _mm256_storeu_si256(lanes[1].as_mut_ptr().cast(), largest);
+    }
+    let outside = lanes[0].iter().map(|count| u64::from(*count)).sum();
+    (8 * x.len().min(out.len()), Seen { outside, largest: lanes[1].iter().copied().max().unwrap_or(0) })
 }
 
 /// Tables of 16 levels: two permutes of 8, and bit 3 of the code chooses.
