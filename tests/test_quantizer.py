@@ -138,6 +138,38 @@ def test_unpacking_gives_back_what_was_packed(bits: int, samples: int, elements:
     np.testing.assert_array_equal(packed, np.packbits(stream, axis=1, bitorder="little"))
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 2, 33, 31)])
+def test_packing_at_once_is_packing_after_quantizing(bits: int, shape: tuple[int, ...]) -> None:
+    x = some_latents(shape)
+    for q in [*some_quantizers(bits), Quantizer.floating("bfloat16", channels=2)]:
+        codes = q.quantize(x)
+        packed = q.pack(codes)
+        out = np.full(packed.shape, 7, np.uint8)
+        assert q.quantize_packed(x, out=out) is out
+        for other in (out, q.quantize_packed(x, threads=3)):
+            np.testing.assert_array_equal(other, packed)
+        for dtype in (np.float32, np.float16, "bfloat16"):
+            values = q.dequantize(codes, dtype=dtype)
+            np.testing.assert_array_equal(q.dequantize_packed(packed, shape, dtype=dtype), values)
+        values = np.full(shape, 7, np.float32)
+        assert q.dequantize_packed(packed, shape, out=values, threads=2) is values
+        np.testing.assert_array_equal(values, q.dequantize(codes))
+
+
+def test_bytes_that_do_not_hold_the_codes_are_refused() -> None:
+    q = Quantizer.uniform(-1, 1, channels=2, bits=6)
+    packed = np.zeros((3, 6), np.uint8)
+    for shape in [(3, 2, 5), (2, 2, 4), (3, 1, 8), (), (3,)]:
+        with pytest.raises(ValueError):
+            q.dequantize_packed(packed, shape)
+    for shape in [(3, 2, 5), (2, 2, 4), ()]:
+        with pytest.raises(ValueError):
+            q.unpack(packed, shape)
+    with pytest.raises(NotFiniteError, match="sample 1, channel 0"):
+        q.quantize_packed(np.array([[[1.0], [1.0]], [[np.inf], [1.0]]], np.float32))
+
+
 def test_codes_too_large_for_the_bits_are_refused() -> None:
     q = Quantizer.uniform(-1, 1, channels=2, bits=4)
     codes = np.array([[[0], [0]], [[1], [16]]], np.uint8)

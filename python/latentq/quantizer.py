@@ -219,7 +219,7 @@ class Quantizer:
             if out is None:
                 out = np.empty(x.shape, np.uint8)
             _check_out(out, x.shape, np.uint8)
-            bad = self._kernel.quantize(x, bfloat16, out, threads)
+            bad = self._kernel.quantize(x, bfloat16, out, False, threads)
         if bad is not None:
             raise _not_finite(*bad)
         return out
@@ -312,18 +312,68 @@ class Quantizer:
         if type(packed) is not np.ndarray and (torch := _torch_of(packed)):
             return torch.unpack(self, packed, shape, threads)
         shape = tuple(shape)
-        elements = math.prod(shape[1:])
-        if not shape or packed.shape != (shape[0], self.packed_bytes(elements)):
-            raise ValueError(f"{packed.shape} packed bytes do not hold codes of shape {shape} at {self.bits} bits")
-        packed = _native(packed, np.dtype(np.uint8))
+        packed = self._check_packed(packed, shape)
         if self._kernel is None:
             dtype = _FLOAT_DTYPES[self.kind]
             return _native(packed.reshape(-1).view(dtype.newbyteorder("<")), dtype).reshape(shape)
         if self.bits == 8:
             return packed.reshape(shape)
         codes = np.empty(shape, np.uint8)
-        _core.unpack(packed, codes, elements, self.bits, threads)
+        _core.unpack(packed, codes, math.prod(shape[1:]), self.bits, threads)
         return codes
+
+    def quantize_packed(self, x: Any, *, out: Any = None, threads: int = 1) -> Any:
+        """`pack(quantize(x))` in one pass over memory: (N, bytes) uint8.
+
+        Args:
+            x: (N, C, ...) floats, as for `quantize`.
+            out: a buffer for the bytes, C-contiguous.
+            threads: at most so many work on it.
+
+        Raises:
+            NotFiniteError, ValueError, TypeError: as `quantize`.
+        """
+        if type(x) is not np.ndarray and (torch := _torch_of(x)):
+            return torch.quantize_packed(self, x, out, threads)
+        if self._kernel is None:
+            packed = self.pack(self.quantize(x, threads=threads))
+            return packed if out is None else _filled(out, packed)
+        x, bfloat16 = _input(x)
+        shape = (*x.shape[:1], self.packed_bytes(math.prod(x.shape[1:])))
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        _check_out(out, shape, np.uint8)
+        bad = self._kernel.quantize(x, bfloat16, out, True, threads)
+        if bad is not None:
+            raise _not_finite(*bad)
+        return out
+
+    def dequantize_packed(
+        self, packed: Any, shape: Sequence[int], *, dtype: Any = np.float32, out: Any = None, threads: int = 1
+    ) -> Any:
+        """`dequantize(unpack(packed, shape))` in one pass over memory.
+
+        Args:
+            packed: (N, bytes) uint8.
+            shape: of the values of all samples (N, C, ...).
+            dtype: as for `dequantize`.
+            out: a buffer for the values, C-contiguous and of that shape.
+            threads: at most so many work on it.
+
+        Raises:
+            ValueError: packed does not hold that many codes, or `out` does not go with the shape.
+        """
+        if type(packed) is not np.ndarray and (torch := _torch_of(packed)):
+            return torch.dequantize_packed(self, packed, shape, dtype, out, threads)
+        if self._kernel is None:
+            return self.dequantize(self.unpack(packed, shape), dtype=dtype, out=out, threads=threads)
+        name, shape = _float_name(dtype), tuple(shape)
+        packed = self._check_packed(packed, shape)
+        if out is None:
+            out = np.empty(shape, _FLOAT_DTYPES[name])
+        _check_out(out, shape, _FLOAT_DTYPES[name])
+        self._kernel.dequantize_packed(packed, _bits(out), name == "bfloat16", threads)
+        return out
 
     def packed_bytes(self, elements: int) -> int:
         """The stored bytes of a sample of so many elements."""
@@ -431,6 +481,11 @@ class Quantizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Quantizer.from_dict, (self.to_dict(),)
+
+    def _check_packed(self, packed: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        if not shape or packed.shape != (shape[0], self.packed_bytes(math.prod(shape[1:]))):
+            raise ValueError(f"{packed.shape} packed bytes do not hold codes of shape {shape} at {self.bits} bits")
+        return _native(packed, np.dtype(np.uint8))
 
     def _store(
         self, x: npt.NDArray[Any], bfloat16: bool, out: Any, threads: int
@@ -666,6 +721,12 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         raise ValueError(f"out must be {np.dtype(dtype)} of shape {shape}, not {out.dtype} of shape {out.shape}")
     if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
         raise ValueError("out must be C-contiguous, aligned and writeable")
+
+
+def _filled(out: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    _check_out(out, values.shape, values.dtype)
+    out[...] = values
+    return out  # type: ignore[no-any-return]
 
 
 def _not_finite(sample: int, channel: int) -> NotFiniteError:

@@ -79,6 +79,13 @@ impl<'py> Output<'py> {
         }
     }
 
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::F32(x) => x.shape(),
+            Self::Half(x, _) => x.shape(),
+        }
+    }
+
     fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
         Ok(match self {
             Self::F32(x) => FloatsMut::F32(x.as_slice_mut()?),
@@ -113,19 +120,25 @@ impl Quantizer {
         quant::Quantizer::codebook(levels.as_slice()?, bits).map(Self).map_err(to_py)
     }
 
-    /// Writes codes; gives the first bad sample and channel.
+    /// Writes codes, packed or one byte each; gives the first bad sample and channel.
+    #[allow(clippy::too_many_arguments)]
     fn quantize(
         &self,
         py: Python<'_>,
         x: &Bound<'_, PyAny>,
         bfloat16: bool,
         mut out: PyReadwriteArrayDyn<'_, u8>,
+        packed: bool,
         threads: usize,
     ) -> PyResult<Bad> {
         let x = Input::new(x, bfloat16)?;
         let plane = plane(x.shape(), self.0.channels())?;
         let (x, out) = (x.floats()?, out.as_slice_mut()?);
-        let counts = py.detach(|| self.0.quantize(x, out, plane, threads)).map_err(to_py)?;
+        let counts = py.detach(|| match packed {
+            true => self.0.quantize_packed(x, out, plane, threads),
+            false => self.0.quantize(x, out, plane, threads),
+        });
+        let counts = counts.map_err(to_py)?;
         Ok(counts.bad.first().copied())
     }
 
@@ -163,6 +176,21 @@ impl Quantizer {
         let mut out = Output::new(out, bfloat16)?;
         let (codes, out) = (codes.as_slice()?, out.floats()?);
         py.detach(|| self.0.dequantize(codes, out, plane, threads)).map_err(to_py)
+    }
+
+    /// The values of packed codes, in the shape of `out` (N, C, ...).
+    fn dequantize_packed(
+        &self,
+        py: Python<'_>,
+        packed: PyReadonlyArrayDyn<'_, u8>,
+        out: &Bound<'_, PyAny>,
+        bfloat16: bool,
+        threads: usize,
+    ) -> PyResult<()> {
+        let mut out = Output::new(out, bfloat16)?;
+        let plane = plane(out.shape(), self.0.channels())?;
+        let (packed, out) = (packed.as_slice()?, out.floats()?);
+        py.detach(|| self.0.dequantize_packed(packed, out, plane, threads)).map_err(to_py)
     }
 
     /// Adds the codes' counts to `out` (C, 2^bits).

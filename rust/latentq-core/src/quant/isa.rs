@@ -113,14 +113,14 @@ impl Isa {
         }
     }
 
-    /// Counts the bounds below each x; gives the number of elements done, which may be less than all.
-    pub fn search(self, bounds: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
+    /// Searches a code book's tree for each x; gives the number of elements done, which may be less than all.
+    pub fn search(self, tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
         match self {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => 0,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86::search_avx512(bounds, bits, x, out) },
+            Isa::Avx512 => unsafe { x86::search_avx512(tree, bits, x, out) },
         }
     }
 

@@ -443,24 +443,23 @@ impl Encode for Truncate<'_> {
     }
 }
 
-/// The number of bounds below x, by halving.
+/// The number of bounds below x, by binary search.
 struct Search<'a>(&'a Codebook, u32);
 
 #[derive(Clone, Copy)]
 struct SearchCode<'a> {
-    bounds: &'a [f32; 256],
+    tree: &'a [f32; 256],
     bits: u32,
 }
 
 impl Code for SearchCode<'_> {
     #[inline(always)]
     fn of(&self, inside: f32) -> u8 {
-        let mut code = 0;
-        for level in (0..self.bits).rev() {
-            let right = inside > self.bounds[(code + (1 << level) - 1) & 255];
-            code += usize::from(right) << level;
+        let mut node = 1;
+        for _ in 0..self.bits {
+            node = 2 * node + usize::from(inside > self.tree[node & 255]);
         }
-        code as u8
+        (node - (1 << self.bits)) as u8
     }
 }
 
@@ -469,13 +468,13 @@ impl Encode for Search<'_> {
     fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
         let Self(book, bits) = *self;
         let (low, high) = (book.levels[0], book.levels[255]);
-        let rest = SearchCode { bounds: &book.bounds, bits };
+        let rest = SearchCode { tree: &book.tree, bits };
         let mut seen = Seen::default();
         let mut buffer = [0.0; BLOCK];
         for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let wide = &mut buffer[..x.len()];
             F::widen_all(isa, x, wide);
-            let done = isa.search(&book.bounds, bits, wide, out);
+            let done = isa.search(&book.tree, bits, wide, out);
             seen.add(encode_each::<F32>(&wide[done..], &mut out[done..], low, high, rest));
             seen.add(observe(&wide[..done], low, high));
         }
@@ -729,6 +728,15 @@ mod tests {
                     let seen = quantizer.quantize_with(isa, Floats::F32(&x), &mut out, plane, false, threads).unwrap();
                     prop_assert_eq!(&out, &codes, "{:?}", isa);
                     prop_assert_eq!(&seen, &counts, "{:?}", isa);
+                    let bytes = packed_len(channels * plane, quantizer.bits()).unwrap();
+                    let (mut packed, mut expected) = (vec![1; samples * bytes], vec![2; samples * bytes]);
+                    let seen = quantizer.quantize_with(isa, Floats::F32(&x), &mut packed, plane, true, threads).unwrap();
+                    super::super::pack(&codes, &mut expected, channels * plane, quantizer.bits(), 1).unwrap();
+                    prop_assert_eq!(&packed, &expected, "{:?}", isa);
+                    prop_assert_eq!(&seen, &counts, "{:?}", isa);
+                    let mut back = vec![1.0; x.len()];
+                    quantizer.dequantize_with(isa, &packed, FloatsMut::F32(&mut back), plane, true, threads).unwrap();
+                    prop_assert_eq!(&back, &values, "{:?}", isa);
                     let mut back = vec![1.0; x.len()];
                     quantizer.dequantize_with(isa, &out, FloatsMut::F32(&mut back), plane, false, threads).unwrap();
                     prop_assert_eq!(&back, &values, "{:?}", isa);
@@ -739,19 +747,21 @@ mod tests {
         #[test]
         fn every_float_type_gives_the_codes_of_its_values_as_f32(x in values(), quantizer in quantizers()) {
             let plane = SHAPE.2;
-            let codes = |x: Floats<'_>| {
+            let codes = |isa: Isa, x: Floats<'_>| {
                 let mut out = vec![0; x.len()];
-                let counts = quantizer.quantize(x, &mut out, plane, 1).unwrap();
+                let counts = quantizer.quantize_with(isa, x, &mut out, plane, false, 1).unwrap();
                 (out, counts)
             };
-            let half: Vec<u16> = x.iter().map(|x| F16::narrow(*x)).collect();
-            let wide: Vec<f32> = half.iter().map(|x| F16::widen(*x)).collect();
-            prop_assert_eq!(codes(Floats::F16(&half)), codes(Floats::F32(&wide)));
-            let half: Vec<u16> = x.iter().map(|x| BF16::narrow(*x)).collect();
-            let wide: Vec<f32> = half.iter().map(|x| BF16::widen(*x)).collect();
-            prop_assert_eq!(codes(Floats::BF16(&half)), codes(Floats::F32(&wide)));
-            let double: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-            prop_assert_eq!(codes(Floats::F64(&double)), codes(Floats::F32(&x)));
+            let f16: Vec<u16> = x.iter().map(|x| F16::narrow(*x)).collect();
+            let bf16: Vec<u16> = x.iter().map(|x| BF16::narrow(*x)).collect();
+            let f64: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+            let wide_f16: Vec<f32> = f16.iter().map(|x| F16::widen(*x)).collect();
+            let wide_bf16: Vec<f32> = bf16.iter().map(|x| BF16::widen(*x)).collect();
+            for isa in Isa::available() {
+                prop_assert_eq!(codes(isa, Floats::F16(&f16)), codes(Isa::Baseline, Floats::F32(&wide_f16)));
+                prop_assert_eq!(codes(isa, Floats::BF16(&bf16)), codes(Isa::Baseline, Floats::F32(&wide_bf16)));
+                prop_assert_eq!(codes(isa, Floats::F64(&f64)), codes(Isa::Baseline, Floats::F32(&x)));
+            }
         }
 
         #[test]
@@ -766,6 +776,21 @@ mod tests {
                 quantizer.dequantize_with(isa, &codes, FloatsMut::BF16(&mut half), SHAPE.2, false, 1).unwrap();
                 prop_assert_eq!(&half, &wide.iter().map(|x| BF16::narrow(*x)).collect::<Vec<_>>());
             }
+        }
+    }
+
+    #[test]
+    fn an_output_written_past_the_caches_is_the_same() {
+        let quantizer = Quantizer::affine(&[-1.0], &[1.0], 8, Rounding::Nearest).unwrap();
+        let x: Vec<f32> = (0..STREAM + 3 * BLOCK).map(|i| (i % 1999) as f32 / 999.0 - 1.0).collect();
+        let (mut whole, mut parts) = (vec![0; x.len() + 5], vec![0; x.len()]);
+        for threads in [1, 3] {
+            // Begins in the midst of a cache line.
+            quantizer.quantize(Floats::F32(&x), &mut whole[5..], BLOCK, threads).unwrap();
+            for (x, out) in x.chunks(1 << 20).zip(parts.chunks_mut(1 << 20)) {
+                quantizer.quantize(Floats::F32(x), out, BLOCK, 1).unwrap();
+            }
+            assert!(whole[5..] == parts);
         }
     }
 

@@ -185,25 +185,17 @@ pub fn look_up_avx512(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usiz
     64 * codes.len().min(out.len())
 }
 
-/// A binary search: level k of the tree has 2^k bounds, held in registers and picked by permutes; 16 values at a time.
+/// A binary search: row k of the tree, from node 2^k on, is held in registers and picked from by permutes.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[allow(unsafe_code)]
-pub fn search_avx512(bounds: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
-    // tree[k] is level k, beginning at 0 (levels of fewer than 16 bounds are filled up with what is never picked).
-    let mut tree = [[f32::INFINITY; 128]; 8];
-    for (level, nodes) in tree.iter_mut().enumerate().take(bits as usize) {
-        let stride = 1usize << (bits as usize - level);
-        for (node, bound) in nodes.iter_mut().enumerate().take(1 << level) {
-            *bound = bounds[node * stride + stride / 2 - 1];
-        }
-    }
+pub fn search_avx512(tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
     let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
-    // SAFETY: every level has 128 elements; x and out are arrays of 16.
+    // SAFETY: node + 16 is at most 256 for every row and part; x and out are arrays of 16.
     unsafe {
-        let part = |level: usize, index: usize| _mm512_loadu_ps(tree[level].as_ptr().add(16 * index));
-        let small = [part(0, 0), part(1, 0), part(2, 0), part(3, 0), part(4, 0)];
-        let level5 = [part(5, 0), part(5, 1)];
-        let level6 = [part(6, 0), part(6, 1), part(6, 2), part(6, 3)];
+        let part = |row: u32, index: usize| _mm512_loadu_ps(tree.as_ptr().add((1 << row) + 16 * index));
+        let small = [0, 1, 2, 3, 4].map(|row| part(row, 0));
+        let level5 = [0, 1].map(|index| part(5, index));
+        let level6 = [0, 1, 2, 3].map(|index| part(6, index));
         let level7 = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| part(7, index));
         let one = _mm512_set1_epi32(1);
         for (x, out) in x.iter().zip(out.iter_mut()) {
