@@ -28,9 +28,12 @@ const INFINITY: u32 = 0x7f80_0000;
 /// Values that are not f32 are widened, and narrowed, through a buffer of this many, which stays in the first cache.
 const BLOCK: usize = 1024;
 
-/// So many codes, and more, are written past the caches when they come from f32: it saves the memory reading what is
-/// overwritten, a sixth of the traffic. (float16 and bfloat16 were measured slower that way, and dequantised values too.)
+/// So many codes, and more, are written past the caches: it saves the memory reading what is overwritten. (Dequantised
+/// values were measured slower that way.)
 const STREAM: usize = 8 << 20;
+
+/// The bytes of a cache line.
+const LINE: usize = 64;
 
 /// A thread takes at least this many elements, so that handing them out costs nothing beside the work.
 const CHUNK: usize = 1 << 16;
@@ -130,7 +133,7 @@ impl Quantizer {
             elements: sample,
             bytes: if packed { packed_len(sample, self.bits())? } else { sample },
             packed,
-            stream: !packed && elements >= STREAM && plane >= BLOCK,
+            stream: !packed && elements >= STREAM,
         };
         if bytes == elements / shape.elements.max(1) * shape.bytes {
             return Ok(shape);
@@ -275,47 +278,108 @@ impl<F: Float> Kernel for Quantize<'_, F> {
 
     #[inline(always)]
     fn run(self) -> Counts {
+        if self.shape.stream {
+            return self.run_streaming();
+        }
         let Self { quantizer, isa, x, out, shape } = self;
-        let top = top(quantizer.bits());
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
-        let mut sample_clipped = vec![0; shape.channels];
-        let mut counts = Counts { clipped: vec![0; shape.channels], bad: Vec::new() };
+        let mut tally = Tally::new(shape.channels);
         for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes)).enumerate() {
             let codes = if shape.packed { &mut unpacked[..] } else { &mut *out };
-            let mut bad = None;
             let planes = x.chunks_exact(shape.plane).zip(codes.chunks_exact_mut(shape.plane));
             for (channel, (x, codes)) in planes.enumerate() {
-                let seen = match quantizer.scheme() {
-                    Scheme::Affine(affine, Rounding::Nearest) => {
-                        encode_plane::<F, _>(isa, &Nearest(&affine[channel]), x, codes, shape.stream)
-                    }
-                    Scheme::Affine(affine, Rounding::Truncate) => {
-                        encode_plane::<F, _>(isa, &Truncate(&affine[channel], top), x, codes, shape.stream)
-                    }
-                    Scheme::Codebook(books) => {
-                        encode_plane::<F, _>(isa, &Search(&books[channel], quantizer.bits()), x, codes, shape.stream)
-                    }
-                };
-                sample_clipped[channel] = seen.outside;
-                if seen.largest >= INFINITY && bad.is_none() {
-                    bad = Some((number, channel));
+                for (x, codes) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
+                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
                 }
             }
-            match bad {
-                Some(bad) => {
-                    out.fill(0);
-                    counts.bad.push(bad);
-                    continue;
-                }
-                None if shape.packed => pack_sample(&unpacked, out, quantizer.bits()),
-                None => {}
-            }
-            for (total, count) in counts.clipped.iter_mut().zip(&sample_clipped) {
-                *total += count;
+            if tally.finish(number) {
+                out.fill(0);
+            } else if shape.packed {
+                pack_sample(&unpacked, out, quantizer.bits());
             }
         }
+        tally.counts
+    }
+}
+
+impl<F: Float> Quantize<'_, F> {
+    /// The same for large outputs: codes gather in a buffer, which is written past the caches in whole cache lines.
+    #[inline(always)]
+    fn run_streaming(self) -> Counts {
+        let Self { quantizer, isa, x, out, shape } = self;
+        let mut buffer = [0; 5 * BLOCK];
+        let (mut filled, mut written) = (0, 0);
+        let mut tally = Tally::new(shape.channels);
+        for (number, x) in x.chunks_exact(shape.elements).enumerate() {
+            for (channel, x) in x.chunks_exact(shape.plane).enumerate() {
+                for x in x.chunks(BLOCK) {
+                    let codes = &mut buffer[filled..filled + x.len()];
+                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
+                    filled += x.len();
+                    if filled > 4 * BLOCK {
+                        let rest = &mut out[written..];
+                        let ready = filled - rest[filled..].as_ptr().addr() % LINE;
+                        isa.stream(&buffer[..ready], &mut rest[..ready]);
+                        written += ready;
+                        buffer.copy_within(ready..filled, 0);
+                        filled -= ready;
+                    }
+                }
+            }
+            tally.finish(number);
+        }
+        out[written..].copy_from_slice(&buffer[..filled]);
         isa.fence();
-        counts
+        for (number, _) in &tally.counts.bad {
+            out[number * shape.elements..][..shape.elements].fill(0);
+        }
+        tally.counts
+    }
+}
+
+/// Adds up what is seen, plane by plane, leaving out the samples that turn out bad.
+struct Tally {
+    counts: Counts,
+    /// Of the sample at hand.
+    clipped: Vec<u64>,
+    bad: Option<usize>,
+}
+
+impl Tally {
+    fn new(channels: usize) -> Self {
+        let counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
+        Self { counts, clipped: vec![0; channels], bad: None }
+    }
+
+    #[inline(always)]
+    fn see(&mut self, channel: usize, seen: Seen) {
+        self.clipped[channel] += seen.outside;
+        if seen.largest >= INFINITY && self.bad.is_none() {
+            self.bad = Some(channel);
+        }
+    }
+
+    /// Ends the sample of this number; gives whether it is bad.
+    #[inline(always)]
+    fn finish(&mut self, number: usize) -> bool {
+        let bad = self.bad.take();
+        self.counts.bad.extend(bad.map(|channel| (number, channel)));
+        for (total, count) in self.counts.clipped.iter_mut().zip(&mut self.clipped) {
+            let count = std::mem::take(count);
+            *total += if bad.is_none() { count } else { 0 };
+        }
+        bad.is_some()
+    }
+}
+
+/// Encodes values of one channel, at most [`CHUNK`].
+#[inline(always)]
+fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Seen {
+    let bits = quantizer.bits();
+    match quantizer.scheme() {
+        Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),
+        Scheme::Affine(affine, Rounding::Truncate) => Truncate(&affine[channel], top(bits)).encode::<F>(isa, x, out),
+        Scheme::Codebook(books) => Search(&books[channel], bits).encode::<F>(isa, x, out),
     }
 }
 
@@ -340,24 +404,6 @@ impl Seen {
 trait Encode {
     /// Encodes at most [`CHUNK`] values.
     fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen;
-}
-
-#[inline(always)]
-fn encode_plane<F: Float, E: Encode>(isa: Isa, scheme: &E, x: &[F::Bits], out: &mut [u8], stream: bool) -> Seen {
-    let mut all = Seen::default();
-    if stream {
-        let mut codes = [0; BLOCK];
-        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-            let codes = &mut codes[..x.len()];
-            all.add(scheme.encode::<F>(isa, x, codes));
-            isa.stream(codes, out);
-        }
-    } else {
-        for (x, out) in x.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
-            all.add(scheme.encode::<F>(isa, x, out));
-        }
-    }
-    all
 }
 
 /// The value if it is in [low, high], else the nearer of the two; NaN is low. Written as vector processors do it.
@@ -542,7 +588,7 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
 }
 
 #[inline(always)]
-fn largest(codes: &[u8]) -> u8 {
+pub(super) fn largest(codes: &[u8]) -> u8 {
     let mut largest = 0;
     for code in codes {
         largest = largest.max(*code);
@@ -783,6 +829,8 @@ mod tests {
     fn an_output_written_past_the_caches_is_the_same() {
         let quantizer = Quantizer::affine(&[-1.0], &[1.0], 8, Rounding::Nearest).unwrap();
         let x: Vec<f32> = (0..STREAM + 3 * BLOCK).map(|i| (i % 1999) as f32 / 999.0 - 1.0).collect();
+        let mut x = x;
+        x[7 * BLOCK + 1] = f32::NAN;
         let (mut whole, mut parts) = (vec![0; x.len() + 5], vec![0; x.len()]);
         for threads in [1, 3] {
             // Begins in the midst of a cache line.

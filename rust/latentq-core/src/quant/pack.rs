@@ -3,6 +3,7 @@
 //! its last code are 0.
 
 use super::isa::{Isa, Kernel};
+use super::kernels::largest;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
@@ -22,14 +23,11 @@ pub fn pack(codes: &[u8], out: &mut [u8], elements: usize, bits: u32, threads: u
         out.copy_from_slice(codes);
         return Ok(());
     }
-    if let Some(position) = codes.iter().position(|code| code >> bits != 0) {
-        let sample = position / elements;
-        return Err(Error::argument(format!(
-            "sample {sample} holds the code {}, more than {bits} bits",
-            codes[position]
-        )));
-    }
     let isa = Isa::best();
+    if isa.run(Largest(codes)) >> bits != 0 {
+        let sample = codes.iter().position(|code| code >> bits != 0).unwrap_or_default() / elements;
+        return Err(Error::argument(format!("sample {sample} holds a code of more than {bits} bits")));
+    }
     for_each_chunk(out, bytes, threads, |sample, out| {
         isa.run(Pack { codes: &codes[sample * elements..(sample + 1) * elements], out, bits });
     });
@@ -48,6 +46,16 @@ pub fn unpack(packed: &[u8], out: &mut [u8], elements: usize, bits: u32, threads
         isa.run(Unpack { packed: &packed[sample * bytes..(sample + 1) * bytes], out, bits });
     });
     Ok(())
+}
+
+struct Largest<'a>(&'a [u8]);
+
+impl Kernel for Largest<'_> {
+    type Output = u8;
+    #[inline(always)]
+    fn run(self) -> u8 {
+        largest(self.0)
+    }
 }
 
 struct Pack<'a> {
