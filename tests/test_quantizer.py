@@ -246,6 +246,12 @@ def test_out_is_filled_and_given_back_or_refused() -> None:
     for out in (frozen, np.zeros(x.shape, np.int8), np.zeros((3, 2, 16), np.uint8), codes.T.copy().T):
         with pytest.raises(ValueError, match="out must be"):
             q.quantize(x, out=out)
+    for out in (np.zeros(x.shape, np.float64), np.zeros(x.shape, np.uint16), values.T.copy().T, values[::-1], [1.0]):
+        with pytest.raises(ValueError, match="out must be"):
+            q.dequantize(codes, out=out)
+    for out in (np.zeros(x.shape, np.uint16), values):
+        with pytest.raises(ValueError, match="out must be"):
+            q.dequantize(codes, dtype=np.float16, out=out)
 
 
 @pytest.mark.parametrize(

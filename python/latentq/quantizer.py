@@ -32,6 +32,7 @@ _FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 }
 _FLOAT_NAMES: dict[Any, str] = {np.float32: "float32", np.float16: "float16", **{name: name for name in _FLOAT_BITS}}
 _FLOAT32 = np.dtype(np.float32)
+_UINT8 = np.dtype(np.uint8)
 _METHODS = ("mse", "minmax", "percentile", "lloyd-max")
 
 
@@ -217,8 +218,7 @@ class Quantizer:
             out, bad, _ = self._store(x, bfloat16, out, threads)
         else:
             if out is None:
-                out = np.empty(x.shape, np.uint8)
-            _check_out(out, x.shape, np.uint8)
+                out = np.empty(x.shape, _UINT8)
             bad = self._kernel.quantize(x, bfloat16, out, False, threads)
         if bad is not None:
             raise _not_finite(*bad)
@@ -240,8 +240,7 @@ class Quantizer:
             out, _, mask = self._store(x, bfloat16, out, threads)
             return out, Counts(np.zeros(self.channels, np.int64), mask)
         if out is None:
-            out = np.empty(x.shape, np.uint8)
-        _check_out(out, x.shape, np.uint8)
+            out = np.empty(x.shape, _UINT8)
         return out, Counts(*self._kernel.quantize_counted(x, bfloat16, out, threads))
 
     def dequantize(self, codes: Any, *, dtype: Any = np.float32, out: Any = None, threads: int = 1) -> Any:
@@ -263,12 +262,12 @@ class Quantizer:
         name = _float_name(dtype)
         if out is None:
             out = np.empty(codes.shape, _FLOAT_DTYPES[name])
-        _check_out(out, codes.shape, _FLOAT_DTYPES[name])
+        bits = _bits(out, name)
         if self._kernel is None:
             x, bfloat16 = _input(_native(codes, _FLOAT_DTYPES[self.kind]))
-            _core.convert(x, bfloat16, _bits(out), name == "bfloat16", threads)
+            _core.convert(x, bfloat16, bits, name == "bfloat16", threads)
         else:
-            self._kernel.dequantize(_native(codes, np.dtype(np.uint8)), _bits(out), name == "bfloat16", threads)
+            self._kernel.dequantize(_native(codes, _UINT8), bits, name == "bfloat16", threads)
         return out
 
     def pack(self, codes: Any, *, threads: int = 1) -> Any:
@@ -291,7 +290,7 @@ class Quantizer:
             codes = _native(codes, _FLOAT_DTYPES[self.kind])
             stored = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
             return stored.reshape(samples, elements).view(np.uint8).reshape(samples, self.packed_bytes(elements))
-        codes = _native(codes, np.dtype(np.uint8))
+        codes = _native(codes, _UINT8)
         if self.bits == 8:
             return codes.reshape(samples, elements)
         packed = np.empty((samples, self.packed_bytes(elements)), np.uint8)
@@ -341,8 +340,7 @@ class Quantizer:
         x, bfloat16 = _input(x)
         shape = (*x.shape[:1], self.packed_bytes(math.prod(x.shape[1:])))
         if out is None:
-            out = np.empty(shape, np.uint8)
-        _check_out(out, shape, np.uint8)
+            out = np.empty(shape, _UINT8)
         bad = self._kernel.quantize(x, bfloat16, out, True, threads)
         if bad is not None:
             raise _not_finite(*bad)
@@ -371,8 +369,7 @@ class Quantizer:
         packed = self._check_packed(packed, shape)
         if out is None:
             out = np.empty(shape, _FLOAT_DTYPES[name])
-        _check_out(out, shape, _FLOAT_DTYPES[name])
-        self._kernel.dequantize_packed(packed, _bits(out), name == "bfloat16", threads)
+        self._kernel.dequantize_packed(packed, shape, _bits(out, name), name == "bfloat16", threads)
         return out
 
     def packed_bytes(self, elements: int) -> int:
@@ -393,7 +390,7 @@ class Quantizer:
         if type(codes) is not np.ndarray and _torch_of(codes):
             codes = codes.cpu().numpy()
         counts = np.zeros((self.channels, 2**self.bits), np.int64)
-        self._kernel.histogram(_native(codes, np.dtype(np.uint8)), counts)
+        self._kernel.histogram(_native(codes, _UINT8), counts)
         return counts
 
     def table(self) -> npt.NDArray[np.float32]:
@@ -485,7 +482,7 @@ class Quantizer:
     def _check_packed(self, packed: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         if not shape or packed.shape != (shape[0], self.packed_bytes(math.prod(shape[1:]))):
             raise ValueError(f"{packed.shape} packed bytes do not hold codes of shape {shape} at {self.bits} bits")
-        return _native(packed, np.dtype(np.uint8))
+        return _native(packed, _UINT8)
 
     def _store(
         self, x: npt.NDArray[Any], bfloat16: bool, out: Any, threads: int
@@ -496,8 +493,7 @@ class Quantizer:
             raise ValueError(f"expected an array (N, {self.channels}, ...), not one of shape {x.shape}")
         if out is None:
             out = np.empty(x.shape, dtype)
-        _check_out(out, x.shape, dtype)
-        bad, mask = _core.convert(x, bfloat16, _bits(out), self.kind == "bfloat16", threads)
+        bad, mask = _core.convert(x, bfloat16, _bits(out, self.kind), self.kind == "bfloat16", threads)
         return out, bad, mask
 
 
@@ -682,29 +678,34 @@ def _float_name(dtype: Any) -> str:
 
 def _native(array: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The array itself if it is C-contiguous, aligned and native, else a copy that is. Its type must be dtype."""
-    if array.dtype is not dtype and array.dtype != dtype and array.dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"expected an array of {dtype}, not {array.dtype}")
-    flags = array.flags
-    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+    # The first two comparisons are the common case, and cheap beside a call on one latent.
+    if array.dtype is dtype and array.flags.carray:
         return array  # type: ignore[no-any-return]
+    if array.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"expected an array of {dtype}, not {array.dtype}")
     return np.require(array, dtype, ["C", "A"])
 
 
 def _input(x: Any) -> tuple[npt.NDArray[Any], bool]:
     """A float array as the kernels take it, and whether its 16 bits are bfloat16's."""
-    dtype = getattr(x, "dtype", None)
-    if not isinstance(x, np.ndarray) or dtype is None:
+    if type(x) is np.ndarray and x.dtype is _FLOAT32:
+        return _native(x, _FLOAT32), False
+    if not isinstance(x, np.ndarray):
         raise TypeError(f"expected an array or a tensor, not {type(x).__name__}")
-    if dtype is _FLOAT32:
-        return _native(x, dtype), False
-    native = dtype.newbyteorder("=")
+    native = x.dtype.newbyteorder("=")
     if native not in (np.float16, np.float32, np.float64, np.uint16):
-        raise TypeError(f"expected floats (or bfloat16 bits in uint16), not {dtype}")
-    return _bits(_native(x, native)), native == np.uint16
+        raise TypeError(f"expected floats (or bfloat16 bits in uint16), not {x.dtype}")
+    x = _native(x, native)
+    return x.view(np.uint16) if native == np.float16 else x, native == np.uint16
 
 
-def _bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.view(np.uint16) if array.dtype == np.float16 else array
+def _bits(out: Any, name: str) -> Any:
+    """An output of that float type as the kernels take it: float16 as uint16."""
+    dtype = _FLOAT_DTYPES[name]
+    given = getattr(out, "dtype", None)
+    if given is not dtype and given != dtype:
+        raise ValueError(f"out must be an array of {dtype}")
+    return out.view(np.uint16) if name == "float16" else out
 
 
 def _wide(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -714,19 +715,11 @@ def _wide(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return x.astype(np.float64)
 
 
-def _check_out(out: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be an array, not {type(out).__name__}")
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"out must be {np.dtype(dtype)} of shape {shape}, not {out.dtype} of shape {out.shape}")
-    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise ValueError("out must be C-contiguous, aligned and writeable")
-
-
 def _filled(out: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    _check_out(out, values.shape, values.dtype)
+    if not isinstance(out, np.ndarray) or out.shape != values.shape or out.dtype != values.dtype:
+        raise ValueError(f"out must be an array of {values.dtype} of shape {values.shape}")
     out[...] = values
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _not_finite(sample: int, channel: int) -> NotFiniteError:
