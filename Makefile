@@ -40,5 +40,9 @@ lint: build
 	mypy
 	python -m mypy.stubtest latentq._core
 
+# The figures in benches/RESULTS.md.
+bench: build
+	python benches/quantizer.py
+
 clean:
 	rm -rf .venv target dist demo python/latentq/*.so

@@ -417,6 +417,22 @@ def test_measure_is_the_definition_of_sqnr() -> None:
     assert m.largest_error == np.abs(values - x).max()
 
 
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "lloyd-max"])
+def test_a_calibrator_reports_what_its_quantizer_costs(method: str) -> None:
+    x = some_latents((30, 2, 9, 9), np.float16)
+    calibrator = Calibrator(2, bits=5, method=method)
+    calibrator.update(x[:10])
+    calibrator.update(x[10:])
+    q = calibrator.quantizer()
+    report, expected = calibrator.measure(q), q.measure(x)
+    np.testing.assert_allclose(report.sqnr_db, expected.sqnr_db, rtol=1e-9)
+    np.testing.assert_allclose(report.overall_sqnr_db, expected.overall_sqnr_db, rtol=1e-9)
+    assert (report.clip_rate, report.largest_error) == (expected.clip_rate, expected.largest_error)
+    for other in (Quantizer.uniform(-1, 1, channels=3), Quantizer.floating("float16", channels=2)):
+        with pytest.raises(ValueError):
+            calibrator.measure(other)
+
+
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_statistics_of_codes_are_those_of_the_values_a_reader_sees(bits: int) -> None:
     for q in some_quantizers(bits):

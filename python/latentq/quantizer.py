@@ -70,6 +70,13 @@ class Measurement:
     clip_rate: tuple[float, ...]
     largest_error: float
 
+    @classmethod
+    def _of(
+        cls, signal: Sequence[float], noise: Sequence[float], clip_rate: Sequence[float], largest: float
+    ) -> Measurement:
+        ratios = tuple(_decibels(s, n) for s, n in zip(signal, noise, strict=True))
+        return cls(ratios, _decibels(math.fsum(signal), math.fsum(noise)), tuple(clip_rate), largest)
+
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
@@ -428,9 +435,7 @@ class Quantizer:
             clipped += counts.clipped
             largest = max(largest, float(np.abs(error).max(initial=0.0)))
         count = max(1, math.prod(x.shape) // self.channels)
-        ratios = tuple(_decibels(s, n) for s, n in zip(signal.tolist(), noise.tolist(), strict=True))
-        overall = _decibels(float(signal.sum()), float(noise.sum()))
-        return Measurement(ratios, overall, tuple((clipped / count).tolist()), largest)
+        return Measurement._of(signal.tolist(), noise.tolist(), (clipped / count).tolist(), largest)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, which survives TOML exactly: `from_dict` gives an equal quantiser."""
@@ -536,6 +541,18 @@ class Calibrator:
             return Quantizer.codebook(np.reshape(self._core.levels(self.bits), (-1, 2**self.bits)))
         low, high = zip(*self._core.ranges(self.bits, self.method), strict=True)
         return Quantizer.affine(low, high, bits=self.bits)
+
+    def measure(self, quantizer: Quantizer) -> Measurement:
+        """What quantising the values that were seen costs, to the 11 significant bits of the histogram.
+
+        Raises:
+            ValueError: quantizer is of a float kind, or of another number of channels.
+        """
+        if quantizer._kernel is None:
+            raise ValueError(f"{quantizer.kind} values have no codes to measure")
+        count, clipped, signal, noise, largest = zip(*self._core.measure(quantizer._kernel), strict=True)
+        rates = [c / max(n, 1) for c, n in zip(clipped, count, strict=True)]
+        return Measurement._of(signal, noise, rates, max(largest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,6 +312,13 @@ impl Calibrator {
         py.detach(|| self.0.ranges(bits, method)).map_err(to_py)
     }
 
+    /// Of each channel: values, values outside the range, sum of squares, sum of squared errors, largest error.
+    #[allow(clippy::type_complexity)]
+    fn measure(&self, py: Python<'_>, quantizer: &Quantizer) -> PyResult<Vec<(f64, f64, f64, f64, f64)>> {
+        let costs = py.detach(|| self.0.measure(&quantizer.0)).map_err(to_py)?;
+        Ok(costs.into_iter().map(|c| (c.count, c.clipped, c.signal, c.noise, c.largest)).collect())
+    }
+
     /// The levels of each channel, one channel after the other.
     fn levels(&self, py: Python<'_>, bits: u32) -> PyResult<Vec<f32>> {
         py.detach(|| self.0.levels(bits)).map_err(to_py)

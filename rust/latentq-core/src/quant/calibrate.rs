@@ -4,8 +4,8 @@
 //! float32 values to one part in 4096, beside the exact extremes. Its size is bounded whatever the data, and the order of
 //! the data changes nothing.
 
-use super::half::{BF16, F16, F32, F64, Float, Floats};
-use super::scheme::{check_bits, top};
+use super::half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
+use super::scheme::{Quantizer, check_bits, top};
 use crate::{Error, Result};
 
 /// How the range of a channel follows from its values.
@@ -107,12 +107,52 @@ impl Calibrator {
         Ok(levels)
     }
 
+    /// What quantising the values that were seen costs, by channel.
+    pub fn measure(&self, quantizer: &Quantizer) -> Result<Vec<Cost>> {
+        if quantizer.channels() != self.channels.len() {
+            let (theirs, ours) = (quantizer.channels(), self.channels.len());
+            return Err(Error::argument(format!("a quantiser of {theirs} channels does not go with {ours} channels")));
+        }
+        let costs = self.channels.iter().enumerate().map(|(channel, histogram)| {
+            let quantizer = quantizer.channel(channel);
+            let mut cost = Cost::default();
+            for (value, count) in histogram.ascending() {
+                let (mut code, mut back) = ([0], [0.0]);
+                let seen = quantizer.quantize(Floats::F32(&[value as f32]), &mut code, 1, 1)?;
+                quantizer.dequantize(&code, FloatsMut::F32(&mut back), 1, 1)?;
+                let error = (value - f64::from(back[0])).abs();
+                cost.count += count;
+                cost.clipped += count * seen.clipped[0] as f64;
+                cost.signal += count * value * value;
+                cost.noise += count * error * error;
+                cost.largest = cost.largest.max(error);
+            }
+            Ok(cost)
+        });
+        costs.collect()
+    }
+
     fn sorted(&self) -> impl Iterator<Item = Result<Sorted>> + '_ {
         self.channels.iter().enumerate().map(|(channel, histogram)| {
             let nothing = || Error::argument(format!("channel {channel} has no values to calibrate on"));
             Sorted::new(histogram).ok_or_else(nothing)
         })
     }
+}
+
+/// What quantising costs in one channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// How many values there are.
+    pub count: f64,
+    /// How many are outside the range.
+    pub clipped: f64,
+    /// The sum of their squares.
+    pub signal: f64,
+    /// The sum of the squares of their errors.
+    pub noise: f64,
+    /// The largest error.
+    pub largest: f64,
 }
 
 /// How often each value occurs, values being rounded to 11 significant bits.

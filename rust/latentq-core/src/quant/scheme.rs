@@ -133,6 +133,15 @@ impl Quantizer {
         }
     }
 
+    /// The quantiser of one channel alone.
+    pub(super) fn channel(&self, channel: usize) -> Self {
+        let scheme = match &self.scheme {
+            Scheme::Affine(channels, rounding) => Scheme::Affine(vec![channels[channel]], *rounding),
+            Scheme::Codebook(channels) => Scheme::Codebook(vec![channels[channel].clone()]),
+        };
+        Self { bits: self.bits, scheme }
+    }
+
     /// The parameters of the channels.
     pub fn scheme(&self) -> &Scheme {
         &self.scheme
