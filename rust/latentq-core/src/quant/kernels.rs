@@ -307,7 +307,7 @@ impl<F: Float> Quantize<'_, F> {
     #[inline(always)]
     fn run_streaming(self) -> Counts {
         let Self { quantizer, isa, x, out, shape } = self;
-        let mut buffer = [0; 5 * BLOCK];
+        let mut buffer = [0; 2 * BLOCK];
         let (mut filled, mut written) = (0, 0);
         let mut tally = Tally::new(shape.channels);
         for (number, x) in x.chunks_exact(shape.elements).enumerate() {
@@ -316,7 +316,7 @@ impl<F: Float> Quantize<'_, F> {
                     let codes = &mut buffer[filled..filled + x.len()];
                     tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
                     filled += x.len();
-                    if filled > 4 * BLOCK {
+                    if filled >= BLOCK {
                         let rest = &mut out[written..];
                         let ready = filled - rest[filled..].as_ptr().addr() % LINE;
                         isa.stream(&buffer[..ready], &mut rest[..ready]);
