@@ -139,6 +139,38 @@ def test_unpacking_gives_back_what_was_packed(bits: int, samples: int, elements:
     np.testing.assert_array_equal(packed, np.packbits(stream, axis=1, bitorder="little"))
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 2, 33, 31)])
+def test_packing_at_once_is_packing_after_quantizing(bits: int, shape: tuple[int, ...]) -> None:
+    x = some_latents(shape)
+    for q in [*some_quantizers(bits), Quantizer.floating("bfloat16", channels=2)]:
+        codes = q.quantize(x)
+        packed = q.pack(codes)
+        out = np.full(packed.shape, 7, np.uint8)
+        assert q.quantize_packed(x, out=out) is out
+        for other in (out, q.quantize_packed(x, threads=3)):
+            np.testing.assert_array_equal(other, packed)
+        for dtype in (np.float32, np.float16, "bfloat16"):
+            values = q.dequantize(codes, dtype=dtype)
+            np.testing.assert_array_equal(q.dequantize_packed(packed, shape, dtype=dtype), values)
+        values = np.full(shape, 7, np.float32)
+        assert q.dequantize_packed(packed, shape, out=values, threads=2) is values
+        np.testing.assert_array_equal(values, q.dequantize(codes))
+
+
+def test_bytes_that_do_not_hold_the_codes_are_refused() -> None:
+    q = Quantizer.uniform(-1, 1, channels=2, bits=6)
+    packed = np.zeros((3, 6), np.uint8)
+    for shape in [(3, 2, 5), (2, 2, 4), (3, 1, 8), (), (3,)]:
+        with pytest.raises(ValueError):
+            q.dequantize_packed(packed, shape)
+    for shape in [(3, 2, 5), (2, 2, 4), ()]:
+        with pytest.raises(ValueError):
+            q.unpack(packed, shape)
+    with pytest.raises(NotFiniteError, match="sample 1, channel 0"):
+        q.quantize_packed(np.array([[[1.0], [1.0]], [[np.inf], [1.0]]], np.float32))
+
+
 def test_codes_too_large_for_the_bits_are_refused() -> None:
     q = Quantizer.uniform(-1, 1, channels=2, bits=4)
     codes = np.array([[[0], [0]], [[1], [16]]], np.uint8)
@@ -215,6 +247,12 @@ def test_out_is_filled_and_given_back_or_refused() -> None:
     for out in (frozen, np.zeros(x.shape, np.int8), np.zeros((3, 2, 16), np.uint8), codes.T.copy().T):
         with pytest.raises(ValueError, match="out must be"):
             q.quantize(x, out=out)
+    for out in (np.zeros(x.shape, np.float64), np.zeros(x.shape, np.uint16), values.T.copy().T, values[::-1], [1.0]):
+        with pytest.raises(ValueError, match="out must be"):
+            q.dequantize(codes, out=out)
+    for out in (np.zeros(x.shape, np.uint16), values):
+        with pytest.raises(ValueError, match="out must be"):
+            q.dequantize(codes, dtype=np.float16, out=out)
 
 
 @pytest.mark.parametrize(
@@ -378,6 +416,22 @@ def test_measure_is_the_definition_of_sqnr() -> None:
     outside = ((x < per_channel(q.low, 4)) | (x > per_channel(q.high, 4))).mean((0, 2, 3))
     np.testing.assert_allclose(m.clip_rate, outside, rtol=1e-12)
     assert m.largest_error == np.abs(values - x).max()
+
+
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "lloyd-max"])
+def test_a_calibrator_reports_what_its_quantizer_costs(method: str) -> None:
+    x = some_latents((30, 2, 9, 9), np.float16)
+    calibrator = Calibrator(2, bits=5, method=method)
+    calibrator.update(x[:10])
+    calibrator.update(x[10:])
+    q = calibrator.quantizer()
+    report, expected = calibrator.measure(q), q.measure(x)
+    np.testing.assert_allclose(report.sqnr_db, expected.sqnr_db, rtol=1e-9)
+    np.testing.assert_allclose(report.overall_sqnr_db, expected.overall_sqnr_db, rtol=1e-9)
+    assert (report.clip_rate, report.largest_error) == (expected.clip_rate, expected.largest_error)
+    for other in (Quantizer.uniform(-1, 1, channels=3), Quantizer.floating("float16", channels=2)):
+        with pytest.raises(ValueError):
+            calibrator.measure(other)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])

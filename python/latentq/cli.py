@@ -404,22 +404,30 @@ def _add_measure(commands: Any) -> None:
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from latentq import decode, measure
+    from latentq import measure
+    from latentq.card import CARD
 
     path = Path(options.latents)
     if not path.exists():
         raise _UsageError(f"{path}: no such file or dataset")
     wanted = {"bits": options.bits} if options.bits else {}
+    for bits in options.bits or ():
+        if not 2 <= bits <= 8:
+            raise _UsageError(f"--bits must be from 2 to 8, not {bits}")
     if path.is_file():
-        if options.source is not None:
-            raise _UsageError("--source goes with a dataset, whose card says how its pictures were cut")
+        if options.source is not None or options.column is not None:
+            raise _UsageError("--source and --column go with a dataset, whose card says how its pictures were cut")
         network = load_autoencoder(options.autoencoder) if options.autoencoder else None
         measure.main_table(path, as_json=options.json, autoencoder=network, **wanted)
         return 0
+    if not (path / CARD).exists():
+        raise LatentqError(f"{path} has no card ({CARD}): it is no dataset")
+    if options.source is not None and not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such folder or table")
     if options.source is None:
         print("latentq: without --source these are the stored latents, quantised once already", file=sys.stderr)
-    latents, network, images = decode.for_measuring(
-        path, measure.SAMPLES, column=options.column, source=options.source, autoencoder=options.autoencoder
+    latents, network, images = measure.of_dataset(
+        path, column=options.column, source=options.source, autoencoder=options.autoencoder
     )
     measure.main_table(latents, as_json=options.json, autoencoder=network, images=images, **wanted)
     return 0

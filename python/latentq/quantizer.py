@@ -32,6 +32,7 @@ _FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 }
 _FLOAT_NAMES: dict[Any, str] = {np.float32: "float32", np.float16: "float16", **{name: name for name in _FLOAT_BITS}}
 _FLOAT32 = np.dtype(np.float32)
+_UINT8 = np.dtype(np.uint8)
 _METHODS = ("mse", "minmax", "percentile", "lloyd-max")
 
 
@@ -68,6 +69,13 @@ class Measurement:
     overall_sqnr_db: float
     clip_rate: tuple[float, ...]
     largest_error: float
+
+    @classmethod
+    def _of(
+        cls, signal: Sequence[float], noise: Sequence[float], clip_rate: Sequence[float], largest: float
+    ) -> Measurement:
+        ratios = tuple(_decibels(s, n) for s, n in zip(signal, noise, strict=True))
+        return cls(ratios, _decibels(math.fsum(signal), math.fsum(noise)), tuple(clip_rate), largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +225,8 @@ class Quantizer:
             out, bad, _ = self._store(x, bfloat16, out, threads)
         else:
             if out is None:
-                out = np.empty(x.shape, np.uint8)
-            _check_out(out, x.shape, np.uint8)
-            bad = self._kernel.quantize(x, bfloat16, out, threads)
+                out = np.empty(x.shape, _UINT8)
+            bad = self._kernel.quantize(x, bfloat16, out, False, threads)
         if bad is not None:
             raise _not_finite(*bad)
         return out
@@ -240,8 +247,7 @@ class Quantizer:
             out, _, mask = self._store(x, bfloat16, out, threads)
             return out, Counts(np.zeros(self.channels, np.int64), mask)
         if out is None:
-            out = np.empty(x.shape, np.uint8)
-        _check_out(out, x.shape, np.uint8)
+            out = np.empty(x.shape, _UINT8)
         return out, Counts(*self._kernel.quantize_counted(x, bfloat16, out, threads))
 
     def dequantize(self, codes: Any, *, dtype: Any = np.float32, out: Any = None, threads: int = 1) -> Any:
@@ -263,12 +269,12 @@ class Quantizer:
         name = _float_name(dtype)
         if out is None:
             out = np.empty(codes.shape, _FLOAT_DTYPES[name])
-        _check_out(out, codes.shape, _FLOAT_DTYPES[name])
+        bits = _bits(out, name)
         if self._kernel is None:
             x, bfloat16 = _input(_native(codes, _FLOAT_DTYPES[self.kind]))
-            _core.convert(x, bfloat16, _bits(out), name == "bfloat16", threads)
+            _core.convert(x, bfloat16, bits, name == "bfloat16", threads)
         else:
-            self._kernel.dequantize(_native(codes, np.dtype(np.uint8)), _bits(out), name == "bfloat16", threads)
+            self._kernel.dequantize(_native(codes, _UINT8), bits, name == "bfloat16", threads)
         return out
 
     def pack(self, codes: Any, *, threads: int = 1) -> Any:
@@ -291,7 +297,7 @@ class Quantizer:
             codes = _native(codes, _FLOAT_DTYPES[self.kind])
             stored = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
             return stored.reshape(samples, elements).view(np.uint8).reshape(samples, self.packed_bytes(elements))
-        codes = _native(codes, np.dtype(np.uint8))
+        codes = _native(codes, _UINT8)
         if self.bits == 8:
             return codes.reshape(samples, elements)
         packed = np.empty((samples, self.packed_bytes(elements)), np.uint8)
@@ -312,18 +318,66 @@ class Quantizer:
         if type(packed) is not np.ndarray and (torch := _torch_of(packed)):
             return torch.unpack(self, packed, shape, threads)
         shape = tuple(shape)
-        elements = math.prod(shape[1:])
-        if not shape or packed.shape != (shape[0], self.packed_bytes(elements)):
-            raise ValueError(f"{packed.shape} packed bytes do not hold codes of shape {shape} at {self.bits} bits")
-        packed = _native(packed, np.dtype(np.uint8))
+        packed = self._check_packed(packed, shape)
         if self._kernel is None:
             dtype = _FLOAT_DTYPES[self.kind]
             return _native(packed.reshape(-1).view(dtype.newbyteorder("<")), dtype).reshape(shape)
         if self.bits == 8:
             return packed.reshape(shape)
         codes = np.empty(shape, np.uint8)
-        _core.unpack(packed, codes, elements, self.bits, threads)
+        _core.unpack(packed, codes, math.prod(shape[1:]), self.bits, threads)
         return codes
+
+    def quantize_packed(self, x: Any, *, out: Any = None, threads: int = 1) -> Any:
+        """`pack(quantize(x))` in one pass over memory: (N, bytes) uint8.
+
+        Args:
+            x: (N, C, ...) floats, as for `quantize`.
+            out: a buffer for the bytes, C-contiguous.
+            threads: at most so many work on it.
+
+        Raises:
+            NotFiniteError, ValueError, TypeError: as `quantize`.
+        """
+        if type(x) is not np.ndarray and (torch := _torch_of(x)):
+            return torch.quantize_packed(self, x, out, threads)
+        if self._kernel is None:
+            packed = self.pack(self.quantize(x, threads=threads))
+            return packed if out is None else _filled(out, packed)
+        x, bfloat16 = _input(x)
+        shape = (*x.shape[:1], self.packed_bytes(math.prod(x.shape[1:])))
+        if out is None:
+            out = np.empty(shape, _UINT8)
+        bad = self._kernel.quantize(x, bfloat16, out, True, threads)
+        if bad is not None:
+            raise _not_finite(*bad)
+        return out
+
+    def dequantize_packed(
+        self, packed: Any, shape: Sequence[int], *, dtype: Any = np.float32, out: Any = None, threads: int = 1
+    ) -> Any:
+        """`dequantize(unpack(packed, shape))` in one pass over memory.
+
+        Args:
+            packed: (N, bytes) uint8.
+            shape: of the values of all samples (N, C, ...).
+            dtype: as for `dequantize`.
+            out: a buffer for the values, C-contiguous and of that shape.
+            threads: at most so many work on it.
+
+        Raises:
+            ValueError: packed does not hold that many codes, or `out` does not go with the shape.
+        """
+        if type(packed) is not np.ndarray and (torch := _torch_of(packed)):
+            return torch.dequantize_packed(self, packed, shape, dtype, out, threads)
+        if self._kernel is None:
+            return self.dequantize(self.unpack(packed, shape), dtype=dtype, out=out, threads=threads)
+        name, shape = _float_name(dtype), tuple(shape)
+        packed = self._check_packed(packed, shape)
+        if out is None:
+            out = np.empty(shape, _FLOAT_DTYPES[name])
+        self._kernel.dequantize_packed(packed, shape, _bits(out, name), name == "bfloat16", threads)
+        return out
 
     def packed_bytes(self, elements: int) -> int:
         """The stored bytes of a sample of so many elements."""
@@ -343,7 +397,7 @@ class Quantizer:
         if type(codes) is not np.ndarray and _torch_of(codes):
             codes = codes.cpu().numpy()
         counts = np.zeros((self.channels, 2**self.bits), np.int64)
-        self._kernel.histogram(_native(codes, np.dtype(np.uint8)), counts)
+        self._kernel.histogram(_native(codes, _UINT8), counts)
         return counts
 
     def table(self) -> npt.NDArray[np.float32]:
@@ -381,9 +435,7 @@ class Quantizer:
             clipped += counts.clipped
             largest = max(largest, float(np.abs(error).max(initial=0.0)))
         count = max(1, math.prod(x.shape) // self.channels)
-        ratios = tuple(_decibels(s, n) for s, n in zip(signal.tolist(), noise.tolist(), strict=True))
-        overall = _decibels(float(signal.sum()), float(noise.sum()))
-        return Measurement(ratios, overall, tuple((clipped / count).tolist()), largest)
+        return Measurement._of(signal.tolist(), noise.tolist(), (clipped / count).tolist(), largest)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, which survives TOML exactly: `from_dict` gives an equal quantiser."""
@@ -432,6 +484,11 @@ class Quantizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return Quantizer.from_dict, (self.to_dict(),)
 
+    def _check_packed(self, packed: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        if not shape or packed.shape != (shape[0], self.packed_bytes(math.prod(shape[1:]))):
+            raise ValueError(f"{packed.shape} packed bytes do not hold codes of shape {shape} at {self.bits} bits")
+        return _native(packed, _UINT8)
+
     def _store(
         self, x: npt.NDArray[Any], bfloat16: bool, out: Any, threads: int
     ) -> tuple[Any, tuple[int, int] | None, npt.NDArray[np.bool_]]:
@@ -441,8 +498,7 @@ class Quantizer:
             raise ValueError(f"expected an array (N, {self.channels}, ...), not one of shape {x.shape}")
         if out is None:
             out = np.empty(x.shape, dtype)
-        _check_out(out, x.shape, dtype)
-        bad, mask = _core.convert(x, bfloat16, _bits(out), self.kind == "bfloat16", threads)
+        bad, mask = _core.convert(x, bfloat16, _bits(out, self.kind), self.kind == "bfloat16", threads)
         return out, bad, mask
 
 
@@ -485,6 +541,18 @@ class Calibrator:
             return Quantizer.codebook(np.reshape(self._core.levels(self.bits), (-1, 2**self.bits)))
         low, high = zip(*self._core.ranges(self.bits, self.method), strict=True)
         return Quantizer.affine(low, high, bits=self.bits)
+
+    def measure(self, quantizer: Quantizer) -> Measurement:
+        """What quantising the values that were seen costs, to the 11 significant bits of the histogram.
+
+        Raises:
+            ValueError: quantizer is of a float kind, or of another number of channels.
+        """
+        if quantizer._kernel is None:
+            raise ValueError(f"{quantizer.kind} values have no codes to measure")
+        count, clipped, signal, noise, largest = zip(*self._core.measure(quantizer._kernel), strict=True)
+        rates = [c / max(n, 1) for c, n in zip(clipped, count, strict=True)]
+        return Measurement._of(signal, noise, rates, max(largest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -627,29 +695,34 @@ def _float_name(dtype: Any) -> str:
 
 def _native(array: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The array itself if it is C-contiguous, aligned and native, else a copy that is. Its type must be dtype."""
-    if array.dtype is not dtype and array.dtype != dtype and array.dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"expected an array of {dtype}, not {array.dtype}")
-    flags = array.flags
-    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+    # The first two comparisons are the common case, and cheap beside a call on one latent.
+    if array.dtype is dtype and array.flags.carray:
         return array  # type: ignore[no-any-return]
+    if array.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"expected an array of {dtype}, not {array.dtype}")
     return np.require(array, dtype, ["C", "A"])
 
 
 def _input(x: Any) -> tuple[npt.NDArray[Any], bool]:
     """A float array as the kernels take it, and whether its 16 bits are bfloat16's."""
-    dtype = getattr(x, "dtype", None)
-    if not isinstance(x, np.ndarray) or dtype is None:
+    if type(x) is np.ndarray and x.dtype is _FLOAT32:
+        return _native(x, _FLOAT32), False
+    if not isinstance(x, np.ndarray):
         raise TypeError(f"expected an array or a tensor, not {type(x).__name__}")
-    if dtype is _FLOAT32:
-        return _native(x, dtype), False
-    native = dtype.newbyteorder("=")
+    native = x.dtype.newbyteorder("=")
     if native not in (np.float16, np.float32, np.float64, np.uint16):
-        raise TypeError(f"expected floats (or bfloat16 bits in uint16), not {dtype}")
-    return _bits(_native(x, native)), native == np.uint16
+        raise TypeError(f"expected floats (or bfloat16 bits in uint16), not {x.dtype}")
+    x = _native(x, native)
+    return x.view(np.uint16) if native == np.float16 else x, native == np.uint16
 
 
-def _bits(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.view(np.uint16) if array.dtype == np.float16 else array
+def _bits(out: Any, name: str) -> Any:
+    """An output of that float type as the kernels take it: float16 as uint16."""
+    dtype = _FLOAT_DTYPES[name]
+    given = getattr(out, "dtype", None)
+    if given is not dtype and given != dtype:
+        raise ValueError(f"out must be an array of {dtype}")
+    return out.view(np.uint16) if name == "float16" else out
 
 
 def _wide(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -659,13 +732,11 @@ def _wide(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return x.astype(np.float64)
 
 
-def _check_out(out: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be an array, not {type(out).__name__}")
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"out must be {np.dtype(dtype)} of shape {shape}, not {out.dtype} of shape {out.shape}")
-    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise ValueError("out must be C-contiguous, aligned and writeable")
+def _filled(out: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not isinstance(out, np.ndarray) or out.shape != values.shape or out.dtype != values.dtype:
+        raise ValueError(f"out must be an array of {values.dtype} of shape {values.shape}")
+    out[...] = values
+    return out
 
 
 def _not_finite(sample: int, channel: int) -> NotFiniteError:

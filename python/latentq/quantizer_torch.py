@@ -78,6 +78,26 @@ def unpack(q: Quantizer, packed: torch.Tensor, shape: Sequence[int], threads: in
     return unpack_bits(q, packed, shape)
 
 
+def quantize_packed(q: Quantizer, x: torch.Tensor, out: torch.Tensor | None, threads: int) -> torch.Tensor:
+    """As `Quantizer.quantize_packed`."""
+    if x.device.type == "cpu":
+        packed = q.quantize_packed(to_numpy(x), out=_out_array(out), threads=threads)
+        return torch.from_numpy(packed) if out is None else out
+    packed = pack_bits(q, quantize(q, x, None, threads))
+    return packed if out is None else _checked(out, packed).copy_(packed)
+
+
+def dequantize_packed(
+    q: Quantizer, packed: torch.Tensor, shape: Sequence[int], dtype: Any, out: torch.Tensor | None, threads: int
+) -> torch.Tensor:
+    """As `Quantizer.dequantize_packed`."""
+    if packed.device.type == "cpu":
+        name = _float_name(dtype)
+        values = q.dequantize_packed(to_numpy(packed), shape, dtype=name, out=_out_array(out), threads=threads)
+        return _to_torch(values, _CODE_DTYPES[name]) if out is None else out
+    return dequantize(q, unpack_bits(q, packed, shape), dtype, out, threads)
+
+
 def encode(
     q: Quantizer, x: torch.Tensor, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

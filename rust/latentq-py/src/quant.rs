@@ -2,7 +2,9 @@
 //! A 16-bit float array comes as uint16, its type beside it.
 
 use latentq_core::quant::{self, Floats, FloatsMut, Method, Rounding};
-use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
+use numpy::{
+    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -60,6 +62,21 @@ impl<'py> Input<'py> {
     }
 }
 
+/// An array that is written to, if it is one of T, of that shape, and can be.
+fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+    if let Ok(array) = array.cast::<PyArrayDyn<T>>()
+        && array.shape() == shape
+        && check_layout(array).is_ok()
+        && let Ok(array) = array.try_readwrite()
+    {
+        return Ok(array);
+    }
+    Err(PyValueError::new_err(format!(
+        "out must be an array of {} of shape {shape:?}, C-contiguous, aligned, writeable, and none of the input",
+        T::get_dtype(array.py())
+    )))
+}
+
 /// A float array that is written to.
 enum Output<'py> {
     F32(PyReadwriteArrayDyn<'py, f32>),
@@ -67,16 +84,11 @@ enum Output<'py> {
 }
 
 impl<'py> Output<'py> {
-    fn new(array: &Bound<'py, PyAny>, bfloat16: bool) -> PyResult<Self> {
-        if let Ok(array) = array.cast::<PyArrayDyn<f32>>() {
-            check_layout(array)?;
-            Ok(Self::F32(array.try_readwrite()?))
-        } else if let Ok(array) = array.cast::<PyArrayDyn<u16>>() {
-            check_layout(array)?;
-            Ok(Self::Half(array.try_readwrite()?, bfloat16))
-        } else {
-            Err(PyTypeError::new_err("expected an output of float32 or the bits of a 16-bit float"))
+    fn new(array: &Bound<'py, PyAny>, bfloat16: bool, shape: &[usize]) -> PyResult<Self> {
+        if array.cast::<PyArrayDyn<u16>>().is_ok() {
+            return Ok(Self::Half(output(array, shape)?, bfloat16));
         }
+        Ok(Self::F32(output(array, shape)?))
     }
 
     fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
@@ -113,19 +125,31 @@ impl Quantizer {
         quant::Quantizer::codebook(levels.as_slice()?, bits).map(Self).map_err(to_py)
     }
 
-    /// Writes codes; gives the first bad sample and channel.
+    /// Writes codes, packed or one byte each; gives the first bad sample and channel.
+    #[allow(clippy::too_many_arguments)]
     fn quantize(
         &self,
         py: Python<'_>,
         x: &Bound<'_, PyAny>,
         bfloat16: bool,
-        mut out: PyReadwriteArrayDyn<'_, u8>,
+        out: &Bound<'_, PyAny>,
+        packed: bool,
         threads: usize,
     ) -> PyResult<Bad> {
         let x = Input::new(x, bfloat16)?;
         let plane = plane(x.shape(), self.0.channels())?;
+        let mut out = if packed {
+            let bytes = quant::packed_len(self.0.channels().saturating_mul(plane), self.0.bits()).map_err(to_py)?;
+            output::<u8>(out, &[x.shape()[0], bytes])?
+        } else {
+            output::<u8>(out, x.shape())?
+        };
         let (x, out) = (x.floats()?, out.as_slice_mut()?);
-        let counts = py.detach(|| self.0.quantize(x, out, plane, threads)).map_err(to_py)?;
+        let counts = py.detach(|| match packed {
+            true => self.0.quantize_packed(x, out, plane, threads),
+            false => self.0.quantize(x, out, plane, threads),
+        });
+        let counts = counts.map_err(to_py)?;
         Ok(counts.bad.first().copied())
     }
 
@@ -136,11 +160,12 @@ impl Quantizer {
         py: Python<'py>,
         x: &Bound<'py, PyAny>,
         bfloat16: bool,
-        mut out: PyReadwriteArrayDyn<'py, u8>,
+        out: &Bound<'py, PyAny>,
         threads: usize,
     ) -> PyResult<(Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<bool>>)> {
         let x = Input::new(x, bfloat16)?;
         let plane = plane(x.shape(), self.0.channels())?;
+        let mut out = output::<u8>(out, x.shape())?;
         let mut bad = vec![false; x.shape()[0]];
         let (x, out) = (x.floats()?, out.as_slice_mut()?);
         let counts = py.detach(|| self.0.quantize(x, out, plane, threads)).map_err(to_py)?;
@@ -160,9 +185,25 @@ impl Quantizer {
         threads: usize,
     ) -> PyResult<()> {
         let plane = plane(codes.shape(), self.0.channels())?;
-        let mut out = Output::new(out, bfloat16)?;
+        let mut out = Output::new(out, bfloat16, codes.shape())?;
         let (codes, out) = (codes.as_slice()?, out.floats()?);
         py.detach(|| self.0.dequantize(codes, out, plane, threads)).map_err(to_py)
+    }
+
+    /// The values of packed codes, as an array of that shape.
+    fn dequantize_packed(
+        &self,
+        py: Python<'_>,
+        packed: PyReadonlyArrayDyn<'_, u8>,
+        shape: Vec<usize>,
+        out: &Bound<'_, PyAny>,
+        bfloat16: bool,
+        threads: usize,
+    ) -> PyResult<()> {
+        let plane = plane(&shape, self.0.channels())?;
+        let mut out = Output::new(out, bfloat16, &shape)?;
+        let (packed, out) = (packed.as_slice()?, out.floats()?);
+        py.detach(|| self.0.dequantize_packed(packed, out, plane, threads)).map_err(to_py)
     }
 
     /// Adds the codes' counts to `out` (C, 2^bits).
@@ -193,7 +234,7 @@ fn convert<'py>(
         return Err(PyValueError::new_err(format!("expected an array (N, C, ...), not one of shape {:?}", x.shape())));
     };
     let plane = plane(x.shape(), channels)?;
-    let mut out = Output::new(out, out_bfloat16)?;
+    let mut out = Output::new(out, out_bfloat16, x.shape())?;
     let (x, out) = (x.floats()?, out.floats()?);
     let counts = py.detach(|| quant::convert(x, out, channels, plane, threads)).map_err(to_py)?;
     let mut bad = vec![false; samples];
@@ -269,6 +310,13 @@ impl Calibrator {
             _ => return Err(PyValueError::new_err(format!("no method {method:?} gives ranges"))),
         };
         py.detach(|| self.0.ranges(bits, method)).map_err(to_py)
+    }
+
+    /// Of each channel: values, values outside the range, sum of squares, sum of squared errors, largest error.
+    #[allow(clippy::type_complexity)]
+    fn measure(&self, py: Python<'_>, quantizer: &Quantizer) -> PyResult<Vec<(f64, f64, f64, f64, f64)>> {
+        let costs = py.detach(|| self.0.measure(&quantizer.0)).map_err(to_py)?;
+        Ok(costs.into_iter().map(|c| (c.count, c.clipped, c.signal, c.noise, c.largest)).collect())
     }
 
     /// The levels of each channel, one channel after the other.

@@ -4,8 +4,8 @@
 //! float32 values to one part in 4096, beside the exact extremes. Its size is bounded whatever the data, and the order of
 //! the data changes nothing.
 
-use super::half::{BF16, F16, F32, F64, Float, Floats};
-use super::scheme::{check_bits, top};
+use super::half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
+use super::scheme::{Quantizer, check_bits, top};
 use crate::{Error, Result};
 
 /// How the range of a channel follows from its values.
@@ -107,12 +107,52 @@ impl Calibrator {
         Ok(levels)
     }
 
+    /// What quantising the values that were seen costs, by channel.
+    pub fn measure(&self, quantizer: &Quantizer) -> Result<Vec<Cost>> {
+        if quantizer.channels() != self.channels.len() {
+            let (theirs, ours) = (quantizer.channels(), self.channels.len());
+            return Err(Error::argument(format!("a quantiser of {theirs} channels does not go with {ours} channels")));
+        }
+        let costs = self.channels.iter().enumerate().map(|(channel, histogram)| {
+            let quantizer = quantizer.channel(channel);
+            let mut cost = Cost::default();
+            for (value, count) in histogram.ascending() {
+                let (mut code, mut back) = ([0], [0.0]);
+                let seen = quantizer.quantize(Floats::F32(&[value as f32]), &mut code, 1, 1)?;
+                quantizer.dequantize(&code, FloatsMut::F32(&mut back), 1, 1)?;
+                let error = (value - f64::from(back[0])).abs();
+                cost.count += count;
+                cost.clipped += count * seen.clipped[0] as f64;
+                cost.signal += count * value * value;
+                cost.noise += count * error * error;
+                cost.largest = cost.largest.max(error);
+            }
+            Ok(cost)
+        });
+        costs.collect()
+    }
+
     fn sorted(&self) -> impl Iterator<Item = Result<Sorted>> + '_ {
         self.channels.iter().enumerate().map(|(channel, histogram)| {
             let nothing = || Error::argument(format!("channel {channel} has no values to calibrate on"));
             Sorted::new(histogram).ok_or_else(nothing)
         })
     }
+}
+
+/// What quantising costs in one channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// How many values there are.
+    pub count: f64,
+    /// How many are outside the range.
+    pub clipped: f64,
+    /// The sum of their squares.
+    pub signal: f64,
+    /// The sum of the squares of their errors.
+    pub noise: f64,
+    /// The largest error.
+    pub largest: f64,
 }
 
 /// How often each value occurs, values being rounded to 11 significant bits.
@@ -295,27 +335,30 @@ impl Sorted {
     }
 
     /// Levels as dense as the cube root of the density of the values: what is best for many levels (Panter and Dite,
-    /// 1951). For a normal distribution these are the quantiles of one sqrt(3) times as wide.
+    /// 1951). For a normal distribution these are the quantiles of one sqrt(3) times as wide. The density is taken from
+    /// a few bins, because from many it would be noise, with a bin of its own for each tail.
     fn first_levels(&self, size: usize) -> Vec<f64> {
-        const BINS: usize = 1024;
-        let (min, max) = (self.min - self.centre, self.max - self.centre);
-        let width = (max - min) / BINS as f64;
-        let mut edges = vec![0.0; BINS + 1];
-        let mut from = 0;
-        for bin in 0..BINS {
-            let to = if bin + 1 == BINS { self.values.len() } else { self.above(min + (bin + 1) as f64 * width, from) };
-            edges[bin + 1] = edges[bin] + (self.count[to] - self.count[from]).cbrt();
+        const BINS: usize = 32;
+        let total = self.count[self.values.len()];
+        let quantile = |share: f64| self.values[self.count[1..].partition_point(|count| *count < share * total)];
+        let (low, high) = (quantile(0.001), quantile(0.999));
+        let inner = (0..=BINS).map(|bin| low + (high - low) * bin as f64 / BINS as f64);
+        let edges: Vec<f64> = std::iter::once(self.values[0]).chain(inner).chain(self.values.last().copied()).collect();
+        let (mut from, mut sum) = (0, 0.0);
+        let sums = edges.windows(2).map(|edge| {
+            let to = self.above(edge[1], from);
+            // The cube root of the density, times the width.
+            sum += ((self.count[to] - self.count[from]) * (edge[1] - edge[0]).powi(2)).cbrt();
             from = to;
-        }
-        let mut bin = 0;
+            sum
+        });
+        let sums: Vec<f64> = std::iter::once(0.0).chain(sums).collect();
         (0..size)
             .map(|code| {
-                let target = (code as f64 + 0.5) / size as f64 * edges[BINS];
-                while bin + 1 < BINS && edges[bin + 1] < target {
-                    bin += 1;
-                }
-                let inside = (target - edges[bin]) / (edges[bin + 1] - edges[bin]).max(f64::MIN_POSITIVE);
-                min + (bin as f64 + inside.clamp(0.0, 1.0)) * width
+                let target = (code as f64 + 0.5) / size as f64 * sums[sums.len() - 1];
+                let bin = sums[1..].partition_point(|sum| *sum < target).min(edges.len() - 2);
+                let inside = (target - sums[bin]) / (sums[bin + 1] - sums[bin]).max(f64::MIN_POSITIVE);
+                edges[bin] + inside.clamp(0.0, 1.0) * (edges[bin + 1] - edges[bin])
             })
             .collect()
     }

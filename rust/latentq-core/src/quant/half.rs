@@ -1,6 +1,8 @@
 //! The float types that go in and come out. All arithmetic is in f32: a type is how its bits widen to f32 and how an f32
 //! is rounded to it, both without a branch, so that loops over them become vector code.
 
+use super::isa::Isa;
+
 /// A float type, as the bits that an array of it holds.
 pub trait Float {
     /// What one element is in memory.
@@ -9,6 +11,34 @@ pub trait Float {
     fn widen(bits: Self::Bits) -> f32;
     /// The value rounded to nearest even.
     fn narrow(value: f32) -> Self::Bits;
+
+    /// The array itself, where it holds float16.
+    #[inline(always)]
+    fn as_f16(_: &[Self::Bits]) -> Option<&[u16]> {
+        None
+    }
+
+    /// The array itself, where it holds f32.
+    #[inline(always)]
+    fn as_f32_mut(_: &mut [Self::Bits]) -> Option<&mut [f32]> {
+        None
+    }
+
+    /// [`Float::widen`] of every element, by the instruction set's own conversion where it has one.
+    #[inline(always)]
+    fn widen_all(_: Isa, bits: &[Self::Bits], out: &mut [f32]) {
+        for (bits, out) in bits.iter().zip(out) {
+            *out = Self::widen(*bits);
+        }
+    }
+
+    /// [`Float::narrow`] of every element, by the instruction set's own conversion where it has one.
+    #[inline(always)]
+    fn narrow_all(_: Isa, values: &[f32], out: &mut [Self::Bits]) {
+        for (value, out) in values.iter().zip(out) {
+            *out = Self::narrow(*value);
+        }
+    }
 }
 
 /// IEEE binary32.
@@ -29,6 +59,10 @@ impl Float for F32 {
     #[inline(always)]
     fn narrow(value: f32) -> f32 {
         value
+    }
+    #[inline(always)]
+    fn as_f32_mut(bits: &mut [f32]) -> Option<&mut [f32]> {
+        Some(bits)
     }
 }
 
@@ -89,6 +123,24 @@ impl Float for F16 {
         // 65520 is the first value that rounds to infinity.
         let half = if magnitude >= 65520f32.to_bits() { special } else { half };
         (half | sign) as u16
+    }
+    #[inline(always)]
+    fn as_f16(bits: &[u16]) -> Option<&[u16]> {
+        Some(bits)
+    }
+    #[inline(always)]
+    fn widen_all(isa: Isa, bits: &[u16], out: &mut [f32]) {
+        let done = isa.widen_f16(bits, out);
+        for (bits, out) in bits[done..].iter().zip(&mut out[done..]) {
+            *out = Self::widen(*bits);
+        }
+    }
+    #[inline(always)]
+    fn narrow_all(isa: Isa, values: &[f32], out: &mut [u16]) {
+        let done = isa.narrow_f16(values, out);
+        for (value, out) in values[done..].iter().zip(&mut out[done..]) {
+            *out = Self::narrow(*value);
+        }
     }
 }
 

@@ -1,6 +1,11 @@
 //! Each kernel is written once, as plain loops, and compiled for several instruction sets; the processor picks at run
 //! time. A kernel must be `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers here.
 
+use super::kernels::Seen;
+use super::scheme::Affine;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+
 /// A piece of work whose body is compiled once for each instruction set.
 pub trait Kernel {
     /// What it gives back.
@@ -14,10 +19,10 @@ pub trait Kernel {
 pub enum Isa {
     /// What every processor of the architecture has (SSE2, NEON).
     Baseline,
-    /// 256-bit integer and float vectors.
+    /// 256-bit vectors, and conversion from and to float16.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// 512-bit vectors with bytes, words and byte permutes (Ice Lake, Zen 4 and later).
+    /// 512-bit vectors with byte permutes (Ice Lake, Zen 4 and later).
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -30,12 +35,8 @@ impl Isa {
         let mut all = vec![Isa::Baseline];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
-                all.push(Isa::Avx2);
-            }
-            if has_avx512() {
-                all.push(Isa::Avx512);
-            }
+            all.extend(x86::has_avx2().then_some(Isa::Avx2));
+            all.extend(x86::has_avx512().then_some(Isa::Avx512));
         }
         all
     }
@@ -44,48 +45,98 @@ impl Isa {
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
-            if has_avx512() {
+            if x86::has_avx512() {
                 return Isa::Avx512;
             }
-            if is_x86_feature_detected!("avx2") {
+            if x86::has_avx2() {
                 return Isa::Avx2;
             }
         }
         Isa::Baseline
     }
+}
 
+// SAFETY of all below: the values Avx2 and Avx512 are made by `available` and `best` alone, after asking the processor.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+#[allow(unsafe_code)]
+impl Isa {
     /// Runs the kernel as compiled for this instruction set.
-    #[allow(unsafe_code)]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Isa::Baseline => kernel.run(),
-            // SAFETY: these values are made by `available` and `best` alone, after asking the processor.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2(kernel) },
-            // SAFETY: as above.
+            Isa::Avx2 => unsafe { x86::run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512(kernel) },
+            Isa::Avx512 => unsafe { x86::run_avx512(kernel) },
         }
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vbmi")
-}
+    /// Widens float16; gives the number of elements done, which may be less than all.
+    pub fn widen_f16(self, bits: &[u16], out: &mut [f32]) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86::widen_f16(bits, out) },
+        }
+    }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run()
-}
+    /// Rounds to float16; gives the number of elements done, which may be less than all.
+    pub fn narrow_f16(self, values: &[f32], out: &mut [u16]) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86::narrow_f16(values, out) },
+        }
+    }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
-fn avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run()
+    /// Encodes float16, to the nearest code; gives the number of elements done, which may be less than all.
+    pub(super) fn encode_f16(self, affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+        match self {
+            Isa::Baseline => (0, Seen::default()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { x86::encode_f16_avx2(affine, x, out) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::encode_f16_avx512(affine, x, out) },
+        }
+    }
+
+    /// Looks codes up in a table; gives the number of elements done, which may be less than all.
+    pub fn look_up(self, table: &[f32; 256], bits: u32, codes: &[u8], out: &mut [f32]) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if bits <= 4 => unsafe { x86::look_up_avx2(table, codes, out) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::look_up_avx512(table, codes, out) },
+        }
+    }
+
+    /// Searches a code book's tree for each x; gives the number of elements done, which may be less than all.
+    pub fn search(self, tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::search_avx512(tree, bits, x, out) },
+        }
+    }
+
+    /// Copies past the caches, where that pays: for arrays that no cache will hold until they are read. Call
+    /// [`Isa::fence`] after the last.
+    pub fn stream(self, from: &[u8], to: &mut [u8]) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86::stream(from, to) },
+            _ => to.copy_from_slice(from),
+        }
+    }
+
+    /// Orders what [`Isa::stream`] wrote before all that follows, as other threads see it.
+    pub fn fence(self) {
+        #[cfg(target_arch = "x86_64")]
+        x86::fence();
+    }
 }

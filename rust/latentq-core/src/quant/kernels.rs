@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use super::half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::isa::{Isa, Kernel};
+use super::pack::{pack_sample, packed_len, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
@@ -19,60 +20,85 @@ pub struct Counts {
 }
 
 /// 1.5 * 2^23: added to a value in [0, 2^22), it leaves the value, rounded to nearest even, in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
+
+/// The bits of infinity: those of a finite value, its sign off, are less.
+const INFINITY: u32 = 0x7f80_0000;
+
+/// Values that are not f32 are widened, and narrowed, through a buffer of this many, which stays in the first cache.
+const BLOCK: usize = 1024;
+
+/// So many codes, and more, are written past the caches: it saves the memory reading what is overwritten. (Dequantised
+/// values were measured slower that way.)
+const STREAM: usize = 8 << 20;
+
+/// The bytes of a cache line.
+const LINE: usize = 64;
 
 /// A thread takes at least this many elements, so that handing them out costs nothing beside the work.
 const CHUNK: usize = 1 << 16;
 
 impl Quantizer {
-    /// Writes the codes of `x` (N, C, plane) to `out`.
+    /// Writes the codes of `x` (N, C, plane) to `out`, one byte each.
     ///
     /// A sample that holds a NaN or an infinity is reported in the counts; its codes are 0.
     pub fn quantize(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<Counts> {
-        self.quantize_with(Isa::best(), x, out, plane, threads)
+        self.quantize_with(Isa::best(), x, out, plane, false, threads)
     }
 
-    pub(crate) fn quantize_with(
+    /// [`Quantizer::quantize`] and [`super::pack`] at once: `out` is (N, bytes).
+    pub fn quantize_packed(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<Counts> {
+        self.quantize_with(Isa::best(), x, out, plane, true, threads)
+    }
+
+    fn quantize_with(
         &self,
         isa: Isa,
         x: Floats<'_>,
         out: &mut [u8],
         plane: usize,
+        packed: bool,
         threads: usize,
     ) -> Result<Counts> {
-        let sample = sample_len(x.len(), out.len(), self.channels(), plane)?;
+        let shape = self.shape(x.len(), out.len(), plane, packed)?;
         Ok(match x {
-            Floats::F32(x) => self.quantize_as::<F32>(isa, x, out, sample, threads),
-            Floats::F16(x) => self.quantize_as::<F16>(isa, x, out, sample, threads),
-            Floats::BF16(x) => self.quantize_as::<BF16>(isa, x, out, sample, threads),
-            Floats::F64(x) => self.quantize_as::<F64>(isa, x, out, sample, threads),
+            Floats::F32(x) => self.quantize_as::<F32>(isa, x, out, shape, threads),
+            Floats::F16(x) => self.quantize_as::<F16>(isa, x, out, shape, threads),
+            Floats::BF16(x) => self.quantize_as::<BF16>(isa, x, out, shape, threads),
+            Floats::F64(x) => self.quantize_as::<F64>(isa, x, out, shape, threads),
         })
     }
 
-    fn quantize_as<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8], sample: usize, threads: usize) -> Counts {
-        each_chunk(x, out, sample, self.channels(), threads, |x, out| {
-            isa.run(Quantize::<F> { quantizer: self, x, out, sample })
+    fn quantize_as<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8], shape: Shape, threads: usize) -> Counts {
+        each_chunk(x, out, (shape.elements, shape.bytes), shape.channels, threads, |x, out| {
+            isa.run(Quantize::<F> { quantizer: self, isa, x, out, shape })
         })
     }
 
-    /// Writes the values of `codes` (N, C, plane) to `out`. A code of more than `bits` bits is an error.
+    /// Writes the values of `codes` (N, C, plane), one byte each, to `out`. A code of more than `bits` bits is an error.
     pub fn dequantize(&self, codes: &[u8], out: FloatsMut<'_>, plane: usize, threads: usize) -> Result<()> {
-        self.dequantize_with(Isa::best(), codes, out, plane, threads)
+        self.dequantize_with(Isa::best(), codes, out, plane, false, threads)
     }
 
-    pub(crate) fn dequantize_with(
+    /// [`super::unpack`] and [`Quantizer::dequantize`] at once: `packed` is (N, bytes).
+    pub fn dequantize_packed(&self, packed: &[u8], out: FloatsMut<'_>, plane: usize, threads: usize) -> Result<()> {
+        self.dequantize_with(Isa::best(), packed, out, plane, true, threads)
+    }
+
+    fn dequantize_with(
         &self,
         isa: Isa,
         codes: &[u8],
         out: FloatsMut<'_>,
         plane: usize,
+        packed: bool,
         threads: usize,
     ) -> Result<()> {
-        let sample = sample_len(codes.len(), out.len(), self.channels(), plane)?;
+        let shape = self.shape(out.len(), codes.len(), plane, packed)?;
         match out {
-            FloatsMut::F32(out) => self.dequantize_as::<F32>(isa, codes, out, sample, threads),
-            FloatsMut::F16(out) => self.dequantize_as::<F16>(isa, codes, out, sample, threads),
-            FloatsMut::BF16(out) => self.dequantize_as::<BF16>(isa, codes, out, sample, threads),
+            FloatsMut::F32(out) => self.dequantize_as::<F32>(isa, codes, out, shape, threads),
+            FloatsMut::F16(out) => self.dequantize_as::<F16>(isa, codes, out, shape, threads),
+            FloatsMut::BF16(out) => self.dequantize_as::<BF16>(isa, codes, out, shape, threads),
         }
     }
 
@@ -81,11 +107,11 @@ impl Quantizer {
         isa: Isa,
         codes: &[u8],
         out: &mut [F::Bits],
-        sample: usize,
+        shape: Shape,
         threads: usize,
     ) -> Result<()> {
-        let counts = each_chunk(codes, out, sample, self.channels(), threads, |codes, out| {
-            isa.run(Dequantize::<F> { quantizer: self, codes, out, sample })
+        let counts = each_chunk(codes, out, (shape.bytes, shape.elements), shape.channels, threads, |codes, out| {
+            isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape })
         });
         match counts.bad.first() {
             None => Ok(()),
@@ -96,10 +122,29 @@ impl Quantizer {
         }
     }
 
+    /// The shape of a sample, after checking that the arrays hold the same number of whole ones.
+    fn shape(&self, elements: usize, bytes: usize, plane: usize, packed: bool) -> Result<Shape> {
+        let channels = self.channels();
+        let sample = sample_len(elements, channels, plane)?;
+        let packed = packed && self.bits() < 8;
+        let shape = Shape {
+            channels,
+            plane,
+            elements: sample,
+            bytes: if packed { packed_len(sample, self.bits())? } else { sample },
+            packed,
+            stream: !packed && elements >= STREAM,
+        };
+        if bytes == elements / shape.elements.max(1) * shape.bytes {
+            return Ok(shape);
+        }
+        Err(Error::argument(format!("{elements} values do not go with {bytes} bytes in samples of {}", shape.bytes)))
+    }
+
     /// Adds to `out` (C, 2^bits) how often each code occurs in each channel of `codes` (N, C, plane).
     pub fn histogram(&self, codes: &[u8], out: &mut [i64], plane: usize) -> Result<()> {
         let (channels, size) = (self.channels(), 1usize << self.bits());
-        sample_len(codes.len(), codes.len(), channels, plane)?;
+        sample_len(codes.len(), channels, plane)?;
         if out.len() != channels * size {
             return Err(Error::argument(format!("a histogram here has {channels} x {size} counts, not {}", out.len())));
         }
@@ -133,72 +178,86 @@ impl Quantizer {
     }
 }
 
+/// The shape of a sample.
+#[derive(Clone, Copy)]
+struct Shape {
+    channels: usize,
+    plane: usize,
+    /// `channels * plane`.
+    elements: usize,
+    /// Of its codes.
+    bytes: usize,
+    /// Whether the codes have no gaps between them.
+    packed: bool,
+    /// Whether codes are written past the caches.
+    stream: bool,
+}
+
 /// Rounds every value of `x` (N, C, plane) to the type of `out`. A sample that holds a NaN, an infinity or a value that the
 /// type cannot hold is reported as bad, and is all zeros.
 pub fn convert(x: Floats<'_>, out: FloatsMut<'_>, channels: usize, plane: usize, threads: usize) -> Result<Counts> {
-    let sample = sample_len(x.len(), out.len(), channels, plane)?;
-    let shape = (sample, channels, threads);
+    let sample = sample_len(x.len(), channels, plane)?;
+    if x.len() != out.len() {
+        return Err(Error::argument(format!("the output has {} elements, the input {}", out.len(), x.len())));
+    }
+    let shape = Shape { channels, plane, elements: sample, bytes: sample, packed: false, stream: false };
     Ok(match out {
-        FloatsMut::F32(out) => convert_to::<F32>(x, out, shape),
-        FloatsMut::F16(out) => convert_to::<F16>(x, out, shape),
-        FloatsMut::BF16(out) => convert_to::<BF16>(x, out, shape),
+        FloatsMut::F32(out) => convert_to::<F32>(x, out, shape, threads),
+        FloatsMut::F16(out) => convert_to::<F16>(x, out, shape, threads),
+        FloatsMut::BF16(out) => convert_to::<BF16>(x, out, shape, threads),
     })
 }
 
-fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: (usize, usize, usize)) -> Counts {
+fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: Shape, threads: usize) -> Counts {
     match x {
-        Floats::F32(x) => convert_as::<F32, To>(x, out, shape),
-        Floats::F16(x) => convert_as::<F16, To>(x, out, shape),
-        Floats::BF16(x) => convert_as::<BF16, To>(x, out, shape),
-        Floats::F64(x) => convert_as::<F64, To>(x, out, shape),
+        Floats::F32(x) => convert_as::<F32, To>(x, out, shape, threads),
+        Floats::F16(x) => convert_as::<F16, To>(x, out, shape, threads),
+        Floats::BF16(x) => convert_as::<BF16, To>(x, out, shape, threads),
+        Floats::F64(x) => convert_as::<F64, To>(x, out, shape, threads),
     }
 }
 
-fn convert_as<From: Float, To: Float>(
-    x: &[From::Bits],
-    out: &mut [To::Bits],
-    (sample, channels, threads): (usize, usize, usize),
-) -> Counts {
+fn convert_as<From: Float, To: Float>(x: &[From::Bits], out: &mut [To::Bits], shape: Shape, threads: usize) -> Counts {
     let isa = Isa::best();
-    each_chunk(x, out, sample, channels, threads, |x, out| {
-        isa.run(Convert::<From, To> { x, out, sample, plane: sample / channels })
+    each_chunk(x, out, (shape.elements, shape.elements), shape.channels, threads, |x, out| {
+        isa.run(Convert::<From, To> { x, out, shape })
     })
 }
 
-/// The number of elements of a sample, after checking that the arrays hold whole samples of it.
-fn sample_len(x: usize, out: usize, channels: usize, plane: usize) -> Result<usize> {
+/// The number of elements of a sample, after checking that `elements` are whole samples.
+fn sample_len(elements: usize, channels: usize, plane: usize) -> Result<usize> {
     let sample = channels.saturating_mul(plane);
-    if x != out {
-        return Err(Error::argument(format!("the output has {out} elements, the input {x}")));
+    if elements != 0 && (sample == 0 || !elements.is_multiple_of(sample)) {
+        return Err(Error::argument(format!("{elements} elements are not samples of {channels} channels of {plane}")));
     }
-    if x != 0 && (sample == 0 || !x.is_multiple_of(sample)) {
-        return Err(Error::argument(format!("{x} elements are not samples of {channels} channels of {plane}")));
-    }
-    Ok(sample.max(1))
+    // Where there is nothing, a sample may be of any size but 0, which cannot be stepped over.
+    Ok(if elements == 0 { channels } else { sample })
 }
 
-/// Hands whole samples of `x` and `out` to `work`, on up to `threads` threads, and adds up what it counts. Sums of
-/// integers and a sorted list: the same whatever the threads.
+/// Hands whole samples of `x` and `out`, of the given lengths, to `work`, on up to `threads` threads, and adds up what it
+/// counts. Sums of integers and a sorted list: the same whatever the threads.
 fn each_chunk<X: Sync, Y: Send>(
     x: &[X],
     out: &mut [Y],
-    sample: usize,
+    (x_len, out_len): (usize, usize),
     channels: usize,
     threads: usize,
     work: impl Fn(&[X], &mut [Y]) -> Counts + Sync,
 ) -> Counts {
-    let samples = CHUNK.div_ceil(sample);
-    let chunk = if threads > 1 { samples.saturating_mul(sample) } else { out.len() };
+    if threads <= 1 || out.len() <= CHUNK {
+        return work(x, out);
+    }
+    let samples = CHUNK.div_ceil(out_len);
     let total = Mutex::new(Counts { clipped: vec![0; channels], bad: Vec::new() });
-    for_each_chunk(out, chunk, threads, |index, out| {
-        let start = index * chunk;
-        let counts = work(&x[start..start + out.len()], out);
+    for_each_chunk(out, samples.saturating_mul(out_len), threads, |index, out| {
+        let first = index * samples;
+        let counts = work(&x[first * x_len..][..out.len() / out_len * x_len], out);
         // Nothing under this lock panics, so it cannot be poisoned.
         if let Ok(mut total) = total.lock() {
             for (total, count) in total.clipped.iter_mut().zip(counts.clipped) {
                 *total += count;
             }
-            total.bad.extend(counts.bad.into_iter().map(|(bad, channel)| (index * samples + bad, channel)));
+            total.bad.extend(counts.bad.into_iter().map(|(sample, channel)| (first + sample, channel)));
         }
     });
     let mut total = total.into_inner().unwrap_or_default();
@@ -208,9 +267,10 @@ fn each_chunk<X: Sync, Y: Send>(
 
 struct Quantize<'a, F: Float> {
     quantizer: &'a Quantizer,
+    isa: Isa,
     x: &'a [F::Bits],
     out: &'a mut [u8],
-    sample: usize,
+    shape: Shape,
 }
 
 impl<F: Float> Kernel for Quantize<'_, F> {
@@ -218,24 +278,273 @@ impl<F: Float> Kernel for Quantize<'_, F> {
 
     #[inline(always)]
     fn run(self) -> Counts {
-        let channels = self.quantizer.channels();
-        let plane = self.sample / channels;
-        let top = top(self.quantizer.bits());
-        each_sample(self.x, self.out, (self.sample, plane, channels), 0, |channel, x, out| {
-            match &self.quantizer.scheme() {
-                Scheme::Affine(affine, Rounding::Nearest) => nearest::<F>(x, out, &affine[channel], top),
-                Scheme::Affine(affine, Rounding::Truncate) => truncate::<F>(x, out, &affine[channel], top),
-                Scheme::Codebook(books) => look_up::<F>(x, out, &books[channel], top as usize),
+        if self.shape.stream {
+            return self.run_streaming();
+        }
+        let Self { quantizer, isa, x, out, shape } = self;
+        let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
+        let mut tally = Tally::new(shape.channels);
+        for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes)).enumerate() {
+            let codes = if shape.packed { &mut unpacked[..] } else { &mut *out };
+            let planes = x.chunks_exact(shape.plane).zip(codes.chunks_exact_mut(shape.plane));
+            for (channel, (x, codes)) in planes.enumerate() {
+                for (x, codes) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
+                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
+                }
             }
-        })
+            if tally.finish(number) {
+                out.fill(0);
+            } else if shape.packed {
+                pack_sample(&unpacked, out, quantizer.bits());
+            }
+        }
+        tally.counts
     }
+}
+
+impl<F: Float> Quantize<'_, F> {
+    /// The same for large outputs: codes gather in a buffer, which is written past the caches in whole cache lines.
+    #[inline(always)]
+    fn run_streaming(self) -> Counts {
+        let Self { quantizer, isa, x, out, shape } = self;
+        let mut buffer = [0; 2 * BLOCK];
+        let (mut filled, mut written) = (0, 0);
+        let mut tally = Tally::new(shape.channels);
+        for (number, x) in x.chunks_exact(shape.elements).enumerate() {
+            for (channel, x) in x.chunks_exact(shape.plane).enumerate() {
+                for x in x.chunks(BLOCK) {
+                    let codes = &mut buffer[filled..filled + x.len()];
+                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
+                    filled += x.len();
+                    if filled >= BLOCK {
+                        let rest = &mut out[written..];
+                        let ready = filled - rest[filled..].as_ptr().addr() % LINE;
+                        isa.stream(&buffer[..ready], &mut rest[..ready]);
+                        written += ready;
+                        buffer.copy_within(ready..filled, 0);
+                        filled -= ready;
+                    }
+                }
+            }
+            tally.finish(number);
+        }
+        out[written..].copy_from_slice(&buffer[..filled]);
+        isa.fence();
+        for (number, _) in &tally.counts.bad {
+            out[number * shape.elements..][..shape.elements].fill(0);
+        }
+        tally.counts
+    }
+}
+
+/// Adds up what is seen, plane by plane, leaving out the samples that turn out bad.
+struct Tally {
+    counts: Counts,
+    /// Of the sample at hand.
+    clipped: Vec<u64>,
+    bad: Option<usize>,
+}
+
+impl Tally {
+    fn new(channels: usize) -> Self {
+        let counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
+        Self { counts, clipped: vec![0; channels], bad: None }
+    }
+
+    #[inline(always)]
+    fn see(&mut self, channel: usize, seen: Seen) {
+        self.clipped[channel] += seen.outside;
+        if seen.largest >= INFINITY && self.bad.is_none() {
+            self.bad = Some(channel);
+        }
+    }
+
+    /// Ends the sample of this number; gives whether it is bad.
+    #[inline(always)]
+    fn finish(&mut self, number: usize) -> bool {
+        let bad = self.bad.take();
+        self.counts.bad.extend(bad.map(|channel| (number, channel)));
+        for (total, count) in self.counts.clipped.iter_mut().zip(&mut self.clipped) {
+            let count = std::mem::take(count);
+            *total += if bad.is_none() { count } else { 0 };
+        }
+        bad.is_some()
+    }
+}
+
+/// Encodes values of one channel, at most [`CHUNK`].
+#[inline(always)]
+fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Seen {
+    let bits = quantizer.bits();
+    match quantizer.scheme() {
+        Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),
+        Scheme::Affine(affine, Rounding::Truncate) => Truncate(&affine[channel], top(bits)).encode::<F>(isa, x, out),
+        Scheme::Codebook(books) => Search(&books[channel], bits).encode::<F>(isa, x, out),
+    }
+}
+
+/// What encoding tells of a run of values.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// Values below low or above high.
+    pub outside: u64,
+    /// The largest bits, signs off: at least [`INFINITY`] if a value is not finite.
+    pub largest: u32,
+}
+
+impl Seen {
+    #[inline(always)]
+    pub fn add(&mut self, other: Seen) {
+        self.outside += other.outside;
+        self.largest = self.largest.max(other.largest);
+    }
+}
+
+/// How values of one channel become codes.
+trait Encode {
+    /// Encodes at most [`CHUNK`] values.
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen;
+}
+
+/// The value if it is in [low, high], else the nearer of the two; NaN is low. Written as vector processors do it.
+#[inline(always)]
+fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x > low { x } else { low };
+    if x < high { x } else { high }
+}
+
+/// Encodes one by one. `inside` is x clamped, so the code needs no clamping but where rounding could lead out.
+#[inline(always)]
+fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Seen {
+    let (mut outside, mut largest) = (0u32, 0u32);
+    for (x, out) in x.iter().zip(out) {
+        let x = F::widen(*x);
+        let inside = clamp(x, low, high);
+        *out = code.of(inside);
+        outside += u32::from(inside != x);
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    Seen { outside: u64::from(outside), largest }
+}
+
+/// The code of a value in range. (A closure would not be compiled for the instruction set of its caller.)
+trait Code {
+    fn of(&self, inside: f32) -> u8;
+}
+
+/// `code = rint((x - low) * inverse_step)`: clamping x first is clamping the code.
+struct Nearest<'a>(&'a Affine);
+
+struct NearestCode {
+    low: f32,
+    inverse_step: f32,
+}
+
+impl Code for NearestCode {
+    #[inline(always)]
+    fn of(&self, inside: f32) -> u8 {
+        ((inside - self.low) * self.inverse_step + ROUND).to_bits() as u8
+    }
+}
+
+impl Encode for Nearest<'_> {
+    #[inline(always)]
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+        let Affine { low, high, inverse_step, .. } = *self.0;
+        let (done, mut seen) = F::as_f16(x).map(|x| isa.encode_f16(self.0, x, out)).unwrap_or_default();
+        seen.add(encode_each::<F>(&x[done..], &mut out[done..], low, high, NearestCode { low, inverse_step }));
+        seen
+    }
+}
+
+/// imagenet.int8's `(clip(z, low, high) / (high - low) + offset) * 255`, as `astype(uint8)` truncates it.
+struct Truncate<'a>(&'a Affine, f32);
+
+struct TruncateCode {
+    span: f32,
+    offset: f32,
+    top: f32,
+}
+
+impl Code for TruncateCode {
+    #[inline(always)]
+    fn of(&self, inside: f32) -> u8 {
+        let code = clamp((inside / self.span + self.offset) * self.top, 0.0, self.top);
+        let rounded = (code + ROUND) - ROUND;
+        let down = if rounded > code { 1.0 } else { 0.0 };
+        (rounded - down + ROUND).to_bits() as u8
+    }
+}
+
+impl Encode for Truncate<'_> {
+    #[inline(always)]
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+        let Self(affine, top) = *self;
+        let Affine { low, high, inverse_step, .. } = *affine;
+        if inverse_step == 0.0 {
+            return Nearest(affine).encode::<F>(isa, x, out);
+        }
+        let span = high - low;
+        encode_each::<F>(x, out, low, high, TruncateCode { span, offset: -low / span, top })
+    }
+}
+
+/// The number of bounds below x, by binary search.
+struct Search<'a>(&'a Codebook, u32);
+
+#[derive(Clone, Copy)]
+struct SearchCode<'a> {
+    tree: &'a [f32; 256],
+    bits: u32,
+}
+
+impl Code for SearchCode<'_> {
+    #[inline(always)]
+    fn of(&self, inside: f32) -> u8 {
+        let mut node = 1;
+        for _ in 0..self.bits {
+            node = 2 * node + usize::from(inside > self.tree[node & 255]);
+        }
+        (node - (1 << self.bits)) as u8
+    }
+}
+
+impl Encode for Search<'_> {
+    #[inline(always)]
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+        let Self(book, bits) = *self;
+        let (low, high) = (book.levels[0], book.levels[255]);
+        let rest = SearchCode { tree: &book.tree, bits };
+        let mut seen = Seen::default();
+        let mut buffer = [0.0; BLOCK];
+        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            let wide = &mut buffer[..x.len()];
+            F::widen_all(isa, x, wide);
+            let done = isa.search(&book.tree, bits, wide, out);
+            seen.add(encode_each::<F32>(&wide[done..], &mut out[done..], low, high, rest));
+            seen.add(observe(&wide[..done], low, high));
+        }
+        seen
+    }
+}
+
+/// What [`encode_each`] tells of the values, without encoding them.
+#[inline(always)]
+fn observe(x: &[f32], low: f32, high: f32) -> Seen {
+    let (mut outside, mut largest) = (0u32, 0u32);
+    for x in x {
+        outside += u32::from(clamp(*x, low, high) != *x);
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    Seen { outside: u64::from(outside), largest }
 }
 
 struct Dequantize<'a, F: Float> {
     quantizer: &'a Quantizer,
+    isa: Isa,
     codes: &'a [u8],
     out: &'a mut [F::Bits],
-    sample: usize,
+    shape: Shape,
 }
 
 impl<F: Float> Kernel for Dequantize<'_, F> {
@@ -243,34 +552,104 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
 
     #[inline(always)]
     fn run(self) -> Counts {
-        let channels = self.quantizer.channels();
-        let plane = self.sample / channels;
-        let top = top(self.quantizer.bits()) as u8;
-        each_sample(self.codes, self.out, (self.sample, plane, channels), F::narrow(0.0), |channel, codes, out| {
-            match &self.quantizer.scheme() {
-                Scheme::Affine(affine, _) => {
-                    let Affine { zero, step, .. } = affine[channel];
-                    for (code, out) in codes.iter().zip(out) {
-                        *out = F::narrow((f32::from(*code) + zero) * step);
-                    }
+        let Self { quantizer, isa, codes, out, shape } = self;
+        let bits = quantizer.bits();
+        let mut buffer = [0.0; BLOCK];
+        let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
+        let mut counts = Counts::default();
+        for (number, (codes, out)) in
+            codes.chunks_exact(shape.bytes).zip(out.chunks_exact_mut(shape.elements)).enumerate()
+        {
+            let codes = if shape.packed {
+                unpack_sample(codes, &mut unpacked, bits);
+                &unpacked[..]
+            } else {
+                if bits < 8 && largest(codes) >> bits != 0 {
+                    let wide = codes.iter().position(|code| code >> bits != 0).unwrap_or_default();
+                    counts.bad.push((number, wide / shape.plane));
                 }
-                Scheme::Codebook(books) => {
-                    let levels = &books[channel].levels;
-                    for (code, out) in codes.iter().zip(out) {
-                        *out = F::narrow(levels[usize::from(*code)]);
+                codes
+            };
+            for (channel, (codes, out)) in
+                codes.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate()
+            {
+                match quantizer.scheme() {
+                    Scheme::Affine(affine, _) => {
+                        decode_plane::<F, _>(isa, &Scale(&affine[channel]), &mut buffer, codes, out)
+                    }
+                    Scheme::Codebook(books) => {
+                        decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), &mut buffer, codes, out)
                     }
                 }
             }
-            (0, top < u8::MAX && codes.iter().fold(0, |most, &code| most.max(code)) > top)
-        })
+        }
+        counts
+    }
+}
+
+#[inline(always)]
+pub(super) fn largest(codes: &[u8]) -> u8 {
+    let mut largest = 0;
+    for code in codes {
+        largest = largest.max(*code);
+    }
+    largest
+}
+
+/// How codes of one channel become values.
+trait Decode {
+    fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]);
+}
+
+#[inline(always)]
+fn decode_plane<F: Float, D: Decode>(
+    isa: Isa,
+    scheme: &D,
+    buffer: &mut [f32; BLOCK],
+    codes: &[u8],
+    out: &mut [F::Bits],
+) {
+    if let Some(out) = F::as_f32_mut(out) {
+        return scheme.decode(isa, codes, out);
+    }
+    for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let buffer = &mut buffer[..codes.len()];
+        scheme.decode(isa, codes, buffer);
+        F::narrow_all(isa, buffer, out);
+    }
+}
+
+/// `x = (code + zero) * step`.
+struct Scale<'a>(&'a Affine);
+
+impl Decode for Scale<'_> {
+    #[inline(always)]
+    fn decode(&self, _: Isa, codes: &[u8], out: &mut [f32]) {
+        let Affine { zero, step, .. } = *self.0;
+        for (code, out) in codes.iter().zip(out) {
+            *out = (f32::from(*code) + zero) * step;
+        }
+    }
+}
+
+/// `x = levels[code]`.
+struct LookUp<'a>(&'a Codebook, u32);
+
+impl Decode for LookUp<'_> {
+    #[inline(always)]
+    fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]) {
+        let Self(book, bits) = *self;
+        let done = isa.look_up(&book.levels, bits, codes, out);
+        for (code, out) in codes[done..].iter().zip(&mut out[done..]) {
+            *out = book.levels[usize::from(*code)];
+        }
     }
 }
 
 struct Convert<'a, From: Float, To: Float> {
     x: &'a [From::Bits],
     out: &'a mut [To::Bits],
-    sample: usize,
-    plane: usize,
+    shape: Shape,
 }
 
 impl<From: Float, To: Float> Kernel for Convert<'_, From, To> {
@@ -278,123 +657,27 @@ impl<From: Float, To: Float> Kernel for Convert<'_, From, To> {
 
     #[inline(always)]
     fn run(self) -> Counts {
-        let shape = (self.sample, self.plane, self.sample / self.plane.max(1));
-        each_sample(self.x, self.out, shape, To::narrow(0.0), |_, x, out| {
-            let mut bad = false;
-            for (x, out) in x.iter().zip(out) {
-                let narrow = To::narrow(From::widen(*x));
-                *out = narrow;
-                bad |= !To::widen(narrow).is_finite();
-            }
-            (0, bad)
-        })
-    }
-}
-
-/// Calls `work(channel, x, out) -> (clipped, bad)` on every plane, and zeroes the samples that are bad.
-#[inline(always)]
-fn each_sample<X, Y: Copy>(
-    x: &[X],
-    out: &mut [Y],
-    (sample, plane, channels): (usize, usize, usize),
-    nothing: Y,
-    work: impl Fn(usize, &[X], &mut [Y]) -> (u64, bool),
-) -> Counts {
-    let mut counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
-    let mut clipped = vec![0; channels];
-    for (number, (x, out)) in x.chunks_exact(sample).zip(out.chunks_exact_mut(sample)).enumerate() {
-        let mut first_bad = None;
-        for (channel, (x, out)) in x.chunks_exact(plane).zip(out.chunks_exact_mut(plane)).enumerate() {
-            let bad;
-            (clipped[channel], bad) = work(channel, x, out);
-            if bad && first_bad.is_none() {
-                first_bad = Some(channel);
-            }
-        }
-        match first_bad {
-            Some(channel) => {
-                out.fill(nothing);
-                counts.bad.push((number, channel));
-            }
-            None => {
-                for (total, count) in counts.clipped.iter_mut().zip(&clipped) {
-                    *total += count;
+        let Self { x, out, shape } = self;
+        let mut counts = Counts { clipped: vec![0; shape.channels], bad: Vec::new() };
+        for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.elements)).enumerate() {
+            let mut bad = None;
+            for (channel, (x, out)) in x.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate() {
+                let mut largest = 0;
+                for (x, out) in x.iter().zip(out) {
+                    *out = To::narrow(From::widen(*x));
+                    largest = largest.max(To::widen(*out).to_bits() & 0x7fff_ffff);
+                }
+                if largest >= INFINITY && bad.is_none() {
+                    bad = Some((number, channel));
                 }
             }
+            if let Some(bad) = bad {
+                out.fill(To::narrow(0.0));
+                counts.bad.push(bad);
+            }
         }
+        counts
     }
-    counts
-}
-
-/// `code = clamp(rint((x - low) * inverse_step))`.
-#[inline(always)]
-fn nearest<F: Float>(x: &[F::Bits], out: &mut [u8], affine: &Affine, top: f32) -> (u64, bool) {
-    let Affine { low, high, inverse_step, .. } = *affine;
-    count_plane::<F>(x, out, low, high, |x| {
-        let code = (x - low) * inverse_step;
-        // In this order a NaN (infinity times the 0 of a channel of one value) becomes 0.
-        let code = if code > 0.0 { code } else { 0.0 };
-        let code = if code < top { code } else { top };
-        (code + ROUND).to_bits() as u8
-    })
-}
-
-/// imagenet.int8's `(clip(z, low, high) / (high - low) + offset) * 255`, as `astype(uint8)` truncates it.
-#[inline(always)]
-fn truncate<F: Float>(x: &[F::Bits], out: &mut [u8], affine: &Affine, top: f32) -> (u64, bool) {
-    let Affine { low, high, inverse_step, .. } = *affine;
-    if inverse_step == 0.0 {
-        return nearest::<F>(x, out, affine, top);
-    }
-    let span = high - low;
-    let offset = -low / span;
-    count_plane::<F>(x, out, low, high, |x| {
-        let x = if x > low { x } else { low };
-        let x = if x < high { x } else { high };
-        let code = (x / span + offset) * top;
-        let code = if code > 0.0 { code } else { 0.0 };
-        let code = if code < top { code } else { top };
-        code as i32 as u8
-    })
-}
-
-/// The number of bounds below x, by halving.
-#[inline(always)]
-fn look_up<F: Float>(x: &[F::Bits], out: &mut [u8], book: &Codebook, top: usize) -> (u64, bool) {
-    let (low, high) = (book.levels[0], book.levels[top]);
-    count_plane::<F>(x, out, low, high, |x| {
-        let mut code = 0usize;
-        let mut half = top.div_ceil(2);
-        while half > 0 {
-            code += if x > book.bounds[(code + half - 1) & 255] { half } else { 0 };
-            half /= 2;
-        }
-        code as u8
-    })
-}
-
-/// Writes `encode(x)` for every x; counts what is outside [low, high], and says whether a value is NaN or infinite.
-#[inline(always)]
-fn count_plane<F: Float>(
-    x: &[F::Bits],
-    out: &mut [u8],
-    low: f32,
-    high: f32,
-    encode: impl Fn(f32) -> u8,
-) -> (u64, bool) {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let (mut total, mut bad) = (0, 0);
-    for (x, out) in x.chunks(CHUNK).zip(out.chunks_mut(CHUNK)) {
-        let mut clipped = 0u32;
-        for (x, out) in x.iter().zip(out) {
-            let x = F::widen(*x);
-            *out = encode(x);
-            clipped += u32::from(x < low) + u32::from(x > high);
-            bad |= u32::from(x.to_bits() & EXPONENT == EXPONENT);
-        }
-        total += u64::from(clipped);
-    }
-    (total, bad != 0)
 }
 
 #[cfg(test)]
@@ -484,15 +767,24 @@ mod tests {
                 }
             }
             let mut values = vec![0.0; x.len()];
-            quantizer.dequantize_with(Isa::Baseline, &codes, FloatsMut::F32(&mut values), plane, 1).unwrap();
+            quantizer.dequantize_with(Isa::Baseline, &codes, FloatsMut::F32(&mut values), plane, false, 1).unwrap();
             for isa in Isa::available() {
                 for threads in [1, 3] {
                     let mut out = vec![1; x.len()];
-                    let seen = quantizer.quantize_with(isa, Floats::F32(&x), &mut out, plane, threads).unwrap();
+                    let seen = quantizer.quantize_with(isa, Floats::F32(&x), &mut out, plane, false, threads).unwrap();
                     prop_assert_eq!(&out, &codes, "{:?}", isa);
                     prop_assert_eq!(&seen, &counts, "{:?}", isa);
+                    let bytes = packed_len(channels * plane, quantizer.bits()).unwrap();
+                    let (mut packed, mut expected) = (vec![1; samples * bytes], vec![2; samples * bytes]);
+                    let seen = quantizer.quantize_with(isa, Floats::F32(&x), &mut packed, plane, true, threads).unwrap();
+                    super::super::pack(&codes, &mut expected, channels * plane, quantizer.bits(), 1).unwrap();
+                    prop_assert_eq!(&packed, &expected, "{:?}", isa);
+                    prop_assert_eq!(&seen, &counts, "{:?}", isa);
                     let mut back = vec![1.0; x.len()];
-                    quantizer.dequantize_with(isa, &out, FloatsMut::F32(&mut back), plane, threads).unwrap();
+                    quantizer.dequantize_with(isa, &packed, FloatsMut::F32(&mut back), plane, true, threads).unwrap();
+                    prop_assert_eq!(&back, &values, "{:?}", isa);
+                    let mut back = vec![1.0; x.len()];
+                    quantizer.dequantize_with(isa, &out, FloatsMut::F32(&mut back), plane, false, threads).unwrap();
                     prop_assert_eq!(&back, &values, "{:?}", isa);
                 }
             }
@@ -501,19 +793,21 @@ mod tests {
         #[test]
         fn every_float_type_gives_the_codes_of_its_values_as_f32(x in values(), quantizer in quantizers()) {
             let plane = SHAPE.2;
-            let codes = |x: Floats<'_>| {
+            let codes = |isa: Isa, x: Floats<'_>| {
                 let mut out = vec![0; x.len()];
-                let counts = quantizer.quantize(x, &mut out, plane, 1).unwrap();
+                let counts = quantizer.quantize_with(isa, x, &mut out, plane, false, 1).unwrap();
                 (out, counts)
             };
-            let half: Vec<u16> = x.iter().map(|x| F16::narrow(*x)).collect();
-            let wide: Vec<f32> = half.iter().map(|x| F16::widen(*x)).collect();
-            prop_assert_eq!(codes(Floats::F16(&half)), codes(Floats::F32(&wide)));
-            let half: Vec<u16> = x.iter().map(|x| BF16::narrow(*x)).collect();
-            let wide: Vec<f32> = half.iter().map(|x| BF16::widen(*x)).collect();
-            prop_assert_eq!(codes(Floats::BF16(&half)), codes(Floats::F32(&wide)));
-            let double: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-            prop_assert_eq!(codes(Floats::F64(&double)), codes(Floats::F32(&x)));
+            let f16: Vec<u16> = x.iter().map(|x| F16::narrow(*x)).collect();
+            let bf16: Vec<u16> = x.iter().map(|x| BF16::narrow(*x)).collect();
+            let f64: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+            let wide_f16: Vec<f32> = f16.iter().map(|x| F16::widen(*x)).collect();
+            let wide_bf16: Vec<f32> = bf16.iter().map(|x| BF16::widen(*x)).collect();
+            for isa in Isa::available() {
+                prop_assert_eq!(codes(isa, Floats::F16(&f16)), codes(Isa::Baseline, Floats::F32(&wide_f16)));
+                prop_assert_eq!(codes(isa, Floats::BF16(&bf16)), codes(Isa::Baseline, Floats::F32(&wide_bf16)));
+                prop_assert_eq!(codes(isa, Floats::F64(&f64)), codes(Isa::Baseline, Floats::F32(&x)));
+            }
         }
 
         #[test]
@@ -523,11 +817,28 @@ mod tests {
             quantizer.dequantize(&codes, FloatsMut::F32(&mut wide), SHAPE.2, 1).unwrap();
             for isa in Isa::available() {
                 let mut half = vec![0; codes.len()];
-                quantizer.dequantize_with(isa, &codes, FloatsMut::F16(&mut half), SHAPE.2, 1).unwrap();
+                quantizer.dequantize_with(isa, &codes, FloatsMut::F16(&mut half), SHAPE.2, false, 1).unwrap();
                 prop_assert_eq!(&half, &wide.iter().map(|x| F16::narrow(*x)).collect::<Vec<_>>());
-                quantizer.dequantize_with(isa, &codes, FloatsMut::BF16(&mut half), SHAPE.2, 1).unwrap();
+                quantizer.dequantize_with(isa, &codes, FloatsMut::BF16(&mut half), SHAPE.2, false, 1).unwrap();
                 prop_assert_eq!(&half, &wide.iter().map(|x| BF16::narrow(*x)).collect::<Vec<_>>());
             }
+        }
+    }
+
+    #[test]
+    fn an_output_written_past_the_caches_is_the_same() {
+        let quantizer = Quantizer::affine(&[-1.0], &[1.0], 8, Rounding::Nearest).unwrap();
+        let x: Vec<f32> = (0..STREAM + 3 * BLOCK).map(|i| (i % 1999) as f32 / 999.0 - 1.0).collect();
+        let mut x = x;
+        x[7 * BLOCK + 1] = f32::NAN;
+        let (mut whole, mut parts) = (vec![0; x.len() + 5], vec![0; x.len()]);
+        for threads in [1, 3] {
+            // Begins in the midst of a cache line.
+            quantizer.quantize(Floats::F32(&x), &mut whole[5..], BLOCK, threads).unwrap();
+            for (x, out) in x.chunks(1 << 20).zip(parts.chunks_mut(1 << 20)) {
+                quantizer.quantize(Floats::F32(x), out, BLOCK, 1).unwrap();
+            }
+            assert!(whole[5..] == parts);
         }
     }
 

@@ -10,8 +10,10 @@ mod kernels;
 mod moments;
 mod pack;
 mod scheme;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
-pub use calibrate::{Calibrator, Method};
+pub use calibrate::{Calibrator, Cost, Method};
 pub use half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 pub use kernels::{Counts, convert};
 pub use moments::{Moments, moments};

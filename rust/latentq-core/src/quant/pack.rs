@@ -2,6 +2,8 @@
 //! the sample being bit `b % 8` (the least significant first) of byte `b / 8`. Each sample begins on a byte; the bits after
 //! its last code are 0.
 
+use super::isa::{Isa, Kernel};
+use super::kernels::largest;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
@@ -17,27 +19,17 @@ pub fn packed_len(elements: usize, bits: u32) -> Result<usize> {
 /// Packs codes (N, elements) to `out` (N, bytes). A code of more than `bits` bits is an error.
 pub fn pack(codes: &[u8], out: &mut [u8], elements: usize, bits: u32, threads: usize) -> Result<()> {
     let bytes = check(codes, out, elements, bits)?;
-    let mask = mask(bits);
     if bits == 8 {
         out.copy_from_slice(codes);
         return Ok(());
     }
-    if let Some(position) = codes.iter().position(|&code| code & !mask != 0) {
-        let sample = position / elements;
-        return Err(Error::argument(format!(
-            "sample {sample} holds the code {}, more than {bits} bits",
-            codes[position]
-        )));
+    let isa = Isa::best();
+    if isa.run(Largest(codes)) >> bits != 0 {
+        let sample = codes.iter().position(|code| code >> bits != 0).unwrap_or_default() / elements;
+        return Err(Error::argument(format!("sample {sample} holds a code of more than {bits} bits")));
     }
     for_each_chunk(out, bytes, threads, |sample, out| {
-        let codes = &codes[sample * elements..(sample + 1) * elements];
-        for (codes, out) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
-            let mut word = 0u64;
-            for (index, &code) in codes.iter().enumerate() {
-                word |= u64::from(code) << (index as u32 * bits);
-            }
-            out.copy_from_slice(&word.to_le_bytes()[..out.len()]);
-        }
+        isa.run(Pack { codes: &codes[sample * elements..(sample + 1) * elements], out, bits });
     });
     Ok(())
 }
@@ -49,23 +41,140 @@ pub fn unpack(packed: &[u8], out: &mut [u8], elements: usize, bits: u32, threads
         out.copy_from_slice(packed);
         return Ok(());
     }
-    let mask = mask(bits);
+    let isa = Isa::best();
     for_each_chunk(out, elements, threads, |sample, out| {
-        let packed = &packed[sample * bytes..(sample + 1) * bytes];
-        for (packed, out) in packed.chunks(bits as usize).zip(out.chunks_mut(8)) {
-            let mut word = [0; 8];
-            word[..packed.len()].copy_from_slice(packed);
-            let word = u64::from_le_bytes(word);
-            for (index, code) in out.iter_mut().enumerate() {
-                *code = (word >> (index as u32 * bits)) as u8 & mask;
-            }
-        }
+        isa.run(Unpack { packed: &packed[sample * bytes..(sample + 1) * bytes], out, bits });
     });
     Ok(())
 }
 
-fn mask(bits: u32) -> u8 {
-    (0xffu32 >> (8 - bits)) as u8
+struct Largest<'a>(&'a [u8]);
+
+impl Kernel for Largest<'_> {
+    type Output = u8;
+    #[inline(always)]
+    fn run(self) -> u8 {
+        largest(self.0)
+    }
+}
+
+struct Pack<'a> {
+    codes: &'a [u8],
+    out: &'a mut [u8],
+    bits: u32,
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        pack_sample(self.codes, self.out, self.bits);
+    }
+}
+
+struct Unpack<'a> {
+    packed: &'a [u8],
+    out: &'a mut [u8],
+    bits: u32,
+}
+
+impl Kernel for Unpack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        unpack_sample(self.packed, self.out, self.bits);
+    }
+}
+
+/// Packs one sample. Bits of a code above the lowest `bits` must be 0.
+#[inline(always)]
+pub(super) fn pack_sample(codes: &[u8], out: &mut [u8], bits: u32) {
+    match bits {
+        2 => pack_bits::<2>(codes, out),
+        3 => pack_bits::<3>(codes, out),
+        4 => pack_bits::<4>(codes, out),
+        5 => pack_bits::<5>(codes, out),
+        6 => pack_bits::<6>(codes, out),
+        _ => pack_bits::<7>(codes, out),
+    }
+}
+
+/// Unpacks one sample.
+#[inline(always)]
+pub(super) fn unpack_sample(packed: &[u8], out: &mut [u8], bits: u32) {
+    match bits {
+        2 => unpack_bits::<2>(packed, out),
+        3 => unpack_bits::<3>(packed, out),
+        4 => unpack_bits::<4>(packed, out),
+        5 => unpack_bits::<5>(packed, out),
+        6 => unpack_bits::<6>(packed, out),
+        _ => unpack_bits::<7>(packed, out),
+    }
+}
+
+/// Groups of 8 codes are BITS bytes. So many groups at a time are computed as vectors, then written one by one.
+const GROUPS: usize = 32;
+
+#[inline(always)]
+fn pack_bits<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
+    let (blocks, rest) = codes.as_chunks::<{ 8 * GROUPS }>();
+    let (out, rest_out) = out.split_at_mut(blocks.len() * GROUPS * BITS);
+    for (codes, out) in blocks.iter().zip(out.chunks_exact_mut(GROUPS * BITS)) {
+        let mut words = [0; GROUPS];
+        for (word, codes) in words.iter_mut().zip(codes.as_chunks::<8>().0) {
+            *word = squeeze::<BITS>(u64::from_le_bytes(*codes));
+        }
+        for (word, out) in words.iter().zip(out.as_chunks_mut::<BITS>().0) {
+            out.copy_from_slice(&word.to_le_bytes()[..BITS]);
+        }
+    }
+    for (codes, out) in rest.chunks(8).zip(rest_out.chunks_mut(BITS)) {
+        let mut word = [0; 8];
+        word[..codes.len()].copy_from_slice(codes);
+        out.copy_from_slice(&squeeze::<BITS>(u64::from_le_bytes(word)).to_le_bytes()[..out.len()]);
+    }
+}
+
+#[inline(always)]
+fn unpack_bits<const BITS: usize>(packed: &[u8], out: &mut [u8]) {
+    let (blocks, rest) = out.as_chunks_mut::<{ 8 * GROUPS }>();
+    let (packed, rest_packed) = packed.split_at(blocks.len() * GROUPS * BITS);
+    for (out, packed) in blocks.iter_mut().zip(packed.chunks_exact(GROUPS * BITS)) {
+        let mut words = [0; GROUPS];
+        for (word, packed) in words.iter_mut().zip(packed.as_chunks::<BITS>().0) {
+            let mut bytes = [0; 8];
+            bytes[..BITS].copy_from_slice(packed);
+            *word = u64::from_le_bytes(bytes);
+        }
+        for (word, out) in words.iter().zip(out.as_chunks_mut::<8>().0) {
+            *out = spread::<BITS>(*word).to_le_bytes();
+        }
+    }
+    for (packed, out) in rest_packed.chunks(BITS).zip(rest.chunks_mut(8)) {
+        let mut word = [0; 8];
+        word[..packed.len()].copy_from_slice(packed);
+        out.copy_from_slice(&spread::<BITS>(u64::from_le_bytes(word)).to_le_bytes()[..out.len()]);
+    }
+}
+
+/// Eight codes, one in each byte, to the lowest 8 * BITS bits: bytes to pairs, pairs to fours, fours to the whole.
+#[inline(always)]
+fn squeeze<const BITS: usize>(x: u64) -> u64 {
+    let x = (x & 0x00ff_00ff_00ff_00ff) | ((x & 0xff00_ff00_ff00_ff00) >> (8 - BITS));
+    let x = (x & 0x0000_ffff_0000_ffff) | ((x & 0xffff_0000_ffff_0000) >> (16 - 2 * BITS));
+    (x & 0x0000_0000_ffff_ffff) | ((x & 0xffff_ffff_0000_0000) >> (32 - 4 * BITS))
+}
+
+/// The inverse of [`squeeze`].
+#[inline(always)]
+fn spread<const BITS: usize>(x: u64) -> u64 {
+    let mask = |bits: usize| (1u64 << bits) - 1;
+    let fours = mask(4 * BITS);
+    let x = (x & fours) | ((x & (fours << (4 * BITS))) << (32 - 4 * BITS));
+    let pairs = mask(2 * BITS) | (mask(2 * BITS) << 32);
+    let x = (x & pairs) | ((x & (pairs << (2 * BITS))) << (16 - 2 * BITS));
+    let ones = mask(BITS) | (mask(BITS) << 16) | (mask(BITS) << 32) | (mask(BITS) << 48);
+    (x & ones) | ((x & (ones << BITS)) << (8 - BITS))
 }
 
 fn check_bits(bits: u32) -> Result<()> {

@@ -52,9 +52,10 @@ impl Affine {
 pub struct Codebook {
     /// The value of every code, ascending; those past the last code repeat it, so that any byte is an index.
     pub levels: [f32; 256],
-    /// `bounds[i]` is the largest f32 not above the middle of levels i and i+1, so `x > bounds[i]` exactly where x is nearer
-    /// to level i+1; infinite past the last code. A value in the very middle takes the lower code.
-    pub bounds: [f32; 256],
+    /// The bounds between the codes as a binary search meets them: node 1 is the first, and from node n it goes on to
+    /// 2 n, or to 2 n + 1 where x is above the bound. A bound is the largest f32 not above the middle of its two levels,
+    /// so x is above it exactly where the upper level is nearer; a value in the very middle takes the lower code.
+    pub tree: [f32; 256],
 }
 
 impl Codebook {
@@ -63,12 +64,15 @@ impl Codebook {
         let (Some(&last), true) = (levels.last(), ascending && levels.iter().all(|level| level.is_finite())) else {
             return Err(Error::argument("the levels of a code book must be finite and ascending"));
         };
-        let mut book = Self { levels: [last; 256], bounds: [f32::INFINITY; 256] };
+        let mut book = Self { levels: [last; 256], tree: [f32::INFINITY; 256] };
         book.levels[..levels.len()].copy_from_slice(levels);
-        for (bound, pair) in book.bounds.iter_mut().zip(levels.windows(2)) {
+        for (index, pair) in levels.windows(2).enumerate() {
             let middle = (f64::from(pair[0]) + f64::from(pair[1])) / 2.0;
             let rounded = middle as f32;
-            *bound = if f64::from(rounded) > middle { rounded.next_down() } else { rounded };
+            let bound = if f64::from(rounded) > middle { rounded.next_down() } else { rounded };
+            // The bound below code i is met in the row that decides the lowest 1 of i.
+            let code = index + 1;
+            book.tree[(levels.len() + code) >> (code.trailing_zeros() + 1)] = bound;
         }
         Ok(book)
     }
@@ -127,6 +131,15 @@ impl Quantizer {
             Scheme::Affine(channels, _) => channels.len(),
             Scheme::Codebook(channels) => channels.len(),
         }
+    }
+
+    /// The quantiser of one channel alone.
+    pub(super) fn channel(&self, channel: usize) -> Self {
+        let scheme = match &self.scheme {
+            Scheme::Affine(channels, rounding) => Scheme::Affine(vec![channels[channel]], *rounding),
+            Scheme::Codebook(channels) => Scheme::Codebook(vec![channels[channel].clone()]),
+        };
+        Self { bits: self.bits, scheme }
     }
 
     /// The parameters of the channels.

@@ -1,0 +1,255 @@
+//! What the compiler does not make of plain loops: float16 conversion and table look-ups by permutes.
+//!
+//! Each function does whole vectors and gives the number of elements done; the caller does the rest in plain Rust, and a
+//! property test holds the two equal.
+
+use std::arch::x86_64::*;
+
+use super::half::{F16, Float};
+use super::isa::Kernel;
+use super::kernels::{ROUND, Seen};
+use super::scheme::Affine;
+
+pub fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+}
+
+pub fn has_avx512() -> bool {
+    has_avx2()
+        && is_x86_feature_detected!("popcnt")
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vbmi")
+}
+
+#[target_feature(enable = "avx2,f16c")]
+pub fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
+pub fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run()
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unsafe_code)]
+pub fn widen_f16(bits: &[u16], out: &mut [f32]) -> usize {
+    let (bits, out) = (bits.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    for (bits, out) in bits.iter().zip(out.iter_mut()) {
+        // SAFETY: each is an array of 8.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast()))) };
+    }
+    8 * bits.len().min(out.len())
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unsafe_code)]
+pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
+    let (values, out) = (values.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    for (values, out) in values.iter().zip(out.iter_mut()) {
+        // SAFETY: each is an array of 8.
+        unsafe {
+            let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), half);
+        }
+    }
+    8 * values.len().min(out.len())
+}
+
+/// The arithmetic of `kernels::Nearest`, on float16 as the processor converts it.
+#[target_feature(enable = "avx2,f16c,avx512f,popcnt")]
+#[allow(unsafe_code)]
+pub fn encode_f16_avx512(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+    let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
+    let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
+    let (inverse_step, round) = (_mm512_set1_ps(affine.inverse_step), _mm512_set1_ps(ROUND));
+    let magnitude = _mm256_set1_epi16(0x7fff);
+    let (mut outside, mut largest) = (0, _mm256_setzero_si256());
+    for (x, out) in x.iter().zip(out.iter_mut()) {
+        // SAFETY: x is an array of 16.
+        let half = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        let x = _mm512_cvtph_ps(half);
+        let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
+        let code = _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(inside, low), inverse_step), round);
+        // SAFETY: out is an array of 16.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(code))) };
+        outside += u64::from(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x).count_ones());
+        largest = _mm256_max_epu16(largest, _mm256_and_si256(half, magnitude));
+    }
+    let mut lanes = [0u16; 16];
+    // SAFETY: lanes is an array of 16.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), largest) };
+    let largest = F16::widen(lanes.into_iter().max().unwrap_or(0)).to_bits();
+    (16 * x.len().min(out.len()), Seen { outside, largest })
+}
+
+/// The same with vectors of 8.
+#[target_feature(enable = "avx2,f16c")]
+#[allow(unsafe_code)]
+pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+    let (x, out) = (x.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    let (low, high) = (_mm256_set1_ps(affine.low), _mm256_set1_ps(affine.high));
+    let (inverse_step, round) = (_mm256_set1_ps(affine.inverse_step), _mm256_set1_ps(ROUND));
+    let (magnitude, byte) = (_mm256_set1_epi32(0x7fff_ffff), _mm256_set1_epi32(0xff));
+    let (mut outside, mut largest) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    for (x, out) in x.iter().zip(out.iter_mut()) {
+        // SAFETY: x is an array of 8.
+        let x = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) });
+        let inside = _mm256_min_ps(_mm256_max_ps(x, low), high);
+        let code = _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(inside, low), inverse_step), round);
+        let code = _mm256_and_si256(_mm256_castps_si256(code), byte);
+        let words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256::<1>(code));
+        // SAFETY: out is an array of 8.
+        unsafe { _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packus_epi16(words, words)) };
+        let differs = _mm256_cmp_ps::<_CMP_NEQ_UQ>(inside, x);
+        outside = _mm256_sub_epi32(outside, _mm256_castps_si256(differs));
+        largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(x), magnitude));
+    }
+    let mut lanes = [[0u32; 8]; 2];
+    // SAFETY: each is an array of 8.
+    unsafe {
+        _mm256_storeu_si256(lanes[0].as_mut_ptr().cast(), outside);
+        _mm256_storeu_si256(lanes[1].as_mut_ptr().cast(), largest);
+    }
+    let outside = lanes[0].iter().map(|count| u64::from(*count)).sum();
+    (8 * x.len().min(out.len()), Seen { outside, largest: lanes[1].iter().copied().max().unwrap_or(0) })
+}
+
+/// Tables of 16 levels: two permutes of 8, and bit 3 of the code chooses.
+#[target_feature(enable = "avx2")]
+#[allow(unsafe_code)]
+pub fn look_up_avx2(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usize {
+    let (codes, out) = (codes.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    // SAFETY: the table has 256 elements; codes and out are arrays of 8.
+    unsafe {
+        let (low, high) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+        for (codes, out) in codes.iter().zip(out.iter_mut()) {
+            let index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast()));
+            let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+            let (a, b) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
+            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(a, b, upper));
+        }
+    }
+    8 * codes.len().min(out.len())
+}
+
+/// The levels' four bytes are four tables of 256 bytes, each held in four registers; 64 codes at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[allow(unsafe_code)]
+pub fn look_up_avx512(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usize {
+    let mut bytes = [[0u8; 256]; 4];
+    for (code, level) in table.iter().enumerate() {
+        for (bytes, byte) in bytes.iter_mut().zip(level.to_le_bytes()) {
+            bytes[code] = byte;
+        }
+    }
+    let (codes, out) = (codes.as_chunks::<64>().0, out.as_chunks_mut::<64>().0);
+    // SAFETY: each table has 256 bytes; codes and out are arrays of 64.
+    unsafe {
+        let tables = bytes.map(|bytes| [0, 64, 128, 192].map(|at| _mm512_loadu_si512(bytes.as_ptr().add(at).cast())));
+        for (codes, out) in codes.iter().zip(out.iter_mut()) {
+            let index = _mm512_loadu_si512(codes.as_ptr().cast());
+            let upper = _mm512_movepi8_mask(index);
+            let [a, b, c, d] = tables.map(|[t0, t1, t2, t3]| {
+                let (lower_half, upper_half) =
+                    (_mm512_permutex2var_epi8(t0, index, t1), _mm512_permutex2var_epi8(t2, index, t3));
+                _mm512_mask_blend_epi8(upper, lower_half, upper_half)
+            });
+            // Bytes to words to floats, within lanes of 16 codes.
+            let (ab_low, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+            let quarters = [
+                _mm512_unpacklo_epi16(ab_low, cd_low),
+                _mm512_unpackhi_epi16(ab_low, cd_low),
+                _mm512_unpacklo_epi16(ab_high, cd_high),
+                _mm512_unpackhi_epi16(ab_high, cd_high),
+            ];
+            // quarters[q] holds codes 16 l + 4 q .. + 4 in lane l: a transposition of 4 x 4 lanes.
+            let [q0, q1, q2, q3] = quarters;
+            let (r0, r1) = (_mm512_shuffle_i32x4::<0x44>(q0, q1), _mm512_shuffle_i32x4::<0x44>(q2, q3));
+            let (r2, r3) = (_mm512_shuffle_i32x4::<0xee>(q0, q1), _mm512_shuffle_i32x4::<0xee>(q2, q3));
+            let rows = [
+                _mm512_shuffle_i32x4::<0x88>(r0, r1),
+                _mm512_shuffle_i32x4::<0xdd>(r0, r1),
+                _mm512_shuffle_i32x4::<0x88>(r2, r3),
+                _mm512_shuffle_i32x4::<0xdd>(r2, r3),
+            ];
+            for (row, at) in rows.into_iter().zip([0, 16, 32, 48]) {
+                _mm512_storeu_si512(out.as_mut_ptr().add(at).cast(), row);
+            }
+        }
+    }
+    64 * codes.len().min(out.len())
+}
+
+/// A binary search: row k of the tree, from node 2^k on, is held in registers and picked from by permutes.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[allow(unsafe_code)]
+pub fn search_avx512(tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
+    let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
+    // SAFETY: node + 16 is at most 256 for every row and part; x and out are arrays of 16.
+    unsafe {
+        let part = |row: u32, index: usize| _mm512_loadu_ps(tree.as_ptr().add((1 << row) + 16 * index));
+        let small = [0, 1, 2, 3, 4].map(|row| part(row, 0));
+        let level5 = [0, 1].map(|index| part(5, index));
+        let level6 = [0, 1, 2, 3].map(|index| part(6, index));
+        let level7 = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| part(7, index));
+        let one = _mm512_set1_epi32(1);
+        for (x, out) in x.iter().zip(out.iter_mut()) {
+            let x = _mm512_loadu_ps(x.as_ptr());
+            let mut code = _mm512_setzero_si512();
+            let descend = |code: __m512i, bound: __m512| {
+                let right = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, bound);
+                let doubled = _mm512_add_epi32(code, code);
+                _mm512_mask_add_epi32(doubled, right, doubled, one)
+            };
+            for level in small.iter().take(bits as usize) {
+                code = descend(code, _mm512_permutexvar_ps(code, *level));
+            }
+            if bits > 5 {
+                code = descend(code, _mm512_permutex2var_ps(level5[0], code, level5[1]));
+            }
+            if bits > 6 {
+                let halves = [0, 2].map(|at| _mm512_permutex2var_ps(level6[at], code, level6[at + 1]));
+                let bit5 = _mm512_test_epi32_mask(code, _mm512_set1_epi32(32));
+                code = descend(code, _mm512_mask_blend_ps(bit5, halves[0], halves[1]));
+            }
+            if bits > 7 {
+                let quarters = [0, 2, 4, 6].map(|at| _mm512_permutex2var_ps(level7[at], code, level7[at + 1]));
+                let bit5 = _mm512_test_epi32_mask(code, _mm512_set1_epi32(32));
+                let bit6 = _mm512_test_epi32_mask(code, _mm512_set1_epi32(64));
+                let low = _mm512_mask_blend_ps(bit5, quarters[0], quarters[1]);
+                let high = _mm512_mask_blend_ps(bit5, quarters[2], quarters[3]);
+                code = descend(code, _mm512_mask_blend_ps(bit6, low, high));
+            }
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(code));
+        }
+    }
+    16 * x.len().min(out.len())
+}
+
+/// Copies with stores of whole cache lines that go past the caches.
+#[target_feature(enable = "avx512f")]
+#[allow(unsafe_code)]
+pub fn stream(from: &[u8], to: &mut [u8]) {
+    // SAFETY: any bytes are a vector, and align_to_mut keeps to the slice.
+    let (head, lines, tail) = unsafe { to.align_to_mut::<__m512i>() };
+    let (head_from, from) = from.split_at(head.len());
+    let (lines_from, tail_from) = from.split_at(size_of_val(lines));
+    head.copy_from_slice(head_from);
+    for (from, to) in lines_from.as_chunks::<64>().0.iter().zip(lines) {
+        // SAFETY: `from` is 64 bytes, and `to` is aligned.
+        unsafe { _mm512_stream_si512(to, _mm512_loadu_si512(from.as_ptr().cast())) };
+    }
+    tail.copy_from_slice(tail_from);
+}
+
+/// Orders streaming stores before all that follows.
+#[allow(unsafe_code)]
+pub fn fence() {
+    // SAFETY: every x86-64 processor has SSE.
+    unsafe { _mm_sfence() };
+}
