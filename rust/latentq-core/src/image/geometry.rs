@@ -1,5 +1,6 @@
 //! Orientations, and the crops of conventions.md: what is resized to what, and which part is kept.
 
+use super::resize::Kernel;
 use super::{Filter, Fit, Image, View, resize};
 use crate::{Error, Result};
 
@@ -59,14 +60,14 @@ pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
     let (size, filter) = (how.size, how.filter);
     if how.crop != Crop::Adm {
         let (resized, window) = plan(image.width, image.height, size, how.crop);
-        return resize::resize(image, resized, window, filter);
+        return resize::resize(image, resized, window, filter, Kernel::best());
     }
     let mut halved: Option<Image> = None;
     loop {
         let view = halved.as_ref().map_or(image, Image::view);
         if view.width.min(view.height) / 2 < size {
             let (resized, window) = plan(view.width, view.height, size, Crop::Adm);
-            return resize::resize(view, resized, window, filter);
+            return resize::resize(view, resized, window, filter, Kernel::best());
         }
         let (width, height) = (view.width / 2, view.height / 2);
         halved = Some(super::resize(view, width, height, Filter::Box)?);

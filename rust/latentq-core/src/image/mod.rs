@@ -100,7 +100,8 @@ pub fn decode(data: &[u8], options: &DecodeOptions) -> Result<Image> {
 
 /// Resizes to `width` x `height`, each at least 1.
 pub fn resize(image: View<'_>, width: usize, height: usize, filter: Filter) -> Result<Image> {
-    resize::resize(image, (width, height), geometry::Window { left: 0, top: 0, width, height }, filter)
+    let window = geometry::Window { left: 0, top: 0, width, height };
+    resize::resize(image, (width, height), window, filter, resize::Kernel::best())
 }
 
 /// Resizes and crops to a square.
