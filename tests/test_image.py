@@ -283,6 +283,33 @@ def test_photographs_are_cropped_as_by_their_authors(photographs: Path, crop: An
         np.testing.assert_array_equal(image.load(path, size, crop=crop, **PLAIN), expected)
 
 
+@pytest.mark.parametrize("sampling", [444, 422, 420, 440, 411])
+@pytest.mark.parametrize("options", [{}, {cv2.IMWRITE_JPEG_PROGRESSIVE: 1}, {cv2.IMWRITE_JPEG_RST_INTERVAL: 2}])
+def test_what_the_crop_throws_away_changes_nothing(sampling: int, options: dict[int, int]) -> None:
+    options = {**options, cv2.IMWRITE_JPEG_SAMPLING_FACTOR: getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")}
+    flat = [value for pair in options.items() for value in pair]
+    for height, width in [(50, 400), (400, 50), (131, 233), (233, 131), (63, 64), (90, 1000), (1000, 90), (480, 641)]:
+        data = cv2.imencode(".jpg", noise(height, width, seed=height), flat)[1].tobytes()
+        for crop in ("center", "adm"):
+            for size in (17, 64, 100):
+                with Image.open(io.BytesIO(data)) as picture:
+                    expected = crop_with_pillow(picture.convert("RGB"), size, crop, "bicubic")
+                pixels = image.load(data, size, crop=crop, **PLAIN)  # type: ignore[arg-type]
+                np.testing.assert_array_equal(pixels, expected)
+        for side in (20, 60):
+            expected = image.fit(image.decode(data, min_side=side, **PLAIN), 20)
+            np.testing.assert_array_equal(image.load(data, 20, min_side=side, **PLAIN), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_loading_is_decoding_and_fitting(mode: str) -> None:
+    profile = wide_profile() if mode == "RGB" else None
+    for format in ("JPEG", "PNG", "WEBP"):
+        if (mode, format) not in (("CMYK", "PNG"), ("CMYK", "WEBP")):
+            data = saved(picture_of(mode, 120, 250), format, icc_profile=profile)
+            np.testing.assert_array_equal(image.load(data, 32), image.fit(image.decode(data), 32))
+
+
 # Batches
 
 
@@ -434,6 +461,17 @@ def test_every_prefix_is_judged_as_by_pillow(name: str) -> None:
     data = small_files()[name]
     for length in range(len(data)):
         assert_judged_as_by_pillow(data[:length])
+
+
+@pytest.mark.parametrize("size", [(20, 300), (300, 20), (64, 64)])
+def test_a_cut_off_jpeg_is_refused_whatever_the_crop_keeps(size: tuple[int, int]) -> None:
+    data = saved(picture_of("RGB", *size), "JPEG")
+    for length in range(len(data) - 200, len(data)):
+        if judged_by_pillow(data[:length]) is None:
+            with pytest.raises(ImageError):
+                image.load(data[:length], 10)
+        else:
+            np.testing.assert_array_equal(image.load(data[:length], 10), image.load(data, 10))
 
 
 @pytest.mark.filterwarnings("ignore")

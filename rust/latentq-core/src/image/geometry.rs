@@ -1,7 +1,7 @@
 //! Orientations, and the crops of conventions.md: what is resized to what, and which part is kept.
 
-use super::resize::Kernel;
-use super::{Filter, Fit, Image, View, resize};
+use super::resize::{Kernel, Resizer};
+use super::{Filter, Fit, Image, resize};
 use crate::{Error, Result};
 
 /// How an image of any shape becomes a square.
@@ -53,24 +53,42 @@ pub fn orient(image: Image, orientation: u8) -> Image {
     Image { width: new_width, height: new_height, pixels }
 }
 
-pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
+/// One resize on the way to the square.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub size: (usize, usize),
+    pub window: Window,
+    pub filter: Filter,
+    is_last: bool,
+}
+
+/// The first resize of an image of some size.
+pub fn step(width: usize, height: usize, how: Fit) -> Result<Step> {
     if how.size == 0 {
         return Err(Error::argument("size must be at least 1"));
     }
-    let (size, filter) = (how.size, how.filter);
-    if how.crop != Crop::Adm {
-        let (resized, window) = plan(image.width, image.height, size, how.crop);
-        return resize::resize(image, resized, window, filter, Kernel::best());
+    if how.crop == Crop::Adm && width.min(height) / 2 >= how.size {
+        let (width, height) = (width / 2, height / 2);
+        let window = Window { left: 0, top: 0, width, height };
+        return Ok(Step { size: (width, height), window, filter: Filter::Box, is_last: false });
     }
-    let mut halved: Option<Image> = None;
-    loop {
-        let view = halved.as_ref().map_or(image, Image::view);
-        if view.width.min(view.height) / 2 < size {
-            let (resized, window) = plan(view.width, view.height, size, Crop::Adm);
-            return resize::resize(view, resized, window, filter, Kernel::best());
-        }
-        let (width, height) = (view.width / 2, view.height / 2);
-        halved = Some(super::resize(view, width, height, Filter::Box)?);
+    let (size, window) = plan(width, height, how.size, how.crop);
+    Ok(Step { size, window, filter: how.filter, is_last: true })
+}
+
+/// The steps after one that gave `image`.
+pub fn finish(mut image: Image, mut done: Step, how: Fit) -> Result<Image> {
+    while !done.is_last {
+        done = step(image.width, image.height, how)?;
+        image = resize::resize(image.view(), done.size, done.window, done.filter, Kernel::best())?;
+    }
+    Ok(image)
+}
+
+impl Step {
+    /// Its resize of an image of the size `from`.
+    pub fn resizer(&self, from: (usize, usize)) -> Result<Resizer> {
+        Resizer::new(from, self.size, self.window, self.filter, Kernel::best())
     }
 }
 

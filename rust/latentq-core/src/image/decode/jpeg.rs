@@ -1,6 +1,7 @@
 //! JPEG, by libjpeg-turbo: Pillow's own decoder, driven the same way.
 
 use std::ffi::{CStr, c_char};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 // Linked through turbojpeg-sys, which builds libjpeg-turbo; its simpler API hides what Pillow's behaviour depends on.
@@ -31,26 +32,101 @@ pub fn header(data: &[u8]) -> Result<Header> {
     })
 }
 
-pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Picture> {
-    let markers = markers(data)?;
-    check_pixels(markers.width, markers.height, max_pixels)?;
-    let shrink = min_side.map_or(1, |side| shrink(markers.width.min(markers.height), side));
-    let (mode, space) = match markers.channels {
-        1 => (Mode::L, JCS_GRAYSCALE),
-        3 => (Mode::Rgb, JCS_RGB),
-        _ => (Mode::Cmyk, JCS_CMYK),
-    };
-    let mut decoder = Decoder::start(data, &markers, space, shrink)?;
-    let (width, height) = (decoder.width, decoder.height);
-    let mut samples = vec![0; width * height * mode.channels()];
-    decoder.rows(&mut samples, width * mode.channels())?;
-    decoder.finish()?;
-    if mode == Mode::Cmyk {
-        // Adobe stores ink inverted; Pillow takes every JPEG of four channels for Adobe's.
-        samples.iter_mut().for_each(|value| *value = 255 - *value);
+/// An image whose rows can be had without keeping them.
+pub struct Reader<'a> {
+    pub width: usize,
+    pub height: usize,
+    pub mode: Mode,
+    pub orientation: u8,
+    pub icc: Option<Vec<u8>>,
+    decoder: Decoder<'a>,
+}
+
+/// Rows that are decoded at once: as many as the tallest block.
+const BATCH: usize = 16;
+/// Columns beyond the wanted ones that are decoded too, because libjpeg smooths colours across the edge of a crop as if
+/// the image ended there.
+const MARGIN: usize = 16;
+/// Bytes after the rows of a batch, so that the kernels may read whole vectors.
+const PADDING: usize = 256;
+
+impl<'a> Reader<'a> {
+    pub fn open(data: &'a [u8], min_side: Option<usize>, max_pixels: u64) -> Result<Self> {
+        let markers = markers(data)?;
+        check_pixels(markers.width, markers.height, max_pixels)?;
+        let shrink = min_side.map_or(1, |side| shrink(markers.width.min(markers.height), side));
+        let (mode, space) = match markers.channels {
+            1 => (Mode::L, JCS_GRAYSCALE),
+            3 => (Mode::Rgb, JCS_RGB),
+            _ => (Mode::Cmyk, JCS_CMYK),
+        };
+        let decoder = Decoder::start(data, &markers, space, shrink)?;
+        let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
+        Ok(Self { width: decoder.width, height: decoder.height, mode, orientation, icc: markers.icc, decoder })
     }
-    let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
-    Ok(Picture { width, height, mode, samples, icc: markers.icc, orientation })
+
+    /// Decodes to the end, and calls `take(samples, stride, rows)` with the wanted rows, a few at a time. They start with
+    /// the first wanted column, and there are bytes to spare after the last.
+    pub fn rows(
+        mut self,
+        columns: Range<usize>,
+        rows: Range<usize>,
+        mut take: impl FnMut(&mut [u8], usize, usize),
+    ) -> Result<()> {
+        let channels = self.mode.channels();
+        // With several scans libjpeg may smooth blocks by their neighbours: then nothing is left out.
+        let one_scan = !self.decoder.has_scans();
+        let wanted = columns.start.saturating_sub(MARGIN)..(columns.end + MARGIN).min(self.width);
+        let left = if one_scan && wanted.len() < self.width { self.decoder.crop(wanted)? } else { 0 };
+        let first = (columns.start - left) * channels;
+        let stride = self.decoder.width * channels;
+        let mut batch = vec![0; BATCH * stride + PADDING];
+        let mut at = 0;
+        while at < self.height {
+            if one_scan {
+                let next = if at < rows.start {
+                    rows.start
+                } else if at >= rows.end {
+                    self.height - 1
+                } else {
+                    at
+                };
+                self.decoder.skip(next - at)?;
+                at = next;
+            }
+            let stop = if at < rows.start {
+                rows.start
+            } else if at < rows.end {
+                rows.end
+            } else {
+                self.height
+            };
+            let count = (stop - at).min(BATCH);
+            let samples = &mut batch[..count * stride];
+            self.decoder.rows(samples, stride)?;
+            if rows.contains(&at) {
+                if self.mode == Mode::Cmyk {
+                    // Adobe stores ink inverted; Pillow takes every JPEG of four channels for Adobe's.
+                    samples.iter_mut().for_each(|value| *value = 255 - *value);
+                }
+                take(&mut batch[first..count * stride + PADDING], stride, count);
+            }
+            at += count;
+        }
+        self.decoder.finish()
+    }
+
+    /// Decodes everything.
+    pub fn picture(mut self) -> Result<Picture> {
+        let Self { width, height, mode, orientation, .. } = self;
+        let mut samples = vec![0; width * height * mode.channels()];
+        self.decoder.rows(&mut samples, width * mode.channels())?;
+        self.decoder.finish()?;
+        if mode == Mode::Cmyk {
+            samples.iter_mut().for_each(|value| *value = 255 - *value);
+        }
+        Ok(Picture { width, height, mode, samples, icc: self.icc, orientation })
+    }
 }
 
 /// The largest of libjpeg's fast scales whose short side is at least `side`.
@@ -201,6 +277,9 @@ unsafe extern "C" {
         width: *mut u32,
         height: *mut u32,
     ) -> i32;
+    fn latentq_jpeg_has_scans(jpeg: *mut Handle) -> i32;
+    fn latentq_jpeg_crop(jpeg: *mut Handle, left: *mut u32, width: *mut u32) -> i32;
+    fn latentq_jpeg_skip(jpeg: *mut Handle, rows: u32) -> i32;
     fn latentq_jpeg_rows(jpeg: *mut Handle, out: *mut u8, stride: usize, rows: u32) -> i32;
     fn latentq_jpeg_finish(jpeg: *mut Handle) -> i32;
 }
@@ -221,6 +300,31 @@ impl<'a> Decoder<'a> {
         decoder.width = width as usize;
         decoder.height = height as usize;
         Ok(decoder)
+    }
+
+    fn has_scans(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { latentq_jpeg_has_scans(self.handle.as_ptr()) != 0 }
+    }
+
+    /// Narrows the rows to come to the columns, and some more. Returns the first of them; `width` says how many.
+    fn crop(&mut self, columns: Range<usize>) -> Result<usize> {
+        let (mut left, mut width) = (columns.start as u32, columns.len() as u32);
+        // SAFETY: the handle is live, and the two numbers are ours.
+        let status = unsafe { latentq_jpeg_crop(self.handle.as_ptr(), &mut left, &mut width) };
+        self.check(status)?;
+        self.width = width as usize;
+        Ok(left as usize)
+    }
+
+    /// Passes over rows, of which the last row of the image must not be one.
+    fn skip(&mut self, rows: usize) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        // SAFETY: the handle is live.
+        let status = unsafe { latentq_jpeg_skip(self.handle.as_ptr(), rows as u32) };
+        self.check(status)
     }
 
     /// Fills `out` with rows of `stride` bytes each, which must be the bytes of one row of the decoder.

@@ -78,9 +78,17 @@ pub fn header(data: &[u8]) -> Result<Header> {
     }
 }
 
+/// A reader of rows, for the formats that have one.
+pub fn rows(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Option<jpeg::Reader<'_>>> {
+    match format(data)? {
+        Format::Jpeg => jpeg::Reader::open(data, min_side, max_pixels).map(Some),
+        _ => Ok(None),
+    }
+}
+
 pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Picture> {
     match format(data)? {
-        Format::Jpeg => jpeg::decode(data, min_side, max_pixels),
+        Format::Jpeg => jpeg::Reader::open(data, min_side, max_pixels)?.picture(),
         Format::Png => png::decode(data, max_pixels),
         Format::WebP => webp::decode(data, max_pixels),
     }
