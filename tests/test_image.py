@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,86 @@ def test_webps_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str, 
     np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_gifs_and_bmps_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str) -> None:
+    picture = picture_of(mode, *size)
+    files = [saved(picture, "BMP"), saved(picture, "GIF"), saved(picture, "GIF", interlace=0)]
+    if mode in ("L", "P"):
+        files.append(saved(picture, "GIF", transparency=5))
+    for data in files:
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_tiffs_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str, compression: str | None) -> None:
+    for options in ({}, {"strip_size": 100}, {"tiffinfo": {317: 2}}, {"tiffinfo": {274: 6}}, {"big_tiff": False}):
+        if "tiffinfo" in options and 317 in options["tiffinfo"] and (mode == "1" or compression in (None, "packbits")):
+            continue
+        data = saved(picture_of(mode, *size), "TIFF", compression=compression, **options)
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+        np.testing.assert_array_equal(image.decode(data, alpha="drop", icc="ignore"), pillow(data))
+
+
+def test_sixteen_bits_become_eight_as_in_pillow() -> None:
+    grey = (np.arange(24 * 31, dtype=np.uint16).reshape(24, 31) * 88).byteswap().view(">u2").astype(np.uint16)
+    color = np.random.default_rng(0).integers(0, 1 << 16, (24, 31, 4)).astype(np.uint16)
+    picture = Image.fromarray(grey)
+    files = [saved(picture, "PNG"), *(saved(picture, "TIFF", compression=c) for c in (None, "tiff_lzw"))]
+    for channels in (3, 4):
+        for extension in (".png", ".tiff"):
+            files.append(cv2.imencode(extension, color[..., :channels])[1].tobytes())
+    for data in files:
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+def bmp(bits: int, compression: int, size: tuple[int, int], pixels: bytes, masks: tuple[int, ...] = ()) -> bytes:
+    """A BMP of a kind that Pillow does not write."""
+    header = struct.pack("<IiiHHIIiiII", 40 if len(masks) < 4 else 56, *size, 1, bits, compression, 0, 0, 0, 0, 0)
+    header += struct.pack(f"<{len(masks)}I", *masks)
+    palette = bytes(range(256)) * 4 if bits <= 8 else b""
+    palette = palette[: 4 << bits] if bits <= 8 else b""
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(header) + len(palette)) + header + palette + pixels
+
+
+def test_bmps_of_every_kind_decode_to_the_pixels_of_pillow() -> None:
+    noise_bytes = np.random.default_rng(0).bytes(4 * 16 * 9)
+    layouts = [
+        *((bits, 0, ()) for bits in (1, 4, 8, 16, 24, 32)),
+        (16, 3, (0xF800, 0x7E0, 0x1F)),
+        (16, 3, (0x7C00, 0x3E0, 0x1F)),
+        (24, 3, (0xFF0000, 0xFF00, 0xFF)),
+        (32, 3, (0xFF0000, 0xFF00, 0xFF)),
+        (32, 3, (0xFF000000, 0xFF0000, 0xFF00, 0x0)),
+        (32, 3, (0xFF000000, 0xFF00, 0xFF, 0x0)),
+        (32, 3, (0xFF000000, 0xFF0000, 0xFF00, 0xFF)),
+        (32, 3, (0xFF, 0xFF00, 0xFF0000, 0xFF000000)),
+        (32, 3, (0xFF0000, 0xFF00, 0xFF, 0xFF000000)),
+        (32, 3, (0xFF000000, 0xFF00, 0xFF, 0xFF0000)),
+    ]
+    for bits, compression, masks in layouts:
+        for size in ((16, 9), (13, 9), (13, -9), (1, 1)):
+            data = bmp(bits, compression, size, noise_bytes, masks)
+            np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+    # Runs: encoded, literal of odd and even length, a step, the end of a line and of the image.
+    runs = bytes([3, 7, 0, 3, 1, 2, 3, 0, 0, 4, 9, 8, 7, 6, 0, 0, 5, 200, 0, 2, 3, 1, 4, 66, 0, 0] + [13, 90, 0, 0] * 9)
+    for bits, compression in ((8, 1), (4, 2)):
+        data = bmp(bits, compression, (13, 9), runs)
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+def test_what_tiff_can_hold_and_latentq_cannot_read_is_named() -> None:
+    for compression, number in (("jpeg", 7), ("group4", 4), ("tiff_lzma", 34925)):
+        picture = picture_of("1" if compression == "group4" else "RGB", 20, 30)
+        with pytest.raises(ImageError, match=f"TIFF: compression {number} is not supported"):
+            image.decode(saved(picture, "TIFF", compression=compression))
+
+
 def test_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [picture_of("RGBA", 20, 30, seed) for seed in range(3)]
-    for format in ("WEBP", "PNG"):
+    for format in ("WEBP", "PNG", "GIF", "TIFF"):
         data = saved(frames[0], format, save_all=True, append_images=frames[1:])
         np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
 
@@ -452,6 +530,8 @@ def small_files() -> dict[str, bytes]:
         "png": saved(picture.resize((9, 11)), "PNG", pnginfo=None),
         "webp": saved(picture, "WEBP", quality=60),
         "webp-lossless": saved(picture.resize((9, 11)), "WEBP", lossless=True),
+        "gif": saved(picture.resize((9, 11)), "GIF"),
+        "bmp": saved(picture.resize((9, 11)).quantize(9), "BMP"),
     }
 
 

@@ -30,14 +30,25 @@ pub struct Window {
 
 /// Turns an image upright, given the orientation it is stored in.
 pub fn orient(image: Image, orientation: u8) -> Image {
+    let size = (image.width, image.height);
+    let (width, height) = turned(size, orientation);
+    Image { width, height, pixels: turn(image.pixels, size, 3, orientation) }
+}
+
+/// The size, once upright, of what is stored in an orientation.
+pub fn turned((width, height): (usize, usize), orientation: u8) -> (usize, usize) {
+    if (5..=8).contains(&orientation) { (height, width) } else { (width, height) }
+}
+
+/// Samples of `channels` a pixel, turned upright.
+pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, orientation: u8) -> Vec<u8> {
     if !(2..=8).contains(&orientation) {
-        return image;
+        return samples;
     }
-    let (width, height) = (image.width, image.height);
-    let (new_width, new_height) = if orientation >= 5 { (height, width) } else { (width, height) };
-    let mut pixels = vec![0; image.pixels.len()];
-    for (y, row) in pixels.chunks_exact_mut(new_width * 3).enumerate() {
-        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+    let (new_width, _) = turned((width, height), orientation);
+    let mut out = vec![0; samples.len()];
+    for (y, row) in out.chunks_exact_mut(new_width * channels).enumerate() {
+        for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
             let (from_x, from_y) = match orientation {
                 2 => (width - 1 - x, y),
                 3 => (width - 1 - x, height - 1 - y),
@@ -47,10 +58,10 @@ pub fn orient(image: Image, orientation: u8) -> Image {
                 7 => (width - 1 - y, height - 1 - x),
                 _ => (width - 1 - y, x),
             };
-            pixel.copy_from_slice(&image.pixels[(from_y * width + from_x) * 3..][..3]);
+            pixel.copy_from_slice(&samples[(from_y * width + from_x) * channels..][..channels]);
         }
     }
-    Image { width: new_width, height: new_height, pixels }
+    out
 }
 
 /// One resize on the way to the square.

@@ -3,7 +3,7 @@
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::{Header, Mode, Picture, check_pixels};
+use super::{Header, Mode, Picture, check_pixels, palette};
 use crate::image::exif;
 use crate::{Error, Result};
 
@@ -36,7 +36,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let (width, height) = chunks.size()?;
     check_pixels(width, height, max_pixels)?;
     let kind = chunks.kind()?;
-    let palette = chunks.palette()?;
+    let palette = palette(chunks.palette.unwrap_or_default())?;
     let area = chunks.area(width, height)?;
     // What the first IDAT finds is what decides; chunks after the image may still tell orientation.
     let transparency = chunks.transparency.take();
@@ -338,19 +338,6 @@ impl<'a> Chunks<'a> {
 
     fn kind(&self) -> Result<Kind> {
         self.kind.ok_or_else(|| Error::image("PNG: an unknown pair of bit depth and colour type"))
-    }
-
-    /// The 256 colours of the palette; those that the file leaves out are the greys that Pillow starts from.
-    fn palette(&self) -> Result<[[u8; 3]; 256]> {
-        let mut colors: [[u8; 3]; 256] = std::array::from_fn(|index| [index as u8; 3]);
-        let given = self.palette.unwrap_or_default();
-        if given.len() > 768 {
-            return Err(Error::image("PNG: a palette of more than 256 colours"));
-        }
-        for (color, given) in colors.iter_mut().zip(given.chunks_exact(3)) {
-            color.copy_from_slice(given);
-        }
-        Ok(colors)
     }
 
     fn area(&self, width: usize, height: usize) -> Result<Area> {
