@@ -1,9 +1,12 @@
 """The image path against Pillow, which it must equal to the last bit."""
 
 import io
+import itertools
 import os
 import struct
 import threading
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +156,7 @@ def test_sixteen_bits_become_eight_as_in_pillow() -> None:
     picture = Image.fromarray(grey)
     files = [saved(picture, "PNG"), *(saved(picture, "TIFF", compression=c) for c in (None, "tiff_lzw"))]
     for channels in (3, 4):
-        for extension in (".png", ".tiff"):
-            files.append(cv2.imencode(extension, color[..., :channels])[1].tobytes())
+        files += [cv2.imencode(extension, color[..., :channels])[1].tobytes() for extension in (".png", ".tiff")]
     for data in files:
         np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
 
@@ -195,7 +197,7 @@ def test_bmps_of_every_kind_decode_to_the_pixels_of_pillow() -> None:
 
 
 def test_what_tiff_can_hold_and_latentq_cannot_read_is_named() -> None:
-    for compression, number in (("jpeg", 7), ("group4", 4), ("tiff_lzma", 34925)):
+    for compression, number in (("jpeg", 7), ("group4", 4), ("zstd", 50000)):
         picture = picture_of("1" if compression == "group4" else "RGB", 20, 30)
         with pytest.raises(ImageError, match=f"TIFF: compression {number} is not supported"):
             image.decode(saved(picture, "TIFF", compression=compression))
@@ -220,6 +222,32 @@ def test_decoded_arrays_are_writable_and_contiguous() -> None:
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of the given chunks."""
+    body = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pngs_of_every_depth_and_interlaced_decode_to_the_pixels_of_pillow(size: tuple[int, int]) -> None:
+    height, width = size
+    random = np.random.default_rng(0)
+    for color, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items():
+        for depth, interlaced in itertools.product(depths, (0, 1)):
+            bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+            passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+            rows = b""
+            for x, y, across, down in passes if interlaced else [(0, 0, 1, 1)]:
+                columns = -(-(width - x) // across)
+                for _ in range(y, height, down) if columns > 0 else ():
+                    rows += bytes([random.integers(0, 5)]) + random.bytes(-(-columns * bits // 8))
+            header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)
+            palette = [(b"PLTE", random.bytes(3 * min(1 << depth, 200)))] if color == 3 else []
+            for level in (0, 9):
+                chunks = [(b"IHDR", header), *palette, (b"IDAT", zlib.compress(rows, level)), (b"IEND", b"")]
+                np.testing.assert_array_equal(image.decode(png(*chunks), **PLAIN), pillow(png(*chunks)))
 
 
 # Policies
@@ -478,6 +506,14 @@ def test_the_pixel_limit_is_checked_on_the_header() -> None:
             image.decode(data, max_pixels=599)
 
 
+def test_a_header_of_a_giant_is_refused_at_once() -> None:
+    data = png((b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", b"\0" * 20))
+    start = time.perf_counter()
+    with pytest.raises(ImageError, match="60000 x 60000 pixels are over the limit"):
+        image.decode(data)
+    assert time.perf_counter() - start < 0.01
+
+
 def test_arguments_out_of_range_are_value_errors() -> None:
     pixels = noise(4, 5)
     data = saved(picture_of("RGB", 4, 5), "PNG")
@@ -558,8 +594,9 @@ def test_a_cut_off_jpeg_is_refused_whatever_the_crop_keeps(size: tuple[int, int]
 @pytest.mark.parametrize("name", small_files())
 def test_random_corruptions_are_judged_as_by_pillow(name: str) -> None:
     data = small_files()[name]
-    rng = np.random.default_rng(0)
-    for _ in range(500):
+    rng = np.random.default_rng(int(os.environ.get("LATENTQ_SEED", "0")))
+    # 100,000 of each were tried once, with other seeds; see docs/image.md.
+    for _ in range(int(os.environ.get("LATENTQ_CORRUPTIONS", "500"))):
         corrupt = bytearray(data)
         for position in rng.integers(0, len(data), rng.integers(1, 4)):
             corrupt[position] = rng.integers(0, 256)

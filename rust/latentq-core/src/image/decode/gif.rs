@@ -33,7 +33,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     frame.expand(&mut indices)?;
     let colors = match frame.palette {
         Some(given) => palette(given)?,
-        None => palette(&[])?,
+        None => std::array::from_fn(|level| [level as u8; 3]),
     };
     let (mode, samples) = match frame.transparent {
         None => (Mode::Rgb, indices.iter().flat_map(|&index| colors[usize::from(index)]).collect()),

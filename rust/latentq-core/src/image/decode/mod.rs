@@ -119,9 +119,9 @@ fn check_pixels(width: usize, height: usize, max_pixels: u64) -> Result<()> {
     }
 }
 
-/// The 256 colours of a palette of RGB bytes. Those that the file leaves out are the greys that Pillow starts from.
+/// The 256 colours of a palette of RGB bytes. Those that the file leaves out are black, as in Pillow.
 fn palette(given: &[u8]) -> Result<[[u8; 3]; 256]> {
-    let mut colors: [[u8; 3]; 256] = std::array::from_fn(|index| [index as u8; 3]);
+    let mut colors = [[0; 3]; 256];
     if given.len() > 768 {
         return Err(Error::image("a palette of more than 256 colours"));
     }
