@@ -55,7 +55,8 @@ impl Filter {
             Self::Hamming if away == 0.0 => 1.0,
             Self::Hamming if away < 1.0 => {
                 let x = away * std::f64::consts::PI;
-                x.sin() / x * (0.54 + 0.46 * x.cos())
+                // Pillow's constants are single precision.
+                x.sin() / x * (f64::from(0.54f32) + f64::from(0.46f32) * x.cos())
             }
             Self::Bicubic if away < 1.0 => ((-0.5 + 2.0) * away - (-0.5 + 3.0)) * away * away + 1.0,
             Self::Bicubic if away < 2.0 => (((away - 5.0) * away + 8.0) * away - 4.0) * -0.5,
