@@ -88,18 +88,18 @@ pub fn step(width: usize, height: usize, how: Fit) -> Result<Step> {
 }
 
 /// The steps after one that gave `image`.
-pub fn finish(mut image: Image, mut done: Step, how: Fit) -> Result<Image> {
+pub fn finish(mut image: Image, mut done: Step, how: Fit, kernel: Kernel) -> Result<Image> {
     while !done.is_last {
         done = step(image.width, image.height, how)?;
-        image = resize::resize(image.view(), done.size, done.window, done.filter, Kernel::best())?;
+        image = resize::resize(image.view(), done.size, done.window, done.filter, kernel)?;
     }
     Ok(image)
 }
 
 impl Step {
     /// Its resize of an image of the size `from`.
-    pub fn resizer(&self, from: (usize, usize)) -> Result<Resizer> {
-        Resizer::new(from, self.size, self.window, self.filter, Kernel::best())
+    pub fn resizer(&self, from: (usize, usize), kernel: Kernel) -> Result<Resizer> {
+        Resizer::new(from, self.size, self.window, self.filter, kernel)
     }
 }
 

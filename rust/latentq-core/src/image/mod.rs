@@ -109,9 +109,14 @@ pub fn resize(image: View<'_>, width: usize, height: usize, filter: Filter) -> R
 
 /// Resizes and crops to a square.
 pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
+    fit_with(image, how, Kernel::best())
+}
+
+/// [`fit`] by one kernel, which must be an [available](Kernel::available) one. They all give the same pixels.
+pub fn fit_with(image: View<'_>, how: Fit, kernel: Kernel) -> Result<Image> {
     let step = geometry::step(image.width, image.height, how)?;
-    let resized = resize::resize(image, step.size, step.window, step.filter, Kernel::best())?;
-    geometry::finish(resized, step, how)
+    let resized = resize::resize(image, step.size, step.window, step.filter, kernel)?;
+    geometry::finish(resized, step, how, kernel)
 }
 
 /// Decodes and fits. What the crop throws away is not computed, and the whole image is never held, where that gives the
@@ -126,13 +131,14 @@ pub fn load(data: &[u8], how: Fit, options: &DecodeOptions) -> Result<Image> {
     let converter = color::Converter::new(reader.mode, reader.icc.as_deref(), options.alpha, options.icc);
     let channels = reader.mode.channels();
     let step = geometry::step(reader.width, reader.height, how)?;
-    let mut resizer = step.resizer((reader.width, reader.height))?;
+    let kernel = Kernel::best();
+    let mut resizer = step.resizer((reader.width, reader.height), kernel)?;
     let mut spare = Vec::new();
     reader.rows(resizer.used_columns(), resizer.used_rows(), |samples, stride, rows| {
         let pixels = converter.convert(samples, &mut spare);
         resizer.push(pixels, stride / channels * 3, rows);
     })?;
-    geometry::finish(resizer.finish(), step, how)
+    geometry::finish(resizer.finish(), step, how, kernel)
 }
 
 /// Borrowed pixels, as in [`Image`].

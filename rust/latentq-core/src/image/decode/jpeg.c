@@ -72,10 +72,11 @@ void latentq_jpeg_free(latentq_jpeg *jpeg) {
 const char *latentq_jpeg_message(const latentq_jpeg *jpeg) { return jpeg->message; }
 
 /* Reads the header and everything before the first row. `data` must stay where it is until the last call.
- * space: libjpeg's number of the colour space to give. shrink: 1, 2, 4 or 8.
+ * stored, wanted: libjpeg's numbers of the colour space in the file (negative: as its markers tell) and of the one to give.
+ * channels: of the rows to come, which the caller has room for. shrink: 1, 2, 4 or 8.
  * width, height: in, of the image, as the caller read and checked them; out, of the rows to come. */
-int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, int space, unsigned shrink,
-                       uint32_t *width, uint32_t *height) {
+int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, int stored, int wanted,
+                       int channels, unsigned shrink, uint32_t *width, uint32_t *height) {
   int found;
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
   jpeg->source.init_source = ignore_source;
@@ -94,10 +95,15 @@ int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, i
     snprintf(jpeg->message, sizeof jpeg->message, "two frame headers that disagree");
     return LATENTQ_BROKEN;
   }
-  jpeg->info.out_color_space = (J_COLOR_SPACE)space;
+  if (stored >= 0) jpeg->info.jpeg_color_space = (J_COLOR_SPACE)stored;
+  jpeg->info.out_color_space = (J_COLOR_SPACE)wanted;
   jpeg->info.scale_num = 1;
   jpeg->info.scale_denom = shrink;
   if (!jpeg_start_decompress(&jpeg->info)) return LATENTQ_TRUNCATED;
+  if (jpeg->info.output_components != channels) {
+    snprintf(jpeg->message, sizeof jpeg->message, "%d channels where %d were told", jpeg->info.output_components, channels);
+    return LATENTQ_BROKEN;
+  }
   *width = jpeg->info.output_width;
   *height = jpeg->info.output_height;
   return LATENTQ_OK;

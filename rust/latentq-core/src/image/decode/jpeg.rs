@@ -60,7 +60,8 @@ impl<'a> Reader<'a> {
             3 => (Mode::Rgb, JCS_RGB),
             _ => (Mode::Cmyk, JCS_CMYK),
         };
-        let decoder = Decoder::start(data, &markers, space, shrink)?;
+        let size = (markers.width, markers.height);
+        let decoder = Decoder::start(data, size, AS_MARKED, space, mode.channels(), shrink)?;
         let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
         Ok(Self { width: decoder.width, height: decoder.height, mode, orientation, icc: markers.icc, decoder })
     }
@@ -246,8 +247,37 @@ fn quantisation(mut body: &[u8]) -> std::result::Result<(), &'static str> {
     Ok(())
 }
 
+/// A strip or tile of a TIFF: a stream that shares its tables with others. `is_ycc`: three channels to become RGB.
+/// Others are taken as they are.
+pub fn decode_strip(
+    tables: Option<&[u8]>,
+    coded: &[u8],
+    size: (usize, usize),
+    channels: usize,
+    is_ycc: bool,
+) -> Result<Vec<u8>> {
+    let joined: Vec<u8>;
+    let data = match tables {
+        // The tables without their end, the stream without its start.
+        Some(tables) if tables.len() > 4 && coded.len() > 2 => {
+            joined = [&tables[..tables.len() - 2], &coded[2..]].concat();
+            &joined
+        }
+        _ => coded,
+    };
+    let (stored, wanted) = if is_ycc { (JCS_YCBCR, JCS_RGB) } else { (JCS_UNKNOWN, JCS_UNKNOWN) };
+    let mut decoder = Decoder::start(data, size, stored, wanted, channels, 1)?;
+    let mut samples = vec![0; size.0 * size.1 * channels];
+    decoder.rows(&mut samples, size.0 * channels)?;
+    decoder.finish()?;
+    Ok(samples)
+}
+
+const AS_MARKED: i32 = -1;
+const JCS_UNKNOWN: i32 = 0;
 const JCS_GRAYSCALE: i32 = 1;
 const JCS_RGB: i32 = 2;
+const JCS_YCBCR: i32 = 3;
 const JCS_CMYK: i32 = 4;
 
 /// A running decoder of jpeg.c, and the borrowed bytes it reads.
@@ -272,7 +302,9 @@ unsafe extern "C" {
         jpeg: *mut Handle,
         data: *const u8,
         length: usize,
-        space: i32,
+        stored: i32,
+        wanted: i32,
+        channels: i32,
         shrink: u32,
         width: *mut u32,
         height: *mut u32,
@@ -286,15 +318,24 @@ unsafe extern "C" {
 
 #[allow(unsafe_code)]
 impl<'a> Decoder<'a> {
-    fn start(data: &'a [u8], markers: &Markers, space: i32, shrink: usize) -> Result<Self> {
+    /// Starts on an image of a size that was checked. The colour spaces are libjpeg's numbers.
+    fn start(
+        data: &'a [u8],
+        size: (usize, usize),
+        stored: i32,
+        wanted: i32,
+        channels: usize,
+        shrink: usize,
+    ) -> Result<Self> {
         // SAFETY: no arguments; null is handled.
         let handle = NonNull::new(unsafe { latentq_jpeg_new() }).ok_or_else(|| Error::image("JPEG: out of memory"))?;
         let mut decoder = Self { handle, width: 0, height: 0, data: std::marker::PhantomData };
-        let (mut width, mut height) = (markers.width as u32, markers.height as u32);
+        let (mut width, mut height) = (size.0 as u32, size.1 as u32);
         // SAFETY: the handle is live, the data outlive the decoder by its lifetime, and the two numbers are ours.
         let status = unsafe {
-            let (data, length) = (data.as_ptr(), data.len());
-            latentq_jpeg_start(handle.as_ptr(), data, length, space, shrink as u32, &mut width, &mut height)
+            let (data, length, channels, shrink) = (data.as_ptr(), data.len(), channels as i32, shrink as u32);
+            let handle = handle.as_ptr();
+            latentq_jpeg_start(handle, data, length, stored, wanted, channels, shrink, &mut width, &mut height)
         };
         decoder.check(status)?;
         decoder.width = width as usize;

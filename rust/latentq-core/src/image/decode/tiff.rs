@@ -1,9 +1,9 @@
-//! TIFF: the first page, in strips or tiles, for the layouts that image collections hold. Pillow reads some more (JPEG
-//! and fax inside TIFF, floating point, YCbCr); those are refused by name.
+//! TIFF: the first page, in strips or tiles, for the layouts that image collections hold. Pillow reads some more (fax
+//! inside TIFF, floating point, plain YCbCr); those are refused by name.
 
 use flate2::{Decompress, FlushDecompress};
 
-use super::{Header, Mode, Picture, check_pixels, palette};
+use super::{Header, Mode, Picture, check_pixels, jpeg, palette};
 use crate::image::geometry;
 use crate::image::tiff_directory::Directory;
 use crate::{Error, Result};
@@ -28,7 +28,11 @@ const TILE_OFFSETS: u16 = 324;
 const TILE_COUNTS: u16 = 325;
 const EXTRA_SAMPLES: u16 = 338;
 const SAMPLE_FORMAT: u16 = 339;
+const JPEG_TABLES: u16 = 347;
 const ICC: u16 = 34675;
+
+/// The compression that puts a JPEG stream in every strip or tile.
+const JPEG: u64 = 7;
 
 fn broken(what: &str) -> Error {
     Error::image(format!("TIFF: {what}"))
@@ -65,6 +69,8 @@ impl Layout {
         let colors = match photometric {
             0 | 1 | 3 => 1,
             2 => 3,
+            // YCbCr is what JPEG makes RGB of.
+            6 if number(COMPRESSION) == Some(JPEG) => 3,
             5 => 4,
             _ => return Err(broken(&format!("photometric interpretation {photometric} is not supported"))),
         };
@@ -86,7 +92,7 @@ impl Layout {
         let is_known = match photometric {
             0 | 1 if samples == 1 => matches!(bits[0], 1 | 2 | 4 | 8 | 16),
             3 => matches!(bits[0], 1 | 2 | 4 | 8),
-            2 | 5 => matches!(bits[0], 8 | 16),
+            2 | 5 if number(COMPRESSION) != Some(JPEG) => matches!(bits[0], 8 | 16),
             _ => bits[0] == 8,
         };
         if !is_uniform || !is_known || photometric == 0 && bits[0] == 16 && !directory.is_little() {
@@ -94,6 +100,9 @@ impl Layout {
         }
         let orientation = number(ORIENTATION).filter(|orientation| (1..=8).contains(orientation)).unwrap_or(1) as u8;
         let is_planar = number(PLANAR) == Some(2) && samples > 1;
+        if is_planar && number(COMPRESSION) == Some(JPEG) {
+            return Err(broken("JPEG in planes is not supported"));
+        }
         let (bits, samples) = (bits[0] as usize, samples as usize);
         Ok(Self { width, height, bits, samples, photometric, extra, is_planar, orientation })
     }
@@ -203,8 +212,15 @@ fn planes(data: &[u8], directory: &Directory<'_>, layout: &Layout, max_pixels: u
             } else {
                 coded
             };
-            let mut chunk = vec![0; length];
-            expand(coded, compression, &mut chunk)?;
+            let mut chunk = Vec::new();
+            if compression == JPEG {
+                let size = (grid.width, coded_rows);
+                let is_ycc = layout.photometric == 6;
+                chunk = jpeg::decode_strip(directory.bytes(JPEG_TABLES), coded, size, channels, is_ycc)?;
+            } else {
+                chunk.resize(length, 0);
+                expand(coded, compression, &mut chunk)?;
+            }
             if is_predicted {
                 for row in chunk.chunks_exact_mut(chunk_stride) {
                     unpredict(row, channels, layout.bits, directory.is_little());
