@@ -16,6 +16,8 @@ struct Markers {
     width: usize,
     height: usize,
     channels: u8,
+    /// Baseline or extended, with Huffman codes: what libjpeg can leave parts of undecoded.
+    is_sequential: bool,
     exif: Vec<u8>,
     xmp: Option<Vec<u8>>,
     icc: Option<Vec<u8>>,
@@ -39,6 +41,8 @@ pub struct Reader<'a> {
     pub mode: Mode,
     pub orientation: u8,
     pub icc: Option<Vec<u8>>,
+    /// Whether parts can be left undecoded: with several scans libjpeg may smooth blocks by their neighbours.
+    can_skip: bool,
     decoder: Decoder<'a>,
 }
 
@@ -63,7 +67,9 @@ impl<'a> Reader<'a> {
         let size = (markers.width, markers.height);
         let decoder = Decoder::start(data, size, AS_MARKED, space, mode.channels(), shrink)?;
         let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
-        Ok(Self { width: decoder.width, height: decoder.height, mode, orientation, icc: markers.icc, decoder })
+        let can_skip = markers.is_sequential && !decoder.has_scans();
+        let (width, height) = (decoder.width, decoder.height);
+        Ok(Self { width, height, mode, orientation, icc: markers.icc, can_skip, decoder })
     }
 
     /// Decodes to the end, and calls `take(samples, stride, rows)` with the wanted rows, a few at a time. They start with
@@ -75,16 +81,14 @@ impl<'a> Reader<'a> {
         mut take: impl FnMut(&mut [u8], usize, usize),
     ) -> Result<()> {
         let channels = self.mode.channels();
-        // With several scans libjpeg may smooth blocks by their neighbours: then nothing is left out.
-        let one_scan = !self.decoder.has_scans();
         let wanted = columns.start.saturating_sub(MARGIN)..(columns.end + MARGIN).min(self.width);
-        let left = if one_scan && wanted.len() < self.width { self.decoder.crop(wanted)? } else { 0 };
+        let left = if self.can_skip && wanted.len() < self.width { self.decoder.crop(wanted)? } else { 0 };
         let first = (columns.start - left) * channels;
         let stride = self.decoder.width * channels;
         let mut batch = vec![0; BATCH * stride + PADDING];
         let mut at = 0;
         while at < self.height {
-            if one_scan {
+            if self.can_skip {
                 let next = if at < rows.start {
                     rows.start
                 } else if at >= rows.end {
@@ -138,7 +142,8 @@ fn shrink(short: usize, side: usize) -> usize {
 /// Walks the markers up to the first scan, as strictly as Pillow does and no more.
 fn markers(data: &[u8]) -> Result<Markers> {
     let broken = |offset: usize, what: &str| Error::image(format!("JPEG: {what} at byte {offset}"));
-    let mut found = Markers { width: 0, height: 0, channels: 0, exif: Vec::new(), xmp: None, icc: None };
+    let mut found =
+        Markers { width: 0, height: 0, channels: 0, is_sequential: false, exif: Vec::new(), xmp: None, icc: None };
     let mut profile: Vec<&[u8]> = Vec::new();
     let mut at = 2;
     loop {
@@ -164,6 +169,7 @@ fn markers(data: &[u8]) -> Result<Markers> {
                     .ok_or_else(|| broken(at, "the file ends inside the header"))?;
                 match code {
                     0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
+                        found.is_sequential = matches!(code, 0xC0 | 0xC1);
                         frame(&mut found, body).map_err(|what| broken(at, what))?;
                         if !profile.is_empty() {
                             found.icc = join_profile(&mut profile).map_err(|what| broken(at, what))?;
