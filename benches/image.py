@@ -23,6 +23,7 @@ import cv2
 import latentq
 import numpy as np
 import PIL
+import skimage.data
 import torch
 import torchvision
 from latentq import image
@@ -50,7 +51,7 @@ def pillow_fit(picture):
 
 def torchvision_decode(data):
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return torchvision.io.decode_jpeg(encoded, torchvision.io.ImageReadMode.RGB)
+    return torchvision.io.decode_image(encoded, torchvision.io.ImageReadMode.RGB)
 
 
 def torchvision_fit(pixels):
@@ -135,20 +136,13 @@ def mosaic(pictures: Sequence[Image.Image], width: int, height: int) -> bytes:
 
 def photographs(folder: Path) -> dict[str, list[bytes]]:
     """The sets of files: small photographs, and mosaics of them as large as a camera's."""
-    small = [path.read_bytes() for path in sorted(folder.rglob("*.JPEG"))]
-    if not small:
-        import skimage.data
-
-        pictures = [
-            Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
-        ]
-        for picture in pictures:
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=92)
-            small.append(buffer.getvalue())
+    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+    demo = [(Path(skimage.data.__file__).parent / name).read_bytes() for name in names]
+    small = [path.read_bytes() for path in sorted(folder.rglob("*.JPEG"))] or demo[-1:]
     pictures = [pillow_decode(data) for data in small]
     return {
         f"{len(small)} photographs": small,
+        "the demo's photographs (3 PNG, 1 JPEG)": demo,
         "3 megapixels": [mosaic(pictures[shift:] + pictures[:shift], 2048, 1536) for shift in range(4)],
         "12 megapixels": [mosaic(pictures[shift:] + pictures[:shift], 4000, 3000) for shift in range(2)],
     }
@@ -178,7 +172,8 @@ def measure(name: str, files: Sequence[bytes], rounds: int) -> None:
     pixels = [image.decode(data, **PLAIN) for data in files]
     pictures = [pillow_decode(data) for data in files]
     tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in pixels]
-    bare = bare_rate(files)
+    are_jpegs = all(data.startswith(b"\xff\xd8") for data in files)
+    bare = {"libjpeg-turbo alone": bare_rate(files)} if are_jpegs else {}
     compare(
         f"{name}: decode alone, 1 thread",
         count,
@@ -187,7 +182,7 @@ def measure(name: str, files: Sequence[bytes], rounds: int) -> None:
             "torchvision": each(torchvision_decode, files),
             "OpenCV": each(opencv_decode, files),
             "latentq": each(lambda data: image.decode(data, **PLAIN), files),
-            "libjpeg-turbo alone": bare,
+            **bare,
         },
         rounds,
     )
@@ -211,7 +206,7 @@ def measure(name: str, files: Sequence[bytes], rounds: int) -> None:
             "OpenCV (area)": each(lambda data: opencv_fit(opencv_decode(data)), files),
             "latentq": each(lambda data: image.load(data, SIZE, **PLAIN), files),
             "latentq, min_side (inexact)": each(lambda data: image.load(data, SIZE, min_side=SIZE, **PLAIN), files),
-            "libjpeg-turbo alone": bare,
+            **bare,
         },
         rounds,
     )

@@ -129,8 +129,12 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let directory = Directory::first(data).ok_or_else(|| broken("no directory"))?;
     let layout = Layout::read(&directory)?;
     check_pixels(layout.width, layout.height, max_pixels)?;
-    let planes = planes(data, &directory, &layout, max_pixels)?;
-    let samples = unpack(&planes, &directory, &layout)?;
+    let mut planes = planes(data, &directory, &layout, max_pixels)?;
+    let is_plain = layout.bits == 8 && !layout.is_planar && !matches!(layout.photometric, 0 | 3);
+    let samples = match (&mut planes[..], layout.extra) {
+        ([samples], Extra::None | Extra::Alpha) if is_plain => std::mem::take(samples),
+        (planes, _) => unpack(planes, &directory, &layout)?,
+    };
     // A TIFF's orientation is part of the format: Pillow applies it when it loads one, and so whatever is asked for.
     let size = (layout.width, layout.height);
     let samples = geometry::turn(samples, size, layout.mode().channels(), layout.orientation);
