@@ -552,10 +552,10 @@ def test_the_pixel_limit_is_checked_on_the_header() -> None:
 
 def test_a_header_of_a_giant_is_refused_at_once() -> None:
     data = png((b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", b"\0" * 20))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ImageError, match="60000 x 60000 pixels are over the limit"):
         image.decode(data)
-    assert time.perf_counter() - start < 0.01
+    assert time.process_time() - start < 0.01
 
 
 def test_arguments_out_of_range_are_value_errors() -> None:

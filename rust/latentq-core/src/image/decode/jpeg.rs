@@ -110,10 +110,7 @@ impl<'a> Reader<'a> {
             let samples = &mut batch[..count * stride];
             self.decoder.rows(samples, stride)?;
             if rows.contains(&at) {
-                if self.mode == Mode::Cmyk {
-                    // Adobe stores ink inverted; Pillow takes every JPEG of four channels for Adobe's.
-                    samples.iter_mut().for_each(|value| *value = 255 - *value);
-                }
+                invert_ink(self.mode, samples);
                 take(&mut batch[first..count * stride + PADDING], stride, count);
             }
             at += count;
@@ -127,10 +124,15 @@ impl<'a> Reader<'a> {
         let mut samples = vec![0; width * height * mode.channels()];
         self.decoder.rows(&mut samples, width * mode.channels())?;
         self.decoder.finish()?;
-        if mode == Mode::Cmyk {
-            samples.iter_mut().for_each(|value| *value = 255 - *value);
-        }
+        invert_ink(mode, &mut samples);
         Ok(Picture { width, height, mode, samples, icc: self.icc, orientation })
+    }
+}
+
+/// Adobe stores ink inverted, and Pillow takes every JPEG of four channels for Adobe's.
+fn invert_ink(mode: Mode, samples: &mut [u8]) {
+    if mode == Mode::Cmyk {
+        samples.iter_mut().for_each(|value| *value = 255 - *value);
     }
 }
 
