@@ -117,6 +117,14 @@ def test_grey_and_ink_jpegs_decode_to_the_pixels_of_pillow(size: tuple[int, int]
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_ycck_and_rgb_jpegs_decode_to_the_pixels_of_pillow(size: tuple[int, int]) -> None:
+    ycck = bytearray(saved(picture_of("CMYK", *size), "JPEG"))
+    ycck[ycck.index(b"Adobe") + 11] = 2  # Adobe's transform: the same numbers, read as YCCK.
+    for data in (bytes(ycck), saved(picture_of("RGB", *size), "JPEG", keep_rgb=True)):
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_pngs_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str) -> None:
     data = saved(picture_of(mode, *size), "PNG")
