@@ -32,6 +32,9 @@ test-rust:
 test-python: build
 	python -m pytest
 
+bench: build
+	for script in benches/*.py; do python $$script || exit 1; done
+
 lint: build
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings

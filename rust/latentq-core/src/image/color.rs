@@ -26,24 +26,78 @@ pub enum Icc {
 }
 
 /// The pixels in RGB.
-pub fn to_rgb(mut picture: Picture, alpha: Alpha, icc: Icc) -> Image {
-    if let (Icc::Srgb, Some(profile)) = (icc, picture.icc.take()) {
-        // A profile that cannot be read, or that is for other channels, says nothing.
-        let _ = convert(&mut picture, &profile);
-    }
-    let Picture { width, height, mode, samples, .. } = picture;
-    let pixels = match mode {
-        Mode::Rgb => samples,
-        Mode::L => samples.iter().flat_map(|&grey| [grey; 3]).collect(),
-        Mode::La => samples.chunks_exact(2).flat_map(|pixel| over(alpha, [pixel[0]; 3], pixel[1])).collect(),
-        Mode::Rgba => {
-            samples.chunks_exact(4).flat_map(|pixel| over(alpha, [pixel[0], pixel[1], pixel[2]], pixel[3])).collect()
-        }
-        Mode::Cmyk => {
-            samples.chunks_exact(4).flat_map(|ink| [0, 1, 2].map(|index| ink_to_light(ink[index], ink[3]))).collect()
-        }
-    };
+pub fn to_rgb(picture: Picture, alpha: Alpha, icc: Icc) -> Image {
+    let Picture { width, height, mode, mut samples, icc: profile, .. } = picture;
+    let converter = Converter::new(mode, profile.as_deref(), alpha, icc);
+    let mut spare = Vec::new();
+    converter.convert(&mut samples, &mut spare);
+    let pixels = if mode == Mode::Rgb { samples } else { spare };
     Image { width, height, pixels }
+}
+
+type ToSrgb = Transform<u8, u8, ThreadContext>;
+
+/// How samples of one mode become RGB.
+pub struct Converter {
+    mode: Mode,
+    alpha: Alpha,
+    to_srgb: Option<ToSrgb>,
+}
+
+impl Converter {
+    pub fn new(mode: Mode, profile: Option<&[u8]>, alpha: Alpha, icc: Icc) -> Self {
+        let profile = profile.filter(|_| icc == Icc::Srgb);
+        // A profile that cannot be read, or that is for other channels, says nothing.
+        let to_srgb = profile.and_then(|profile| to_srgb(mode, profile).ok());
+        // Most photographs say that they are sRGB already, and then nothing is left to do but rounding.
+        let is_color = matches!(mode, Mode::Rgb | Mode::Rgba);
+        Self { mode, alpha, to_srgb: to_srgb.filter(|transform| !(is_color && is_identity(transform))) }
+    }
+
+    /// The pixels of samples: the samples themselves, converted in place, where they have three channels, else `spare`.
+    /// Bytes after the last whole pixel have no meaning.
+    pub fn convert<'a>(&self, samples: &'a mut [u8], spare: &'a mut Vec<u8>) -> &'a [u8] {
+        let whole = samples.len() / self.mode.channels() * self.mode.channels();
+        if self.mode == Mode::Rgb {
+            if let Some(transform) = &self.to_srgb {
+                transform.transform_in_place(&mut samples[..whole]);
+            }
+            return samples;
+        }
+        let samples = &samples[..whole];
+        spare.resize(whole / self.mode.channels() * 3, 0);
+        let pixels = spare.chunks_exact_mut(3);
+        match (self.mode, &self.to_srgb) {
+            (Mode::Rgb, _) => {}
+            (Mode::L | Mode::Cmyk, Some(transform)) => transform.transform_pixels(samples, spare),
+            (Mode::L, None) => pixels.zip(samples).for_each(|(pixel, &grey)| pixel.fill(grey)),
+            (Mode::Cmyk, None) => pixels.zip(samples.chunks_exact(4)).for_each(|(pixel, ink)| {
+                pixel.copy_from_slice(&[0, 1, 2].map(|index| ink_to_light(ink[index], ink[3])));
+            }),
+            (Mode::La, _) => {
+                let greys: Vec<u8> = (0..=255).collect();
+                let mut colors: Vec<u8> = greys.iter().flat_map(|&grey| [grey; 3]).collect();
+                if let Some(transform) = &self.to_srgb {
+                    transform.transform_pixels(&greys, &mut colors);
+                }
+                for (pixel, sample) in pixels.zip(samples.chunks_exact(2)) {
+                    let color = &colors[3 * usize::from(sample[0])..];
+                    pixel.copy_from_slice(&over(self.alpha, [color[0], color[1], color[2]], sample[1]));
+                }
+            }
+            (Mode::Rgba, to_srgb) => {
+                let mut colors: Vec<u8> =
+                    samples.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
+                if let Some(transform) = to_srgb {
+                    transform.transform_in_place(&mut colors);
+                }
+                for ((pixel, color), sample) in pixels.zip(colors.chunks_exact(3)).zip(samples.chunks_exact(4)) {
+                    pixel.copy_from_slice(&over(self.alpha, [color[0], color[1], color[2]], sample[3]));
+                }
+            }
+        }
+        spare
+    }
 }
 
 /// `a * b / 255`, rounded, in Pillow's integers.
@@ -69,58 +123,22 @@ fn over(ground: Alpha, color: [u8; 3], alpha: u8) -> [u8; 3] {
     })
 }
 
-/// Converts the colours of a picture to sRGB by Little CMS, as Pillow's `ImageCms.profileToProfile` does.
-fn convert(picture: &mut Picture, profile: &[u8]) -> Result<(), lcms2::Error> {
+/// The conversion to sRGB by Little CMS, as Pillow's `ImageCms.profileToProfile` makes it.
+fn to_srgb(mode: Mode, profile: &[u8]) -> Result<ToSrgb, lcms2::Error> {
     let context = ThreadContext::new();
     let from = Profile::new_icc_context(&context, profile)?;
     let to = Profile::new_srgb_context(&context);
-    let transform = |input, output, flags| -> Result<Transform<u8, u8, ThreadContext>, lcms2::Error> {
-        Transform::new_flags_context(&context, &from, input, &to, output, Intent::Perceptual, flags)
+    let format = match mode {
+        Mode::Rgb | Mode::Rgba => PixelFormat::RGB_8,
+        Mode::L | Mode::La => PixelFormat::GRAY_8,
+        Mode::Cmyk => PixelFormat::CMYK_8,
     };
-    let rgb = |format| transform(format, PixelFormat::RGB_8, Flags::default());
-    match picture.mode {
-        Mode::Rgb => {
-            let transform = rgb(PixelFormat::RGB_8)?;
-            if !is_identity(&transform) {
-                transform.transform_in_place(&mut picture.samples);
-            }
-        }
-        Mode::Rgba => {
-            if !is_identity(&rgb(PixelFormat::RGB_8)?) {
-                let transform = transform(PixelFormat::RGBA_8, PixelFormat::RGBA_8, Flags::COPY_ALPHA)?;
-                transform.transform_in_place(&mut picture.samples);
-            }
-        }
-        Mode::L => {
-            let transform = rgb(PixelFormat::GRAY_8)?;
-            let mut pixels = vec![0; picture.samples.len() * 3];
-            transform.transform_pixels(&picture.samples, &mut pixels);
-            (picture.mode, picture.samples) = (Mode::Rgb, pixels);
-        }
-        Mode::La => {
-            let transform = rgb(PixelFormat::GRAY_8)?;
-            let greys: Vec<u8> = (0..=255).collect();
-            let mut table = vec![0; 768];
-            transform.transform_pixels(&greys, &mut table);
-            let pixels = picture.samples.chunks_exact(2).flat_map(|pixel| {
-                let color = &table[3 * usize::from(pixel[0])..][..3];
-                [color[0], color[1], color[2], pixel[1]]
-            });
-            (picture.mode, picture.samples) = (Mode::Rgba, pixels.collect());
-        }
-        Mode::Cmyk => {
-            let transform = rgb(PixelFormat::CMYK_8)?;
-            let mut pixels = vec![0; picture.samples.len() / 4 * 3];
-            transform.transform_pixels(&picture.samples, &mut pixels);
-            (picture.mode, picture.samples) = (Mode::Rgb, pixels);
-        }
-    }
-    Ok(())
+    let flags = Flags::default();
+    Transform::new_flags_context(&context, &from, format, &to, PixelFormat::RGB_8, Intent::Perceptual, flags)
 }
 
-/// Whether a transform moves no colour by more than one level: most photographs say that they are sRGB already, and then
-/// nothing is left to do but rounding.
-fn is_identity(transform: &Transform<u8, u8, ThreadContext>) -> bool {
+/// Whether a transform moves no colour by more than one level.
+fn is_identity(transform: &ToSrgb) -> bool {
     let levels = || (0..=255u8).step_by(17);
     let grid: Vec<u8> =
         levels().flat_map(|r| levels().flat_map(move |g| levels().flat_map(move |b| [r, g, b]))).collect();

@@ -25,3 +25,53 @@ fn xmp_orientation(xmp: &[u8]) -> Option<u64> {
         rest.first().filter(|digit| digit.is_ascii_digit()).map(|digit| u64::from(digit - b'0'))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::orientation;
+
+    /// A directory with one entry.
+    fn block(little: bool, tag: u16, kind: u16, count: u32, value: [u8; 4]) -> Vec<u8> {
+        let short = |number: u16| if little { number.to_le_bytes() } else { number.to_be_bytes() };
+        let long = |number: u32| if little { number.to_le_bytes() } else { number.to_be_bytes() };
+        let mut bytes = if little { b"Exif\0\0II*\0".to_vec() } else { b"Exif\0\0MM\0*".to_vec() };
+        bytes.extend(long(8));
+        bytes.extend(short(1));
+        bytes.extend(short(tag));
+        bytes.extend(short(kind));
+        bytes.extend(long(count));
+        bytes.extend(value);
+        bytes.extend(long(0));
+        bytes
+    }
+
+    #[test]
+    fn it_is_read_in_either_byte_order() {
+        for value in 1..=8 {
+            assert_eq!(orientation(&block(true, 274, 3, 1, [value, 0, 0, 0]), None), value);
+            assert_eq!(orientation(&block(false, 274, 3, 1, [0, value, 0, 0]), None), value);
+            assert_eq!(orientation(&block(true, 274, 3, 1, [value, 0, 0, 0])[6..], None), value);
+        }
+    }
+
+    #[test]
+    fn what_is_no_orientation_says_upright() {
+        assert_eq!(orientation(&[], None), 1);
+        assert_eq!(orientation(&block(true, 274, 3, 1, [9, 0, 0, 0]), None), 1);
+        assert_eq!(orientation(&block(true, 274, 2, 1, [6, 0, 0, 0]), None), 1);
+        assert_eq!(orientation(&block(true, 275, 3, 1, [6, 0, 0, 0]), None), 1);
+        assert_eq!(orientation(&block(true, 274, 3, u32::MAX, [6, 0, 0, 0]), None), 1);
+        let whole = block(true, 274, 3, 1, [6, 0, 0, 0]);
+        for length in 0..26 {
+            assert_eq!(orientation(&whole[..length], None), 1);
+        }
+    }
+
+    #[test]
+    fn xmp_tells_it_where_exif_does_not() {
+        let xmp = br#"<rdf:Description tiff:Orientation="x" tiff:Orientation="8"/>"#;
+        assert_eq!(orientation(&[], Some(xmp)), 8);
+        assert_eq!(orientation(&block(true, 274, 3, 1, [6, 0, 0, 0]), Some(xmp)), 6);
+        assert_eq!(orientation(&[], Some(b"<tiff:Orientation>3</tiff:Orientation>")), 3);
+    }
+}

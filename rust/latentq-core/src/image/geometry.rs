@@ -1,6 +1,7 @@
 //! Orientations, and the crops of conventions.md: what is resized to what, and which part is kept.
 
-use super::{Filter, Fit, Image, View, resize};
+use super::resize::{Kernel, Resizer};
+use super::{Filter, Fit, Image, resize};
 use crate::{Error, Result};
 
 /// How an image of any shape becomes a square.
@@ -29,14 +30,25 @@ pub struct Window {
 
 /// Turns an image upright, given the orientation it is stored in.
 pub fn orient(image: Image, orientation: u8) -> Image {
+    let size = (image.width, image.height);
+    let (width, height) = turned(size, orientation);
+    Image { width, height, pixels: turn(image.pixels, size, 3, orientation) }
+}
+
+/// The size, once upright, of what is stored in an orientation.
+pub fn turned((width, height): (usize, usize), orientation: u8) -> (usize, usize) {
+    if (5..=8).contains(&orientation) { (height, width) } else { (width, height) }
+}
+
+/// Samples of `channels` a pixel, turned upright.
+pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, orientation: u8) -> Vec<u8> {
     if !(2..=8).contains(&orientation) {
-        return image;
+        return samples;
     }
-    let (width, height) = (image.width, image.height);
-    let (new_width, new_height) = if orientation >= 5 { (height, width) } else { (width, height) };
-    let mut pixels = vec![0; image.pixels.len()];
-    for (y, row) in pixels.chunks_exact_mut(new_width * 3).enumerate() {
-        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+    let (new_width, _) = turned((width, height), orientation);
+    let mut out = vec![0; samples.len()];
+    for (y, row) in out.chunks_exact_mut(new_width * channels).enumerate() {
+        for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
             let (from_x, from_y) = match orientation {
                 2 => (width - 1 - x, y),
                 3 => (width - 1 - x, height - 1 - y),
@@ -46,30 +58,48 @@ pub fn orient(image: Image, orientation: u8) -> Image {
                 7 => (width - 1 - y, height - 1 - x),
                 _ => (width - 1 - y, x),
             };
-            pixel.copy_from_slice(&image.pixels[(from_y * width + from_x) * 3..][..3]);
+            pixel.copy_from_slice(&samples[(from_y * width + from_x) * channels..][..channels]);
         }
     }
-    Image { width: new_width, height: new_height, pixels }
+    out
 }
 
-pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
+/// One resize on the way to the square.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub size: (usize, usize),
+    pub window: Window,
+    pub filter: Filter,
+    is_last: bool,
+}
+
+/// The first resize of an image of some size.
+pub fn step(width: usize, height: usize, how: Fit) -> Result<Step> {
     if how.size == 0 {
         return Err(Error::argument("size must be at least 1"));
     }
-    let (size, filter) = (how.size, how.filter);
-    if how.crop != Crop::Adm {
-        let (resized, window) = plan(image.width, image.height, size, how.crop);
-        return resize::resize(image, resized, window, filter);
+    if how.crop == Crop::Adm && width.min(height) / 2 >= how.size {
+        let (width, height) = (width / 2, height / 2);
+        let window = Window { left: 0, top: 0, width, height };
+        return Ok(Step { size: (width, height), window, filter: Filter::Box, is_last: false });
     }
-    let mut halved: Option<Image> = None;
-    loop {
-        let view = halved.as_ref().map_or(image, Image::view);
-        if view.width.min(view.height) / 2 < size {
-            let (resized, window) = plan(view.width, view.height, size, Crop::Adm);
-            return resize::resize(view, resized, window, filter);
-        }
-        let (width, height) = (view.width / 2, view.height / 2);
-        halved = Some(super::resize(view, width, height, Filter::Box)?);
+    let (size, window) = plan(width, height, how.size, how.crop);
+    Ok(Step { size, window, filter: how.filter, is_last: true })
+}
+
+/// The steps after one that gave `image`.
+pub fn finish(mut image: Image, mut done: Step, how: Fit, kernel: Kernel) -> Result<Image> {
+    while !done.is_last {
+        done = step(image.width, image.height, how)?;
+        image = resize::resize(image.view(), done.size, done.window, done.filter, kernel)?;
+    }
+    Ok(image)
+}
+
+impl Step {
+    /// Its resize of an image of the size `from`.
+    pub fn resizer(&self, from: (usize, usize), kernel: Kernel) -> Result<Resizer> {
+        Resizer::new(from, self.size, self.window, self.filter, kernel)
     }
 }
 

@@ -13,7 +13,7 @@ pub use color::{Alpha, Icc};
 pub use decode::{Header, header};
 pub use exif::orientation;
 pub use geometry::Crop;
-pub use resize::Filter;
+pub use resize::{Filter, Kernel};
 
 use crate::{Error, Result};
 
@@ -92,29 +92,53 @@ fn named(path: &Path, error: Error) -> Error {
 
 /// Decodes an image to RGB. Errors: an image that is unknown, broken, cut off or over the limit.
 pub fn decode(data: &[u8], options: &DecodeOptions) -> Result<Image> {
-    let picture = decode::decode(data, options.min_side, options.max_pixels)?;
+    Ok(upright(decode::decode(data, options.min_side, options.max_pixels)?, options))
+}
+
+/// A decoded file in RGB, turned as the options say.
+fn upright(picture: decode::Picture, options: &DecodeOptions) -> Image {
     let orientation = if options.orient { picture.orientation } else { 1 };
-    let image = color::to_rgb(picture, options.alpha, options.icc);
-    Ok(geometry::orient(image, orientation))
+    geometry::orient(color::to_rgb(picture, options.alpha, options.icc), orientation)
 }
 
 /// Resizes to `width` x `height`, each at least 1.
 pub fn resize(image: View<'_>, width: usize, height: usize, filter: Filter) -> Result<Image> {
-    resize::resize(image, (width, height), geometry::Window { left: 0, top: 0, width, height }, filter)
+    let window = geometry::Window { left: 0, top: 0, width, height };
+    resize::resize(image, (width, height), window, filter, Kernel::best())
 }
 
 /// Resizes and crops to a square.
 pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
-    geometry::fit(image, how)
+    fit_with(image, how, Kernel::best())
 }
 
-/// Decodes and fits.
+/// [`fit`] by one kernel, which must be an [available](Kernel::available) one. They all give the same pixels.
+pub fn fit_with(image: View<'_>, how: Fit, kernel: Kernel) -> Result<Image> {
+    let step = geometry::step(image.width, image.height, how)?;
+    let resized = resize::resize(image, step.size, step.window, step.filter, kernel)?;
+    geometry::finish(resized, step, how, kernel)
+}
+
+/// Decodes and fits. What the crop throws away is not computed, and the whole image is never held, where that gives the
+/// same pixels.
 pub fn load(data: &[u8], how: Fit, options: &DecodeOptions) -> Result<Image> {
-    let image = decode(data, options)?;
-    if (image.width, image.height) == (how.size, how.size) {
-        return Ok(image);
+    let Some(reader) = decode::rows(data, options.min_side, options.max_pixels)? else {
+        return fit(decode(data, options)?.view(), how);
+    };
+    if options.orient && reader.orientation != 1 {
+        return fit(upright(reader.picture()?, options).view(), how);
     }
-    fit(image.view(), how)
+    let converter = color::Converter::new(reader.mode, reader.icc.as_deref(), options.alpha, options.icc);
+    let channels = reader.mode.channels();
+    let step = geometry::step(reader.width, reader.height, how)?;
+    let kernel = Kernel::best();
+    let mut resizer = step.resizer((reader.width, reader.height), kernel)?;
+    let mut spare = Vec::new();
+    reader.rows(resizer.used_columns(), resizer.used_rows(), |samples, stride, rows| {
+        let pixels = converter.convert(samples, &mut spare);
+        resizer.push(pixels, stride / channels * 3, rows);
+    })?;
+    geometry::finish(resizer.finish(), step, how, kernel)
 }
 
 /// Borrowed pixels, as in [`Image`].

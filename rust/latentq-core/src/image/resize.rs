@@ -2,7 +2,16 @@
 //!
 //! The arithmetic is that of `precompute_coeffs` and `ImagingResampleInner` in Pillow's Resample.c.
 
+mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use std::ops::Range;
+
+use kernel::Horizontal;
+pub use kernel::Kernel;
 
 use super::geometry::Window;
 use super::{Image, View};
@@ -46,7 +55,8 @@ impl Filter {
             Self::Hamming if away == 0.0 => 1.0,
             Self::Hamming if away < 1.0 => {
                 let x = away * std::f64::consts::PI;
-                x.sin() / x * (0.54 + 0.46 * x.cos())
+                // Pillow's constants are single precision.
+                x.sin() / x * (f64::from(0.54f32) + f64::from(0.46f32) * x.cos())
             }
             Self::Bicubic if away < 1.0 => ((-0.5 + 2.0) * away - (-0.5 + 3.0)) * away * away + 1.0,
             Self::Bicubic if away < 2.0 => (((away - 5.0) * away + 8.0) * away - 4.0) * -0.5,
@@ -105,9 +115,22 @@ impl Weights {
         self.starts.iter().copied().min().unwrap_or(0)..ends.max().unwrap_or(0)
     }
 
+    /// The most inputs that one output needs.
+    fn longest(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Whether every weight splits into three signed bytes. Filters give none that does not.
+    fn fit_digits(&self) -> bool {
+        self.values.iter().all(|weight| weight.unsigned_abs() < 127 << 16)
+    }
+
+    fn at(&self, index: usize) -> (usize, &[i32]) {
+        (self.starts[index], &self.values[index * self.taps..][..self.lengths[index]])
+    }
+
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
-        let values = self.values.chunks_exact(self.taps);
-        self.starts.iter().zip(&self.lengths).zip(values).map(|((&start, &length), values)| (start, &values[..length]))
+        (0..self.starts.len()).map(|index| self.at(index))
     }
 }
 
@@ -118,36 +141,113 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
 }
 
-/// Resizes to `size` (width, height) and gives the `window` of the result.
-pub fn resize(image: View<'_>, size: (usize, usize), window: Window, filter: Filter) -> Result<Image> {
-    if size.0 == 0 || size.1 == 0 {
-        return Err(Error::argument("width and height must be at least 1"));
-    }
-    let pixels = window.width.checked_mul(window.height).filter(|pixels| *pixels <= isize::MAX as usize / 8);
-    if pixels.is_none() {
-        return Err(Error::argument(format!("{} x {} pixels are too many", window.width, window.height)));
-    }
-    // A side that keeps its length is not filtered.
-    let columns = (size.0 != image.width).then(|| Weights::new(image.width, size.0, window.left, window.width, filter));
-    let rows = (size.1 != image.height).then(|| Weights::new(image.height, size.1, window.top, window.height, filter));
-    let used_columns = columns.as_ref().map_or(window.left..window.left + window.width, Weights::inputs);
-    let used_rows = rows.as_ref().map_or(window.top..window.top + window.height, Weights::inputs);
+/// A planned resize to `size` (width, height), of which the `window` is kept. Rows of the image come in one after another.
+pub struct Resizer {
+    columns: Option<Horizontal>,
+    rows: Option<Weights>,
+    vertical_first: bool,
+    window: Window,
+    kernel: Kernel,
+    used_columns: Range<usize>,
+    used_rows: Range<usize>,
+    /// The used rows so far, narrowed already if that is the first pass.
+    taken: Vec<u8>,
+}
 
-    let part = Part::new(image, used_columns, used_rows);
-    let result = match (columns, rows) {
-        (None, None) => part.copy(),
-        (Some(columns), None) => part.horizontal(&columns),
-        (None, Some(rows)) => part.vertical(&rows),
-        (Some(columns), Some(rows)) if is_vertical_first((image.width, image.height), size) => {
-            let low = part.vertical(&rows);
-            Part { rows: 0..low.height, ..Part::all(&low, &part) }.horizontal(&columns)
+impl Resizer {
+    /// Plans the resize of an image of the size `from`.
+    pub fn new(
+        from: (usize, usize),
+        size: (usize, usize),
+        window: Window,
+        filter: Filter,
+        kernel: Kernel,
+    ) -> Result<Self> {
+        if size.0 == 0 || size.1 == 0 {
+            return Err(Error::argument("width and height must be at least 1"));
         }
-        (Some(columns), Some(rows)) => {
-            let narrow = part.horizontal(&columns);
-            Part { columns: 0..narrow.width, ..Part::all(&narrow, &part) }.vertical(&rows)
+        let pixels = window.width.checked_mul(window.height).filter(|pixels| *pixels <= isize::MAX as usize / 8);
+        if pixels.is_none() {
+            return Err(Error::argument(format!("{} x {} pixels are too many", window.width, window.height)));
         }
-    };
-    Ok(result)
+        // A side that keeps its length is not filtered.
+        let columns = (size.0 != from.0).then(|| Weights::new(from.0, size.0, window.left, window.width, filter));
+        let rows = (size.1 != from.1).then(|| Weights::new(from.1, size.1, window.top, window.height, filter));
+        let used_columns = columns.as_ref().map_or(window.left..window.left + window.width, Weights::inputs);
+        let used_rows = rows.as_ref().map_or(window.top..window.top + window.height, Weights::inputs);
+        let vertical_first = rows.is_some() && columns.is_some() && is_vertical_first(from, size);
+        let columns = columns.map(|columns| Horizontal::new(columns, kernel));
+        let taken = Vec::new();
+        let mut resizer = Self { columns, rows, vertical_first, window, kernel, used_columns, used_rows, taken };
+        resizer.taken.reserve_exact(resizer.taken_width() * resizer.used_rows.len());
+        Ok(resizer)
+    }
+
+    /// The columns of the image that the result depends on.
+    pub fn used_columns(&self) -> Range<usize> {
+        self.used_columns.clone()
+    }
+
+    /// The rows of the image that the result depends on.
+    pub fn used_rows(&self) -> Range<usize> {
+        self.used_rows.clone()
+    }
+
+    /// Bytes of a row in `taken`.
+    fn taken_width(&self) -> usize {
+        let narrowed = self.columns.is_some() && !self.vertical_first;
+        3 * if narrowed { self.window.width } else { self.used_columns.len() }
+    }
+
+    /// Takes the next rows. They start with the first used column and lie `stride` bytes apart; the last may end with the
+    /// last used column.
+    pub fn push(&mut self, input: &[u8], stride: usize, rows: usize) {
+        let width = self.taken_width();
+        let start = self.taken.len();
+        match &self.columns {
+            Some(columns) if !self.vertical_first => {
+                self.taken.resize(start + rows * width, 0);
+                columns.run(input, stride, &mut self.taken[start..], width);
+            }
+            _ => (0..rows).for_each(|row| self.taken.extend_from_slice(&input[row * stride..][..width])),
+        }
+    }
+
+    /// The result, once all used rows were pushed.
+    pub fn finish(self) -> Image {
+        let (width, height) = (self.window.width, self.window.height);
+        let taken_width = self.taken_width();
+        let low = match &self.rows {
+            None => self.taken,
+            Some(rows) => {
+                let mut out = vec![0; taken_width * height];
+                for (out, (start, weights)) in out.chunks_exact_mut(taken_width).zip(rows.iter()) {
+                    let input = &self.taken[(start - self.used_rows.start) * taken_width..];
+                    kernel::vertical(input, taken_width, weights, out, self.kernel);
+                }
+                out
+            }
+        };
+        let pixels = match &self.columns {
+            Some(columns) if self.vertical_first => {
+                let mut out = vec![0; width * height * 3];
+                columns.run(&low, taken_width, &mut out, width * 3);
+                out
+            }
+            _ => low,
+        };
+        Image { width, height, pixels }
+    }
+}
+
+/// Resizes to `size` (width, height) and gives the `window` of the result.
+pub fn resize(image: View<'_>, size: (usize, usize), window: Window, filter: Filter, kernel: Kernel) -> Result<Image> {
+    let mut resizer = Resizer::new((image.width, image.height), size, window, filter, kernel)?;
+    let rows = resizer.used_rows();
+    let stride = image.width * 3;
+    let start = rows.start * stride + resizer.used_columns().start * 3;
+    resizer.push(&image.pixels[start..], stride, rows.len());
+    Ok(resizer.finish())
 }
 
 /// Since Pillow 13 the pass order depends on the sizes; each pass rounds, so the order shows in the pixels.
@@ -155,70 +255,82 @@ fn is_vertical_first(from: (usize, usize), to: (usize, usize)) -> bool {
     to.1 < from.1 && (from.1 - to.1) as i128 > 2 * (from.0 as i128 - to.0 as i128)
 }
 
-/// The part of an image that the result needs. It keeps the image's own column and row numbers.
-struct Part<'a> {
-    pixels: &'a [u8],
-    /// Bytes from one row to the next.
-    stride: usize,
-    columns: Range<usize>,
-    rows: Range<usize>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
 
-impl<'a> Part<'a> {
-    fn new(image: View<'a>, columns: Range<usize>, rows: Range<usize>) -> Self {
-        let stride = image.width * 3;
-        Self { pixels: &image.pixels[rows.start * stride + columns.start * 3..], stride, columns, rows }
+    fn pixels(width: usize, height: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        // Extremes are frequent, so that sums overshoot in both directions.
+        let value = |random: u64| {
+            if random & 3 == 0 {
+                0
+            } else if random & 3 == 1 {
+                255
+            } else {
+                (random >> 8) as u8
+            }
+        };
+        (0..width * height * 3).map(|_| value(next())).collect()
     }
 
-    /// All of the result of a pass. The axis that it did not touch has the numbers of `before`.
-    fn all(image: &'a Image, before: &Self) -> Self {
-        let (columns, rows) = (before.columns.clone(), before.rows.clone());
-        Self { pixels: &image.pixels, stride: image.width * 3, columns, rows }
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn every_kernel_gives_what_plain_rust_gives(
+            from in (1usize..150, 1usize..60),
+            to in (1usize..150, 1usize..60),
+            part in (0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0),
+            filter in prop::sample::select(&[
+                Filter::Box, Filter::Bilinear, Filter::Hamming, Filter::Bicubic, Filter::Lanczos,
+            ][..]),
+            seed: u64,
+        ) {
+            let input = pixels(from.0, from.1, seed);
+            let image = View::new(from.0, from.1, &input).unwrap();
+            let cut = |side: usize, start: f64, length: f64| {
+                let start = (side as f64 * start) as usize;
+                (start, 1 + ((side - start - 1) as f64 * length) as usize)
+            };
+            let ((left, width), (top, height)) = (cut(to.0, part.0, part.1), cut(to.1, part.2, part.3));
+            let window = Window { left, top, width, height };
+            let plain = resize(image, to, window, filter, Kernel::Scalar).unwrap();
+            let whole = Window { left: 0, top: 0, width: to.0, height: to.1 };
+            let all = resize(image, to, whole, filter, Kernel::Scalar).unwrap();
+            for (y, row) in plain.pixels.chunks_exact(width * 3).enumerate() {
+                prop_assert_eq!(row, &all.pixels[((top + y) * to.0 + left) * 3..][..width * 3]);
+            }
+            for kernel in Kernel::available() {
+                prop_assert_eq!(&resize(image, to, window, filter, kernel).unwrap(), &plain, "{:?}", kernel);
+            }
+        }
     }
 
-    fn row(&self, index: usize) -> &'a [u8] {
-        &self.pixels[(index - self.rows.start) * self.stride..]
-    }
-
-    fn copy(&self) -> Image {
-        let width = self.columns.len();
-        let pixels = self.rows.clone().flat_map(|row| &self.row(row)[..width * 3]).copied().collect();
-        Image { width, height: self.rows.len(), pixels }
-    }
-
-    fn horizontal(&self, columns: &Weights) -> Image {
-        let (width, height) = (columns.starts.len(), self.rows.len());
-        let mut pixels = vec![0; width * height * 3];
-        for (out, row) in pixels.chunks_exact_mut(width * 3).zip(self.rows.clone()) {
-            let row = self.row(row);
-            for (pixel, (start, weights)) in out.chunks_exact_mut(3).zip(columns.iter()) {
-                let mut sums = [HALF; 3];
-                for (input, &weight) in row[(start - self.columns.start) * 3..].chunks_exact(3).zip(weights) {
-                    for channel in 0..3 {
-                        sums[channel] += i32::from(input[channel]) * weight;
+    #[test]
+    fn every_kernel_gives_what_plain_rust_gives_for_photographs() {
+        for from in [(500, 375), (2048, 1536), (4000, 300), (64, 64), (300, 1200)] {
+            let input = pixels(from.0, from.1, 7);
+            let image = View::new(from.0, from.1, &input).unwrap();
+            for to in [(341, 256), (256, 341), (1000, 1000), (20, 10)] {
+                for filter in [Filter::Box, Filter::Bicubic, Filter::Lanczos] {
+                    let window = Window { left: to.0 / 8, top: to.1 / 8, width: to.0 / 2, height: to.1 / 2 };
+                    let plain = resize(image, to, window, filter, Kernel::Scalar).unwrap();
+                    for kernel in Kernel::available() {
+                        assert!(
+                            resize(image, to, window, filter, kernel).unwrap() == plain,
+                            "{kernel:?} {from:?} {to:?}"
+                        );
                     }
                 }
-                pixel.copy_from_slice(&sums.map(clip));
             }
         }
-        Image { width, height, pixels }
-    }
-
-    fn vertical(&self, rows: &Weights) -> Image {
-        let (width, height) = (self.columns.len(), rows.starts.len());
-        let mut pixels = vec![0; width * height * 3];
-        let mut sums = vec![0; width * 3];
-        for (out, (start, weights)) in pixels.chunks_exact_mut(width * 3).zip(rows.iter()) {
-            sums.fill(HALF);
-            for (offset, &weight) in weights.iter().enumerate() {
-                for (sum, &value) in sums.iter_mut().zip(self.row(start + offset)) {
-                    *sum += i32::from(value) * weight;
-                }
-            }
-            for (value, &sum) in out.iter_mut().zip(&sums) {
-                *value = clip(sum);
-            }
-        }
-        Image { width, height, pixels }
     }
 }

@@ -79,6 +79,16 @@ impl<'a> Directory<'a> {
         Some(value.bytes.chunks_exact(unit).map(|bytes| self.read(bytes)))
     }
 
+    /// The bytes of a tag as they stand in the file.
+    pub fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
+        self.tags.get(&tag).map(|value| value.bytes)
+    }
+
+    /// Whether numbers start with their low byte.
+    pub fn is_little(&self) -> bool {
+        self.little
+    }
+
     fn read(&self, bytes: &[u8]) -> u64 {
         let add = |number: u64, &byte: &u8| number << 8 | u64::from(byte);
         if self.little { bytes.iter().rev().fold(0, add) } else { bytes.iter().fold(0, add) }

@@ -19,6 +19,8 @@ typedef struct {
   struct jpeg_error_mgr errors;
   struct jpeg_source_mgr source;
   jmp_buf caller;
+  /* Whether more data were wanted than there are. */
+  int starved;
   char message[JMSG_LENGTH_MAX];
 } latentq_jpeg;
 
@@ -33,7 +35,7 @@ static void ignore_message(j_common_ptr info) { (void)info; }
 static void ignore_source(j_decompress_ptr info) { (void)info; }
 
 static boolean suspend(j_decompress_ptr info) {
-  (void)info;
+  ((latentq_jpeg *)info->client_data)->starved = 1;
   return FALSE;
 }
 
@@ -70,10 +72,11 @@ void latentq_jpeg_free(latentq_jpeg *jpeg) {
 const char *latentq_jpeg_message(const latentq_jpeg *jpeg) { return jpeg->message; }
 
 /* Reads the header and everything before the first row. `data` must stay where it is until the last call.
- * space: libjpeg's number of the colour space to give. shrink: 1, 2, 4 or 8.
+ * stored, wanted: libjpeg's numbers of the colour space in the file (negative: as its markers tell) and of the one to give.
+ * channels: of the rows to come, which the caller has room for. shrink: 1, 2, 4 or 8.
  * width, height: in, of the image, as the caller read and checked them; out, of the rows to come. */
-int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, int space, unsigned shrink,
-                       uint32_t *width, uint32_t *height) {
+int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, int stored, int wanted,
+                       int channels, unsigned shrink, uint32_t *width, uint32_t *height) {
   int found;
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
   jpeg->source.init_source = ignore_source;
@@ -92,16 +95,24 @@ int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, i
     snprintf(jpeg->message, sizeof jpeg->message, "two frame headers that disagree");
     return LATENTQ_BROKEN;
   }
-  jpeg->info.out_color_space = (J_COLOR_SPACE)space;
+  if (stored >= 0) jpeg->info.jpeg_color_space = (J_COLOR_SPACE)stored;
+  jpeg->info.out_color_space = (J_COLOR_SPACE)wanted;
   jpeg->info.scale_num = 1;
   jpeg->info.scale_denom = shrink;
   if (!jpeg_start_decompress(&jpeg->info)) return LATENTQ_TRUNCATED;
+  if (jpeg->info.output_components != channels) {
+    snprintf(jpeg->message, sizeof jpeg->message, "%d channels where %d were told", jpeg->info.output_components, channels);
+    return LATENTQ_BROKEN;
+  }
   *width = jpeg->info.output_width;
   *height = jpeg->info.output_height;
   return LATENTQ_OK;
 }
 
-/* Narrows the rows to `width` columns from `left`; both may be widened to whole blocks, and then say so. */
+/* Whether the pixels are kept as coefficients until all scans are read. */
+int latentq_jpeg_has_scans(latentq_jpeg *jpeg) { return jpeg_has_multiple_scans(&jpeg->info); }
+
+/* Narrows the rows to `width` columns from `left`. Both are widened to whole blocks, and then say so. */
 int latentq_jpeg_crop(latentq_jpeg *jpeg, uint32_t *left, uint32_t *width) {
   JDIMENSION x = *left, columns = *width;
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
@@ -111,22 +122,25 @@ int latentq_jpeg_crop(latentq_jpeg *jpeg, uint32_t *left, uint32_t *width) {
   return LATENTQ_OK;
 }
 
+/* Passes over rows, which are still read, so that a file that ends among them is found; but not to the last row, beyond
+ * which libjpeg would not look. */
 int latentq_jpeg_skip(latentq_jpeg *jpeg, uint32_t rows) {
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
-  return jpeg_skip_scanlines(&jpeg->info, rows) == rows ? LATENTQ_OK : LATENTQ_TRUNCATED;
+  if (jpeg_skip_scanlines(&jpeg->info, rows) != rows || jpeg->starved) return LATENTQ_TRUNCATED;
+  return LATENTQ_OK;
 }
 
-/* Writes `rows` rows of output_width pixels, `stride` bytes apart. */
+/* Writes `rows` rows, `stride` bytes apart. */
 int latentq_jpeg_rows(latentq_jpeg *jpeg, uint8_t *out, size_t stride, uint32_t rows) {
-  uint32_t row = 0;
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
-  while (row < rows) {
+  while (rows > 0) {
     JSAMPROW lines[16];
-    JDIMENSION wanted = rows - row < 16 ? rows - row : 16, got, i;
-    for (i = 0; i < wanted; i++) lines[i] = out + (size_t)(row + i) * stride;
-    got = jpeg_read_scanlines(&jpeg->info, lines, wanted);
-    if (got == 0) return LATENTQ_TRUNCATED;
-    row += got;
+    JDIMENSION wanted = rows < 16 ? rows : 16, i;
+    for (i = 0; i < wanted; i++) lines[i] = out + i * stride;
+    wanted = jpeg_read_scanlines(&jpeg->info, lines, wanted);
+    if (wanted == 0) return LATENTQ_TRUNCATED;
+    rows -= wanted;
+    out += wanted * stride;
   }
   return LATENTQ_OK;
 }

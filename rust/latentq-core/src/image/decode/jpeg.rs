@@ -1,6 +1,7 @@
 //! JPEG, by libjpeg-turbo: Pillow's own decoder, driven the same way.
 
 use std::ffi::{CStr, c_char};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 // Linked through turbojpeg-sys, which builds libjpeg-turbo; its simpler API hides what Pillow's behaviour depends on.
@@ -15,6 +16,8 @@ struct Markers {
     width: usize,
     height: usize,
     channels: u8,
+    /// Baseline or extended, with Huffman codes: what libjpeg can leave parts of undecoded.
+    is_sequential: bool,
     exif: Vec<u8>,
     xmp: Option<Vec<u8>>,
     icc: Option<Vec<u8>>,
@@ -31,26 +34,106 @@ pub fn header(data: &[u8]) -> Result<Header> {
     })
 }
 
-pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Picture> {
-    let markers = markers(data)?;
-    check_pixels(markers.width, markers.height, max_pixels)?;
-    let shrink = min_side.map_or(1, |side| shrink(markers.width.min(markers.height), side));
-    let (mode, space) = match markers.channels {
-        1 => (Mode::L, JCS_GRAYSCALE),
-        3 => (Mode::Rgb, JCS_RGB),
-        _ => (Mode::Cmyk, JCS_CMYK),
-    };
-    let mut decoder = Decoder::start(data, &markers, space, shrink)?;
-    let (width, height) = (decoder.width, decoder.height);
-    let mut samples = vec![0; width * height * mode.channels()];
-    decoder.rows(&mut samples, width * mode.channels())?;
-    decoder.finish()?;
+/// An image whose rows can be had without keeping them.
+pub struct Reader<'a> {
+    pub width: usize,
+    pub height: usize,
+    pub mode: Mode,
+    pub orientation: u8,
+    pub icc: Option<Vec<u8>>,
+    /// Whether parts can be left undecoded: with several scans libjpeg may smooth blocks by their neighbours.
+    can_skip: bool,
+    decoder: Decoder<'a>,
+}
+
+/// Rows that are decoded at once: as many as the tallest block.
+const BATCH: usize = 16;
+/// Columns beyond the wanted ones that are decoded too, because libjpeg smooths colours across the edge of a crop as if
+/// the image ended there.
+const MARGIN: usize = 16;
+/// Bytes after the rows of a batch, so that the kernels may read whole vectors.
+const PADDING: usize = 256;
+
+impl<'a> Reader<'a> {
+    pub fn open(data: &'a [u8], min_side: Option<usize>, max_pixels: u64) -> Result<Self> {
+        let markers = markers(data)?;
+        check_pixels(markers.width, markers.height, max_pixels)?;
+        let shrink = min_side.map_or(1, |side| shrink(markers.width.min(markers.height), side));
+        let (mode, space) = match markers.channels {
+            1 => (Mode::L, JCS_GRAYSCALE),
+            3 => (Mode::Rgb, JCS_RGB),
+            _ => (Mode::Cmyk, JCS_CMYK),
+        };
+        let size = (markers.width, markers.height);
+        let decoder = Decoder::start(data, size, AS_MARKED, space, mode.channels(), shrink)?;
+        let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
+        let can_skip = markers.is_sequential && !decoder.has_scans();
+        let (width, height) = (decoder.width, decoder.height);
+        Ok(Self { width, height, mode, orientation, icc: markers.icc, can_skip, decoder })
+    }
+
+    /// Decodes to the end, and calls `take(samples, stride, rows)` with the wanted rows, a few at a time. They start with
+    /// the first wanted column, and there are bytes to spare after the last.
+    pub fn rows(
+        mut self,
+        columns: Range<usize>,
+        rows: Range<usize>,
+        mut take: impl FnMut(&mut [u8], usize, usize),
+    ) -> Result<()> {
+        let channels = self.mode.channels();
+        let wanted = columns.start.saturating_sub(MARGIN)..(columns.end + MARGIN).min(self.width);
+        let left = if self.can_skip && wanted.len() < self.width { self.decoder.crop(wanted)? } else { 0 };
+        let first = (columns.start - left) * channels;
+        let stride = self.decoder.width * channels;
+        let mut batch = vec![0; BATCH * stride + PADDING];
+        let mut at = 0;
+        while at < self.height {
+            if self.can_skip {
+                let next = if at < rows.start {
+                    rows.start
+                } else if at >= rows.end {
+                    self.height - 1
+                } else {
+                    at
+                };
+                self.decoder.skip(next - at)?;
+                at = next;
+            }
+            let stop = if at < rows.start {
+                rows.start
+            } else if at < rows.end {
+                rows.end
+            } else {
+                self.height
+            };
+            let count = (stop - at).min(BATCH);
+            let samples = &mut batch[..count * stride];
+            self.decoder.rows(samples, stride)?;
+            if rows.contains(&at) {
+                invert_ink(self.mode, samples);
+                take(&mut batch[first..count * stride + PADDING], stride, count);
+            }
+            at += count;
+        }
+        self.decoder.finish()
+    }
+
+    /// Decodes everything.
+    pub fn picture(mut self) -> Result<Picture> {
+        let Self { width, height, mode, orientation, .. } = self;
+        let mut samples = vec![0; width * height * mode.channels()];
+        self.decoder.rows(&mut samples, width * mode.channels())?;
+        self.decoder.finish()?;
+        invert_ink(mode, &mut samples);
+        Ok(Picture { width, height, mode, samples, icc: self.icc, orientation })
+    }
+}
+
+/// Adobe stores ink inverted, and Pillow takes every JPEG of four channels for Adobe's.
+fn invert_ink(mode: Mode, samples: &mut [u8]) {
     if mode == Mode::Cmyk {
-        // Adobe stores ink inverted; Pillow takes every JPEG of four channels for Adobe's.
         samples.iter_mut().for_each(|value| *value = 255 - *value);
     }
-    let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
-    Ok(Picture { width, height, mode, samples, icc: markers.icc, orientation })
 }
 
 /// The largest of libjpeg's fast scales whose short side is at least `side`.
@@ -61,7 +144,8 @@ fn shrink(short: usize, side: usize) -> usize {
 /// Walks the markers up to the first scan, as strictly as Pillow does and no more.
 fn markers(data: &[u8]) -> Result<Markers> {
     let broken = |offset: usize, what: &str| Error::image(format!("JPEG: {what} at byte {offset}"));
-    let mut found = Markers { width: 0, height: 0, channels: 0, exif: Vec::new(), xmp: None, icc: None };
+    let mut found =
+        Markers { width: 0, height: 0, channels: 0, is_sequential: false, exif: Vec::new(), xmp: None, icc: None };
     let mut profile: Vec<&[u8]> = Vec::new();
     let mut at = 2;
     loop {
@@ -87,6 +171,7 @@ fn markers(data: &[u8]) -> Result<Markers> {
                     .ok_or_else(|| broken(at, "the file ends inside the header"))?;
                 match code {
                     0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
+                        found.is_sequential = matches!(code, 0xC0 | 0xC1);
                         frame(&mut found, body).map_err(|what| broken(at, what))?;
                         if !profile.is_empty() {
                             found.icc = join_profile(&mut profile).map_err(|what| broken(at, what))?;
@@ -170,8 +255,37 @@ fn quantisation(mut body: &[u8]) -> std::result::Result<(), &'static str> {
     Ok(())
 }
 
+/// A strip or tile of a TIFF: a stream that shares its tables with others. `is_ycc`: three channels to become RGB.
+/// Others are taken as they are.
+pub fn decode_strip(
+    tables: Option<&[u8]>,
+    coded: &[u8],
+    size: (usize, usize),
+    channels: usize,
+    is_ycc: bool,
+) -> Result<Vec<u8>> {
+    let joined: Vec<u8>;
+    let data = match tables {
+        // The tables without their end, the stream without its start.
+        Some(tables) if tables.len() > 4 && coded.len() > 2 => {
+            joined = [&tables[..tables.len() - 2], &coded[2..]].concat();
+            &joined
+        }
+        _ => coded,
+    };
+    let (stored, wanted) = if is_ycc { (JCS_YCBCR, JCS_RGB) } else { (JCS_UNKNOWN, JCS_UNKNOWN) };
+    let mut decoder = Decoder::start(data, size, stored, wanted, channels, 1)?;
+    let mut samples = vec![0; size.0 * size.1 * channels];
+    decoder.rows(&mut samples, size.0 * channels)?;
+    decoder.finish()?;
+    Ok(samples)
+}
+
+const AS_MARKED: i32 = -1;
+const JCS_UNKNOWN: i32 = 0;
 const JCS_GRAYSCALE: i32 = 1;
 const JCS_RGB: i32 = 2;
+const JCS_YCBCR: i32 = 3;
 const JCS_CMYK: i32 = 4;
 
 /// A running decoder of jpeg.c, and the borrowed bytes it reads.
@@ -196,31 +310,70 @@ unsafe extern "C" {
         jpeg: *mut Handle,
         data: *const u8,
         length: usize,
-        space: i32,
+        stored: i32,
+        wanted: i32,
+        channels: i32,
         shrink: u32,
         width: *mut u32,
         height: *mut u32,
     ) -> i32;
+    fn latentq_jpeg_has_scans(jpeg: *mut Handle) -> i32;
+    fn latentq_jpeg_crop(jpeg: *mut Handle, left: *mut u32, width: *mut u32) -> i32;
+    fn latentq_jpeg_skip(jpeg: *mut Handle, rows: u32) -> i32;
     fn latentq_jpeg_rows(jpeg: *mut Handle, out: *mut u8, stride: usize, rows: u32) -> i32;
     fn latentq_jpeg_finish(jpeg: *mut Handle) -> i32;
 }
 
 #[allow(unsafe_code)]
 impl<'a> Decoder<'a> {
-    fn start(data: &'a [u8], markers: &Markers, space: i32, shrink: usize) -> Result<Self> {
+    /// Starts on an image of a size that was checked. The colour spaces are libjpeg's numbers.
+    fn start(
+        data: &'a [u8],
+        size: (usize, usize),
+        stored: i32,
+        wanted: i32,
+        channels: usize,
+        shrink: usize,
+    ) -> Result<Self> {
         // SAFETY: no arguments; null is handled.
         let handle = NonNull::new(unsafe { latentq_jpeg_new() }).ok_or_else(|| Error::image("JPEG: out of memory"))?;
         let mut decoder = Self { handle, width: 0, height: 0, data: std::marker::PhantomData };
-        let (mut width, mut height) = (markers.width as u32, markers.height as u32);
+        let (mut width, mut height) = (size.0 as u32, size.1 as u32);
         // SAFETY: the handle is live, the data outlive the decoder by its lifetime, and the two numbers are ours.
         let status = unsafe {
-            let (data, length) = (data.as_ptr(), data.len());
-            latentq_jpeg_start(handle.as_ptr(), data, length, space, shrink as u32, &mut width, &mut height)
+            let (data, length, channels, shrink) = (data.as_ptr(), data.len(), channels as i32, shrink as u32);
+            let handle = handle.as_ptr();
+            latentq_jpeg_start(handle, data, length, stored, wanted, channels, shrink, &mut width, &mut height)
         };
         decoder.check(status)?;
         decoder.width = width as usize;
         decoder.height = height as usize;
         Ok(decoder)
+    }
+
+    fn has_scans(&self) -> bool {
+        // SAFETY: the handle is live.
+        unsafe { latentq_jpeg_has_scans(self.handle.as_ptr()) != 0 }
+    }
+
+    /// Narrows the rows to come to the columns, and some more. Returns the first of them; `width` says how many.
+    fn crop(&mut self, columns: Range<usize>) -> Result<usize> {
+        let (mut left, mut width) = (columns.start as u32, columns.len() as u32);
+        // SAFETY: the handle is live, and the two numbers are ours.
+        let status = unsafe { latentq_jpeg_crop(self.handle.as_ptr(), &mut left, &mut width) };
+        self.check(status)?;
+        self.width = width as usize;
+        Ok(left as usize)
+    }
+
+    /// Passes over rows, of which the last row of the image must not be one.
+    fn skip(&mut self, rows: usize) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        // SAFETY: the handle is live.
+        let status = unsafe { latentq_jpeg_skip(self.handle.as_ptr(), rows as u32) };
+        self.check(status)
     }
 
     /// Fills `out` with rows of `stride` bytes each, which must be the bytes of one row of the decoder.

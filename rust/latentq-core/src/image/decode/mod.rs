@@ -1,7 +1,10 @@
 //! From the bytes of a file to its samples: one file per format, chosen by the bytes themselves.
 
+mod bmp;
+mod gif;
 mod jpeg;
 mod png;
+mod tiff;
 mod webp;
 
 use crate::{Error, Result};
@@ -54,8 +57,11 @@ impl Mode {
 }
 
 enum Format {
+    Bmp,
+    Gif,
     Jpeg,
     Png,
+    Tiff,
     WebP,
 }
 
@@ -64,24 +70,41 @@ fn format(data: &[u8]) -> Result<Format> {
         [0xFF, 0xD8, 0xFF, ..] => Ok(Format::Jpeg),
         _ if data.starts_with(png::SIGNATURE) => Ok(Format::Png),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
+        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Format::Gif),
+        [b'B', b'M', ..] => Ok(Format::Bmp),
+        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => Ok(Format::Tiff),
         [] => Err(Error::image("the file is empty")),
-        _ => Err(Error::image("not an image of a known format (JPEG, PNG, WebP)")),
+        _ => Err(Error::image("not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")),
     }
 }
 
 /// Reads the header, and none of the pixels.
 pub fn header(data: &[u8]) -> Result<Header> {
     match format(data)? {
+        Format::Bmp => bmp::header(data),
+        Format::Gif => gif::header(data),
         Format::Jpeg => jpeg::header(data),
         Format::Png => png::header(data),
+        Format::Tiff => tiff::header(data),
         Format::WebP => webp::header(data),
+    }
+}
+
+/// A reader of rows, for the formats that have one.
+pub fn rows(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Option<jpeg::Reader<'_>>> {
+    match format(data)? {
+        Format::Jpeg => jpeg::Reader::open(data, min_side, max_pixels).map(Some),
+        _ => Ok(None),
     }
 }
 
 pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Picture> {
     match format(data)? {
-        Format::Jpeg => jpeg::decode(data, min_side, max_pixels),
+        Format::Jpeg => jpeg::Reader::open(data, min_side, max_pixels)?.picture(),
+        Format::Bmp => bmp::decode(data, max_pixels),
+        Format::Gif => gif::decode(data, max_pixels),
         Format::Png => png::decode(data, max_pixels),
+        Format::Tiff => tiff::decode(data, max_pixels),
         Format::WebP => webp::decode(data, max_pixels),
     }
 }
@@ -94,4 +117,16 @@ fn check_pixels(width: usize, height: usize, max_pixels: u64) -> Result<()> {
         Some(pixels) if pixels <= ceiling => Ok(()),
         _ => Err(Error::image(format!("{width} x {height} pixels are over the limit of {max_pixels}"))),
     }
+}
+
+/// The 256 colours of a palette of RGB bytes. Those that the file leaves out are black, as in Pillow.
+fn palette(given: &[u8]) -> Result<[[u8; 3]; 256]> {
+    let mut colors = [[0; 3]; 256];
+    if given.len() > 768 {
+        return Err(Error::image("a palette of more than 256 colours"));
+    }
+    for (color, given) in colors.iter_mut().zip(given.chunks_exact(3)) {
+        color.copy_from_slice(given);
+    }
+    Ok(colors)
 }

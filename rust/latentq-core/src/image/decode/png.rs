@@ -3,7 +3,7 @@
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::{Header, Mode, Picture, check_pixels};
+use super::{Header, Mode, Picture, check_pixels, palette};
 use crate::image::exif;
 use crate::{Error, Result};
 
@@ -36,7 +36,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let (width, height) = chunks.size()?;
     check_pixels(width, height, max_pixels)?;
     let kind = chunks.kind()?;
-    let palette = chunks.palette()?;
+    let palette = palette(chunks.palette.unwrap_or_default())?;
     let area = chunks.area(width, height)?;
     // What the first IDAT finds is what decides; chunks after the image may still tell orientation.
     let transparency = chunks.transparency.take();
@@ -45,13 +45,16 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
 
     let unpack = Unpack { kind, palette, transparency };
     let mode = unpack.mode();
+    let orientation = chunks.orientation();
+    if unpack.is_plain() && (area.width, area.height) == (width, height) {
+        return Ok(Picture { width, height, mode, samples: rows.bytes, icc: chunks.icc, orientation });
+    }
     let mut samples = vec![0; width * height * mode.channels()];
     let stride = width * mode.channels();
     for (y, row) in rows.iter().enumerate() {
         let start = (area.top + y) * stride + area.left * mode.channels();
         unpack.row(row, &mut samples[start..start + area.width * mode.channels()]);
     }
-    let orientation = chunks.orientation();
     Ok(Picture { width, height, mode, samples, icc: chunks.icc, orientation })
 }
 
@@ -340,19 +343,6 @@ impl<'a> Chunks<'a> {
         self.kind.ok_or_else(|| Error::image("PNG: an unknown pair of bit depth and colour type"))
     }
 
-    /// The 256 colours of the palette; those that the file leaves out are the greys that Pillow starts from.
-    fn palette(&self) -> Result<[[u8; 3]; 256]> {
-        let mut colors: [[u8; 3]; 256] = std::array::from_fn(|index| [index as u8; 3]);
-        let given = self.palette.unwrap_or_default();
-        if given.len() > 768 {
-            return Err(Error::image("PNG: a palette of more than 256 colours"));
-        }
-        for (color, given) in colors.iter_mut().zip(given.chunks_exact(3)) {
-            color.copy_from_slice(given);
-        }
-        Ok(colors)
-    }
-
     fn area(&self, width: usize, height: usize) -> Result<Area> {
         match self.frame {
             None => Ok(Area { left: 0, top: 0, width, height }),
@@ -540,37 +530,37 @@ fn packed(row: &[u8], index: usize, bits: usize) -> u8 {
 fn unfilter(row: &mut [u8], previous: &[u8], step: usize) -> std::result::Result<(), &'static str> {
     let (filter, row) = row.split_at_mut(1);
     let previous = &previous[1..];
-    match filter[0] {
-        0 => {}
-        1 => {
-            for index in step..row.len() {
-                row[index] = row[index].wrapping_add(row[index - step]);
-            }
-        }
-        2 => {
-            for (value, above) in row.iter_mut().zip(previous) {
-                *value = value.wrapping_add(*above);
-            }
-        }
-        3 => {
-            for index in 0..row.len() {
-                let left = if index < step { 0 } else { u16::from(row[index - step]) };
-                row[index] = row[index].wrapping_add(((left + u16::from(previous[index])) / 2) as u8);
-            }
-        }
-        4 => {
-            let first = step.min(row.len());
-            for index in 0..first {
-                row[index] = row[index].wrapping_add(previous[index]);
-            }
-            for index in first..row.len() {
-                let predicted = paeth(row[index - step], previous[index], previous[index - step]);
-                row[index] = row[index].wrapping_add(predicted);
-            }
-        }
+    match (filter[0], step) {
+        (0, _) => {}
+        (2, _) => row.iter_mut().zip(previous).for_each(|(value, above)| *value = value.wrapping_add(*above)),
+        (filter @ (1 | 3 | 4), 1) => unfilter_pixels::<1>(filter, row, previous),
+        (filter @ (1 | 3 | 4), 2) => unfilter_pixels::<2>(filter, row, previous),
+        (filter @ (1 | 3 | 4), 3) => unfilter_pixels::<3>(filter, row, previous),
+        (filter @ (1 | 3 | 4), 4) => unfilter_pixels::<4>(filter, row, previous),
+        (filter @ (1 | 3 | 4), 6) => unfilter_pixels::<6>(filter, row, previous),
+        (filter @ (1 | 3 | 4), 8) => unfilter_pixels::<8>(filter, row, previous),
         _ => return Err("an unknown filter before"),
     }
     Ok(())
+}
+
+/// The filters that look at the pixel to the left, which is what they wait for: its bytes are kept in registers.
+fn unfilter_pixels<const STEP: usize>(filter: u8, row: &mut [u8], previous: &[u8]) {
+    match filter {
+        1 => predict::<STEP>(row, previous, |left, _, _| left),
+        3 => predict::<STEP>(row, previous, |left, above, _| ((u16::from(left) + u16::from(above)) / 2) as u8),
+        _ => predict::<STEP>(row, previous, paeth),
+    }
+}
+
+fn predict<const STEP: usize>(row: &mut [u8], previous: &[u8], predictor: impl Fn(u8, u8, u8) -> u8) {
+    let (mut left, mut corner) = ([0; STEP], [0; STEP]);
+    for (pixel, above) in row.as_chunks_mut::<STEP>().0.iter_mut().zip(previous.as_chunks::<STEP>().0) {
+        for channel in 0..STEP {
+            pixel[channel] = pixel[channel].wrapping_add(predictor(left[channel], above[channel], corner[channel]));
+        }
+        (left, corner) = (*pixel, *above);
+    }
 }
 
 fn paeth(left: u8, above: u8, corner: u8) -> u8 {
@@ -602,6 +592,11 @@ impl Unpack<'_> {
         }
     }
 
+    /// Whether the samples are what stands in the file.
+    fn is_plain(&self) -> bool {
+        self.kind.depth == 8 && self.kind.color != 3 && self.transparency.is_none()
+    }
+
     fn row(&self, row: &[u8], out: &mut [u8]) {
         let transparent = self.transparency.unwrap_or_default();
         match (self.kind.color, self.kind.depth) {
@@ -615,7 +610,7 @@ impl Unpack<'_> {
                     }
                 }
             }
-            (_, 8) if self.transparency.is_none() => out.copy_from_slice(row),
+            _ if self.is_plain() => out.copy_from_slice(row),
             (color, depth) => {
                 // A sample, and what it is in 8 bits.
                 let sample = |index: usize| match depth {

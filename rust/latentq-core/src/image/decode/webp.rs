@@ -35,7 +35,11 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let (mode, samples) = if alpha {
         (Mode::Rgba, canvas.to_vec())
     } else {
-        (Mode::Rgb, canvas.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect())
+        let mut samples = vec![0; width * height * 3];
+        for (pixel, padded) in samples.chunks_exact_mut(3).zip(canvas.chunks_exact(4)) {
+            pixel.copy_from_slice(&padded[..3]);
+        }
+        (Mode::Rgb, samples)
     };
     Ok(Picture { width, height, mode, samples, icc, orientation })
 }

@@ -1,0 +1,182 @@
+//! The two passes of a resize over one set of instructions or another. Every kernel gives the same bits: sums are taken
+//! modulo 2^32, in which the digits that a weight is split into add up exactly.
+
+use super::{HALF, Weights, clip};
+
+#[cfg(target_arch = "aarch64")]
+use super::neon;
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+
+/// A set of instructions that the passes are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Plain Rust.
+    Scalar,
+    /// 16-bit multiply-add over 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// 16-bit multiply-add over 512 bits, where it pays.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// 8-bit multiply-add and byte permutation over 512 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// 32-bit multiply-add over 128 bits.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Kernel {
+    /// The kernels that this processor runs, the fastest last.
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut)]
+        let mut kernels = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                kernels.push(Self::Avx2);
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                    kernels.push(Self::Avx512);
+                    let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
+                    if vnni && is_x86_feature_detected!("avx512vl") {
+                        kernels.push(Self::Avx512Vnni);
+                    }
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        kernels.push(Self::Neon);
+        kernels
+    }
+
+    /// The fastest kernel of this processor.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Scalar)
+    }
+}
+
+/// A horizontal pass, whose weights lie in the order that its kernel reads them.
+pub struct Horizontal {
+    weights: Arranged,
+    /// Bytes that the inputs of a row fill, from the first used pixel on.
+    filled: usize,
+    /// Bytes of a row that are read. What lies after the used pixels is multiplied by zero.
+    reach: usize,
+}
+
+enum Arranged {
+    Plain(Weights),
+    #[cfg(target_arch = "x86_64")]
+    Quads(x86::Quads),
+    #[cfg(target_arch = "x86_64")]
+    Blocks(x86::Blocks),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Weights),
+}
+
+/// Rows are taken in groups of as many, which share the loads of the weights.
+const GROUP: usize = 4;
+
+impl Horizontal {
+    pub fn new(weights: Weights, kernel: Kernel) -> Self {
+        let filled = weights.inputs().len() * 3;
+        let (weights, reach) = match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 | Kernel::Avx512 if weights.fit_digits() => {
+                let quads = x86::Quads::new(&weights);
+                let reach = quads.reach();
+                (Arranged::Quads(quads), reach)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512Vnni if weights.fit_digits() => {
+                let blocks = x86::Blocks::new(&weights);
+                let reach = blocks.reach();
+                (Arranged::Blocks(blocks), reach)
+            }
+            #[cfg(target_arch = "aarch64")]
+            Kernel::Neon => (Arranged::Neon(weights), filled + 1),
+            _ => (Arranged::Plain(weights), filled),
+        };
+        Self { weights, filled, reach: reach.max(filled) }
+    }
+
+    /// Resamples rows that lie `stride` bytes apart into rows of `out`, `width` bytes each without gaps. The last row may
+    /// end where its pixels do.
+    pub fn run(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        let rows = out.len() / width;
+        // Kernels read whole vectors, and so beyond the pixels of a row. The last rows are copied to where they may.
+        let inside = match input.len().checked_sub(self.reach) {
+            Some(spare) => spare.checked_div(stride).map_or(rows, |before| rows.min(before + 1)),
+            None => 0,
+        };
+        let (whole, rest) = out.split_at_mut(inside * width);
+        for (index, out) in whole.chunks_mut(width * GROUP).enumerate() {
+            self.group(&input[index * GROUP * stride..], stride, out, width);
+        }
+        if !rest.is_empty() {
+            let mut padded = vec![0; self.reach];
+            for (row, out) in (inside..rows).zip(rest.chunks_exact_mut(width)) {
+                padded[..self.filled].copy_from_slice(&input[row * stride..][..self.filled]);
+                self.group(&padded, 0, out, width);
+            }
+        }
+    }
+
+    fn group(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        match &self.weights {
+            Arranged::Plain(weights) => plain(weights, input, stride, out, width),
+            #[cfg(target_arch = "x86_64")]
+            Arranged::Quads(quads) => quads.rows(input, stride, out, width),
+            #[cfg(target_arch = "x86_64")]
+            Arranged::Blocks(blocks) => blocks.rows(input, stride, out, width),
+            #[cfg(target_arch = "aarch64")]
+            Arranged::Neon(weights) => neon::rows(weights, input, stride, out, width),
+        }
+    }
+}
+
+fn plain(weights: &Weights, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+    let first = weights.inputs().start;
+    for (row, out) in out.chunks_exact_mut(width).enumerate() {
+        let row = &input[row * stride..];
+        for (pixel, (start, weights)) in out.chunks_exact_mut(3).zip(weights.iter()) {
+            let mut sums = [HALF; 3];
+            for (input, &weight) in row[(start - first) * 3..].chunks_exact(3).zip(weights) {
+                for channel in 0..3 {
+                    sums[channel] = sums[channel].wrapping_add(i32::from(input[channel]).wrapping_mul(weight));
+                }
+            }
+            pixel.copy_from_slice(&sums.map(clip));
+        }
+    }
+}
+
+/// One row of a vertical pass: the weighted sum of `weights.len()` rows that lie `stride` bytes apart.
+pub fn vertical(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8], kernel: Kernel) {
+    let done = match kernel {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 => x86::vertical_avx2(input, stride, weights, out),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512 => x86::vertical_avx512(input, stride, weights, out),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512Vnni => x86::vertical_vnni(input, stride, weights, out),
+        // The compiler makes NEON of the plain loop.
+        _ => 0,
+    };
+    // What is left of the row after whole vectors, a piece at a time so that the sums stay in registers.
+    const PIECE: usize = 64;
+    for start in (done..out.len()).step_by(PIECE) {
+        let out = &mut out[start..];
+        let length = out.len().min(PIECE);
+        let mut sums = [HALF; PIECE];
+        for (row, &weight) in weights.iter().enumerate() {
+            for (sum, &value) in sums.iter_mut().zip(&input[row * stride + start..][..length]) {
+                *sum = sum.wrapping_add(i32::from(value).wrapping_mul(weight));
+            }
+        }
+        for (value, &sum) in out.iter_mut().zip(&sums) {
+            *value = clip(sum);
+        }
+    }
+}
