@@ -4,7 +4,8 @@
     python benches/mds.py --write    puts it into benches/RESULTS.md as well, under its heading
 
 A sample is a latent of 4,096 bytes and two strings. Contenders take turns round by round, so that what else the
-machine does meets all of them; a figure is the median over the rounds, a ratio the median of the rounds' ratios. Files are warm.
+machine does meets all of them; a figure is the median over the rounds, a ratio the median of the rounds' ratios.
+Files are warm.
 """
 
 import argparse
