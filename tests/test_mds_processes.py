@@ -1,5 +1,6 @@
 """Readers in other processes: started in every way, and killed."""
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize(
     ("method", "workers", "persistent"),
     [
@@ -44,11 +46,13 @@ def test_a_loader_reads_the_same_however_its_workers_are_started(
 ) -> None:
     samples = Samples(dataset)
     expected = torch.from_numpy(samples.reader.gather(range(64), "code"))
-    context = method if workers else None
+    context = multiprocessing.get_context(method) if workers else None
+    if method == "forkserver":
+        context.set_forkserver_preload(["torch.utils.data"])
     loader = DataLoader(
         samples, 16, num_workers=workers, multiprocessing_context=context, persistent_workers=persistent
     )
-    for _ in range(2):
+    for _ in range(2 if persistent else 1):
         batches = list(loader)
         assert torch.equal(torch.cat([batch["code"] for batch in batches]), expected)
         assert torch.cat([batch["n"] for batch in batches]).tolist() == list(range(64))
@@ -74,7 +78,7 @@ for cycle in range(2000):
         while True:
             mine.gather(range(len(mine)), "n")
             reader[5]
-    time.sleep(random.random() * 1e-3)
+    time.sleep(random.random() * 3e-3)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 assert left() == before
