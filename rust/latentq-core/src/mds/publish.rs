@@ -100,66 +100,11 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn write_new(path: &Path, parts: &[&[u8]], sync: bool) -> std::io::Result<()> {
-    // What is to be on the disk when this returns, and is large, need not go through the system's cache on its way.
-    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-    if sync && parts.iter().map(|part| part.len()).sum::<usize>() >= DIRECT_FROM && write_direct(path, parts)? {
-        return Ok(());
-    }
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     for part in parts {
         file.write_all(part)?;
     }
     if sync { file.sync_all() } else { Ok(()) }
-}
-
-/// Bytes from which a synced file is written past the system's cache.
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-const DIRECT_FROM: usize = 1 << 20;
-
-/// Writes a new file with `O_DIRECT`, and syncs it: about twice as fast, and nothing else loses its place in the cache.
-/// `false` where the file system does not have that, and there is no file then.
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn write_direct(path: &Path, parts: &[&[u8]]) -> std::io::Result<bool> {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    /// `O_DIRECT` in Linux's own headers.
-    const O_DIRECT: i32 = if cfg!(target_arch = "aarch64") { 0x10000 } else { 0x4000 };
-    /// Memory, offsets and sizes are multiples of this.
-    const BLOCK: usize = 4096;
-    const CHUNK: usize = 1 << 23;
-
-    let mut file = match OpenOptions::new().write(true).create_new(true).custom_flags(O_DIRECT).open(path) {
-        Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(false),
-        file => file?,
-    };
-    let mut room = vec![0; CHUNK + BLOCK];
-    let start = room.as_ptr().align_offset(BLOCK).min(BLOCK);
-    let chunk = &mut room[start..start + CHUNK];
-    let mut total = 0;
-    let mut write = || {
-        let mut filled = 0;
-        for part in parts {
-            let mut rest = *part;
-            total += part.len() as u64;
-            while !rest.is_empty() {
-                let (now, later) = rest.split_at(rest.len().min(CHUNK - filled));
-                chunk[filled..filled + now.len()].copy_from_slice(now);
-                (filled, rest) = (filled + now.len(), later);
-                if filled == CHUNK {
-                    file.write_all(chunk)?;
-                    filled = 0;
-                }
-            }
-        }
-        let whole = filled.next_multiple_of(BLOCK);
-        chunk[filled..whole].fill(0);
-        file.write_all(&chunk[..whole])
-    };
-    match write() {
-        Err(error) if error.kind() == ErrorKind::InvalidInput => fs::remove_file(path).map(|()| false),
-        Err(error) => Err(error),
-        Ok(()) => file.set_len(total).and_then(|()| file.sync_all()).map(|()| true),
-    }
 }
 
 /// The folder that `path` names, absolute, through symbolic links where it exists.
