@@ -18,33 +18,19 @@ from typing import Any
 
 import numpy as np
 import streaming.base.format.base.writer as stock_writer
+from latentq import mds
 from PIL import Image
 from streaming import MDSWriter
 from streaming.base.compression import decompress
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.util import merge_index
 
-from latentq import mds
-
 Value = Callable[[random.Random], Any]
 
 INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 DTYPES = [*INTEGERS, "float16", "float32", "float64"]
-HASHES = [
-    "blake2b",
-    "blake2s",
-    "md5",
-    "sha1",
-    "sha224",
-    "sha256",
-    "sha384",
-    "sha3_224",
-    "sha3_256",
-    "sha3_384",
-    "sha3_512",
-    "sha512",
-]
-HASHES += ["xxh128", "xxh32", "xxh3_128", "xxh3_64", "xxh64"]
+HASHES = ["blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha3_224", "sha3_256", "sha3_384"]
+HASHES += ["sha3_512", "sha512", "xxh128", "xxh32", "xxh3_128", "xxh3_64", "xxh64"]
 COMPRESSIONS = ["br:0", "br:5", "bz2", "bz2:1", "gz", "gz:0", "snappy", "zstd", "zstd:1", "zstd:7"]
 CHARACTERS = string.ascii_letters + string.digits + ' "\\/\n\t\x00\x7f.:é中\U0001f600\uffff'
 
@@ -240,7 +226,7 @@ def read(stock: Path, ours: Path) -> None:
 
 
 def compare_many(seed: int, count: int, root: Path) -> None:
-    """Compares `count` datasets, and the index merged of them, in folders below `root` that are used again."""
+    """Compares `count` datasets, and the index merged of some. Folders are used again: removing one is slow."""
     rng = random.Random(seed)
     stock, merged = root / "stock", root / "merged"
     folders = [merged / f"{number:05}" for number in range(count)]
@@ -282,4 +268,4 @@ if __name__ == "__main__":
         for number in range(1, total // 20 + 1):
             compare_many(first + number, 20, root)
             if number % 250 == 0:
-                print(f"{20 * number} schemas alike after {time.monotonic() - start:.0f} s", flush=True)
+                print(f"{20 * number} schemas alike after {time.monotonic() - start:.0f} s", flush=True)  # noqa: T201

@@ -364,11 +364,14 @@ def _verify_images(reader: Reader, columns: list[str], broken: set[str]) -> list
         for name in columns:
             at = reader._place[name]
             try:
-                value = reader._decode[name](reader._core.gather(np.array([index]), [at], [None])[0][0])  # type: ignore[index]
-                for image in value if isinstance(value, list) else [value]:
-                    image.load()
+                values = reader._core.gather(np.array([index]), [at], [None])[0]
             except FormatError:
                 continue  # the core has found it
+            try:
+                for value in values or []:
+                    decoded = reader._decode[name](value)
+                    for image in decoded if isinstance(decoded, list) else [decoded]:
+                        image.load()
             except Exception as error:
                 file, offset = reader._core.place(index, at)
                 if file not in broken:

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use bytemuck::cast_slice;
+use bytemuck::{Pod, cast_slice};
 use half::f16;
 use latentq_core::mds::{self, Column, DType, Encoding, Sink, Value, Values};
 use numpy::ndarray::IxDyn;
 use numpy::prelude::*;
-use numpy::{PyArrayDyn, PyReadonlyArray1, PyReadwriteArray2, PyUntypedArray};
+use numpy::{Element, PyArrayDyn, PyReadonlyArray1, PyReadwriteArray2, PyUntypedArray};
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
@@ -89,37 +89,37 @@ fn wrong(column: &Column, why: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(format!("column {:?} ({}): {why}", column.name, column.spec()))
 }
 
-/// The bytes of an array that has this dtype (in whatever byte order and strides), and its shape.
+/// The bytes of an array, in whatever byte order and strides it is, with its dtype (`dtype`, where that is given) and shape.
 fn array_bytes(
     column: &Column,
     dtype: Option<DType>,
     value: &Bound<'_, PyAny>,
 ) -> PyResult<(DType, Vec<usize>, Vec<u8>)> {
-    let py = value.py();
     let Ok(array) = value.cast::<PyUntypedArray>() else {
-        return Err(PyTypeError::new_err(format!(
-            "column {:?}: an array is needed, not {}",
-            column.name,
-            value.get_type().name()?
-        )));
-    };
-    let own = array.dtype().getattr("name")?.extract::<PyBackedStr>()?;
-    let told = dtype.or_else(|| DType::parse(&own));
-    let Some(dtype) = told.filter(|dtype| dtype.name() == &*own) else {
-        return Err(wrong(column, format!("an array of {own}")));
+        return Err(needs(column, "an array", value));
     };
     let shape = array.shape().to_vec();
-    with_type!(dtype, {
-        let native = match value.cast::<PyArrayDyn<T>>() {
-            Ok(array) if array.is_c_contiguous() => array.clone(),
-            _ => py
-                .import("numpy")?
-                .call_method1("ascontiguousarray", (value, dtype.name()))?
-                .cast_into::<PyArrayDyn<T>>()?,
-        };
-        let native = native.try_readonly().map_err(|error| wrong(column, error))?;
-        Ok((dtype, shape, cast_slice(native.as_slice()?).to_vec()))
-    })
+    for dtype in dtype.map_or_else(|| DType::ALL.to_vec(), |dtype| vec![dtype]) {
+        if let Some(bytes) = with_type!(dtype, native_bytes::<T>(value)) {
+            return Ok((dtype, shape, bytes));
+        }
+    }
+    // Not as it lies in memory: let NumPy make a copy, of the same type only.
+    let own = array.dtype().getattr("name")?.extract::<PyBackedStr>()?;
+    let copy = match DType::parse(&own).filter(|own| dtype.is_none_or(|dtype| dtype == *own)) {
+        Some(dtype) => {
+            let copy = value.py().import("numpy")?.call_method1("ascontiguousarray", (value, dtype.name()))?;
+            with_type!(dtype, native_bytes::<T>(&copy)).map(|bytes| (dtype, shape, bytes))
+        }
+        None => None,
+    };
+    copy.ok_or_else(|| wrong(column, format!("an array of {own}")))
+}
+
+/// The bytes of a C-contiguous array of `T` in the machine's byte order.
+fn native_bytes<T: Element + Pod>(value: &Bound<'_, PyAny>) -> Option<Vec<u8>> {
+    let array = value.cast::<PyArrayDyn<T>>().ok()?.try_readonly().ok()?;
+    array.as_slice().ok().filter(|_| array.is_c_contiguous()).map(|values| cast_slice(values).to_vec())
 }
 
 /// `value` as its column writes it. What is bytes already is written as it is.

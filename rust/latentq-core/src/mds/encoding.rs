@@ -46,6 +46,21 @@ const DTYPES: [(DType, &str, usize, u8); 11] = [
 ];
 
 impl DType {
+    /// Each of them.
+    pub const ALL: [Self; 11] = [
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::F16,
+        Self::U32,
+        Self::I32,
+        Self::F32,
+        Self::U64,
+        Self::I64,
+        Self::F64,
+    ];
+
     fn row(self) -> &'static (DType, &'static str, usize, u8) {
         // Every variant has its row.
         DTYPES.iter().find(|row| row.0 == self).unwrap_or(&DTYPES[0])

@@ -120,20 +120,19 @@ pub fn own_config(bytes: &[u8]) -> Result<(u64, Config), Fault> {
     Ok((n, from_bytes(config).map_err(|fault| fault.at(head))?))
 }
 
-/// Where in a sample of `len` bytes the column lies, where that can be told without the sample's header: all columns
-/// before it, or all behind it, are fixed.
+/// Where in a sample of `len` bytes a column of fixed size lies, where that can be told without the sample's header: all
+/// columns before it, or all behind it, are fixed.
 pub fn locate(schema: &Schema, column: usize, len: u64) -> Option<Range<u64>> {
     let size = |columns: &[super::Column]| columns.iter().try_fold(0u64, |sum, c| Some(sum + u64::from(c.size?)));
     let (before, rest) = schema.columns.split_at(column);
     let (own, behind) = rest.split_first()?;
-    let front = size(before).map(|before| schema.header + before);
-    let back = size(behind).and_then(|behind| len.checked_sub(behind));
-    match (front, back, own.size.map(u64::from)) {
-        (Some(front), _, Some(own)) => Some(front..front + own),
-        (_, Some(back), Some(own)) => Some(back.checked_sub(own)?..back),
-        (Some(front), Some(back), None) if front <= back => Some(front..back),
-        _ => None,
-    }
+    let own = u64::from(own.size?);
+    let start = match (size(before), size(behind)) {
+        (Some(before), _) => schema.header + before,
+        (_, Some(behind)) => len.checked_sub(behind)?.checked_sub(own)?,
+        _ => return None,
+    };
+    Some(start..start + own)
 }
 
 /// Where in a sample of `len` bytes each column lies, by its header (`head`: the first `schema.header` bytes).

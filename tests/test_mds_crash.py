@@ -1,0 +1,99 @@
+"""A writer that is killed, or refused, at every system call that writes: what it leaves is nothing or everything."""
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from latentq import mds
+
+SYSCALLS = ["mkdir", "write", "fsync", "rename"]
+
+# Writes several shards, a further file and the index; tells an error by its number.
+WRITE = """
+import os, sys
+from latentq import mds
+try:
+    with mds.Writer(sys.argv[1], {"b": "bytes", "n": "int"}, size_limit=2000, hashes=["xxh3_64"]) as writer:
+        for n in range(30):
+            writer.write({"b": bytes([n]) * 100, "n": n})
+        writer.add_file("unit.toml", b"count = 30")
+except OSError as error:
+    os._exit(error.errno if str(error.filename).startswith(sys.argv[1].rsplit("/", 1)[0]) else 255)
+"""
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+def write(path: Path, *strace: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WRITE, str(path)]
+    if strace:
+        command = ["strace", "-f", "-qq", *strace, *command]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("whole") / "out"
+    assert write(path).returncode == 0
+    assert mds.verify(path) == []
+    return contents(path)
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """How often each system call is made in an undisturbed run."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not here")
+    path = tmp_path_factory.mktemp("calls") / "out"
+    done = write(path, "-e", f"trace={','.join(SYSCALLS)}")
+    assert done.returncode == 0, done.stderr
+    counts = {name: len(re.findall(rf"\b{name}\(", done.stderr)) for name in SYSCALLS}
+    assert all(counts.values()), done.stderr
+    return counts
+
+
+@pytest.mark.parametrize("name", SYSCALLS)
+def test_killed_at_any_call_a_writer_leaves_nothing_or_everything(
+    tmp_path: Path, whole: dict[str, bytes], calls: dict[str, int], name: str
+) -> None:
+    states = set()
+    for number in range(1, calls[name] + 1):
+        path = tmp_path / f"{number}" / "out"
+        path.parent.mkdir()
+        done = write(path, "-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={number}")
+        assert done.returncode in (-9, 137), done.stderr
+        others = [file.name for file in path.parent.iterdir() if file != path]
+        assert all(re.fullmatch(r"\.out\.[0-9a-f]{8}", other) for other in others)
+        states.add(path.exists())
+        if not path.exists():
+            assert write(path).returncode == 0
+        assert contents(path) == whole
+    # Before the rename there is nothing; the last sync comes after it.
+    assert False in states or name == "rename"
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("name", SYSCALLS)
+def test_refused_at_any_call_a_writer_says_so_and_leaves_nothing_or_everything(
+    tmp_path: Path, whole: dict[str, bytes], calls: dict[str, int], name: str, code: str
+) -> None:
+    for number in range(1, calls[name] + 1):
+        path = tmp_path / f"{number}" / "out"
+        path.parent.mkdir()
+        done = write(path, "-e", f"trace={name}", "-e", f"inject={name}:error={code}:when={number}")
+        assert done.returncode == getattr(errno, code), done.stderr
+        # Only the sync of the parent, when all is done, comes too late.
+        last = name == "fsync" and number == calls[name]
+        assert [file.name for file in path.parent.iterdir()] == (["out"] if last else [])
+        if number == 1:
+            assert write(path).returncode == 0
+        if number == 1 or last:
+            assert contents(path) == whole

@@ -1,0 +1,152 @@
+"""What `verify` finds, and what `repair` makes good."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from latentq import FormatError, mds
+from PIL import Image
+
+COLUMNS = {"code": "ndarray:uint8:4", "key": "str", "n": "int"}
+
+
+def write(path: Path, n: int = 12, **options) -> None:
+    with mds.Writer(path, COLUMNS, **{"hashes": ["xxh3_64"], "size_limit": 400, "sync": False, **options}) as writer:
+        for i in range(n):
+            writer.write({"code": np.full(4, i, np.uint8), "key": "k" * (i % 5), "n": i})
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("compression", [None, "zstd", "br", "bz2", "gz", "snappy"])
+def test_every_flipped_bit_of_a_hashed_shard_is_found(tmp_path: Path, compression: str | None) -> None:
+    write(tmp_path / "out", 1, compression=compression, size_limit=None)
+    assert mds.verify(tmp_path / "out") == []
+    (file,) = (tmp_path / "out").glob("shard.*")
+    data = file.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        findings = mds.verify(tmp_path / "out")
+        assert findings
+        assert {finding.file for finding in findings} == {file.name}
+
+
+def test_what_is_wrong_without_a_hash_is_found_where_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "out", 3, hashes=(), size_limit=None)
+    file = tmp_path / "out" / "shard.00000.mds"
+    data = file.read_bytes()
+    offsets = np.frombuffer(data, "<u4", 4, 4)
+    bad = bytearray(data)
+    bad[offsets[1]] = 9  # the length of the second sample's key
+    bad[offsets[3] - 10 : offsets[3] - 8] = b"\xff\xff"  # the third sample's key, 2 bytes before 8 of n
+    file.write_bytes(bad)
+    first, second = mds.verify(tmp_path / "out")
+    assert (first.file, first.offset) == (file.name, offsets[1])
+    assert (second.file, second.offset) == (file.name, offsets[3] - 10)
+    assert "key" in second.message
+    reader = mds.Reader(tmp_path / "out")
+    assert reader[0]["n"] == 0
+    for i, offset in [(1, offsets[1]), (2, offsets[3] - 10)]:
+        with pytest.raises(FormatError, match=f"at byte {offset}: "):
+            reader[i]
+        with pytest.raises(FormatError, match=f"at byte {offset}: "):
+            reader.gather([0, i], "key")
+
+
+def test_every_prefix_of_a_shard_and_of_an_index_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "out", 2, hashes=(), size_limit=None)
+    for name in ["shard.00000.mds", "index.json"]:
+        file = tmp_path / "out" / name
+        data = file.read_bytes()
+        for length in range(len(data)):
+            file.write_bytes(data[:length])
+            assert [finding.file for finding in mds.verify(tmp_path / "out")][:1] == [name]
+        file.write_bytes(data)
+
+
+def test_missing_stray_and_repeated_shards_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write(path)
+    (path / "shard.00000.mds").rename(path / "shard.00099.mds")
+    index = json.loads((path / "index.json").read_text())
+    index["shards"].append(index["shards"][-1])
+    (path / "index.json").write_text(json.dumps(index))
+    found = {(finding.file, finding.message) for finding in mds.verify(path)}
+    assert found == {
+        ("shard.00000.mds", "the file is not there"),
+        ("shard.00099.mds", "the index does not list the shard"),
+        (index["shards"][-1]["raw_data"]["basename"], "the index lists the shard twice"),
+    }
+
+
+def test_a_folder_without_an_index_cannot_be_verified(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"index\.json"):
+        mds.verify(tmp_path)
+
+
+def test_an_image_that_cannot_be_decoded_is_found(tmp_path: Path) -> None:
+    with mds.Writer(tmp_path / "out", {"image": "png", "n": "int"}, sync=False) as writer:
+        for n in range(3):
+            writer.write({"image": Image.new("RGB", (4, 4)) if n != 1 else b"no image", "n": n})
+    (finding,) = mds.verify(tmp_path / "out")
+    assert finding.file == "shard.00000.mds"
+    data = (tmp_path / "out" / finding.file).read_bytes()
+    assert data[finding.offset : finding.offset + 8] == b"no image"
+    assert "sample 1" in finding.message
+    with pytest.raises(FormatError, match=f"at byte {finding.offset}: "):
+        mds.Reader(tmp_path / "out")[1]
+
+
+@pytest.mark.parametrize("compression", [None, "zstd:5", "gz"])
+def test_a_lost_index_is_made_again_to_the_byte(tmp_path: Path, compression: str | None) -> None:
+    write(tmp_path / "out", compression=compression, hashes=["md5", "xxh64"])
+    before = contents(tmp_path)
+    shards = len(before) - 1
+    assert shards > 1
+    assert mds.repair(tmp_path / "out") == mds.Repair(shards, 12, [], [])
+    assert contents(tmp_path) == before
+    (tmp_path / "out" / "index.json").unlink()
+    assert mds.repair(tmp_path / "out") == mds.Repair(shards, 12, [], [])
+    assert contents(tmp_path) == before
+
+
+def test_a_broken_shard_is_left_out_and_a_broken_index_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write(path)
+    counts = [shard["samples"] for shard in json.loads((path / "index.json").read_text())["shards"]]
+    lost = range(counts[0], counts[0] + counts[1])
+    file = path / "shard.00001.mds"
+    file.write_bytes(file.read_bytes()[:-1])
+    (path / "index.json").write_bytes(b"{")
+    before = contents(path)
+    done = mds.repair(path)
+    assert (done.shards, done.samples) == (len(counts) - 1, 12 - len(lost))
+    assert [finding.file for finding in done.left_out] == ["shard.00001.mds"]
+    assert done.kept == ["index.json.before-repair.0"]
+    after = contents(path)
+    assert after.pop(done.kept[0]) == b"{"
+    assert {**after, "index.json": b"{"} == before
+    found = mds.Reader(path).gather(range(done.samples), "n").tolist()
+    assert found == [n for n in range(12) if n not in lost]
+
+
+def test_a_merged_dataset_gets_its_indexes_back(tmp_path: Path) -> None:
+    for name in ["00000", "00001", "00002"]:
+        write(tmp_path / name)
+    mds.merge(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "index.json").unlink()
+    (tmp_path / "00001" / "index.json").unlink()
+    assert mds.repair(tmp_path) == mds.Repair(len(before) - 4, 36, [], [])
+    assert contents(tmp_path) == before
+
+
+def test_without_shards_there_is_nothing_to_repair(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="no shard"):
+        mds.repair(tmp_path)
+    assert list(tmp_path.iterdir()) == []
