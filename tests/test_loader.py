@@ -1,5 +1,8 @@
 """LatentLoader: the right batches, once each, in an order that can be resumed; and a clean end."""
 
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -294,3 +297,27 @@ def test_dropouts_are_functions_of_seed_epoch_and_sample(dataset, made):
     assert 0 < sum(labels) < 40
     assert labels != captions
     assert "drop_label" not in next(iter(dataset.loader(4)))
+
+
+INTERRUPTED = """
+import sys, threading, time
+from latentq import LatentDataset
+loader = LatentDataset(sys.argv[1]).loader(1, threads=2)
+try:
+    while True:
+        for batch in loader:
+            print("running", flush=True)
+except KeyboardInterrupt:
+    names = [t.name for t in threading.enumerate() if t.name.startswith("latentq")]
+    print("left:", names, flush=True)
+"""
+
+
+def test_an_interrupt_ends_a_loop_at_once_and_leaves_no_thread(made):
+    command = [sys.executable, "-c", INTERRUPTED, str(made.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert output.splitlines()[-1] == "left: []"
+    assert process.returncode == 0

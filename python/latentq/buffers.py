@@ -17,8 +17,13 @@ from torch.utils.data import get_worker_info
 Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Fresh memory. In a DataLoader's worker it is shared memory, so that sending the tensor copies nothing."""
+def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Fresh memory of this process."""
+    return torch.empty(shape, dtype=dtype)
+
+
+def shareable(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Fresh memory; in a DataLoader's worker it is shared, so that sending the tensor copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     untyped: Any = torch.UntypedStorage  # its _new_shared, by which torch's own default_collate does the same

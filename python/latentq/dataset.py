@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, default_collate
 
 from latentq import mds
 from latentq._core import FormatError, LatentqError
-from latentq.buffers import Empty, empty
+from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
 from latentq.layout import LatentColumn, Layout, Scale
 from latentq.quantizer import Quantizer
@@ -144,7 +144,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         return self.decode_batch(self.read(indices))
 
-    def read(self, indices: Indices, *, empty: Empty = empty) -> Batch:
+    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
 
         Args:
@@ -161,7 +161,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             for name, stored in self.layout.stored.items()
         }
 
-    def decode_batch(self, batch: Batch, *, empty: Empty = empty) -> Batch:
+    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are."""
         latents = self.layout.latents
         return {

@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
-from latentq.buffers import Empty, Recycled, pinned
-from latentq.buffers import empty as fresh
+from latentq.buffers import Empty, Recycled, pinned, private
 from latentq.dataset import Batch
 from latentq.order import Order, bernoulli, slice_of
 
@@ -214,7 +213,7 @@ class LatentLoader:
             name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
-        return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=fresh)
+        return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=private)
 
 
 def _cpus() -> int:

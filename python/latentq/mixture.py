@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import MismatchError
-from latentq.buffers import Empty, empty
+from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
 from latentq.loader import LatentLoader
 from latentq.order import Order, shares_of
@@ -71,7 +71,7 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
 
     collate = staticmethod(LatentDataset.collate)
 
-    def read(self, indices: Indices, *, empty: Empty = empty) -> Batch:
+    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored: what `decode_batch` takes."""
         indices = checked_indices(indices, len(self))
         which = np.searchsorted(self._edges, indices, side="right") - 1
@@ -85,7 +85,7 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         places[np.concatenate(rows)] = np.arange(len(indices))
         return {name: _rows([part[name] for part in parts], places, empty) for name in parts[0]}
 
-    def decode_batch(self, batch: Batch, *, empty: Empty = empty) -> Batch:
+    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are."""
         return self.datasets[0].decode_batch(batch, empty=empty)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentq.buffers import Empty, empty
+from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
 from latentq.loader import LatentLoader
 
@@ -74,12 +74,12 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             indices = torch.from_numpy(checked_indices(indices, len(self)))
         return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
 
-    def read(self, indices: Indices, *, empty: Empty = empty) -> Batch:
+    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """The numbers of a batch's samples: what `decode_batch` takes, once they are on the device."""
         numbers = torch.from_numpy(checked_indices(indices, len(self)))
         return dict.fromkeys(self.columns, empty(tuple(numbers.shape), numbers.dtype).copy_(numbers))
 
-    def decode_batch(self, batch: Batch, *, empty: Empty = empty) -> Batch:
+    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch whose numbers `read` gave."""
         picked = {name: _picked(self.columns[name], numbers, empty) for name, numbers in batch.items()}
         return self._dataset.decode_batch(picked, empty=empty)
