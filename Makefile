@@ -47,6 +47,7 @@ demo: build
 # Everything in benches/RESULTS.md is made by these; BENCH=quantizer runs one of them.
 BENCH ?= *
 bench: build
+	uv pip install -q --python $(BIN)/python -r pyproject.toml --extra encode --extra streaming --group dev --group bench
 	for script in benches/$(BENCH).py; do python $$script || exit 1; done
 
 # One wheel for every Python >= 3.11 and every Linux with glibc >= 2.17: zig links against that glibc's symbols.
