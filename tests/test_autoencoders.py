@@ -68,10 +68,11 @@ def test_kl_computes_what_diffusers_computes(tiny_vae):
     with torch.no_grad():
         distribution = theirs.encode(pixels).latent_dist
         mean, std = ours.posterior(pixels)
-        assert torch.equal(mean, distribution.mean)
-        assert torch.equal(std, distribution.std)
-        assert torch.equal(ours.encode(pixels), distribution.mode())
-        assert torch.equal(ours.decode(mean), theirs.decode(mean).sample)
+        # Not to the bit: torch picks other kernels for weights that want a gradient.
+        torch.testing.assert_close(mean, distribution.mean)
+        torch.testing.assert_close(std, distribution.std)
+        torch.testing.assert_close(ours.encode(pixels), distribution.mode())
+        torch.testing.assert_close(ours.decode(mean), theirs.decode(mean).sample)
     assert (ours.name, ours.scaling_factor, ours.latent_shape(256)) == ("tiny-vae", 0.13025, (4, 32, 32))
 
 
@@ -94,7 +95,7 @@ def test_the_weight_hash_tells_weights_apart_and_not_their_folder(tiny_vae, tmp_
 
 
 def test_what_cannot_be_loaded_gives_one_line(tiny_vae, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "vae").symlink_to(tiny_vae)

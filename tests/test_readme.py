@@ -63,7 +63,7 @@ def test_make_targets_exist():
     makefile = (README.parent / "Makefile").read_text() if (README.parent / "Makefile").exists() else None
     if makefile is None:
         pytest.skip("there is no Makefile beside the installed package")
-    for target in re.findall(r"make ([\w-]+)", README.read_text()):
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", README.read_text(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

@@ -33,12 +33,12 @@ def verify(path: str | os.PathLike[str]) -> list[mds.Finding]:
     try:
         card = Card.load(path)
     except LatentqError as error:
-        return [_finding(path / CARD, str(error))]
+        return [_finding(CARD, str(error))]
     missing = [name for name in unit_names(card) if not unit_done(path, name)]
     if missing:
         done = card.units - len(missing)
-        return [_finding(path, f"not finished: {done} of {card.units} units; the first missing is {missing[0]}")]
-    findings = mds.verify(path) if (path / INDEX).exists() else [_finding(path / INDEX, "missing")]
+        return [_finding(CARD, f"not finished: {done} of {card.units} units; the first missing is {missing[0]}")]
+    findings = mds.verify(path) if (path / INDEX).exists() else [_finding(INDEX, "missing")]
     return findings or list(_check_card(path, card))
 
 
@@ -47,31 +47,31 @@ def _check_card(path: Path, card: Card) -> Iterator[mds.Finding]:
         samples = (path / SAMPLES).read_bytes()
         listing = Listing.from_tsv(samples, str(path / SAMPLES))
         if listing.sha256() != card.source.sha256:
-            yield _finding(path / SAMPLES, "is not the list that the card names: its hash differs")
+            yield _finding(SAMPLES, "is not the list that the card names: its hash differs")
         names = unit_names(card)
         units = [UnitFacts.load(path / name / UNIT) for name in names]
         for name, unit in zip(names, units, strict=True):
             yield from _check_unit(path / name, card, unit)
         if completed(card, units) != card:
-            yield _finding(path / CARD, "its counts or statistics are not those of the units")
+            yield _finding(CARD, "its counts or statistics are not those of the units")
         elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
-            yield _finding(path / CARD, "samples and rejects do not add up to the source's samples")
+            yield _finding(CARD, "samples and rejects do not add up to the source's samples")
         if mds.merged_index(path, names) != (path / INDEX).read_bytes():
-            yield _finding(path / INDEX, "is not the units' indexes merged")
+            yield _finding(INDEX, "is not the units' indexes merged")
         lines = [tsv_line((r.key, r.stage, r.error)) for unit in units for r in unit.rejects]
         if "".join(f"{line}\n" for line in lines).encode() != (path / REJECTS).read_bytes():
-            yield _finding(path / REJECTS, "does not hold the units' rejects")
+            yield _finding(REJECTS, "does not hold the units' rejects")
     except FileNotFoundError as error:
-        yield _finding(Path(error.filename or path), "missing")
+        yield _finding(os.path.relpath(error.filename or path, path), "missing")
     except LatentqError as error:
-        yield _finding(path, str(error))
+        yield _finding(".", str(error))
 
 
 def _check_unit(path: Path, card: Card, facts: UnitFacts) -> Iterator[mds.Finding]:
     """That a unit's facts are those of its shards."""
     reader = mds.Reader(path)
     if len(reader) != facts.samples:
-        yield _finding(path / UNIT, f"says {facts.samples} samples, the shards hold {len(reader)}")
+        yield _finding(f"{path.name}/{UNIT}", f"says {facts.samples} samples, the shards hold {len(reader)}")
         return
     for name, latent in card.latents.items():
         sums = facts.latents.get(name)
@@ -79,7 +79,7 @@ def _check_unit(path: Path, card: Card, facts: UnitFacts) -> Iterator[mds.Findin
             continue
         found = _histogram(reader, name, latent)
         if not np.array_equal(found, sums.histogram):
-            yield _finding(path / UNIT, f"its histogram of {name} is not that of the stored codes")
+            yield _finding(f"{path.name}/{UNIT}", f"its histogram of {name} is not that of the stored codes")
 
 
 def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -97,5 +97,5 @@ def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray
     return total.histogram
 
 
-def _finding(path: Path, message: str) -> mds.Finding:
-    return mds.Finding(str(path), None, message)
+def _finding(file: str, message: str) -> mds.Finding:
+    return mds.Finding(file, 0, message)

@@ -285,8 +285,8 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps([vars(finding) for finding in findings]))
     else:
         for finding in findings:
-            offset = "" if finding.offset is None else f", offset {finding.offset}"
-            print(f"{finding.file}{offset}: {finding.message}")
+            offset = f", offset {finding.offset}" if finding.offset else ""
+            print(f"{path / finding.file}{offset}: {finding.message}")
         print(f"{path}: {'good' if not findings else f'{len(findings)} findings'}")
     return 1 if findings else 0
 

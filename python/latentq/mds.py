@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latentq import _core
+from latentq._core import FormatError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Reader", "Writer", "merge", "merged_index"]
+__all__ = ["Finding", "Reader", "Repair", "Writer", "merge", "merged_index", "repair", "verify"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
@@ -305,6 +307,94 @@ def merged_index(path: StrPath, folders: Sequence[str]) -> bytes:
     return _core.mds_merged_index(os.fspath(path), list(folders))
 
 
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a file of a dataset.
+
+    Attributes:
+        file: Path below the dataset's folder.
+        offset: Bytes from the start of the file; where a compressed shard was understood, of its uncompressed form.
+        message: One line.
+    """
+
+    file: str
+    offset: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What `repair` did.
+
+    Attributes:
+        shards: How many shards the index lists now.
+        samples: How many samples are in them.
+        left_out: Shards that could not be listed, and why. The files are left as they are.
+        kept: The names, below the folder, under which indexes that were there are kept.
+    """
+
+    shards: int
+    samples: int
+    left_out: list[Finding]
+    kept: list[str]
+
+
+def verify(path: StrPath) -> list[Finding]:
+    """Everything that is wrong with a dataset: index, sizes, every hash, counts, every value of every sample.
+
+    Images are decoded with Pillow, which is needed only where there are columns of them.
+
+    Args:
+        path: The dataset's folder.
+
+    Raises:
+        FileNotFoundError: There is no index.json in it.
+        OSError: The system refuses to read a file.
+    """
+    findings = [Finding(*finding) for finding in _core.mds_verify(os.fspath(path))]
+    if any(finding.file == "index.json" for finding in findings):
+        return findings
+    reader = Reader(path)
+    images = [name for name, encoding in reader.columns.items() if encoding in _IMAGES]
+    return findings + _verify_images(reader, images, {finding.file for finding in findings}) if images else findings
+
+
+def _verify_images(reader: Reader, columns: list[str], broken: set[str]) -> list[Finding]:
+    """Findings for images that Pillow cannot decode, in shards that are not `broken` in other ways."""
+    findings = []
+    for index in range(len(reader)):
+        for name in columns:
+            at = reader._place[name]
+            try:
+                value = reader._decode[name](reader._core.gather(np.array([index]), [at], [None])[0][0])  # type: ignore[index]
+                for image in value if isinstance(value, list) else [value]:
+                    image.load()
+            except FormatError:
+                continue  # the core has found it
+            except Exception as error:
+                file, offset = reader._core.place(index, at)
+                if file not in broken:
+                    findings.append(Finding(file, offset, f"sample {index}, column {name!r}: {error}"))
+    return findings
+
+
+def repair(path: StrPath) -> Repair:
+    """Makes an index.json from the shards in a folder alone. Nothing is deleted.
+
+    Where there are no shards in the folder itself but in its sub-folders, each of these that has lost its index gets
+    one, and the folder the merged one.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        latentq.FormatError: There is no shard in it.
+        OSError: A file cannot be read or written.
+    """
+    shards, samples, left_out, kept = _core.mds_repair(os.fspath(path))
+    return Repair(shards, samples, [Finding(*finding) for finding in left_out], kept)
+
+
 def _open(path: str, cache_bytes: int) -> Reader:
     return Reader(path, cache_bytes=cache_bytes)
 
@@ -458,3 +548,5 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "list[jpeg]": _list_decoder(_decode_image),
     "list[png]": _list_decoder(_decode_image),
 }
+
+_IMAGES = {"pil", "jpeg", "png", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]"}

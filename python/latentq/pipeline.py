@@ -17,7 +17,7 @@ from latentq import image, mds
 from latentq._core import LatentqError
 from latentq.autoencoders import Autoencoder, load_autoencoder
 from latentq.card import CARD, Card
-from latentq.plan import check_folder, check_same, open_for, plan_card, settle, settle_listing
+from latentq.plan import check_folder, check_same, open_for, plan_card, publish_listing, settle, settle_listing
 from latentq.progress import Progress
 from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Counts, Moments, Quantizer
@@ -95,6 +95,7 @@ def encode(
             subfolder=options.subfolder,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
+    publish_listing(out, listing)
     job = _Job(opened, listing, network, plan, uncalibrated, device or _device(), batch_size, threads, strict)
 
     with Progress(len(listing.samples), "encode", progress) as bar:
@@ -448,9 +449,8 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch,
 def _stored(quantizer: Quantizer, codes: NDArray[Any], counts: Counts) -> tuple[LatentSums, NDArray[Any]]:
     """What a unit records of a batch of one column, and the values as they are stored."""
     if quantizer.kind not in FLOATS:
-        return LatentSums(counts.clipped, quantizer.histogram(codes)), quantizer.pack(
-            codes
-        ) if quantizer.bits < 8 else codes
+        stored = quantizer.pack(codes) if quantizer.bits < 8 else codes
+        return LatentSums(counts.clipped, quantizer.histogram(codes)), stored
     sums = LatentSums(counts.clipped)
     for sample in quantizer.dequantize(codes):
         sums.add(LatentSums(np.zeros_like(counts.clipped), moments=Moments.of(sample)))

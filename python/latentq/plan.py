@@ -77,15 +77,21 @@ def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
     if not first and file.exists():
         return Listing.from_tsv(file.read_bytes(), str(file))
     listing = source.listing()
-    data = listing.to_tsv()
-    if not file.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        if publish_once(file, data):
-            return listing
-    published = file.read_bytes()
-    if published != data:
-        raise MismatchError(_list_difference(file, Listing.from_tsv(published, str(file)), listing))
+    _check_listing(file, listing)
     return listing
+
+
+def publish_listing(out: Path, listing: Listing) -> None:
+    """Publishes samples.tsv, unless it is there; it must then be the same."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not publish_once(out / SAMPLES, listing.to_tsv()):
+        _check_listing(out / SAMPLES, listing)
+
+
+def _check_listing(file: Path, listing: Listing) -> None:
+    published = file.read_bytes() if file.exists() else None
+    if published is not None and published != listing.to_tsv():
+        raise MismatchError(_list_difference(file, Listing.from_tsv(published, str(file)), listing))
 
 
 def _list_difference(file: Path, old: Listing, new: Listing) -> str:

@@ -65,6 +65,8 @@ def load_autoencoder(
         LatentqError: It does not exist, is of a kind that is not known, or needs a package that is not installed; the
             message is one line and says what to do.
     """
+    if str(name) != DEFAULT and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise LatentqError(f"no autoencoder {str(name)!r}: it is no folder, no hub name (owner/name) and not {DEFAULT}")
     try:
         import torch
     except ModuleNotFoundError:
@@ -75,8 +77,6 @@ def load_autoencoder(
         if dtype != "float32":
             raise LatentqError(f"{DEFAULT} computes in float32 only, not in {dtype}")
         return DctAutoencoder()
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise LatentqError(f"no autoencoder {str(name)!r}: it is no folder, no hub name (owner/name) and not {DEFAULT}")
     try:
         from latentq.autoencoders.kl import KLAutoencoder
     except ModuleNotFoundError as error:

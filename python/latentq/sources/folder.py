@@ -44,10 +44,10 @@ class Folder:
         """
         files, others = self._walk()
         if not files:
-            ignored = f" ({others} other files, e.g. by extension, are ignored)" if others else ""
+            ignored = f" (files without an image's extension: {others})" if others else ""
             raise LatentqError(f"{self.path} holds no images{ignored}")
         files.sort(key=lambda file: os.fsencode(file[0]))
-        notes = [f"{others} files that are not images by their extension are left out"] if others else []
+        notes = [f"files without an image's extension are left out: {others}"] if others else []
         outside = [key for key, _ in files if "/" not in key]
         if outside:
             if len(outside) < len(files):

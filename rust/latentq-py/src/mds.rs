@@ -361,6 +361,12 @@ impl MdsReader {
         Ok(out)
     }
 
+    /// The file that a value lies in, and where in it.
+    fn place(&self, index: i64, column: usize) -> PyResult<(String, u64)> {
+        let sample = self.reader.sample(self.resolve(index)?).map_err(to_py)?;
+        Ok(self.reader.place(&sample, column))
+    }
+
     /// Raises the error for a value that the caller could not decode.
     fn fault(&self, index: i64, column: usize, message: &str) -> PyResult<()> {
         let sample = self.reader.sample(self.resolve(index)?).map_err(to_py)?;
@@ -435,10 +441,30 @@ fn mds_merge(py: Python<'_>, path: PathBuf, folders: Option<Vec<String>>) -> PyR
     py.detach(|| mds::merge(&path, folders.as_deref())).map_err(to_py)
 }
 
+/// File, offset and message of each finding.
+type Findings = Vec<(String, u64, String)>;
+
+fn findings(found: Vec<mds::Finding>) -> Findings {
+    found.into_iter().map(|finding| (finding.file, finding.offset, finding.message)).collect()
+}
+
+#[pyfunction]
+fn mds_verify(py: Python<'_>, path: PathBuf) -> PyResult<Findings> {
+    py.detach(|| mds::verify(&path)).map(findings).map_err(to_py)
+}
+
+#[pyfunction]
+fn mds_repair(py: Python<'_>, path: PathBuf) -> PyResult<(usize, u64, Findings, Vec<String>)> {
+    let done = py.detach(|| mds::repair(&path)).map_err(to_py)?;
+    Ok((done.shards, done.samples, findings(done.left_out), done.kept))
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<MdsReader>()?;
     module.add_class::<MdsWriter>()?;
     module.add_function(wrap_pyfunction!(mds_merge, module)?)?;
     module.add_function(wrap_pyfunction!(mds_merged_index, module)?)?;
+    module.add_function(wrap_pyfunction!(mds_repair, module)?)?;
+    module.add_function(wrap_pyfunction!(mds_verify, module)?)?;
     Ok(())
 }

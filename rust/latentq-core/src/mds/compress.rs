@@ -91,30 +91,38 @@ impl Compression {
         }
     }
 
-    /// The bytes that `packed` holds: `len` of them, for which room is made as they come, or an error.
+    /// The bytes that `packed` holds: `len` of them.
     ///
     /// # Errors
     /// Damaged input, or another length.
     pub fn decompress(self, packed: &[u8], len: u64) -> io::Result<Vec<u8>> {
-        let out = match self.family {
-            Family::Brotli => take(brotli::Decompressor::new(packed, 1 << 16), len),
-            Family::Bzip2 => take(bzip2::read::MultiBzDecoder::new(packed), len),
-            Family::Gzip => take(flate2::read::MultiGzDecoder::new(packed), len),
-            Family::Zstd => take(zstd::stream::read::Decoder::new(packed)?, len),
+        let out = self.decompress_up_to(packed, len)?;
+        match out.len() as u64 == len {
+            true => Ok(out),
+            false => Err(io::Error::other(format!("holds {} bytes, not {len}", out.len()))),
+        }
+    }
+
+    /// The bytes that `packed` holds, at most `limit`, for which room is made as they come.
+    ///
+    /// # Errors
+    /// Damaged input, or more bytes than that.
+    pub fn decompress_up_to(self, packed: &[u8], limit: u64) -> io::Result<Vec<u8>> {
+        match self.family {
+            Family::Brotli => take(brotli::Decompressor::new(packed, 1 << 16), limit),
+            Family::Bzip2 => take(bzip2::read::MultiBzDecoder::new(packed), limit),
+            Family::Gzip => take(flate2::read::MultiGzDecoder::new(packed), limit),
+            Family::Zstd => take(zstd::stream::read::Decoder::new(packed)?, limit),
             Family::Snappy => {
-                // Snappy makes room for the length that it reads: that must be the one expected, and within reach of
-                // the input (a copy of at most 64 bytes takes at least 2).
+                // Snappy makes room for the length that it reads: it must be within reach of the input (a copy of at
+                // most 64 bytes takes at least 2).
                 let told = snap::raw::decompress_len(packed).map_err(io::Error::other)? as u64;
-                if told != len || told / 32 > packed.len() as u64 {
-                    return Err(io::Error::other(format!("holds {told} bytes, not {len}")));
+                if told > limit || told / 32 > packed.len() as u64 {
+                    return Err(io::Error::other(format!("tells {told} bytes")));
                 }
                 snap::raw::Decoder::new().decompress_vec(packed).map_err(io::Error::other)
             }
-        }?;
-        if out.len() as u64 != len {
-            return Err(io::Error::other(format!("holds {} bytes, not {len}", out.len())));
         }
-        Ok(out)
     }
 }
 

@@ -101,7 +101,7 @@ pub struct FileEntry {
 
 /// A shard as `index.json` writes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct ShardEntry {
+pub struct ShardEntry {
     pub column_encodings: Vec<String>,
     pub column_names: Vec<String>,
     pub column_sizes: Vec<Option<u64>>,
@@ -118,7 +118,7 @@ pub(super) struct ShardEntry {
 }
 
 impl ShardEntry {
-    pub fn new(config: Config, raw_data: FileEntry, zip_data: Option<FileEntry>, samples: u64) -> Self {
+    pub(super) fn new(config: Config, raw_data: FileEntry, zip_data: Option<FileEntry>, samples: u64) -> Self {
         let Config { column_encodings, column_names, column_sizes, compression, format, hashes, size_limit, version } =
             config;
         Self {
@@ -136,7 +136,7 @@ impl ShardEntry {
         }
     }
 
-    fn same_columns(&self, other: &Self) -> bool {
+    pub fn same_columns(&self, other: &Self) -> bool {
         self.column_names == other.column_names
             && self.column_encodings == other.column_encodings
             && self.column_sizes == other.column_sizes
@@ -328,17 +328,18 @@ pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
 pub fn merge(path: &Path, folders: Option<&[String]>) -> Result<()> {
     let bytes = match folders {
         Some(folders) => merged_index(path, folders)?,
-        None => merged_index(path, &datasets_in(path)?)?,
+        None => merged_index(path, &datasets_in(path, has_index)?)?,
     };
     publish::replace_file(&path.join(INDEX), &bytes)
 }
 
-fn datasets_in(path: &Path) -> Result<Vec<String>> {
+/// The immediate sub-folders that `wanted` takes, but those whose name begins with a dot, in the order of their names.
+pub(super) fn datasets_in(path: &Path, wanted: impl Fn(&Path) -> Result<bool>) -> Result<Vec<String>> {
     let io = |error| Error::io(path, error);
     let mut names = Vec::new();
     for entry in fs::read_dir(path).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        if name.as_encoded_bytes().starts_with(b".") || !has_index(&path.join(&name))? {
+        if name.as_encoded_bytes().starts_with(b".") || !wanted(&path.join(&name))? {
             continue;
         }
         let name = name.into_string();

@@ -18,6 +18,7 @@ mod json;
 mod publish;
 mod reader;
 mod shard;
+mod verify;
 mod writer;
 
 pub use compress::Compression;
@@ -25,7 +26,8 @@ pub use encoding::{Array, Column, DType, Encoding, Value, array_header};
 pub use hash::Algorithm;
 pub use index::{Index, Schema, merge, merged_index};
 pub use reader::{Reader, Sample, Sink};
-pub use shard::Table;
+pub use shard::{Table, check};
+pub use verify::{Finding, Repair, entry_of, repair, verify};
 pub use writer::{Options, Values, Writer};
 
 use std::path::Path;

@@ -115,10 +115,15 @@ impl Reader {
         Ok(Sample { bytes, columns, shard: number, offset: range.start })
     }
 
+    /// The file, below the folder, that holds a column of a sample that was read, and where in it.
+    pub fn place(&self, sample: &Sample, column: usize) -> (String, u64) {
+        let start = sample.columns.get(column).map_or(0, |range| range.start as u64);
+        (self.index.shards[sample.shard].stored().basename.clone(), sample.offset + start)
+    }
+
     /// The error for a fault in the column of a sample that was read.
     pub fn fault(&self, sample: &Sample, column: usize, fault: Fault) -> Error {
-        let start = sample.columns.get(column).map_or(0, |range| range.start as u64);
-        self.error(sample.shard, fault.at(sample.offset + start))
+        self.error(sample.shard, fault.at(self.place(sample, column).1))
     }
 
     /// The values of `columns` for the samples `indices`, in any order, also several times.

@@ -82,6 +82,44 @@ impl Table {
     }
 }
 
+/// Every fault of a whole shard in memory: one of its head, or else the first of each sample.
+pub fn check(samples: u64, schema: &Schema, bytes: &[u8]) -> Vec<Fault> {
+    let part = |range: Range<u64>| bytes.get(range.start as usize..range.end as usize).unwrap_or_default();
+    let table = Table::load(samples, bytes.len() as u64, schema, |range| Ok::<_, Fault>(part(range).to_vec()));
+    let table = match table {
+        Ok(table) => table,
+        Err(fault) => return vec![fault],
+    };
+    let mut ranges = Vec::new();
+    let sample = |i: usize| {
+        let range = table.range(i);
+        let sample = part(range.clone());
+        split(schema, sample, sample.len() as u64, &mut ranges).map_err(|fault| fault.at(range.start))?;
+        for (column, at) in schema.columns.iter().zip(&ranges) {
+            let value = part(range.start + at.start..range.start + at.end);
+            column.encoding.decode(value).map_err(|fault| Fault {
+                message: format!("sample {i}, column {:?}: {}", column.name, fault.message),
+                offset: range.start + at.start + fault.offset,
+            })?;
+        }
+        Ok(())
+    };
+    (0..table.len()).map(sample).filter_map(Result::err).collect()
+}
+
+/// What a shard says of itself, apart from any index: its samples and its configuration.
+///
+/// # Errors
+/// A fault, where not even these are there.
+pub fn own_config(bytes: &[u8]) -> Result<(u64, Config), Fault> {
+    let short = || Fault::new(bytes.len() as u64, "the shard ends before its configuration");
+    let n = u64::from(u32_at(bytes, 0).ok_or_else(short)?);
+    let first = u32_at(bytes, 4).ok_or_else(short)? as usize;
+    let head = 8 + 4 * n;
+    let config = bytes.get(usize::try_from(head).map_err(|_| short())?..first).ok_or_else(short)?;
+    Ok((n, from_bytes(config).map_err(|fault| fault.at(head))?))
+}
+
 /// Where in a sample of `len` bytes the column lies, where that can be told without the sample's header: all columns
 /// before it, or all behind it, are fixed.
 pub fn locate(schema: &Schema, column: usize, len: u64) -> Option<Range<u64>> {
