@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.MULTILINE | 
 def folder(tmp_path_factory, tiny_vae):
     """What the README takes for granted: photographs in class folders, and the autoencoder that it names."""
     folder = tmp_path_factory.mktemp("readme")
-    for index in range(12):
+    for index in range(8):
         for name in ("photos", "validation"):
             paint(folder / name / f"class{index % 3}" / f"{index}.jpg", index, (300, 280))
     (folder / "names.txt").write_text("class0 the first\nclass1 the second\nclass2 the third\n")

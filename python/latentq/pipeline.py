@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -55,7 +55,7 @@ def encode(
         autoencoder: Instead of the recipe's: a name, a folder, or any object that is an `Autoencoder`.
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
         class_names: A file of two columns, class folder and readable name.
-        device: Where the autoencoder computes; `cuda:LOCAL_RANK` where there is one, else `cpu`.
+        device: Where the autoencoder computes; `cuda:LOCAL_RANK` where there is one, else `cpu`; an object's own place.
         batch_size: How many images the autoencoder is given at once.
         threads: How many threads decode images; one for each processor where None.
         rank: Which of `world_size` processes this is; from the environment (RANK) where None.
@@ -86,19 +86,21 @@ def encode(
     listing = settle_listing(opened, out, first=rank == 0)
     network: Any = autoencoder
     if network is None or isinstance(network, str | os.PathLike):
+        device = device or _device()
         options = recipe.autoencoder
         network = load_autoencoder(
             network or options.model,
             dtype=options.dtype,
-            device=device or _device(),
+            device=device,
             revision=options.revision,
             subfolder=options.subfolder,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
     publish_listing(out, listing)
-    job = _Job(opened, listing, network, plan, uncalibrated, device or _device(), batch_size, threads, strict)
+    job = _Job(opened, listing, network, plan, uncalibrated, device or _device_of(network), batch_size, threads, strict)
 
-    with Progress(len(listing.samples), "encode", progress) as bar:
+    share = _slices(recipe.unit_size, len(listing.samples), rank, world_size)
+    with Progress(sum(map(len, share.values())), "encode", progress) as bar:
         for note in listing.notes:
             bar.note(note)
         card = _published_card(out, job, bar)
@@ -147,6 +149,13 @@ def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
+def _device_of(network: Any) -> str:
+    """Where someone's own network is: its pixels must go there."""
+    parameters = getattr(network, "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return str(first.device) if first is not None else "cpu"
+
+
 def _published_card(out: Path, job: _Job, bar: Progress) -> Card:
     """The card that all processes share: whoever publishes first decides."""
     file = out / CARD
@@ -181,13 +190,13 @@ class _Batch:
     """
 
     unit: int
-    numbers: list[int]
+    numbers: Sequence[int]
     pixels: dict[int, NDArray[np.uint8]]
     failed: dict[int, tuple[str, Exception]]
     last: bool
 
 
-def _batches(job: _Job, units: Iterable[tuple[int, list[int]]]) -> Iterator[_Batch]:
+def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[_Batch]:
     """The decoded images of units, in order.
 
     How a unit is cut into batches depends on its length and the batch size alone, and every batch of a unit has one
@@ -280,7 +289,7 @@ def encode_pixels(
     pixels: NDArray[np.uint8],
     column: Column,
     *,
-    numbers: list[int],
+    numbers: Sequence[int],
     seed: int,
     stream: int,
     device: str,
@@ -376,18 +385,23 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
 def _encode_units(out: Path, job: _Job, rank: int, world_size: int, bar: Progress) -> None:
     """Encodes and publishes every unit of this process that is not there yet."""
     names = unit_names(job.card)
-    size = job.card.recipe.unit_size
-    total = len(job.listing.samples)
-    mine = [number for number in range(len(names)) if number % world_size == rank]
-    todo = [number for number in mine if not unit_done(out, names[number])]
-    bar.update(sum(min(size, total - number * size) for number in range(len(names)) if number not in set(todo)))
-    slices = [(number, list(range(number * size, min((number + 1) * size, total)))) for number in todo]
-    batches = _ahead(_batches(job, slices), 2)
+    slices = _slices(job.card.recipe.unit_size, len(job.listing.samples), rank, world_size)
+    todo = {number: numbers for number, numbers in slices.items() if not unit_done(out, names[number])}
+    bar.skip(sum(len(numbers) for number, numbers in slices.items() if number not in todo))
+    batches = _ahead(_batches(job, todo.items()), 2)
     try:
         for number in todo:
             _encode_unit(out / names[number], job, batches, bar)
     finally:
         batches.close()
+
+
+def _slices(unit_size: int, total: int, rank: int, world_size: int) -> dict[int, range]:
+    """The units of one process, and the numbers of their samples."""
+    return {
+        number: range(number * unit_size, min((number + 1) * unit_size, total))
+        for number in range(rank, -(-total // unit_size), world_size)
+    }
 
 
 def _encode_unit(path: Path, job: _Job, batches: Iterator[_Batch], bar: Progress) -> None:

@@ -13,7 +13,7 @@ class Progress:
     """Counts images done, with their rate, the time left and the rejects.
 
     Args:
-        total: How many images there are.
+        total: How many images there are, those included that an earlier run has done.
         label: What is being done, e.g. `encode`.
         stream: Where it is told; None tells nothing.
     """
@@ -23,7 +23,7 @@ class Progress:
         self._label = label
         self._stream = stream
         self._bar: Any = None
-        self._done = self._rejects = 0
+        self._done = self._skipped = self._rejects = 0
         self._start = self._told = time.monotonic()
         if stream is not None and stream.isatty():
             from tqdm import tqdm
@@ -51,6 +51,14 @@ class Progress:
         elif time.monotonic() - self._told >= _EVERY:
             self._tell()
 
+    def skip(self, done: int) -> None:
+        """Adds images that an earlier run has done; the rate does not count them."""
+        self._skipped += done
+        if self._bar is not None:
+            self._bar.initial += done
+            self._bar.n += done
+            self._bar.refresh()
+
     def note(self, line: str) -> None:
         """Tells one line without disturbing the bar."""
         if self._bar is not None:
@@ -61,9 +69,9 @@ class Progress:
     def _tell(self) -> None:
         self._told = time.monotonic()
         rate = self._done / max(self._told - self._start, 1e-9)
-        left = (self._total - self._done) / rate if rate else 0.0
+        left = (self._total - self._skipped - self._done) / rate if rate else 0.0
         self.note(
-            f"{self._label}: {self._done} of {self._total} images, {rate:.1f} images/s, "
+            f"{self._label}: {self._skipped + self._done} of {self._total} images, {rate:.1f} images/s, "
             f"{_duration(left)} left, {self._rejects} rejects"
         )
 
