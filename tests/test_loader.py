@@ -321,3 +321,18 @@ def test_an_interrupt_ends_a_loop_at_once_and_leaves_no_thread(made):
         output, _ = process.communicate(timeout=60)
     assert output.splitlines()[-1] == "left: []"
     assert process.returncode == 0
+
+
+def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset):
+    loader = dataset.loader(4, shuffle=True, threads=2, prefetch=2)
+    kept, where = [], set()
+    for _ in range(5):
+        for batch in loader:
+            where.add(batch["latent"].data_ptr())
+            if len(kept) < 3:  # a view, and an array that shares the view's memory, each outlive their batch
+                kept.append((batch["key"][1], batch["latent"][1], batch["latent"][1].numpy()))
+    for key, view, array in kept:
+        expected = made.values[made.keys.index(key)]
+        np.testing.assert_allclose(view, expected, atol=2e-6)
+        np.testing.assert_allclose(array, expected, atol=2e-6)
+    assert len(where) < 20  # of 50 batches

@@ -36,6 +36,12 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
+class _Loan(weakref.ref[NDArray[np.uint8]]):
+    """A lent array's weak reference, with the memory that becomes free when the array is gone."""
+
+    memory: NDArray[np.uint8]
+
+
 class Recycled:
     """Memory that is used again once nobody holds the tensor in it: fresh pages cost more than filling them.
 
@@ -43,16 +49,23 @@ class Recycled:
     """
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
+        self._loans: dict[int, _Loan] = {}
+        self._free: defaultdict[int, list[_Loan]] = defaultdict(list)
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor in memory that was used before, or else in fresh memory."""
-        free = self._free[prod(shape) * dtype.itemsize]
+        nbytes = prod(shape) * dtype.itemsize
+        free = self._free[nbytes]
         try:
-            memory = free.pop()
+            ended = free.pop()
+            memory = ended.memory
+            del self._loans[id(ended)]
         except IndexError:
-            memory = np.empty(prod(shape) * dtype.itemsize, np.uint8)
-        # The tensor, and every view of it, keeps this array alive, and nothing else does.
+            memory = np.empty(nbytes, np.uint8)
+        # The tensor, and every view of it, keeps this array alive, and nothing else does. What is called when it is
+        # gone must be C alone: in Python code of a callback a Ctrl-C would be lost.
         lent = memory[:]
-        weakref.finalize(lent, free.append, memory).atexit = False
+        loan = _Loan(lent, free.append)
+        loan.memory = memory
+        self._loans[id(loan)] = loan
         return torch.from_numpy(lent).view(dtype).view(shape)
