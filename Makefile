@@ -26,14 +26,11 @@ build: .venv/.built
 
 test: test-rust test-python
 
-test-rust:
+test-rust: .venv/.bootstrapped
 	cargo test --workspace --quiet
 
 test-python: build
 	python -m pytest
-
-bench: build
-	for script in benches/*.py; do python $$script || exit 1; done
 
 lint: build
 	cargo fmt --check
@@ -50,6 +47,7 @@ demo: build
 # Everything in benches/RESULTS.md is made by these; BENCH=quantizer runs one of them.
 BENCH ?= *
 bench: build
+	uv pip install -q --python $(BIN)/python -r pyproject.toml --extra encode --extra streaming --group dev --group bench
 	for script in benches/$(BENCH).py; do python $$script || exit 1; done
 
 # One wheel for every Python >= 3.11 and every Linux with glibc >= 2.17: zig links against that glibc's symbols.

@@ -1,8 +1,11 @@
 """LatentDataset: samples and batches hold what the shards hold, under every way of starting workers."""
 
+import itertools
 import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-import latentq
-from latentq import LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
+from latentq import FormatError, LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.quantizer import Quantizer
 from making import SCALING_FACTOR, make_dataset
 
@@ -144,7 +146,7 @@ def test_a_label_that_is_no_number_is_named(tmp_path):
     with mds.Writer(tmp_path / "out", {"latent": "ndarray:uint8:1,2,2", "label": "str"}) as writer:
         writer.write({"latent": np.zeros((1, 2, 2), np.uint8), "label": "cat"})
     recipe = _recipe({"latent": _latent(), "label": {"from": "label", "encoding": "str"}})
-    with pytest.raises(latentq.FormatError, match="'cat'"):
+    with pytest.raises(FormatError, match="'cat'"):
         LatentDataset(tmp_path / "out", recipe=recipe)[0]
 
 
@@ -160,19 +162,59 @@ def _doubled(sample):
     return sample | {"latent": 2 * sample["latent"]}
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_give_every_sample(made, method, workers):
+# LATENTQ_SWEEP=1 tries every combination; a few of them show each choice at work.
+WORKERS = (
+    list(itertools.product(["fork", "spawn", "forkserver"], [1, 2], [True, False], [True, False]))
+    if os.environ.get("LATENTQ_SWEEP")
+    else [("fork", 2, True, False), ("fork", 1, False, True), ("spawn", 2, True, True), ("forkserver", 1, True, False)]
+)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+@pytest.mark.parametrize(("method", "workers", "persistent", "pin"), WORKERS)
+def test_workers_give_every_sample(made, method, workers, persistent, pin):
     dataset = LatentDataset(made.path)
     _ = dataset[0]  # files are open in the parent
     loader = DataLoader(
-        dataset, batch_size=7, num_workers=workers, multiprocessing_context=method, persistent_workers=True
+        dataset,
+        batch_size=7,
+        num_workers=workers,
+        multiprocessing_context=method,
+        persistent_workers=persistent,
+        pin_memory=pin,
     )
     for _ in range(2):
         batches = list(loader)
         np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
         assert torch.cat([b["label"] for b in batches]).tolist() == made.labels.tolist()
         assert [key for b in batches for key in b["key"]] == made.keys
+
+
+def test_a_worker_that_is_killed_is_an_error_and_no_hang(made):
+    dataset = LatentDataset(made.path, transform=_killed_at_20)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(exited unexpectedly|killed by signal)"):
+        list(DataLoader(dataset, batch_size=4, num_workers=2))
+
+
+def _killed_at_20(sample):
+    if sample["key"] == "000020.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sample
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_shard_cut_short_is_an_error_that_names_it(tmp_path, opened):
+    made = make_dataset(tmp_path / "out", 40, size_limit=1 << 11)
+    dataset = LatentDataset(made.path)
+    shard = sorted(made.path.glob("*.mds"))[-1]
+    if opened:
+        _ = dataset[39]
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 100)
+    with pytest.raises((FormatError, OSError), match=shard.name):
+        dataset.batch(range(40))
+    with pytest.raises((FormatError, OSError), match=shard.name):
+        list(dataset.loader(8))
 
 
 def test_workers_give_the_same_with_collate(made):
@@ -237,7 +279,7 @@ def test_a_card_that_counts_other_samples_than_the_index_is_refused(tmp_path, ma
     shutil.copytree(made.path, tmp_path / "out")
     wrong = replace(made.card, counts=replace(made.card.counts, samples=39))
     (tmp_path / "out" / "latents.toml").write_bytes(wrong.to_toml())
-    with pytest.raises(latentq.FormatError, match="39 samples, the index 40"):
+    with pytest.raises(FormatError, match="39 samples, the index 40"):
         LatentDataset(tmp_path / "out")
 
 
@@ -252,7 +294,7 @@ def test_what_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
         ("missing", FileNotFoundError, "missing"),
         ("file", NotADirectoryError, "file"),
         ("empty", LatentqError, "holds no dataset"),
-        ("broken", latentq.FormatError, "latents.toml: not a card"),
+        ("broken", FormatError, "latents.toml: not a card"),
         ("bare", RecipeError, "say what made it"),
     ):
         with pytest.raises(error, match=text) as caught:
@@ -353,3 +395,27 @@ def test_importing_latentq_does_not_import_torch():
         "import latentq, sys; assert 'torch' not in sys.modules; latentq.LatentDataset; assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_picture_of_a_sample_is_decoded_whatever_the_scale(made):
+    pixels = {}
+    for scale in ("raw", "scaled", "normalized"):
+        toy = Toy()
+        pixels[scale] = np.asarray(LatentDataset(made.path, scale=scale).decode(3, autoencoder=toy))
+        np.testing.assert_allclose(toy.seen[0], made.values[3], atol=2e-6)
+    assert pixels["raw"].shape == (4, 5, 3)
+    assert np.array_equal(pixels["raw"], pixels["normalized"])
+
+
+class Toy:
+    pixel_range = (-3.0, 3.0)
+
+    def decode(self, latents):
+        self.seen = latents
+        return latents
+
+
+def test_without_a_card_decoding_needs_an_autoencoder(imagenet_int8):
+    dataset = LatentDataset(imagenet_int8[0], recipe="imagenet.int8")
+    with pytest.raises(LatentqError, match="say which autoencoder decodes it"):
+        dataset.decode(0)

@@ -1,5 +1,8 @@
 """LatentLoader: the right batches, once each, in an order that can be resumed; and a clean end."""
 
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -294,3 +297,42 @@ def test_dropouts_are_functions_of_seed_epoch_and_sample(dataset, made):
     assert 0 < sum(labels) < 40
     assert labels != captions
     assert "drop_label" not in next(iter(dataset.loader(4)))
+
+
+INTERRUPTED = """
+import sys, threading, time
+from latentq import LatentDataset
+loader = LatentDataset(sys.argv[1]).loader(1, threads=2)
+try:
+    while True:
+        for batch in loader:
+            print("running", flush=True)
+except KeyboardInterrupt:
+    names = [t.name for t in threading.enumerate() if t.name.startswith("latentq")]
+    print("left:", names, flush=True)
+"""
+
+
+def test_an_interrupt_ends_a_loop_at_once_and_leaves_no_thread(made):
+    command = [sys.executable, "-c", INTERRUPTED, str(made.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert output.splitlines()[-1] == "left: []"
+    assert process.returncode == 0
+
+
+def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset):
+    loader = dataset.loader(4, shuffle=True, threads=2, prefetch=2)
+    kept, where = [], set()
+    for _ in range(5):
+        for batch in loader:
+            where.add(batch["latent"].data_ptr())
+            if len(kept) < 3:  # a view, and an array that shares the view's memory, each outlive their batch
+                kept.append((batch["key"][1], batch["latent"][1], batch["latent"][1].numpy()))
+    for key, view, array in kept:
+        expected = made.values[made.keys.index(key)]
+        np.testing.assert_allclose(view, expected, atol=2e-6)
+        np.testing.assert_allclose(array, expected, atol=2e-6)
+    assert len(where) < 20  # of 50 batches

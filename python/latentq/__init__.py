@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from latentq.checks import verify
     from latentq.dataset import LatentDataset
     from latentq.loader import LatentLoader
+    from latentq.mixture import LatentMixture
     from latentq.pipeline import encode
     from latentq.quantizer import Quantizer
     from latentq.recipe import Recipe
@@ -26,6 +27,7 @@ __all__ = [
     "ImageError",
     "LatentDataset",
     "LatentLoader",
+    "LatentMixture",
     "LatentqError",
     "MismatchError",
     "Quantizer",
@@ -44,6 +46,7 @@ _HOMES = {
     "Card": "latentq.card",
     "LatentDataset": "latentq.dataset",
     "LatentLoader": "latentq.loader",
+    "LatentMixture": "latentq.mixture",
     "Quantizer": "latentq.quantizer",
     "Recipe": "latentq.recipe",
     "encode": "latentq.pipeline",

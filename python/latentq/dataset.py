@@ -6,17 +6,17 @@ import errno
 import operator
 import os
 from collections.abc import Callable, Sequence
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, default_collate
 
 from latentq import mds
 from latentq._core import FormatError, LatentqError
+from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
 from latentq.layout import LatentColumn, Layout, Scale
 from latentq.quantizer import Quantizer
@@ -144,25 +144,28 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         return self.decode_batch(self.read(indices))
 
-    def read(self, indices: Indices, *, pin_memory: bool = False) -> Batch:
-        """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes."""
-        indices = checked_indices(indices, len(self))
-        batch: Batch = {}
-        for name, stored in self.layout.stored.items():
-            if name in self.layout.latents:
-                shape = (len(indices), self.layout.latents[name].nbytes)
-                batch[name] = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
-                self._reader.gather(indices, stored, out=batch[name].numpy())
-            else:
-                values = self._reader.gather(indices, stored)
-                batch[name] = self._labels(stored, values) if name in self.layout.labels else values
-        return batch
+    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
+        """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
 
-    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+        Args:
+            indices: As of `batch`.
+            empty: Makes the tensors to read into.
+        """
+        indices = checked_indices(indices, len(self))
+        latents = self.layout.latents
+        raw = {name: empty((len(indices), column.nbytes), torch.uint8) for name, column in latents.items()}
+        out = {latents[name].stored: tensor.numpy() for name, tensor in raw.items()}
+        values = self._reader.gather(indices, list(self.layout.stored.values()), out=out)
+        return {
+            name: raw[name] if name in raw else self._value(name, values[stored])
+            for name, stored in self.layout.stored.items()
+        }
+
+    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are."""
         latents = self.layout.latents
         return {
-            name: self._decoded(latents[name], value, pin_memory) if name in latents else value
+            name: self._decoded(latents[name], value, empty) if name in latents else value
             for name, value in batch.items()
         }
 
@@ -221,18 +224,21 @@ class LatentDataset(Dataset[dict[str, Any]]):
         latent = raw.decode(self.read([index])[name], torch.float32)
         return fromarray(decode_latents(autoencoder, latent)[0])
 
-    def _decoded(self, column: LatentColumn, raw: torch.Tensor, pin_memory: bool) -> torch.Tensor:
-        out = None
-        if raw.device.type == "cpu":
-            out = empty((len(raw), *column.shape), self.layout.dtype, pin_memory)
-        return column.decode(raw, self.layout.dtype, out=out)
+    def _decoded(self, column: LatentColumn, raw: torch.Tensor, empty: Empty) -> torch.Tensor:
+        dtype = self.layout.dtype
+        out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
+        return column.decode(raw, dtype, out=out)
 
-    def _labels(self, stored: str, values: Any) -> torch.Tensor:
+    def _value(self, name: str, values: Any) -> Any:
+        if name not in self.layout.labels:
+            return values
         try:
             return torch.from_numpy(np.array(values, dtype=np.int64))
         except (ValueError, OverflowError):
             wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
-            raise FormatError(f"{self.path}: column {stored!r} holds {wrong!r}, which is no label's number") from None
+            raise FormatError(
+                f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no label's number"
+            ) from None
 
 
 def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
@@ -286,12 +292,3 @@ def open_card(path: Path) -> Card | None:
     if not indexed:
         raise LatentqError(f"{path} holds no dataset: it has neither {CARD} nor index.json")
     return card
-
-
-def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool = False) -> torch.Tensor:
-    """A tensor for a batch. In a DataLoader's worker it lies in shared memory, so that sending it copies nothing."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-    untyped: Any = torch.UntypedStorage  # its _new_shared, by which torch's own default_collate does the same
-    storage: torch.UntypedStorage = untyped._new_shared(prod(shape) * dtype.itemsize, device="cpu")
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
+from latentq.buffers import Empty, Recycled, pinned, private
 from latentq.dataset import Batch
 from latentq.order import Order, bernoulli, slice_of
 
@@ -24,10 +25,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: NDArray[np.int64], *, pin_memory: bool = False) -> Batch:
-        """A batch whose latents are as stored."""
+    def read(self, indices: NDArray[np.int64], *, empty: Empty) -> Batch:
+        """A batch whose latents are as stored, in tensors that `empty` makes."""
 
-    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+    def decode_batch(self, batch: Batch, *, empty: Empty) -> Batch:
         """The same with its latents decoded, on the device where they are."""
 
     def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
@@ -104,9 +105,7 @@ class LatentLoader:
         for name, probability in self.dropouts.items():
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name.removeprefix('drop_')}_dropout must be from 0 to 1, not {probability}")
-        pinning = torch.cuda.is_available()
-        self._pin_read = pinning and self.device is not None and self.device.type == "cuda"
-        self._pin_decoded = pinning and self.device is None and pin_memory
+        self._pin = torch.cuda.is_available() and (pin_memory or self.device is not None)
         self._epoch = 0
         self._position = 0  # in the global order: samples that all ranks together have been given
         self._start = 0  # where the next iteration begins
@@ -157,11 +156,12 @@ class LatentLoader:
         """One epoch, from its start, or from where `load_state_dict` has put it."""
         self._position, self._start = self._start, 0
         epoch = self._epoch
+        empty = pinned if self._pin else Recycled()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
         ahead: deque[tuple[int, Future[Batch]]] = deque()
         try:
             for start, stop in self._steps(self._position):
-                ahead.append((stop, pool.submit(self._prepare, epoch, start, stop)))
+                ahead.append((stop, pool.submit(self._prepare, epoch, start, stop, empty)))
                 if len(ahead) > self.prefetch:
                     yield self._next(ahead)
             while ahead:
@@ -186,7 +186,7 @@ class LatentLoader:
         self._position = stop if ahead or not self.drop_last else len(self.order)
         return batch
 
-    def _prepare(self, epoch: int, start: int, stop: int) -> Batch:
+    def _prepare(self, epoch: int, start: int, stop: int, empty: Empty) -> Batch:
         """This rank's part of a global batch, on a thread of the pool."""
         positions, valid = slice_of(start, stop, self.rank, self.world_size)
         indices = self.order.indices(epoch, positions)
@@ -195,9 +195,9 @@ class LatentLoader:
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
         elif self.device is None:
-            batch = self.source.decode_batch(self.source.read(indices), pin_memory=self._pin_decoded)
+            batch = self.source.decode_batch(self.source.read(indices, empty=empty), empty=empty)
         else:
-            batch = self.source.read(indices, pin_memory=self._pin_read)
+            batch = self.source.read(indices, empty=empty)
         batch["valid"] = torch.from_numpy(valid)
         for salt, (name, probability) in enumerate(self.dropouts.items()):
             if probability:
@@ -213,7 +213,7 @@ class LatentLoader:
             name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
-        return batch if self.source.transform is not None else self.source.decode_batch(batch)
+        return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=private)
 
 
 def _cpus() -> int:

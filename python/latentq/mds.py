@@ -218,8 +218,10 @@ class Reader:
     @overload
     def gather(self, indices: ArrayLike, column: str, *, out: NDArray[np.uint8] | None = None) -> Any: ...
     @overload
-    def gather(self, indices: ArrayLike, column: Sequence[str]) -> dict[str, Any]: ...
-    def gather(self, indices: ArrayLike, column: str | Sequence[str], *, out: NDArray[np.uint8] | None = None) -> Any:
+    def gather(
+        self, indices: ArrayLike, column: Sequence[str], *, out: Mapping[str, NDArray[np.uint8]] | None = None
+    ) -> dict[str, Any]: ...
+    def gather(self, indices: ArrayLike, column: str | Sequence[str], *, out: Any = None) -> Any:
         """One column of many samples, or several columns.
 
         Args:
@@ -240,10 +242,10 @@ class Reader:
         places = _indices(indices)
         if isinstance(column, str):
             return self._gather(places, [column], [out])[0]
-        if out is not None:
-            raise ValueError("out takes the values of one column, not of several")
-        names = list(column)
-        return dict(zip(names, self._gather(places, names, [None] * len(names)), strict=True))
+        names, outs = list(column), out or {}
+        if not isinstance(outs, Mapping):
+            raise ValueError("with several columns, out must be a dict of arrays by column")
+        return dict(zip(names, self._gather(places, names, [outs.get(name) for name in names]), strict=True))
 
     def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
         n = len(indices)

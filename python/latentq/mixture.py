@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import MismatchError
+from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
 from latentq.loader import LatentLoader
 from latentq.order import Order, shares_of
@@ -70,23 +71,23 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
 
     collate = staticmethod(LatentDataset.collate)
 
-    def read(self, indices: Indices, *, pin_memory: bool = False) -> Batch:
+    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored: what `decode_batch` takes."""
         indices = checked_indices(indices, len(self))
         which = np.searchsorted(self._edges, indices, side="right") - 1
         rows = [np.flatnonzero(which == i) for i in range(len(self.datasets))]
         parts = [
-            dataset.read(indices[mine] - edge, pin_memory=pin_memory)
+            dataset.read(indices[mine] - edge)
             for dataset, mine, edge in zip(self.datasets, rows, self._edges, strict=False)
         ]
         # Row r of the batch is row places[r] of the parts laid end to end.
         places = np.empty(len(indices), np.int64)
         places[np.concatenate(rows)] = np.arange(len(indices))
-        return {name: _rows([part[name] for part in parts], places, pin_memory) for name in parts[0]}
+        return {name: _rows([part[name] for part in parts], places, empty) for name in parts[0]}
 
-    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are."""
-        return self.datasets[0].decode_batch(batch, pin_memory=pin_memory)
+        return self.datasets[0].decode_batch(batch, empty=empty)
 
     def loader(self, batch_size: int, *, shuffle: bool = False, seed: int = 0, **options: Any) -> LatentLoader:
         """A loader of the mixture's batches: see `LatentLoader` for the options."""
@@ -94,10 +95,10 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         return LatentLoader(self, batch_size, order=order, **options)
 
 
-def _rows(parts: list[Any], places: NDArray[np.int64], pin_memory: bool) -> Any:
+def _rows(parts: list[Any], places: NDArray[np.int64], empty: Empty) -> Any:
     if isinstance(parts[0], list):
         items = [value for part in parts for value in part]
         return [items[place] for place in places]
     values = torch.cat(parts)
-    out = torch.empty(values.shape, dtype=values.dtype, pin_memory=pin_memory)
+    out = empty(tuple(values.shape), values.dtype)
     return torch.index_select(values, 0, torch.from_numpy(places), out=out)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
 from latentq.loader import LatentLoader
 
@@ -73,19 +74,26 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             indices = torch.from_numpy(checked_indices(indices, len(self)))
         return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
 
-    def read(self, indices: Indices, *, pin_memory: bool = False) -> Batch:
+    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """The numbers of a batch's samples: what `decode_batch` takes, once they are on the device."""
         numbers = torch.from_numpy(checked_indices(indices, len(self)))
-        return dict.fromkeys(self.columns, numbers.pin_memory() if pin_memory else numbers)
+        return dict.fromkeys(self.columns, empty(tuple(numbers.shape), numbers.dtype).copy_(numbers))
 
-    def decode_batch(self, batch: Batch, *, pin_memory: bool = False) -> Batch:
+    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch whose numbers `read` gave."""
-        picked = {name: self.columns[name].index_select(0, numbers) for name, numbers in batch.items()}
-        return self._dataset.decode_batch(picked, pin_memory=pin_memory)
+        picked = {name: _picked(self.columns[name], numbers, empty) for name, numbers in batch.items()}
+        return self._dataset.decode_batch(picked, empty=empty)
 
     def loader(self, batch_size: int, **options: Any) -> LatentLoader:
         """A loader of batches on this device, in the order of the dataset's own: see `LatentLoader` for the options."""
         return LatentLoader(self, batch_size, device=self.device, **options)
+
+
+def _picked(column: torch.Tensor, numbers: torch.Tensor, empty: Empty) -> torch.Tensor:
+    if column.device.type != "cpu":
+        return column.index_select(0, numbers)
+    out = empty((len(numbers), *column.shape[1:]), column.dtype)
+    return torch.index_select(column, 0, numbers, out=out)
 
 
 def _free_bytes(device: torch.device) -> int:
