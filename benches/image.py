@@ -20,15 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-import latentq
 import numpy as np
 import PIL
 import skimage.data
 import torch
 import torchvision
-from latentq import image
 from PIL import Image
 from torchvision.transforms.v2 import functional
+
+import latentq
+from latentq import image
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 256

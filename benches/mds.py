@@ -25,10 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import streaming.base.format.base.writer as stock_writer
-from latentq import mds
 from streaming import MDSWriter, StreamingDataset
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.util import clean_stale_shared_memory
+
+from latentq import mds
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "## MDS shards"

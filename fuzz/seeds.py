@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from latentq import mds
 
 # The schemas of mds_shard.rs, in its order, each with a sample.

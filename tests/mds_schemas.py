@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import streaming.base.format.base.writer as stock_writer
-from latentq import mds
 from PIL import Image
 from streaming import MDSWriter
 from streaming.base.compression import decompress
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.util import merge_index
+
+from latentq import mds
 
 Value = Callable[[random.Random], Any]
 
@@ -268,4 +269,4 @@ if __name__ == "__main__":
         for number in range(1, total // 20 + 1):
             compare_many(first + number, 20, root)
             if number % 250 == 0:
-                print(f"{20 * number} schemas alike after {time.monotonic() - start:.0f} s", flush=True)  # noqa: T201
+                print(f"{20 * number} schemas alike after {time.monotonic() - start:.0f} s", flush=True)

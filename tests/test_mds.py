@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latentq import FormatError, mds
-from mds_schemas import stock_without_naps
 from streaming import MDSWriter, StreamingDataset
 from streaming.base.format.mds.encodings import Encoding, _encodings
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hashes
 from streaming.base.util import clean_stale_shared_memory, merge_index
+
+from latentq import FormatError, mds
+from mds_schemas import stock_without_naps
 
 COLUMNS = {"latent": "ndarray:uint8:4,8,8", "label": "int", "key": "str", "score": "float32"}
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from latentq import mds
 
 SYSCALLS = ["mkdir", "write", "fsync", "rename"]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latentq import mds
 from torch.utils.data import DataLoader, Dataset
+
+from latentq import mds
 
 
 class Samples(Dataset[dict[str, Any]]):

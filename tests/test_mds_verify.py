@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latentq import FormatError, mds
 from PIL import Image
+
+from latentq import FormatError, mds
 
 COLUMNS = {"code": "ndarray:uint8:4", "key": "str", "n": "int"}
 
