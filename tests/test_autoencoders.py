@@ -119,6 +119,18 @@ def test_what_cannot_be_loaded_gives_one_line(tiny_vae, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_not_whole_are_refused(tiny_vae, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "config.json").write_text((tiny_vae / "config.json").read_text())
+    weights = load_file(tiny_vae / "diffusion_pytorch_model.safetensors")
+    del weights["encoder.conv_in.weight"]
+    save_file(weights, tmp_path / "part" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(latentq.LatentqError, match=r"incomplete: 1 are missing, encoder\.conv_in\.weight first"):
+        latentq.load_autoencoder(tmp_path / "part")
+
+
 @pytest.mark.parametrize("size", [0, 4, 100])
 def test_a_size_that_does_not_divide_is_refused(tiny_vae, size):
     for name in ("dct-f8c16", tiny_vae):

@@ -147,14 +147,15 @@ def test_a_missing_row_is_told_by_name(pictures, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_is_one_line(pictures, tmp_path):
-    disk = tmp_path / "disk"
+@pytest.mark.parametrize("size", ["8k", "16k", "32k"])
+def test_a_full_disk_is_one_line_and_leaves_no_temporary(pictures, tmp_path, size):
+    disk = tmp_path / f"disk{size}"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=False).returncode:
         pytest.skip("a file system cannot be mounted here")
     try:
         done = run("encode", "pictures", disk / "out", *SMALL, cwd=tmp_path)
-        left = [name for name in contents(disk) if "/00000" in name]
+        left = [path.name for path in disk.rglob(".*")]
     finally:
         subprocess.run(["umount", disk], check=True)
     assert done.returncode == 1
@@ -165,13 +166,37 @@ def test_a_full_disk_is_one_line(pictures, tmp_path):
     assert left == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_one_line(pictures, tmp_path):
-    (pictures / "bee").chmod(0)
-    done = run("encode", "pictures", "out", *SMALL, cwd=tmp_path)
-    (pictures / "bee").chmod(0o755)
-    assert done.returncode == 1
-    assert "pictures/bee: Permission denied" in done.stderr.strip().splitlines()[-1]
+def test_a_folder_that_may_not_be_read_is_one_line(pictures, tmp_path, monkeypatch, capsys):
+    scandir = os.scandir
+
+    def refuse(path):  # as for a user who is not root
+        if str(path).endswith("bee"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL]) == 1
+    assert capsys.readouterr().err.splitlines() == [f"latentq: {pictures}/bee: Permission denied"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(pictures, tmp_path, capsys):
+    for device in ("nonsense", "cuda:99"):
+        assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL, "--device", device]) == 2
+        assert f"device '{device}' cannot be used" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nobody_listening_does_not_turn_failure_into_success(dataset, pictures, tmp_path):
+    shell = ["bash", "-c"]
+    shard = dataset / "00000" / "shard.00000.mds"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    latentq_ = f"{sys.executable} -m latentq"
+    verify = subprocess.run([*shell, f"{latentq_} verify {dataset} | true; exit ${{PIPESTATUS[0]}}"], check=False)
+    assert verify.returncode in (1, 141)
+    encode = f"{latentq_} encode {pictures} {tmp_path / 'piped'} {' '.join(SMALL)} 2>&1 >/dev/null | true"
+    assert subprocess.run([*shell, f"{encode}; exit ${{PIPESTATUS[0]}}"], check=False).returncode == 0
+    assert latentq.Card.load(tmp_path / "piped").complete
 
 
 def test_several_processes_say_what_is_missing(pictures, tmp_path):

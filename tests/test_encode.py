@@ -15,6 +15,7 @@ from PIL import Image
 import latentq
 from conftest import contents, paint
 from latentq import Card, LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
+from latentq.decode import pictures as decode_pictures
 from latentq.pipeline import noise
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64}
@@ -153,6 +154,49 @@ def test_a_missing_file_of_a_table_is_rejected(pictures, tmp_path):
     assert (tmp_path / "out" / "rejects.tsv").read_text() == "nowhere.png\tread\tNo such file or directory\n"
 
 
+def test_reasons_do_not_tell_where_the_source_lies(tmp_path):
+    folder = tmp_path / "two  spaces"
+    paint(folder / "a.png", 1)
+    for name in ("b  c.jpg", "n\nl.jpg", "u\u2028.jpg"):
+        (folder / name).write_text("no")
+    latentq.encode(folder, tmp_path / "out", **SMALL, calibration=1)
+    text = (tmp_path / "out" / "rejects.tsv").read_text() + (tmp_path / "out" / "00000" / "unit.toml").read_text()
+    assert "two" not in text
+    right = decode_pictures(tmp_path / "out", [0], source=folder)[0]
+    assert right[0].lines[0] == "a.png"
+
+
+def test_what_is_no_regular_file_is_rejected(pictures, tmp_path):
+    os.mkfifo(pictures / "ant" / "fifo.jpg")
+    latentq.encode(pictures, tmp_path / "out", **SMALL)
+    assert (tmp_path / "out" / "rejects.tsv").read_text() == "ant/fifo.jpg\tread\tnot a regular file\n"
+
+
+def test_a_source_that_is_not_there_for_another_process_is_refused(pictures, tmp_path):
+    options = {**SMALL, "unit_size": 5, "world_size": 2}
+    latentq.encode(pictures, tmp_path / "out", **options, rank=0)
+    pictures.rename(tmp_path / "moved")
+    pictures.mkdir()
+    with pytest.raises(MismatchError, match=r"is listed with \d+ bytes and is not there now"):
+        latentq.encode(pictures, tmp_path / "out", **options, rank=1)
+    shutil.copytree(tmp_path / "moved", pictures, dirs_exist_ok=True)
+    paint(pictures / "bee" / "04.png", 99, (30, 30))
+    with pytest.raises(MismatchError, match=r"bee/04\.png is listed with \d+ bytes and has \d+ bytes now"):
+        latentq.encode(pictures, tmp_path / "out", **options, rank=1)
+
+
+def test_a_fault_of_the_machine_is_no_reject(pictures, tmp_path, monkeypatch):
+    load_batch = latentq.image.load_batch
+
+    def failing(items, size, **options):
+        pixels, errors = load_batch(items, size, **options)
+        return pixels, [OSError(5, "Input/output error"), *errors[1:]]
+
+    monkeypatch.setattr(latentq.image, "load_batch", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        latentq.encode(pictures, tmp_path / "out", **SMALL)
+
+
 def test_a_name_that_is_not_utf8_is_rejected(pictures, tmp_path):
     paint(pictures / "cat" / "plain.png", 3)
     (pictures / "cat" / "plain.png").rename(os.fsdecode(os.fsencode(pictures / "cat") + b"/\xff.png"))
@@ -258,6 +302,15 @@ def test_units_threads_batches_and_ranks_leave_no_trace(pictures, tmp_path):
         assert contents(tmp_path / name) == expected
 
 
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_float_columns_do_not_depend_on_the_batch_size_either(pictures, tmp_path, kind):
+    recipe = Recipe.load("default").to_dict()
+    recipe["columns"]["latent"]["quantizer"] = {"kind": kind}
+    for batch in (1, 5, 64):
+        latentq.encode(pictures, tmp_path / str(batch), recipe=Recipe.from_dict(recipe), size=64, batch_size=batch)
+    assert contents(tmp_path / "1") == contents(tmp_path / "5") == contents(tmp_path / "64")
+
+
 def test_ranks_of_torchrun_are_found(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -266,7 +319,7 @@ def test_ranks_of_torchrun_are_found(pictures, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00001"]
 
 
-def test_a_kl_dataset_does_not_depend_on_ranks_or_threads(pictures, tmp_path, tiny_vae):
+def test_a_kl_dataset_does_not_depend_on_ranks_or_image_threads(pictures, tmp_path, tiny_vae):
     options = {"autoencoder": tiny_vae, "size": 64, "unit_size": 5, "batch_size": 4}
     latentq.encode(pictures, tmp_path / "one", **options, threads=1)
     for rank in (1, 0):
@@ -310,11 +363,11 @@ def test_a_unit_that_another_process_publishes_counts_as_done(pictures, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 72}, r"recipe\.columns\.latent\.size = 64; this run has 72|columns\.latent"),
+        ({"size": 72}, r"recipe\.columns\.latent\.size = 64; this run has 72"),
         ({"crop": "adm"}, r"recipe\.image\.crop = 'center'; this run has 'adm'"),
         ({"seed": 5}, r"recipe\.autoencoder\.seed = 0; this run has 5"),
         ({"unit_size": 3}, r"recipe\.unit_size = 4096; this run has 3"),
-        ({"bits": 6}, r"bits = 8; this run has 6|columns\.latent"),
+        ({"bits": 6}, r"recipe\.columns\.latent\.quantizer\.bits = 8; this run has 6"),
     ],
 )
 def test_another_recipe_is_refused_with_both_values(pictures, tmp_path, change, message):
@@ -376,6 +429,27 @@ def test_a_dataset_like_another_shares_its_recipe_quantiser_and_classes(pictures
         latentq.encode(pictures, tmp_path / "x", like=tmp_path / "train", bits=4)
 
 
+def test_a_dataset_begun_alone_does_not_go_on_like_another(pictures, tmp_path):
+    latentq.encode(pictures, tmp_path / "train", **SMALL)
+    shutil.rmtree(pictures / "ant")
+    latentq.encode(pictures, tmp_path / "alone", **SMALL)
+    with pytest.raises(MismatchError, match=r"latents\.latent\.quantizer = {.*}; this run has {"):
+        latentq.encode(pictures, tmp_path / "alone", like=tmp_path / "train")
+
+
+def test_like_carries_class_numbers_to_and_from_tables(pictures, tmp_path):
+    rows = [f"pictures/{name}\t{label}\n" for name, label in [("ant/00.jpg", "dog"), ("bee/01.png", "emu")]]
+    (tmp_path / "train.tsv").write_text("path\tlabel\npictures/cat/02.png\tcow\n" + "".join(rows))
+    (tmp_path / "validation.tsv").write_text("path\tlabel\n" + "".join(rows))
+    latentq.encode(tmp_path / "train.tsv", tmp_path / "train", **SMALL)
+    latentq.encode(tmp_path / "validation.tsv", tmp_path / "validation", like=tmp_path / "train")
+    samples = list(LatentDataset(tmp_path / "validation"))
+    assert [(s["label"], s["label_text"]) for s in samples] == [(1, "dog"), (2, "emu")]
+    paint(tmp_path / "folder" / "emu" / "x.png", 1)
+    latentq.encode(tmp_path / "folder", tmp_path / "third", like=tmp_path / "train")
+    assert LatentDataset(tmp_path / "third")[0]["label"] == 2
+
+
 def test_like_needs_the_same_weights(pictures, tmp_path, tiny_vae):
     latentq.encode(pictures, tmp_path / "train", autoencoder=tiny_vae, size=64)
     with pytest.raises(MismatchError, match=r"made by .*AutoencoderKL.*here is .*dct-f8c16"):
@@ -412,10 +486,35 @@ def test_every_field_of_a_card_that_is_missing_or_of_another_type_is_an_error(pi
     card = latentq.encode(pictures, tmp_path / "out", **SMALL).to_dict()
     for key in card:
         for changed in ({k: v for k, v in card.items() if k != key}, {**card, key: 3.5}, {**card, key: [1]}):
-            if key in ("versions", "complete") and changed.get(key):
+            if key == "complete" and changed.get(key):
                 continue
             with pytest.raises((latentq.FormatError, RecipeError)):
                 Card.from_dict(changed)
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "value"),
+    [
+        ("source", "samples", "x"),
+        ("source", "samples", 10**30),
+        ("counts", "samples", -1),
+        ("recipe", "changed", 3),
+        ("columns", "latent", 7),
+        ("latents", "latent", {}),
+        ("latent", "shape", "x"),
+        ("latent", "shape", [16, 8]),
+        ("latent", "clipped", [1, 2]),
+        ("latent", "clipped", ["x"] * 16),
+        ("latent", "statistics", {"mean": []}),
+        ("latent", "quantizer", {"kind": "affine", "bits": -1, "low": [0.0], "high": [1.0]}),
+        ("latent", "quantizer", {"kind": "affine", "bits": 8, "low": [0.0], "high": [1.0]}),
+    ],
+)
+def test_a_field_of_a_card_that_makes_no_sense_is_an_error(pictures, tmp_path, table, field, value):
+    data = latentq.encode(pictures, tmp_path / "out", **SMALL).to_dict()
+    (data["latents"]["latent"] if table == "latent" else data[table])[field] = value
+    with pytest.raises((latentq.FormatError, RecipeError)):
+        Card.from_dict(data)
 
 
 def test_verify_finds_what_was_changed(pictures, tmp_path):
@@ -437,6 +536,11 @@ def test_verify_finds_what_was_changed(pictures, tmp_path):
     assert findings("rejects.tsv", lambda b: b + b"x\ty\tz\n")
     assert findings("00002/unit.toml", lambda b: b.replace(b"samples = 2", b"samples = 3"))
     assert findings("latents.toml", lambda b: b.replace(b"rejects = 0", b"rejects = 1"))
+    assert findings("00000/index.json", lambda b: b.replace(b"latent", b"latant"))
+    assert findings("latents.toml", lambda b: b.replace(b'key = "str"', b'key = "bytes"'))
+    (out / "latents.toml").rename(out / "elsewhere")
+    assert [finding.file for finding in latentq.verify(out)] == ["latents.toml"]
+    (out / "elsewhere").rename(out / "latents.toml")
     assert findings("index.json", lambda b: b.replace(b'"samples": 5', b'"samples": 4', 1))
     first = tomllib.loads((out / "00000/unit.toml").read_text())["latents"]["latent"]["histogram"][0]
     common = max(first)

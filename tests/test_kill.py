@@ -24,31 +24,29 @@ def make_source(folder):
 
 
 def test_kill_9_at_ten_random_moments(tmp_path):
-    source = make_source(tmp_path / "source")
-    began = time.monotonic()
+    """Each kill waits for a few changes in the folder, so that it falls into the work and not into the start."""
+    source, out = make_source(tmp_path / "source"), tmp_path / "out"
     assert start(source, tmp_path / "whole").wait() == 0
-    duration = time.monotonic() - began
     moments = random.Random(0)
-    killed = 0
-    for _ in range(200):
-        process = start(source, tmp_path / "out")
-        # From the first file on: what comes before is the start of the interpreter.
-        while process.poll() is None and not (tmp_path / "out" / "samples.tsv").exists():
-            time.sleep(0.001)
-        try:
-            process.wait(moments.uniform(0, duration if killed % 2 else 0.3 * duration))
-        except subprocess.TimeoutExpired:
+    for kill in range(10):
+        process = start(source, out)
+        changes, before = moments.randrange(0 if kill else 1, 4), listed(out)
+        while process.poll() is None and changes:
+            now = listed(out)
+            changes, before = changes - (now != before), now
+        time.sleep(moments.uniform(0, 0.02))
+        if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-        if killed == 10:
-            break
-        if process.returncode == 0:  # finished before the kill: begin anew
-            assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-            (tmp_path / "out").rename(tmp_path / f"out-{time.monotonic_ns()}")
-    assert killed == 10
-    assert start(source, tmp_path / "out").wait() == 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+        assert process.wait() in (0, -signal.SIGKILL)
+        if process.returncode == 0:  # too late: begin anew
+            assert contents(out) == contents(tmp_path / "whole")
+            out.rename(tmp_path / f"out-{kill}")
+    assert start(source, out).wait() == 0
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def test_two_processes_at_once(tmp_path):

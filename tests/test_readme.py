@@ -33,7 +33,7 @@ def commands():
 
 
 def test_commands(folder):
-    ours = [line for line in commands() if line.startswith("latentq ")]
+    ours = [line for line in commands() if line.startswith(("latentq ", "torchrun "))]
     assert len(ours) >= 9
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for line in ours:

@@ -103,10 +103,27 @@ def test_the_output_inside_the_source_is_left_out(pictures):
 
 
 def test_given_classes_number_the_folders_and_must_know_them(pictures):
-    labels = {s.label for s in open_source(pictures, classes={"ant": 5, "bee": 7, "cat": 9}).listing().samples}
-    assert labels == {5, 7, 9}
+    classes = {"ant": (5, "an ant"), "bee": (7, "a bee"), "cat": (9, "a cat")}
+    samples = open_source(pictures, classes=classes).listing().samples
+    assert {(s.label, s.label_text) for s in samples} == set(classes.values())
+    del classes["cat"]
     with pytest.raises(MismatchError, match="'cat'"):
-        open_source(pictures, classes={"ant": 5, "bee": 7}).listing()
+        open_source(pictures, classes=classes).listing()
+
+
+def test_hidden_folders_and_shadow_files_are_left_out(pictures):
+    paint(pictures / ".ipynb_checkpoints" / "x.png", 1)
+    paint(pictures / "ant" / ".thumbnails" / "x.png", 1)
+    (pictures / "ant" / "._00.jpg").write_text("x")
+    samples = open_source(pictures).listing().samples
+    assert len(samples) == 12
+    assert {s.label for s in samples} == {0, 1, 2}
+
+
+def test_class_names_that_are_not_text_are_an_error(pictures, tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"ant \xff\n")
+    with pytest.raises(LatentqError, match=r"names\.txt is not UTF-8"):
+        open_source(pictures, class_names=tmp_path / "names.txt")
 
 
 def table(tmp_path, text, name="table.tsv"):
@@ -149,6 +166,9 @@ def test_labels_that_are_names_are_numbered_and_become_the_text(tmp_path):
         ("path\tlabel\na.png\t\nb.png\tx\n", "line 2: the row has no label"),
         ("path\tlabel\n\t3\n", "line 2: the row has no path"),
         ("label\tcaption\n3\tx\n", "names no column of image paths"),
+        ("path\tlabel\na\t0\nb\t-1\n", "line 3: the label -1 is neither a whole number of at least 0 nor a name"),
+        ("path\tlabel\na\t1.0\n", "line 2: the label 1.0 is neither"),
+        ("path\tlabel\na\t" + "9" * 5000 + "\n", "line 2: the label 9+ is too large"),
     ],
 )
 def test_a_table_that_cannot_be_understood_is_an_error(tmp_path, text, message):

@@ -144,18 +144,20 @@ class Card:
         if data.get("format") != FORMAT:
             raise FormatError(f"a card of format {data.get('format')!r}; this latentq reads format {FORMAT}")
         try:
-            return cls(
-                source=SourceFacts(**data["source"]),
-                recipe=Recipe.from_dict(data["recipe"]),
-                autoencoder=_autoencoder(data["autoencoder"]),
-                columns=dict(data["columns"]),
-                latents={name: _latent(facts) for name, facts in data["latents"].items()},
-                counts=Counts(**data["counts"]) if data["complete"] else None,
-                versions=dict(data["versions"]),
+            return _checked(
+                cls(
+                    source=SourceFacts(**data["source"]),
+                    recipe=Recipe.from_dict(data["recipe"]),
+                    autoencoder=_autoencoder(data["autoencoder"]),
+                    columns=dict(data["columns"]),
+                    latents={name: _latent(facts) for name, facts in data["latents"].items()},
+                    counts=Counts(**data["counts"]) if data["complete"] else None,
+                    versions=dict(data["versions"]),
+                )
             )
         except KeyError as error:
             raise FormatError(f"the card has no field {error.args[0]!r}") from None
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(f"the card has a field that cannot be understood: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,6 +176,42 @@ class Card:
     def to_toml(self) -> bytes:
         """The bytes of `latents.toml`: a pure function of the card."""
         return (_HEADER + tomli_w.dumps(self.to_dict())).encode()
+
+
+_MOST = 2**53  # samples, or numbers in a latent: beyond it a count is no count
+
+
+def _checked(card: Card) -> Card:
+    """The card, its counts and lengths sound. Raises FormatError naming the field."""
+
+    def count(value: Any, field: str) -> None:
+        if type(value) is not int or not 0 <= value <= _MOST:
+            raise FormatError(f"{field} must be a count, not {value!r}")
+
+    count(card.source.samples, "source.samples")
+    if card.counts is not None:
+        count(card.counts.samples, "counts.samples")
+        count(card.counts.rejects, "counts.rejects")
+    for name, encoding in card.columns.items():
+        if not isinstance(encoding, str) or name not in card.recipe.columns:
+            raise FormatError(f"columns.{name} is no encoding of a column of the recipe")
+    if card.latents.keys() != card.recipe.latents().keys():
+        raise FormatError(f"latents has {list(card.latents)}, the recipe {list(card.recipe.latents())}")
+    for name, latent in card.latents.items():
+        if len(latent.shape) != 3 or not all(type(side) is int and 0 < side <= 2**20 for side in latent.shape):
+            raise FormatError(f"latents.{name}.shape must be (C, h, w), not {latent.shape}")
+        per_channel = {"clipped": latent.clipped, **(asdict(latent.statistics) if latent.statistics else {})}
+        for field, values in per_channel.items():
+            if values is not None and len(values) != latent.shape[0]:
+                raise FormatError(f"latents.{name}: {len(values)} of {field} for {latent.shape[0]} channels")
+            for value in values or ():
+                if field in ("clipped", "count"):
+                    count(value, f"latents.{name}.{field}")
+                elif type(value) not in (int, float):
+                    raise FormatError(f"latents.{name}.{field} must hold numbers, not {value!r}")
+        if latent.quantizer.channels != latent.shape[0]:
+            raise FormatError(f"latents.{name}: a quantiser of {latent.quantizer.channels} channels for {latent.shape}")
+    return card
 
 
 def _autoencoder(data: Mapping[str, Any]) -> AutoencoderFacts:

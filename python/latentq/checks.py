@@ -29,7 +29,7 @@ def verify(path: str | os.PathLike[str]) -> list[mds.Finding]:
     """
     path = Path(path)
     if not (path / CARD).exists():
-        return mds.verify(path)
+        return [_finding(CARD, "missing")] if (path / SAMPLES).exists() else mds.verify(path)
     try:
         card = Card.load(path)
     except LatentqError as error:
@@ -63,13 +63,16 @@ def _check_card(path: Path, card: Card) -> Iterator[mds.Finding]:
             yield _finding(REJECTS, "does not hold the units' rejects")
     except FileNotFoundError as error:
         yield _finding(os.path.relpath(error.filename or path, path), "missing")
-    except LatentqError as error:
-        yield _finding(".", str(error))
+    except (LatentqError, OSError, ValueError, LookupError, TypeError) as error:
+        yield _finding(".", f"cannot be checked: {error}")
 
 
 def _check_unit(path: Path, card: Card, facts: UnitFacts) -> Iterator[mds.Finding]:
     """That a unit's facts are those of its shards."""
     reader = mds.Reader(path)
+    if len(reader) and dict(reader.columns) != dict(card.columns):
+        yield _finding(f"{path.name}/{INDEX}", f"has the columns {dict(reader.columns)}, the card {dict(card.columns)}")
+        return
     if len(reader) != facts.samples:
         yield _finding(f"{path.name}/{UNIT}", f"says {facts.samples} samples, the shards hold {len(reader)}")
         return

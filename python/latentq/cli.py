@@ -27,6 +27,9 @@ _EPILOG = """examples:
 """
 
 
+_SIGPIPE = 141  # what a shell reports of a command that SIGPIPE ended
+
+
 class _UsageError(Exception):
     """Arguments that cannot be right; exit code 2."""
 
@@ -37,18 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
+        code = run(options)
+        sys.stdout.flush()
+        return code
     except (_UsageError, RecipeError) as error:
         return _fail(str(error), 2)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
-            return 0
+            return _SIGPIPE
         return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
     except (LatentqError, IndexError, MemoryError) as error:
         return _fail(str(error) or "out of memory", 1)
     except ValueError as error:
         return _fail(str(error), 2)
+    except RuntimeError as error:  # torch's, out of memory on a device say
+        return _fail(str(error).strip().partition("\n")[0], 1)
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}: pip install 'latentq[encode]'", 1)
     except KeyboardInterrupt:
@@ -353,7 +360,7 @@ def _decode(options: argparse.Namespace) -> int:
     count = card.counts.samples if card.counts else 0
     indices = options.index or [place * count // min(count, 8) for place in range(min(count, 8))]
     if not indices:
-        raise LatentqError(f"{path} holds no samples to decode")
+        raise LatentqError(f"{path} is not finished" if card.counts is None else f"{path} holds no samples to decode")
     if options.source is not None and not Path(options.source).exists():
         raise _UsageError(f"{options.source}: no such folder or table")
     for index in indices:

@@ -266,7 +266,12 @@ def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
         TypeError: One is not a whole number.
     """
     if not isinstance(indices, np.ndarray):
-        indices = np.fromiter(map(operator.index, indices), np.int64)
+        try:
+            indices = np.fromiter(map(operator.index, indices), np.int64)
+        except OverflowError:
+            raise IndexError(f"an index is out of range for {size} samples") from None
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"indices must be whole numbers, not {indices.dtype}")
     outside = (indices < -size) | (indices >= size)
     if outside.any():
         raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
@@ -288,7 +293,8 @@ def open_card(path: Path) -> Card | None:
     indexed = (path / "index.json").exists()
     if card is not None and not (card.complete and indexed):
         done = sum(1 for entry in path.iterdir() if entry.name.isdigit() and (entry / "index.json").is_file())
-        raise LatentqError(f"{path} is not finished: {done} of {card.units} units")
+        hint = "; latentq encode must finish it" if done == card.units else ""
+        raise LatentqError(f"{path} is not finished: {done} of {card.units} units{hint}")
     if not indexed:
         raise LatentqError(f"{path} holds no dataset: it has neither {CARD} nor index.json")
     return card

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from torch.utils.data import default_collate
 from latentq.buffers import Empty, Recycled, pinned, private
 from latentq.dataset import Batch
 from latentq.order import Order, bernoulli, slice_of
+from latentq.processors import processors
 
 
 class Source(Protocol):
@@ -89,7 +89,7 @@ class LatentLoader:
         self.drop_last = drop_last
         device = torch.device("cpu" if device is None else device)
         self.device = None if device.type == "cpu" else device
-        self.threads = min(4, _cpus()) if threads is None else threads
+        self.threads = min(4, processors()) if threads is None else threads
         self.prefetch = 2 * self.threads if prefetch is None else prefetch
         self.rank, self.world_size = _ranks(rank, world_size)
         self.order = Order((len(source),), (len(source),), shuffle, seed) if order is None else order
@@ -214,10 +214,6 @@ class LatentLoader:
             for name, value in batch.items()
         }
         return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=private)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -47,8 +47,8 @@ class Originals:
     ) -> None:
         file = Path(path) / SAMPLES
         listing = Listing.from_tsv(file.read_bytes(), str(file))
-        lines = (Path(path) / REJECTS).read_text(encoding="utf-8").splitlines()
-        rejects = {line.partition("\t")[0] for line in lines}
+        lines = (Path(path) / REJECTS).read_bytes().decode().split("\n")
+        rejects = {line.partition("\t")[0] for line in lines if line}
         self.network = network
         self._stored = [
             (number, sample)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
+import stat
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq import image, mds
-from latentq._core import LatentqError
+from latentq._core import LatentqError, MismatchError
 from latentq.autoencoders import Autoencoder, load_autoencoder
 from latentq.card import CARD, Card
 from latentq.plan import check_folder, check_same, open_for, plan_card, publish_listing, settle, settle_listing
+from latentq.processors import processors
 from latentq.progress import Progress
 from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Counts, Moments, Quantizer
@@ -26,6 +29,8 @@ from latentq.sources import Listing, Sample, Source
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
 
 _HASHES = ("xxh3_64",)
+# What the system says of a single file; anything else is a fault of the machine, and ends the run.
+_REJECTED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 _T = TypeVar("_T")
 
 
@@ -76,17 +81,20 @@ def encode(
     rank, world_size = _ranks(rank, world_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    threads = threads or len(os.sched_getaffinity(0))
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    threads = threads or processors()
     model = autoencoder if autoencoder is None or isinstance(autoencoder, str | os.PathLike) else None
     parent = Card.load(like) if like is not None else None
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
 
-    opened = open_for(source, out, class_names, like if parent and parent.source.kind == "folder" else None)
+    opened = open_for(source, out, class_names, like)
     listing = settle_listing(opened, out, first=rank == 0)
     network: Any = autoencoder
     if network is None or isinstance(network, str | os.PathLike):
         device = device or _device()
+        _check_device(device)
         options = recipe.autoencoder
         network = load_autoencoder(
             network or options.model,
@@ -96,20 +104,20 @@ def encode(
             subfolder=options.subfolder,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
-    publish_listing(out, listing)
-    job = _Job(opened, listing, network, plan, uncalibrated, device or _device_of(network), batch_size, threads, strict)
+    device = device or _device_of(network)
+    _check_device(device)
+    job = _Job(opened, listing, network, plan, uncalibrated, device, batch_size, threads, strict)
 
     share = _slices(recipe.unit_size, len(listing.samples), rank, world_size)
     with Progress(sum(map(len, share.values())), "encode", progress) as bar:
         for note in listing.notes:
             bar.note(note)
-        card = _published_card(out, job, bar)
+        card = _published_card(out, job, bar, frozen=parent is not None)
         job = replace(job, card=card)
         _encode_units(out, job, rank, world_size, bar)
-    missing = card.units - units_done(out, card)
-    if missing:
+    if units_done(out, card) < card.units:
         remove_dead(out)
-        return card
+        return replace(card, counts=None)
     card = finish(out, card)
     if card.counts is not None and not card.counts.samples:
         raise LatentqError(f"none of the {card.source.samples} samples could be encoded: see {out / REJECTS}")
@@ -149,6 +157,17 @@ def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
+def _check_device(device: str) -> None:
+    """Refuses a device that is not there, before anything is published."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device {device!r} cannot be used: {reason}") from None
+
+
 def _device_of(network: Any) -> str:
     """Where someone's own network is: its pixels must go there."""
     parameters = getattr(network, "parameters", None)
@@ -156,8 +175,12 @@ def _device_of(network: Any) -> str:
     return str(first.device) if first is not None else "cpu"
 
 
-def _published_card(out: Path, job: _Job, bar: Progress) -> Card:
-    """The card that all processes share: whoever publishes first decides."""
+def _published_card(out: Path, job: _Job, bar: Progress, *, frozen: bool) -> Card:
+    """The card that all processes share: whoever publishes first decides.
+
+    The list is published with it, not before: what fails until here leaves nothing behind. `frozen` quantisers come
+    from another dataset, and a card that is there must have the same.
+    """
     file = out / CARD
     if not file.exists():
         card = job.card
@@ -167,10 +190,12 @@ def _published_card(out: Path, job: _Job, bar: Progress) -> Card:
             for name, quantizer in _calibrate(job).items():
                 latents[name] = replace(latents[name], quantizer=quantizer)
             card = replace(card, latents=latents)
+        publish_listing(out, job.listing)
         if publish_once(file, card.to_toml()):
             return card
     card = Card.load(file)
-    check_same(out, card, job.card)
+    check_same(out, card, job.card, frozen=frozen)
+    publish_listing(out, job.listing)
     return card
 
 
@@ -212,19 +237,51 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             samples = [job.listing.samples[number] for number in chosen]
             failed: dict[int, tuple[str, Exception]] = {}
             pixels = {}
+            data = [job.source.data(sample) for sample in samples]
+            for place, sample in enumerate(samples):
+                if (reason := _unlike_listing(sample, data[place])) is not None:
+                    failed[place] = ("read", LatentqError(reason))
+                    data[place] = b""
             for size in sizes:
                 pixels[size] = np.zeros((length, 3, size, size), np.uint8)
-                data = [job.source.data(sample) for sample in samples]
                 _, errors = image.load_batch(data, size, threads=job.threads, out=pixels[size][: len(data)], **options)
                 for place, error in enumerate(errors):
+                    if isinstance(error, OSError) and error.errno not in _REJECTED:
+                        raise error  # of the machine, not of the file: the unit can be encoded another time
                     if error is not None:
-                        failed[place] = ("read" if isinstance(error, OSError) else "decode", error)
+                        failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
             for place, sample in enumerate(samples):
                 try:
                     sample.key.encode()
                 except UnicodeEncodeError:
                     failed[place] = ("list", LatentqError("the file's name is not UTF-8"))
             yield _Batch(unit, chosen, pixels, failed, start + length >= len(numbers))
+
+
+def _unlike_listing(sample: Sample, data: bytes | Path) -> str | None:
+    """Why a sample cannot be read at all.
+
+    Raises:
+        MismatchError: Its file is not the one that was listed: on this machine the source is another, or not mounted.
+    """
+    if not isinstance(data, Path):
+        return None
+    try:
+        status = data.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if sample.bytes is None:
+            return "No such file or directory"
+        raise MismatchError(f"{data} is listed with {sample.bytes} bytes and is not there now") from None
+    except OSError as error:
+        if error.errno not in _REJECTED:
+            raise
+        return error.strerror
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_size != sample.bytes:
+        listed = "as missing" if sample.bytes is None else f"with {sample.bytes} bytes"
+        raise MismatchError(f"{data} is listed {listed} and has {status.st_size} bytes now")
+    return None
 
 
 def _ahead(items: Iterable[_T], depth: int) -> Generator[_T, None, None]:
@@ -312,7 +369,9 @@ def encode_pixels(
 
     low, high = network.pixel_range
     scale = (high - low) / 255
-    with torch.no_grad():
+    # float32 is to mean float32: on CUDA convolutions would otherwise take TF32, by an algorithm chosen by timing.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.no_grad(), exact:
         floats = torch.from_numpy(pixels).to(device).float() * scale + low
         if column.flip:
             floats = floats.flip(-1)
@@ -464,10 +523,7 @@ def _stored(quantizer: Quantizer, codes: NDArray[Any], counts: Counts) -> tuple[
     if quantizer.kind not in FLOATS:
         stored = quantizer.pack(codes) if quantizer.bits < 8 else codes
         return LatentSums(counts.clipped, quantizer.histogram(codes)), stored
-    sums = LatentSums(counts.clipped)
-    for sample in quantizer.dequantize(codes):
-        sums.add(LatentSums(np.zeros_like(counts.clipped), moments=Moments.of(sample)))
-    return sums, codes
+    return LatentSums(counts.clipped, moments=[Moments.of(sample) for sample in quantizer.dequantize(codes)]), codes
 
 
 def _strictly(job: _Job, sample: Sample, stage: str, error: Exception) -> None:
@@ -480,5 +536,5 @@ def _reason(error: Exception, data: bytes | Path | None = None) -> str:
     """Why a sample was refused, without its path, which is another on another machine."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())
-    return text.removeprefix(f"{data}: ") if isinstance(data, Path) else text
+    text = str(error).removeprefix(f"{data}: ") if isinstance(data, Path) else str(error)
+    return " ".join(text.split())

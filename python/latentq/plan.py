@@ -47,10 +47,10 @@ def check_folder(out: Path) -> None:
         return
     if not out.is_dir():
         raise MismatchError(f"{out} is a file; a dataset is a folder")
-    if (out / CARD).exists() or (out / SAMPLES).exists():
+    if (out / CARD).exists():
         return
     for entry in sorted(out.iterdir()):
-        if not is_temporary(entry.name):
+        if entry.name != SAMPLES and not is_temporary(entry.name):
             raise MismatchError(f"{out} holds something else ({entry.name}): name a folder that is absent or empty")
 
 
@@ -63,11 +63,13 @@ def open_for(
     """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is."""
     if not isinstance(source, str | os.PathLike):
         return source
-    classes = None
+    classes: dict[str, tuple[int, str]] = {}
     if like is not None:
         file = Path(like) / SAMPLES
-        samples = Listing.from_tsv(file.read_bytes(), str(file)).samples
-        classes = {sample.key.partition("/")[0]: sample.label for sample in samples if sample.label is not None}
+        for sample in Listing.from_tsv(file.read_bytes(), str(file)).samples:
+            if sample.label is not None and sample.label_text is not None:
+                facts = (sample.label, sample.label_text)
+                classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
     return open_source(source, class_names=class_names, classes=classes or None, exclude=out)
 
 
@@ -180,7 +182,7 @@ def _given(column: Column, channels: int) -> Quantizer:
 def _versions() -> dict[str, str]:
     """Of what computes the numbers."""
     versions = {}
-    for package in ("latentq", "torch", "diffusers"):
+    for package in ("latentq", "numpy", "torch", "diffusers"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -188,13 +190,20 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def check_same(out: Path, old: Card, new: Card) -> None:
-    """Refuses to go on with what another recipe, other weights or another list began; both values are named."""
+def check_same(out: Path, old: Card, new: Card, *, frozen: bool) -> None:
+    """Refuses to go on with what another recipe, other weights or another list began; both values are named.
+
+    With `frozen`, the new card's quantisers come from another dataset and must be the same too.
+    """
     ours, theirs = _identity(old), _identity(new)
     if old.autoencoder.same_as(new.autoencoder):
         for key in ("autoencoder.name", "recipe.autoencoder.model"):  # the same weights under another name
             del ours[key], theirs[key]
-    for key in sorted(ours.keys() | theirs.keys()):
+    if frozen:
+        ours |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in old.latents.items()}
+        theirs |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in new.latents.items()}
+    # The recipe first: what follows from it is named less clearly.
+    for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (not key.startswith("recipe"), key)):
         if ours.get(key) != theirs.get(key):
             raise MismatchError(f"{out} was made with {key} = {ours.get(key)!r}; this run has {theirs.get(key)!r}")
     for package in sorted(old.versions.keys() | new.versions.keys()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -64,7 +65,8 @@ class Progress:
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
         elif self._stream is not None:
-            print(line, file=self._stream, flush=True)
+            with contextlib.suppress(OSError):  # nobody listens any more: no reason to stop
+                print(line, file=self._stream, flush=True)
 
     def _tell(self) -> None:
         self._told = time.monotonic()

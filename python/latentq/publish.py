@@ -1,10 +1,12 @@
-"""The one seam between the pipeline and where a dataset lies: whole files and whole units, there or not there.
+"""The seam between the pipeline and where a dataset lies: files are there whole or not at all, and so are units.
 
-On a file system that is link and rename; an object store would have conditional puts here, and nothing else changes.
+A file is published by link or rename here; a unit by the one rename of `latentq.mds.Writer`. An object store would have
+conditional puts in their place, and nothing else would change.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -13,6 +15,7 @@ from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(\d{5,}|latents\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}")
 _ATTEMPTS = 10
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 INDEX = "index.json"
 REJECTS = "rejects.tsv"
 SAMPLES = "samples.tsv"
@@ -30,8 +33,10 @@ def publish_once(path: Path, data: bytes) -> bool:
         if path.exists():
             return False
         raise
-    except PermissionError:  # a file system without links: the window between look and rename is all it allows
-        if path.exists():
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():  # without links, the window between this look and the rename is all there is
             return False
         temporary.replace(path)
     finally:

@@ -159,6 +159,10 @@ class Recipe:
             raise RecipeError(f"unknown field {key!r}")
         if not isinstance(data.get("name"), str):
             raise RecipeError("'name' is missing or is not a string")
+        if not isinstance(data.get("changed", []), list | tuple) or not all(
+            isinstance(field, str) for field in data.get("changed", [])
+        ):
+            raise RecipeError("'changed' must be a list of names")
         columns = data.get("columns")
         if not isinstance(columns, dict) or not columns:
             raise RecipeError("a recipe needs at least one [columns.NAME]")

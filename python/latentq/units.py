@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -35,12 +36,13 @@ class LatentSums:
     Attributes:
         clipped: (C,) int64: how many values were outside the quantiser's range.
         histogram: (C, levels) int64: how often each code occurs, for quantisers with codes.
-        moments: float64 sums, for columns of floats.
+        moments: float64 sums, for columns of floats, of samples or units in their order: adding up is left to the end,
+            so that it does not depend on how they came together.
     """
 
     clipped: NDArray[np.int64]
     histogram: NDArray[np.int64] | None = None
-    moments: Moments | None = None
+    moments: list[Moments] = field(default_factory=list)
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> LatentSums:
@@ -52,13 +54,12 @@ class LatentSums:
         self.clipped = self.clipped + other.clipped
         if other.histogram is not None:
             self.histogram = other.histogram if self.histogram is None else self.histogram + other.histogram
-        if other.moments is not None:
-            self.moments = other.moments if self.moments is None else self.moments.merge(other.moments)
+        self.moments = self.moments + other.moments
 
     def statistics(self, quantizer: Quantizer) -> Statistics:
         """Of the values that a reader will see."""
-        if self.moments is not None:
-            return self.moments.statistics()
+        if self.moments:
+            return functools.reduce(Moments.merge, self.moments).statistics()
         assert self.histogram is not None
         return Statistics.from_histogram(quantizer, self.histogram)
 
@@ -84,8 +85,8 @@ class UnitFacts:
             table: dict[str, Any] = {"clipped": sums.clipped.tolist()}
             if sums.histogram is not None:
                 table["histogram"] = sums.histogram.tolist()
-            if sums.moments is not None:
-                table["moments"] = sums.moments.to_dict()
+            if sums.moments:
+                table["moments"] = functools.reduce(Moments.merge, sums.moments).to_dict()
             data.setdefault("latents", {})[name] = table
         return tomli_w.dumps(data).encode()
 
@@ -107,7 +108,7 @@ def _sums(table: Mapping[str, Any]) -> LatentSums:
     return LatentSums(
         np.array(table["clipped"], np.int64),
         np.array(table["histogram"], np.int64) if "histogram" in table else None,
-        Moments.from_dict(table["moments"]) if "moments" in table else None,
+        [Moments.from_dict(table["moments"])] if "moments" in table else [],
     )
 
 
@@ -155,7 +156,7 @@ def completed(card: Card, units: list[UnitFacts]) -> Card:
         for unit in units:
             if name in unit.latents:
                 total.add(unit.latents[name])
-        stored = total.histogram is not None or total.moments is not None
+        stored = total.histogram is not None or bool(total.moments)
         latents[name] = replace(
             facts,
             statistics=total.statistics(facts.quantizer) if stored else None,

@@ -49,10 +49,16 @@ class KLAutoencoder:
             kind = AutoencoderKL.load_config(name, **options).get("_class_name")
             if kind != cls.family:
                 raise LatentqError(f"{name} is of class {kind}; the classes that can be loaded are: {cls.family}")
-            module = AutoencoderKL.from_pretrained(name, torch_dtype=dtype, low_cpu_mem_usage=False, **options)
+            module, info = AutoencoderKL.from_pretrained(
+                name, torch_dtype=dtype, low_cpu_mem_usage=False, output_loading_info=True, **options
+            )
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise LatentqError(f"cannot load the autoencoder {str(name)!r}: {reason}") from None
+        # diffusers would fill them at random, and only log it.
+        lacking = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+        if lacking:
+            raise LatentqError(f"the weights of {name} are incomplete: {len(lacking)} are missing, {lacking[0]} first")
         return cls(module, folder.resolve().name if folder.is_dir() else str(name))
 
     def to(self, device: str | torch.device) -> KLAutoencoder:

@@ -15,7 +15,7 @@ def open_source(
     path: str | os.PathLike[str],
     *,
     class_names: str | os.PathLike[str] | None = None,
-    classes: dict[str, int] | None = None,
+    classes: dict[str, tuple[int, str]] | None = None,
     exclude: str | os.PathLike[str] | None = None,
 ) -> Source:
     """The source at a path: a folder of images, or a CSV or TSV table of image paths.
@@ -23,7 +23,8 @@ def open_source(
     Args:
         path: A folder or a table.
         class_names: For a folder: a file of two columns, folder name and readable name.
-        classes: For a folder: the label of each class folder, instead of numbering them by sorted name.
+        classes: Label and readable name of each class, by the name of its folder or in a table, instead of numbering
+            names in their order.
         exclude: For a folder: a folder inside it that is left out (the output, say).
 
     Raises:
@@ -43,4 +44,4 @@ def open_source(
         raise LatentqError(f"{path} is neither a folder of images nor a table ({known})")
     if class_names is not None:
         raise LatentqError(f"class names are for a folder of class folders; {path} is a table with its own columns")
-    return Table(path)
+    return Table(path, classes)

@@ -21,13 +21,14 @@ class Folder:
     Attributes:
         path: The folder.
         class_names: Readable names of class folders; a folder that is not in it goes by its own name.
-        classes: The label of each class folder; None numbers them by sorted name, as torchvision's ImageFolder does.
+        classes: Label and readable name of each class folder; None numbers them by sorted
+            name, as torchvision's ImageFolder does.
         exclude: A folder that is left out.
     """
 
     path: Path
     class_names: dict[str, str]
-    classes: dict[str, int] | None = None
+    classes: dict[str, tuple[int, str]] | None = None
     exclude: Path | None = None
     kind: str = "folder"
 
@@ -59,18 +60,21 @@ class Folder:
             folder = key.partition("/")[0]
             if folder not in labels:
                 raise MismatchError(f"{self.path} has a class folder {folder!r} that the dataset named by --like lacks")
-            samples.append(Sample(key, size, labels[folder], self.class_names.get(folder, folder)))
+            label, text = labels[folder]
+            samples.append(Sample(key, size, label, self.class_names.get(folder, text)))
         return Listing(tuple(samples), ("label", "label_text"), tuple(notes))
 
-    def _labels(self) -> dict[str, int]:
+    def _labels(self) -> dict[str, tuple[int, str]]:
         if self.classes is not None:
             return self.classes
         with os.scandir(self.path) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir() and not self._excluded(Path(entry.path))]
-        return {name: number for number, name in enumerate(sorted(folders, key=os.fsencode))}
+            folders = [entry.name for entry in entries if entry.is_dir() and self._wanted(Path(entry.path))]
+        return {name: (number, name) for number, name in enumerate(sorted(folders, key=os.fsencode))}
 
-    def _excluded(self, folder: Path) -> bool:
-        return self.exclude is not None and folder.resolve() == self.exclude.resolve()
+    def _wanted(self, folder: Path) -> bool:
+        """Neither hidden (`.ipynb_checkpoints`, say) nor excluded."""
+        hidden = folder.name.startswith(".")
+        return not hidden and (self.exclude is None or folder.resolve() != self.exclude.resolve())
 
     def _walk(self) -> tuple[list[tuple[str, int | None]], int]:
         """Keys and sizes of the images, and how many other files there are."""
@@ -87,11 +91,11 @@ class Folder:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders[:] = [name for name in folders if not self._excluded(Path(folder, name))]
+            folders[:] = [name for name in folders if self._wanted(Path(folder, name))]
             relative = os.path.relpath(folder, self.path).replace(os.sep, "/")
             prefix = "" if relative == "." else relative + "/"
             for name in names:
-                if name.lower().endswith(EXTENSIONS):
+                if name.lower().endswith(EXTENSIONS) and not name.startswith("._"):  # macOS's shadows of files
                     files.append((prefix + name, file_size(Path(folder, name))))
                 else:
                     others += 1
@@ -113,7 +117,10 @@ def read_class_names(path: Path) -> dict[str, str]:
         LatentqError: A line has only one column; the message names the line.
     """
     names = {}
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise LatentqError(f"{path} is not UTF-8 text") from None
     delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower()) or (
         "\t" if any("\t" in x for x in lines) else None
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentq._core import LatentqError
+from latentq._core import LatentqError, MismatchError
 from latentq.sources.folder import file_size
 from latentq.sources.listing import Listing, Sample
 
+_DIGITS = 18  # any number of so many digits is an int64
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 # What a header may call each column; compared without regard to case.
@@ -27,9 +30,14 @@ class Table:
 
     Paths are relative to the table, or absolute. A first row that names a column of paths is a header; without one the
     path is the first column and there is nothing else.
+
+    Attributes:
+        path: The table.
+        classes: Label and readable name of each class that is given by name; None numbers them by sorted name.
     """
 
     path: Path
+    classes: dict[str, tuple[int, str]] | None = None
     kind: str = "table"
 
     def data(self, sample: Sample) -> Path:
@@ -97,10 +105,20 @@ class Table:
         return {"key": 0}, rows
 
     def _labels(self, cells: list[str], lines: list[int]) -> tuple[list[int], list[str] | None]:
-        """Labels as numbers: as they are where all are, otherwise numbered by sorted name, which is then their text."""
+        """Labels as numbers: as they are where all are, otherwise numbered by name, which is then their text."""
         if all(cell.strip().isdecimal() for cell in cells):
+            for cell, line in zip(cells, lines, strict=True):
+                if len(cell.strip()) > _DIGITS:
+                    raise LatentqError(f"{self.path}, line {line}: the label {cell[:30]} is too large")
             return [int(cell) for cell in cells], None
-        if "" in cells:
-            raise LatentqError(f"{self.path}, line {lines[cells.index('')]}: the row has no label")
-        numbers = {name: number for number, name in enumerate(sorted(set(cells)))}
-        return [numbers[cell] for cell in cells], cells
+        for cell, line in zip(cells, lines, strict=True):
+            if not cell:
+                raise LatentqError(f"{self.path}, line {line}: the row has no label")
+            if _NUMBER.fullmatch(cell.strip()) and not cell.strip().isdecimal():
+                raise LatentqError(
+                    f"{self.path}, line {line}: the label {cell} is neither a whole number of at least 0 nor a name"
+                )
+        classes = self.classes or {name: (number, name) for number, name in enumerate(sorted(set(cells)))}
+        if unknown := sorted(set(cells) - classes.keys()):
+            raise MismatchError(f"{self.path} has a class {unknown[0]!r} that the dataset named by --like lacks")
+        return [classes[cell][0] for cell in cells], [classes[cell][1] for cell in cells]
