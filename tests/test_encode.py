@@ -430,8 +430,9 @@ def test_a_dataset_like_another_shares_its_recipe_quantiser_and_classes(pictures
 
 
 def test_a_dataset_begun_alone_does_not_go_on_like_another(pictures, tmp_path):
-    latentq.encode(pictures, tmp_path / "train", **SMALL)
-    shutil.rmtree(pictures / "ant")
+    for index, name in enumerate(("ant", "bee", "cat")):
+        paint(tmp_path / "others" / name / "x.png", 50 + index)
+    latentq.encode(tmp_path / "others", tmp_path / "train", **SMALL)
     latentq.encode(pictures, tmp_path / "alone", **SMALL)
     with pytest.raises(MismatchError, match=r"latents\.latent\.quantizer = {.*}; this run has {"):
         latentq.encode(pictures, tmp_path / "alone", like=tmp_path / "train")

@@ -184,9 +184,9 @@ _MOST = 2**53  # samples, or numbers in a latent: beyond it a count is no count
 def _checked(card: Card) -> Card:
     """The card, its counts and lengths sound. Raises FormatError naming the field."""
 
-    def count(value: Any, field: str) -> None:
+    def count(value: Any, where: str) -> None:
         if type(value) is not int or not 0 <= value <= _MOST:
-            raise FormatError(f"{field} must be a count, not {value!r}")
+            raise FormatError(f"{where} must be a count, not {value!r}")
 
     count(card.source.samples, "source.samples")
     if card.counts is not None:
@@ -201,14 +201,14 @@ def _checked(card: Card) -> Card:
         if len(latent.shape) != 3 or not all(type(side) is int and 0 < side <= 2**20 for side in latent.shape):
             raise FormatError(f"latents.{name}.shape must be (C, h, w), not {latent.shape}")
         per_channel = {"clipped": latent.clipped, **(asdict(latent.statistics) if latent.statistics else {})}
-        for field, values in per_channel.items():
+        for what, values in per_channel.items():
             if values is not None and len(values) != latent.shape[0]:
-                raise FormatError(f"latents.{name}: {len(values)} of {field} for {latent.shape[0]} channels")
+                raise FormatError(f"latents.{name}: {len(values)} of {what} for {latent.shape[0]} channels")
             for value in values or ():
-                if field in ("clipped", "count"):
-                    count(value, f"latents.{name}.{field}")
+                if what in ("clipped", "count"):
+                    count(value, f"latents.{name}.{what}")
                 elif type(value) not in (int, float):
-                    raise FormatError(f"latents.{name}.{field} must hold numbers, not {value!r}")
+                    raise FormatError(f"latents.{name}.{what} must hold numbers, not {value!r}")
         if latent.quantizer.channels != latent.shape[0]:
             raise FormatError(f"latents.{name}: a quantiser of {latent.quantizer.channels} channels for {latent.shape}")
     return card
