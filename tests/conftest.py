@@ -1,5 +1,6 @@
 """What every test can use: the photographs and latents kept beside the checkout, where they are."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,11 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """One `latentq` command as a process of its own, its output caught."""
     command = [sys.executable, "-m", "latentq", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, **options)
+
+
+def heed_interrupts() -> None:
+    """For `preexec_fn`: a child heeds Ctrl-C even where the tests themselves run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import latentq
-from conftest import contents, paint, run
+from conftest import contents, heed_interrupts, paint, run
 from latentq import LatentDataset
 from latentq.cli import main
 from latentq.decode import decode_latents, psnr
@@ -324,7 +324,8 @@ def test_ctrl_c_ends_with_one_line(tmp_path):
         "--unit-size",
         "8",
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    options = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True, "preexec_fn": heed_interrupts}
+    with subprocess.Popen(command, **options) as process:
         while not (tmp_path / "out" / "00001").exists():
             assert process.poll() is None
         process.send_signal(2)

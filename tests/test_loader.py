@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import heed_interrupts
 from latentq import LatentDataset
 from latentq.loader import LatentLoader
 from making import make_dataset
@@ -315,7 +316,7 @@ except KeyboardInterrupt:
 
 def test_an_interrupt_ends_a_loop_at_once_and_leaves_no_thread(made):
     command = [sys.executable, "-c", INTERRUPTED, str(made.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
