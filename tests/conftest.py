@@ -76,7 +76,7 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def heed_interrupts() -> None:
-    """For `preexec_fn`: a child heeds Ctrl-C even where the tests themselves run in the background, which ignores it."""
+    """For `preexec_fn`: a child heeds Ctrl-C even where the tests run in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
