@@ -334,3 +334,51 @@ def test_ctrl_c_ends_with_one_line(tmp_path):
     assert "the same command goes on" in error.strip().splitlines()[-1]
     assert "Traceback" not in error
     assert not list((tmp_path / "out").glob(".0*"))
+
+
+def test_measure_tells_what_schemes_and_bits_would_cost(dataset, pictures, tmp_path, capsys):
+    latents = torch.stack([sample["latent"] for sample in LatentDataset(dataset)]).numpy()
+    np.save(tmp_path / "latents.npy", latents)
+    assert main(["measure", str(tmp_path / "latents.npy"), "--bits", "8", "4"]) == 0
+    table = capsys.readouterr().out
+    assert "PSNR" not in table
+    assert len(table.splitlines()) == 2 + 2 * 5  # a header, float16, and five schemes at each number of bits
+    assert main(["measure", str(dataset), "--source", str(pictures), "--json"]) == 0
+    rows = {(row["scheme"], row["bits"]): row for row in json.loads(capsys.readouterr().out)}
+    assert rows["mse", 8]["psnr_images_db"] > rows["mse", 4]["psnr_images_db"]
+    assert rows["float16", 16]["sqnr_db"] > rows["lloyd-max", 8]["sqnr_db"] > rows["lloyd-max", 4]["sqnr_db"] > 10
+
+
+def test_measure_of_a_dataset_alone_says_what_it_measures(dataset, capsys):
+    assert main(["measure", str(dataset)]) == 0
+    told = capsys.readouterr()
+    assert "quantised once already" in told.err
+    assert "lloyd-max" in told.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("nowhere",), 2, "no such file or dataset"),
+        (("x.npy",), 2, "x.npy"),
+        (("out", "--bits", "9"), 2, "from 2 to 8"),
+        (("out", "--source", "nowhere"), 2, "no such folder"),
+        (("out", "--column", "x"), 1, "no latent column 'x'"),
+        (("pictures",), 1, "no card"),
+    ],
+)
+def test_measure_refuses_what_it_cannot_measure(dataset, tmp_path, monkeypatch, capsys, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.npy").write_text("no array")
+    assert main(["measure", *arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_repair_makes_a_lost_index_anew(dataset, capsys):
+    unit = dataset / "00000"
+    index = (unit / "index.json").read_bytes()
+    (unit / "index.json").unlink()
+    assert main(["repair", str(unit)]) == 0
+    assert "1 shards, 12 samples" in capsys.readouterr().out
+    assert (unit / "index.json").read_bytes() == index
+    assert latentq.verify(dataset) == []

@@ -107,6 +107,32 @@ def test_fewer_bits_are_stored_packed_and_read_back(pictures, tmp_path, bits):
     assert latentq.verify(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("bits", [3, 8])
+def test_code_books_are_stored_and_read_back(pictures, tmp_path, bits):
+    out = tmp_path / "out"
+    card = latentq.encode(pictures, out, **SMALL, bits=bits, calibrate="lloyd-max")
+    quantizer = card.latents["latent"].quantizer
+    assert (quantizer.kind, quantizer.bits) == ("codebook", bits)
+    assert "calibrate" in card.recipe.changed
+    values = torch.stack([sample["latent"] for sample in LatentDataset(out)]).numpy()
+    for channel, levels in enumerate(quantizer.levels):
+        assert set(values[:, channel].ravel().tolist()) <= set(levels)
+    normalized = torch.stack([sample["latent"] for sample in LatentDataset(out, scale="normalized")])
+    np.testing.assert_allclose(normalized.double().mean((0, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.double().std((0, 2, 3), correction=0), 1, atol=1e-5)
+    assert latentq.verify(out) == []
+
+
+def test_jpegs_may_be_decoded_at_no_more_than_is_needed_and_the_card_says_so(tmp_path):
+    paint(tmp_path / "photos" / "large.jpg", 1, (800, 600))
+    card = latentq.encode(tmp_path / "photos", tmp_path / "fast", **SMALL, min_side=64)
+    assert (card.recipe.image.min_side, card.recipe.changed) == (64, ("min_side", "size"))
+    latentq.encode(tmp_path / "photos", tmp_path / "exact", **SMALL)
+    fast, exact = (LatentDataset(tmp_path / name)[0]["latent"] for name in ("fast", "exact"))
+    assert not torch.equal(fast, exact)
+    assert (fast - exact).abs().mean() < 0.1
+
+
 def test_a_table_with_labels_and_captions(pictures, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("path,label,caption\npictures/cat/02.png,4,a cat\npictures/ant/00.jpg,9,\n")

@@ -127,10 +127,11 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--orient", action=argparse.BooleanOptionalAction, help="apply the EXIF orientation")
     what.add_argument("--alpha", choices=get_args(Alpha), help="what lies behind transparent pixels")
     what.add_argument("--icc", choices=get_args(Icc), help="whether embedded colour profiles are applied")
+    what.add_argument("--min-side", type=int, metavar="PIXELS", help="inexact: decode JPEGs at no more than is needed")
     what.add_argument("--store", choices=get_args(Store), help="a draw from the posterior, or its mean")
     what.add_argument("--scaled", action=argparse.BooleanOptionalAction, help="multiply by the scaling factor")
     what.add_argument("--bits", type=int, metavar="2..8", help="bits of each stored number")
-    what.add_argument("--calibrate", metavar="METHOD", help="minmax, percentile, mse or lloyd-max")
+    what.add_argument("--calibrate", metavar="METHOD", help="minmax, percentile, mse, or lloyd-max for code books")
     what.add_argument("--calibration", type=int, metavar="N", help="how many images quantisers are calibrated on")
     what.add_argument("--flip", action="store_true", default=None, help="store the mirrored pictures too")
     what.add_argument("--seed", type=int, help="of the posterior's noise")
@@ -145,8 +146,8 @@ def _add_encode(commands: Any) -> None:
 
 
 _OVERRIDES = (
-    "revision", "subfolder", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "store", "scaled", "bits",
-    "calibrate", "calibration", "flip", "seed", "unit_size",
+    "revision", "subfolder", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side", "store", "scaled",
+    "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
 )  # fmt: skip
 
 

@@ -63,7 +63,10 @@ def load(path: str | PathLike[str]) -> npt.NDArray[Any]:
         OSError: the file cannot be read.
         ValueError: it holds no array of floats (N, C, ...).
     """
-    latents = np.load(Path(path), mmap_mode="r", allow_pickle=False)
+    try:
+        latents = np.load(Path(path), mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a .npy file: {error}") from None
     if not isinstance(latents, np.ndarray) or latents.ndim < 2 or latents.dtype.kind != "f":
         raise ValueError(f"{path}: expected a .npy file of float latents (N, C, ...)")
     return latents

@@ -77,7 +77,7 @@ class Originals:
         column = self._card.recipe.columns[self._column]
         chosen = [self._stored[index] for index in indices]
         data = [self._source.data(sample) for _, sample in chosen]
-        pixels, errors = image.load_batch(data, column.size, **vars(self._card.recipe.image))
+        pixels, errors = image.load_batch(data, column.size, **self._card.recipe.image.options())
         for error, (_, sample) in zip(errors, chosen, strict=True):
             if error is not None:
                 raise LatentqError(f"the original {sample.text} cannot be read: {error}")

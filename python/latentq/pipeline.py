@@ -227,7 +227,7 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
     How a unit is cut into batches depends on its length and the batch size alone, and every batch of a unit has one
     shape, since a network's results may depend, in the last bit, on the shape that it is given.
     """
-    options = vars(job.card.recipe.image)
+    options = job.card.recipe.image.options()
     sizes = sorted({column.size for column in job.card.recipe.latents().values()})
     for unit, numbers in units:
         count = -(-len(numbers) // job.batch_size)

@@ -42,6 +42,8 @@ class ImageOptions:
         orient: Whether the EXIF orientation is applied.
         alpha: What lies behind transparent pixels: `white`, `black`, or `drop`, which ignores the alpha channel.
         icc: `srgb` converts by an embedded colour profile; `ignore` takes the numbers as they are.
+        min_side: Inexact: JPEGs are decoded at 1/2, 1/4 or 1/8 of their size while the short side stays at least this
+            many pixels; 0 decodes them whole.
     """
 
     crop: Crop = "center"
@@ -49,6 +51,11 @@ class ImageOptions:
     orient: bool = True
     alpha: Alpha = "white"
     icc: Icc = "srgb"
+    min_side: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `latentq.image.load` and `load_batch`."""
+        return {**vars(self), "min_side": self.min_side or None}
 
 
 @dataclass(frozen=True)
@@ -202,9 +209,9 @@ class Recipe:
 
         Args:
             options: `autoencoder` (the model), `revision`, `subfolder`, `dtype`, `seed`, `size`, `crop`, `filter`,
-                `orient`, `alpha`, `icc`, `store`, `scaled`, `flip`, `bits`, `calibrate` (the method), `calibration`
-                and `unit_size`. Those of latent columns change every one of them; `flip` adds, for each that is not
-                mirrored, a twin that is.
+                `orient`, `alpha`, `icc`, `min_side`, `store`, `scaled`, `flip`, `bits`, `calibrate` (the method;
+                `lloyd-max` makes code books), `calibration` and `unit_size`. Those of latent columns change every one
+                of them; `flip` adds, for each that is not mirrored, a twin that is.
 
         Raises:
             RecipeError: A value is out of range, or cannot be changed in this recipe.
@@ -243,6 +250,8 @@ class Recipe:
                         kind = column["quantizer"]["kind"]
                         raise RecipeError(f"recipe {self.name} stores {kind} latents: {option} does not apply")
                     column["quantizer"] = {**column["quantizer"], key: value}
+                    if key == "method" and column["quantizer"]["kind"] in ("affine", "codebook"):
+                        column["quantizer"]["kind"] = "codebook" if value == "lloyd-max" else "affine"
             else:
                 raise TypeError(f"{option!r} is not a field of a recipe that can be overridden")
             after = Recipe.from_dict(data)
@@ -328,10 +337,8 @@ def _check_quantizer(where: str, data: Any) -> None:
         raise RecipeError(f"{where}.bits must be a whole number from 2 to 8, not {bits!r}")
     if data["kind"] == "uniform" and not {"low", "high"} <= data.keys():
         raise RecipeError(f"{where} of kind 'uniform' needs low and high")
-    for key, choices in (
-        ("method", ("mse", "minmax", "percentile", "lloyd-max")),
-        ("rounding", ("nearest", "truncate")),
-    ):
+    methods = ("lloyd-max",) if data["kind"] == "codebook" else ("mse", "minmax", "percentile")
+    for key, choices in (("method", methods), ("rounding", ("nearest", "truncate"))):
         if key in data and data[key] not in choices:
             raise RecipeError(f"{where}.{key} must be one of {', '.join(choices)}, not {data[key]!r}")
 
