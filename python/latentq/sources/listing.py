@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -115,9 +116,9 @@ class Source(Protocol):
         ...
 
 
-def tsv_line(values: object) -> str:
+def tsv_line(values: Iterable[object]) -> str:
     """A line of tab-separated values, escaped as in samples.tsv; None is empty."""
-    return "\t".join("" if value is None else _escape(str(value)) for value in values)  # type: ignore[attr-defined]
+    return "\t".join("" if value is None else _escape(str(value)) for value in values)
 
 
 def _escape(text: str) -> str:
