@@ -337,3 +337,14 @@ def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset)
         np.testing.assert_allclose(view, expected, atol=2e-6)
         np.testing.assert_allclose(array, expected, atol=2e-6)
     assert len(where) < 20  # of 50 batches
+
+
+@pytest.mark.parametrize(
+    "change", [{"position": -5}, {"epoch": "1"}, {"position": None}, {"seed": 99}, {"sizes": [1]}, {"more": 1}]
+)
+def test_a_state_that_makes_no_sense_is_refused(dataset, change):
+    loader = dataset.loader(4)
+    with pytest.raises(ValueError, match="state"):
+        loader.load_state_dict({**loader.state_dict(), **change})
+    with pytest.raises(ValueError, match="not nothing"):
+        loader.load_state_dict({})

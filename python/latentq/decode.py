@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from latentq.dataset import LatentDataset
 
-_MARGIN, _LINE = 6, 15  # pixels
+_MARGIN, _LINE, _CAPTION = 6, 15, 210  # pixels
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
     across = len(rows[0])
     groups = max(1, round((len(rows) / across) ** 0.5))
     lines = max(len(picture.lines) for row in rows for picture in row)
-    width, height = side + _MARGIN, side + lines * _LINE + 2 * _MARGIN
+    width, height = max(side, _CAPTION) + _MARGIN, side + lines * _LINE + 2 * _MARGIN
     canvas = Image.new("RGB", (_MARGIN + groups * across * width, _MARGIN + -(-len(rows) // groups) * height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)

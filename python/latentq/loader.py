@@ -143,9 +143,16 @@ class LatentLoader:
         """Makes the next iteration go on where another loader stood, whatever its batch size and number of ranks.
 
         Raises:
-            ValueError: That loader's order was another: other sizes, shuffling or seed.
+            ValueError: That loader's order was another: other sizes, shuffling or seed; or it is no such state.
         """
         mine = self.state_dict()
+        if state.keys() != mine.keys():
+            raise ValueError(
+                f"the state of a loader has {', '.join(mine)}, not {', '.join(map(str, state)) or 'nothing'}"
+            )
+        for key in ("epoch", "position"):
+            if type(state[key]) is not int or state[key] < 0:
+                raise ValueError(f"the state's {key} must be a whole number of at least 0, not {state[key]!r}")
         for key in ("sizes", "shares", "shuffle", "seed"):
             if state[key] != mine[key]:
                 raise ValueError(f"the state is of a loader with {key} {state[key]}, and this one has {mine[key]}")

@@ -6,6 +6,7 @@ The bytes are told in `docs/mds.md`. What is written here, a plain `StreamingDat
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -295,10 +296,12 @@ def merge(path: StrPath, folders: Sequence[str] | None = None) -> None:
             but those whose name begins with a dot, in the order of their names.
 
     Raises:
-        FileNotFoundError: A folder has no index.json.
+        FileNotFoundError: A folder has no index.json, or there is no folder that has one.
         latentq.FormatError: The index of a folder breaks its format.
         ValueError: A name is not that of an immediate sub-folder.
     """
+    if folders is None and not any(Path(path).glob("[!.]*/index.json")):
+        raise FileNotFoundError(errno.ENOENT, "no sub-folder holds an index.json", os.fspath(path))
     _core.mds_merge(os.fspath(path), None if folders is None else list(folders))
 
 
