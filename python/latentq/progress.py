@@ -26,6 +26,7 @@ class Progress:
         self._bar: Any = None
         self._done = self._skipped = self._rejects = 0
         self._start = self._told = time.monotonic()
+        self._told_of = -1
         if stream is not None and stream.isatty():
             from tqdm import tqdm
 
@@ -39,7 +40,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
+        elif kind is None and self._told_of != self._done:
             self._tell()
 
     def update(self, done: int, rejects: int = 0) -> None:
@@ -53,8 +54,9 @@ class Progress:
             self._tell()
 
     def skip(self, done: int) -> None:
-        """Adds images that an earlier run has done; the rate does not count them."""
+        """Adds what an earlier run has done, before anything else: the rate counts neither it nor the time till now."""
         self._skipped += done
+        self._start = time.monotonic()
         if self._bar is not None:
             self._bar.initial += done
             self._bar.n += done
@@ -69,7 +71,7 @@ class Progress:
                 print(line, file=self._stream, flush=True)
 
     def _tell(self) -> None:
-        self._told = time.monotonic()
+        self._told, self._told_of = time.monotonic(), self._done
         rate = self._done / max(self._told - self._start, 1e-9)
         left = (self._total - self._skipped - self._done) / rate if rate else 0.0
         self.note(
