@@ -30,7 +30,7 @@ test-rust: .venv/.bootstrapped
 	cargo test --workspace --quiet
 
 test-python: build
-	python -m pytest
+	python -m pytest -n auto --dist loadfile
 
 lint: build
 	cargo fmt --check

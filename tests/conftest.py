@@ -1,8 +1,10 @@
 """What every test can use: the photographs and latents kept beside the checkout, where they are."""
 
+import fcntl
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ def latents() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared latents are not here")
     return folder
+
+
+@pytest.fixture
+def streaming_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests with a StreamingDataset run one at a time, also where pytest-xdist runs several.
+
+    mosaicml-streaming takes names in shared memory by looking which are free, which two processes can do at once.
+    """
+    with (tmp_path_factory.getbasetemp().parent / "streaming.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (96, 72)) -> None:

@@ -599,7 +599,7 @@ def test_nothing_in_the_dataset_tells_where_or_when(pictures, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_stock_readers_read_it(pictures, tmp_path):
+def test_stock_readers_read_it(streaming_alone, pictures, tmp_path):
     from streaming import StreamingDataset
 
     out = tmp_path / "out"

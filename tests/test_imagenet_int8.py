@@ -14,6 +14,8 @@ from conftest import SHARED, paint
 from latentq import Card, LatentDataset, mds
 from latentq.pipeline import noise
 
+pytestmark = pytest.mark.usefixtures("streaming_alone")
+
 # The page's loader, to the letter.
 SEED = textwrap.dedent("""
     from streaming.base.format.mds.encodings import Encoding, _encodings

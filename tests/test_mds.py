@@ -21,6 +21,8 @@ from streaming.base.util import clean_stale_shared_memory, merge_index
 from latentq import FormatError, mds
 from mds_schemas import stock_without_naps
 
+pytestmark = pytest.mark.usefixtures("streaming_alone")
+
 COLUMNS = {"latent": "ndarray:uint8:4,8,8", "label": "int", "key": "str", "score": "float32"}
 
 

@@ -27,7 +27,7 @@ def photographs_of_noise(tmp_path_factory):
     return folder
 
 
-def test_every_block_of_the_page_runs(tmp_path):
+def test_every_block_of_the_page_runs(streaming_alone, tmp_path):
     make_dataset(tmp_path / "latents", 12)
     make_dataset(tmp_path / "more", 8, seed=1)
     with mds.Writer(

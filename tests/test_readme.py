@@ -49,7 +49,7 @@ def test_commands(folder):
     assert (folder / "5.png").exists()
 
 
-def test_python_blocks(folder):
+def test_python_blocks(streaming_alone, folder):
     """They follow on each other, and on the commands above."""
     code = "\n".join(text for language, text in BLOCKS if language == "python")
     program = folder / "program.py"

@@ -16,7 +16,7 @@ from latentq.streaming import LatentStreamingDataset  # noqa: E402  (streaming i
 
 
 @pytest.fixture(autouse=True)
-def _clean():
+def _clean(streaming_alone):
     streaming.base.util.clean_stale_shared_memory()
     encodings = dict(streaming.base.format.mds.encodings._encodings)
     yield
