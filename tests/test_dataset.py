@@ -203,13 +203,13 @@ import os, signal, sys
 from latentq import LatentDataset
 from torch.utils.data import DataLoader
 
-def killed_at_20(sample):
-    if sample["key"] == "000020.png":
+def killed_at_once(sample):
+    if sample["key"] == "000000.png":  # before it has sent a batch, whose fetching would fail in another way
         os.kill(os.getpid(), signal.SIGKILL)
     return sample
 
 if __name__ == "__main__":
-    list(DataLoader(LatentDataset(sys.argv[1], transform=killed_at_20), batch_size=4, num_workers=2))
+    list(DataLoader(LatentDataset(sys.argv[1], transform=killed_at_once), batch_size=4, num_workers=2))
 """
 
 
