@@ -501,19 +501,14 @@ fn unpack(planes: &[Vec<u8>], directory: &Directory<'_>, layout: &Layout) -> Res
 
 /// YCbCr as Pillow converts it, where there is no compression, and as libtiff does, where there is one.
 fn ycc_to_rgb([y, cb, cr]: [u8; 3], compression: u64) -> [u8; 3] {
-    // Factors of red by Cr, green by Cb and by Cr, blue by Cb.
-    let (bits, [red, green_b, green_r, blue]) = match compression {
-        RAW => (6, [1.402, -0.34414, -0.71414, 1.772]),
-        _ => (16, [1.402, -0.344_136_29, -0.714_136_29, 1.772]),
+    let (cb, cr) = (i32::from(cb) - 128, i32::from(cr) - 128);
+    let chroma = if compression == RAW {
+        // In 64ths, cut off towards zero.
+        let part = |factor: f64, chroma: i32| (f64::from(64 * chroma) * factor + 0.5) as i32;
+        [part(1.402, cr), part(-0.34414, cb) + part(-0.71414, cr), part(1.772, cb)].map(|sum| sum >> 6)
+    } else {
+        // The same factors, times 2^16.
+        [91_881 * cr, -22_553 * cb - 46_802 * cr, 116_130 * cb].map(|sum| (sum + (1 << 15)) >> 16)
     };
-    let scaled = |factor: f64, chroma: u8| {
-        let chroma = i32::from(chroma) - 128;
-        match compression {
-            RAW => (f64::from(chroma << bits) * factor + 0.5) as i32,
-            _ => ((factor.abs() * f64::from(1 << bits) + 0.5) as i32 * chroma) * factor.signum() as i32,
-        }
-    };
-    let half = if compression == RAW { 0 } else { 1 << (bits - 1) };
-    let level = |sum: i32| (i32::from(y) + ((sum + half) >> bits)).clamp(0, 255) as u8;
-    [level(scaled(red, cr)), level(scaled(green_b, cb) + scaled(green_r, cr)), level(scaled(blue, cb))]
+    chroma.map(|chroma| (i32::from(y) + chroma).clamp(0, 255) as u8)
 }
