@@ -1,4 +1,4 @@
-"""Writes a corpus to begin from: whole shards, indexes and values, each behind the byte that picks its schema."""
+"""Writes a corpus to begin from: images, and whole shards, indexes and values, each behind the byte of its schema."""
 
 import shutil
 import sys
@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from latentq import mds
 
@@ -39,10 +40,40 @@ VALUES = {
 VALUES |= {23: b"\2\0\0\0\1\0\0\0\3\0\0\0RGB" + bytes(6), 26: b"\2\0\0\0\1\0\0\0\0\0\0\0x", 28: bytes(8)}
 
 
+# A mode of each image, its format and how it is written.
+TIFFS = [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "jpeg"]
+IMAGES = [
+    *((mode, "JPEG", {"progressive": progressive}) for mode in ("L", "RGB", "CMYK") for progressive in (False, True)),
+    *((mode, "PNG", {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    *((mode, "WEBP", {"lossless": lossless}) for mode in ("RGB", "RGBA") for lossless in (False, True)),
+    *((mode, format, {}) for mode in ("1", "P", "RGB") for format in ("GIF", "BMP")),
+    *((mode, "TIFF", {"compression": name}) for mode in ("L", "RGB", "RGBA", "CMYK", "YCbCr", "LAB") for name in TIFFS),
+    *((mode, "TIFF", {"big_tiff": big}) for mode in ("1", "P", "PA", "I;16", "I", "F") for big in (False, True)),
+    *(("1", "TIFF", {"compression": name}) for name in ("tiff_ccitt", "group3", "group4")),
+    ("1", "TIFF", {"compression": "group3", "tiffinfo": {292: 1}}),
+]
+
+
+def write_images(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3)).astype(np.uint8)
+    for number, (mode, format, options) in enumerate(IMAGES):
+        picture = Image.fromarray(pixels)
+        if mode == "LAB":
+            picture = Image.frombytes(mode, picture.size, pixels.tobytes())
+        elif mode == "PA":
+            picture = picture.convert("P").convert(mode)
+        elif mode == "I;16":
+            picture = Image.frombytes(mode, (8, 9), pixels.tobytes()[:144])
+        else:
+            picture = picture.convert(mode)
+        picture.save(folder / str(number), format, **options)
+
+
 def main(corpus: Path) -> None:
     folders = {name: corpus / f"mds_{name}" for name in ["index", "shard", "encoding", "compressed"]}
-    for folder in folders.values():
+    for folder in [*folders.values(), corpus / "decode"]:
         folder.mkdir(parents=True, exist_ok=True)
+    write_images(corpus / "decode")
     work = Path(tempfile.mkdtemp())
     for number, columns in enumerate(SHARDS):
         encodings = {name: encoding for name, (encoding, _) in columns.items()}

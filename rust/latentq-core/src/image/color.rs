@@ -1,6 +1,6 @@
 //! From a file's own channels to RGB: colour profiles, ink, alpha.
 
-use lcms2::{Flags, Intent, PixelFormat, Profile, ThreadContext, Transform};
+use lcms2::{CIExyY, Flags, Intent, PixelFormat, Profile, ThreadContext, Transform};
 
 use super::Image;
 use super::decode::{Mode, Picture};
@@ -31,7 +31,7 @@ pub fn to_rgb(picture: Picture, alpha: Alpha, icc: Icc) -> Image {
     let converter = Converter::new(mode, profile.as_deref(), alpha, icc);
     let mut spare = Vec::new();
     converter.convert(&mut samples, &mut spare);
-    let pixels = if mode == Mode::Rgb { samples } else { spare };
+    let pixels = if mode.channels() == 3 { samples } else { spare };
     Image { width, height, pixels }
 }
 
@@ -46,6 +46,10 @@ pub struct Converter {
 
 impl Converter {
     pub fn new(mode: Mode, profile: Option<&[u8]>, alpha: Alpha, icc: Icc) -> Self {
+        if mode == Mode::Lab {
+            // Pillow converts by Little CMS too, and whatever the file embeds.
+            return Self { mode, alpha, to_srgb: lab_to_srgb().ok() };
+        }
         let profile = profile.filter(|_| icc == Icc::Srgb);
         // A profile that cannot be read, or that is for other channels, says nothing.
         let to_srgb = profile.and_then(|profile| to_srgb(mode, profile).ok());
@@ -58,7 +62,7 @@ impl Converter {
     /// Bytes after the last whole pixel have no meaning.
     pub fn convert<'a>(&self, samples: &'a mut [u8], spare: &'a mut Vec<u8>) -> &'a [u8] {
         let whole = samples.len() / self.mode.channels() * self.mode.channels();
-        if self.mode == Mode::Rgb {
+        if self.mode.channels() == 3 {
             if let Some(transform) = &self.to_srgb {
                 transform.transform_in_place(&mut samples[..whole]);
             }
@@ -68,7 +72,7 @@ impl Converter {
         spare.resize(whole / self.mode.channels() * 3, 0);
         let pixels = spare.chunks_exact_mut(3);
         match (self.mode, &self.to_srgb) {
-            (Mode::Rgb, _) => {}
+            (Mode::Rgb | Mode::Lab, _) => {}
             (Mode::L | Mode::Cmyk, Some(transform)) => transform.transform_pixels(samples, spare),
             (Mode::L, None) => pixels.zip(samples).for_each(|(pixel, &grey)| pixel.fill(grey)),
             (Mode::Cmyk, None) => pixels.zip(samples.chunks_exact(4)).for_each(|(pixel, ink)| {
@@ -129,12 +133,21 @@ fn to_srgb(mode: Mode, profile: &[u8]) -> Result<ToSrgb, lcms2::Error> {
     let from = Profile::new_icc_context(&context, profile)?;
     let to = Profile::new_srgb_context(&context);
     let format = match mode {
-        Mode::Rgb | Mode::Rgba => PixelFormat::RGB_8,
+        Mode::Rgb | Mode::Rgba | Mode::Lab => PixelFormat::RGB_8,
         Mode::L | Mode::La => PixelFormat::GRAY_8,
         Mode::Cmyk => PixelFormat::CMYK_8,
     };
     let flags = Flags::default();
     Transform::new_flags_context(&context, &from, format, &to, PixelFormat::RGB_8, Intent::Perceptual, flags)
+}
+
+/// As Pillow's `convert("RGB")` makes it of mode LAB.
+fn lab_to_srgb() -> Result<ToSrgb, lcms2::Error> {
+    let context = ThreadContext::new();
+    let from = Profile::new_lab2_context(&context, CIExyY::d50())?;
+    let to = Profile::new_srgb_context(&context);
+    let (lab, rgb) = (PixelFormat::Lab_8, PixelFormat::RGB_8);
+    Transform::new_flags_context(&context, &from, lab, &to, rgb, Intent::Perceptual, Flags::default())
 }
 
 /// Whether a transform moves no colour by more than one level.

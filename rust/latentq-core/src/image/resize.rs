@@ -116,11 +116,13 @@ impl Weights {
     }
 
     /// The most inputs that one output needs.
+    #[cfg(target_arch = "x86_64")]
     fn longest(&self) -> usize {
         self.lengths.iter().copied().max().unwrap_or(0)
     }
 
     /// Whether every weight splits into three signed bytes. Filters give none that does not.
+    #[cfg(target_arch = "x86_64")]
     fn fit_digits(&self) -> bool {
         self.values.iter().all(|weight| weight.unsigned_abs() < 127 << 16)
     }

@@ -14,22 +14,26 @@ struct Value<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// The first directory of a TIFF structure (32-bit offsets), or `None` if it does not start as one.
+    /// The first directory of a TIFF or BigTIFF structure, or `None` if it does not start as one.
     ///
     /// An entry that does not fit is left out, and reading ends where the bytes do, as in Pillow.
     pub fn first(data: &'a [u8]) -> Option<Self> {
-        let little = match data.get(..4)? {
-            b"II\x2a\0" | b"II\0\x2a" => true,
-            b"MM\0\x2a" | b"MM\x2a\0" => false,
+        let (little, is_big) = match data.get(..4)? {
+            b"II\x2a\0" | b"II\0\x2a" => (true, false),
+            b"MM\0\x2a" | b"MM\x2a\0" => (false, false),
+            b"II\x2b\0" => (true, true),
+            b"MM\0\x2b" => (false, true),
             _ => return None,
         };
+        // Bytes of a number of entries, of a count or an offset, and where the first offset is.
+        let (entries, long, first) = if is_big { (8, 8, 8) } else { (2, 4, 4) };
         let mut directory = Self { little, tags: BTreeMap::new() };
-        let start = directory.read(data.get(4..8)?) as usize;
-        let count = directory.read(data.get(start..start.checked_add(2)?).unwrap_or_default());
+        let start = usize::try_from(directory.read(data.get(first..first + long)?)).ok()?;
+        let count = directory.read(data.get(start..start.checked_add(entries)?).unwrap_or_default());
         let mut total = 0usize;
-        for index in 0..count as usize {
-            let at = start + 2 + 12 * index;
-            let Some(entry) = data.get(at..at + 12) else { break };
+        let rest = data.get(start.saturating_add(entries)..).unwrap_or_default();
+        for entry in rest.chunks_exact(4 + 2 * long).take(usize::try_from(count).unwrap_or(usize::MAX)) {
+            let (length, value) = (&entry[4..4 + long], &entry[4 + long..]);
             let tag = directory.read(&entry[..2]) as u16;
             let kind = directory.read(&entry[2..4]) as u16;
             let unit = match kind {
@@ -42,15 +46,15 @@ impl<'a> Directory<'a> {
             if directory.tags.contains_key(&tag) {
                 continue;
             }
-            let size = (directory.read(&entry[4..8]) as usize).saturating_mul(unit);
-            let bytes = if size <= 4 {
-                &entry[8..8 + size]
+            let size = usize::try_from(directory.read(length)).unwrap_or(usize::MAX).saturating_mul(unit);
+            let bytes = if size <= long {
+                &value[..size]
             } else {
                 total = total.saturating_add(size);
                 if total > data.len() {
                     continue;
                 }
-                let offset = directory.read(&entry[8..12]) as usize;
+                let offset = usize::try_from(directory.read(value)).unwrap_or(usize::MAX);
                 let Some(bytes) = offset.checked_add(size).and_then(|end| data.get(offset..end)) else { break };
                 bytes
             };
@@ -82,6 +86,12 @@ impl<'a> Directory<'a> {
     /// The bytes of a tag as they stand in the file.
     pub fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
         self.tags.get(&tag).map(|value| value.bytes)
+    }
+
+    /// The numerators and denominators of a tag of fractions.
+    pub fn fractions(&self, tag: u16) -> Option<impl Iterator<Item = u64> + '_> {
+        let value = self.tags.get(&tag).filter(|value| value.kind == 5)?;
+        Some(value.bytes.chunks_exact(4).map(|bytes| self.read(bytes)))
     }
 
     /// Whether numbers start with their low byte.

@@ -43,6 +43,8 @@ pub enum Mode {
     Rgb,
     Rgba,
     Cmyk,
+    /// CIE L*a*b*, with 128 for an a or b of zero.
+    Lab,
 }
 
 impl Mode {
@@ -50,7 +52,7 @@ impl Mode {
         match self {
             Self::L => 1,
             Self::La => 2,
-            Self::Rgb => 3,
+            Self::Rgb | Self::Lab => 3,
             Self::Rgba | Self::Cmyk => 4,
         }
     }
@@ -72,7 +74,7 @@ fn format(data: &[u8]) -> Result<Format> {
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Format::Gif),
         [b'B', b'M', ..] => Ok(Format::Bmp),
-        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => Ok(Format::Tiff),
+        [b'I', b'I', b'*' | b'+', 0, ..] | [b'M', b'M', 0, b'*' | b'+', ..] => Ok(Format::Tiff),
         [] => Err(Error::image("the file is empty")),
         _ => Err(Error::image("not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")),
     }
@@ -111,8 +113,8 @@ pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<P
 
 /// The pixel limit, asked before anything is allocated. What passes fits the address space: `max_pixels` has a ceiling.
 fn check_pixels(width: usize, height: usize, max_pixels: u64) -> Result<()> {
-    // Pixels times the most channels that any mode has must not overflow.
-    let ceiling = max_pixels.min(isize::MAX as u64 / 8);
+    // The bits of the widest pixels that any format has must not overflow.
+    let ceiling = max_pixels.min(isize::MAX as u64 / 256);
     match (width as u64).checked_mul(height as u64) {
         Some(pixels) if pixels <= ceiling => Ok(()),
         _ => Err(Error::image(format!("{width} x {height} pixels are over the limit of {max_pixels}"))),

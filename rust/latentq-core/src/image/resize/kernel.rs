@@ -16,7 +16,7 @@ pub enum Kernel {
     /// 16-bit multiply-add over 256 bits.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// 16-bit multiply-add over 512 bits, where it pays.
+    /// 16-bit multiply-add over 512 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// 8-bit multiply-add and byte permutation over 512 bits.
@@ -84,7 +84,7 @@ impl Horizontal {
         let (weights, reach) = match kernel {
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2 | Kernel::Avx512 if weights.fit_digits() => {
-                let quads = x86::Quads::new(&weights);
+                let quads = x86::Quads::new(&weights, kernel == Kernel::Avx512);
                 let reach = quads.reach();
                 (Arranged::Quads(quads), reach)
             }

@@ -62,7 +62,8 @@ macro_rules! store {
     }};
 }
 
-// AVX2, horizontal: one output pixel at a time, four taps in a vector, its weights shared by a group of rows.
+// AVX2 and AVX-512 without VNNI, horizontal: one output pixel at a time, four taps at a time, the weights shared by a
+// group of rows.
 
 /// The weights of four taps, both digits, as `pmaddwd` takes them: taps 0 and 1 below, 2 and 3 above.
 pub struct Quads {
@@ -71,13 +72,15 @@ pub struct Quads {
     /// For each output pixel `groups` pairs of digits.
     lines: Vec<Line>,
     groups: usize,
+    /// Whether one vector of 512 bits takes both digits.
+    is_wide: bool,
 }
 
 impl Quads {
-    pub fn new(weights: &Weights) -> Self {
+    pub fn new(weights: &Weights, is_wide: bool) -> Self {
         let first = weights.inputs().start;
         let groups = weights.longest().div_ceil(4);
-        let mut quads = Self { offsets: Vec::new(), lines: Vec::new(), groups };
+        let mut quads = Self { offsets: Vec::new(), lines: Vec::new(), groups, is_wide };
         for (start, values) in weights.iter() {
             quads.offsets.push((start - first) * 3);
             for group in 0..groups {
@@ -102,23 +105,22 @@ impl Quads {
     pub fn rows(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         // SAFETY: a kernel is only made where its instructions were found.
         unsafe {
-            match out.len() / width {
-                4 => self.group::<4>(input, stride, out, width),
-                3 => self.group::<3>(input, stride, out, width),
-                2 => self.group::<2>(input, stride, out, width),
-                _ => self.group::<1>(input, stride, out, width),
+            match (out.len() / width, self.is_wide) {
+                (4, false) => self.group::<4>(input, stride, out, width),
+                (3, false) => self.group::<3>(input, stride, out, width),
+                (2, false) => self.group::<2>(input, stride, out, width),
+                (_, false) => self.group::<1>(input, stride, out, width),
+                (4, true) => self.wide_group::<4>(input, stride, out, width),
+                (3, true) => self.wide_group::<3>(input, stride, out, width),
+                (2, true) => self.wide_group::<2>(input, stride, out, width),
+                (_, true) => self.wide_group::<1>(input, stride, out, width),
             }
         }
     }
 
     #[target_feature(enable = "avx2")]
     fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
-        const X: i8 = -1;
-        let spread = _mm256_setr_epi8(
-            0, X, 3, X, 1, X, 4, X, 2, X, 5, X, X, X, X, X, //
-            6, X, 9, X, 7, X, 10, X, 8, X, 11, X, X, X, X, X,
-        );
-        let half = _mm_set1_epi32(HALF);
+        let spread = spread();
         let lines = self.lines.chunks_exact(self.groups);
         for (index, (&offset, lines)) in self.offsets.iter().zip(lines).enumerate() {
             let mut low = [_mm256_setzero_si256(); ROWS];
@@ -134,15 +136,53 @@ impl Quads {
                 }
             }
             for row in 0..ROWS {
-                let sum = _mm256_add_epi32(low[row], _mm256_slli_epi32::<16>(high[row]));
-                let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-                let sum = _mm_srai_epi32::<22>(_mm_add_epi32(sum, half));
-                let sum = _mm_packs_epi32(sum, sum);
-                let pixel = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum)).to_le_bytes();
-                out[row * width + index * 3..][..3].copy_from_slice(&pixel[..3]);
+                out[row * width + index * 3..][..3].copy_from_slice(&join_words(low[row], high[row])[..3]);
             }
         }
     }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn wide_group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        let spread = _mm512_broadcast_i64x4(spread());
+        let lines = self.lines.chunks_exact(self.groups);
+        for (index, (&offset, lines)) in self.offsets.iter().zip(lines).enumerate() {
+            let mut sums = [_mm512_setzero_si512(); ROWS];
+            for (group, line) in lines.iter().enumerate() {
+                let weights = load!(_mm512_loadu_si512, line.0, 0, 64);
+                for row in 0..ROWS {
+                    let taps = load!(_mm_loadu_si128, input, row * stride + offset + group * 12, 16);
+                    let taps = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(taps), spread);
+                    sums[row] = _mm512_add_epi32(sums[row], _mm512_madd_epi16(taps, weights));
+                }
+            }
+            for row in 0..ROWS {
+                let (low, high) = (_mm512_castsi512_si256(sums[row]), _mm512_extracti64x4_epi64::<1>(sums[row]));
+                out[row * width + index * 3..][..3].copy_from_slice(&join_words(low, high)[..3]);
+            }
+        }
+    }
+}
+
+/// Where the bytes of four taps go: each channel of two taps side by side, in 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn spread() -> __m256i {
+    const X: i8 = -1;
+    _mm256_setr_epi8(
+        0, X, 3, X, 1, X, 4, X, 2, X, 5, X, X, X, X, X, //
+        6, X, 9, X, 7, X, 10, X, 8, X, 11, X, X, X, X, X,
+    )
+}
+
+/// A pixel of the sums of its two digits, over two pairs of taps each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn join_words(low: __m256i, high: __m256i) -> [u8; 4] {
+    let sum = _mm256_add_epi32(low, _mm256_slli_epi32::<16>(high));
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+    let sum = _mm_srai_epi32::<22>(_mm_add_epi32(sum, _mm_set1_epi32(HALF)));
+    let sum = _mm_packs_epi32(sum, sum);
+    _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum)).to_le_bytes()
 }
 
 // AVX2 and AVX-512, vertical: two rows in a vector, 16-bit digits.
