@@ -30,20 +30,21 @@ LATENTS = Path(__file__).resolve().parents[2] / "shared" / "latents"
 HEADING = "## Quantiser"
 NOTES = """What bounds the rows that say no, where there are any:
 
-- Dequantising into a warm buffer is bounded by one core's writing of 64 MiB, the plain write above, which itself is not 6
-  times as fast as NumPy's four in-place passes: so neither can be what computes besides. Stores past the caches were
+- Dequantising into a warm buffer is bounded by one core's writing of 64 MiB, the plain write above, which itself is not
+  6 times as fast as NumPy's four in-place passes: so neither can be what computes besides. Stores past the caches were
   measured slower there (28.5 GB/s, where plain stores of whole lines reach 32 to 43).
 - Quantising into a warm buffer, or with its output allocated (torch.compile's 16 MiB of output malloc hands out again
-  without new pages), is bounded by reading 64 MiB; its rows compare with the plain read. Two streams read at once, half the
-  array each, come to 50 GB/s where one comes to 34: what remains to be had there.
+  without new pages), is bounded by reading 64 MiB; its rows compare with the plain read. A loop that reads two streams
+  at once, half the array each, comes to 50 GB/s where one stream comes to 34: what remains to be had there.
 - On all cores the memory is shared, and a call starts its threads anew (no pool outlives a call), where torch keeps a
   pool that spins: for a few milliseconds of work that shows.
 - float16 and bfloat16 to codes are bounded by arithmetic (9 * 10^9/s from the cache, float32 11.4), not by memory.
 - Code books of 8 bits to codes are bounded by arithmetic: eight rounds of permutes and comparisons a value."""
-CASTS = """The rows of the source systems: imagenet.int8 is `uint8((clip(x, low, high) / (high - low) + offset) * 255)`, truncated,
-and decoded at the lower edge of each step over the same range (not the page's 24 for 28); imagenet_3gb is the same rounded to
-nearest. "Its" range is the system's constant; "range of these" is one range for all channels, from the least to the greatest
-value of the even images. The two differ by 6 dB, as a uniform error in one step and one in half a step must."""
+CASTS = """The rows of the source systems: imagenet.int8 is `uint8((clip(x, low, high) / (high - low) + offset) * 255)`,
+truncated, and decoded at the lower edge of each step over the same range (not with its page's 24 for the encoder's 28);
+imagenet_3gb is the same rounded to nearest. "Its" range is the system's constant; "range of these" is one range for all
+channels, from the least to the greatest value of the even images. The two differ by 6 dB, as errors of up to one step
+and of up to half a step must."""
 SHAPE = (4096, 4, 32, 32)
 LOW, HIGH = -14.0, 14.0
 ROUNDS = 41
