@@ -1,4 +1,4 @@
-//! What the compiler does not make of plain loops: float16 conversion and table look-ups by permutes.
+//! What the compiler does not make of plain loops: conversion while quantising, and table look-ups by permutes.
 //!
 //! Each function does whole vectors and gives the number of elements done; the caller does the rest in plain Rust, and a
 //! property test holds the two equal.
