@@ -99,8 +99,8 @@ fn encode_vectors<T>(affine: &Affine, x: &[T], out: &mut [u8], load: impl Fn(&[T
             let x = load(&x[i]);
             let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
             outside += u64::from(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x).count_ones());
-            // Less itself, what is finite is 0, and the rest NaN. (Adders are free here; the comparisons take the others.)
-            zeros[i] = _mm512_add_ps(zeros[i], _mm512_sub_ps(x, x));
+            // 0 times what is finite is 0; times the rest it is NaN.
+            zeros[i] = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros[i]);
             _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(inside, low), inverse_step), round))
         });
         let codes = _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, lowest, b));
