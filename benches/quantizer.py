@@ -36,6 +36,9 @@ NOTES = """What bounds the rows that say no, where there are any:
 - Quantising into a warm buffer, or with its output allocated (torch.compile's 16 MiB of output malloc hands out again
   without new pages), is bounded by reading 64 MiB; its rows compare with the plain read. A loop that reads two streams
   at once, half the array each, comes to 50 GB/s where one stream comes to 34: what remains to be had there.
+- Quantising float32 moves from process to process, with where the arrays lie: this run has 2.8 to 3.1 ms; a run of the
+  two calls alone, in turn, minutes later on a busier machine, 2.22 beside 2.35 for the plain read (the version before:
+  2.38 beside 2.41). Where its rows say no to the plain read, that is what is not understood yet.
 - On all cores the memory is shared, and a call starts its threads anew (no pool outlives a call), where torch keeps a
   pool that spins: for a few milliseconds of work that shows.
 - float16 and bfloat16 to codes are bounded by arithmetic (9 * 10^9/s from the cache, float32 11.4), not by memory.
