@@ -44,8 +44,8 @@ NOTES = """What bounds the rows that say no, where there are any:
 - float16 and bfloat16 to codes are bounded by arithmetic (9 * 10^9/s from the cache, float32 11.4), not by memory.
 - Code books of 8 bits to codes are bounded by arithmetic: eight rounds of permutes and comparisons a value.
 
-On aarch64 (NEON, by the compiler from the plain loops) the same property tests pass, run by qemu-user; no speed is
-known there."""
+On aarch64 the same property tests pass, run by qemu-user, in an unoptimised build: the NEON code that the compiler
+makes of the plain loops in a release has not been run, and no speed is known there."""
 CASTS = """The rows of the source systems: imagenet.int8 is `uint8((clip(x, low, high) / (high - low) + offset) * 255)`,
 truncated, and decoded at the lower edge of each step over the same range (not with its page's 24 for the encoder's 28);
 imagenet_3gb is the same rounded to nearest. "Its" range is the system's constant; "range of these" is one range for all
