@@ -16,6 +16,7 @@ import latentq
 from conftest import contents, paint
 from latentq import Card, LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.decode import pictures as decode_pictures
+from latentq.decode import psnr
 from latentq.pipeline import noise
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64}
@@ -105,6 +106,8 @@ def test_fewer_bits_are_stored_packed_and_read_back(pictures, tmp_path, bits):
     values = torch.stack([sample["latent"] for sample in LatentDataset(tmp_path / "out")])
     np.testing.assert_array_equal(values.numpy(), expected)
     assert latentq.verify(tmp_path / "out") == []
+    _, unquantised, decoded = (picture.pixels for picture in decode_pictures(tmp_path / "out", [5], source=pictures)[0])
+    assert psnr(decoded, unquantised) > 5 * bits
 
 
 @pytest.mark.parametrize("bits", [3, 8])

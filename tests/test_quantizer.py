@@ -480,7 +480,11 @@ def test_the_quantizer_is_imported_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_real_latents_have_39_decibels_at_8_bits(latents: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "bits", "decibels"),
+    [("mse", 8, 39.5), ("lloyd-max", 8, 42), ("lloyd-max", 6, 30), ("lloyd-max", 4, 19.7)],
+)
+def test_real_latents_keep_their_decibels(latents: Path, method: str, bits: int, decibels: float) -> None:
     x = np.load(latents / "f8c32.npy")
-    q = Quantizer.calibrate(x[::2])
-    assert q.measure(x[1::2]).overall_sqnr_db >= 39.5
+    q = Quantizer.calibrate(x[::2], bits=bits, method=method)
+    assert q.measure(x[1::2]).overall_sqnr_db >= decibels

@@ -64,9 +64,14 @@ def test_every_kind(tmp_path, kind):
         _same(dataset[i], local[i])
 
 
-def test_packed_codes(tmp_path):
-    made = make_dataset(tmp_path / "out", 4, bits=5)
+@pytest.mark.parametrize("bits", [4, 5, 6])
+def test_packed_codes_are_values_here_and_bytes_to_a_stock_reader(tmp_path, bits):
+    made = make_dataset(tmp_path / "out", 4, bits=bits)
     _same(LatentStreamingDataset(local=str(made.path), batch_size=1)[2], LatentDataset(made.path)[2])
+    streaming.base.util.clean_stale_shared_memory()
+    stored = streaming.StreamingDataset(local=str(made.path), batch_size=1)[2]["latent"]
+    assert stored.dtype == np.uint8
+    np.testing.assert_array_equal(stored, mds.Reader(made.path).gather([2], "latent")[0])
 
 
 def test_streams_that_agree_are_one_dataset_and_others_are_refused(made, tmp_path):

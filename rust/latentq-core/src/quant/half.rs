@@ -12,15 +12,12 @@ pub trait Float {
     /// The value rounded to nearest even.
     fn narrow(value: f32) -> Self::Bits;
 
-    /// The array itself, where it holds float16.
-    #[inline(always)]
-    fn as_f16(_: &[Self::Bits]) -> Option<&[u16]> {
-        None
-    }
+    /// The array with its type.
+    fn floats(bits: &[Self::Bits]) -> Floats<'_>;
 
-    /// The array itself, where it holds f32.
+    /// The array with its type, if it is one that values are given as.
     #[inline(always)]
-    fn as_f32_mut(_: &mut [Self::Bits]) -> Option<&mut [f32]> {
+    fn floats_mut(_: &mut [Self::Bits]) -> Option<FloatsMut<'_>> {
         None
     }
 
@@ -53,6 +50,14 @@ pub struct BF16;
 impl Float for F32 {
     type Bits = f32;
     #[inline(always)]
+    fn floats(bits: &[Self::Bits]) -> Floats<'_> {
+        Floats::F32(bits)
+    }
+    #[inline(always)]
+    fn floats_mut(bits: &mut [Self::Bits]) -> Option<FloatsMut<'_>> {
+        Some(FloatsMut::F32(bits))
+    }
+    #[inline(always)]
     fn widen(bits: f32) -> f32 {
         bits
     }
@@ -60,14 +65,14 @@ impl Float for F32 {
     fn narrow(value: f32) -> f32 {
         value
     }
-    #[inline(always)]
-    fn as_f32_mut(bits: &mut [f32]) -> Option<&mut [f32]> {
-        Some(bits)
-    }
 }
 
 impl Float for F64 {
     type Bits = f64;
+    #[inline(always)]
+    fn floats(bits: &[Self::Bits]) -> Floats<'_> {
+        Floats::F64(bits)
+    }
     #[inline(always)]
     fn widen(bits: f64) -> f32 {
         bits as f32
@@ -80,6 +85,14 @@ impl Float for F64 {
 
 impl Float for BF16 {
     type Bits = u16;
+    #[inline(always)]
+    fn floats(bits: &[Self::Bits]) -> Floats<'_> {
+        Floats::BF16(bits)
+    }
+    #[inline(always)]
+    fn floats_mut(bits: &mut [Self::Bits]) -> Option<FloatsMut<'_>> {
+        Some(FloatsMut::BF16(bits))
+    }
     #[inline(always)]
     fn widen(bits: u16) -> f32 {
         f32::from_bits(u32::from(bits) << 16)
@@ -96,6 +109,14 @@ impl Float for BF16 {
 
 impl Float for F16 {
     type Bits = u16;
+    #[inline(always)]
+    fn floats(bits: &[Self::Bits]) -> Floats<'_> {
+        Floats::F16(bits)
+    }
+    #[inline(always)]
+    fn floats_mut(bits: &mut [Self::Bits]) -> Option<FloatsMut<'_>> {
+        Some(FloatsMut::F16(bits))
+    }
     #[inline(always)]
     fn widen(bits: u16) -> f32 {
         let sign = u32::from(bits & 0x8000) << 16;
@@ -123,10 +144,6 @@ impl Float for F16 {
         // 65520 is the first value that rounds to infinity.
         let half = if magnitude >= 65520f32.to_bits() { special } else { half };
         (half | sign) as u16
-    }
-    #[inline(always)]
-    fn as_f16(bits: &[u16]) -> Option<&[u16]> {
-        Some(bits)
     }
     #[inline(always)]
     fn widen_all(isa: Isa, bits: &[u16], out: &mut [f32]) {

@@ -1,6 +1,7 @@
 //! Each kernel is written once, as plain loops, and compiled for several instruction sets; the processor picks at run
 //! time. A kernel must be `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers here.
 
+use super::half::{Floats, FloatsMut};
 use super::kernels::Seen;
 use super::scheme::Affine;
 #[cfg(target_arch = "x86_64")]
@@ -89,14 +90,23 @@ impl Isa {
         }
     }
 
-    /// Encodes float16, to the nearest code; gives the number of elements done, which may be less than all.
-    pub(super) fn encode_f16(self, affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+    /// Encodes to the nearest code; gives the number of elements done, which may be less than all.
+    pub(super) fn encode(self, affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, Seen) {
+        match (self, x) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, x) => unsafe { x86::encode_avx512(affine, x, out) },
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Floats::F16(x)) => unsafe { x86::encode_f16_avx2(affine, x, out) },
+            _ => (0, Seen::default()),
+        }
+    }
+
+    /// Decodes; gives the number of elements done, which may be less than all.
+    pub(super) fn decode(self, affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize {
         match self {
-            Isa::Baseline => (0, Seen::default()),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { x86::encode_f16_avx2(affine, x, out) },
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86::encode_f16_avx512(affine, x, out) },
+            Isa::Avx512 => unsafe { x86::decode_avx512(affine, codes, out) },
+            _ => 0,
         }
     }
 

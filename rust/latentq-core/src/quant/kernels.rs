@@ -23,7 +23,7 @@ pub struct Counts {
 pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// The bits of infinity: those of a finite value, its sign off, are less.
-const INFINITY: u32 = 0x7f80_0000;
+pub(super) const INFINITY: u32 = 0x7f80_0000;
 
 /// Values that are not f32 are widened, and narrowed, through a buffer of this many, which stays in the first cache.
 const BLOCK: usize = 1024;
@@ -451,7 +451,7 @@ impl Encode for Nearest<'_> {
     #[inline(always)]
     fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
         let Affine { low, high, inverse_step, .. } = *self.0;
-        let (done, mut seen) = F::as_f16(x).map(|x| isa.encode_f16(self.0, x, out)).unwrap_or_default();
+        let (done, mut seen) = isa.encode(self.0, F::floats(x), out);
         seen.add(encode_each::<F>(&x[done..], &mut out[done..], low, high, NearestCode { low, inverse_step }));
         seen
     }
@@ -599,6 +599,12 @@ pub(super) fn largest(codes: &[u8]) -> u8 {
 /// How codes of one channel become values.
 trait Decode {
     fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]);
+
+    /// The same for any type of values; gives the number of elements done, which may be less than all.
+    #[inline(always)]
+    fn decode_vectors(&self, _: Isa, _: &[u8], _: FloatsMut<'_>) -> usize {
+        0
+    }
 }
 
 #[inline(always)]
@@ -609,7 +615,9 @@ fn decode_plane<F: Float, D: Decode>(
     codes: &[u8],
     out: &mut [F::Bits],
 ) {
-    if let Some(out) = F::as_f32_mut(out) {
+    let done = F::floats_mut(out).map_or(0, |out| scheme.decode_vectors(isa, codes, out));
+    let (codes, out) = (&codes[done..], &mut out[done..]);
+    if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
         return scheme.decode(isa, codes, out);
     }
     for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
@@ -629,6 +637,11 @@ impl Decode for Scale<'_> {
         for (code, out) in codes.iter().zip(out) {
             *out = (f32::from(*code) + zero) * step;
         }
+    }
+
+    #[inline(always)]
+    fn decode_vectors(&self, isa: Isa, codes: &[u8], out: FloatsMut<'_>) -> usize {
+        isa.decode(self.0, codes, out)
     }
 }
 

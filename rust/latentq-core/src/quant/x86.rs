@@ -1,13 +1,13 @@
-//! What the compiler does not make of plain loops: float16 conversion and table look-ups by permutes.
+//! What the compiler does not make of plain loops: conversion while quantising, and table look-ups by permutes.
 //!
 //! Each function does whole vectors and gives the number of elements done; the caller does the rest in plain Rust, and a
 //! property test holds the two equal.
 
 use std::arch::x86_64::*;
 
-use super::half::{F16, Float};
+use super::half::{Floats, FloatsMut};
 use super::isa::Kernel;
-use super::kernels::{ROUND, Seen};
+use super::kernels::{INFINITY, ROUND, Seen};
 use super::scheme::Affine;
 
 pub fn has_avx2() -> bool {
@@ -59,34 +59,103 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
     8 * values.len().min(out.len())
 }
 
-/// The arithmetic of `kernels::Nearest`, on float16 as the processor converts it.
-#[target_feature(enable = "avx2,f16c,avx512f,popcnt")]
+/// The arithmetic of `kernels::Nearest`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[allow(unsafe_code)]
-pub fn encode_f16_avx512(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
-    let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
-    let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
-    let (inverse_step, round) = (_mm512_set1_ps(affine.inverse_step), _mm512_set1_ps(ROUND));
-    let magnitude = _mm256_set1_epi16(0x7fff);
-    let (mut outside, mut largest) = (0, _mm256_setzero_si256());
-    for (x, out) in x.iter().zip(out.iter_mut()) {
-        // SAFETY: x is an array of 16.
-        let half = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
-        let x = _mm512_cvtph_ps(half);
-        let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
-        let code = _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(inside, low), inverse_step), round);
-        // SAFETY: out is an array of 16.
-        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(code))) };
-        outside += u64::from(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x).count_ones());
-        largest = _mm256_max_epu16(largest, _mm256_and_si256(half, magnitude));
+pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, Seen) {
+    // SAFETY: each reads no more than an array of 16.
+    unsafe {
+        match x {
+            Floats::F32(x) => encode_vectors(affine, x, out, |x| _mm512_loadu_ps(x.as_ptr())),
+            Floats::F16(x) => {
+                encode_vectors(affine, x, out, |x| _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
+            }
+            Floats::BF16(x) => encode_vectors(affine, x, out, |x| {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            }),
+            Floats::F64(x) => encode_vectors(affine, x, out, |x| {
+                let half = |at| _mm512_cvtpd_ps(_mm512_loadu_pd(x.as_ptr().add(at)));
+                _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(8))
+            }),
+        }
     }
-    let mut lanes = [0u16; 16];
-    // SAFETY: lanes is an array of 16.
-    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), largest) };
-    let largest = F16::widen(lanes.into_iter().max().unwrap_or(0)).to_bits();
-    (16 * x.len().min(out.len()), Seen { outside, largest })
 }
 
-/// The same with vectors of 8.
+/// Two vectors at a time, so that one permute takes the lowest bytes of both.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
+#[inline]
+#[allow(unsafe_code)]
+fn encode_vectors<T>(affine: &Affine, x: &[T], out: &mut [u8], load: impl Fn(&[T; 16]) -> __m512) -> (usize, Seen) {
+    let (x, out) = (x.as_chunks::<16>().0.as_chunks::<2>().0, out.as_chunks_mut::<32>().0);
+    let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
+    let (inverse_step, round) = (_mm512_set1_ps(affine.inverse_step), _mm512_set1_ps(ROUND));
+    let lowest: [u8; 64] = std::array::from_fn(|i| 4 * i as u8);
+    // A known index would be made into four cheaper-looking permutes. SAFETY: an array of 64 bytes.
+    let lowest = unsafe { _mm512_loadu_si512(std::hint::black_box(&lowest).as_ptr().cast()) };
+    let (mut outside, mut zeros) = (0, [_mm512_setzero_ps(); 2]);
+    for (x, out) in x.iter().zip(out.iter_mut()) {
+        let [a, b] = [0, 1].map(|i| {
+            let x = load(&x[i]);
+            let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
+            outside += u64::from(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x).count_ones());
+            // 0 times what is finite is 0; times the rest it is NaN.
+            zeros[i] = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros[i]);
+            _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(inside, low), inverse_step), round))
+        });
+        let codes = _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, lowest, b));
+        // SAFETY: out is an array of 32.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) };
+    }
+    let finite = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(zeros[0], zeros[1]) == u16::MAX;
+    (32 * x.len().min(out.len()), Seen { outside, largest: if finite { 0 } else { INFINITY } })
+}
+
+/// The arithmetic of `kernels::Scale`, and rounding as [`Float::narrow`] does it.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[allow(unsafe_code)]
+pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize {
+    let (zero, step) = (_mm512_set1_ps(affine.zero), _mm512_set1_ps(affine.step));
+    let decode = |codes: &[u8; 16]| {
+        // SAFETY: an array of 16 bytes.
+        let codes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
+        _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(codes), zero), step)
+    };
+    let codes = codes.as_chunks::<16>().0;
+    // SAFETY: each writes an array of 16.
+    unsafe {
+        match out {
+            FloatsMut::F32(out) => {
+                each_vector(codes, out, |codes, out| _mm512_storeu_ps(out.as_mut_ptr(), decode(codes)))
+            }
+            FloatsMut::F16(out) => each_vector(codes, out, |codes, out| {
+                let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(decode(codes));
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
+            }),
+            // To nearest even; a code gives no NaN.
+            FloatsMut::BF16(out) => each_vector(codes, out, |codes, out| {
+                let bits = _mm512_castps_si512(decode(codes));
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                let upper = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), upper);
+            }),
+        }
+    }
+}
+
+/// Calls `work` for every 16 codes and their values; gives the number of elements done.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn each_vector<T>(codes: &[[u8; 16]], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T; 16])) -> usize {
+    let out = out.as_chunks_mut::<16>().0;
+    for (codes, out) in codes.iter().zip(out.iter_mut()) {
+        work(codes, out);
+    }
+    16 * codes.len().min(out.len())
+}
+
+/// The arithmetic of `kernels::Nearest` on float16, as the processor converts it.
 #[target_feature(enable = "avx2,f16c")]
 #[allow(unsafe_code)]
 pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
