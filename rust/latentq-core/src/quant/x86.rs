@@ -82,6 +82,9 @@ pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, 
     }
 }
 
+/// How far ahead of reading memory is asked for, in bytes.
+const AHEAD: usize = 4096;
+
 /// Two vectors at a time, so that one permute takes the lowest bytes of both.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
@@ -95,6 +98,11 @@ fn encode_vectors<T>(affine: &Affine, x: &[T], out: &mut [u8], load: impl Fn(&[T
     let lowest = unsafe { _mm512_loadu_si512(std::hint::black_box(&lowest).as_ptr().cast()) };
     let (mut outside, mut zeros) = (0, [_mm512_setzero_ps(); 2]);
     for (x, out) in x.iter().zip(out.iter_mut()) {
+        // One stream of reads does not fill the memory bus: the processor's own prefetching stops at the end of a page.
+        for line in 0..size_of_val(x) / 64 {
+            // SAFETY: a prefetch of any address does nothing that can be seen.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(AHEAD + 64 * line)) };
+        }
         let [a, b] = [0, 1].map(|i| {
             let x = load(&x[i]);
             let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
