@@ -12,7 +12,7 @@ import pytest
 
 from latentq import mds
 
-SYSCALLS = ["mkdir", "write", "fsync", "rename"]
+SYSCALLS = ["mkdir", "write", "sync_file_range", "fsync", "rename"]
 
 # Writes several shards, a further file and the index; tells an error by its number.
 WRITE = """
