@@ -127,20 +127,23 @@ fn write_new(path: &Path, parts: &[&[u8]], start: bool) -> std::io::Result<File>
     for stretch in parts.iter().flat_map(|part| part.chunks(STRETCH)) {
         file.write_all(stretch)?;
         written += stretch.len() as u64;
-        if start {
+        if start && stretch.len() == STRETCH {
             start_writeback(&file, written)?;
         }
+    }
+    if start {
+        start_writeback(&file, 0)?;
     }
     Ok(file)
 }
 
-/// Has the system begin to put the first `written` bytes of a file on the disk, and does not wait for it.
+/// Has the system begin to put the first `written` bytes of a file on the disk, 0 for all, and does not wait for it.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn start_writeback(file: &File, written: u64) -> std::io::Result<()> {
     use std::os::fd::AsRawFd;
 
-    // The page that is still being filled would be written twice. 0 is everything: of a file below a page, that page.
+    // The page that is still being filled would be written twice.
     let whole_pages = i64::try_from(written & !0xfff).unwrap_or(0);
     // SAFETY: the descriptor is that of an open file; no memory is passed.
     let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, whole_pages, libc::SYNC_FILE_RANGE_WRITE) };
