@@ -282,7 +282,7 @@ class Reader:
             return self._decode[name](value)
         except _NOT_THE_VALUE:
             raise
-        except Exception as error:  # Pillow's plugins raise what they like on damaged bytes: SyntaxError, struct.error ...
+        except Exception as error:  # on damaged bytes Pillow's plugins raise what they like: SyntaxError, struct.error
             self._core.fault(index, self._place[name], str(error))
 
 

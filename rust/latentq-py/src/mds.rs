@@ -335,7 +335,9 @@ impl MdsWriter {
 
 fn item<'py>(sample: &Bound<'py, PyAny>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
     let Ok(sample) = sample.cast::<PyDict>() else { return sample.get_item(name) };
-    sample.get_item(name)?.ok_or_else(|| PyKeyError::new_err(format!("the sample has no column {:?}", name.to_string())))
+    sample
+        .get_item(name)?
+        .ok_or_else(|| PyKeyError::new_err(format!("the sample has no column {:?}", name.to_string())))
 }
 
 /// The core's reader, as `latentq.mds.Reader` uses it.

@@ -45,7 +45,9 @@ impl Folder {
         loop {
             let temporary = beside(&target).ok_or_else(exists)?;
             match fs::create_dir(&temporary) {
-                Ok(()) => return Ok(Self { target, temporary, sync, last: None, owner: std::process::id(), done: false }),
+                Ok(()) => {
+                    return Ok(Self { target, temporary, sync, last: None, owner: std::process::id(), done: false });
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io(&target, error)),
             }
@@ -147,13 +149,12 @@ fn start_writeback(file: &File, written: u64) -> std::io::Result<()> {
     let whole_pages = i64::try_from(written & !0xfff).unwrap_or(0);
     // SAFETY: the descriptor is that of an open file; no memory is passed.
     let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, whole_pages, libc::SYNC_FILE_RANGE_WRITE) };
-    match (done, std::io::Error::last_os_error()) {
-        (0, _) => Ok(()),
+    let error = std::io::Error::last_os_error();
+    match error.raw_os_error() {
+        _ if done == 0 => Ok(()),
         // Without this the sync that follows takes longer, no more.
-        (_, error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::ESPIPE)) => {
-            Ok(())
-        }
-        (_, error) => Err(error),
+        Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::ESPIPE) => Ok(()),
+        _ => Err(error),
     }
 }
 
