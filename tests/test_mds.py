@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
@@ -564,6 +565,17 @@ def test_an_index_does_not_lead_out_of_its_folder(dataset: Path, name: str) -> N
     (dataset / "index.json").write_text(json.dumps(index))
     with pytest.raises(FormatError, match="basename"):
         mds.Reader(dataset)
+
+
+def test_images_without_pillow_are_an_import_error_and_no_fault_of_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ours(tmp_path / "out", {"image": "png"}, [{"image": b"whatever"}])
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    reader = mds.Reader(tmp_path / "out")
+    for read in [lambda: reader[0], lambda: reader.gather([0], "image"), lambda: mds.verify(tmp_path / "out")]:
+        with pytest.raises(ImportError):
+            read()
 
 
 def test_a_pickle_is_never_decoded(tmp_path: Path) -> None:

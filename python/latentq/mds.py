@@ -203,11 +203,8 @@ class Reader:
             latentq.FormatError: The shard, or a value in it, breaks its format.
         """
         sample = self._core.sample(index)
-        for name, decode in self._decode.items():
-            try:
-                sample[name] = decode(sample[name])
-            except Exception as error:
-                self._core.fault(index, self._place[name], str(error))
+        for name in self._decode:
+            sample[name] = self._decoded(name, sample[name], index)
         return sample
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -271,20 +268,22 @@ class Reader:
                 buffers.append(None)
         lists = self._core.gather(indices, [self._place[name] for name in names], buffers)
         return [
-            array if values is None else self._decoded(name, values, indices)
+            array if values is None else self._decoded_list(name, values, indices)
             for name, array, values in zip(names, arrays, lists, strict=True)
         ]
 
-    def _decoded(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
-        decode = self._decode.get(name)
-        if decode is None:
+    def _decoded_list(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
+        if name not in self._decode:
             return values
-        for at, value in enumerate(values):
-            try:
-                values[at] = decode(value)
-            except Exception as error:
-                self._core.fault(int(indices[at]), self._place[name], str(error))
-        return values
+        return [self._decoded(name, value, index) for value, index in zip(values, indices.tolist(), strict=True)]
+
+    def _decoded(self, name: str, value: Any, index: int) -> Any:
+        try:
+            return self._decode[name](value)
+        except _NOT_THE_VALUE:
+            raise
+        except Exception as error:  # on damaged bytes Pillow's plugins raise what they like: SyntaxError, struct.error
+            self._core.fault(index, self._place[name], str(error))
 
 
 def merge(path: StrPath, folders: Sequence[str] | None = None) -> None:
@@ -377,7 +376,9 @@ def _verify_images(reader: Reader, columns: list[str], broken: set[str]) -> list
                     decoded = reader._decode[name](value)
                     for image in decoded if isinstance(decoded, list) else [decoded]:
                         image.load()
-            except Exception as error:
+            except _NOT_THE_VALUE:
+                raise
+            except Exception as error:  # as in `Reader._decoded`
                 file, offset = reader._core.place(index, at)
                 if file not in broken:
                     findings.append(Finding(file, offset, f"sample {index}, column {name!r}: {error}"))
@@ -554,5 +555,8 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "list[jpeg]": _list_decoder(_decode_image),
     "list[png]": _list_decoder(_decode_image),
 }
+
+# Raised by a decoder, these say nothing of what it was given: Pillow is not installed, or memory is short.
+_NOT_THE_VALUE = (ImportError, MemoryError)
 
 _IMAGES = {"pil", "jpeg", "png", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]"}

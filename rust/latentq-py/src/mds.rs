@@ -163,6 +163,9 @@ fn encode(column: &Column, value: &Bound<'_, PyAny>) -> PyResult<Held> {
             }
             let mut bytes =
                 mds::array_header(*dtype, shape.as_deref(), found, &dims).map_err(|why| wrong(column, why))?;
+            if bytes.is_empty() {
+                return Ok(Held::Own(data));
+            }
             bytes.extend_from_slice(&data);
             Ok(Held::Own(bytes))
         }
@@ -218,6 +221,11 @@ fn decode<'py>(py: Python<'py>, value: &Value<'_>) -> PyResult<Bound<'py, PyAny>
     })
 }
 
+/// The columns' names as Python has them, made once and not for each sample.
+fn names(py: Python<'_>, columns: &[Column]) -> Vec<Py<PyString>> {
+    columns.iter().map(|column| PyString::intern(py, &column.name).unbind()).collect()
+}
+
 /// A column's name and encoding, and dtype and shape where every value has the same.
 type Described = (String, String, Option<(&'static str, Vec<usize>)>);
 
@@ -231,18 +239,24 @@ fn describe(column: &Column) -> Described {
 struct MdsWriter {
     /// `None` when finished or given up.
     writer: Option<mds::Writer>,
+    names: Vec<Py<PyString>>,
 }
 
 impl MdsWriter {
     fn open(&mut self) -> PyResult<&mut mds::Writer> {
-        self.writer.as_mut().ok_or_else(|| PyValueError::new_err("the writer is closed"))
+        self.writer.as_mut().ok_or_else(closed)
     }
+}
+
+fn closed() -> PyErr {
+    PyValueError::new_err("the writer is closed")
 }
 
 #[pymethods]
 impl MdsWriter {
     #[new]
     fn new(
+        py: Python<'_>,
         path: PathBuf,
         columns: Vec<(PyBackedStr, PyBackedStr)>,
         compression: Option<String>,
@@ -253,7 +267,8 @@ impl MdsWriter {
         let columns = columns.iter().map(|(name, encoding)| Column::new(name, encoding));
         let columns = columns.collect::<Result<_, _>>().map_err(to_py)?;
         let options = mds::Options { compression, hashes, size_limit, sync };
-        Ok(Self { writer: Some(mds::Writer::create(&path, columns, &options).map_err(to_py)?) })
+        let writer = mds::Writer::create(&path, columns, &options).map_err(to_py)?;
+        Ok(Self { names: names(py, writer.columns()), writer: Some(writer) })
     }
 
     #[getter]
@@ -262,8 +277,9 @@ impl MdsWriter {
     }
 
     fn write(&mut self, py: Python<'_>, sample: &Bound<'_, PyAny>) -> PyResult<()> {
-        let writer = self.open()?;
-        let held = writer.columns().iter().map(|column| encode(column, &item(sample, column)?));
+        let writer = self.writer.as_mut().ok_or_else(closed)?;
+        let columns = writer.columns().iter().zip(&self.names);
+        let held = columns.map(|(column, name)| encode(column, &item(sample, name.bind(py))?));
         let held = held.collect::<PyResult<Vec<_>>>()?;
         py.detach(|| {
             let values: Vec<&[u8]> = held.iter().map(Held::bytes).collect();
@@ -277,10 +293,10 @@ impl MdsWriter {
             Rows(PyReadonlyArray1<'py, u8>),
             Each(Vec<Held>),
         }
-        let writer = self.open()?;
+        let writer = self.writer.as_mut().ok_or_else(closed)?;
         let mut columns = Vec::new();
-        for column in writer.columns() {
-            let values = item(batch.as_any(), column)?;
+        for (column, name) in writer.columns().iter().zip(&self.names) {
+            let values = item(batch.as_any(), name.bind(py))?;
             columns.push(match values.extract::<PyReadonlyArray1<'_, u8>>() {
                 Ok(rows) if column.size.is_some() => Batch::Rows(rows),
                 _ => {
@@ -317,27 +333,26 @@ impl MdsWriter {
     }
 }
 
-fn item<'py>(sample: &Bound<'py, PyAny>, column: &Column) -> PyResult<Bound<'py, PyAny>> {
-    if let Ok(sample) = sample.cast::<PyDict>() {
-        return match sample.get_item(&column.name)? {
-            Some(value) => Ok(value),
-            None => Err(PyKeyError::new_err(format!("the sample has no column {:?}", column.name))),
-        };
-    }
-    sample.get_item(&column.name)
+fn item<'py>(sample: &Bound<'py, PyAny>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
+    let Ok(sample) = sample.cast::<PyDict>() else { return sample.get_item(name) };
+    sample
+        .get_item(name)?
+        .ok_or_else(|| PyKeyError::new_err(format!("the sample has no column {:?}", name.to_string())))
 }
 
 /// The core's reader, as `latentq.mds.Reader` uses it.
 #[pyclass(module = "latentq._core", frozen)]
 struct MdsReader {
     reader: mds::Reader,
+    names: Vec<Py<PyString>>,
 }
 
 #[pymethods]
 impl MdsReader {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, memory: usize) -> PyResult<Self> {
-        Ok(Self { reader: py.detach(|| mds::Reader::open(&path, memory)).map_err(to_py)? })
+        let reader = py.detach(|| mds::Reader::open(&path, memory)).map_err(to_py)?;
+        Ok(Self { names: names(py, &reader.schema().columns), reader })
     }
 
     fn __len__(&self) -> usize {
@@ -353,10 +368,10 @@ impl MdsReader {
         let index = self.resolve(index)?;
         let sample = py.detach(|| self.reader.sample(index)).map_err(to_py)?;
         let out = PyDict::new(py);
-        for (at, (column, range)) in self.reader.schema().columns.iter().zip(&sample.columns).enumerate() {
-            let value = column.encoding.decode(&sample.bytes[range.clone()]);
+        for (at, (column, name)) in self.reader.schema().columns.iter().zip(&self.names).enumerate() {
+            let value = column.encoding.decode(&sample.bytes[sample.columns[at].clone()]);
             let value = value.map_err(|fault| to_py(self.reader.fault(&sample, at, fault)))?;
-            out.set_item(&column.name, decode(py, &value)?)?;
+            out.set_item(name, decode(py, &value)?)?;
         }
         Ok(out)
     }

@@ -8,12 +8,17 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// Bytes after which the disk is set to work.
+const STRETCH: usize = 8 << 20;
+
 /// A folder under way: files are written into a temporary, which [`Folder::publish`] renames to its target. Dropped before
 /// that, it removes the temporary.
 pub struct Folder {
     target: PathBuf,
     temporary: PathBuf,
     sync: bool,
+    /// The name and file written last: the disk works on it while the next is made, and only then is it waited for.
+    last: Option<(String, File)>,
     /// A forked child must not remove its parent's temporary.
     owner: u32,
     done: bool,
@@ -40,17 +45,33 @@ impl Folder {
         loop {
             let temporary = beside(&target).ok_or_else(exists)?;
             match fs::create_dir(&temporary) {
-                Ok(()) => return Ok(Self { target, temporary, sync, owner: std::process::id(), done: false }),
+                Ok(()) => {
+                    return Ok(Self { target, temporary, sync, last: None, owner: std::process::id(), done: false });
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io(&target, error)),
             }
         }
     }
 
-    /// Writes the file `name`, made of `parts`; the error names where it is to be, not where it is for now.
-    pub fn write(&self, name: &str, parts: &[&[u8]]) -> Result<()> {
-        write_new(&self.temporary.join(name), parts, self.sync)
-            .map_err(|error| Error::io(self.target.join(name), error))
+    /// Writes the file `name`, made of `parts`. An error names where it is to be, not where it is for now; it may be that of
+    /// the file before.
+    pub fn write(&mut self, name: &str, parts: &[&[u8]]) -> Result<()> {
+        let file = write_new(&self.temporary.join(name), parts, self.sync);
+        let file = file.map_err(|error| Error::io(self.target.join(name), error))?;
+        self.settle()?;
+        self.last = Some((name.to_owned(), file));
+        Ok(())
+    }
+
+    /// Waits until the last file is on the disk.
+    fn settle(&mut self) -> Result<()> {
+        match self.last.take() {
+            Some((name, file)) if self.sync => {
+                file.sync_all().map_err(|error| Error::io(self.target.join(name), error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Renames the temporary to its target.
@@ -58,6 +79,7 @@ impl Folder {
     /// # Errors
     /// An I/O error; where the target has meanwhile been published by another, one of the kind `AlreadyExists`.
     pub fn publish(mut self) -> Result<()> {
+        self.settle()?;
         let io = |error| Error::io(&self.target, error);
         if self.sync {
             sync_folder(&self.temporary).map_err(io)?;
@@ -91,7 +113,8 @@ impl Drop for Folder {
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let io = |error| Error::io(path, error);
     let temporary = beside(path).ok_or_else(|| Error::argument(format!("{} names no file", path.display())))?;
-    let written = write_new(&temporary, &[bytes], true).and_then(|()| fs::rename(&temporary, path));
+    let written = write_new(&temporary, &[bytes], true).and_then(|file| file.sync_all());
+    let written = written.and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&temporary);
         return Err(io(error));
@@ -99,12 +122,45 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
-fn write_new(path: &Path, parts: &[&[u8]], sync: bool) -> std::io::Result<()> {
+/// A new file. With `start`, the system is asked to begin putting it on the disk while it is still being written.
+fn write_new(path: &Path, parts: &[&[u8]], start: bool) -> std::io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    for part in parts {
-        file.write_all(part)?;
+    let mut written = 0;
+    for stretch in parts.iter().flat_map(|part| part.chunks(STRETCH)) {
+        file.write_all(stretch)?;
+        written += stretch.len() as u64;
+        if start && stretch.len() == STRETCH {
+            start_writeback(&file, written)?;
+        }
     }
-    if sync { file.sync_all() } else { Ok(()) }
+    if start {
+        start_writeback(&file, 0)?;
+    }
+    Ok(file)
+}
+
+/// Has the system begin to put the first `written` bytes of a file on the disk, 0 for all, and does not wait for it.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn start_writeback(file: &File, written: u64) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+
+    // The page that is still being filled would be written twice.
+    let whole_pages = i64::try_from(written & !0xfff).unwrap_or(0);
+    // SAFETY: the descriptor is that of an open file; no memory is passed.
+    let done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, whole_pages, libc::SYNC_FILE_RANGE_WRITE) };
+    let error = std::io::Error::last_os_error();
+    match error.raw_os_error() {
+        _ if done == 0 => Ok(()),
+        // Without this the sync that follows takes longer, no more.
+        Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::ESPIPE) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn start_writeback(_: &File, _: u64) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// The folder that `path` names, absolute, through symbolic links where it exists.

@@ -221,7 +221,7 @@ impl Writer {
         Ok(())
     }
 
-    fn write_shard(&self) -> Result<ShardEntry> {
+    fn write_shard(&mut self) -> Result<ShardEntry> {
         let n = self.ends.len();
         let start = self.empty_len() + 4 * n as u64;
         let mut head = Vec::with_capacity(start as usize);
