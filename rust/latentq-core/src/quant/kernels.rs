@@ -35,6 +35,9 @@ const STREAM: usize = 8 << 20;
 /// The bytes of a cache line.
 const LINE: usize = 64;
 
+/// How many values of one half are encoded, in that case, before it is the other half's turn.
+const TURN: usize = 1024;
+
 /// A thread takes at least this many elements, so that handing them out costs nothing beside the work.
 const CHUNK: usize = 1 << 16;
 
@@ -303,33 +306,86 @@ impl<F: Float> Kernel for Quantize<'_, F> {
 }
 
 impl<F: Float> Quantize<'_, F> {
-    /// The same for large outputs: codes gather in a buffer, which is written past the caches in whole cache lines.
+    /// The same for large outputs. The two halves are encoded in turns: one stream of reads leaves the memory idle (on a
+    /// Zen 4 two of them are read 1.4 times as fast).
     #[inline(always)]
     fn run_streaming(self) -> Counts {
         let Self { quantizer, isa, x, out, shape } = self;
-        let mut buffer = [0; 2 * BLOCK];
-        let (mut filled, mut written) = (0, 0);
-        let mut tally = Tally::new(shape.channels);
-        for (number, x) in x.chunks_exact(shape.elements).enumerate() {
-            for (channel, x) in x.chunks_exact(shape.plane).enumerate() {
-                for x in x.chunks(BLOCK) {
-                    let codes = &mut buffer[filled..filled + x.len()];
-                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
-                    filled += x.len();
-                    if filled >= BLOCK {
-                        let rest = &mut out[written..];
-                        let ready = filled - rest[filled..].as_ptr().addr() % LINE;
-                        isa.stream(&buffer[..ready], &mut rest[..ready]);
-                        written += ready;
-                        buffer.copy_within(ready..filled, 0);
-                        filled -= ready;
-                    }
-                }
+        let first = x.len() / shape.elements / 2;
+        let (x, rest) = x.split_at(first * shape.elements);
+        let (out, rest_out) = out.split_at_mut(first * shape.elements);
+        let mut halves = [(x, out), (rest, rest_out)].map(|(x, out)| Half::<F>::new(x, out, shape));
+        loop {
+            let [a, b] = halves.each_mut().map(|half| half.step(quantizer, isa));
+            if !a && !b {
+                break;
             }
-            tally.finish(number);
         }
-        out[written..].copy_from_slice(&buffer[..filled]);
         isa.fence();
+        let [mut counts, others] = halves.map(Half::finish);
+        for (clipped, other) in counts.clipped.iter_mut().zip(others.clipped) {
+            *clipped += other;
+        }
+        counts.bad.extend(others.bad.into_iter().map(|(number, channel)| (first + number, channel)));
+        counts
+    }
+}
+
+/// Samples on their way to `out`: codes gather in a buffer, which is written past the caches in whole cache lines.
+struct Half<'a, F: Float> {
+    x: &'a [F::Bits],
+    out: &'a mut [u8],
+    shape: Shape,
+    /// Elements encoded, and those of them that are written.
+    done: usize,
+    written: usize,
+    /// Of the next element: its sample, its channel, its place in the plane.
+    at: (usize, usize, usize),
+    buffer: Buffer,
+    tally: Tally,
+}
+
+/// What did not fill a line is before the first [`LINE`] bytes' end; the codes of a turn follow it.
+#[repr(align(64))]
+struct Buffer([u8; LINE + TURN]);
+
+impl<'a, F: Float> Half<'a, F> {
+    fn new(x: &'a [F::Bits], out: &'a mut [u8], shape: Shape) -> Self {
+        let buffer = Buffer([0; LINE + TURN]);
+        Self { x, out, shape, done: 0, written: 0, at: (0, 0, 0), buffer, tally: Tally::new(shape.channels) }
+    }
+
+    /// Encodes up to [`TURN`] values of one channel; gives whether there were any.
+    #[inline(always)]
+    fn step(&mut self, quantizer: &Quantizer, isa: Isa) -> bool {
+        if self.done == self.x.len() {
+            return false;
+        }
+        let (number, channel, within) = self.at;
+        let x = &self.x[self.done..][..TURN.min(self.shape.plane - within)];
+        let start = LINE - (self.done - self.written);
+        let end = LINE + x.len();
+        self.tally.see(channel, encode::<F>(isa, quantizer, channel, x, &mut self.buffer.0[LINE..end]));
+        self.done += x.len();
+        let rest = &mut self.out[self.written..self.done];
+        let ready = rest.len().saturating_sub(rest.as_ptr_range().end.addr() % LINE);
+        isa.stream(&self.buffer.0[start..start + ready], &mut rest[..ready]);
+        self.written += ready;
+        self.buffer.0.copy_within(end - LINE..end, 0); // of a known length, so it is one load and one store
+        self.at = if within + x.len() < self.shape.plane {
+            (number, channel, within + x.len())
+        } else if channel + 1 < self.shape.channels {
+            (number, channel + 1, 0)
+        } else {
+            self.tally.finish(number);
+            (number + 1, 0, 0)
+        };
+        true
+    }
+
+    fn finish(self) -> Counts {
+        let Self { out, shape, done, written, buffer, tally, .. } = self;
+        out[written..].copy_from_slice(&buffer.0[LINE - (done - written)..LINE]);
         for (number, _) in &tally.counts.bad {
             out[number * shape.elements..][..shape.elements].fill(0);
         }

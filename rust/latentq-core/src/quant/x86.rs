@@ -59,6 +59,9 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
     8 * values.len().min(out.len())
 }
 
+/// The bytes of a cache line, and so the codes in it.
+const LINE: usize = 64;
+
 /// The arithmetic of `kernels::Nearest`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[allow(unsafe_code)]
@@ -82,41 +85,49 @@ pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, 
     }
 }
 
-/// How far ahead of reading memory is asked for, in bytes.
-const AHEAD: usize = 4096;
-
-/// Two vectors at a time, so that one permute takes the lowest bytes of both.
+/// A cache line of codes at a time; the last one overlaps the one before where there are fewer left.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
 #[allow(unsafe_code)]
 fn encode_vectors<T>(affine: &Affine, x: &[T], out: &mut [u8], load: impl Fn(&[T; 16]) -> __m512) -> (usize, Seen) {
-    let (x, out) = (x.as_chunks::<16>().0.as_chunks::<2>().0, out.as_chunks_mut::<32>().0);
+    let Some(last) = x.last_chunk::<LINE>() else {
+        return (0, Seen::default());
+    };
     let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
     let (inverse_step, round) = (_mm512_set1_ps(affine.inverse_step), _mm512_set1_ps(ROUND));
     let lowest: [u8; 64] = std::array::from_fn(|i| 4 * i as u8);
     // A known index would be made into four cheaper-looking permutes. SAFETY: an array of 64 bytes.
     let lowest = unsafe { _mm512_loadu_si512(std::hint::black_box(&lowest).as_ptr().cast()) };
-    let (mut outside, mut zeros) = (0, [_mm512_setzero_ps(); 2]);
-    for (x, out) in x.iter().zip(out.iter_mut()) {
-        // One stream of reads does not fill the memory bus: the processor's own prefetching stops at the end of a page.
-        for line in 0..size_of_val(x) / 64 {
-            // SAFETY: a prefetch of any address does nothing that can be seen.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(AHEAD + 64 * line)) };
-        }
-        let [a, b] = [0, 1].map(|i| {
+    let (mut outside, mut zeros) = (0, [_mm512_setzero_ps(); 4]);
+    let mut encode = |x: &[T; LINE], wanted: u64| {
+        let x = x.as_chunks::<16>().0;
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| {
             let x = load(&x[i]);
             let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
-            outside += u64::from(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x).count_ones());
+            let wanted = (wanted >> (16 * i)) as u16;
+            outside += u64::from((_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x) & wanted).count_ones());
             // 0 times what is finite is 0; times the rest it is NaN.
             zeros[i] = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros[i]);
             _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(inside, low), inverse_step), round))
         });
-        let codes = _mm512_castsi512_si256(_mm512_permutex2var_epi8(a, lowest, b));
-        // SAFETY: out is an array of 32.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) };
+        _mm512_inserti64x4::<1>(
+            _mm512_permutex2var_epi8(a, lowest, b),
+            _mm512_castsi512_si256(_mm512_permutex2var_epi8(c, lowest, d)),
+        )
+    };
+    for (x, out) in x.as_chunks::<LINE>().0.iter().zip(out.as_chunks_mut::<LINE>().0) {
+        // SAFETY: out is an array of a line's length.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), encode(x, u64::MAX)) };
     }
-    let finite = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(zeros[0], zeros[1]) == u16::MAX;
-    (32 * x.len().min(out.len()), Seen { outside, largest: if finite { 0 } else { INFINITY } })
+    let tail = x.len() % LINE;
+    if tail != 0 {
+        let (wanted, from) = (u64::MAX << (LINE - tail), out.len() - LINE);
+        // SAFETY: x, and so out, has at least a line.
+        unsafe { _mm512_mask_storeu_epi8(out[from..].as_mut_ptr().cast(), wanted, encode(last, wanted)) };
+    }
+    let finite = |a, b| _mm512_cmp_ps_mask::<_CMP_ORD_Q>(a, b) == u16::MAX;
+    let [a, b, c, d] = zeros;
+    (x.len(), Seen { outside, largest: if finite(a, b) && finite(c, d) { 0 } else { INFINITY } })
 }
 
 /// The arithmetic of `kernels::Scale`, and rounding as [`Float::narrow`] does it.
@@ -310,18 +321,23 @@ pub fn search_avx512(tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) ->
 
 /// Copies with stores of whole cache lines that go past the caches.
 #[target_feature(enable = "avx512f")]
+#[inline]
 #[allow(unsafe_code)]
 pub fn stream(from: &[u8], to: &mut [u8]) {
     // SAFETY: any bytes are a vector, and align_to_mut keeps to the slice.
     let (head, lines, tail) = unsafe { to.align_to_mut::<__m512i>() };
     let (head_from, from) = from.split_at(head.len());
     let (lines_from, tail_from) = from.split_at(size_of_val(lines));
-    head.copy_from_slice(head_from);
+    if !head.is_empty() {
+        head.copy_from_slice(head_from);
+    }
     for (from, to) in lines_from.as_chunks::<64>().0.iter().zip(lines) {
         // SAFETY: `from` is 64 bytes, and `to` is aligned.
         unsafe { _mm512_stream_si512(to, _mm512_loadu_si512(from.as_ptr().cast())) };
     }
-    tail.copy_from_slice(tail_from);
+    if !tail.is_empty() {
+        tail.copy_from_slice(tail_from);
+    }
 }
 
 /// Orders streaming stores before all that follows.
