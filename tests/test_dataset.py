@@ -59,13 +59,23 @@ def test_a_batch_is_the_same_through_collate_and_default_collate_and_sample_by_s
     dataset = LatentDataset(made.path)
     indices = [3, 39, 0, 3, -2]
     samples = dataset.__getitems__(indices)
-    assert isinstance(samples, list)
+    assert len(samples) == 5
     for batch in (dataset.collate(samples), default_collate(samples), default_collate([dataset[i] for i in indices])):
         np.testing.assert_allclose(batch["latent"], made.values[indices], atol=2e-6)
         assert batch["latent"].shape == (5, 3, 4, 5)
         assert batch["label"].dtype == torch.int64
         assert batch["label"].tolist() == made.labels[indices].tolist()
         assert batch["key"] == [made.keys[i] for i in indices]
+
+
+def test_samples_are_a_sequence(made):
+    samples = LatentDataset(made.path).__getitems__([1, 2, 5])
+    assert [sample["key"] for sample in samples] == [made.keys[i] for i in (1, 2, 5)]
+    assert samples[-1]["key"] == made.keys[5]
+    assert [sample["label"] for sample in samples[:2]] == made.labels[[1, 2]].tolist()
+    assert type(samples[0]["label"]) is int
+    with pytest.raises(IndexError):
+        samples[3]
 
 
 def test_collate_does_not_copy(made):
@@ -226,6 +236,16 @@ def test_a_shard_cut_short_is_an_error_that_names_it(tmp_path, opened):
         dataset.batch(range(40))
     with pytest.raises((FormatError, OSError), match=shard.name):
         list(dataset.loader(8))
+    with pytest.raises((FormatError, OSError), match=shard.name):
+        list(DataLoader(dataset, batch_size=8, num_workers=1))
+
+
+def test_persistent_workers_go_on_after_a_loop_that_was_left(made):
+    dataset = LatentDataset(made.path)
+    options = {"batch_size": 7, "num_workers": 1, "persistent_workers": True, "collate_fn": dataset.collate}
+    loader = DataLoader(dataset, **options, drop_last=True)
+    assert next(iter(loader))["key"] == made.keys[:7]
+    assert [key for b in loader for key in b["key"]] == made.keys[:35]
 
 
 def test_workers_give_the_same_with_collate(made):
@@ -318,6 +338,7 @@ def test_what_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
     [
         ({"columns": ["latents"]}, ValueError, "no column 'latents': there are latent, key, label, caption"),
         ({"columns": "latent"}, TypeError, "list of names"),
+        ({"columns": []}, ValueError, "at least one of latent, key, label, caption"),
         ({"dtype": torch.float64}, ValueError, "dtype must be one of"),
         ({"scale": "unit"}, ValueError, "scale must be one of"),
         ({"recipe": "imagenet.int8"}, ValueError, "has a card"),

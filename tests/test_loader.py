@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from conftest import heed_interrupts
 from latentq import LatentDataset
@@ -38,11 +39,8 @@ class Numbers:
     def __len__(self):
         return self.size
 
-    def read(self, indices, **_):
+    def batch(self, indices, **_):
         return {"latent": torch.from_numpy(indices)}
-
-    def decode_batch(self, batch, **_):
-        return batch
 
 
 def test_batches_come_in_order_and_hold_what_the_dataset_holds(made, dataset):
@@ -197,13 +195,43 @@ def test_a_state_of_another_order_is_refused(dataset):
         dataset.loader(4, seed=1).load_state_dict(state)
 
 
-def test_ranks_come_from_torch_distributed(dataset, tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+def test_ranks_come_from_torch_distributed(dataset):
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=3)
     try:
         loader = dataset.loader(4)
-        assert (loader.rank, loader.world_size) == (0, 1)
+        assert (loader.rank, loader.world_size) == (1, 3)
+        assert (dataset.loader(4, rank=0, world_size=1).world_size) == 1
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_two_iterations_at_once_each_give_the_whole_epoch(made, dataset):
+    loader = dataset.loader(16, shuffle=True)
+    pairs = list(zip(loader, loader, strict=True))
+    assert all(torch.equal(first["latent"], second["latent"]) for first, second in pairs)
+    assert sorted(key for first, _ in pairs for key in first["key"]) == made.keys
+    assert loader.epoch == 1
+
+
+def test_a_dataset_smaller_than_a_batch_is_one_batch_and_an_empty_one_is_none(dataset):
+    assert [len(b["label"]) for b in dataset.loader(1000, shuffle=True)] == [40]
+    assert list(dataset.loader(1000, drop_last=True)) == []
+    empty = LatentLoader(Numbers(0), 4, shuffle=True)
+    assert len(empty) == 0
+    assert list(empty) == []
+    assert empty.epoch == 1
+
+
+def test_an_error_in_a_transform_reaches_the_loop(made):
+    broken = LatentDataset(made.path, transform=lambda sample: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(broken.loader(4))
+    assert not _threads()
+
+
+def test_an_epoch_below_0_is_refused(dataset):
+    with pytest.raises(ValueError, match="not -1"):
+        dataset.loader(4).set_epoch(-1)
 
 
 @pytest.mark.parametrize(
@@ -242,10 +270,10 @@ def test_no_thread_is_left_however_an_iteration_ends(dataset):
 
 
 class Failing(Numbers):
-    def read(self, indices, **_):
+    def batch(self, indices, **_):
         if 20 in indices:
             raise OSError("no more")
-        return super().read(indices)
+        return super().batch(indices)
 
 
 def test_an_error_while_reading_reaches_the_loop_after_the_batches_before_it():
@@ -260,9 +288,9 @@ def test_no_more_batches_are_prepared_than_prefetch_says():
     class Counting(Numbers):
         count = 0
 
-        def read(self, indices, **_):
+        def batch(self, indices, **_):
             self.count += 1
-            return super().read(indices)
+            return super().batch(indices)
 
     source = Counting(1000)
     iterator = iter(LatentLoader(source, 1, threads=2, prefetch=3))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
 from latentq.layout import LatentColumn, Layout, Scale
 from latentq.quantizer import Quantizer
+from latentq.quantizer_torch import to_numpy
 from latentq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -33,10 +34,31 @@ Batch = dict[str, Any]
 Indices = Sequence[int] | NDArray[np.int64]
 
 
-class Samples(list[dict[str, Any]]):
-    """The samples of one batch, as views of it; `batch` is the batch itself."""
+class Samples(Sequence[dict[str, Any]]):
+    """The samples of a batch, each made when it is asked for: views of the batch's tensors.
 
-    batch: Batch
+    Attributes:
+        batch: The batch.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(next(iter(self.batch.values())))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return list(self)[index]
+        return {name: _item(value[index]) for name, value in self.batch.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        columns = [_items(value) for value in self.batch.values()]
+        return (dict(zip(self.batch, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -119,30 +141,37 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Indices) -> list[Any]:
+    def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together. torch's DataLoader calls this with the indices of a batch.
 
         Returns:
-            A list, for torch's `default_collate` or, without a copy, for `collate`.
+            A sequence, for torch's `default_collate` or, without a copy, for `collate`.
         """
         return samples_of(self.batch(indices), self.transform)
 
     @staticmethod
-    def collate(samples: list[Any]) -> Any:
+    def collate(samples: Sequence[Any]) -> Any:
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
         return samples.batch if isinstance(samples, Samples) else default_collate(samples)
 
-    def batch(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices, *, empty: Empty = shareable) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
 
         Args:
             indices: Of its samples, in any order, each from -len(self) to len(self) - 1.
+            empty: Makes the tensors of latents.
 
         Raises:
             IndexError: An index is out of range.
             FormatError: A shard is broken or cut short; the message names it.
         """
-        return self.decode_batch(self.read(indices))
+        dtype, latents = self.layout.dtype, self.layout.latents
+        if dtype == torch.uint8 or any(column.is_float for column in latents.values()):
+            return self.decode_batch(self.read(indices), empty=empty)
+        # Each sample is dequantised while its codes are in the cache, and with no step in Python between.
+        values = {name: empty((len(indices), *column.shape), dtype) for name, column in latents.items()}
+        quantizers = {column.stored: column.quantizer for column in latents.values()}
+        return self._gather(indices, values, quantizers)
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
@@ -151,14 +180,19 @@ class LatentDataset(Dataset[dict[str, Any]]):
             indices: As of `batch`.
             empty: Makes the tensors to read into.
         """
-        indices = checked_indices(indices, len(self))
         latents = self.layout.latents
         raw = {name: empty((len(indices), column.nbytes), torch.uint8) for name, column in latents.items()}
-        out = {latents[name].stored: tensor.numpy() for name, tensor in raw.items()}
-        values = self._reader.gather(indices, list(self.layout.stored.values()), out=out)
+        return self._gather(indices, raw, {})
+
+    def _gather(self, indices: Indices, latents: Batch, quantizers: Mapping[str, Quantizer]) -> Batch:
+        """A batch with these latents, its other columns read with them."""
+        stored = self.layout.stored
+        indices = checked_indices(indices, len(self))
+        out = {stored[name]: to_numpy(tensor) for name, tensor in latents.items()}
+        values = self._reader.gather(indices, list(stored.values()), out=out, quantizer=quantizers)
         return {
-            name: raw[name] if name in raw else self._value(name, values[stored])
-            for name, stored in self.layout.stored.items()
+            name: latents[name] if name in latents else self._value(name, values[column])
+            for name, column in stored.items()
         }
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
@@ -241,14 +275,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
             ) from None
 
 
-def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
-    """The samples of a batch: `Samples` that are views of it, or what the transform makes of them."""
-    columns = [_items(value) for value in batch.values()]
-    samples = Samples(dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True))
-    if transform is not None:
-        return [transform(sample) for sample in samples]
-    samples.batch = batch
-    return samples
+def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:
+    """The samples of a batch: views of it, or what the transform makes of them."""
+    samples = Samples(batch)
+    return samples if transform is None else [transform(sample) for sample in samples]
 
 
 def _items(values: Any) -> Sequence[Any]:
@@ -256,6 +286,10 @@ def _items(values: Any) -> Sequence[Any]:
         return values
     items: Sequence[Any] = values.unbind() if values.ndim > 1 else values.tolist()
     return items
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) and not value.ndim else value
 
 
 def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:

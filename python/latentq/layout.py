@@ -237,6 +237,8 @@ def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[st
         return stored
     if isinstance(wanted, str):
         raise TypeError(f"columns must be a list of names, not the string {wanted!r}")
+    if not wanted:
+        raise ValueError(f"columns must name at least one of {', '.join(stored)}")
     selected = {}
     for name in wanted:
         in_samples = name if name in stored else names.get(name)

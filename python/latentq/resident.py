@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,22 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """One sample. Raises IndexError where there is none of that number."""
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Indices) -> list[Any]:
+    def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, decoded together, as of `LatentDataset`."""
         return samples_of(self.batch(indices), None)
 
     collate = staticmethod(LatentDataset.collate)
 
-    def batch(self, indices: Indices | torch.Tensor) -> Batch:
+    def batch(self, indices: Indices | torch.Tensor, *, empty: Empty = shareable) -> Batch:
         """A batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
             indices: Of its samples. A tensor on the device is taken as it is, without a check that would wait for it.
+            empty: Makes the tensors of a batch on the CPU.
         """
         if not isinstance(indices, torch.Tensor):
             indices = torch.from_numpy(checked_indices(indices, len(self)))
-        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
+        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)), empty=empty)
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """The numbers of a batch's samples: what `decode_batch` takes, once they are on the device."""
@@ -92,8 +94,11 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
 def _picked(column: torch.Tensor, numbers: torch.Tensor, empty: Empty) -> torch.Tensor:
     if column.device.type != "cpu":
         return column.index_select(0, numbers)
+    # NumPy's own, since torch's would start threads of OpenMP in each of a loader's threads. With `clip`, which nothing
+    # needs, it writes to `out` itself.
     out = empty((len(numbers), *column.shape[1:]), column.dtype)
-    return torch.index_select(column, 0, numbers, out=out)
+    np.take(column.numpy(), numbers.numpy(), axis=0, out=out.numpy(), mode="clip")
+    return out
 
 
 def _free_bytes(device: torch.device) -> int:

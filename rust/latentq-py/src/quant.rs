@@ -78,20 +78,20 @@ fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResu
 }
 
 /// A float array that is written to.
-enum Output<'py> {
+pub enum Output<'py> {
     F32(PyReadwriteArrayDyn<'py, f32>),
     Half(PyReadwriteArrayDyn<'py, u16>, bool),
 }
 
 impl<'py> Output<'py> {
-    fn new(array: &Bound<'py, PyAny>, bfloat16: bool, shape: &[usize]) -> PyResult<Self> {
+    pub fn new(array: &Bound<'py, PyAny>, bfloat16: bool, shape: &[usize]) -> PyResult<Self> {
         if array.cast::<PyArrayDyn<u16>>().is_ok() {
             return Ok(Self::Half(output(array, shape)?, bfloat16));
         }
         Ok(Self::F32(output(array, shape)?))
     }
 
-    fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
+    pub fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
         Ok(match self {
             Self::F32(x) => FloatsMut::F32(x.as_slice_mut()?),
             Self::Half(x, false) => FloatsMut::F16(x.as_slice_mut()?),
@@ -101,7 +101,7 @@ impl<'py> Output<'py> {
 }
 
 /// The elements of one channel of one sample, of an array (N, C, ...).
-fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
+pub fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
     match shape {
         [_, c, rest @ ..] if *c == channels => Ok(rest.iter().product()),
         _ => Err(PyValueError::new_err(format!("expected an array (N, {channels}, ...), not one of shape {shape:?}"))),
@@ -110,7 +110,7 @@ fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
 
 /// The kernels' half of `latentq.quantizer.Quantizer`.
 #[pyclass(frozen, module = "latentq._core")]
-struct Quantizer(quant::Quantizer);
+pub struct Quantizer(pub quant::Quantizer);
 
 #[pymethods]
 impl Quantizer {
