@@ -223,7 +223,7 @@ def test_a_dataset_smaller_than_a_batch_is_one_batch_and_an_empty_one_is_none(da
 
 
 def test_an_error_in_a_transform_reaches_the_loop(made):
-    broken = LatentDataset(made.path, transform=lambda sample: 1 / 0)
+    broken = LatentDataset(made.path, transform=lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(broken.loader(4))
     assert not _threads()

@@ -6,6 +6,7 @@ import errno
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -35,7 +36,7 @@ Indices = Sequence[int] | NDArray[np.int64]
 
 
 class Samples(Sequence[dict[str, Any]]):
-    """The samples of a batch, each made when it is asked for: views of the batch's tensors.
+    """The samples of a batch, as views of its tensors. They are made when one is asked for: `collate` asks for none.
 
     Attributes:
         batch: The batch.
@@ -43,6 +44,11 @@ class Samples(Sequence[dict[str, Any]]):
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+
+    @cached_property
+    def _samples(self) -> list[dict[str, Any]]:
+        columns = [_items(value) for value in self.batch.values()]
+        return [dict(zip(self.batch, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def __len__(self) -> int:
         return len(next(iter(self.batch.values())))
@@ -52,13 +58,10 @@ class Samples(Sequence[dict[str, Any]]):
     @overload
     def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return list(self)[index]
-        return {name: _item(value[index]) for name, value in self.batch.items()}
+        return self._samples[index]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        columns = [_items(value) for value in self.batch.values()]
-        return (dict(zip(self.batch, values, strict=True)) for values in zip(*columns, strict=True))
+        return iter(self._samples)
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -152,7 +155,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     @staticmethod
     def collate(samples: Sequence[Any]) -> Any:
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
-        return samples.batch if isinstance(samples, Samples) else default_collate(samples)
+        return samples.batch if isinstance(samples, Samples) else default_collate(list(samples))
 
     def batch(self, indices: Indices, *, empty: Empty = shareable) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
@@ -286,10 +289,6 @@ def _items(values: Any) -> Sequence[Any]:
         return values
     items: Sequence[Any] = values.unbind() if values.ndim > 1 else values.tolist()
     return items
-
-
-def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) and not value.ndim else value
 
 
 def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:

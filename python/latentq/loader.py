@@ -202,7 +202,7 @@ class LatentLoader:
         positions, valid = slice_of(start, stop, self.rank, self.world_size)
         indices = self.order.indices(epoch, positions)
         if self.source.transform is not None:
-            batch: Batch = default_collate(self.source.__getitems__(indices))
+            batch: Batch = default_collate(list(self.source.__getitems__(indices)))
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
         elif self.device is None:
