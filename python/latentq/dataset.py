@@ -17,11 +17,10 @@ from torch.utils.data import Dataset, default_collate
 
 from latentq import mds
 from latentq._core import FormatError, LatentqError
-from latentq.buffers import Empty, private, shareable
+from latentq.buffers import Empty, array_of, private, shareable
 from latentq.card import CARD, Card
 from latentq.layout import LatentColumn, Layout, Scale
 from latentq.quantizer import Quantizer
-from latentq.quantizer_torch import to_numpy
 from latentq.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """A batch with these latents, its other columns read with them."""
         stored = self.layout.stored
         indices = checked_indices(indices, len(self))
-        out = {stored[name]: to_numpy(tensor) for name, tensor in latents.items()}
+        out = {stored[name]: array_of(tensor) for name, tensor in latents.items()}
         values = self._reader.gather(indices, list(stored.values()), out=out, quantizer=quantizers)
         return {
             name: latents[name] if name in latents else self._value(name, values[column])
