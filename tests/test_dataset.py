@@ -333,6 +333,13 @@ def test_what_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
         assert "\n" not in str(caught.value)
 
 
+def test_a_dataset_without_samples_is_refused(tmp_path):
+    with mds.Writer(tmp_path / "out", {"latent": "ndarray:uint8:1,2,2"}):
+        pass
+    with pytest.raises(LatentqError, match="has no samples"):
+        LatentDataset(tmp_path / "out", recipe=_recipe({"latent": _latent()}))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [

@@ -88,7 +88,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         layout: The columns of a sample, and what they mean.
 
     Raises:
-        LatentqError: The dataset is not finished, or the scale needs a card that is not there.
+        LatentqError: The dataset is not finished or has no samples, or the scale needs a card that is not there.
         FormatError: The card or the index cannot be understood.
         RecipeError: There is neither a card nor a recipe that says enough.
         MismatchError: Recipe and shards do not go together; both are named.
@@ -111,6 +111,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.card = open_card(self.path)
         self.transform = transform
         self._reader = mds.Reader(self.path)
+        if not len(self):
+            raise LatentqError(f"{path} has no samples")
         if self.card is not None and self.card.counts is not None and self.card.counts.samples != len(self):
             raise FormatError(f"{path}: the card counts {self.card.counts.samples} samples, the index {len(self)}")
         self.layout = Layout.resolve(

@@ -33,12 +33,12 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
     Raises:
         MismatchError: A dataset does not go with the first: another autoencoder or weights, shape, quantiser, scale,
             dtype or other columns; both are named.
-        ValueError: There are no datasets or no samples, or the weights are not as many, negative or all 0.
+        ValueError: There are no datasets, or the weights are not as many, negative or all 0.
     """
 
     def __init__(self, datasets: Sequence[LatentDataset], weights: Sequence[float] | None = None) -> None:
-        if not datasets or not all(len(dataset) for dataset in datasets):
-            raise ValueError("a mixture needs datasets, each with samples")
+        if not datasets:
+            raise ValueError("a mixture needs at least one dataset")
         self.datasets = tuple(datasets)
         for other in self.datasets[1:]:
             self.datasets[0].layout.check_agreement(other.layout)

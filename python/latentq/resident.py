@@ -41,7 +41,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 f"{dataset.path} needs {needed / 1e9:.2f} GB on {self.device}, where {free / 1e9:.2f} GB are free"
             )
         self.columns: dict[str, torch.Tensor] = {}
-        for start in range(0, max(len(dataset), 1), _CHUNK):
+        for start in range(0, len(dataset), _CHUNK):
             part = dataset.read(np.arange(start, min(start + _CHUNK, len(dataset))))
             for name in names:
                 if not start:
