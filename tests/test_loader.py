@@ -39,8 +39,11 @@ class Numbers:
     def __len__(self):
         return self.size
 
-    def batch(self, indices, **_):
+    def read(self, indices, **_):
         return {"latent": torch.from_numpy(indices)}
+
+    def decode_batch(self, batch, **_):
+        return batch
 
 
 def test_batches_come_in_order_and_hold_what_the_dataset_holds(made, dataset):
@@ -270,10 +273,10 @@ def test_no_thread_is_left_however_an_iteration_ends(dataset):
 
 
 class Failing(Numbers):
-    def batch(self, indices, **_):
+    def read(self, indices, **_):
         if 20 in indices:
             raise OSError("no more")
-        return super().batch(indices)
+        return super().read(indices)
 
 
 def test_an_error_while_reading_reaches_the_loop_after_the_batches_before_it():
@@ -288,9 +291,9 @@ def test_no_more_batches_are_prepared_than_prefetch_says():
     class Counting(Numbers):
         count = 0
 
-        def batch(self, indices, **_):
+        def read(self, indices, **_):
             self.count += 1
-            return super().batch(indices)
+            return super().read(indices)
 
     source = Counting(1000)
     iterator = iter(LatentLoader(source, 1, threads=2, prefetch=3))

@@ -18,7 +18,7 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hashes
 from streaming.base.util import clean_stale_shared_memory, merge_index
 
-from latentq import FormatError, Quantizer, mds
+from latentq import FormatError, mds
 from mds_schemas import stock_without_naps
 
 COLUMNS = {"latent": "ndarray:uint8:4,8,8", "label": "int", "key": "str", "score": "float32"}
@@ -447,48 +447,6 @@ def test_gather_takes_indices_as_numpy_does(dataset: Path) -> None:
         reader[50]
     with pytest.raises(KeyError, match="nothing"):
         reader.gather([0], "nothing")
-
-
-@pytest.mark.parametrize("bits", [3, 8])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
-def test_gather_dequantises_what_it_reads(tmp_path: Path, bits: int, dtype: type) -> None:
-    quantizer = Quantizer.affine([-1.0, -2.0, 0.5], [1.0, 3.0, 0.75], bits=bits)
-    codes = np.random.default_rng(0).integers(0, 1 << bits, (30, 3, 5, 7), np.uint8)
-    rows = quantizer.pack(codes)
-    columns = {"text": "str", "latent": f"ndarray:uint8:{rows.shape[1]}", "label": "int"}
-    write_ours(tmp_path / "out", columns, [{"text": "x" * i, "latent": rows[i], "label": i} for i in range(30)])
-    reader = mds.Reader(tmp_path / "out")
-    name = "bfloat16" if dtype == np.uint16 else dtype
-    for indices in [[], [7], [29, 0, 0, -1, 3], range(30)]:
-        out = np.empty((len(indices), 3, 5, 7), dtype)
-        expected = quantizer.dequantize(codes[np.array(indices, int)], dtype=name)
-        assert reader.gather(indices, "latent", out=out, quantizer=quantizer) is out
-        np.testing.assert_array_equal(out, expected)
-        out[...] = 0
-        several = reader.gather(
-            indices, ["label", "latent", "text"], out={"latent": out}, quantizer={"latent": quantizer}
-        )
-        np.testing.assert_array_equal(several["latent"], expected)
-        np.testing.assert_array_equal(several["label"], np.arange(30)[np.array(indices, int)])
-
-
-def test_gather_refuses_to_dequantise_what_does_not_go_together(tmp_path: Path) -> None:
-    write_ours(tmp_path / "out", {"latent": "ndarray:uint8:2,2,3"}, [{"latent": np.full((2, 2, 3), 9, np.uint8)}] * 4)
-    reader = mds.Reader(tmp_path / "out")
-    quantizer = Quantizer.uniform(-1.0, 1.0, channels=2)
-    for shape, other, text in [
-        ((2, 2, 3), quantizer, r"shape \(1, C, \.\.\.\)"),
-        ((1, 3, 2, 2), quantizer, "expected an array"),
-        ((1, 2, 2, 2), quantizer, "12 bytes, where 8 are asked for"),
-        ((1, 2, 2, 3), Quantizer.uniform(-1.0, 1.0, channels=2, bits=4), "12 bytes, where 6 are asked for"),
-        ((1, 2, 2, 3), Quantizer.floating("float16", channels=2), "no codes"),
-    ]:
-        with pytest.raises(ValueError, match=text):
-            reader.gather([1], "latent", out=np.empty(shape, np.float32), quantizer=other)
-    with pytest.raises(ValueError, match="shape"):
-        reader.gather([1], "latent", quantizer=quantizer)
-    with pytest.raises(TypeError, match="dtype must be"):
-        reader.gather([1], "latent", out=np.empty((1, 2, 2, 3)), quantizer=quantizer)
 
 
 def test_arrays_are_writable_and_their_own(dataset: Path) -> None:

@@ -99,10 +99,7 @@ class MdsReader:
     def place(self, index: int, column: int) -> tuple[str, int]: ...
     def fault(self, index: int, column: int, message: str) -> NoReturn: ...
     def gather(
-        self,
-        indices: NDArray[np.int64],
-        columns: Sequence[int],
-        outs: Sequence[NDArray[np.uint8] | tuple[Quantizer, NDArray[Any], bool] | None],
+        self, indices: NDArray[np.int64], columns: Sequence[int], outs: Sequence[NDArray[np.uint8] | None]
     ) -> list[list[Any] | None]: ...
 
 @final

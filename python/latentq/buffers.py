@@ -45,11 +45,6 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
-def array_of(tensor: torch.Tensor) -> NDArray[Any]:
-    """The memory of a tensor that one of these made, as NumPy has it: bfloat16 as its bits in uint16."""
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
 class _Loan(weakref.ref[NDArray[Any]]):
     """A lent array's weak reference, with the memory that becomes free when the array is gone."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, default_collate
 
 from latentq import mds
 from latentq._core import FormatError, LatentqError
-from latentq.buffers import Empty, array_of, private, shareable
+from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
 from latentq.layout import LatentColumn, Layout, Scale
 from latentq.quantizer import Quantizer
@@ -158,24 +158,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
         return samples.batch if isinstance(samples, Samples) else default_collate(list(samples))
 
-    def batch(self, indices: Indices, *, empty: Empty = shareable) -> Batch:
+    def batch(self, indices: Indices) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
 
         Args:
             indices: Of its samples, in any order, each from -len(self) to len(self) - 1.
-            empty: Makes the tensors of latents.
 
         Raises:
             IndexError: An index is out of range.
             FormatError: A shard is broken or cut short; the message names it.
         """
-        dtype, latents = self.layout.dtype, self.layout.latents
-        if dtype == torch.uint8 or any(column.is_float for column in latents.values()):
-            return self.decode_batch(self.read(indices), empty=empty)
-        # Each sample is dequantised while its codes are in the cache, and with no step in Python between.
-        values = {name: empty((len(indices), *column.shape), dtype) for name, column in latents.items()}
-        quantizers = {column.stored: column.quantizer for column in latents.values()}
-        return self._gather(indices, values, quantizers)
+        return self.decode_batch(self.read(indices))
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
@@ -184,19 +177,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
             indices: As of `batch`.
             empty: Makes the tensors to read into.
         """
+        indices = checked_indices(indices, len(self))
         latents = self.layout.latents
         raw = {name: empty((len(indices), column.nbytes), torch.uint8) for name, column in latents.items()}
-        return self._gather(indices, raw, {})
-
-    def _gather(self, indices: Indices, latents: Batch, quantizers: Mapping[str, Quantizer]) -> Batch:
-        """A batch with these latents, its other columns read with them."""
-        stored = self.layout.stored
-        indices = checked_indices(indices, len(self))
-        out = {stored[name]: array_of(tensor) for name, tensor in latents.items()}
-        values = self._reader.gather(indices, list(stored.values()), out=out, quantizer=quantizers)
+        out = {latents[name].stored: tensor.numpy() for name, tensor in raw.items()}
+        values = self._reader.gather(indices, list(self.layout.stored.values()), out=out)
         return {
-            name: latents[name] if name in latents else self._value(name, values[column])
-            for name, column in stored.items()
+            name: raw[name] if name in raw else self._value(name, values[stored])
+            for name, stored in self.layout.stored.items()
         }
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:

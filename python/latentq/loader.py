@@ -25,11 +25,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: NDArray[np.int64], *, empty: Empty) -> Batch:
-        """A batch on the CPU, in tensors that `empty` makes."""
-
     def read(self, indices: NDArray[np.int64], *, empty: Empty) -> Batch:
-        """A batch whose latents are as stored, in tensors that `empty` makes, to be taken to a device."""
+        """A batch whose latents are as stored, in tensors that `empty` makes."""
 
     def decode_batch(self, batch: Batch, *, empty: Empty) -> Batch:
         """The same with its latents decoded, on the device where they are."""
@@ -206,7 +203,7 @@ class LatentLoader:
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
         elif self.device is None:
-            batch = self.source.batch(indices, empty=empty)
+            batch = self.source.decode_batch(self.source.read(indices, empty=empty), empty=empty)
         else:
             batch = self.source.read(indices, empty=empty)
         batch["valid"] = torch.from_numpy(valid)

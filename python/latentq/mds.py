@@ -26,8 +26,6 @@ from latentq._core import FormatError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from latentq.quantizer import Quantizer
-
 __all__ = ["Finding", "Reader", "Repair", "Writer", "merge", "merged_index", "repair", "verify"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -219,28 +217,18 @@ class Reader:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     @overload
-    def gather(
-        self, indices: ArrayLike, column: str, *, out: NDArray[Any] | None = None, quantizer: Quantizer | None = None
-    ) -> Any: ...
+    def gather(self, indices: ArrayLike, column: str, *, out: NDArray[np.uint8] | None = None) -> Any: ...
     @overload
     def gather(
-        self,
-        indices: ArrayLike,
-        column: Sequence[str],
-        *,
-        out: Mapping[str, NDArray[Any]] | None = None,
-        quantizer: Mapping[str, Quantizer] | None = None,
+        self, indices: ArrayLike, column: Sequence[str], *, out: Mapping[str, NDArray[np.uint8]] | None = None
     ) -> dict[str, Any]: ...
-    def gather(self, indices: ArrayLike, column: str | Sequence[str], *, out: Any = None, quantizer: Any = None) -> Any:
+    def gather(self, indices: ArrayLike, column: str | Sequence[str], *, out: Any = None) -> Any:
         """One column of many samples, or several columns.
 
         Args:
             indices: n integers in any order, negative from the end, also several times.
             column: A column's name, or several.
-            out: C-contiguous uint8 array (n, k) for the bytes of one column's values, each of exactly k bytes. For
-                several columns, a dict of these.
-            quantizer: Of packed codes that are dequantised while they are read: `out` then is (n, C, ...) in float32 or
-                float16, or in uint16 for the bits of bfloat16. For several columns, a dict of these.
+            out: C-contiguous uint8 array (n, k) for the bytes of one column's values, each of exactly k bytes.
 
         Returns:
             For a column of fixed arrays or numbers, an array (n, *shape) of its dtype; for any other, a list; `out`
@@ -254,33 +242,21 @@ class Reader:
         """
         places = _indices(indices)
         if isinstance(column, str):
-            outs, quantizers = {column: out}, {column: quantizer} if quantizer is not None else {}
-            return self._gather(places, [column], outs, quantizers)[0]
-        names, outs, quantizers = list(column), out or {}, quantizer or {}
-        if not isinstance(outs, Mapping) or not isinstance(quantizers, Mapping):
-            raise ValueError("with several columns, out and quantizer must be dicts by column")
-        return dict(zip(names, self._gather(places, names, outs, quantizers), strict=True))
+            return self._gather(places, [column], [out])[0]
+        names, outs = list(column), out or {}
+        if not isinstance(outs, Mapping):
+            raise ValueError("with several columns, out must be a dict of arrays by column")
+        return dict(zip(names, self._gather(places, names, [outs.get(name) for name in names]), strict=True))
 
-    def _gather(
-        self,
-        indices: NDArray[np.int64],
-        names: list[str],
-        outs: Mapping[str, NDArray[Any]],
-        quantizers: Mapping[str, Quantizer],
-    ) -> list[Any]:
+    def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
         n = len(indices)
         arrays: list[Any] = []
-        buffers: list[NDArray[np.uint8] | tuple[_core.Quantizer, NDArray[Any], bool] | None] = []
-        for name in names:
+        buffers: list[NDArray[np.uint8] | None] = []
+        for name, out in zip(names, outs, strict=True):
             if name not in self._place:
                 raise KeyError(f"{self.path} has no column {name!r}, but {', '.join(map(repr, self.columns))}")
-            out, fixed = outs.get(name), self._fixed[name]
-            if name in quantizers:
-                if out is None or out.ndim < 2 or len(out) != n:
-                    raise ValueError(f"to dequantise, out must be an array of shape ({n}, C, ...)")
-                arrays.append(out)
-                buffers.append(quantizers[name].into(out))
-            elif out is not None:
+            fixed = self._fixed[name]
+            if out is not None:
                 if out.dtype != np.uint8 or out.ndim != 2 or len(out) != n or not out.flags.c_contiguous:
                     raise ValueError(f"out must be a C-contiguous uint8 array of shape ({n}, k)")
                 arrays.append(out)

@@ -67,7 +67,7 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together, as of `LatentDataset`."""
-        return samples_of(self.batch(indices), self.transform)
+        return samples_of(self.decode_batch(self.read(indices)), self.transform)
 
     collate = staticmethod(LatentDataset.collate)
 
@@ -81,10 +81,6 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
             for dataset, mine, edge in zip(self.datasets, rows, self._edges, strict=False)
         ]
         return {name: _joined([part[name] for part in parts], rows, empty) for name in parts[0]}
-
-    def batch(self, indices: Indices, *, empty: Empty = shareable) -> Batch:
-        """A batch, as of `LatentDataset`."""
-        return self.decode_batch(self.read(indices), empty=empty)
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are."""

@@ -379,17 +379,6 @@ class Quantizer:
         self._kernel.dequantize_packed(packed, shape, _bits(out, name), name == "bfloat16", threads)
         return out
 
-    def into(self, out: npt.NDArray[Any]) -> tuple[_core.Quantizer, npt.NDArray[Any], bool]:
-        """What the core's reader needs to dequantise what it reads into `out`, float or the bits of bfloat16 in uint16.
-
-        Raises:
-            ValueError: This is a float kind.
-        """
-        if self._kernel is None:
-            raise ValueError(f"{self.kind} values have no codes to dequantise")
-        name = "bfloat16" if out.dtype == np.uint16 else _float_name(out.dtype)
-        return self._kernel, _bits(out, name), name == "bfloat16"
-
     def packed_bytes(self, elements: int) -> int:
         """The stored bytes of a sample of so many elements."""
         return (elements * self.bits + 7) // 8

@@ -65,16 +65,15 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     collate = staticmethod(LatentDataset.collate)
 
-    def batch(self, indices: Indices | torch.Tensor, *, empty: Empty = shareable) -> Batch:
+    def batch(self, indices: Indices | torch.Tensor) -> Batch:
         """A batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
             indices: Of its samples. A tensor on the device is taken as it is, without a check that would wait for it.
-            empty: Makes the tensors of a batch on the CPU.
         """
         if not isinstance(indices, torch.Tensor):
             indices = torch.from_numpy(checked_indices(indices, len(self)))
-        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)), empty=empty)
+        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """The numbers of a batch's samples: what `decode_batch` takes, once they are on the device."""

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use bytemuck::{Pod, cast_slice};
 use half::f16;
 use latentq_core::mds::{self, Column, DType, Encoding, Sink, Value, Values};
-use latentq_core::quant::packed_len;
 use numpy::ndarray::IxDyn;
 use numpy::prelude::*;
 use numpy::{Element, PyArrayDyn, PyReadonlyArray1, PyReadwriteArray2, PyUntypedArray};
@@ -16,7 +15,6 @@ use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::error::to_py;
-use crate::quant::{Output, Quantizer, plane};
 
 /// Runs `$body` with the type `T` that `$dtype` names.
 macro_rules! with_type {
@@ -329,48 +327,6 @@ fn item<'py>(sample: &Bound<'py, PyAny>, column: &Column) -> PyResult<Bound<'py,
     sample.get_item(&column.name)
 }
 
-/// An array for the values of a column: for their bytes; or a quantiser, an array for what it makes of them, and whether
-/// that is bfloat16.
-#[derive(FromPyObject)]
-enum Out<'py> {
-    Bytes(PyReadwriteArray2<'py, u8>),
-    Values(PyRef<'py, Quantizer>, Bound<'py, PyAny>, bool),
-}
-
-/// Where the values of a column go.
-enum Target<'py> {
-    List(Vec<u8>, Vec<Range<usize>>),
-    Bytes(PyReadwriteArray2<'py, u8>),
-    Values { quantizer: PyRef<'py, Quantizer>, out: Output<'py>, plane: usize },
-}
-
-impl<'py> Target<'py> {
-    fn new(out: Option<Out<'py>>, n: usize) -> PyResult<Self> {
-        Ok(match out {
-            None => Self::List(Vec::new(), Vec::new()),
-            Some(Out::Bytes(out)) => Self::Bytes(out),
-            Some(Out::Values(quantizer, array, bfloat16)) => {
-                let mut shape = array.cast::<PyUntypedArray>()?.shape().to_vec();
-                let plane = plane(&shape, quantizer.0.channels())?;
-                shape[0] = n;
-                Self::Values { quantizer, out: Output::new(&array, bfloat16, &shape)?, plane }
-            }
-        })
-    }
-
-    fn sink(&mut self) -> PyResult<Sink<'_>> {
-        Ok(match self {
-            Self::List(bytes, ranges) => Sink::Each(bytes, ranges),
-            Self::Bytes(out) => Sink::Fixed(out.as_array().ncols(), out.as_slice_mut()?),
-            Self::Values { quantizer, out, plane } => {
-                let (quantizer, mut out, plane) = (&quantizer.0, out.floats()?, *plane);
-                let size = packed_len(quantizer.channels().saturating_mul(plane), quantizer.bits()).map_err(to_py)?;
-                Sink::With(size, Box::new(move |slot, bytes| quantizer.dequantize_sample(bytes, &mut out, slot, plane)))
-            }
-        })
-    }
-}
-
 /// The core's reader, as `latentq.mds.Reader` uses it.
 #[pyclass(module = "latentq._core", frozen)]
 struct MdsReader {
@@ -418,27 +374,35 @@ impl MdsReader {
         Err(to_py(self.reader.fault(&sample, column, fault)))
     }
 
-    /// For each column, into the array that is given, of shape (n, bytes of a value) for the bytes or (n, C, ...) for the
-    /// values that a quantiser gives their codes, or else as a list.
+    /// For each column, into the array that is given, of shape (n, bytes of a value), or else as a list.
     fn gather<'py>(
         &self,
         py: Python<'py>,
         indices: PyReadonlyArray1<'py, i64>,
         columns: Vec<usize>,
-        outs: Vec<Option<Out<'py>>>,
+        outs: Vec<Option<PyReadwriteArray2<'py, u8>>>,
     ) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
         let indices = indices.as_array().iter().map(|index| self.resolve(*index)).collect::<PyResult<Vec<_>>>()?;
-        let targets = outs.into_iter().map(|out| Target::new(out, indices.len()));
-        let mut targets = targets.collect::<PyResult<Vec<_>>>()?;
-        let mut sinks = targets.iter_mut().map(Target::sink).collect::<PyResult<Vec<_>>>()?;
+        let mut outs = outs;
+        let mut lists: Vec<(Vec<u8>, Vec<Range<usize>>)> = outs.iter().map(|_| Default::default()).collect();
+        let mut sinks = Vec::new();
+        for (out, (bytes, ranges)) in outs.iter_mut().zip(&mut lists) {
+            sinks.push(match out {
+                Some(out) => {
+                    let size = out.as_array().ncols();
+                    Sink::Fixed(size, out.as_slice_mut()?)
+                }
+                None => Sink::Each(bytes, ranges),
+            });
+        }
         py.detach(|| self.reader.gather(&indices, &columns, &mut sinks)).map_err(to_py)?;
         drop(sinks);
         let mut found = Vec::new();
-        for (at, target) in columns.iter().zip(&targets) {
-            let Target::List(bytes, ranges) = target else {
+        for ((at, out), (bytes, ranges)) in columns.iter().zip(&outs).zip(&lists) {
+            if out.is_some() {
                 found.push(None);
                 continue;
-            };
+            }
             let list = PyList::empty(py);
             for (range, index) in ranges.iter().zip(&indices) {
                 match self.reader.schema().columns[*at].encoding.decode(&bytes[range.clone()]) {

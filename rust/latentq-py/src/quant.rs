@@ -78,20 +78,20 @@ fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResu
 }
 
 /// A float array that is written to.
-pub enum Output<'py> {
+enum Output<'py> {
     F32(PyReadwriteArrayDyn<'py, f32>),
     Half(PyReadwriteArrayDyn<'py, u16>, bool),
 }
 
 impl<'py> Output<'py> {
-    pub fn new(array: &Bound<'py, PyAny>, bfloat16: bool, shape: &[usize]) -> PyResult<Self> {
+    fn new(array: &Bound<'py, PyAny>, bfloat16: bool, shape: &[usize]) -> PyResult<Self> {
         if array.cast::<PyArrayDyn<u16>>().is_ok() {
             return Ok(Self::Half(output(array, shape)?, bfloat16));
         }
         Ok(Self::F32(output(array, shape)?))
     }
 
-    pub fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
+    fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
         Ok(match self {
             Self::F32(x) => FloatsMut::F32(x.as_slice_mut()?),
             Self::Half(x, false) => FloatsMut::F16(x.as_slice_mut()?),
@@ -101,7 +101,7 @@ impl<'py> Output<'py> {
 }
 
 /// The elements of one channel of one sample, of an array (N, C, ...).
-pub fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
+fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
     match shape {
         [_, c, rest @ ..] if *c == channels => Ok(rest.iter().product()),
         _ => Err(PyValueError::new_err(format!("expected an array (N, {channels}, ...), not one of shape {shape:?}"))),
@@ -110,7 +110,7 @@ pub fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
 
 /// The kernels' half of `latentq.quantizer.Quantizer`.
 #[pyclass(frozen, module = "latentq._core")]
-pub struct Quantizer(pub quant::Quantizer);
+struct Quantizer(quant::Quantizer);
 
 #[pymethods]
 impl Quantizer {

@@ -56,8 +56,6 @@ pub enum Sink<'a> {
     Fixed(usize, &'a mut [u8]),
     /// Values of any size in one buffer, and where in it each lies, in the order of the indices.
     Each(&'a mut Vec<u8>, &'a mut Vec<Range<usize>>),
-    /// Values of exactly this many bytes, each handed over with its place among the indices while it is in the cache.
-    With(usize, Box<dyn FnMut(usize, &[u8]) -> Result<()> + Send + 'a>),
 }
 
 impl Reader {
@@ -143,7 +141,6 @@ impl Reader {
                     return Err(Error::argument(format!("no room for {} values of {size} bytes", indices.len())));
                 }
                 Sink::Each(_, ranges) => ranges.resize(indices.len(), 0..0),
-                Sink::With(..) => {}
             }
         }
         // Shard by shard, so that each is looked up (and decompressed) once, and read in its own order.
@@ -212,8 +209,7 @@ impl Reader {
                 Sink::Fixed(size, out) if *size == value.len() => {
                     out[slot * *size..(slot + 1) * *size].copy_from_slice(value)
                 }
-                Sink::With(size, take) if *size == value.len() => take(slot, value)?,
-                Sink::Fixed(size, _) | Sink::With(size, _) => {
+                Sink::Fixed(size, _) => {
                     let shard = self.path(number);
                     let message =
                         format!("{}: a value of {} bytes, where {size} are asked for", shard.display(), value.len());

@@ -1,8 +1,6 @@
 //! The float types that go in and come out. All arithmetic is in f32: a type is how its bits widen to f32 and how an f32
 //! is rounded to it, both without a branch, so that loops over them become vector code.
 
-use std::ops::Range;
-
 use super::isa::Isa;
 
 /// A float type, as the bits that an array of it holds.
@@ -182,15 +180,6 @@ impl Floats<'_> {
 }
 
 impl FloatsMut<'_> {
-    /// Some of the elements, or none where the range leads out of them.
-    pub fn part(&mut self, range: Range<usize>) -> Option<FloatsMut<'_>> {
-        Some(match self {
-            FloatsMut::F32(x) => FloatsMut::F32(x.get_mut(range)?),
-            FloatsMut::F16(x) => FloatsMut::F16(x.get_mut(range)?),
-            FloatsMut::BF16(x) => FloatsMut::BF16(x.get_mut(range)?),
-        })
-    }
-
     /// The number of elements.
     pub fn len(&self) -> usize {
         match self {

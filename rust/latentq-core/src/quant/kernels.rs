@@ -85,16 +85,6 @@ impl Quantizer {
         self.dequantize_with(Isa::best(), packed, out, plane, true, threads)
     }
 
-    /// The values of one sample, `packed`, written to its place `slot` among those of `out`.
-    pub fn dequantize_sample(&self, packed: &[u8], out: &mut FloatsMut<'_>, slot: usize, plane: usize) -> Result<()> {
-        let sample = self.channels().saturating_mul(plane);
-        let start = slot.saturating_mul(sample);
-        match out.part(start..start.saturating_add(sample)) {
-            Some(out) => self.dequantize_packed(packed, out, plane, 1),
-            None => Err(Error::argument(format!("sample {slot} has no place among {} values", out.len()))),
-        }
-    }
-
     fn dequantize_with(
         &self,
         isa: Isa,
