@@ -179,8 +179,27 @@ def hf_datasets(folder: Path, workers: int) -> Epoch:
     return lambda: loader
 
 
+class Given(Dataset):
+    """One batch that is there already: what the DataLoader and its workers cost by themselves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.labels = torch.from_numpy(np.load(folder / "labels.npy"))
+        self.latents = torch.zeros(BATCH, *SHAPE)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.latents[: len(indices)], self.labels[: len(indices)]
+
+
+def given(folder: Path, workers: int) -> Epoch:
+    loader = DataLoader(Given(folder), collate_fn=identity, **torch_options(workers))
+    return lambda: loader
+
+
 def read_and_kernel(folder: Path) -> Epoch:
-    """The bound: on one thread, a positioned read a sample from one file, and the kernel, into the same memory."""
+    """A bound: on one thread, a positioned read a sample from one file, and the kernel, into the same memory."""
     labels = torch.from_numpy(np.load(folder / "labels.npy"))
     descriptor = os.open(folder / "codes.bin", os.O_RDONLY)
     codes = np.empty((BATCH, *SHAPE), np.uint8)
@@ -197,6 +216,30 @@ def read_and_kernel(folder: Path) -> Epoch:
     return epoch
 
 
+def both_cores(folder: Path, epochs: int = 5) -> float:
+    """Samples a second that two processes read and dequantise, each as `read_and_kernel` does."""
+    context = multiprocessing.get_context("fork")
+    barrier, rates = context.Barrier(2), context.SimpleQueue()
+
+    def run() -> None:
+        epoch = read_and_kernel(folder)
+        count = sum(len(labels) for _, labels in epoch())
+        barrier.wait()
+        start = time.perf_counter()
+        for _ in range(epochs):
+            for _batch in epoch():
+                pass
+        rates.put(epochs * count / (time.perf_counter() - start))
+
+    processes = [context.Process(target=run) for _ in range(2)]
+    for process in processes:
+        process.start()
+    total = sum(rates.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return float(total)
+
+
 CONTENDERS: dict[str, Callable[[Path], Epoch]] = {
     "latentq loader": latentq_loader,
     "latentq loader, bfloat16": functools.partial(latentq_loader, dtype=torch.bfloat16),
@@ -205,6 +248,8 @@ CONTENDERS: dict[str, Callable[[Path], Epoch]] = {
     "LatentDataset, 0 workers": functools.partial(latentq_workers, workers=0),
     "LatentDataset, 2 workers": functools.partial(latentq_workers, workers=2),
     "read + kernel, one thread": read_and_kernel,
+    "DataLoader alone, 0 workers": functools.partial(given, workers=0),
+    "DataLoader alone, 2 workers": functools.partial(given, workers=2),
     "NumPy memmap, 0 workers": functools.partial(numpy_memmap, workers=0),
     "NumPy memmap, 2 workers": functools.partial(numpy_memmap, workers=2),
     "mosaicml, 0 workers": functools.partial(mosaicml, workers=0),
@@ -293,7 +338,8 @@ def main() -> None:
         epochs = {}
         for name in names:
             epochs[name] = CONTENDERS[name](folder)
-            check(epochs[name], folder)
+            if "alone" not in name:
+                check(epochs[name], folder)
             print(f"ready: {name}", file=sys.stderr, flush=True)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(options.rounds):
@@ -302,6 +348,7 @@ def main() -> None:
                 for _batch in epoch():
                     pass
                 seconds[name].append(time.perf_counter() - start)
+        bound = both_cores(folder)
     rates = {name: options.samples / statistics.median(times) for name, times in seconds.items()}
     best = max((rate for name, rate in rates.items() if _is_rival(name)), default=float("nan"))
     mosaic = max((rate for name, rate in rates.items() if name.startswith("mosaicml")), default=float("nan"))
@@ -309,6 +356,7 @@ def main() -> None:
     for name, rate in rates.items():
         low, high = (options.samples / edge(seconds[name]) for edge in (max, min))
         print(f"{name:28}{rate:>12,.0f}{rate / mosaic:>12.1f}{rate / best:>14.2f}  {low:,.0f} - {high:,.0f}")
+    print(f"{'read + kernel, both cores':28}{bound:>12,.0f}")
     print(json.dumps({name: round(rate) for name, rate in rates.items()}), file=sys.stderr)
 
 

@@ -59,13 +59,23 @@ def test_a_batch_is_the_same_through_collate_and_default_collate_and_sample_by_s
     dataset = LatentDataset(made.path)
     indices = [3, 39, 0, 3, -2]
     samples = dataset.__getitems__(indices)
-    assert isinstance(samples, list)
+    assert len(samples) == 5
     for batch in (dataset.collate(samples), default_collate(samples), default_collate([dataset[i] for i in indices])):
         np.testing.assert_allclose(batch["latent"], made.values[indices], atol=2e-6)
         assert batch["latent"].shape == (5, 3, 4, 5)
         assert batch["label"].dtype == torch.int64
         assert batch["label"].tolist() == made.labels[indices].tolist()
         assert batch["key"] == [made.keys[i] for i in indices]
+
+
+def test_samples_are_a_sequence(made):
+    samples = LatentDataset(made.path).__getitems__([1, 2, 5])
+    assert [sample["key"] for sample in samples] == [made.keys[i] for i in (1, 2, 5)]
+    assert samples[-1]["key"] == made.keys[5]
+    assert [sample["label"] for sample in samples[:2]] == made.labels[[1, 2]].tolist()
+    assert type(samples[0]["label"]) is int
+    with pytest.raises(IndexError):
+        samples[3]
 
 
 def test_collate_does_not_copy(made):
@@ -194,8 +204,7 @@ def test_a_worker_that_is_killed_is_an_error_and_no_hang(made):
     # In a process of its own: torch raises from a signal handler, which would also hit whatever runs next.
     done = subprocess.run([sys.executable, "-c", KILLED, made.path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert re.search(r"RuntimeError: DataLoader worker .*(exited unexpectedly|killed by signal)", last)
+    assert re.search(r"RuntimeError: DataLoader worker .*(exited unexpectedly|killed by signal)", done.stderr)
 
 
 KILLED = """
@@ -203,13 +212,13 @@ import os, signal, sys
 from latentq import LatentDataset
 from torch.utils.data import DataLoader
 
-def killed_at_once(sample):
-    if sample["key"] == "000000.png":  # before it has sent a batch, whose fetching would fail in another way
+def killed_at_4(sample):
+    if sample["key"] == "000004.png":  # the second worker's first: it has sent nothing that waits to be fetched from it
         os.kill(os.getpid(), signal.SIGKILL)
     return sample
 
 if __name__ == "__main__":
-    list(DataLoader(LatentDataset(sys.argv[1], transform=killed_at_once), batch_size=4, num_workers=2))
+    list(DataLoader(LatentDataset(sys.argv[1], transform=killed_at_4), batch_size=4, num_workers=2))
 """
 
 
@@ -226,6 +235,16 @@ def test_a_shard_cut_short_is_an_error_that_names_it(tmp_path, opened):
         dataset.batch(range(40))
     with pytest.raises((FormatError, OSError), match=shard.name):
         list(dataset.loader(8))
+    with pytest.raises((FormatError, OSError), match=shard.name):
+        list(DataLoader(dataset, batch_size=8, num_workers=1))
+
+
+def test_persistent_workers_go_on_after_a_loop_that_was_left(made):
+    dataset = LatentDataset(made.path)
+    options = {"batch_size": 7, "num_workers": 1, "persistent_workers": True, "collate_fn": dataset.collate}
+    loader = DataLoader(dataset, **options, drop_last=True)
+    assert next(iter(loader))["key"] == made.keys[:7]
+    assert [key for b in loader for key in b["key"]] == made.keys[:35]
 
 
 def test_workers_give_the_same_with_collate(made):
@@ -313,11 +332,19 @@ def test_what_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
         assert "\n" not in str(caught.value)
 
 
+def test_a_dataset_without_samples_is_refused(tmp_path):
+    with mds.Writer(tmp_path / "out", {"latent": "ndarray:uint8:1,2,2"}):
+        pass
+    with pytest.raises(LatentqError, match="has no samples"):
+        LatentDataset(tmp_path / "out", recipe=_recipe({"latent": _latent()}))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
         ({"columns": ["latents"]}, ValueError, "no column 'latents': there are latent, key, label, caption"),
         ({"columns": "latent"}, TypeError, "list of names"),
+        ({"columns": []}, ValueError, "at least one of latent, key, label, caption"),
         ({"dtype": torch.float64}, ValueError, "dtype must be one of"),
         ({"scale": "unit"}, ValueError, "scale must be one of"),
         ({"recipe": "imagenet.int8"}, ValueError, "has a card"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from conftest import heed_interrupts
 from latentq import LatentDataset
@@ -197,13 +198,43 @@ def test_a_state_of_another_order_is_refused(dataset):
         dataset.loader(4, seed=1).load_state_dict(state)
 
 
-def test_ranks_come_from_torch_distributed(dataset, tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+def test_ranks_come_from_torch_distributed(dataset):
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=3)
     try:
         loader = dataset.loader(4)
-        assert (loader.rank, loader.world_size) == (0, 1)
+        assert (loader.rank, loader.world_size) == (1, 3)
+        assert (dataset.loader(4, rank=0, world_size=1).world_size) == 1
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_two_iterations_at_once_each_give_the_whole_epoch(made, dataset):
+    loader = dataset.loader(16, shuffle=True)
+    pairs = list(zip(loader, loader, strict=True))
+    assert all(torch.equal(first["latent"], second["latent"]) for first, second in pairs)
+    assert sorted(key for first, _ in pairs for key in first["key"]) == made.keys
+    assert loader.epoch == 1
+
+
+def test_a_dataset_smaller_than_a_batch_is_one_batch_and_an_empty_one_is_none(dataset):
+    assert [len(b["label"]) for b in dataset.loader(1000, shuffle=True)] == [40]
+    assert list(dataset.loader(1000, drop_last=True)) == []
+    empty = LatentLoader(Numbers(0), 4, shuffle=True)
+    assert len(empty) == 0
+    assert list(empty) == []
+    assert empty.epoch == 1
+
+
+def test_an_error_in_a_transform_reaches_the_loop(made):
+    broken = LatentDataset(made.path, transform=lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(broken.loader(4))
+    assert not _threads()
+
+
+def test_an_epoch_below_0_is_refused(dataset):
+    with pytest.raises(ValueError, match="not -1"):
+        dataset.loader(4).set_epoch(-1)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,15 @@ from torch.utils.data import get_worker_info
 Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 
+_NUMPY: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: np.uint16,
+    torch.uint8: np.uint8,
+    torch.int64: np.int64,
+}
+
+
 def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Fresh memory of this process."""
     return torch.empty(shape, dtype=dtype)
@@ -36,7 +45,7 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
-class _Loan(weakref.ref[NDArray[np.uint8]]):
+class _Loan(weakref.ref[NDArray[Any]]):
     """A lent array's weak reference, with the memory that becomes free when the array is gone."""
 
     memory: NDArray[np.uint8]
@@ -63,9 +72,11 @@ class Recycled:
         except IndexError:
             memory = np.empty(nbytes, np.uint8)
         # The tensor, and every view of it, keeps this array alive, and nothing else does. What is called when it is
-        # gone must be C alone: in Python code of a callback a Ctrl-C would be lost.
-        lent = memory[:]
+        # gone must be C alone: in Python code of a callback a Ctrl-C would be lost. Views are NumPy's, since torch's
+        # would hand the interpreter to another thread and wait for it.
+        lent = memory.view(_NUMPY[dtype]).reshape(shape)
         loan = _Loan(lent, free.append)
         loan.memory = memory
         self._loans[id(loan)] = loan
-        return torch.from_numpy(lent).view(dtype).view(shape)
+        tensor = torch.from_numpy(lent)
+        return tensor.view(dtype) if dtype == torch.bfloat16 else tensor

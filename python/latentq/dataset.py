@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -33,10 +34,33 @@ Batch = dict[str, Any]
 Indices = Sequence[int] | NDArray[np.int64]
 
 
-class Samples(list[dict[str, Any]]):
-    """The samples of one batch, as views of it; `batch` is the batch itself."""
+class Samples(Sequence[dict[str, Any]]):
+    """The samples of a batch, as views of its tensors. They are made when one is asked for: `collate` asks for none.
 
-    batch: Batch
+    Attributes:
+        batch: The batch.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    @cached_property
+    def _samples(self) -> list[dict[str, Any]]:
+        columns = [_items(value) for value in self.batch.values()]
+        return [dict(zip(self.batch, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.batch.values())))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._samples[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._samples)
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -64,7 +88,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         layout: The columns of a sample, and what they mean.
 
     Raises:
-        LatentqError: The dataset is not finished, or the scale needs a card that is not there.
+        LatentqError: The dataset is not finished or has no samples, or the scale needs a card that is not there.
         FormatError: The card or the index cannot be understood.
         RecipeError: There is neither a card nor a recipe that says enough.
         MismatchError: Recipe and shards do not go together; both are named.
@@ -87,6 +111,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.card = open_card(self.path)
         self.transform = transform
         self._reader = mds.Reader(self.path)
+        if not len(self):
+            raise LatentqError(f"{path} has no samples")
         if self.card is not None and self.card.counts is not None and self.card.counts.samples != len(self):
             raise FormatError(f"{path}: the card counts {self.card.counts.samples} samples, the index {len(self)}")
         self.layout = Layout.resolve(
@@ -119,18 +145,18 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Indices) -> list[Any]:
+    def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together. torch's DataLoader calls this with the indices of a batch.
 
         Returns:
-            A list, for torch's `default_collate` or, without a copy, for `collate`.
+            A sequence, for torch's `default_collate` or, without a copy, for `collate`.
         """
         return samples_of(self.batch(indices), self.transform)
 
     @staticmethod
-    def collate(samples: list[Any]) -> Any:
+    def collate(samples: Sequence[Any]) -> Any:
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
-        return samples.batch if isinstance(samples, Samples) else default_collate(samples)
+        return samples.batch if isinstance(samples, Samples) else default_collate(list(samples))
 
     def batch(self, indices: Indices) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
@@ -241,14 +267,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
             ) from None
 
 
-def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
-    """The samples of a batch: `Samples` that are views of it, or what the transform makes of them."""
-    columns = [_items(value) for value in batch.values()]
-    samples = Samples(dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True))
-    if transform is not None:
-        return [transform(sample) for sample in samples]
-    samples.batch = batch
-    return samples
+def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:
+    """The samples of a batch: views of it, or what the transform makes of them."""
+    samples = Samples(batch)
+    return samples if transform is None else [transform(sample) for sample in samples]
 
 
 def _items(values: Any) -> Sequence[Any]:

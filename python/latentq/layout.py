@@ -71,14 +71,15 @@ class LatentColumn:
         Returns:
             (N, *shape) of the given dtype.
         """
-        codes: torch.Tensor = self.quantizer.unpack(raw, (len(raw), *self.shape))
+        shape = (len(raw), *self.shape)
+        if dtype != torch.uint8 and not self.is_float:
+            values: torch.Tensor = self.quantizer.dequantize_packed(raw, shape, dtype=dtype, out=out)
+            return values
+        codes: torch.Tensor = self.quantizer.unpack(raw, shape)
         if self.factor:
             channels = (-1, *(1 for _ in self.shape[1:]))
             shift, factor = (torch.tensor(x, device=raw.device).view(channels) for x in (self.shift, self.factor))
             codes = (codes.float() - shift) * factor
-        elif dtype != torch.uint8 and not self.is_float:
-            values: torch.Tensor = self.quantizer.dequantize(codes, dtype=dtype, out=out)
-            return values
         return codes.to(dtype) if out is None else out.copy_(codes)
 
     def in_scale(self, path: Path, card: Card | None, scale: Scale) -> LatentColumn:
@@ -237,6 +238,8 @@ def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[st
         return stored
     if isinstance(wanted, str):
         raise TypeError(f"columns must be a list of names, not the string {wanted!r}")
+    if not wanted:
+        raise ValueError(f"columns must name at least one of {', '.join(stored)}")
     selected = {}
     for name in wanted:
         in_samples = name if name in stored else names.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ class Source(Protocol):
     def decode_batch(self, batch: Batch, *, empty: Empty) -> Batch:
         """The same with its latents decoded, on the device where they are."""
 
-    def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
+    def __getitems__(self, indices: NDArray[np.int64]) -> Sequence[Any]:
         """Samples, transformed."""
 
 
@@ -94,14 +94,9 @@ class LatentLoader:
         self.rank, self.world_size = _ranks(rank, world_size)
         self.order = Order((len(source),), (len(source),), shuffle, seed) if order is None else order
         self.dropouts = {"drop_label": label_dropout, "drop_caption": caption_dropout}
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("threads", self.threads, 1),
-            ("prefetch", self.prefetch, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+        for name, value in (("batch_size", batch_size), ("threads", self.threads), ("prefetch", self.prefetch)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         for name, probability in self.dropouts.items():
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name.removeprefix('drop_')}_dropout must be from 0 to 1, not {probability}")
@@ -121,7 +116,13 @@ class LatentLoader:
         return len(self.order) // step if self.drop_last else -(-len(self.order) // step)
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch; nothing changes where it is already in it, as after `load_state_dict`."""
+        """Goes to the start of an epoch; nothing changes where it is already in it, as after `load_state_dict`.
+
+        Raises:
+            ValueError: The epoch is below 0.
+        """
+        if epoch < 0:
+            raise ValueError(f"an epoch is at least 0, not {epoch}")
         if epoch != self._epoch:
             self._epoch, self._position, self._start = epoch, 0, 0
 
@@ -198,7 +199,7 @@ class LatentLoader:
         positions, valid = slice_of(start, stop, self.rank, self.world_size)
         indices = self.order.indices(epoch, positions)
         if self.source.transform is not None:
-            batch: Batch = default_collate(self.source.__getitems__(indices))
+            batch: Batch = default_collate(list(self.source.__getitems__(indices)))
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
         elif self.device is None:

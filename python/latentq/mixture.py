@@ -33,12 +33,12 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
     Raises:
         MismatchError: A dataset does not go with the first: another autoencoder or weights, shape, quantiser, scale,
             dtype or other columns; both are named.
-        ValueError: There are no datasets or no samples, or the weights are not as many, negative or all 0.
+        ValueError: There are no datasets, or the weights are not as many, negative or all 0.
     """
 
     def __init__(self, datasets: Sequence[LatentDataset], weights: Sequence[float] | None = None) -> None:
-        if not datasets or not all(len(dataset) for dataset in datasets):
-            raise ValueError("a mixture needs datasets, each with samples")
+        if not datasets:
+            raise ValueError("a mixture needs at least one dataset")
         self.datasets = tuple(datasets)
         for other in self.datasets[1:]:
             self.datasets[0].layout.check_agreement(other.layout)
@@ -65,7 +65,7 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         """One sample. Raises IndexError where there is none of that number."""
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Indices) -> list[Any]:
+    def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together, as of `LatentDataset`."""
         return samples_of(self.decode_batch(self.read(indices)), self.transform)
 
@@ -80,10 +80,7 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
             dataset.read(indices[mine] - edge)
             for dataset, mine, edge in zip(self.datasets, rows, self._edges, strict=False)
         ]
-        # Row r of the batch is row places[r] of the parts laid end to end.
-        places = np.empty(len(indices), np.int64)
-        places[np.concatenate(rows)] = np.arange(len(indices))
-        return {name: _rows([part[name] for part in parts], places, empty) for name in parts[0]}
+        return {name: _joined([part[name] for part in parts], rows, empty) for name in parts[0]}
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are."""
@@ -95,10 +92,16 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         return LatentLoader(self, batch_size, order=order, **options)
 
 
-def _rows(parts: list[Any], places: NDArray[np.int64], empty: Empty) -> Any:
+def _joined(parts: list[Any], rows: list[NDArray[np.int64]], empty: Empty) -> Any:
+    """What the datasets gave of one column, each in the rows of the batch that are its own."""
+    count = sum(map(len, rows))
     if isinstance(parts[0], list):
-        items = [value for part in parts for value in part]
-        return [items[place] for place in places]
-    values = torch.cat(parts)
-    out = empty(tuple(values.shape), values.dtype)
-    return torch.index_select(values, 0, torch.from_numpy(places), out=out)
+        items = [None] * count
+        for part, mine in zip(parts, rows, strict=True):
+            for row, value in zip(mine, part, strict=True):
+                items[row] = value
+        return items
+    out = empty((count, *parts[0].shape[1:]), parts[0].dtype)
+    for part, mine in zip(parts, rows, strict=True):
+        out.numpy()[mine] = part.numpy()
+    return out

@@ -64,6 +64,8 @@ class Order:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
         if sum(self.shares) > _LARGEST_EPOCH:
             raise ValueError(f"an epoch may have at most {_LARGEST_EPOCH} samples, not {sum(self.shares)}")
 
@@ -90,7 +92,7 @@ class Order:
         """Samples of one collection, by how many of it came before, in this epoch and all earlier ones."""
         passes, places = np.divmod(numbers, size)
         if self.shuffle:
-            for turn in np.unique(passes):
+            for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):
                 now = passes == turn
                 places[now] = permute(places[now], size, (self.seed, which, int(turn)))
         return places

@@ -21,7 +21,10 @@ _CODE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32":
 
 def to_numpy(x: torch.Tensor) -> npt.NDArray[Any]:
     """A tensor's memory as an array: without a copy on the CPU, bfloat16 as its bits in uint16."""
-    x = x.detach().cpu().resolve_conj().resolve_neg()
+    if (
+        x.requires_grad or x.device.type != "cpu" or x.is_neg()
+    ):  # each of these operations would let go of the interpreter
+        x = x.detach().cpu().resolve_neg()
     return x.view(torch.uint16).numpy() if x.dtype is torch.bfloat16 else x.numpy()
 
 

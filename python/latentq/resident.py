@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 f"{dataset.path} needs {needed / 1e9:.2f} GB on {self.device}, where {free / 1e9:.2f} GB are free"
             )
         self.columns: dict[str, torch.Tensor] = {}
-        for start in range(0, max(len(dataset), 1), _CHUNK):
+        for start in range(0, len(dataset), _CHUNK):
             part = dataset.read(np.arange(start, min(start + _CHUNK, len(dataset))))
             for name in names:
                 if not start:
@@ -58,7 +59,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """One sample. Raises IndexError where there is none of that number."""
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Indices) -> list[Any]:
+    def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, decoded together, as of `LatentDataset`."""
         return samples_of(self.batch(indices), None)
 
@@ -92,8 +93,11 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
 def _picked(column: torch.Tensor, numbers: torch.Tensor, empty: Empty) -> torch.Tensor:
     if column.device.type != "cpu":
         return column.index_select(0, numbers)
+    # NumPy's own, since torch's would start threads of OpenMP in each of a loader's threads. With `clip`, which nothing
+    # needs, it writes to `out` itself.
     out = empty((len(numbers), *column.shape[1:]), column.dtype)
-    return torch.index_select(column, 0, numbers, out=out)
+    np.take(column.numpy(), numbers.numpy(), axis=0, out=out.numpy(), mode="clip")
+    return out
 
 
 def _free_bytes(device: torch.device) -> int:
