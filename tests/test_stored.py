@@ -96,10 +96,10 @@ def test_moments_are_mean_and_log_variance_quantised_each_for_itself(moments, tw
 
 def test_latents_are_drawn_from_moments_anew_at_every_reading(moments):
     dataset = LatentDataset(moments, columns=["moments"])
-    assert dataset[0]["latent"].shape == (4, 4, 4)
+    assert dataset[0]["moments"].shape == (4, 4, 4)
     mean, variance = stored_moments(moments)
     torch.manual_seed(0)
-    draws = torch.stack([dataset.batch(range(12))["latent"] for _ in range(2000)]).double()
+    draws = torch.stack([dataset.batch(range(12))["moments"] for _ in range(2000)]).double()
     deviation = np.sqrt(variance)
     assert (np.abs(draws.mean(0).numpy() - mean) / deviation).max() < 6 / np.sqrt(2000)
     assert np.abs(draws.var(0).numpy() / variance - 1).max() < 6 * np.sqrt(2 / 2000)
@@ -112,7 +112,7 @@ def test_a_scale_is_taken_after_drawing(moments):
         torch.manual_seed(3)
         mean, variance = stored_moments(moments)
         expected = (mean[4] + np.sqrt(variance[4]) * torch.randn(1, 4, 4, 4)[0].numpy()) * factor
-        np.testing.assert_allclose(values["latent"], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values["moments"], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(latentq.LatentqError, match="holds moments"):
         LatentDataset(moments, scale="normalized")
     with pytest.raises(ValueError, match="have no codes"):
