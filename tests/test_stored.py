@@ -240,17 +240,17 @@ class Shifted:
         return torch.nn.functional.interpolate(latents, scale_factor=4)
 
 
-@pytest.mark.parametrize("kind", ["float32", "affine"])
+@pytest.mark.parametrize("quantizer", [{"kind": "float32"}, {"kind": "affine", "method": "minmax"}])
 @pytest.mark.parametrize("stored_scaled", [False, True])
-def test_scaled_latents_are_shifted_and_then_scaled(twelve, tmp_path, kind, stored_scaled):
-    recipe = default(scaled=stored_scaled, quantizer={"kind": kind})
+def test_scaled_latents_are_shifted_and_then_scaled(twelve, tmp_path, quantizer, stored_scaled):
+    recipe = default(scaled=stored_scaled, quantizer=quantizer)
     card = latentq.encode(twelve, tmp_path / "out", recipe=recipe, autoencoder=Shifted(), size=32)
     assert card.autoencoder.shift_factor == 0.5
     raw, scaled = (
         LatentDataset(tmp_path / "out", scale=scale).batch(range(12))["latent"] for scale in ("raw", "scaled")
     )
     expected = Shifted().encode(torch.from_numpy(pixels_of(LatentDataset(tmp_path / "out"), twelve, 32)).float() / 255)
-    torch.testing.assert_close(raw, expected, atol=1e-6 if kind == "float32" else 5e-3, rtol=0)
+    torch.testing.assert_close(raw, expected, atol=1e-6 if quantizer["kind"] == "float32" else 5e-3, rtol=0)
     torch.testing.assert_close(scaled, (raw - 0.5) * 0.25, atol=1e-6, rtol=1e-5)
 
 
