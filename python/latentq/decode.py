@@ -59,7 +59,6 @@ def autoencoder_for(
     try:
         network = load_autoencoder(
             name or options.model,
-            dtype=options.dtype,
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,

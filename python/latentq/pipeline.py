@@ -98,7 +98,6 @@ def encode(
         options = recipe.autoencoder
         network = load_autoencoder(
             network or options.model,
-            dtype=options.dtype,
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
@@ -377,15 +376,15 @@ def encode_pixels(
             floats = floats.flip(-1)
         posterior = getattr(network, "posterior", None)
         if posterior is not None and column.store == "sample":
-            mean, std = posterior(floats)
+            mean, logvar = posterior(floats)
             drawn = noise(seed, numbers, stream, tuple(mean.shape[1:]))
             padded = torch.zeros_like(mean)
             padded[: len(numbers)] = torch.from_numpy(drawn).to(mean)
-            latents = mean + std * padded
+            latents = mean + torch.exp(logvar / 2) * padded
         else:
             latents = network.encode(floats)
         if column.scaled:
-            latents = latents * network.scaling_factor
+            latents = (latents - getattr(network, "shift_factor", 0.0)) * network.scaling_factor
         values: NDArray[np.float32] = latents.float().cpu().numpy()
     return values
 
