@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import runpy
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +21,8 @@ import latentq
 from latentq.autoencoders import Autoencoder, Posterior, Tokenizer, weight_hash
 from latentq.decode import decode_latents, psnr
 from making import save_as_taming, taming_state_dict
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def reference_dct(pixels):
@@ -122,14 +127,14 @@ def families(tmp_path_factory, tiny_vae, tiny_vq, tiny_taming):
     return {"kl": tiny_vae, "vq": tiny_vq, "taming": tiny_taming} | {path.name: path for path in folder.iterdir()}
 
 
-# Name, class, scaling factor, shift factor, shape of the latents of 64 x 64 pixels.
+# Name, class, scaling factor, shift factor, shape of the latents of 32 x 32 pixels.
 FAMILIES = [
-    ("kl", AutoencoderKL, 0.13025, 0.0, (4, 8, 8)),
-    ("flux", AutoencoderKL, 0.3611, 0.1159, (16, 32, 32)),
-    ("dc", AutoencoderDC, 0.41407, 0.0, (8, 32, 32)),
-    ("taesd", AutoencoderTiny, 1.0, 0.0, (4, 16, 16)),
-    ("vq", VQModel, 0.18215, 0.0, (4, 16, 16)),
-    ("movq", VQModel, 0.18215, 0.0, (4, 32, 32)),
+    ("kl", AutoencoderKL, 0.13025, 0.0, (4, 4, 4)),
+    ("flux", AutoencoderKL, 0.3611, 0.1159, (16, 16, 16)),
+    ("dc", AutoencoderDC, 0.41407, 0.0, (8, 16, 16)),
+    ("taesd", AutoencoderTiny, 1.0, 0.0, (4, 8, 8)),
+    ("vq", VQModel, 0.18215, 0.0, (4, 8, 8)),
+    ("movq", VQModel, 0.18215, 0.0, (4, 16, 16)),
 ]
 
 
@@ -143,10 +148,10 @@ def mode(encoded):
 @pytest.mark.parametrize(("name", "kind", "scaling", "shift", "shape"), FAMILIES)
 def test_a_family_computes_what_diffusers_computes_alone_and_batched(families, name, kind, scaling, shift, shape):
     ours, theirs = latentq.load_autoencoder(families[name]), kind.from_pretrained(families[name]).eval()
-    pixels = pixels_for(64)
+    pixels = pixels_for(32)
     assert isinstance(ours, Autoencoder)
     assert (ours.family, ours.scaling_factor, ours.shift_factor) == (kind.__name__, scaling, shift)
-    assert (ours.pixel_range, ours.latent_shape(64)) == ((-1.0, 1.0), shape)
+    assert (ours.pixel_range, ours.latent_shape(32)) == ((-1.0, 1.0), shape)
     with torch.no_grad():
         # Not to the bit: torch picks other kernels for weights that want a gradient.
         expected = mode(theirs.encode(pixels))
@@ -178,15 +183,15 @@ def test_a_posterior_is_the_mean_and_the_log_variance(families):
 def test_tokens_are_the_librarys_alone_and_batched(families, name):
     ours = latentq.load_autoencoder(families[name])
     theirs = VQModel.from_pretrained(families["vq" if name == "taming" else name]).eval()
-    pixels = pixels_for(64)
+    pixels = pixels_for(32)
     assert isinstance(ours, Tokenizer)
     assert ours.codebook_size == theirs.config.num_vq_embeddings
     with torch.no_grad():
         latents = theirs.encode(pixels).latents
-        expected = theirs.quantize(latents)[2][2].view(3, *ours.latent_shape(64)[1:])
+        expected = theirs.quantize(latents)[2][2].view(3, *ours.latent_shape(32)[1:])
         tokens = ours.tokens(pixels)
         assert tokens.dtype == torch.int64
-        assert len(tokens.unique()) > 8
+        assert len(tokens.unique()) > 4
         assert torch.equal(tokens, expected)
         assert torch.equal(torch.cat([ours.tokens(one) for one in pixels.split(1)]), expected)
         decoded = theirs.decode(latents).sample
@@ -206,7 +211,7 @@ def test_taming_is_the_same_network_under_its_own_names(families):
     ours, theirs = latentq.load_autoencoder(families["taming"]), VQModel.from_pretrained(families["vq"]).eval()
     assert (ours.family, ours.name, ours.latent_shape(64)) == ("taming.VQModel", "tiny-taming", (4, 16, 16))
     with torch.no_grad():
-        torch.testing.assert_close(ours.encode(pixels_for(64)), theirs.encode(pixels_for(64)).latents)
+        torch.testing.assert_close(ours.encode(pixels_for(32)), theirs.encode(pixels_for(32)).latents)
     by_path = latentq.load_autoencoder(families["taming"] / "last.ckpt", pixel_range=(0.0, 1.0))
     assert (by_path.name, by_path.pixel_range) == ("last", (0.0, 1.0))
     assert weight_hash(by_path) == weight_hash(ours)
@@ -399,6 +404,20 @@ def test_a_missing_package_is_named_with_what_installs_it(tiny_taming, monkeypat
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(latentq.LatentqError, match=r"needs yaml: pip install 'latentq\[encode\]'"):
         latentq.load_autoencoder(tiny_taming)
+
+
+def test_the_page_and_its_example_run(tiny_vae, tiny_vq, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-vae").symlink_to(tiny_vae)
+    (tmp_path / "tiny-vq").symlink_to(tiny_vq)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/autoencoders.md").read_text(), re.MULTILINE | re.DOTALL)
+    known = {}
+    exec("".join(blocks), known)
+    assert known["decoded"].shape == (2, 3, 64, 64)
+    monkeypatch.setattr(sys, "argv", ["own_autoencoder.py", str(pictures), "out"])
+    runpy.run_path(str(ROOT / "examples/own_autoencoder.py"), run_name="__main__")
+    assert capsys.readouterr().out.startswith("12 samples of shape (3, 32, 32), weights sha256:")
+    assert latentq.Card.load("out").autoencoder.family == "Pooled"
 
 
 def test_weights_that_are_not_whole_are_refused(tiny_vae, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -83,7 +84,7 @@ def load_autoencoder(
     device: str | torch.device = "cpu",
     revision: str = "",
     subfolder: str = "",
-    pixel_range: tuple[float, float] | None = None,
+    pixel_range: Sequence[float] = (),
 ) -> Autoencoder:
     """An autoencoder by name; its files tell of which family it is.
 
@@ -96,7 +97,7 @@ def load_autoencoder(
         device: Where it computes.
         revision: The hub's branch, tag or commit.
         subfolder: Where the model lies inside the folder or repository (`vae` in a whole pipeline).
-        pixel_range: Instead of the family's own, for a checkpoint that was trained on another.
+        pixel_range: Instead of the family's own, for a checkpoint that was trained on another; empty for its own.
 
     Raises:
         LatentqError: It does not exist, is of a kind that is not known, or needs a package that is not installed; the
@@ -118,8 +119,8 @@ def load_autoencoder(
         network = load(name, revision=revision, subfolder=subfolder)
     except ModuleNotFoundError as error:
         raise LatentqError(f"autoencoder {name} needs {error.name}: pip install 'latentq[encode]'") from None
-    if pixel_range is not None:
-        network.pixel_range = pixel_range
+    if pixel_range:
+        network.pixel_range = (pixel_range[0], pixel_range[1])
     return network.to(device)
 
 

@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from latentq._core import LatentqError
+from latentq.autoencoders.base import Network, check_weights
 from latentq.autoencoders.dc import DCAutoencoder
 from latentq.autoencoders.kl import KLAutoencoder
-from latentq.autoencoders.network import Network, check_weights
 from latentq.autoencoders.taming import TamingAutoencoder
 from latentq.autoencoders.tiny import TinyAutoencoder
 from latentq.autoencoders.vq import VQAutoencoder

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from latentq._core import LatentqError
-from latentq.autoencoders.network import check_weights
+from latentq.autoencoders.base import check_weights
 from latentq.autoencoders.vq import VQNetwork
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from latentq.autoencoders.network import Network
+from latentq.autoencoders.base import Network
 
 
 class VQNetwork(Network):
