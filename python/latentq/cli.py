@@ -20,6 +20,8 @@ _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
   latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
+  latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
+  latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq info out/
   latentq verify out/
@@ -122,7 +124,7 @@ def _add_encode(commands: Any) -> None:
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
     )
     parser.add_argument("source", metavar="SRC", help="a folder of images, or a CSV or TSV table of image paths")
-    parser.add_argument("out", metavar="OUT", help="the dataset's folder")
+    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     what = parser.add_argument_group("what is stored (the card keeps it)")
     which = what.add_mutually_exclusive_group()
@@ -167,6 +169,7 @@ _OVERRIDES = (
 
 def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
+    from latentq.tokens_tsv import dataset_of
     from latentq.units import units_done
 
     if not Path(options.source).exists():
@@ -195,7 +198,7 @@ def _encode(options: argparse.Namespace) -> int:
         progress=sys.stderr,
         **{name: getattr(options, name) for name in _OVERRIDES},
     )
-    out = Path(options.out)
+    out = dataset_of(Path(options.out))
     if card.counts is None:
         done = units_done(out, card)
         print(
@@ -203,7 +206,7 @@ def _encode(options: argparse.Namespace) -> int:
         )
         return 0
     rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
-    print(f"{out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    print(f"{options.out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(Path(options.out)))}")
     return 0
 
 
@@ -496,6 +499,8 @@ def _table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _bytes_of(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

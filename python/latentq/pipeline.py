@@ -26,6 +26,7 @@ from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Counts, Moments, Quantizer
 from latentq.recipe import FLOATS, Recipe
 from latentq.sources import Listing, Sample, Source
+from latentq.tokens_tsv import check_table, dataset_of, write_table
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
 
 _HASHES = ("xxh3_64",)
@@ -55,7 +56,8 @@ def encode(
 
     Args:
         source: A folder of images (class sub-folders become labels), a table of image paths, or any `Source`.
-        out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source.
+        out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source. A name that
+            ends with `.tsv` gets tokens as VQGAN-f16-16384's page writes them, and the dataset is in `NAME.latentq`.
         recipe: A recipe, its name, or the path of its TOML file; `default` where there is none.
         autoencoder: Instead of the recipe's: a name, a folder, or any object that is an `Autoencoder`.
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
@@ -77,7 +79,8 @@ def encode(
         OSError: A folder cannot be read or written.
         ValueError: An argument is out of range.
     """
-    out = Path(out)
+    named = Path(out)
+    out = dataset_of(named)
     rank, world_size = _ranks(rank, world_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -88,6 +91,7 @@ def encode(
     parent = Card.load(like) if like is not None else None
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
+    check_table(named, recipe)
 
     opened = open_for(source, out, class_names, like)
     listing = settle_listing(opened, out, first=rank == 0)
@@ -124,6 +128,7 @@ def encode(
     card = finish(out, card)
     if card.counts is not None and not card.counts.samples:
         raise LatentqError(f"none of the {card.source.samples} samples could be encoded: see {out / REJECTS}")
+    write_table(named)
     return card
 
 
