@@ -18,6 +18,9 @@ from latentq.recipe import Recipe
 CARD = "latents.toml"
 FORMAT = 1
 
+UNKNOWN = "unknown"
+"""The weights of an autoencoder that was never loaded: the latents came from elsewhere."""
+
 _HEADER = "# A latent dataset made by latentq. `latentq info` shows this card; latentq.Card.load reads it.\n"
 
 
@@ -43,7 +46,8 @@ class AutoencoderFacts:
     Attributes:
         name: `dct-f8c16`, a hub name, or the last part of a folder's path.
         family: The class that implements it.
-        weights: `sha256:...` over names, types, shapes and values of its tensors; empty where it has none.
+        weights: `sha256:...` over names, types, shapes and values of its tensors; empty where it has none; `unknown`
+            where the latents were made elsewhere.
         scaling_factor: What its latents are multiplied by for training, so that they have about unit variance.
         pixel_range: The pixel values that stand for black and white.
     """
@@ -55,7 +59,9 @@ class AutoencoderFacts:
     pixel_range: tuple[float, float]
 
     def same_as(self, other: AutoencoderFacts) -> bool:
-        """Whether both compute the same: a copy of the weights under another name does."""
+        """Whether both compute the same: a copy of the weights under another name does; unknown ones go by the name."""
+        if UNKNOWN in (self.weights, other.weights):
+            return self == replace(other, weights=self.weights)
         return self == (replace(other, name=self.name) if self.weights else other)
 
 

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
+    for add in (_add_encode, _add_info, _add_verify, _add_repair, _add_decode, _add_convert, _add_measure):
         add(commands)
     return parser
 
@@ -399,6 +399,35 @@ def _decode(options: argparse.Namespace) -> int:
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(f"{options.output}: {len(rows)} samples{mean}")
+    return 0
+
+
+# convert
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn other tools' latents into a dataset, or a dataset into theirs; codes are copied as they are",
+        "  latentq convert imagenet_3gb.pt out/       imagenet_3gb's torch file\n"
+        "  latentq convert vae_mds/ out/              imagenet.int8's folder\n"
+        "  latentq convert tokens.tsv out/            VQGAN's TSV of tokens\n"
+        "  latentq convert out/ imagenet_3gb.pt       and back: by the name to .pt, .tsv, or imagenet.int8's folder",
+    )
+    parser.add_argument("source", metavar="SRC", help="a dataset, or another tool's file or folder, told by its content")
+    parser.add_argument("out", metavar="DST", help="what is made; there must be nothing yet")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from latentq.convert import convert
+
+    if not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such file or folder")
+    samples = convert(options.source, options.out, progress=sys.stderr)
+    out = Path(options.out)
+    print(f"{out}: {samples} samples, {_size(_bytes_of(out) if out.is_dir() else out.stat().st_size)}")
     return 0
 
 

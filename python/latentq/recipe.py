@@ -21,6 +21,7 @@ Store = Literal["sample", "mean"]
 Content = Literal["latent", "key", "label", "label_text", "caption"]
 
 # The kinds of quantiser that store values as they are.
+ENCODED = ("latent", "moments", "tokens")
 FLOATS = ("float16", "bfloat16", "float32")
 
 _CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
