@@ -209,10 +209,13 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _add_info(commands: Any) -> None:
     parser = _command(
-        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json"
+        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json\n"
+        "  latentq info out/ --storage --source photos/     what it takes, beside images and floats"
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
     parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    parser.add_argument("--storage", action="store_true", help="what it takes, beside images, JPEGs and floats")
+    parser.add_argument("--source", metavar="SRC", help="with --storage: what it was made from, to try JPEGs with")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -220,9 +223,16 @@ def _info(options: argparse.Namespace) -> int:
     from latentq.units import units_done
 
     path = _dataset(options.dataset)
+    if options.source is not None and not options.storage:
+        raise _UsageError("--source goes with --storage")
     if not (path / CARD).exists():
+        if options.storage:
+            raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
         return _info_of_shards(path, options.json)
     card = Card.load(path)
+    if options.storage:
+        _storage(path, card, options)
+        return 0
     if options.json:
         print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
         return 0
@@ -251,6 +261,23 @@ def _info(options: argparse.Namespace) -> int:
     for name, latent in card.latents.items():
         _print_latent(name, latent)
     return 0
+
+
+def _storage(path: Path, card: Card, options: argparse.Namespace) -> None:
+    from latentq.storage import storage
+
+    if options.source is not None and not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such folder or table")
+    rows = storage(path, options.source)
+    count = card.counts.samples if card.counts else 0
+    if options.json:
+        print(json.dumps({"samples": count, "storage": [vars(row) for row in rows]}))
+        return
+    width = max(len(row.what) for row in rows)
+    print(f"{'':<{width}} {'total':>10} {'a sample':>12}")
+    for row in rows:
+        total, each = ("-", "-") if row.bytes is None else (_size(row.bytes), _size(round(row.bytes / max(count, 1))))
+        print(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip())
 
 
 def _info_of_shards(path: Path, as_json: bool) -> int:

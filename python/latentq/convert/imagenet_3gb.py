@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import pickle
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from latentq._core import FormatError
 from latentq.card import Card
 from latentq.convert.common import Foreign, Maker, batches, column_of, open_columns, same_codes
+from latentq.convert.torch_file import Tensor, TorchFile, TorchWriter
 from latentq.progress import Progress
 from latentq.recipe import Recipe
 from latentq.sources import Listing, Sample
@@ -26,79 +25,56 @@ _MAKER = Maker("mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "AutoencoderDC", 0
 
 
 def read(path: Path) -> Foreign:
-    """Opens such a file, memory-mapped; nothing in it is executed.
+    """Opens such a file. Nothing in it is executed, and latents stay on the disk until they are asked for.
 
     Raises:
         FormatError: It is cut short or something else; the message names the file and the first sample that is wrong.
         OSError: It cannot be read.
     """
-    items = _load(path)
-    if not isinstance(items, list):
-        raise FormatError(f"{path}: holds a {type(items).__name__}, not a list of samples")
+    file = TorchFile(path)
+    items = file.load()
+    if not isinstance(items, list) or not items:
+        raise FormatError(f"{path}: holds {'no samples' if items == [] else 'no list of samples'}")
     samples = []
     for number, item in enumerate(items):
         try:
-            key, latent, label = _fields(item)
+            key, latent, label = _fields(file, item)
         except ValueError as error:
             raise FormatError(f"{path}: sample {number}: {error}") from None
         samples.append(Sample(key=str(key), bytes=None, label=label))
-        items[number] = latent  # the rest of a sample takes as much memory as its latent
-    gc.collect()
+        items[number] = latent
 
     def stored(numbers: Sequence[int]) -> NDArray[np.uint8]:
-        return np.stack([items[number].numpy() for number in numbers])
+        return np.stack([file.read(items[number]) for number in numbers])
 
     return Foreign("torch file", Recipe.load(RECIPE), _MAKER, Listing(tuple(samples), ("label",)), stored)
 
 
-def _load(path: Path) -> Any:
-    import torch
-
-    with path.open("rb"):  # torch's own message for a file that cannot be read is another
-        pass
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise FormatError(f"{path}: holds objects that are no tensors, and is not loaded") from None
-    except (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FormatError(f"{path}: not a torch file, or cut short: {reason}") from None
-
-
-def _fields(item: Any) -> tuple[int, Any, int]:
+def _fields(file: TorchFile, item: Any) -> tuple[int, Tensor, int]:
     """A sample's id, latent and label. Raises ValueError."""
-    import torch
-
     if not isinstance(item, dict) or not {"id", "latent", "label"} <= item.keys():
-        held = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
-        raise ValueError(f"must be a dict of id, latent and label, not {held}")
+        held = ", ".join(map(str, item)) if isinstance(item, dict) else _told(item)
+        raise ValueError(f"must be a dict of id, latent and label, not {held or 'empty'}")
     latent = item["latent"]
-    if not isinstance(latent, torch.Tensor) or latent.dtype != torch.uint8 or latent.shape != _SHAPE:
+    if not isinstance(latent, Tensor) or (latent.dtype, latent.shape) != ("uint8", _SHAPE):
         raise ValueError(f"its latent must be a uint8 tensor {_SHAPE}, not {_told(latent)}")
     numbers = []
     for name in ("id", "label"):
         value = item[name]
-        if not isinstance(value, torch.Tensor) or value.ndim or not _whole(value.dtype):
+        if not isinstance(value, Tensor) or value.shape != () or np.dtype(value.dtype).kind not in "iu":
             raise ValueError(f"its {name} must be a whole number as a tensor (), not {_told(value)}")
-        numbers.append(int(value))
+        numbers.append(int(file.read(value)))
     return numbers[0], latent, numbers[1]
 
 
-def _whole(dtype: Any) -> bool:
-    import torch
-
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-
-
 def _told(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        return type(value).__name__
-    return f"a {str(value.dtype).removeprefix('torch.')} tensor {tuple(shape)}"
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor {value.shape}"
+    return f"of type {type(value).__name__}"
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
-    """Writes such a file of a dataset. Its latents share one storage and are views of it, as ids and labels are.
+    """Writes such a file of a dataset, as it reads it. All latents are views of one storage, ids and labels of another.
 
     An id is the sample's key where all keys are whole numbers, as in a dataset that was converted, else its number.
 
@@ -113,31 +89,28 @@ def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
     Raises:
         LatentqError: The dataset has no labels, or its codes mean something else (`MismatchError`).
     """
-    import torch
-
     contents = ["label", "key"] if column_of(Card.load(dataset), "key") else ["label"]
     opened = open_columns(dataset, same_codes(dataset, Recipe.load(RECIPE)), RECIPE, contents)
     count = len(opened)
-    labels, ids = torch.empty(count, dtype=torch.int64), torch.arange(count)
+    ids, labels = np.empty(count, np.int64), np.empty(count, np.int64)
     whole = "key" in contents
-    # The latents go through a file, since torch.save wants all of them at once: mapped, they need no memory.
-    raw = out.with_name(f"{out.name}.raw")
-    try:
-        with raw.open("xb") as file, Progress(count, "convert", progress) as bar:
+    with TorchWriter(out) as file:
+        with file.storage("uint8", count * prod(_SHAPE)) as latents, Progress(count, "convert", progress) as bar:
             for numbers in batches(range(count)):
                 here = slice(numbers.start, numbers.stop)
                 codes, labels[here], *keys = opened.batch(numbers).values()
-                codes.numpy().tofile(file)
+                latents.write(codes.numpy().data)
                 whole = whole and all(map(_is_whole, keys[0]))
                 if whole:
-                    ids[here] = torch.tensor(list(map(int, keys[0])))
+                    ids[here] = list(map(int, keys[0]))
                 bar.update(len(numbers))
-        ids = ids if whole else torch.arange(count)
-        latents = torch.from_file(str(raw), size=count * prod(_SHAPE), dtype=torch.uint8).view(count, *_SHAPE)
-        columns = zip(ids.unbind(), latents.unbind(), labels.unbind(), strict=True)
-        torch.save([{"id": key, "latent": latent, "label": label} for key, latent, label in columns], out)
-    finally:
-        raw.unlink(missing_ok=True)
+        with file.storage("int64", 2 * count) as wholes:
+            wholes.write((ids if whole else np.arange(count)).data)
+            wholes.write(labels.data)
+        size = prod(_SHAPE)
+        file.write_list(
+            {"id": (1, i, ()), "latent": (0, i * size, _SHAPE), "label": (1, count + i, ())} for i in range(count)
+        )
     return count
 
 
