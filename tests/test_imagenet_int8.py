@@ -12,7 +12,7 @@ import latentq
 from conftest import SHARED, paint
 from latentq import Card, LatentDataset, mds
 from latentq.convert import convert
-from latentq.pipeline import noise
+from latentq.noise import noise
 
 # The page's loader, to the letter.
 SEED = textwrap.dedent("""
@@ -94,8 +94,8 @@ def test_the_codes_are_the_seeds_to_the_bit(encoded, classes, tiny_vae):
         # With the batch's own shape: a convolution's last bit may depend on it.
         pair = [files[number - number % 2], files[number - number % 2 + 1]]
         pixels, _ = latentq.image.load_batch(pair, 256, orient=False, alpha="drop", icc="ignore")
-        mean, std = network.posterior(torch.from_numpy(pixels).float() * (2 / 255) - 1)
-        z = mean[number % 2] + std[number % 2] * torch.from_numpy(noise(0, [number], 0, (4, 32, 32))[0])
+        mean, logvar = network.posterior(torch.from_numpy(pixels).float() * (2 / 255) - 1)
+        z = mean[number % 2] + (logvar[number % 2] / 2).exp() * torch.from_numpy(noise(0, [number], 0, (4, 32, 32))[0])
         expected = ((z.clip(-14, 14) / 28.0 + 0.5) * 255.0).to(torch.uint8)
         np.testing.assert_array_equal(stored[number].reshape(4, 32, 32), expected.numpy())
 

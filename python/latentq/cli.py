@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.autoencoders import DEFAULT, load_autoencoder
-from latentq.recipe import Alpha, Crop, Dtype, Filter, Icc, Recipe, Store
+from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
 
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
@@ -139,7 +139,7 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--alpha", choices=get_args(Alpha), help="what lies behind transparent pixels")
     what.add_argument("--icc", choices=get_args(Icc), help="whether embedded colour profiles are applied")
     what.add_argument("--min-side", type=int, metavar="PIXELS", help="inexact: decode JPEGs at no more than is needed")
-    what.add_argument("--store", choices=get_args(Store), help="a draw from the posterior, or its mean")
+    what.add_argument("--store", choices=STORES, help="a draw from the posterior, its mean, both moments, or tokens")
     what.add_argument("--scaled", action=argparse.BooleanOptionalAction, help="multiply by the scaling factor")
     what.add_argument("--bits", type=int, metavar="2..8", help="bits of each stored number")
     what.add_argument("--calibrate", metavar="METHOD", help="minmax, percentile, mse, or lloyd-max for code books")
@@ -243,6 +243,7 @@ def _info(options: argparse.Namespace) -> int:
         rows += [
             ("samples", f"{card.counts.samples} of {card.source.samples} in the {card.source.kind}"),
             ("rejects", f"{card.counts.rejects}"),
+            *([("redone", f"{card.counts.redone} in float32")] if card.counts.redone else ()),
             ("units", f"{card.units} of {card.recipe.unit_size} samples"),
         ]
     changed = f", changed: {', '.join(card.recipe.changed)}" if card.recipe.changed else ""
@@ -260,6 +261,8 @@ def _info(options: argparse.Namespace) -> int:
     _table(rows)
     for name, latent in card.latents.items():
         _print_latent(name, latent)
+    for name, tokens in card.tokens.items():
+        print(f"\n{name}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}")
     return 0
 
 

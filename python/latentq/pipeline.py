@@ -24,7 +24,7 @@ from latentq.processors import processors
 from latentq.progress import Progress
 from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Counts, Moments, Quantizer
-from latentq.recipe import FLOATS, Column, Recipe
+from latentq.recipe import FLOATS, Recipe
 from latentq.sources import Listing, Sample, Source
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
 
@@ -98,7 +98,6 @@ def encode(
         options = recipe.autoencoder
         network = load_autoencoder(
             network or options.model,
-            dtype=options.dtype,
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
@@ -106,7 +105,10 @@ def encode(
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
     device = device or _device_of(network)
     _check_device(device)
-    job = _Job(opened, listing, network, plan, uncalibrated, device, batch_size, threads, strict)
+    from latentq.network import Encoder
+
+    encoder = Encoder(network, plan.recipe.autoencoder, device)
+    job = _Job(opened, listing, encoder, plan, uncalibrated, batch_size, threads, strict)
 
     share = _slices(recipe.unit_size, len(listing.samples), rank, world_size)
     with Progress(sum(map(len, share.values())), "encode", progress) as bar:
@@ -130,10 +132,9 @@ class _Job:
 
     source: Source
     listing: Listing
-    network: Any
+    encoder: Any
     card: Card
     uncalibrated: tuple[str, ...]
-    device: str
     batch_size: int
     threads: int
     strict: bool
@@ -228,7 +229,7 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
     shape, since a network's results may depend, in the last bit, on the shape that it is given.
     """
     options = job.card.recipe.image.options()
-    sizes = sorted({column.size for column in job.card.recipe.latents().values()})
+    sizes = sorted({column.size for column in job.card.recipe.encoded().values()})
     for unit, numbers in units:
         count = -(-len(numbers) // job.batch_size)
         length = -(-len(numbers) // count)
@@ -236,26 +237,25 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             chosen = numbers[start : start + length]
             samples = [job.listing.samples[number] for number in chosen]
             failed: dict[int, tuple[str, Exception]] = {}
-            pixels = {}
+            arrays = {size: np.zeros((length, 3, size, size), np.uint8) for size in sizes}
             data = [job.source.data(sample) for sample in samples]
             for place, sample in enumerate(samples):
                 if (reason := _unlike_listing(sample, data[place])) is not None:
                     failed[place] = ("read", LatentqError(reason))
                     data[place] = b""
-            for size in sizes:
-                pixels[size] = np.zeros((length, 3, size, size), np.uint8)
-                _, errors = image.load_batch(data, size, threads=job.threads, out=pixels[size][: len(data)], **options)
-                for place, error in enumerate(errors):
-                    if isinstance(error, OSError) and error.errno not in _REJECTED:
-                        raise error  # of the machine, not of the file: the unit can be encoded another time
-                    if error is not None:
-                        failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
+            out = [pixels[: len(data)] for pixels in arrays.values()]
+            _, errors = image.load_sizes(data, sizes, threads=job.threads, out=out, **options)
+            for place, error in enumerate(errors):
+                if isinstance(error, OSError) and error.errno not in _REJECTED:
+                    raise error  # of the machine, not of the file: the unit can be encoded another time
+                if error is not None:
+                    failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
             for place, sample in enumerate(samples):
                 try:
                     sample.key.encode()
                 except UnicodeEncodeError:
                     failed[place] = ("list", LatentqError("the file's name is not UTF-8"))
-            yield _Batch(unit, chosen, pixels, failed, start + length >= len(numbers))
+            yield _Batch(unit, chosen, arrays, failed, start + length >= len(numbers))
 
 
 def _unlike_listing(sample: Sample, data: bytes | Path) -> str | None:
@@ -323,86 +323,15 @@ def _ahead(items: Iterable[_T], depth: int) -> Generator[_T, None, None]:
         thread.join()
 
 
-def _latents(job: _Job, batch: _Batch) -> dict[str, NDArray[np.float32]]:
-    """What the network makes of a batch: (n, C, h, w) float32 for each latent column."""
-    numbers = batch.numbers
-    result = {}
-    for place, (name, column) in enumerate(job.card.recipe.latents().items()):
-        latents = encode_pixels(
-            job.network,
-            batch.pixels[column.size],
-            column,
-            numbers=numbers,
-            seed=job.card.recipe.autoencoder.seed,
-            stream=place,
-            device=job.device,
-        )
-        result[name] = latents[: len(numbers)]
-    return result
-
-
-def encode_pixels(
-    network: Autoencoder,
-    pixels: NDArray[np.uint8],
-    column: Column,
-    *,
-    numbers: Sequence[int],
-    seed: int,
-    stream: int,
-    device: str,
-) -> NDArray[np.float32]:
-    """Latents as a column holds them, before they are quantised.
-
-    Args:
-        network: The autoencoder.
-        pixels: (B, 3, S, S) uint8.
-        column: Says whether they are mirrored, sampled or scaled.
-        numbers: The samples' numbers in the source; the noise of a sample depends on nothing else but `seed`, `stream`.
-        seed: The recipe's seed.
-        stream: Which of the recipe's latent columns this is.
-        device: Where the network computes.
-
-    Returns:
-        (B, C, h, w) float32; rows beyond `numbers` are of no use.
-    """
+def _encoded(job: _Job, batch: _Batch) -> dict[str, NDArray[Any]]:
+    """What the network makes of a batch: (n, C, h, w) float32 or (n, h, w) int64 for each column."""
     import torch
 
-    low, high = network.pixel_range
-    scale = (high - low) / 255
-    # float32 is to mean float32: on CUDA convolutions would otherwise take TF32, by an algorithm chosen by timing.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.no_grad(), exact:
-        floats = torch.from_numpy(pixels).to(device).float() * scale + low
-        if column.flip:
-            floats = floats.flip(-1)
-        posterior = getattr(network, "posterior", None)
-        if posterior is not None and column.store == "sample":
-            mean, std = posterior(floats)
-            drawn = noise(seed, numbers, stream, tuple(mean.shape[1:]))
-            padded = torch.zeros_like(mean)
-            padded[: len(numbers)] = torch.from_numpy(drawn).to(mean)
-            latents = mean + std * padded
-        else:
-            latents = network.encode(floats)
-        if column.scaled:
-            latents = latents * network.scaling_factor
-        values: NDArray[np.float32] = latents.float().cpu().numpy()
-    return values
-
-
-def noise(seed: int, numbers: Iterable[int], stream: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal noise, (len(numbers), *shape) float32: a function of (seed, number, stream), drawn by counter.
-
-    The generator is Philox (Salmon et al. 2011), keyed by seed and sample, so that neither batches nor processes nor
-    their order matter.
-    """
-    rows = [
-        np.random.Generator(
-            np.random.Philox(key=np.array([seed % 2**64, number], np.uint64), counter=[0, 0, 0, stream])
-        ).standard_normal(shape, np.float32)
-        for number in numbers
-    ]
-    return np.stack(rows)
+    pixels = {size: torch.from_numpy(array).to(job.encoder.device) for size, array in batch.pixels.items()}
+    return {
+        name: job.encoder.encode(pixels[column.size], column, batch.numbers, place).cpu().numpy()
+        for place, (name, column) in enumerate(job.card.recipe.encoded().items())
+    }
 
 
 def _calibrate(job: _Job) -> dict[str, Quantizer]:
@@ -419,7 +348,7 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
     first: tuple[Sample, str, Exception] | None = None
     seen = 0
     for batch in _ahead(_batches(job, [(0, chosen)]), 2):
-        latents = _latents(job, batch)
+        latents = _encoded(job, batch)
         good = np.ones(len(batch.numbers), bool)
         for name in names:
             good &= np.isfinite(latents[name]).reshape(len(good), -1).all(axis=1)
@@ -486,13 +415,16 @@ def _encode_unit(path: Path, job: _Job, batches: Iterator[_Batch], bar: Progress
 def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch, bar: Progress) -> None:
     samples = [job.listing.samples[number] for number in batch.numbers]
     failed = dict(batch.failed)
-    latents = _latents(job, batch) if len(failed) < len(samples) else {}
+    encoded = _encoded(job, batch) if len(failed) < len(samples) else {}
     columns: dict[str, Any] = {}
     while True:
         good = [place for place in range(len(samples)) if place not in failed]
         bad: set[int] = set()
         sums = {}
-        for name, values in latents.items() if good else ():
+        for name, values in encoded.items() if good else ():
+            if name in job.card.tokens:
+                columns[name] = values[good].astype(job.card.tokens[name].dtype)
+                continue
             quantizer = job.card.latents[name].quantizer
             codes, counts = quantizer.quantize_counted(values[good] if failed else values)
             bad.update(good[place] for place in np.flatnonzero(counts.bad).tolist())
@@ -508,9 +440,11 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch,
     if good:
         for name, encoding in job.card.columns.items():
             content = job.card.recipe.columns[name].content
-            if content == "latent":
+            if name in sums:
                 facts.latents[name].add(sums[name])
-            else:
+            if name in columns and encoding == "bytes":
+                columns[name] = [value.tobytes() for value in columns[name]]
+            elif name not in columns:
                 texts = [getattr(samples[place], content) for place in good]
                 columns[name] = [str(text) for text in texts] if encoding == "str" else texts
         writer.write_batch(columns)

@@ -19,7 +19,9 @@ DEFAULT = "dct-f8c16"
 class Autoencoder(Protocol):
     """What `latentq.encode` needs of a network; any object with these will do.
 
-    Ours also have `posterior(pixels) -> (mean, std)` where latents are drawn from a distribution, `family`, and `to`.
+    Ours also have `family`, `module`, `to`, and `shift_factor`, which is subtracted from latents before they are
+    scaled. Where latents are drawn from a distribution, there is `posterior(pixels) -> (mean, logvar)`; where they are
+    the indices of a code book, `codebook_size`, `tokens(pixels) -> (B, h, w) int64` and `decode_tokens(tokens)`.
 
     Attributes:
         name: What the card calls it.
@@ -47,7 +49,6 @@ class Autoencoder(Protocol):
 def load_autoencoder(
     name: str | os.PathLike[str],
     *,
-    dtype: str = "float32",
     device: str | torch.device = "cpu",
     revision: str = "",
     subfolder: str = "",
@@ -56,7 +57,6 @@ def load_autoencoder(
 
     Args:
         name: `dct-f8c16`, a folder, or `owner/name` on the hub.
-        dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
         device: Where it computes.
         revision: The hub's branch, tag or commit.
         subfolder: Where the model lies inside the folder or repository (`vae` in a whole pipeline).
@@ -67,23 +67,17 @@ def load_autoencoder(
     """
     if str(name) != DEFAULT and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise LatentqError(f"no autoencoder {str(name)!r}: it is no folder, no hub name (owner/name) and not {DEFAULT}")
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise LatentqError("autoencoders need torch: pip install 'latentq[encode]'") from None
     if str(name) == DEFAULT:
-        from latentq.autoencoders.dct import DctAutoencoder
-
-        if dtype != "float32":
-            raise LatentqError(f"{DEFAULT} computes in float32 only, not in {dtype}")
+        try:
+            from latentq.autoencoders.dct import DctAutoencoder
+        except ModuleNotFoundError:
+            raise LatentqError("autoencoders need torch: pip install 'latentq[encode]'") from None
         return DctAutoencoder()
     try:
         from latentq.autoencoders.kl import KLAutoencoder
     except ModuleNotFoundError as error:
         raise LatentqError(f"{name} needs {error.name}: pip install 'latentq[encode]'") from None
-    return KLAutoencoder.load(
-        name, dtype=getattr(torch, dtype), revision=revision or None, subfolder=subfolder or None
-    ).to(device)
+    return KLAutoencoder.load(name, revision=revision or None, subfolder=subfolder or None).to(device)
 
 
 def weight_hash(network: Any) -> str:

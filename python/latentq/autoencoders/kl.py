@@ -19,7 +19,7 @@ class KLAutoencoder:
         name: The hub name, or the last part of the folder's path.
         family: `AutoencoderKL`.
         module: The diffusers model.
-        scaling_factor: From the model's configuration.
+        scaling_factor: From the model's configuration; so is `shift_factor`, 0.0 where it has none.
         pixel_range: (-1.0, 1.0).
     """
 
@@ -30,11 +30,10 @@ class KLAutoencoder:
         self.module = module.eval().requires_grad_(False)
         self.name = name
         self.scaling_factor = float(module.config.scaling_factor)
+        self.shift_factor = float(module.config.shift_factor or 0.0)
 
     @classmethod
-    def load(
-        cls, name: str | os.PathLike[str], *, dtype: torch.dtype, revision: str | None, subfolder: str | None
-    ) -> KLAutoencoder:
+    def load(cls, name: str | os.PathLike[str], *, revision: str | None, subfolder: str | None) -> KLAutoencoder:
         """Loads from a folder or from the hub.
 
         Raises:
@@ -50,7 +49,7 @@ class KLAutoencoder:
             if kind != cls.family:
                 raise LatentqError(f"{name} is of class {kind}; the classes that can be loaded are: {cls.family}")
             module, info = AutoencoderKL.from_pretrained(
-                name, torch_dtype=dtype, low_cpu_mem_usage=False, output_loading_info=True, **options
+                name, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True, **options
             )
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -75,9 +74,9 @@ class KLAutoencoder:
 
     @torch.no_grad()
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, S, S) floats in [-1, 1] to mean and standard deviation, each (B, C, h, w) float32."""
-        distribution = self.module.encode(pixels.to(self.module.dtype)).latent_dist
-        return distribution.mean.float(), distribution.std.float()
+        """(B, 3, S, S) floats in [-1, 1] to mean and log-variance, each (B, C, h, w) float32."""
+        distribution = self.module.encode(pixels).latent_dist
+        return distribution.mean.float(), distribution.logvar.float()
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) floats in [-1, 1] to the posterior's mean, (B, C, h, w) float32."""
@@ -86,5 +85,5 @@ class KLAutoencoder:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) unscaled latents to (B, 3, S, S) float32 pixels."""
-        pixels: torch.Tensor = self.module.decode(latents.to(self.module.dtype)).sample
+        pixels: torch.Tensor = self.module.decode(latents).sample
         return pixels.float()
