@@ -113,6 +113,40 @@ def int8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return merged
 
 
+@pytest.fixture(scope="session")
+def tiny_vq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised `VQModel` of the real class, saved by diffusers: (4, S/4, S/4), 300 codes."""
+    import torch
+    from diffusers import VQModel
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("models") / "tiny-vq"
+    model = VQModel(
+        down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        block_out_channels=(32, 32, 64),
+        layers_per_block=1,
+        latent_channels=8,
+        vq_embed_dim=4,
+        num_vq_embeddings=300,
+    )
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_taming(tmp_path_factory: pytest.TempPathFactory, tiny_vq: Path) -> Path:
+    """The weights of `tiny_vq` as taming-transformers would have saved them: `last.ckpt` and `model.yaml`."""
+    from diffusers import VQModel
+
+    from making import save_as_taming
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-taming"
+    save_as_taming(VQModel.from_pretrained(tiny_vq), folder)
+    return folder
+
+
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """One `latentq` command as a process of its own, its output caught."""
     command = [sys.executable, "-m", "latentq", *map(str, arguments)]

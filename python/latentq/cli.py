@@ -91,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_info, _add_verify, _add_repair, _add_decode, _add_convert, _add_measure):
+    adders = (
+        _add_encode, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert, _add_measure,
+    )  # fmt: skip
+    for add in adders:
         add(commands)
     return parser
 
@@ -131,6 +134,9 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--autoencoder", metavar="NAME", help=f"a hub name, a folder, or {DEFAULT}")
     what.add_argument("--revision", help="the hub's branch, tag or commit")
     what.add_argument("--subfolder", help="where the autoencoder lies in its folder or repository")
+    what.add_argument(
+        "--pixel-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="where a checkpoint takes another"
+    )
     what.add_argument("--dtype", choices=get_args(Dtype), help="what the autoencoder computes in")
     what.add_argument("--size", type=int, metavar="PIXELS", help="the side of the square that is encoded")
     what.add_argument("--crop", choices=get_args(Crop), help="how the square is cut out")
@@ -157,8 +163,8 @@ def _add_encode(commands: Any) -> None:
 
 
 _OVERRIDES = (
-    "revision", "subfolder", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side", "store", "scaled",
-    "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
+    "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side",
+    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
 )  # fmt: skip
 
 
@@ -201,6 +207,28 @@ def _encode(options: argparse.Namespace) -> int:
         return 0
     rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
     print(f"{out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    return 0
+
+
+# recipes
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "recipes",
+        _recipes,
+        "list the recipes that encode takes, or show one, to be copied and changed",
+        "  latentq recipes\n  latentq recipes sdxl > mine.toml; latentq encode photos/ out/ --recipe mine.toml",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the recipe to show")
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    if options.name is not None:
+        print(Recipe.text(options.name), end="")
+        return 0
+    _table([(name, Recipe.text(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0
 
 

@@ -101,6 +101,7 @@ def encode(
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
+            pixel_range=options.pixel_range,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
     device = device or _device_of(network)
