@@ -93,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
+    adders = (
+        _add_encode, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert, _add_measure,
+    )  # fmt: skip
+    for add in adders:
         add(commands)
     return parser
 
@@ -237,10 +240,13 @@ def _recipes(options: argparse.Namespace) -> int:
 
 def _add_info(commands: Any) -> None:
     parser = _command(
-        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json"
+        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json\n"
+        "  latentq info out/ --storage --source photos/     what it takes, beside images and floats"
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
     parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    parser.add_argument("--storage", action="store_true", help="what it takes, beside images, JPEGs and floats")
+    parser.add_argument("--source", metavar="SRC", help="with --storage: what it was made from, to try JPEGs with")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -248,9 +254,16 @@ def _info(options: argparse.Namespace) -> int:
     from latentq.units import units_done
 
     path = _dataset(options.dataset)
+    if options.source is not None and not options.storage:
+        raise _UsageError("--source goes with --storage")
     if not (path / CARD).exists():
+        if options.storage:
+            raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
         return _info_of_shards(path, options.json)
     card = Card.load(path)
+    if options.storage:
+        _storage(path, card, options)
+        return 0
     if options.json:
         print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
         return 0
@@ -282,6 +295,23 @@ def _info(options: argparse.Namespace) -> int:
     for name, tokens in card.tokens.items():
         print(f"\n{name}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}")
     return 0
+
+
+def _storage(path: Path, card: Card, options: argparse.Namespace) -> None:
+    from latentq.storage import storage
+
+    if options.source is not None and not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such folder or table")
+    rows = storage(path, options.source)
+    count = card.counts.samples if card.counts else 0
+    if options.json:
+        print(json.dumps({"samples": count, "storage": [vars(row) for row in rows]}))
+        return
+    width = max(len(row.what) for row in rows)
+    print(f"{'':<{width}} {'total':>10} {'a sample':>12}")
+    for row in rows:
+        total, each = ("-", "-") if row.bytes is None else (_size(row.bytes), _size(round(row.bytes / max(count, 1))))
+        print(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip())
 
 
 def _info_of_shards(path: Path, as_json: bool) -> int:
@@ -430,6 +460,35 @@ def _decode(options: argparse.Namespace) -> int:
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(f"{options.output}: {len(rows)} samples{mean}")
+    return 0
+
+
+# convert
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn other tools' latents into a dataset, or a dataset into theirs; codes are copied as they are",
+        "  latentq convert imagenet_3gb.pt out/       imagenet_3gb's torch file\n"
+        "  latentq convert vae_mds/ out/              imagenet.int8's folder\n"
+        "  latentq convert tokens.tsv out/            VQGAN's TSV of tokens\n"
+        "  latentq convert out/ imagenet_3gb.pt       and back: by the name to .pt, .tsv, or imagenet.int8's folder",
+    )
+    parser.add_argument("source", metavar="SRC", help="a dataset, or another tool's file or folder, told by its content")
+    parser.add_argument("out", metavar="DST", help="what is made; there must be nothing yet")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from latentq.convert import convert
+
+    if not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such file or folder")
+    samples = convert(options.source, options.out, progress=sys.stderr)
+    out = Path(options.out)
+    print(f"{out}: {samples} samples, {_size(_bytes_of(out) if out.is_dir() else out.stat().st_size)}")
     return 0
 
 
