@@ -26,8 +26,9 @@ def check_table(out: Path, recipe: Recipe) -> None:
         return
     if out.exists() and not dataset_of(out).exists():
         raise MismatchError(f"{out} is there already, and no {dataset_of(out).name} beside it: name another file")
-    if not recipe.tokens():
-        raise RecipeError(f"a {_SUFFIX} is of tokens, and recipe {recipe.name} stores no tokens: {out}")
+    lacking = {"tokens", "key"} - {column.content for column in recipe.columns.values()}
+    if lacking:
+        raise RecipeError(f"{out}: a {_SUFFIX} is of tokens, and recipe {recipe.name} stores no {max(lacking)}")
 
 
 def write_table(out: Path) -> None:
