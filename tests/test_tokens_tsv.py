@@ -24,7 +24,7 @@ def work(tmp_path_factory):
     files = [folder / f"{index}.jpg" for index in range(7)]
     for index, file in enumerate(files):
         paint(file, index, (90 + 13 * index, 131 - 7 * index))
-    pd.DataFrame({0: files, 1: "text"}).to_csv(folder / "list.tsv", sep="\t", header=False, index=False)
+    pd.DataFrame({0: files, 1: "more"}).to_csv(folder / "list.tsv", sep="\t", header=False, index=False)
     return folder
 
 
