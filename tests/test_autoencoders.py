@@ -18,6 +18,7 @@ from huggingface_hub import errors
 from PIL import Image, ImageOps
 
 import latentq
+from conftest import contents
 from latentq.autoencoders import Autoencoder, Posterior, Tokenizer, weight_hash
 from latentq.decode import decode_latents, psnr
 from making import save_as_taming, taming_state_dict
@@ -205,6 +206,32 @@ def test_tokens_say_where_they_are_not_finite_and_what_is_no_token(families):
     for bad in (-1, ours.codebook_size):
         with pytest.raises(ValueError, match="tokens must be from 0 to 299"):
             ours.decode_tokens(torch.full((1, 4, 4), bad))
+
+
+@pytest.mark.parametrize("name", ["kl", "flux", "dc", "taesd", "vq", "taming"])
+def test_neither_processes_nor_threads_change_a_byte_of_a_dataset(families, name, pictures, tmp_path):
+    options = {"autoencoder": families[name], "size": 32, "unit_size": 5, "batch_size": 4}
+    options["store"] = "tokens" if name == "taming" else "sample"
+    latentq.encode(pictures, tmp_path / "one", threads=1, **options)
+    for rank in (2, 0, 1):
+        latentq.encode(pictures, tmp_path / "three", threads=3, rank=rank, world_size=3, **options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+def test_a_sample_whose_latent_is_not_finite_has_no_tokens(families, pictures, tmp_path, monkeypatch):
+    network = latentq.load_autoencoder(families["vq"])
+    encode = network.encode
+
+    def spoiled(pixels):
+        latents = encode(pixels)
+        latents[1, 2, 3, 4] = torch.inf
+        return latents
+
+    monkeypatch.setattr(network, "encode", spoiled)
+    card = latentq.encode(pictures, tmp_path / "out", autoencoder=network, size=32, store="tokens", batch_size=6)
+    assert (card.counts.samples, card.counts.rejects) == (10, 2)
+    rejects = [line.split("\t") for line in (tmp_path / "out" / "rejects.tsv").read_text().splitlines()]
+    assert [line[1:] for line in rejects] == [["encode", "its latent holds NaN or infinity"]] * 2
 
 
 def test_taming_is_the_same_network_under_its_own_names(families):

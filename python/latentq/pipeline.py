@@ -429,7 +429,9 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch,
         sums = {}
         for name, values in encoded.items() if good else ():
             if name in job.card.tokens:
-                columns[name] = values[good].astype(job.card.tokens[name].dtype)
+                tokens = values[good]
+                bad.update(good[place] for place in np.flatnonzero((tokens < 0).any(axis=(1, 2))).tolist())
+                columns[name] = tokens.astype(job.card.tokens[name].dtype)
                 continue
             quantizer = job.card.latents[name].quantizer
             codes, counts = quantizer.quantize_counted(values[good] if failed else values)
