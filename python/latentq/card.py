@@ -20,6 +20,9 @@ FORMAT = 1
 TOKEN_DTYPES = {"uint16": 2**16, "int32": 2**31}
 """The types of stored tokens, and the largest code book of each."""
 
+UNKNOWN = "unknown"
+"""The weights of an autoencoder that was never loaded: the latents came from elsewhere."""
+
 _HEADER = "# A latent dataset made by latentq. `latentq info` shows this card; latentq.Card.load reads it.\n"
 
 
@@ -45,7 +48,8 @@ class AutoencoderFacts:
     Attributes:
         name: `dct-f8c16`, a hub name, or the last part of a folder's path.
         family: The class that implements it.
-        weights: `sha256:...` over names, types, shapes and values of its tensors; empty where it has none.
+        weights: `sha256:...` over names, types, shapes and values of its tensors; empty where it has none; `unknown`
+            where the latents were made elsewhere.
         scaling_factor: What its latents are multiplied by for training, so that they have about unit variance.
         pixel_range: The pixel values that stand for black and white.
         shift_factor: What is subtracted before that.
@@ -59,7 +63,9 @@ class AutoencoderFacts:
     shift_factor: float = 0.0
 
     def same_as(self, other: AutoencoderFacts) -> bool:
-        """Whether both compute the same: a copy of the weights under another name does."""
+        """Whether both compute the same: a copy of the weights under another name does; unknown ones go by the name."""
+        if UNKNOWN in (self.weights, other.weights):
+            return self == replace(other, weights=self.weights)
         return self == (replace(other, name=self.name) if self.weights else other)
 
 

@@ -20,6 +20,8 @@ _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
   latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
+  latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
+  latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq info out/
   latentq verify out/
@@ -91,7 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
+    adders = (
+        _add_encode, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert, _add_measure,
+    )  # fmt: skip
+    for add in adders:
         add(commands)
     return parser
 
@@ -122,7 +127,7 @@ def _add_encode(commands: Any) -> None:
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
     )
     parser.add_argument("source", metavar="SRC", help="a folder of images, or a CSV or TSV table of image paths")
-    parser.add_argument("out", metavar="OUT", help="the dataset's folder")
+    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     what = parser.add_argument_group("what is stored (the card keeps it)")
     which = what.add_mutually_exclusive_group()
@@ -131,6 +136,9 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--autoencoder", metavar="NAME", help=f"a hub name, a folder, or {DEFAULT}")
     what.add_argument("--revision", help="the hub's branch, tag or commit")
     what.add_argument("--subfolder", help="where the autoencoder lies in its folder or repository")
+    what.add_argument(
+        "--pixel-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="where a checkpoint takes another"
+    )
     what.add_argument("--dtype", choices=get_args(Dtype), help="what the autoencoder computes in")
     what.add_argument("--size", type=int, metavar="PIXELS", help="the side of the square that is encoded")
     what.add_argument("--crop", choices=get_args(Crop), help="how the square is cut out")
@@ -159,14 +167,15 @@ def _add_encode(commands: Any) -> None:
 
 
 _OVERRIDES = (
-    "revision", "subfolder", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side", "store", "scaled",
-    "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
+    "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side",
+    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
 )  # fmt: skip
 
 
 def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
     from latentq.stages import Profile
+    from latentq.tokens_tsv import dataset_of
     from latentq.units import units_done
 
     if not Path(options.source).exists():
@@ -200,7 +209,7 @@ def _encode(options: argparse.Namespace) -> int:
     )
     if options.profile:
         print("\n".join(profile.table()), file=sys.stderr)
-    out = Path(options.out)
+    out = dataset_of(Path(options.out))
     if card.counts is None:
         done = units_done(out, card)
         print(
@@ -208,7 +217,29 @@ def _encode(options: argparse.Namespace) -> int:
         )
         return 0
     rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
-    print(f"{out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    print(f"{options.out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(Path(options.out)))}")
+    return 0
+
+
+# recipes
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "recipes",
+        _recipes,
+        "list the recipes that encode takes, or show one, to be copied and changed",
+        "  latentq recipes\n  latentq recipes sdxl > mine.toml; latentq encode photos/ out/ --recipe mine.toml",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the recipe to show")
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    if options.name is not None:
+        print(Recipe.text(options.name), end="")
+        return 0
+    _table([(name, Recipe.text(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0
 
 
@@ -217,10 +248,13 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _add_info(commands: Any) -> None:
     parser = _command(
-        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json"
+        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json\n"
+        "  latentq info out/ --storage --source photos/     what it takes, beside images and floats"
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
     parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    parser.add_argument("--storage", action="store_true", help="what it takes, beside images, JPEGs and floats")
+    parser.add_argument("--source", metavar="SRC", help="with --storage: what it was made from, to try JPEGs with")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -228,9 +262,16 @@ def _info(options: argparse.Namespace) -> int:
     from latentq.units import units_done
 
     path = _dataset(options.dataset)
+    if options.source is not None and not options.storage:
+        raise _UsageError("--source goes with --storage")
     if not (path / CARD).exists():
+        if options.storage:
+            raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
         return _info_of_shards(path, options.json)
     card = Card.load(path)
+    if options.storage:
+        _storage(path, card, options)
+        return 0
     if options.json:
         print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
         return 0
@@ -262,6 +303,23 @@ def _info(options: argparse.Namespace) -> int:
     for name, tokens in card.tokens.items():
         print(f"\n{name}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}")
     return 0
+
+
+def _storage(path: Path, card: Card, options: argparse.Namespace) -> None:
+    from latentq.storage import storage
+
+    if options.source is not None and not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such folder or table")
+    rows = storage(path, options.source)
+    count = card.counts.samples if card.counts else 0
+    if options.json:
+        print(json.dumps({"samples": count, "storage": [vars(row) for row in rows]}))
+        return
+    width = max(len(row.what) for row in rows)
+    print(f"{'':<{width}} {'total':>10} {'a sample':>12}")
+    for row in rows:
+        total, each = ("-", "-") if row.bytes is None else (_size(row.bytes), _size(round(row.bytes / max(count, 1))))
+        print(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip())
 
 
 def _info_of_shards(path: Path, as_json: bool) -> int:
@@ -413,6 +471,35 @@ def _decode(options: argparse.Namespace) -> int:
     return 0
 
 
+# convert
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn other tools' latents into a dataset, or a dataset into theirs; codes are copied as they are",
+        "  latentq convert imagenet_3gb.pt out/       imagenet_3gb's torch file\n"
+        "  latentq convert vae_mds/ out/              imagenet.int8's folder\n"
+        "  latentq convert tokens.tsv out/            VQGAN's TSV of tokens\n"
+        "  latentq convert out/ imagenet_3gb.pt       and back: by the name to .pt, .tsv, or imagenet.int8's folder",
+    )
+    parser.add_argument("source", metavar="SRC", help="a dataset, or another tool's file or folder, told by its content")
+    parser.add_argument("out", metavar="DST", help="what is made; there must be nothing yet")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from latentq.convert import convert
+
+    if not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such file or folder")
+    samples = convert(options.source, options.out, progress=sys.stderr)
+    out = Path(options.out)
+    print(f"{out}: {samples} samples, {_size(_bytes_of(out) if out.is_dir() else out.stat().st_size)}")
+    return 0
+
+
 # measure
 
 
@@ -479,6 +566,8 @@ def _table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _bytes_of(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

@@ -62,6 +62,7 @@ def autoencoder_for(
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
+            pixel_range=options.pixel_range,
         )
     except LatentqError as error:
         hint = "" if name else " (the dataset was made with it: say where it is with --autoencoder)"

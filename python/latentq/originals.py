@@ -22,6 +22,19 @@ from latentq.sources import Listing, Sample, open_source
 from latentq.sources.listing import tsv_line
 
 
+def stored_samples(path: str | os.PathLike[str]) -> list[tuple[int, Sample]]:
+    """What a finished dataset's list says of its samples, rejects left out, and their numbers in the source."""
+    file = Path(path) / SAMPLES
+    listing = Listing.from_tsv(file.read_bytes(), str(file))
+    lines = (Path(path) / REJECTS).read_bytes().decode().split("\n")
+    rejects = {line.partition("\t")[0] for line in lines if line}
+    return [
+        (number, sample)
+        for number, sample in enumerate(listing.samples)
+        if not rejects or tsv_line([sample.text]) not in rejects
+    ]
+
+
 class Originals:
     """The source of a finished dataset, by the numbers that its samples have in the dataset.
 
@@ -48,16 +61,8 @@ class Originals:
         *,
         device: str = "cpu",
     ) -> None:
-        file = Path(path) / SAMPLES
-        listing = Listing.from_tsv(file.read_bytes(), str(file))
-        lines = (Path(path) / REJECTS).read_bytes().decode().split("\n")
-        rejects = {line.partition("\t")[0] for line in lines if line}
         self.network = network
-        self._stored = [
-            (number, sample)
-            for number, sample in enumerate(listing.samples)
-            if not rejects or tsv_line([sample.text]) not in rejects
-        ]
+        self._stored = stored_samples(path)
         self._source = open_source(source)
         self._card, self._column = card, column
         self._encoder = Encoder(network, card.recipe.autoencoder, device)

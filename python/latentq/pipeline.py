@@ -27,6 +27,7 @@ from latentq.quantizer import Calibrator, Moments, Quantizer
 from latentq.recipe import FLOATS, Recipe
 from latentq.sources import Listing, Sample, Source
 from latentq.stages import IMAGES, LIST, NETWORK, WRITE, Profile, ahead, behind
+from latentq.tokens_tsv import check_table, dataset_of, write_table
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def encode(
 
     Args:
         source: A folder of images (class sub-folders become labels), a table of image paths, or any `Source`.
-        out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source.
+        out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source. A name that
+            ends with `.tsv` gets tokens as VQGAN-f16-16384's page writes them, and the dataset is in `NAME.latentq`.
         recipe: A recipe, its name, or the path of its TOML file; `default` where there is none.
         autoencoder: Instead of the recipe's: a name, a folder, or any object that is an `Autoencoder`.
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
@@ -88,7 +90,8 @@ def encode(
         OSError: A folder cannot be read or written.
         ValueError: An argument is out of range.
     """
-    out = Path(out)
+    named = Path(out)
+    out = dataset_of(named)
     rank, world_size = _ranks(rank, world_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -99,6 +102,7 @@ def encode(
     parent = Card.load(like) if like is not None else None
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
+    check_table(named, recipe)
 
     opened = open_for(source, out, class_names, like)
     profile = profile or Profile()
@@ -114,6 +118,7 @@ def encode(
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
+            pixel_range=options.pixel_range,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
     device = device or _device_of(network)
@@ -137,6 +142,7 @@ def encode(
     card = finish(out, card)
     if card.counts is not None and not card.counts.samples:
         raise LatentqError(f"none of the {card.source.samples} samples could be encoded: see {out / REJECTS}")
+    write_table(named)
     return card
 
 

@@ -76,6 +76,8 @@ class AutoencoderOptions:
         model: `dct-f8c16`, a hub name, or a folder.
         revision: The hub's branch, tag or commit; empty for the default.
         subfolder: Where the model lies inside its repository or folder.
+        pixel_range: The pixel values that stand for black and white; empty for the model's own. For checkpoints that
+            were trained on another range than their family, which their files do not tell.
         dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
         seed: The noise of sample s is a function of (seed, s).
     """
@@ -83,6 +85,7 @@ class AutoencoderOptions:
     model: str = "dct-f8c16"
     revision: str = ""
     subfolder: str = ""
+    pixel_range: tuple[float, ...] = ()
     dtype: Dtype = "float32"
     seed: int = 0
 
@@ -158,6 +161,11 @@ class Recipe:
             for entry in (resources.files("latentq") / "recipes").iterdir()
             if entry.name.endswith(".toml")
         )
+
+    @staticmethod
+    def text(name: str | os.PathLike[str]) -> str:
+        """The TOML of a recipe, comments and all; its first line says what it is. Raises RecipeError as `load` does."""
+        return _read(name)[0]
 
     @classmethod
     def load(cls, name: str | os.PathLike[str]) -> Recipe:
@@ -235,11 +243,11 @@ class Recipe:
         """This recipe with some fields changed; `changed` then names them. An option of None changes nothing.
 
         Args:
-            options: `autoencoder` (the model), `revision`, `subfolder`, `dtype`, `seed`, `size`, `crop`, `filter`,
-                `orient`, `alpha`, `icc`, `min_side`, `store` (`sample`, `mean`, `moments` or `tokens`), `scaled`,
-                `flip`, `bits`, `calibrate` (the method; `lloyd-max` makes code books), `calibration` and `unit_size`.
-                Those of encoded columns change every one of them; `flip` adds, for each that is not mirrored, a twin
-                that is.
+            options: `autoencoder` (the model), `revision`, `subfolder`, `pixel_range`, `dtype`, `seed`, `size`, `crop`,
+                `filter`, `orient`, `alpha`, `icc`, `min_side`, `store` (`sample`, `mean`, `moments` or `tokens`),
+                `scaled`, `flip`, `bits`, `calibrate` (the method; `lloyd-max` makes code books), `calibration` and
+                `unit_size`. Those of encoded columns change every one of them; `flip` adds, for each that is not
+                mirrored, a twin that is.
 
         Raises:
             RecipeError: A value is out of range, or cannot be changed in this recipe.
@@ -352,6 +360,11 @@ def _checked(where: str, key: str, value: Any, table: type) -> Any:
         choices = get_args(_CHOICES[declared])
         if value not in choices:
             raise RecipeError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
+    elif key == "pixel_range":
+        numbers = isinstance(value, list | tuple) and all(type(side) in (int, float) for side in value)
+        if not numbers or (value and not (len(value) == 2 and value[0] < value[1])):
+            raise RecipeError(f"{where} must be two numbers, black's and white's, not {value!r}")
+        return tuple(map(float, value))
     elif (expected := {"str": str, "int": int, "bool": bool}.get(declared)) and type(value) is not expected:
         raise RecipeError(f"{where} must be of type {declared}, not {value!r}")
     return value

@@ -52,6 +52,10 @@ class DctAutoencoder:
     shift_factor = 0.0
     pixel_range = (-1.0, 1.0)
 
+    def to(self, _device: str | torch.device) -> DctAutoencoder:
+        """Itself: it has nothing to move, and computes where its pixels are."""
+        return self
+
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(16, size / 8, size / 8). Raises ValueError where size is not a multiple of 8."""
         if size < _BLOCK or size % _BLOCK:
