@@ -22,13 +22,12 @@ from latentq.card import CARD, Card
 from latentq.plan import check_folder, check_same, open_for, plan_card, publish_listing, settle, settle_listing
 from latentq.processors import processors
 from latentq.progress import Progress
-from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
+from latentq.publish import HASHES, REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Counts, Moments, Quantizer
 from latentq.recipe import FLOATS, Recipe
 from latentq.sources import Listing, Sample, Source
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
 
-_HASHES = ("xxh3_64",)
 # What the system says of a single file; anything else is a fault of the machine, and ends the run.
 _REJECTED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 _T = TypeVar("_T")
@@ -398,7 +397,7 @@ def _encode_unit(path: Path, job: _Job, batches: Iterator[_Batch], bar: Progress
     facts = UnitFacts(latents={name: LatentSums.of(latent.quantizer) for name, latent in job.card.latents.items()})
     drained = False
     try:
-        with mds.Writer(path, dict(job.card.columns), hashes=_HASHES) as writer:
+        with mds.Writer(path, dict(job.card.columns), hashes=HASHES) as writer:
             for batch in batches:
                 _write_batch(writer, facts, job, batch, bar)
                 if batch.last:
