@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from numpy.typing import NDArray
 
 from latentq import mds
-from latentq._core import MismatchError
+from latentq._core import FormatError, MismatchError
 from latentq.card import CARD
 from latentq.convert.common import Foreign, Maker, batches, open_columns, same_codes
 from latentq.progress import Progress
@@ -44,7 +44,10 @@ def read(path: Path) -> Foreign:
             samples.append(Sample(str(number), None, label, name))
 
     def stored(numbers: Sequence[int]) -> NDArray[Any]:
-        codes: NDArray[Any] = dataset.batch(numbers)["latent"].numpy()
+        try:
+            codes: NDArray[Any] = dataset.batch(numbers)["latent"].numpy()
+        except ValueError as error:
+            raise FormatError(str(error)) from None
         return codes
 
     listing = Listing(tuple(samples), ("label", "label_text"))

@@ -1,7 +1,7 @@
 """torch.save's files: a zip with a pickle and a record for each storage, read and written without making tensors.
 
-Of a list of dicts of tensors torch.load makes three objects of half a kilobyte and more for every sample, and what pickle
-itself remembers meanwhile is as much again: more than twice the file for imagenet_3gb. Here a tensor is a place in it.
+Of a list of dicts of tensors torch.load makes three objects of half a kilobyte and more for every sample, and what
+pickle remembers meanwhile is as much again: more than twice the file for imagenet_3gb. Here a tensor is a place in it.
 """
 
 from __future__ import annotations

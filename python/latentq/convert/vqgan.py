@@ -42,6 +42,8 @@ def read(path: Path) -> Foreign:
             have = " and ".join(map(repr, header[:3])) or "nothing"
             raise FormatError(f"{path}, line 1: the header must be image_file and encoding, not {have[:80]}")
         for line, cells in lines:
+            if not cells:  # a blank line, which pandas passes over too
+                continue
             try:
                 key, tokens = _row(cells, len(rows[0]) if rows else None)
             except ValueError as error:
