@@ -161,6 +161,8 @@ def _add_encode(commands: Any) -> None:
     how.add_argument("--threads", type=int, metavar="N", help="that decode images (default: one per processor)")
     how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
     how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
+    how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
+    how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
     how.add_argument("--strict", action="store_true", help="end at the first image that cannot be encoded")
 
 
@@ -172,6 +174,7 @@ _OVERRIDES = (
 
 def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
+    from latentq.stages import Profile
     from latentq.tokens_tsv import dataset_of
     from latentq.units import units_done
 
@@ -185,6 +188,7 @@ def _encode(options: argparse.Namespace) -> int:
             "for training name one, e.g. stabilityai/sdxl-vae",
             file=sys.stderr,
         )
+    profile = Profile()
     card = encode(
         options.source,
         options.out,
@@ -198,9 +202,13 @@ def _encode(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        compiled=options.compile,
+        profile=profile,
         progress=sys.stderr,
         **{name: getattr(options, name) for name in _OVERRIDES},
     )
+    if options.profile:
+        print("\n".join(profile.table()), file=sys.stderr)
     out = dataset_of(Path(options.out))
     if card.counts is None:
         done = units_done(out, card)
