@@ -228,7 +228,7 @@ def test_tokens_of_a_latent_that_is_not_finite_are_made_anew_or_the_sample_is_a_
 
     def spoiled(pixels):
         latents = encode(pixels)
-        if len(latents) > 1 and torch.is_autocast_enabled("cpu") or always:
+        if (len(latents) > 1 and torch.is_autocast_enabled("cpu")) or always:
             latents[-1, 2, 3, 4] = torch.inf
         return latents
 
