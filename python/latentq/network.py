@@ -33,7 +33,7 @@ class Flight:
         encoded: By column, on the device: (n, C, h, w) float32 or (n, h, w) int64.
         codes: By column, on the host: what is stored of them.
         clipped: By column with a quantiser: (C,) int64.
-        bad: By column: (n,) bool, whether a sample holds NaN or infinity.
+        bad: By column: (n,) bool, whether a sample holds NaN or infinity, or tokens of -1, which say the same.
         marks: When each step began and ended.
         redone: How many samples were encoded again in float32.
     """
@@ -152,7 +152,7 @@ class Encoder:
         if self._dtype != torch.float32:
             flight.redone = len(self._bad_rows(flight))
             for stream, (name, column) in enumerate(columns.items()):
-                for row in flight.bad[name].nonzero().flatten().tolist() if name in flight.bad else ():
+                for row in flight.bad[name].nonzero().flatten().tolist():
                     place, number = flight.places[row], flight.numbers[row]
                     alone = flight.pixels[column.size][place : place + 1]
                     flight.encoded[name][row] = self.encode(alone, column, [number], stream, exact=True)[0]
@@ -183,7 +183,7 @@ class Encoder:
             exact: Whether to compute in float32, and uncompiled, whatever the recipe says.
 
         Returns:
-            On the device: (n, C, h, w) float32, of moments (n, 2C, h, w), of tokens (n, h, w) int64.
+            On the device: (n, C, h, w) float32, of moments (n, 2C, h, w), of tokens (n, h, w) int64, -1 for no token.
         """
         network: Any = self.network
         low, high = network.pixel_range
@@ -223,11 +223,10 @@ class Encoder:
         for name, values in flight.encoded.items():
             if name in quantizers:
                 codes, clipped, bad = quantize_there(quantizers[name], values)
-                flight.clipped[name], flight.bad[name] = self._fetched(clipped), self._fetched(bad)
+                flight.clipped[name] = self._fetched(clipped)
             else:
-                codes = values.to(torch.int32)
-                flight.bad[name] = self._fetched((codes < 0).flatten(1).any(1))  # a `Tokenizer` says so
-            flight.codes[name] = self._fetched(codes)
+                codes, bad = values.to(torch.int32), (values < 0).flatten(1).any(1)
+            flight.codes[name], flight.bad[name] = self._fetched(codes), self._fetched(bad)
 
     def _bad_rows(self, flight: Flight) -> list[int]:
         bad = np.zeros(len(flight.places), bool)
