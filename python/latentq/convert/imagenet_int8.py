@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from numpy.typing import NDArray
 
 from latentq import mds
+from latentq._core import MismatchError
+from latentq.card import CARD
 from latentq.convert.common import Foreign, Maker, batches, open_columns, same_codes
 from latentq.progress import Progress
 from latentq.recipe import Recipe
@@ -30,8 +32,11 @@ def read(path: Path) -> Foreign:
 
     from latentq.dataset import LatentDataset
 
-    dataset = LatentDataset(path, columns=["latent"], dtype=torch.uint8, recipe=RECIPE)
-    classes = LatentDataset(path, columns=["label", "label_text"], recipe=RECIPE)
+    try:
+        dataset = LatentDataset(path, columns=["latent"], dtype=torch.uint8, recipe=RECIPE)
+        classes = LatentDataset(path, columns=["label", "label_text"], recipe=RECIPE)
+    except MismatchError as error:
+        raise MismatchError(f"{path} has no {CARD}, and is no folder of imagenet.int8 either: {error}") from None
     samples: list[Sample] = []
     for numbers in batches(range(len(classes))):
         labels, names = classes.batch(numbers).values()

@@ -53,8 +53,11 @@ def read(path: Path) -> Foreign:
     side = isqrt(len(rows[0]))
     if side * side != len(rows[0]):
         raise FormatError(f"{path}: {len(rows[0])} tokens for an image do not make a square")
-    recipe = Recipe.load(RECIPE).override(size=side * _FACTOR)
-    maker = Maker(recipe.autoencoder.model, "VQModel", 1.0, (-1.0, 1.0), (1, side, side), CODEBOOK)
+    recipe = Recipe.load(RECIPE)
+    if (side, side) not in [column.shape for column in recipe.tokens().values()]:
+        recipe = recipe.override(size=side * _FACTOR)
+    options = recipe.autoencoder
+    maker = Maker(options.model, "taming.VQModel", 1.0, options.pixel_range, (1, side, side), CODEBOOK)
 
     def stored(numbers: Sequence[int]) -> NDArray[np.uint16]:
         return np.stack([rows[number] for number in numbers]).reshape(-1, side, side)
