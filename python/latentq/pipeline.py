@@ -101,7 +101,6 @@ def encode(
     parent = Card.load(like) if like is not None else None
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
-    check_table(named, recipe)
 
     opened = open_for(source, out, class_names, like)
     profile = profile or Profile()
@@ -120,6 +119,7 @@ def encode(
             pixel_range=options.pixel_range,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
+    check_table(named, plan)
     device = device or _device_of(network)
     _check_device(device)
     from latentq.network import Encoder
