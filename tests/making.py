@@ -176,6 +176,7 @@ def save_as_taming(model, folder, *, state=None, target="taming.models.vqgan.VQM
         "epoch": 7,
         "callbacks": {foreign: {"best_model_path": "last.ckpt"}},
         "hyper_parameters": [options],
+        "best_score": np.float64(0.5),
         "optimizer_states": [{"state": {0: {"step": 3, "exp_avg": torch.zeros(3)}}}],
         "state_dict": {**state, "loss.discriminator.main.0.weight": torch.zeros(2, 3, 4, 4)},
     }

@@ -18,7 +18,9 @@ from huggingface_hub import errors
 from PIL import Image, ImageOps
 
 import latentq
+from conftest import contents
 from latentq.autoencoders import Autoencoder, Posterior, Tokenizer, weight_hash
+from latentq.autoencoders.taming import VQGAN
 from latentq.decode import decode_latents, psnr
 from making import save_as_taming, taming_state_dict
 
@@ -207,6 +209,38 @@ def test_tokens_say_where_they_are_not_finite_and_what_is_no_token(families):
             ours.decode_tokens(torch.full((1, 4, 4), bad))
 
 
+@pytest.mark.parametrize("name", ["kl", "flux", "dc", "taesd", "vq", "taming"])
+def test_neither_processes_nor_threads_change_a_byte_of_a_dataset(families, name, pictures, tmp_path):
+    options = {"autoencoder": families[name], "size": 32, "unit_size": 5, "batch_size": 4}
+    options["store"] = "tokens" if name == "taming" else "sample"
+    latentq.encode(pictures, tmp_path / "one", threads=1, **options)
+    for rank in (2, 0, 1):
+        latentq.encode(pictures, tmp_path / "three", threads=3, rank=rank, world_size=3, **options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+def test_tokens_of_a_latent_that_is_not_finite_are_made_anew_or_the_sample_is_a_reject(
+    families, pictures, tmp_path, monkeypatch
+):
+    network = latentq.load_autoencoder(families["vq"])
+    encode = network.encode
+    always = False
+
+    def spoiled(pixels):
+        latents = encode(pixels)
+        if (len(latents) > 1 and torch.is_autocast_enabled("cpu")) or always:
+            latents[-1, 2, 3, 4] = torch.inf
+        return latents
+
+    monkeypatch.setattr(network, "encode", spoiled)
+    options = {"autoencoder": network, "size": 32, "store": "tokens", "batch_size": 6, "dtype": "bfloat16"}
+    counts = latentq.encode(pictures, tmp_path / "half", **options).counts
+    assert (counts.samples, counts.rejects, counts.redone) == (12, 0, 2)
+    always = True
+    counts = latentq.encode(pictures, tmp_path / "always", **options).counts
+    assert (counts.samples, counts.rejects, counts.redone) == (10, 2, 2)
+
+
 def test_taming_is_the_same_network_under_its_own_names(families):
     ours, theirs = latentq.load_autoencoder(families["taming"]), VQModel.from_pretrained(families["vq"]).eval()
     assert (ours.family, ours.name, ours.latent_shape(64)) == ("taming.VQModel", "tiny-taming", (4, 16, 16))
@@ -215,6 +249,28 @@ def test_taming_is_the_same_network_under_its_own_names(families):
     by_path = latentq.load_autoencoder(families["taming"] / "last.ckpt", pixel_range=(0.0, 1.0))
     assert (by_path.name, by_path.pixel_range) == ("last", (0.0, 1.0))
     assert weight_hash(by_path) == weight_hash(ours)
+
+
+def test_taming_has_the_tensors_of_the_real_vqgan_f16_16384():
+    """The configuration that boris/vqgan_f16_16384 and the paper's vqgan_imagenet_f16_16384 share."""
+    with torch.device("meta"):
+        theirs = VQModel(
+            down_block_types=["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"],
+            up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 4,
+            block_out_channels=(128, 128, 256, 256, 512),
+            layers_per_block=2,
+            latent_channels=256,
+            num_vq_embeddings=16384,
+        )
+        ours = VQGAN(
+            256, 16384, ch=128, out_ch=3, ch_mult=[1, 1, 2, 2, 4], num_res_blocks=2, attn_resolutions=[16],
+            in_channels=3, resolution=256, z_channels=256,
+        )  # fmt: skip
+    expected = {key: value.shape for key, value in taming_state_dict(theirs).items()}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == expected
+    for key in ("encoder.down.4.attn.1.q.weight", "decoder.up.4.attn.2.proj_out.bias", "decoder.mid.attn_1.norm.weight",
+                "encoder.down.2.block.0.nin_shortcut.weight", "decoder.up.1.upsample.conv.weight"):  # fmt: skip
+        assert key in expected
 
 
 def test_a_taming_checkpoint_must_be_whole_and_hold_no_more(tmp_path, tiny_vq):
@@ -358,6 +414,19 @@ def test_what_a_repository_lacks_is_said_in_one_line(hub):
             latentq.load_autoencoder(name, **options)
         assert "\n" not in str(caught.value)
         assert not hub.fetched
+
+
+def test_without_the_hub_its_cache_is_enough(tiny_vae, tmp_path, monkeypatch):
+    cached = tmp_path / "models--a--pipeline"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tiny_vae, cached / "snapshots" / ("0" * 40) / "vae")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    network = latentq.load_autoencoder("a/pipeline", subfolder="vae")
+    assert (network.name, weight_hash(network)) == ("a/pipeline", weight_hash(latentq.load_autoencoder(tiny_vae)))
+    with pytest.raises(latentq.LatentqError, match="sub-folder 'vae' has"):
+        latentq.load_autoencoder("a/pipeline")
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, capfd):

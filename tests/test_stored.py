@@ -96,10 +96,10 @@ def test_moments_are_mean_and_log_variance_quantised_each_for_itself(moments, tw
 
 def test_latents_are_drawn_from_moments_anew_at_every_reading(moments):
     dataset = LatentDataset(moments, columns=["moments"])
-    assert dataset[0]["latent"].shape == (4, 4, 4)
+    assert dataset[0]["moments"].shape == (4, 4, 4)
     mean, variance = stored_moments(moments)
     torch.manual_seed(0)
-    draws = torch.stack([dataset.batch(range(12))["latent"] for _ in range(2000)]).double()
+    draws = torch.stack([dataset.batch(range(12))["moments"] for _ in range(2000)]).double()
     deviation = np.sqrt(variance)
     assert (np.abs(draws.mean(0).numpy() - mean) / deviation).max() < 6 / np.sqrt(2000)
     assert np.abs(draws.var(0).numpy() / variance - 1).max() < 6 * np.sqrt(2 / 2000)
@@ -112,7 +112,7 @@ def test_a_scale_is_taken_after_drawing(moments):
         torch.manual_seed(3)
         mean, variance = stored_moments(moments)
         expected = (mean[4] + np.sqrt(variance[4]) * torch.randn(1, 4, 4, 4)[0].numpy()) * factor
-        np.testing.assert_allclose(values["latent"], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values["moments"], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(latentq.LatentqError, match="holds moments"):
         LatentDataset(moments, scale="normalized")
     with pytest.raises(ValueError, match="have no codes"):
@@ -240,17 +240,17 @@ class Shifted:
         return torch.nn.functional.interpolate(latents, scale_factor=4)
 
 
-@pytest.mark.parametrize("kind", ["float32", "affine"])
+@pytest.mark.parametrize("quantizer", [{"kind": "float32"}, {"kind": "affine", "method": "minmax"}])
 @pytest.mark.parametrize("stored_scaled", [False, True])
-def test_scaled_latents_are_shifted_and_then_scaled(twelve, tmp_path, kind, stored_scaled):
-    recipe = default(scaled=stored_scaled, quantizer={"kind": kind})
+def test_scaled_latents_are_shifted_and_then_scaled(twelve, tmp_path, quantizer, stored_scaled):
+    recipe = default(scaled=stored_scaled, quantizer=quantizer)
     card = latentq.encode(twelve, tmp_path / "out", recipe=recipe, autoencoder=Shifted(), size=32)
     assert card.autoencoder.shift_factor == 0.5
     raw, scaled = (
         LatentDataset(tmp_path / "out", scale=scale).batch(range(12))["latent"] for scale in ("raw", "scaled")
     )
     expected = Shifted().encode(torch.from_numpy(pixels_of(LatentDataset(tmp_path / "out"), twelve, 32)).float() / 255)
-    torch.testing.assert_close(raw, expected, atol=1e-6 if kind == "float32" else 5e-3, rtol=0)
+    torch.testing.assert_close(raw, expected, atol=1e-6 if quantizer["kind"] == "float32" else 5e-3, rtol=0)
     torch.testing.assert_close(scaled, (raw - 0.5) * 0.25, atol=1e-6, rtol=1e-5)
 
 

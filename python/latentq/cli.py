@@ -20,6 +20,8 @@ _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
   latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
+  latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
+  latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq info out/
   latentq verify out/
@@ -126,7 +128,7 @@ def _add_encode(commands: Any) -> None:
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
     )
     parser.add_argument("source", metavar="SRC", help="a folder of images, or a CSV or TSV table of image paths")
-    parser.add_argument("out", metavar="OUT", help="the dataset's folder")
+    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     what = parser.add_argument_group("what is stored (the card keeps it)")
     which = what.add_mutually_exclusive_group()
@@ -160,6 +162,8 @@ def _add_encode(commands: Any) -> None:
     how.add_argument("--threads", type=int, metavar="N", help="that decode images (default: one per processor)")
     how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
     how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
+    how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
+    how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
     how.add_argument("--strict", action="store_true", help="end at the first image that cannot be encoded")
 
 
@@ -171,6 +175,8 @@ _OVERRIDES = (
 
 def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
+    from latentq.stages import Profile
+    from latentq.tokens_tsv import dataset_of
     from latentq.units import units_done
 
     if not Path(options.source).exists():
@@ -183,6 +189,7 @@ def _encode(options: argparse.Namespace) -> int:
             "for training name one, e.g. stabilityai/sdxl-vae",
             file=sys.stderr,
         )
+    profile = Profile()
     card = encode(
         options.source,
         options.out,
@@ -196,10 +203,14 @@ def _encode(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        compiled=options.compile,
+        profile=profile,
         progress=sys.stderr,
         **{name: getattr(options, name) for name in _OVERRIDES},
     )
-    out = Path(options.out)
+    if options.profile:
+        print("\n".join(profile.table()), file=sys.stderr)
+    out = dataset_of(Path(options.out))
     if card.counts is None:
         done = units_done(out, card)
         print(
@@ -207,7 +218,7 @@ def _encode(options: argparse.Namespace) -> int:
         )
         return 0
     rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
-    print(f"{out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    print(f"{options.out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(Path(options.out)))}")
     return 0
 
 
@@ -554,6 +565,8 @@ def _table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _bytes_of(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

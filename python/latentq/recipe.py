@@ -258,6 +258,7 @@ class Recipe:
             if value is None:
                 continue
             before = Recipe.from_dict(data)
+            data = before.to_dict()
             encoded = {name: column for name, column in data["columns"].items() if column["from"] in ENCODED}
             if option in ("unit_size", "calibration"):
                 data[option] = value

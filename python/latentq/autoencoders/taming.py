@@ -40,7 +40,7 @@ class TamingAutoencoder(VQNetwork):
         params = _params(config)
         try:
             with torch.device("meta"):
-                module = _VQModel(params["embed_dim"], params["n_embed"], **_ddconfig(params["ddconfig"]))
+                module = VQGAN(params["embed_dim"], params["n_embed"], **_ddconfig(params["ddconfig"]))
         except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise LatentqError(f"{config}: not the configuration of a VQGAN: {error!r}") from None
         weights = _weights(checkpoint)
@@ -84,7 +84,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        foreign: list[Any] = [(_Foreign, name) for name in names]
+        foreign: list[Any] = [(_Opaque if name.startswith("numpy.") else _Foreign, name) for name in names]
         with torch.serialization.safe_globals(foreign):
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = data.get("state_dict", data)
@@ -98,16 +98,28 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 class _Foreign:
-    """Stands in for whatever a checkpoint names that is not torch's: any use of it makes an empty dictionary."""
+    """Stands in for what a checkpoint names that is not torch's: any use of it makes a dictionary, to be filled."""
 
     def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
+class _Opaque:
+    """Stands in for NumPy's types, whose state is no dictionary."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 # The network. Shapes are (B, C, h, w) throughout.
 
 
-class _VQModel(nn.Module):
+class VQGAN(nn.Module):
+    """The encoder, the code book and the decoder; the arguments are those of a configuration's `ddconfig`."""
+
     def __init__(
         self,
         embed_dim: int,
