@@ -1,6 +1,11 @@
 """Other tools' layouts: what is read of them and written of them is, bit for bit, theirs."""
 
+import io
+import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -454,3 +459,65 @@ def test_a_sheet_of_a_foreign_file_shows_eight(converted, models, tmp_path, caps
     assert main([*command, "--index", "300"]) == 2
     assert main([*command, "--source", str(tmp_path)]) == 1
     assert "convert it to a dataset" in capsys.readouterr().err
+
+
+# what it takes
+
+
+def test_storage_counts_what_is_there(pictures, tmp_path, capsys):
+    latentq.encode(pictures, tmp_path / "out", size=64)
+    command = ["info", str(tmp_path / "out"), "--storage"]
+    assert main([*command, "--json"]) == 0
+    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    files = [path for path in pictures.rglob("*") if path.is_file()]
+    assert rows["original images"]["bytes"] == sum(path.stat().st_size for path in files)
+    assert rows["JPEG 64 x 64, quality 95"]["bytes"] is None
+    assert rows["latents, float32"] == {"what": "latents, float32", "bytes": 12 * 4096, "each": 4096, "note": ""}
+    assert (rows["latents, float16"]["bytes"], rows["latents, as stored"]["each"]) == (12 * 2048, 1024)
+    whole = sum(len(data) for data in contents(tmp_path / "out").values())
+    assert rows["the whole dataset"]["bytes"] == whole
+    assert main([*command, "--source", str(pictures)]) == 0
+    table = capsys.readouterr().out
+    sizes = []
+    for path in files:
+        file = io.BytesIO()
+        Image.fromarray(latentq.image.load(path, 64)).save(file, "JPEG", quality=95)
+        sizes.append(file.tell())
+    assert f"{sum(sizes) / 1000:.1f} kB" in table
+    assert "estimated from 12" in table
+
+
+def test_storage_of_what_was_converted_says_what_is_not_known(tsv, tmp_path, capsys):
+    convert(tsv, tmp_path / "out")
+    assert main(["info", str(tmp_path / "out"), "--storage"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("  ")[2] for line in lines[1:5]] == [
+        "their sizes are not in its list",
+        "no originals to try it with: --source names them",
+        "it holds tokens",
+        "it holds tokens",
+    ]
+    assert "512 bytes" in lines[5]
+
+
+# the page
+
+
+def test_every_line_of_the_page_runs(tmp_path, monkeypatch, converted, int8_folder, tsv, models, tiny_vae, pictures):
+    shutil.copy(converted.parent / "imagenet_3gb.pt", tmp_path)
+    shutil.copy(tsv, tmp_path / "tokens.tsv")
+    shutil.copytree(int8_folder, tmp_path / "vae_mds")
+    for name, model in (("dc-ae", models / "dc"), ("vqgan", models / "vq"), ("sdxl-vae", tiny_vae)):
+        (tmp_path / name).symlink_to(model)
+    pictures.rename(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    latentq.encode("photos", "out", size=64)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "convert.md").read_text()
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    for language, text in blocks:
+        if language == "python":
+            exec(text, {})
+        else:
+            for line in text.splitlines():
+                assert main(shlex.split(line)[1:]) == 0, line

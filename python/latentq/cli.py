@@ -26,6 +26,7 @@ _EPILOG = """examples:
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
+  latentq convert imagenet_3gb.pt out/                          other tools' latents, and back
   latentq measure out/ --source photos/                         what other schemes and bits would cost
 """
 
