@@ -31,7 +31,7 @@ class SourceFacts:
     """Where the samples came from.
 
     Attributes:
-        kind: `folder` or `table`.
+        kind: `folder` or `table`; of what was converted, what it was.
         samples: How many samples the source lists, rejects included.
         sha256: The hash of samples.tsv.
     """

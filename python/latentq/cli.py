@@ -26,6 +26,7 @@ _EPILOG = """examples:
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
+  latentq convert imagenet_3gb.pt out/                          other tools' latents, and back
   latentq measure out/ --source photos/                         what other schemes and bits would cost
 """
 
@@ -71,7 +72,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}: pip install 'latentq[encode]'", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the units that are done", 130)
+        goes_on = "; the same command goes on from the units that are done" if run is _encode else ""
+        return _fail(f"interrupted{goes_on}", 130)
 
 
 def _fail(message: str, code: int) -> int:
@@ -248,8 +250,12 @@ def _recipes(options: argparse.Namespace) -> int:
 
 def _add_info(commands: Any) -> None:
     parser = _command(
-        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json\n"
-        "  latentq info out/ --storage --source photos/     what it takes, beside images and floats"
+        commands,
+        "info",
+        _info,
+        "show what a dataset says of itself",
+        "  latentq info out/\n  latentq info out/ --json\n"
+        "  latentq info out/ --storage --source photos/     what it takes, beside images and floats",
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
     parser.add_argument("--json", action="store_true", help="the whole card as JSON")
@@ -270,7 +276,7 @@ def _info(options: argparse.Namespace) -> int:
         return _info_of_shards(path, options.json)
     card = Card.load(path)
     if options.storage:
-        _storage(path, card, options)
+        _storage(path, options)
         return 0
     if options.json:
         print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
@@ -305,20 +311,19 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _storage(path: Path, card: Card, options: argparse.Namespace) -> None:
+def _storage(path: Path, options: argparse.Namespace) -> None:
     from latentq.storage import storage
 
     if options.source is not None and not Path(options.source).exists():
         raise _UsageError(f"{options.source}: no such folder or table")
     rows = storage(path, options.source)
-    count = card.counts.samples if card.counts else 0
     if options.json:
-        print(json.dumps({"samples": count, "storage": [vars(row) for row in rows]}))
+        print(json.dumps([vars(row) for row in rows]))
         return
     width = max(len(row.what) for row in rows)
     print(f"{'':<{width}} {'total':>10} {'a sample':>12}")
     for row in rows:
-        total, each = ("-", "-") if row.bytes is None else (_size(row.bytes), _size(round(row.bytes / max(count, 1))))
+        total, each = ("-" if value is None else _size(value) for value in (row.bytes, row.each))
         print(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip())
 
 
@@ -417,9 +422,10 @@ def _add_decode(commands: Any) -> None:
         _decode,
         "turn stored latents back into pictures",
         "  latentq decode out/ --index 5 -o 5.png\n"
-        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR",
+        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR\n"
+        "  latentq decode imagenet_3gb.pt --index 5         so are the files that latentq convert reads",
     )
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
+    parser.add_argument("dataset", metavar="SRC", help="a dataset's folder, or a file or folder that convert reads")
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help="which samples (default: 8, evenly spread)")
     parser.add_argument(
         "-o", "--output", default="decoded.png", metavar="FILE", help="the picture (default decoded.png)"
@@ -431,30 +437,22 @@ def _add_decode(commands: Any) -> None:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from latentq.card import CARD, Card
     from latentq.decode import pictures, sheet
 
-    path = _dataset(options.dataset)
-    if not (path / CARD).exists():
-        raise LatentqError(f"{path} has no card ({CARD}), so nothing says how to decode it")
-    card = Card.load(path)
-    count = card.counts.samples if card.counts else 0
-    indices = options.index or [place * count // min(count, 8) for place in range(min(count, 8))]
-    if not indices:
-        raise LatentqError(f"{path} is not finished" if card.counts is None else f"{path} holds no samples to decode")
-    if options.source is not None and not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
-    for index in indices:
-        if card.counts and not -count <= index < count:
-            raise _UsageError(f"--index {index}: {path} has {count} samples")
-    rows = pictures(
-        path,
-        indices,
-        column=options.column,
-        source=options.source,
-        autoencoder=options.autoencoder,
-        device=options.device,
-    )
+    for path in (options.dataset, options.source):
+        if path is not None and not Path(path).exists():
+            raise _UsageError(f"{path}: no such file or folder")
+    try:
+        rows = pictures(
+            options.dataset,
+            options.index,
+            column=options.column,
+            source=options.source,
+            autoencoder=options.autoencoder,
+            device=options.device,
+        )
+    except IndexError as error:
+        raise _UsageError(f"--{error}") from None
     if len(rows) == len(rows[0]) == 1:
         from PIL import Image
 
@@ -485,7 +483,9 @@ def _add_convert(commands: Any) -> None:
         "  latentq convert tokens.tsv out/            VQGAN's TSV of tokens\n"
         "  latentq convert out/ imagenet_3gb.pt       and back: by the name to .pt, .tsv, or imagenet.int8's folder",
     )
-    parser.add_argument("source", metavar="SRC", help="a dataset, or another tool's file or folder, told by its content")
+    parser.add_argument(
+        "source", metavar="SRC", help="a dataset, or another tool's file or folder, told by its content"
+    )
     parser.add_argument("out", metavar="DST", help="what is made; there must be nothing yet")
 
 
