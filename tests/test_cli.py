@@ -210,7 +210,7 @@ def test_several_processes_say_what_is_missing(pictures, tmp_path):
 def test_info_as_json_is_the_card(dataset, capsys):
     assert main(["info", str(dataset), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["counts"] == {"samples": 12, "rejects": 0}
+    assert data["counts"] == {"samples": 12, "rejects": 0, "redone": 0}
     assert data["bytes"] == sum(map(len, contents(dataset).values()))
 
 
@@ -269,7 +269,7 @@ def test_decode_takes_the_right_originals_where_some_were_rejected(pictures, tmp
         (("--index", "12"), 2, "has 12 samples"),
         (("--column", "x"), 1, "no latent column 'x'"),
         (("-o", "x.nonsense"), 2, "name a picture by its extension"),
-        (("--source", "nowhere"), 2, "no such folder"),
+        (("--source", "nowhere"), 2, "no such file or folder"),
     ],
 )
 def test_decode_refuses_what_is_not_there(dataset, monkeypatch, capsys, tmp_path, arguments, code, message):
@@ -372,6 +372,19 @@ def test_measure_refuses_what_it_cannot_measure(dataset, tmp_path, monkeypatch, 
     (tmp_path / "x.npy").write_text("no array")
     assert main(["measure", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_shown_to_be_copied(tmp_path, capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == latentq.Recipe.names()
+    assert all(len(line.split()) > 5 for line in lines)
+    for name in latentq.Recipe.names():
+        assert main(["recipes", name]) == 0
+        (tmp_path / "copy.toml").write_text(capsys.readouterr().out)
+        assert latentq.Recipe.load(tmp_path / "copy.toml") == latentq.Recipe.load(name)
+    assert main(["recipes", "nosuch"]) == 2
+    assert "no recipe 'nosuch'" in capsys.readouterr().err
 
 
 def test_repair_makes_a_lost_index_anew(dataset, capsys):

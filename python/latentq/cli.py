@@ -14,16 +14,19 @@ from typing import Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.autoencoders import DEFAULT, load_autoencoder
-from latentq.recipe import Alpha, Crop, Dtype, Filter, Icc, Recipe, Store
+from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
 
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
   latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
+  latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
+  latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
+  latentq convert imagenet_3gb.pt out/                          other tools' latents, and back
   latentq measure out/ --source photos/                         what other schemes and bits would cost
 """
 
@@ -69,7 +72,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}: pip install 'latentq[encode]'", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the units that are done", 130)
+        goes_on = "; the same command goes on from the units that are done" if run is _encode else ""
+        return _fail(f"interrupted{goes_on}", 130)
 
 
 def _fail(message: str, code: int) -> int:
@@ -91,7 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
+    adders = (
+        _add_encode, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert, _add_measure,
+    )  # fmt: skip
+    for add in adders:
         add(commands)
     return parser
 
@@ -122,7 +129,7 @@ def _add_encode(commands: Any) -> None:
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
     )
     parser.add_argument("source", metavar="SRC", help="a folder of images, or a CSV or TSV table of image paths")
-    parser.add_argument("out", metavar="OUT", help="the dataset's folder")
+    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     what = parser.add_argument_group("what is stored (the card keeps it)")
     which = what.add_mutually_exclusive_group()
@@ -131,6 +138,9 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--autoencoder", metavar="NAME", help=f"a hub name, a folder, or {DEFAULT}")
     what.add_argument("--revision", help="the hub's branch, tag or commit")
     what.add_argument("--subfolder", help="where the autoencoder lies in its folder or repository")
+    what.add_argument(
+        "--pixel-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="where a checkpoint takes another"
+    )
     what.add_argument("--dtype", choices=get_args(Dtype), help="what the autoencoder computes in")
     what.add_argument("--size", type=int, metavar="PIXELS", help="the side of the square that is encoded")
     what.add_argument("--crop", choices=get_args(Crop), help="how the square is cut out")
@@ -139,7 +149,7 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--alpha", choices=get_args(Alpha), help="what lies behind transparent pixels")
     what.add_argument("--icc", choices=get_args(Icc), help="whether embedded colour profiles are applied")
     what.add_argument("--min-side", type=int, metavar="PIXELS", help="inexact: decode JPEGs at no more than is needed")
-    what.add_argument("--store", choices=get_args(Store), help="a draw from the posterior, or its mean")
+    what.add_argument("--store", choices=STORES, help="a draw from the posterior, its mean, both moments, or tokens")
     what.add_argument("--scaled", action=argparse.BooleanOptionalAction, help="multiply by the scaling factor")
     what.add_argument("--bits", type=int, metavar="2..8", help="bits of each stored number")
     what.add_argument("--calibrate", metavar="METHOD", help="minmax, percentile, mse, or lloyd-max for code books")
@@ -153,17 +163,21 @@ def _add_encode(commands: Any) -> None:
     how.add_argument("--threads", type=int, metavar="N", help="that decode images (default: one per processor)")
     how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
     how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
+    how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
+    how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
     how.add_argument("--strict", action="store_true", help="end at the first image that cannot be encoded")
 
 
 _OVERRIDES = (
-    "revision", "subfolder", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side", "store", "scaled",
-    "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
+    "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side",
+    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
 )  # fmt: skip
 
 
 def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
+    from latentq.stages import Profile
+    from latentq.tokens_tsv import dataset_of
     from latentq.units import units_done
 
     if not Path(options.source).exists():
@@ -176,6 +190,7 @@ def _encode(options: argparse.Namespace) -> int:
             "for training name one, e.g. stabilityai/sdxl-vae",
             file=sys.stderr,
         )
+    profile = Profile()
     card = encode(
         options.source,
         options.out,
@@ -189,10 +204,14 @@ def _encode(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        compiled=options.compile,
+        profile=profile,
         progress=sys.stderr,
         **{name: getattr(options, name) for name in _OVERRIDES},
     )
-    out = Path(options.out)
+    if options.profile:
+        print("\n".join(profile.table()), file=sys.stderr)
+    out = dataset_of(Path(options.out))
     if card.counts is None:
         done = units_done(out, card)
         print(
@@ -200,7 +219,29 @@ def _encode(options: argparse.Namespace) -> int:
         )
         return 0
     rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
-    print(f"{out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    print(f"{options.out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(Path(options.out)))}")
+    return 0
+
+
+# recipes
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "recipes",
+        _recipes,
+        "list the recipes that encode takes, or show one, to be copied and changed",
+        "  latentq recipes\n  latentq recipes sdxl > mine.toml; latentq encode photos/ out/ --recipe mine.toml",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the recipe to show")
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    if options.name is not None:
+        print(Recipe.text(options.name), end="")
+        return 0
+    _table([(name, Recipe.text(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0
 
 
@@ -209,10 +250,17 @@ def _encode(options: argparse.Namespace) -> int:
 
 def _add_info(commands: Any) -> None:
     parser = _command(
-        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json"
+        commands,
+        "info",
+        _info,
+        "show what a dataset says of itself",
+        "  latentq info out/\n  latentq info out/ --json\n"
+        "  latentq info out/ --storage --source photos/     what it takes, beside images and floats",
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
     parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    parser.add_argument("--storage", action="store_true", help="what it takes, beside images, JPEGs and floats")
+    parser.add_argument("--source", metavar="SRC", help="with --storage: what it was made from, to try JPEGs with")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -220,9 +268,16 @@ def _info(options: argparse.Namespace) -> int:
     from latentq.units import units_done
 
     path = _dataset(options.dataset)
+    if options.source is not None and not options.storage:
+        raise _UsageError("--source goes with --storage")
     if not (path / CARD).exists():
+        if options.storage:
+            raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
         return _info_of_shards(path, options.json)
     card = Card.load(path)
+    if options.storage:
+        _storage(path, options)
+        return 0
     if options.json:
         print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
         return 0
@@ -233,6 +288,7 @@ def _info(options: argparse.Namespace) -> int:
         rows += [
             ("samples", f"{card.counts.samples} of {card.source.samples} in the {card.source.kind}"),
             ("rejects", f"{card.counts.rejects}"),
+            *([("redone", f"{card.counts.redone} in float32")] if card.counts.redone else ()),
             ("units", f"{card.units} of {card.recipe.unit_size} samples"),
         ]
     changed = f", changed: {', '.join(card.recipe.changed)}" if card.recipe.changed else ""
@@ -250,7 +306,25 @@ def _info(options: argparse.Namespace) -> int:
     _table(rows)
     for name, latent in card.latents.items():
         _print_latent(name, latent)
+    for name, tokens in card.tokens.items():
+        print(f"\n{name}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}")
     return 0
+
+
+def _storage(path: Path, options: argparse.Namespace) -> None:
+    from latentq.storage import storage
+
+    if options.source is not None and not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such folder or table")
+    rows = storage(path, options.source)
+    if options.json:
+        print(json.dumps([vars(row) for row in rows]))
+        return
+    width = max(len(row.what) for row in rows)
+    print(f"{'':<{width}} {'total':>10} {'a sample':>12}")
+    for row in rows:
+        total, each = ("-" if value is None else _size(value) for value in (row.bytes, row.each))
+        print(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip())
 
 
 def _info_of_shards(path: Path, as_json: bool) -> int:
@@ -348,9 +422,10 @@ def _add_decode(commands: Any) -> None:
         _decode,
         "turn stored latents back into pictures",
         "  latentq decode out/ --index 5 -o 5.png\n"
-        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR",
+        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR\n"
+        "  latentq decode imagenet_3gb.pt --index 5         so are the files that latentq convert reads",
     )
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
+    parser.add_argument("dataset", metavar="SRC", help="a dataset's folder, or a file or folder that convert reads")
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help="which samples (default: 8, evenly spread)")
     parser.add_argument(
         "-o", "--output", default="decoded.png", metavar="FILE", help="the picture (default decoded.png)"
@@ -362,30 +437,22 @@ def _add_decode(commands: Any) -> None:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from latentq.card import CARD, Card
     from latentq.decode import pictures, sheet
 
-    path = _dataset(options.dataset)
-    if not (path / CARD).exists():
-        raise LatentqError(f"{path} has no card ({CARD}), so nothing says how to decode it")
-    card = Card.load(path)
-    count = card.counts.samples if card.counts else 0
-    indices = options.index or [place * count // min(count, 8) for place in range(min(count, 8))]
-    if not indices:
-        raise LatentqError(f"{path} is not finished" if card.counts is None else f"{path} holds no samples to decode")
-    if options.source is not None and not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
-    for index in indices:
-        if card.counts and not -count <= index < count:
-            raise _UsageError(f"--index {index}: {path} has {count} samples")
-    rows = pictures(
-        path,
-        indices,
-        column=options.column,
-        source=options.source,
-        autoencoder=options.autoencoder,
-        device=options.device,
-    )
+    for path in (options.dataset, options.source):
+        if path is not None and not Path(path).exists():
+            raise _UsageError(f"{path}: no such file or folder")
+    try:
+        rows = pictures(
+            options.dataset,
+            options.index,
+            column=options.column,
+            source=options.source,
+            autoencoder=options.autoencoder,
+            device=options.device,
+        )
+    except IndexError as error:
+        raise _UsageError(f"--{error}") from None
     if len(rows) == len(rows[0]) == 1:
         from PIL import Image
 
@@ -399,6 +466,37 @@ def _decode(options: argparse.Namespace) -> int:
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(f"{options.output}: {len(rows)} samples{mean}")
+    return 0
+
+
+# convert
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn other tools' latents into a dataset, or a dataset into theirs; codes are copied as they are",
+        "  latentq convert imagenet_3gb.pt out/       imagenet_3gb's torch file\n"
+        "  latentq convert vae_mds/ out/              imagenet.int8's folder\n"
+        "  latentq convert tokens.tsv out/            VQGAN's TSV of tokens\n"
+        "  latentq convert out/ imagenet_3gb.pt       and back: by the name to .pt, .tsv, or imagenet.int8's folder",
+    )
+    parser.add_argument(
+        "source", metavar="SRC", help="a dataset, or another tool's file or folder, told by its content"
+    )
+    parser.add_argument("out", metavar="DST", help="what is made; there must be nothing yet")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from latentq.convert import convert
+
+    if not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such file or folder")
+    samples = convert(options.source, options.out, progress=sys.stderr)
+    out = Path(options.out)
+    print(f"{out}: {samples} samples, {_size(_bytes_of(out) if out.is_dir() else out.stat().st_size)}")
     return 0
 
 
@@ -468,6 +566,8 @@ def _table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _bytes_of(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

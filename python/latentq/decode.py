@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latentq._core import LatentqError, MismatchError
 from latentq.autoencoders import Autoencoder, load_autoencoder, weight_hash
-from latentq.card import Card, LatentFacts
+from latentq.card import UNKNOWN, Card
 from latentq.originals import Originals
 from latentq.recipe import FLOATS
 from latentq.sources import Sample
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from latentq.dataset import LatentDataset
+    from latentq.layout import Layout
 
+_SHOWN = 8
 _MARGIN, _LINE, _CAPTION = 6, 15, 210  # pixels
 
 
@@ -59,16 +60,16 @@ def autoencoder_for(
     try:
         network = load_autoencoder(
             name or options.model,
-            dtype=options.dtype,
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
+            pixel_range=options.pixel_range,
         )
     except LatentqError as error:
         hint = "" if name else " (the dataset was made with it: say where it is with --autoencoder)"
         raise LatentqError(f"{error}{hint}") from None
     weights = weight_hash(network)
-    if weights != card.autoencoder.weights:
+    if card.autoencoder.weights not in (weights, UNKNOWN):
         raise MismatchError(
             f"the dataset was made by {card.autoencoder.name} with weights {card.autoencoder.weights or 'unknown'}; "
             f"those of {name or network.name} are {weights or 'unknown'}"
@@ -77,20 +78,29 @@ def autoencoder_for(
 
 
 def latent_name(path: str | os.PathLike[str], card: Card, column: str | None) -> str:
-    """The latent column that is meant: the first where None. Raises LatentqError where there is none of that name."""
-    name = column or next(iter(card.latents))
-    if name not in card.latents:
-        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(card.latents)}")
+    """The column of latents, moments or tokens that is meant: the first where None.
+
+    Raises:
+        LatentqError: There is none of that name.
+    """
+    encoded = card.recipe.encoded()
+    name = column or next(iter(encoded))
+    if name not in encoded:
+        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(encoded)}")
     return name
 
 
 def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8]:
-    """(n, C, h, w) unscaled latents to (n, S, S, 3) uint8 pixels, rounded to nearest."""
+    """(n, C, h, w) unscaled latents, or (n, h, w) tokens, to (n, S, S, 3) uint8 pixels, rounded to nearest."""
     import torch
 
     low, high = network.pixel_range
+    stored = torch.as_tensor(latents)
+    decode: Any = network.decode if stored.is_floating_point() else getattr(network, "decode_tokens", None)
+    if decode is None:
+        raise LatentqError(f"{network.name} has no code book: it decodes no tokens")
     with torch.no_grad():
-        pixels = network.decode(torch.as_tensor(latents))
+        pixels = decode(stored)
     levels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)
     array: NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return array
@@ -104,18 +114,18 @@ def psnr(pixels: NDArray[np.uint8], original: NDArray[np.uint8]) -> float:
 
 def pictures(
     path: str | os.PathLike[str],
-    indices: Sequence[int],
+    indices: Sequence[int] | None = None,
     *,
     column: str | None = None,
     source: str | os.PathLike[str] | None = None,
     autoencoder: str | os.PathLike[str] | None = None,
     device: str = "cpu",
 ) -> list[list[Picture]]:
-    """Samples of a dataset as pictures.
+    """Samples of a dataset, or of what `latentq.convert` reads, as pictures.
 
     Args:
-        path: The dataset.
-        indices: Which samples; negative ones count from the end.
+        path: The dataset, or another tool's file or folder.
+        indices: Which samples; negative ones count from the end; None takes 8, evenly spread.
         column: Which latent column; the first where None.
         source: What the dataset was made from, to show beside it.
         autoencoder: Where the autoencoder is, if its name in the card is not enough.
@@ -129,41 +139,55 @@ def pictures(
         IndexError: There is no such sample.
         LatentqError: The dataset, the autoencoder or an original cannot be read.
     """
+    from latentq.convert import open_foreign
     from latentq.dataset import LatentDataset
 
-    card = Card.load(path)
+    foreign = open_foreign(path)
+    card = Card.load(path) if foreign is None else foreign.card
     name = latent_name(path, card, column)
-    dataset = LatentDataset(path, columns=[name])
-    numbers = [range(len(dataset))[index] for index in indices]
+    opened = LatentDataset(path, columns=[name]) if foreign is None else foreign
+    count = len(opened)
+    if indices is None:
+        indices = [place * count // min(count, _SHOWN) for place in range(min(count, _SHOWN))]
+    for index in indices:
+        if not -count <= index < count:
+            raise IndexError(f"index {index}: {path} has {count} samples")
+    if not indices:
+        raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
+    beside: tuple[Originals, Layout] | None = None
+    if source is not None:
+        if not isinstance(opened, LatentDataset):
+            raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to see its originals beside it")
+        beside = Originals(path, card, name, source, network, device=device), opened.layout
     rows = []
-    originals = Originals(path, card, name, source, network, device=device) if source is not None else None
-    for number in numbers:
-        stored = decode_latents(network, _latent(dataset, number)[None].to(device))[0]
-        if originals is None:
-            rows.append([Picture(stored, (f"#{number}",))])
-        else:
-            rows.append(_compare(originals, card.latents[name], number, stored))
+    for number in [index % count for index in indices]:
+        stored = decode_latents(network, opened.decodable([number]).to(device))[0]
+        rows.append(_compare(*beside, number, stored) if beside else [Picture(stored, (f"#{number}",))])
     return rows
 
 
-def _latent(dataset: LatentDataset, number: int) -> torch.Tensor:
-    sample: dict[str, Any] = dataset[number]
-    latent: torch.Tensor = next(value for value in sample.values() if getattr(value, "ndim", 0) == 3)
-    return latent
+def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
+    """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given.
 
+    Of tokens there are two: what the autoencoder makes of a picture is the stored one.
+    """
+    from latentq.layout import TokenColumn
 
-def _compare(originals: Originals, facts: LatentFacts, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
-    """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given."""
+    column = next(iter(layout.encoded.values()))
     sample = originals.sample(index)
     pixels, latents = originals.encode([index])
     original = pixels[0].transpose(1, 2, 0)
-    elements = int(np.prod(facts.shape))
     result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
-    for title, decoded, size in (
-        ("float32", decode_latents(originals.network, latents)[0], elements * 4),
-        (_title(facts.quantizer), stored, facts.quantizer.packed_bytes(elements)),
-    ):
+    if isinstance(column, TokenColumn):
+        made = [("tokens", stored, column.nbytes)]
+    else:
+        title = f"{'moments, ' if column.moments else ''}{_title(column.facts.quantizer)}"
+        made = [
+            ("float32", decode_latents(originals.network, latents)[0], latents[0].size * 4),
+            (title, stored, column.nbytes),
+        ]
+    for title, decoded, size in made:
         value = psnr(decoded, original)
         result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
     return result

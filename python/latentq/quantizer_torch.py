@@ -52,9 +52,19 @@ def quantize_counted(
     if x.device.type == "cpu":
         codes, counts = q.quantize_counted(to_numpy(x), out=_out_array(out), threads=threads)
         return _to_torch(codes, _code_dtype(q)) if out is None else out, counts
+    codes, clipped, bad = quantize_there(q, x, out)
+    return codes, Counts(clipped.cpu().numpy(), bad.cpu().numpy())
+
+
+def quantize_there(
+    q: Quantizer, x: torch.Tensor, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `Quantizer.quantize_counted`, without waiting for the device: codes, (C,) clipped and (N,) bad, all on it."""
+    if x.device.type == "cpu":
+        codes, counts = quantize_counted(q, x, out, 1)
+        return codes, torch.from_numpy(counts.clipped), torch.from_numpy(counts.bad)
     codes, clipped, bad = encode(q, x, out)
-    clipped = (clipped * ~bad.any(1, keepdim=True)).sum(0)
-    return codes, Counts(clipped.cpu().numpy(), bad.any(1).cpu().numpy())
+    return codes, (clipped * ~bad.any(1, keepdim=True)).sum(0), bad.any(1)
 
 
 def dequantize(q: Quantizer, codes: torch.Tensor, dtype: Any, out: torch.Tensor | None, threads: int) -> torch.Tensor:
@@ -215,12 +225,13 @@ def _bounds(q: Quantizer, device: torch.device) -> torch.Tensor:
     middle = (levels[:, :-1] + levels[:, 1:]) / 2
     bounds = middle.astype(np.float32)
     bounds = np.where(bounds > middle, np.nextafter(bounds, np.float32(-np.inf)), bounds)
-    return torch.from_numpy(bounds.astype(np.float32)).to(device)
+    return torch.from_numpy(bounds.astype(np.float32)).to(device, non_blocking=True)
 
 
 def _channels(values: Any, like: torch.Tensor) -> torch.Tensor:
     """One value for each channel, shaped to be broadcast over (N, C, ...)."""
-    tensor = torch.from_numpy(np.asarray(values, np.float32).copy()).to(like.device)
+    # Without non_blocking torch would wait for all that the device has to do before.
+    tensor = torch.from_numpy(np.asarray(values, np.float32).copy()).to(like.device, non_blocking=True)
     return tensor.reshape(-1, *[1] * (like.ndim - 2))
 
 
