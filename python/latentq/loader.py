@@ -176,7 +176,11 @@ class LatentLoader:
             while ahead:
                 yield self._next(ahead)
         finally:
-            pool.shutdown(cancel_futures=True)
+            try:
+                pool.shutdown(cancel_futures=True)
+            except KeyboardInterrupt:  # in the midst of waiting for the threads, which end all the same
+                pool.shutdown(cancel_futures=True)
+                raise
         self._epoch, self._position = epoch + 1, 0
 
     def _steps(self, position: int) -> Iterator[tuple[int, int]]:
