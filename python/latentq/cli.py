@@ -10,17 +10,22 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.autoencoders import DEFAULT, load_autoencoder
 from latentq.recipe import Alpha, Crop, Dtype, Filter, Icc, Recipe, Store
+
+if TYPE_CHECKING:
+    from latentq.card import Counts
+    from latentq.units import UnitCard
 
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
   latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
+  latentq shards 'cc12m/*.tar' shards/                          MDS shards of JPEGs and captions, at most 512 pixels
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
@@ -67,7 +72,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     except RuntimeError as error:  # torch's, out of memory on a device say
         return _fail(str(error).strip().partition("\n")[0], 1)
     except ModuleNotFoundError as error:
-        return _fail(f"this needs {error.name}: pip install 'latentq[encode]'", 1)
+        extra = {"pyarrow": "parquet", "datasets": "datasets", "streaming": "streaming"}.get(error.name or "", "encode")
+        return _fail(f"this needs {error.name}: pip install 'latentq[{extra}]'", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the units that are done", 130)
 
@@ -91,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
+    for add in (_add_encode, _add_shards, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
         add(commands)
     return parser
 
@@ -121,7 +127,7 @@ def _add_encode(commands: Any) -> None:
         "encode images into a latent dataset, or go on where an earlier run stopped",
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
     )
-    parser.add_argument("source", metavar="SRC", help="a folder of images, or a CSV or TSV table of image paths")
+    _add_source(parser)
     parser.add_argument("out", metavar="OUT", help="the dataset's folder")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     what = parser.add_argument_group("what is stored (the card keeps it)")
@@ -147,13 +153,35 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--flip", action="store_true", default=None, help="store the mirrored pictures too")
     what.add_argument("--seed", type=int, help="of the posterior's noise")
     what.add_argument("--unit-size", type=int, metavar="N", help="samples in a unit, which is done or not done")
-    how = parser.add_argument_group("how it is run (leaves no trace)")
+    how = _add_how(parser)
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """What every command that reads a source asks for."""
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a folder of images or of MDS shards, a table of image paths, .tar, .tgz, .zip or .parquet files (also as "
+        "a quoted pattern, 'cc12m/*.tar'), what datasets' save_to_disk wrote, or hf:NAME",
+    )
+    parser.add_argument(
+        "--captions",
+        metavar="WHERE",
+        help="a file of them (.jsonl, .csv, .tsv, .parquet, COCO's .json, .tgz), as FILE or FILE:KEY,CAPTION; txt or "
+        "json:FIELD for members of archives named as the image; or the name of their column",
+    )
+
+
+def _add_how(parser: argparse.ArgumentParser) -> Any:
+    """What every command that works unit by unit asks for."""
+    how = parser.add_argument_group("how it is run (leaves no trace)")
     how.add_argument("--threads", type=int, metavar="N", help="that decode images (default: one per processor)")
     how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
     how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
-    how.add_argument("--strict", action="store_true", help="end at the first image that cannot be encoded")
+    how.add_argument("--strict", action="store_true", help="end at the first image that cannot be used")
+    return how
 
 
 _OVERRIDES = (
@@ -164,10 +192,8 @@ _OVERRIDES = (
 
 def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
-    from latentq.units import units_done
 
-    if not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
+    _check_source(options.source)
     if options.threads is not None and options.threads < 1:
         raise _UsageError(f"--threads must be at least 1, not {options.threads}")
     if options.autoencoder is None and options.recipe is None and options.like is None:
@@ -183,6 +209,7 @@ def _encode(options: argparse.Namespace) -> int:
         autoencoder=options.autoencoder,
         like=options.like,
         class_names=options.class_names,
+        captions=options.captions,
         device=options.device,
         batch_size=options.batch_size,
         threads=options.threads,
@@ -192,16 +219,69 @@ def _encode(options: argparse.Namespace) -> int:
         progress=sys.stderr,
         **{name: getattr(options, name) for name in _OVERRIDES},
     )
-    out = Path(options.out)
-    if card.counts is None:
+    return _tell_counts(Path(options.out), card, card.counts)
+
+
+def _tell_counts(out: Path, card: UnitCard, counts: Counts | None) -> int:
+    """The last line of a command that works unit by unit."""
+    from latentq.units import units_done
+
+    if counts is None:
         done = units_done(out, card)
         print(
             f"{out}: {done} of {card.units} units are done; {card.units - done} are other processes' and still missing"
         )
         return 0
-    rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
-    print(f"{out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    rejects = f", {counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else ", no rejects"
+    print(f"{out}: {counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
     return 0
+
+
+# shards
+
+
+def _add_shards(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "shards",
+        _shards,
+        "convert a source into MDS shards of JPEGs and captions, filtered and shrunk, or go on where a run stopped",
+        "  latentq shards 'cc12m/*.tar' cc12m-mds/\n"
+        "  latentq shards 'diffdb/*/*.zip' diffdb-mds/ --collection diffdb --captions metadata-large.parquet",
+    )
+    _add_source(parser)
+    parser.add_argument("out", metavar="OUT", help="the folder of the shards")
+    what = parser.add_argument_group("what is stored")
+    what.add_argument(
+        "--collection", metavar="NAME", help="columns and limits of jdb, cc12m, diffdb, sa1b, textcaps, coco"
+    )
+    what.add_argument("--min-size", type=int, default=256, metavar="PIXELS", help="of both sides (default 256)")
+    what.add_argument("--max-size", type=int, default=512, metavar="PIXELS", help="of the short side (default 512)")
+    what.add_argument("--quality", type=int, default=95, metavar="1..100", help="of JPEGs made anew (default 95)")
+    what.add_argument("--unit-size", type=int, default=4096, metavar="N", help="samples in a unit (default 4096)")
+    _add_how(parser)
+
+
+def _shards(options: argparse.Namespace) -> int:
+    from latentq.shards import shards
+
+    _check_source(options.source)
+    card = shards(
+        options.source,
+        options.out,
+        collection=options.collection,
+        captions=options.captions,
+        min_size=options.min_size,
+        max_size=options.max_size,
+        quality=options.quality,
+        unit_size=options.unit_size,
+        threads=options.threads,
+        rank=options.rank,
+        world_size=options.world_size,
+        strict=options.strict,
+        progress=sys.stderr,
+    )
+    return _tell_counts(Path(options.out), card, card.counts)
 
 
 # info
@@ -373,8 +453,8 @@ def _decode(options: argparse.Namespace) -> int:
     indices = options.index or [place * count // min(count, 8) for place in range(min(count, 8))]
     if not indices:
         raise LatentqError(f"{path} is not finished" if card.counts is None else f"{path} holds no samples to decode")
-    if options.source is not None and not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
+    if options.source is not None:
+        _check_source(options.source)
     for index in indices:
         if card.counts and not -count <= index < count:
             raise _UsageError(f"--index {index}: {path} has {count} samples")
@@ -441,8 +521,8 @@ def _measure(options: argparse.Namespace) -> int:
         return 0
     if not (path / CARD).exists():
         raise LatentqError(f"{path} has no card ({CARD}): it is no dataset")
-    if options.source is not None and not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
+    if options.source is not None:
+        _check_source(options.source)
     if options.source is None:
         print("latentq: without --source these are the stored latents, quantised once already", file=sys.stderr)
     latents, network, images = measure.of_dataset(
@@ -453,6 +533,13 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 # what they share
+
+
+def _check_source(path: str) -> None:
+    from latentq.sources import exists
+
+    if not exists(path):
+        raise _UsageError(f"{path}: no such folder, table or archive")
 
 
 def _dataset(path: str) -> Path:

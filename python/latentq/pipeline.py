@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
-import stat
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq import image, mds
-from latentq._core import LatentqError, MismatchError
+from latentq._core import LatentqError
 from latentq.autoencoders import Autoencoder, load_autoencoder
 from latentq.card import CARD, Card
-from latentq.plan import check_folder, check_same, open_for, plan_card, publish_listing, settle, settle_listing
+from latentq.plan import (
+    check_folder,
+    check_same,
+    open_for,
+    plan_card,
+    publish_listing,
+    ranks,
+    settle,
+    settle_listing,
+    share_of,
+)
 from latentq.processors import processors
 from latentq.progress import Progress
 from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Counts, Moments, Quantizer
 from latentq.recipe import FLOATS, Column, Recipe
-from latentq.sources import Listing, Sample, Source
+from latentq.sources import Captions, Listing, Sample, Source
+from latentq.sources.listing import REJECTED, fetch, reason_of
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
 
 _HASHES = ("xxh3_64",)
-# What the system says of a single file; anything else is a fault of the machine, and ends the run.
-_REJECTED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 _T = TypeVar("_T")
 
 
@@ -42,6 +49,7 @@ def encode(
     autoencoder: str | os.PathLike[str] | Autoencoder | None = None,
     like: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | None = None,
+    captions: str | Captions | None = None,
     device: str | None = None,
     batch_size: int = 64,
     threads: int | None = None,
@@ -54,12 +62,14 @@ def encode(
     """Encodes a source into a latent dataset, or goes on where an earlier run stopped.
 
     Args:
-        source: A folder of images (class sub-folders become labels), a table of image paths, or any `Source`.
+        source: A folder of images (class sub-folders become labels), a table of image paths, archives or whatever else
+            `latentq.sources.open_source` takes, or any `Source`.
         out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source.
         recipe: A recipe, its name, or the path of its TOML file; `default` where there is none.
         autoencoder: Instead of the recipe's: a name, a folder, or any object that is an `Autoencoder`.
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
         class_names: A file of two columns, class folder and readable name.
+        captions: Where captions are, as of `open_source`.
         device: Where the autoencoder computes; `cuda:LOCAL_RANK` where there is one, else `cpu`; an object's own place.
         batch_size: How many images the autoencoder is given at once.
         threads: How many threads decode images; one for each processor where None.
@@ -78,7 +88,7 @@ def encode(
         ValueError: An argument is out of range.
     """
     out = Path(out)
-    rank, world_size = _ranks(rank, world_size)
+    rank, world_size = ranks(rank, world_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if threads is not None and threads < 1:
@@ -89,7 +99,7 @@ def encode(
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
 
-    opened = open_for(source, out, class_names, like)
+    opened = open_for(source, out, class_names, like, captions)
     listing = settle_listing(opened, out, first=rank == 0)
     network: Any = autoencoder
     if network is None or isinstance(network, str | os.PathLike):
@@ -108,13 +118,13 @@ def encode(
     _check_device(device)
     job = _Job(opened, listing, network, plan, uncalibrated, device, batch_size, threads, strict)
 
-    share = _slices(recipe.unit_size, len(listing.samples), rank, world_size)
+    share = share_of(listing.units(recipe.unit_size), rank, world_size)
     with Progress(sum(map(len, share.values())), "encode", progress) as bar:
         for note in listing.notes:
             bar.note(note)
         card = _published_card(out, job, bar, frozen=parent is not None)
         job = replace(job, card=card)
-        _encode_units(out, job, rank, world_size, bar)
+        _encode_units(out, job, share, bar)
     if units_done(out, card) < card.units:
         remove_dead(out)
         return replace(card, counts=None)
@@ -137,18 +147,6 @@ class _Job:
     batch_size: int
     threads: int
     strict: bool
-
-
-def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """The process's place among all, given or as torchrun's environment has it."""
-    try:
-        rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-        world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
-    except ValueError as error:
-        raise ValueError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from None
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
-    return rank, world_size
 
 
 def _device() -> str:
@@ -237,16 +235,17 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             samples = [job.listing.samples[number] for number in chosen]
             failed: dict[int, tuple[str, Exception]] = {}
             pixels = {}
-            data = [job.source.data(sample) for sample in samples]
+            data = []
             for place, sample in enumerate(samples):
-                if (reason := _unlike_listing(sample, data[place])) is not None:
-                    failed[place] = ("read", LatentqError(reason))
-                    data[place] = b""
+                datum, refusal = fetch(job.source, sample)
+                data.append(datum)
+                if refusal is not None:
+                    failed[place] = refusal
             for size in sizes:
                 pixels[size] = np.zeros((length, 3, size, size), np.uint8)
                 _, errors = image.load_batch(data, size, threads=job.threads, out=pixels[size][: len(data)], **options)
                 for place, error in enumerate(errors):
-                    if isinstance(error, OSError) and error.errno not in _REJECTED:
+                    if isinstance(error, OSError) and error.errno not in REJECTED:
                         raise error  # of the machine, not of the file: the unit can be encoded another time
                     if error is not None:
                         failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
@@ -256,32 +255,6 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
                 except UnicodeEncodeError:
                     failed[place] = ("list", LatentqError("the file's name is not UTF-8"))
             yield _Batch(unit, chosen, pixels, failed, start + length >= len(numbers))
-
-
-def _unlike_listing(sample: Sample, data: bytes | Path) -> str | None:
-    """Why a sample cannot be read at all.
-
-    Raises:
-        MismatchError: Its file is not the one that was listed: on this machine the source is another, or not mounted.
-    """
-    if not isinstance(data, Path):
-        return None
-    try:
-        status = data.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        if sample.bytes is None:
-            return "No such file or directory"
-        raise MismatchError(f"{data} is listed with {sample.bytes} bytes and is not there now") from None
-    except OSError as error:
-        if error.errno not in _REJECTED:
-            raise
-        return error.strerror
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
-    if status.st_size != sample.bytes:
-        listed = "as missing" if sample.bytes is None else f"with {sample.bytes} bytes"
-        raise MismatchError(f"{data} is listed {listed} and has {status.st_size} bytes now")
-    return None
 
 
 def _ahead(items: Iterable[_T], depth: int) -> Generator[_T, None, None]:
@@ -433,7 +406,7 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
             for name in names:
                 calibrators[name].update(latents[name][good])
     if not seen:
-        reason = f"{first[0].key!r}: {first[1]}: {_reason(first[2])}" if first else "its latents are not finite"
+        reason = f"{first[0].key!r}: {first[1]}: {reason_of(first[2])}" if first else "its latents are not finite"
         raise LatentqError(f"none of {count} samples can be encoded, the first is {reason}")
     return {name: calibrator.quantizer() for name, calibrator in calibrators.items()}
 
@@ -441,26 +414,17 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
 # From latents to units.
 
 
-def _encode_units(out: Path, job: _Job, rank: int, world_size: int, bar: Progress) -> None:
+def _encode_units(out: Path, job: _Job, share: dict[int, range], bar: Progress) -> None:
     """Encodes and publishes every unit of this process that is not there yet."""
     names = unit_names(job.card)
-    slices = _slices(job.card.recipe.unit_size, len(job.listing.samples), rank, world_size)
-    todo = {number: numbers for number, numbers in slices.items() if not unit_done(out, names[number])}
-    bar.skip(sum(len(numbers) for number, numbers in slices.items() if number not in todo))
+    todo = {number: numbers for number, numbers in share.items() if not unit_done(out, names[number])}
+    bar.skip(sum(len(numbers) for number, numbers in share.items() if number not in todo))
     batches = _ahead(_batches(job, todo.items()), 2)
     try:
         for number in todo:
             _encode_unit(out / names[number], job, batches, bar)
     finally:
         batches.close()
-
-
-def _slices(unit_size: int, total: int, rank: int, world_size: int) -> dict[int, range]:
-    """The units of one process, and the numbers of their samples."""
-    return {
-        number: range(number * unit_size, min((number + 1) * unit_size, total))
-        for number in range(rank, -(-total // unit_size), world_size)
-    }
 
 
 def _encode_unit(path: Path, job: _Job, batches: Iterator[_Batch], bar: Progress) -> None:
@@ -501,9 +465,9 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch,
             break
         failed.update((place, ("encode", LatentqError("its latent holds NaN or infinity"))) for place in bad)
     for place, (stage, error) in sorted(failed.items()):
-        data = job.source.data(samples[place])
+        path = _path(job, samples[place])
         _strictly(job, samples[place], stage, error)
-        facts.rejects.append(Reject(samples[place].text, stage, _reason(error, data)))
+        facts.rejects.append(Reject(samples[place].text, stage, reason_of(error, path)))
         bar.note(f"rejected: {samples[place].text}: {stage}: {facts.rejects[-1].error}")
     if good:
         for name, encoding in job.card.columns.items():
@@ -528,13 +492,13 @@ def _stored(quantizer: Quantizer, codes: NDArray[Any], counts: Counts) -> tuple[
 
 def _strictly(job: _Job, sample: Sample, stage: str, error: Exception) -> None:
     if job.strict:
-        path = job.source.data(sample)
-        raise LatentqError(f"{path if isinstance(path, Path) else sample.key}: {stage}: {_reason(error, path)}")
+        path = _path(job, sample)
+        raise LatentqError(f"{path or sample.text}: {stage}: {reason_of(error, path)}")
 
 
-def _reason(error: Exception, data: bytes | Path | None = None) -> str:
-    """Why a sample was refused, without its path, which is another on another machine."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).removeprefix(f"{data}: ") if isinstance(data, Path) else str(error)
-    return " ".join(text.split())
+def _path(job: _Job, sample: Sample) -> Path | None:
+    """The file that is a sample's own."""
+    if sample.archive is not None or sample.fault:
+        return None
+    data = job.source.data(sample)
+    return data if isinstance(data, Path) else None
