@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ class Captions:
         limits: An image is rejected where one of these columns is above its limit.
     """
 
-    path: Path
+    path: str | os.PathLike[str]
     key: str | None = None
     caption: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -49,12 +50,12 @@ class Captions:
         path, colon, names = text.rpartition(":")
         if Path(text).exists() or not colon:
             Path(text).stat()
-            return cls(Path(text))
+            return cls(text)
         Path(path).stat()
         key, comma, caption = names.partition(",")
         if not (key and comma and caption):
             raise LatentqError(f"captions {text}: after the colon, two columns: KEY,CAPTION")
-        return cls(Path(path), key, caption)
+        return cls(path, key, caption)
 
     def join(self, listing: Listing) -> Listing:
         """The listing with captions; a sample without one, or above a limit, has that as its fault.
@@ -74,7 +75,7 @@ class Captions:
                 found.setdefault(number, (caption, fault))
         if not found:
             raise LatentqError(f"{self.path} has no caption for any of the {len(listing.samples)} samples")
-        missing = f"{_NO_CAPTION} {self.path.name}"
+        missing = f"{_NO_CAPTION} {Path(self.path).name}"
         samples = []
         for number, sample in enumerate(listing.samples):
             caption, fault = found.get(number, (None, missing))
@@ -86,7 +87,7 @@ class Captions:
     def _rows(self) -> Iterator[tuple[str, str | None, str]]:
         """Of each row: the image's name, the caption and the fault."""
         columns: tuple[str, str] | None = None
-        for row in _rows_of(self.path):
+        for row in _rows_of(Path(self.path)):
             if columns is None:
                 columns = self._columns(row)
             key, caption = row.get(columns[0]), row.get(columns[1])
