@@ -125,9 +125,8 @@ def main() -> None:
         indices = np.arange(options.samples)
         assert first.gather(indices, "caption") == second.gather(indices, "caption")
         difference = np.abs(first.gather(indices, "latent").astype(int) - second.gather(indices, "latent"))
-        print(
-            f"{options.samples} samples; codes that differ: {np.mean(difference > 0):.4%}, by {difference.max()} at most"
-        )
+        share = np.mean(difference > 0)
+        print(f"{options.samples} samples; codes that differ: {share:.4%}, by {difference.max()} at most")
     print("| | samples/s | all runs, s |\n| --- | --- | --- |")
     for contender, seconds in times.items():
         rate = options.samples / statistics.median(seconds)

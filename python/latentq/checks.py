@@ -58,9 +58,7 @@ def _check_card(path: Path, card: Card | ShardsCard) -> Iterator[mds.Finding]:
             yield from _check_unit(path / name, card, unit)
         whole = completed(card, units) if isinstance(card, Card) else card.completed(units)
         if whole != card:
-            yield _finding(
-                file, "its counts or statistics are not those of the units"
-            )
+            yield _finding(file, "its counts or statistics are not those of the units")
         elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
             yield _finding(file, "samples and rejects do not add up to the source's samples")
         if mds.merged_index(path, names) != (path / INDEX).read_bytes():

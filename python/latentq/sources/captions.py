@@ -86,8 +86,9 @@ class Captions:
 
     def _rows(self) -> Iterator[tuple[str, str | None, str]]:
         """Of each row: the image's name, the caption and the fault."""
+        path = Path(self.path)
         columns: tuple[str, str] | None = None
-        for row in _rows_of(Path(self.path)):
+        for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows_of(path):
             if columns is None:
                 columns = self._columns(row)
             key, caption = row.get(columns[0]), row.get(columns[1])
@@ -106,6 +107,15 @@ class Captions:
         assert key is not None
         assert caption is not None
         return key, caption
+
+    def _parquet(self, path: Path) -> Iterator[_Row]:
+        """Only the columns that are needed: there may be millions of rows."""
+        from latentq.sources.parquet import opened, rows_of
+
+        with opened(path) as file:
+            columns = self._columns(dict.fromkeys(file.schema_arrow.names))
+            for rows in rows_of(path, file, [*columns, *self.limits]):
+                yield from rows
 
     def _fault(self, row: _Row) -> str:
         for name, limit in self.limits.items():
@@ -161,8 +171,6 @@ def _rows_of(path: Path) -> Iterator[_Row]:
     try:
         if name.endswith((".tgz", ".tar.gz", ".tar")):
             yield from _tar(path)
-        elif name.endswith(".parquet"):
-            yield from _parquet(path)
         elif name.endswith(".json"):
             yield from _coco(path)
         elif path.suffix.lower() in _TABLES:
@@ -210,22 +218,17 @@ def _coco(path: Path) -> Iterator[_Row]:
 def _tar(path: Path) -> Iterator[_Row]:
     """A .txt for each image, named as it, or JSON lines."""
     tar = Tar(path)
+    tables = []
     try:
-        for member in tar.members(lambda name: name.endswith((".txt", ".jsonl"))):
+        for member in tar.members(lambda name: name.endswith(".txt")):
             base = member.name.rpartition("/")[2]
-            if member.content is None or base.startswith("._"):
+            if base.startswith("._"):
                 continue
             if base.endswith(".jsonl"):
-                yield from _json_lines(member.name, member.content.splitlines())
-            else:
+                tables.append(member)
+            elif member.content is not None:
                 yield {"key": base.removesuffix(".txt"), "caption": member.content.decode("utf-8-sig").strip()}
+        for member in tables:  # of any size, so line by line
+            yield from _json_lines(member.name, tar.lines(member))
     finally:
         tar.close()
-
-
-def _parquet(path: Path) -> Iterator[_Row]:
-    from latentq.sources.parquet import opened
-
-    with opened(path) as file:
-        for batch in file.iter_batches(columns=[name for name in file.schema_arrow.names if name not in ("image",)]):
-            yield from batch.to_pylist()

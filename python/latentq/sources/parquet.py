@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Parquet:
                 known = {what: column for what, column in chosen.items() if column is not None}
                 found |= known.keys()
                 size, row = path.stat().st_size, 0
-                for batch in _batches(path, file, list(known.values())):
+                for batch in rows_of(path, file, list(known.values())):
                     for values in batch:
                         facts = facts_of({what: values[column] for what, column in known.items()})
                         key = f"{name}/{row:08}"
@@ -174,8 +174,8 @@ def _image_column(path: Path, file: Any) -> str:
     return column
 
 
-def _batches(path: Path, file: Any, columns: list[str]) -> Any:
-    """The rows as dicts of these columns, some at a time."""
+def rows_of(path: Path, file: Any, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """The rows as dicts of these columns, some at a time. Raises FormatError where they are broken."""
     import pyarrow as pa
 
     if not columns:

@@ -68,13 +68,34 @@ class Tar:
         """
         assert sample.offset is not None
         assert sample.bytes is not None
-        if isinstance(self._bytes, _Stream) and sample.offset < self._bytes.at:
-            self._bytes.close()
-            self._bytes = self._open()
-        data = self._bytes.read(sample.offset, sample.bytes)
+        data = self._at(sample.offset).read(sample.offset, sample.bytes)
         if len(data) < sample.bytes:
             raise FormatError(f"cut short: the archive ends after {len(data)} of its {sample.bytes} bytes")
         return data
+
+    def lines(self, member: Member) -> Iterator[bytes]:
+        """The lines of a member, whatever its size.
+
+        Raises:
+            FormatError: The archive is broken or ends before it.
+        """
+        rest, at = b"", member.offset
+        end = at + member.size
+        while at < end:
+            chunk = self._at(at).read(at, min(_CHUNK, end - at))
+            if not chunk:
+                raise broken(at, f"the archive ends within {member.name}")
+            at += len(chunk)
+            *whole, rest = (rest + chunk).split(b"\n")
+            yield from whole
+        yield rest
+
+    def _at(self, offset: int) -> _Bytes:
+        """The archive, opened anew where a stream is past the offset."""
+        if isinstance(self._bytes, _Stream) and offset < self._bytes.at:
+            self._bytes.close()
+            self._bytes = self._open()
+        return self._bytes
 
 
 class _File:
