@@ -1,8 +1,10 @@
 """What every test can use: the photographs and latents kept beside the checkout, where they are."""
 
+import json
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,82 @@ def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_num_groups=4,
         scaling_factor=0.13025,
     ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def int8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What imagenet.int8's scripts write: two ranges apart, merged by renaming the shards to four-digit names.
+
+    Ten samples; the codes of sample i are `default_rng(i).integers(0, 256, 4096)`, its label i, and its class "name i".
+    """
+    folder = tmp_path_factory.mktemp("int8")
+    writer = textwrap.dedent("""
+        import numpy as np
+        from streaming import MDSWriter
+        from streaming.base.format.mds.encodings import Encoding, _encodings
+
+        class uint8(Encoding):
+            def encode(self, obj):
+                return obj.tobytes()
+
+            def decode(self, data):
+                return np.frombuffer(data, np.uint8)
+
+        _encodings["uint8"] = uint8
+        columns = {"vae_output": "uint8", "label": "str", "label_as_text": "str"}
+        for part in range(2):
+            with MDSWriter(out=f"part{part}", columns=columns, size_limit=20000) as out:
+                for index in range(part * 5, part * 5 + 5):
+                    code = np.random.default_rng(index).integers(0, 256, 4096).astype(np.uint8)
+                    out.write({"vae_output": code, "label": str(index), "label_as_text": f"name {index}"})
+    """)
+    subprocess.run([sys.executable, "-c", writer], cwd=folder, check=True)
+    merged = folder / "merged"
+    merged.mkdir()
+    shards = []
+    for part in range(2):
+        for shard in json.loads((folder / f"part{part}" / "index.json").read_text())["shards"]:
+            old, new = shard["raw_data"]["basename"], f"shard.{len(shards):04}.mds"
+            (folder / f"part{part}" / old).rename(merged / new)
+            shard["raw_data"]["basename"] = new
+            shards.append(shard)
+    assert len(shards) > 2
+    (merged / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    return merged
+
+
+@pytest.fixture(scope="session")
+def tiny_vq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised `VQModel` of the real class, saved by diffusers: (4, S/4, S/4), 300 codes."""
+    import torch
+    from diffusers import VQModel
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("models") / "tiny-vq"
+    model = VQModel(
+        down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        block_out_channels=(32, 32, 64),
+        layers_per_block=1,
+        latent_channels=8,
+        vq_embed_dim=4,
+        num_vq_embeddings=300,
+    )
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_taming(tmp_path_factory: pytest.TempPathFactory, tiny_vq: Path) -> Path:
+    """The weights of `tiny_vq` as taming-transformers would have saved them: `last.ckpt` and `model.yaml`."""
+    from diffusers import VQModel
+
+    from making import save_as_taming
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-taming"
+    save_as_taming(VQModel.from_pretrained(tiny_vq), folder)
     return folder
 
 

@@ -1,7 +1,10 @@
-"""Small latent datasets for tests, made without the pipeline."""
+"""Small latent datasets for tests, made without the pipeline, and a checkpoint as taming-transformers writes it."""
 
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -104,3 +107,78 @@ def _card(columns, latents, shape, quantizer, values, scaled, weights):
         counts=Counts(samples=len(values), rejects=0),
         versions={},
     )
+
+
+# What diffusers renamed when it took over taming-transformers' network, as patterns of keys.
+_TAMING_NAMES = {
+    r"mid_block\.resnets\.0": "mid.block_1",
+    r"mid_block\.resnets\.1": "mid.block_2",
+    r"mid_block\.attentions\.0": "mid.attn_1",
+    r"down_blocks": "down",
+    r"(down|up)samplers\.0": r"\1sample",
+    r"resnets": "block",
+    r"attentions": "attn",
+    r"conv_shortcut": "nin_shortcut",
+    r"conv_norm_out": "norm_out",
+    r"group_norm": "norm",
+    r"to_(q|k|v)": r"\1",
+    r"to_out\.0": "proj_out",
+}
+
+
+def taming_state_dict(model):
+    """A diffusers VQModel's weights under the names, and in the shapes, of taming-transformers."""
+    levels = len(model.config.block_out_channels)
+    state = {}
+    for key, value in model.state_dict().items():
+        key = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}", key)
+        attention = "attentions" in key and value.ndim == 2  # a 1x1 convolution there, a matrix in diffusers
+        for pattern, name in _TAMING_NAMES.items():
+            key = re.sub(pattern, name, key)
+        state[key] = value[:, :, None, None] if attention else value
+    return state
+
+
+def save_as_taming(model, folder, *, state=None, target="taming.models.vqgan.VQModel"):
+    """`last.ckpt` and `model.yaml` as Lightning leaves them: with the loss, and classes that nobody here has."""
+    import torch
+    import yaml
+
+    config = model.config
+    width, attends = config.block_out_channels[0], [kind.startswith("Attn") for kind in config.down_block_types]
+    ddconfig = {
+        "double_z": False,
+        "z_channels": config.latent_channels,
+        "resolution": 64,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": width,
+        "ch_mult": [channels // width for channels in config.block_out_channels],
+        "num_res_blocks": config.layers_per_block,
+        "attn_resolutions": [64 // 2**level for level, attend in enumerate(attends) if attend],
+        "dropout": 0.0,
+    }
+    params = {
+        "embed_dim": config.vq_embed_dim,
+        "n_embed": config.num_vq_embeddings,
+        "ddconfig": ddconfig,
+        "lossconfig": {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"},
+    }
+    folder.mkdir()
+    (folder / "model.yaml").write_text(yaml.dump({"model": {"target": target, "params": params}}))
+    state = taming_state_dict(model) if state is None else state
+    foreign = type("ModelCheckpoint", (dict,), {"__module__": "not_installed"})
+    sys.modules["not_installed"] = ModuleType("not_installed")
+    sys.modules["not_installed"].ModelCheckpoint = foreign
+    options = foreign(monitor="val/rec_loss")
+    options.mode = "min"
+    data = {
+        "epoch": 7,
+        "callbacks": {foreign: {"best_model_path": "last.ckpt"}},
+        "hyper_parameters": [options],
+        "best_score": np.float64(0.5),
+        "optimizer_states": [{"state": {0: {"step": 3, "exp_avg": torch.zeros(3)}}}],
+        "state_dict": {**state, "loss.discriminator.main.0.weight": torch.zeros(2, 3, 4, 4)},
+    }
+    torch.save(data, folder / "last.ckpt")
+    del sys.modules["not_installed"]

@@ -374,6 +374,19 @@ def test_measure_refuses_what_it_cannot_measure(dataset, tmp_path, monkeypatch, 
     assert message in capsys.readouterr().err
 
 
+def test_recipes_are_listed_and_shown_to_be_copied(tmp_path, capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == latentq.Recipe.names()
+    assert all(len(line.split()) > 5 for line in lines)
+    for name in latentq.Recipe.names():
+        assert main(["recipes", name]) == 0
+        (tmp_path / "copy.toml").write_text(capsys.readouterr().out)
+        assert latentq.Recipe.load(tmp_path / "copy.toml") == latentq.Recipe.load(name)
+    assert main(["recipes", "nosuch"]) == 2
+    assert "no recipe 'nosuch'" in capsys.readouterr().err
+
+
 def test_repair_makes_a_lost_index_anew(dataset, capsys):
     unit = dataset / "00000"
     index = (unit / "index.json").read_bytes()

@@ -16,7 +16,7 @@ import latentq
 from conftest import contents, paint
 from latentq import Card, LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.decode import pictures as decode_pictures
-from latentq.pipeline import noise
+from latentq.noise import noise
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64}
 
@@ -212,13 +212,13 @@ def test_a_source_that_is_not_there_for_another_process_is_refused(pictures, tmp
 
 
 def test_a_fault_of_the_machine_is_no_reject(pictures, tmp_path, monkeypatch):
-    load_batch = latentq.image.load_batch
+    load_sizes = latentq.image.load_sizes
 
-    def failing(items, size, **options):
-        pixels, errors = load_batch(items, size, **options)
+    def failing(items, sizes, **options):
+        pixels, errors = load_sizes(items, sizes, **options)
         return pixels, [OSError(5, "Input/output error"), *errors[1:]]
 
-    monkeypatch.setattr(latentq.image, "load_batch", failing)
+    monkeypatch.setattr(latentq.image, "load_sizes", failing)
     with pytest.raises(OSError, match="Input/output error"):
         latentq.encode(pictures, tmp_path / "out", **SMALL)
 
@@ -298,8 +298,8 @@ def test_the_posterior_is_sampled_with_noise_of_seed_and_sample(pictures, tmp_pa
     stored = mds.Reader(out).gather(range(12), "latent")
     network = latentq.load_autoencoder(tiny_vae)
     pixels, _ = latentq.image.load_batch([pictures / s["key"] for s in LatentDataset(out)], 64)
-    mean, std = network.posterior(torch.from_numpy(pixels).float() * (2 / 255) - 1)
-    expected = (mean.numpy() + std.numpy() * noise(3, range(12), 0, (4, 8, 8))) * np.float32(0.13025)
+    mean, logvar = network.posterior(torch.from_numpy(pixels).float() * (2 / 255) - 1)
+    expected = (mean.numpy() + logvar.div(2).exp().numpy() * noise(3, range(12), 0, (4, 8, 8))) * np.float32(0.13025)
     np.testing.assert_allclose(stored, expected, atol=1e-5)
 
 

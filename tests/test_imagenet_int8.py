@@ -1,6 +1,5 @@
 """imagenet.int8: what its page's own loader reads of us, and what we read of it."""
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -12,7 +11,8 @@ import torch
 import latentq
 from conftest import SHARED, paint
 from latentq import Card, LatentDataset, mds
-from latentq.pipeline import noise
+from latentq.convert import convert
+from latentq.noise import noise
 
 # The page's loader, to the letter.
 SEED = textwrap.dedent("""
@@ -94,13 +94,18 @@ def test_the_codes_are_the_seeds_to_the_bit(encoded, classes, tiny_vae):
         # With the batch's own shape: a convolution's last bit may depend on it.
         pair = [files[number - number % 2], files[number - number % 2 + 1]]
         pixels, _ = latentq.image.load_batch(pair, 256, orient=False, alpha="drop", icc="ignore")
-        mean, std = network.posterior(torch.from_numpy(pixels).float() * (2 / 255) - 1)
-        z = mean[number % 2] + std[number % 2] * torch.from_numpy(noise(0, [number], 0, (4, 32, 32))[0])
+        mean, logvar = network.posterior(torch.from_numpy(pixels).float() * (2 / 255) - 1)
+        z = mean[number % 2] + (logvar[number % 2] / 2).exp() * torch.from_numpy(noise(0, [number], 0, (4, 32, 32))[0])
         expected = ((z.clip(-14, 14) / 28.0 + 0.5) * 255.0).to(torch.uint8)
         np.testing.assert_array_equal(stored[number].reshape(4, 32, 32), expected.numpy())
 
 
-def test_the_pages_loader_reads_our_output_unchanged(encoded, tmp_path):
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_pages_loader_reads_our_output_unchanged(encoded, tmp_path, plain):
+    """The dataset, and the plain folder that it is converted to."""
+    if plain:
+        encoded = encoded.rename(tmp_path / "dataset")
+        convert(encoded, tmp_path / "vae_mds")
     script = tmp_path / "loader.py"
     script.write_text(SEED + "\n" + AFTERWARDS)
     subprocess.run([sys.executable, script], cwd=tmp_path, check=True, timeout=200)
@@ -130,42 +135,8 @@ def test_the_card_says_how_it_was_made_and_our_reader_decodes_it(encoded):
     assert latentq.verify(encoded) == []
 
 
-def test_a_folder_as_the_seeds_scripts_write_it_opens(tmp_path):
-    """Two ranges written apart, then merged by renaming the shards to four-digit names."""
-    writer = textwrap.dedent("""
-        import numpy as np
-        from streaming import MDSWriter
-        from streaming.base.format.mds.encodings import Encoding, _encodings
-
-        class uint8(Encoding):
-            def encode(self, obj):
-                return obj.tobytes()
-
-            def decode(self, data):
-                return np.frombuffer(data, np.uint8)
-
-        _encodings["uint8"] = uint8
-        columns = {"vae_output": "uint8", "label": "str", "label_as_text": "str"}
-        for part in range(2):
-            with MDSWriter(out=f"part{part}", columns=columns, size_limit=20000) as out:
-                for index in range(part * 5, part * 5 + 5):
-                    code = np.random.default_rng(index).integers(0, 256, 4096).astype(np.uint8)
-                    out.write({"vae_output": code, "label": str(index), "label_as_text": f"name {index}"})
-    """)
-    subprocess.run([sys.executable, "-c", writer], cwd=tmp_path, check=True)
-    merged = tmp_path / "merged"
-    merged.mkdir()
-    shards = []
-    for part in range(2):
-        for shard in json.loads((tmp_path / f"part{part}" / "index.json").read_text())["shards"]:
-            old, new = shard["raw_data"]["basename"], f"shard.{len(shards):04}.mds"
-            (tmp_path / f"part{part}" / old).rename(merged / new)
-            shard["raw_data"]["basename"] = new
-            shards.append(shard)
-    assert len(shards) > 2
-    (merged / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
-
-    dataset = LatentDataset(merged, recipe="imagenet.int8")
+def test_a_folder_as_the_seeds_scripts_write_it_opens(int8_folder):
+    dataset = LatentDataset(int8_folder, recipe="imagenet.int8")
     assert len(dataset) == 10
     for index, sample in enumerate(dataset):
         codes = np.random.default_rng(index).integers(0, 256, 4096).astype(np.uint8).reshape(4, 32, 32)

@@ -15,6 +15,27 @@ def test_a_shipped_recipe_survives_toml(name):
     assert Recipe.from_dict(tomllib.loads(tomli_w.dumps(recipe.to_dict()))) == recipe
 
 
+def test_the_source_systems_are_recipes():
+    """What ../shared/docs/conventions.md says of each, in the recipes' words."""
+
+    def column(name, key, *fields):
+        return tuple(getattr(Recipe.load(name).columns[key], field) for field in fields)
+
+    quantizer = {"kind": "uniform", "low": -6.5, "high": 6.5, "bits": 8, "rounding": "nearest"}
+    assert column("imagenet-3gb", "latent", "size", "shape", "quantizer") == (256, (32, 8, 8), quantizer)
+    for size, side in ((256, 32), (512, 64)):
+        facts = column(
+            "micro-diffusion", f"latents_{size}", "size", "shape", "encoding", "scaled", "store", "quantizer"
+        )
+        assert facts == (size, (4, side, side), "bytes", True, "sample", {"kind": "float16"})
+    vqgan = Recipe.load("vqgan-f16-16384")
+    assert (vqgan.image.crop, vqgan.image.filter) == ("center-round", "lanczos")
+    assert (vqgan.autoencoder.model, vqgan.autoencoder.pixel_range) == ("boris/vqgan_f16_16384", (0.0, 1.0))
+    assert column("vqgan-f16-16384", "encoding", "content", "shape") == ("tokens", (16, 16))
+    for name in ("sdxl", "dc-ae", "flux"):
+        assert column(name, "latent", "quantizer") == ({"kind": "affine", "bits": 8, "method": "mse"},)
+
+
 def test_a_recipe_can_be_a_file(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(tomli_w.dumps({**Recipe.load("default").to_dict(), "name": "mine"}))
@@ -42,6 +63,9 @@ LATENT = GOOD["columns"]["latent"]
         ({"image": {"crop": "middle"}}, r"image\.crop must be one of center, center-round, adm, not 'middle'"),
         ({"image": {"orient": "yes"}}, r"image\.orient must be of type bool"),
         ({"image": {"colour": "red"}}, r"unknown field 'image\.colour'"),
+        ({"autoencoder": {"pixel_range": [1, 0]}}, r"autoencoder\.pixel_range must be two numbers"),
+        ({"autoencoder": {"pixel_range": [0]}}, r"autoencoder\.pixel_range must be two numbers"),
+        ({"autoencoder": {"pixel_range": "01"}}, r"autoencoder\.pixel_range must be two numbers"),
         ({"autoencoder": {"dtype": "int8"}}, r"autoencoder\.dtype must be one of"),
         ({"columns": {}}, "at least one"),
         ({"columns": {"key": {"from": "key", "encoding": "str"}}}, "no column has from = 'latent'"),
@@ -79,13 +103,20 @@ def test_bytes_that_are_not_text_are_refused_by_name(tmp_path):
 
 def test_overrides_change_their_fields_and_are_named():
     recipe = Recipe.load("default").override(
-        autoencoder="stabilityai/sdxl-vae", size=512, crop="adm", bits=6, calibrate="minmax", store="mean", seed=7
+        autoencoder="stabilityai/sdxl-vae",
+        pixel_range=[0, 1],
+        size=512,
+        crop="adm",
+        bits=6,
+        calibrate="minmax",
+        store="mean",
+        seed=7,
     )
     latent = recipe.columns["latent"]
-    assert recipe.autoencoder.model == "stabilityai/sdxl-vae"
+    assert (recipe.autoencoder.model, recipe.autoencoder.pixel_range) == ("stabilityai/sdxl-vae", (0.0, 1.0))
     assert (latent.size, latent.store, recipe.image.crop, recipe.autoencoder.seed) == (512, "mean", "adm", 7)
     assert latent.quantizer == {"kind": "affine", "bits": 6, "method": "minmax"}
-    assert recipe.changed == ("autoencoder", "bits", "calibrate", "crop", "seed", "size", "store")
+    assert recipe.changed == ("autoencoder", "bits", "calibrate", "crop", "pixel_range", "seed", "size", "store")
 
 
 def test_an_override_that_changes_nothing_is_not_named():

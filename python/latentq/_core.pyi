@@ -146,9 +146,9 @@ def image_load(
 ) -> NDArray[np.uint8]: ...
 def image_load_batch(
     items: list[bytes | str],
-    size: int,
+    sizes: list[int],
     threads: int,
-    out: NDArray[np.uint8],
+    outs: list[NDArray[np.uint8]],
     layout: str,
     crop: str,
     filter: str,

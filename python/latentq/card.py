@@ -17,6 +17,11 @@ from latentq.recipe import Recipe
 
 CARD = "latents.toml"
 FORMAT = 1
+TOKEN_DTYPES = {"uint16": 2**16, "int32": 2**31}
+"""The types of stored tokens, and the largest code book of each."""
+
+UNKNOWN = "unknown"
+"""The weights of an autoencoder that was never loaded: the latents came from elsewhere."""
 
 _HEADER = "# A latent dataset made by latentq. `latentq info` shows this card; latentq.Card.load reads it.\n"
 
@@ -49,9 +54,11 @@ class AutoencoderFacts:
     Attributes:
         name: `dct-f8c16`, a hub name, or the last part of a folder's path.
         family: The class that implements it.
-        weights: `sha256:...` over names, types, shapes and values of its tensors; empty where it has none.
+        weights: `sha256:...` over names, types, shapes and values of its tensors; empty where it has none; `unknown`
+            where the latents were made elsewhere.
         scaling_factor: What its latents are multiplied by for training, so that they have about unit variance.
         pixel_range: The pixel values that stand for black and white.
+        shift_factor: What is subtracted before that.
     """
 
     name: str
@@ -59,18 +66,21 @@ class AutoencoderFacts:
     weights: str
     scaling_factor: float
     pixel_range: tuple[float, float]
+    shift_factor: float = 0.0
 
     def same_as(self, other: AutoencoderFacts) -> bool:
-        """Whether both compute the same: a copy of the weights under another name does."""
+        """Whether both compute the same: a copy of the weights under another name does; unknown ones go by the name."""
+        if UNKNOWN in (self.weights, other.weights):
+            return self == replace(other, weights=self.weights)
         return self == (replace(other, name=self.name) if self.weights else other)
 
 
 @dataclass(frozen=True)
 class LatentFacts:
-    """One latent column.
+    """One column of latents or moments.
 
     Attributes:
-        shape: (C, h, w) of a sample.
+        shape: (C, h, w) of what is stored of a sample; of moments (2C, h, w), means before log-variances.
         quantizer: Frozen before the first unit was encoded.
         statistics: Of the values that a reader sees, per channel; None until the dataset is complete.
         clipped: How many values were outside the quantiser's range, per channel; None until it is complete.
@@ -83,11 +93,33 @@ class LatentFacts:
 
 
 @dataclass(frozen=True)
+class TokenFacts:
+    """One column of tokens.
+
+    Attributes:
+        shape: (h, w) of a sample.
+        dtype: `uint16` or `int32`.
+        codebook_size: Tokens are from 0 to this less one.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    codebook_size: int
+
+
+@dataclass(frozen=True)
 class Counts:
-    """What became of the source's samples: `samples` are stored, `rejects` are in rejects.tsv."""
+    """What became of the source's samples.
+
+    Attributes:
+        samples: How many are stored.
+        rejects: How many are in rejects.tsv.
+        redone: How many of either held NaN or infinity in the recipe's dtype and were encoded again in float32.
+    """
 
     samples: int
     rejects: int
+    redone: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +131,8 @@ class Card:
         recipe: All that decided the numbers.
         autoencoder: Which network made the latents.
         columns: The MDS encoding of every column, by name.
-        latents: The latent columns, by name.
+        latents: The columns of latents and moments, by name.
+        tokens: The columns of tokens, by name.
         counts: What became of the samples; None until the dataset is complete.
         versions: Of latentq and the libraries that computed, when the card was published.
     """
@@ -111,6 +144,7 @@ class Card:
     latents: Mapping[str, LatentFacts]
     counts: Counts | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[str, TokenFacts] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -156,7 +190,8 @@ class Card:
                     recipe=Recipe.from_dict(data["recipe"]),
                     autoencoder=_autoencoder(data["autoencoder"]),
                     columns=dict(data["columns"]),
-                    latents={name: _latent(facts) for name, facts in data["latents"].items()},
+                    latents={name: _latent(facts) for name, facts in data.get("latents", {}).items()},
+                    tokens={name: _tokens(facts) for name, facts in data.get("tokens", {}).items()},
                     counts=Counts(**data["counts"]) if data["complete"] else None,
                     versions=dict(data["versions"]),
                 )
@@ -175,7 +210,10 @@ class Card:
         data["recipe"] = self.recipe.to_dict()
         data["autoencoder"] = {**vars(self.autoencoder), "pixel_range": list(self.autoencoder.pixel_range)}
         data["columns"] = dict(self.columns)
-        data["latents"] = {name: _latent_to_dict(facts) for name, facts in self.latents.items()}
+        if self.latents:
+            data["latents"] = {name: _latent_to_dict(facts) for name, facts in self.latents.items()}
+        if self.tokens:
+            data["tokens"] = {name: {**vars(facts), "shape": list(facts.shape)} for name, facts in self.tokens.items()}
         data["versions"] = dict(self.versions)
         return data
 
@@ -202,11 +240,21 @@ def _checked(card: Card) -> Card:
     if card.counts is not None:
         count(card.counts.samples, "counts.samples")
         count(card.counts.rejects, "counts.rejects")
+        count(card.counts.redone, "counts.redone")
     for name, encoding in card.columns.items():
         if not isinstance(encoding, str) or name not in card.recipe.columns:
             raise FormatError(f"columns.{name} is no encoding of a column of the recipe")
     if card.latents.keys() != card.recipe.latents().keys():
         raise FormatError(f"latents has {list(card.latents)}, the recipe {list(card.recipe.latents())}")
+    if card.tokens.keys() != card.recipe.tokens().keys():
+        raise FormatError(f"tokens has {list(card.tokens)}, the recipe {list(card.recipe.tokens())}")
+    for name, tokens in card.tokens.items():
+        if len(tokens.shape) != 2 or not all(type(side) is int and 0 < side <= 2**20 for side in tokens.shape):
+            raise FormatError(f"tokens.{name}.shape must be (h, w), not {tokens.shape}")
+        if tokens.dtype not in TOKEN_DTYPES:
+            raise FormatError(f"tokens.{name}.dtype must be one of {', '.join(TOKEN_DTYPES)}, not {tokens.dtype!r}")
+        if type(tokens.codebook_size) is not int or not 0 < tokens.codebook_size <= TOKEN_DTYPES[tokens.dtype]:
+            raise FormatError(f"tokens.{name}: a code book of {tokens.codebook_size!r} does not fit {tokens.dtype}")
     for name, latent in card.latents.items():
         if len(latent.shape) != 3 or not all(type(side) is int and 0 < side <= 2**20 for side in latent.shape):
             raise FormatError(f"latents.{name}.shape must be (C, h, w), not {latent.shape}")
@@ -219,6 +267,8 @@ def _checked(card: Card) -> Card:
                     count(value, f"latents.{name}.{what}")
                 elif type(value) not in (int, float):
                     raise FormatError(f"latents.{name}.{what} must hold numbers, not {value!r}")
+        if card.recipe.columns[name].content == "moments" and latent.shape[0] % 2:
+            raise FormatError(f"latents.{name}.shape must have as many means as log-variances, not {latent.shape}")
         if latent.quantizer.channels != latent.shape[0]:
             raise FormatError(f"latents.{name}: a quantiser of {latent.quantizer.channels} channels for {latent.shape}")
     return card
@@ -238,6 +288,10 @@ def _latent(data: Mapping[str, Any]) -> LatentFacts:
         else None,
         clipped=tuple(data["clipped"]) if "clipped" in data else None,
     )
+
+
+def _tokens(data: Mapping[str, Any]) -> TokenFacts:
+    return TokenFacts(**{**data, "shape": tuple(data["shape"])})
 
 
 def _latent_to_dict(facts: LatentFacts) -> dict[str, Any]:

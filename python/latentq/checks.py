@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,14 @@ def _check_unit(path: Path, card: Card | ShardsCard, facts: UnitFacts) -> Iterat
         return
     if isinstance(card, ShardsCard):
         return
+    for name, tokens in card.tokens.items():
+        parts = _parts(reader, name, int(np.prod(tokens.shape)) * np.dtype(tokens.dtype).itemsize)
+        for _, part in parts:
+            ids = part.view(tokens.dtype)
+            if ids.min() < 0 or ids.max() >= tokens.codebook_size:
+                message = f"column {name} holds tokens outside its code book of {tokens.codebook_size}"
+                yield _finding(path.name, message)
+                break
     for name, latent in card.latents.items():
         sums = facts.latents.get(name)
         if sums is None or sums.histogram is None:
@@ -96,15 +105,21 @@ def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray
     quantizer = latent.quantizer
     total = LatentSums.of(quantizer)
     size = quantizer.packed_bytes(int(np.prod(latent.shape)))
-    for start in range(0, len(reader), _CHUNK):
-        indices = np.arange(start, min(start + _CHUNK, len(reader)))
-        packed = np.empty((len(indices), size), np.uint8)
-        reader.gather(indices, name, out=packed)
-        codes = quantizer.unpack(packed, (len(indices), *latent.shape))
+    for count, packed in _parts(reader, name, size):
+        codes = quantizer.unpack(packed, (count, *latent.shape))
         total.add(LatentSums(np.zeros(quantizer.channels, np.int64), quantizer.histogram(codes)))
     if total.histogram is None:
         return np.zeros((quantizer.channels, 2**quantizer.bits), np.int64)
     return total.histogram
+
+
+def _parts(reader: mds.Reader, name: str, size: int) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.uint8]]]]:
+    """A column's bytes, `size` for each sample, some samples at a time: their number, and (n, size) uint8."""
+    for start in range(0, len(reader), _CHUNK):
+        indices = np.arange(start, min(start + _CHUNK, len(reader)))
+        part = np.empty((len(indices), size), np.uint8)
+        reader.gather(indices, name, out=part)
+        yield len(indices), part
 
 
 def _finding(file: str, message: str) -> mds.Finding:

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.autoencoders import DEFAULT, load_autoencoder
-from latentq.recipe import Alpha, Crop, Dtype, Filter, Icc, Recipe, Store
+from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
 
 if TYPE_CHECKING:
-    from latentq.card import Counts
+    from latentq.card import Card, Counts
     from latentq.units import UnitCard
 
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
   latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
+  latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
+  latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq shards 'cc12m/*.tar' shards/                          MDS shards of JPEGs and captions, at most 512 pixels
   latentq info out/
@@ -97,7 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_encode, _add_shards, _add_info, _add_verify, _add_repair, _add_decode, _add_measure):
+    adders = (
+        _add_encode, _add_shards, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert,
+        _add_measure,
+    )  # fmt: skip
+    for add in adders:
         add(commands)
     return parser
 
@@ -128,7 +134,7 @@ def _add_encode(commands: Any) -> None:
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
     )
     _add_source(parser)
-    parser.add_argument("out", metavar="OUT", help="the dataset's folder")
+    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     what = parser.add_argument_group("what is stored (the card keeps it)")
     which = what.add_mutually_exclusive_group()
@@ -137,6 +143,9 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--autoencoder", metavar="NAME", help=f"a hub name, a folder, or {DEFAULT}")
     what.add_argument("--revision", help="the hub's branch, tag or commit")
     what.add_argument("--subfolder", help="where the autoencoder lies in its folder or repository")
+    what.add_argument(
+        "--pixel-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="where a checkpoint takes another"
+    )
     what.add_argument("--dtype", choices=get_args(Dtype), help="what the autoencoder computes in")
     what.add_argument("--size", type=int, metavar="PIXELS", help="the side of the square that is encoded")
     what.add_argument("--crop", choices=get_args(Crop), help="how the square is cut out")
@@ -145,7 +154,7 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--alpha", choices=get_args(Alpha), help="what lies behind transparent pixels")
     what.add_argument("--icc", choices=get_args(Icc), help="whether embedded colour profiles are applied")
     what.add_argument("--min-side", type=int, metavar="PIXELS", help="inexact: decode JPEGs at no more than is needed")
-    what.add_argument("--store", choices=get_args(Store), help="a draw from the posterior, or its mean")
+    what.add_argument("--store", choices=STORES, help="a draw from the posterior, its mean, both moments, or tokens")
     what.add_argument("--scaled", action=argparse.BooleanOptionalAction, help="multiply by the scaling factor")
     what.add_argument("--bits", type=int, metavar="2..8", help="bits of each stored number")
     what.add_argument("--calibrate", metavar="METHOD", help="minmax, percentile, mse, or lloyd-max for code books")
@@ -156,6 +165,8 @@ def _add_encode(commands: Any) -> None:
     how = _add_how(parser)
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
+    how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
+    how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -185,13 +196,15 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
 
 
 _OVERRIDES = (
-    "revision", "subfolder", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side", "store", "scaled",
-    "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
+    "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side",
+    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
 )  # fmt: skip
 
 
 def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
+    from latentq.stages import Profile
+    from latentq.tokens_tsv import dataset_of
 
     _check_source(options.source)
     if options.threads is not None and options.threads < 1:
@@ -202,6 +215,7 @@ def _encode(options: argparse.Namespace) -> int:
             "for training name one, e.g. stabilityai/sdxl-vae",
             file=sys.stderr,
         )
+    profile = Profile()
     card = encode(
         options.source,
         options.out,
@@ -216,14 +230,18 @@ def _encode(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        compiled=options.compile,
+        profile=profile,
         progress=sys.stderr,
         **{name: getattr(options, name) for name in _OVERRIDES},
     )
-    return _tell_counts(Path(options.out), card, card.counts)
+    if options.profile:
+        print("\n".join(profile.table()), file=sys.stderr)
+    return _tell_counts(Path(options.out), dataset_of(Path(options.out)), card, card.counts)
 
 
-def _tell_counts(out: Path, card: UnitCard, counts: Counts | None) -> int:
-    """The last line of a command that works unit by unit."""
+def _tell_counts(named: Path, out: Path, card: UnitCard, counts: Counts | None) -> int:
+    """The last line of a command that works unit by unit in `out`, for what the user `named`."""
     from latentq.units import units_done
 
     if counts is None:
@@ -233,7 +251,29 @@ def _tell_counts(out: Path, card: UnitCard, counts: Counts | None) -> int:
         )
         return 0
     rejects = f", {counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else ", no rejects"
-    print(f"{out}: {counts.samples} samples{rejects}, {_size(_bytes_of(out))}")
+    print(f"{named}: {counts.samples} samples{rejects}, {_size(_bytes_of(named))}")
+    return 0
+
+
+# recipes
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "recipes",
+        _recipes,
+        "list the recipes that encode takes, or show one, to be copied and changed",
+        "  latentq recipes\n  latentq recipes sdxl > mine.toml; latentq encode photos/ out/ --recipe mine.toml",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the recipe to show")
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    if options.name is not None:
+        print(Recipe.text(options.name), end="")
+        return 0
+    _table([(name, Recipe.text(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0
 
 
@@ -281,7 +321,7 @@ def _shards(options: argparse.Namespace) -> int:
         strict=options.strict,
         progress=sys.stderr,
     )
-    return _tell_counts(Path(options.out), card, card.counts)
+    return _tell_counts(Path(options.out), Path(options.out), card, card.counts)
 
 
 # info
@@ -289,10 +329,17 @@ def _shards(options: argparse.Namespace) -> int:
 
 def _add_info(commands: Any) -> None:
     parser = _command(
-        commands, "info", _info, "show what a dataset says of itself", "  latentq info out/\n  latentq info out/ --json"
+        commands,
+        "info",
+        _info,
+        "show what a dataset says of itself",
+        "  latentq info out/\n  latentq info out/ --json\n"
+        "  latentq info out/ --storage --source photos/     what it takes, beside images and floats",
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
     parser.add_argument("--json", action="store_true", help="the whole card as JSON")
+    parser.add_argument("--storage", action="store_true", help="what it takes, beside images, JPEGs and floats")
+    parser.add_argument("--source", metavar="SRC", help="with --storage: what it was made from, to try JPEGs with")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -300,9 +347,16 @@ def _info(options: argparse.Namespace) -> int:
     from latentq.units import units_done
 
     path = _dataset(options.dataset)
+    if options.source is not None and not options.storage:
+        raise _UsageError("--source goes with --storage")
     if not (path / CARD).exists():
+        if options.storage:
+            raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
         return _info_of_shards(path, options.json)
     card = Card.load(path)
+    if options.storage:
+        _storage(path, card, options)
+        return 0
     if options.json:
         print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
         return 0
@@ -313,6 +367,7 @@ def _info(options: argparse.Namespace) -> int:
         rows += [
             ("samples", f"{card.counts.samples} of {card.source.samples} in the {card.source.kind}"),
             ("rejects", f"{card.counts.rejects}"),
+            *([("redone", f"{card.counts.redone} in float32")] if card.counts.redone else ()),
             ("units", f"{card.units} of {card.recipe.unit_size} samples"),
         ]
     changed = f", changed: {', '.join(card.recipe.changed)}" if card.recipe.changed else ""
@@ -330,7 +385,26 @@ def _info(options: argparse.Namespace) -> int:
     _table(rows)
     for name, latent in card.latents.items():
         _print_latent(name, latent)
+    for name, tokens in card.tokens.items():
+        print(f"\n{name}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}")
     return 0
+
+
+def _storage(path: Path, card: Card, options: argparse.Namespace) -> None:
+    from latentq.storage import storage
+
+    if options.source is not None:
+        _check_source(options.source)
+    rows = storage(path, options.source)
+    count = card.counts.samples if card.counts else 0
+    if options.json:
+        print(json.dumps({"samples": count, "storage": [vars(row) for row in rows]}))
+        return
+    width = max(len(row.what) for row in rows)
+    print(f"{'':<{width}} {'total':>10} {'a sample':>12}")
+    for row in rows:
+        total, each = ("-", "-") if row.bytes is None else (_size(row.bytes), _size(round(row.bytes / max(count, 1))))
+        print(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip())
 
 
 def _info_of_shards(path: Path, as_json: bool) -> int:
@@ -482,6 +556,37 @@ def _decode(options: argparse.Namespace) -> int:
     return 0
 
 
+# convert
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn other tools' latents into a dataset, or a dataset into theirs; codes are copied as they are",
+        "  latentq convert imagenet_3gb.pt out/       imagenet_3gb's torch file\n"
+        "  latentq convert vae_mds/ out/              imagenet.int8's folder\n"
+        "  latentq convert tokens.tsv out/            VQGAN's TSV of tokens\n"
+        "  latentq convert out/ imagenet_3gb.pt       and back: by the name to .pt, .tsv, or imagenet.int8's folder",
+    )
+    parser.add_argument(
+        "source", metavar="SRC", help="a dataset, or another tool's file or folder, told by its content"
+    )
+    parser.add_argument("out", metavar="DST", help="what is made; there must be nothing yet")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from latentq.convert import convert
+
+    if not Path(options.source).exists():
+        raise _UsageError(f"{options.source}: no such file or folder")
+    samples = convert(options.source, options.out, progress=sys.stderr)
+    out = Path(options.out)
+    print(f"{out}: {samples} samples, {_size(_bytes_of(out) if out.is_dir() else out.stat().st_size)}")
+    return 0
+
+
 # measure
 
 
@@ -555,6 +660,8 @@ def _table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _bytes_of(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

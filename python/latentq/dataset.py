@@ -18,7 +18,8 @@ from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
-from latentq.layout import LatentColumn, Layout, Scale
+from latentq.layout import Layout, Scale, TokenColumn
+from latentq.noise import noise
 from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
 
@@ -42,9 +43,12 @@ class Samples(list[dict[str, Any]]):
 class LatentDataset(Dataset[dict[str, Any]]):
     """A latent dataset's folder as a torch map-style dataset.
 
-    A sample is a dict. A single latent column is called `latent` and is a (C, h, w) tensor; `label` is an int;
-    `label_text`, `caption` and `key` are strings. Where several columns hold the same kind of thing, each keeps the
-    name it has in the shards.
+    A sample is a dict. A single latent column is called `latent` and is a (C, h, w) tensor; `tokens` is an (h, w) int64
+    tensor; `label` is an int; `label_text`, `caption` and `key` are strings. Where several columns hold the same kind
+    of thing, each keeps the name it has in the shards.
+
+    Where moments are stored, every reading draws a latent from them anew, by torch's own generator; a loader's noise is
+    a function of (seed, epoch, sample).
 
     It may be used in DataLoader workers under fork, spawn and forkserver; files are opened where they are read.
 
@@ -52,8 +56,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         path: The folder.
         columns: Which of the columns a sample has, by their names in samples or in the shards; None for all.
         dtype: Of latents: float32, float16 or bfloat16; or uint8, for the codes as they are stored.
-        scale: `raw`, as the autoencoder gave them; `scaled`, times its scaling factor; `normalized`, to mean 0 and
-            standard deviation 1 in each channel by the card's statistics.
+        scale: `raw`, as the autoencoder gave them; `scaled`, (raw - shift factor) * scaling factor; `normalized`, to
+            mean 0 and standard deviation 1 in each channel by the card's statistics.
         recipe: For a folder without a card: the recipe it was made with, or its name or file.
         quantizer: For a folder without a card: what the codes mean, where the recipe does not say or says otherwise.
         transform: Called with each sample; what it returns takes the sample's place.
@@ -105,7 +109,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __repr__(self) -> str:
         layout = self.layout
-        latents = ", ".join(f"{name}: {column.shape}" for name, column in layout.latents.items())
+        latents = ", ".join(f"{name}: {column.shape}" for name, column in layout.encoded.items())
         return (
             f"LatentDataset({str(self.path)!r}, {len(self):,} samples, {latents or 'no latents'}, "
             f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.stored)})"
@@ -152,9 +156,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
             empty: Makes the tensors to read into.
         """
         indices = checked_indices(indices, len(self))
-        latents = self.layout.latents
-        raw = {name: empty((len(indices), column.nbytes), torch.uint8) for name, column in latents.items()}
-        out = {latents[name].stored: tensor.numpy() for name, tensor in raw.items()}
+        encoded = self.layout.encoded
+        raw = {name: empty((len(indices), column.nbytes), torch.uint8) for name, column in encoded.items()}
+        out = {encoded[name].stored: tensor.numpy() for name, tensor in raw.items()}
         values = self._reader.gather(indices, list(self.layout.stored.values()), out=out)
         return {
             name: raw[name] if name in raw else self._value(name, values[stored])
@@ -162,11 +166,27 @@ class LatentDataset(Dataset[dict[str, Any]]):
         }
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
-        """The batch that `read` has begun, its latents decoded on the device where they are."""
-        latents = self.layout.latents
+        """The batch that `read` has begun, its latents decoded on the device where they are.
+
+        Where moments are stored and the batch has `noise_key(name)`, latents are drawn with that noise.
+        """
+        keys = {noise_key(name) for name in batch}
         return {
-            name: self._decoded(latents[name], value, empty) if name in latents else value
+            name: self._decoded(name, value, batch.get(noise_key(name)), empty)
+            if name in self.layout.encoded
+            else value
             for name, value in batch.items()
+            if name not in keys
+        }
+
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
+        """The noise by which a loader draws the latents of some samples from their moments, for `decode_batch`."""
+        drawn = [(name, column.shape) for name, column in self.layout.latents.items() if column.moments]
+        return {
+            noise_key(name): empty((len(indices), *shape), torch.float32).copy_(
+                torch.from_numpy(noise(seed, indices, stream, shape, epoch=epoch))
+            )
+            for stream, (name, shape) in enumerate(drawn)
         }
 
     def loader(self, batch_size: int, **options: Any) -> LatentLoader:
@@ -184,7 +204,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     @property
     def resident_bytes(self) -> int:
         """The memory that `to_device` takes: the latents as they are stored, and 8 bytes a label."""
-        latents = sum(column.nbytes for column in self.layout.latents.values())
+        latents = sum(column.nbytes for column in self.layout.encoded.values())
         return len(self) * (latents + 8 * len(self.layout.labels))
 
     def to_device(self, device: str | torch.device = "cuda") -> ResidentDataset:
@@ -199,7 +219,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return ResidentDataset(self, device)
 
     def decode(self, index: int, *, autoencoder: Autoencoder | None = None) -> Image:
-        """A sample's latent as a picture; the first where it has several.
+        """A sample's latent or tokens as a picture; the first where it has several. Of moments the mean is decoded.
 
         Args:
             index: The sample.
@@ -213,21 +233,34 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         from latentq.decode import autoencoder_for, decode_latents
 
-        if not self.layout.latents:
+        if not self.layout.encoded:
             raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.stored)}")
         if autoencoder is None:
             if self.card is None:
                 raise LatentqError(f"{self.path} has no {CARD}: say which autoencoder decodes it")
             autoencoder = autoencoder_for(self.card)
-        name, column = next(iter(self.layout.latents.items()))
-        raw = column.in_scale(self.path, self.card, "raw")
-        latent = raw.decode(self.read([index])[name], torch.float32)
-        return fromarray(decode_latents(autoencoder, latent)[0])
+        return fromarray(decode_latents(autoencoder, self.decodable([index]))[0])
 
-    def _decoded(self, column: LatentColumn, raw: torch.Tensor, empty: Empty) -> torch.Tensor:
-        dtype = self.layout.dtype
+    def decodable(self, indices: Indices) -> torch.Tensor:
+        """What an autoencoder decodes of some samples, of their first latents or tokens.
+
+        Returns:
+            Unscaled latents, (N, C, h, w) float32; of moments the means; or tokens, (N, h, w) int64.
+        """
+        name, column = next(iter(self.layout.encoded.items()))
+        raw = self.read(indices)[name]
+        if isinstance(column, TokenColumn):
+            return column.decode(raw, torch.int64)
+        column = column.in_scale(self.path, self.card, "raw")
+        return column.decode(raw, torch.float32, noise=torch.zeros(len(raw), *column.shape))
+
+    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
+        column = self.layout.encoded[name]
+        dtype = column.decoded_type(self.layout.dtype)
         out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
-        return column.decode(raw, dtype, out=out)
+        if isinstance(column, TokenColumn):
+            return column.decode(raw, dtype, out=out)
+        return column.decode(raw, dtype, out=out, noise=noise)
 
     def _value(self, name: str, values: Any) -> Any:
         if name not in self.layout.labels:
@@ -239,6 +272,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise FormatError(
                 f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no label's number"
             ) from None
+
+
+def noise_key(name: str) -> str:
+    """Under which the noise for a column of moments lies in a batch that is not decoded yet."""
+    return f"noise of {name}"
 
 
 def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latentq._core import LatentqError, MismatchError
 from latentq.autoencoders import Autoencoder, load_autoencoder, weight_hash
-from latentq.card import Card, LatentFacts
+from latentq.card import Card
 from latentq.originals import Originals
 from latentq.recipe import FLOATS
 from latentq.sources import Sample
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from latentq.dataset import LatentDataset
+    from latentq.layout import Layout
 
 _MARGIN, _LINE, _CAPTION = 6, 15, 210  # pixels
 
@@ -59,10 +59,10 @@ def autoencoder_for(
     try:
         network = load_autoencoder(
             name or options.model,
-            dtype=options.dtype,
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
+            pixel_range=options.pixel_range,
         )
     except LatentqError as error:
         hint = "" if name else " (the dataset was made with it: say where it is with --autoencoder)"
@@ -77,20 +77,29 @@ def autoencoder_for(
 
 
 def latent_name(path: str | os.PathLike[str], card: Card, column: str | None) -> str:
-    """The latent column that is meant: the first where None. Raises LatentqError where there is none of that name."""
-    name = column or next(iter(card.latents))
-    if name not in card.latents:
-        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(card.latents)}")
+    """The column of latents, moments or tokens that is meant: the first where None.
+
+    Raises:
+        LatentqError: There is none of that name.
+    """
+    encoded = card.recipe.encoded()
+    name = column or next(iter(encoded))
+    if name not in encoded:
+        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(encoded)}")
     return name
 
 
 def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8]:
-    """(n, C, h, w) unscaled latents to (n, S, S, 3) uint8 pixels, rounded to nearest."""
+    """(n, C, h, w) unscaled latents, or (n, h, w) tokens, to (n, S, S, 3) uint8 pixels, rounded to nearest."""
     import torch
 
     low, high = network.pixel_range
+    stored = torch.as_tensor(latents)
+    decode: Any = network.decode if stored.is_floating_point() else getattr(network, "decode_tokens", None)
+    if decode is None:
+        raise LatentqError(f"{network.name} has no code book: it decodes no tokens")
     with torch.no_grad():
-        pixels = network.decode(torch.as_tensor(latents))
+        pixels = decode(stored)
     levels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)
     array: NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return array
@@ -139,31 +148,35 @@ def pictures(
     rows = []
     originals = Originals(path, card, name, source, network, device=device) if source is not None else None
     for number in numbers:
-        stored = decode_latents(network, _latent(dataset, number)[None].to(device))[0]
+        stored = decode_latents(network, dataset.decodable([number]).to(device))[0]
         if originals is None:
             rows.append([Picture(stored, (f"#{number}",))])
         else:
-            rows.append(_compare(originals, card.latents[name], number, stored))
+            rows.append(_compare(originals, dataset.layout, number, stored))
     return rows
 
 
-def _latent(dataset: LatentDataset, number: int) -> torch.Tensor:
-    sample: dict[str, Any] = dataset[number]
-    latent: torch.Tensor = next(value for value in sample.values() if getattr(value, "ndim", 0) == 3)
-    return latent
+def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
+    """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given.
 
+    Of tokens there are two: what the autoencoder makes of a picture is the stored one.
+    """
+    from latentq.layout import TokenColumn
 
-def _compare(originals: Originals, facts: LatentFacts, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
-    """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given."""
+    column = next(iter(layout.encoded.values()))
     sample = originals.sample(index)
     pixels, latents = originals.encode([index])
     original = pixels[0].transpose(1, 2, 0)
-    elements = int(np.prod(facts.shape))
     result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
-    for title, decoded, size in (
-        ("float32", decode_latents(originals.network, latents)[0], elements * 4),
-        (_title(facts.quantizer), stored, facts.quantizer.packed_bytes(elements)),
-    ):
+    if isinstance(column, TokenColumn):
+        made = [("tokens", stored, column.nbytes)]
+    else:
+        title = f"{'moments, ' if column.moments else ''}{_title(column.facts.quantizer)}"
+        made = [
+            ("float32", decode_latents(originals.network, latents)[0], latents[0].size * 4),
+            (title, stored, column.nbytes),
+        ]
+    for title, decoded, size in made:
         value = psnr(decoded, original)
         result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
     return result

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from latentq import _core
 
-__all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_batch", "resize"]
+__all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_batch", "load_sizes", "resize"]
 
 Alpha: TypeAlias = Literal["white", "black", "drop"]
 Icc: TypeAlias = Literal["srgb", "ignore"]
@@ -184,22 +184,82 @@ def load_batch(
         The array, uint8 (N, 3, size, size) or (N, size, size, 3), which is `out` if that was given; and for each item
         None, its OSError or its ImageError.
     """
+    arrays, errors = load_sizes(
+        items,
+        [size],
+        threads=threads,
+        out=None if out is None else [out],
+        layout=layout,
+        crop=crop,
+        filter=filter,
+        orient=orient,
+        alpha=alpha,
+        icc=icc,
+        min_side=min_side,
+        max_pixels=max_pixels,
+    )
+    return arrays[0], errors
+
+
+def load_sizes(
+    items: Sequence[Item],
+    sizes: Sequence[int],
+    *,
+    threads: int = 1,
+    out: Sequence[NDArray[np.uint8]] | None = None,
+    layout: Layout = "chw",
+    crop: Crop = "center",
+    filter: Filter = "bicubic",
+    orient: bool = True,
+    alpha: Alpha = "white",
+    icc: Icc = "srgb",
+    min_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[list[NDArray[np.uint8]], list[Exception | None]]:
+    """`load_batch` for several sizes, each image decoded once: the same pixels as one size at a time.
+
+    Args:
+        items: See `load_batch`; so are the options that are not said here.
+        sizes: See `fit`.
+        threads: See `load_batch`.
+        out: Where to write: an array for each size.
+        layout: See `load_batch`.
+        crop: See `fit`.
+        filter: See `fit`.
+        orient: See `decode`.
+        alpha: See `decode`.
+        icc: See `decode`.
+        min_side: See `decode`.
+        max_pixels: See `decode`.
+
+    Returns:
+        For each size its array; and for each item None or its error.
+    """
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}")
+    for size in sizes:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, not {size}")
     if layout not in ("chw", "hwc"):
         raise ValueError(f"unknown layout {layout!r}: chw or hwc")
-    shape = (len(items), 3, size, size) if layout == "chw" else (len(items), size, size, 3)
-    if out is None:
-        out = np.empty(shape, dtype=np.uint8)
-    elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"out must be a writable C-contiguous uint8 array of shape {shape}")
+    shapes = [(len(items), 3, side, side) if layout == "chw" else (len(items), side, side, 3) for side in sizes]
+    given = [None] * len(shapes) if out is None else out
+    arrays = [_out(array, shape) for array, shape in zip(given, shapes, strict=True)]
     sources = [_source(item) for item in items]
+    flat = [array.reshape(-1) for array in arrays]
     errors = _core.image_load_batch(
-        sources, size, threads, out.reshape(-1), layout, crop, filter, orient, alpha, icc, min_side, max_pixels
+        sources, list(sizes), threads, flat, layout, crop, filter, orient, alpha, icc, min_side, max_pixels
     )
-    return out, errors
+    return arrays, errors
+
+
+def _out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The array to write to."""
+    if out is None:
+        return np.empty(shape, dtype=np.uint8)
+    if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out must be a writable C-contiguous uint8 array of shape {shape}")
+    return out
 
 
 def info(data: Item) -> ImageInfo:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import FormatError, LatentqError, MismatchError, RecipeError
-from latentq.card import CARD, Card, LatentFacts
+from latentq.card import CARD, TOKEN_DTYPES, Card, LatentFacts, TokenFacts
 from latentq.quantizer import Quantizer
 from latentq.recipe import FLOATS, Column, Recipe
 
@@ -29,9 +29,12 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 class LatentColumn:
     """One latent column, from stored bytes to values: value = (dequantised - shift) * factor, for each channel.
 
+    Where it holds moments, the dequantised are drawn from them: mean + exp(log-variance / 2) * noise.
+
     Attributes:
         stored: Its name in the shards.
         facts: Its shape, and the quantiser and statistics of what is stored.
+        moments: Whether that is means and log-variances.
         scaled: Whether what is stored is already multiplied by the scaling factor.
         quantizer: What the codes mean, `shift` and `factor` included where the codes are integers.
         shift: Of float kinds; empty where it is 0.
@@ -40,6 +43,7 @@ class LatentColumn:
 
     stored: str
     facts: LatentFacts
+    moments: bool
     scaled: bool
     quantizer: Quantizer
     shift: tuple[float, ...] = ()
@@ -48,7 +52,8 @@ class LatentColumn:
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, h, w) of a sample."""
-        return self.facts.shape
+        channels, height, width = self.facts.shape
+        return (channels // 2 if self.moments else channels), height, width
 
     @property
     def is_float(self) -> bool:
@@ -58,25 +63,40 @@ class LatentColumn:
     @property
     def nbytes(self) -> int:
         """The bytes of a stored sample."""
-        return self.quantizer.packed_bytes(prod(self.shape))
+        return self.quantizer.packed_bytes(prod(self.facts.shape))
 
-    def decode(self, raw: torch.Tensor, dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    def decoded_type(self, dtype: torch.dtype) -> torch.dtype:
+        """The type of its values in a dataset of a dtype."""
+        return dtype
+
+    def decode(
+        self,
+        raw: torch.Tensor,
+        dtype: torch.dtype,
+        *,
+        out: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The values of stored samples, on the device where these are.
 
         Args:
             raw: uint8 (N, nbytes).
             dtype: float32, float16 or bfloat16; or uint8, for the codes themselves.
             out: Where to put them, of the result's shape and dtype.
+            noise: For moments: float32 (N, *shape), standard normal; None draws it by torch's own generator.
 
         Returns:
             (N, *shape) of the given dtype.
         """
-        codes: torch.Tensor = self.quantizer.unpack(raw, (len(raw), *self.shape))
+        codes: torch.Tensor = self.quantizer.unpack(raw, (len(raw), *self.facts.shape))
+        if self.moments:
+            mean, logvar = self.quantizer.dequantize(codes, dtype=torch.float32).chunk(2, 1)
+            codes = mean + (logvar / 2).exp() * (torch.randn_like(mean) if noise is None else noise)
         if self.factor:
             channels = (-1, *(1 for _ in self.shape[1:]))
             shift, factor = (torch.tensor(x, device=raw.device).view(channels) for x in (self.shift, self.factor))
             codes = (codes.float() - shift) * factor
-        elif dtype != torch.uint8 and not self.is_float:
+        elif dtype != torch.uint8 and not self.is_float and not self.moments:
             values: torch.Tensor = self.quantizer.dequantize(codes, dtype=dtype, out=out)
             return values
         return codes.to(dtype) if out is None else out.copy_(codes)
@@ -86,13 +106,15 @@ class LatentColumn:
 
         Args:
             path: The dataset, for messages.
-            card: Says the scaling factor.
-            scale: `raw` as the autoencoder gave them, `scaled` times its scaling factor, or `normalized` to mean 0 and
-                standard deviation 1 in each channel.
+            card: Says the scaling factor and the shift factor.
+            scale: `raw` as the autoencoder gave them, `scaled` as (raw - shift factor) * scaling factor, or
+                `normalized` to mean 0 and standard deviation 1 in each channel.
         """
         channels = self.shape[0]
         if scale == "normalized":
             statistics = self.facts.statistics
+            if self.moments:
+                raise LatentqError(f"{path}: column {self.stored!r} holds moments, and 'normalized' is for latents")
             if statistics is None:
                 raise LatentqError(f"{path}: scale='normalized' needs the statistics of a card")
             std = np.array(statistics.std)
@@ -102,11 +124,48 @@ class LatentColumn:
         elif card is None:
             raise LatentqError(f"{path}: scale={scale!r} needs the scaling factor of a card")
         else:
-            sf = card.autoencoder.scaling_factor
-            shift, factor = np.zeros(channels), np.full(channels, sf if scale == "scaled" else 1 / sf)
-        if self.is_float:
+            by, less = card.autoencoder.scaling_factor, card.autoencoder.shift_factor
+            one_shift, one_factor = (less, by) if scale == "scaled" else (-less * by, 1 / by)
+            shift, factor = np.full(channels, one_shift), np.full(channels, one_factor)
+        if self.is_float or self.moments:
             return replace(self, shift=tuple(shift.tolist()), factor=tuple(factor.tolist()))
         return replace(self, quantizer=_folded(self.facts.quantizer, shift, factor))
+
+
+@dataclass(frozen=True)
+class TokenColumn:
+    """One column of tokens, from stored bytes to int64.
+
+    Attributes:
+        stored: Its name in the shards.
+        facts: Its shape, stored type and code book.
+    """
+
+    stored: str
+    facts: TokenFacts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(h, w) of a sample."""
+        return self.facts.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a stored sample."""
+        return prod(self.shape) * np.dtype(self.facts.dtype).itemsize
+
+    def decoded_type(self, _dtype: torch.dtype) -> torch.dtype:
+        """int64, whatever the dtype of latents."""
+        return torch.int64
+
+    def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The tokens of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) int64."""
+        if self.facts.dtype == "uint16":  # of which torch can do little
+            tokens = raw.view(torch.int16).to(torch.int64) & 0xFFFF
+        else:
+            tokens = raw.view(torch.int32).to(torch.int64)
+        tokens = tokens.reshape(len(raw), *self.shape)
+        return tokens if out is None else out.copy_(tokens)
 
 
 @dataclass(frozen=True)
@@ -118,7 +177,7 @@ class Layout:
         card: Its card; None where there is none.
         recipe: What made it.
         stored: The names of the columns in the shards, by their names in samples, in the order of a sample.
-        latents: Those of them that hold latents, by their names in samples.
+        encoded: Those of them that hold latents, moments or tokens, by their names in samples.
         dtype: In which latents are given.
         scale: In which latents are given.
     """
@@ -127,9 +186,14 @@ class Layout:
     card: Card | None
     recipe: Recipe
     stored: Mapping[str, str]
-    latents: Mapping[str, LatentColumn]
+    encoded: Mapping[str, LatentColumn | TokenColumn]
     dtype: torch.dtype
     scale: Scale
+
+    @property
+    def latents(self) -> dict[str, LatentColumn]:
+        """The columns that give latents, by their names in samples."""
+        return {name: column for name, column in self.encoded.items() if isinstance(column, LatentColumn)}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -157,9 +221,11 @@ class Layout:
         known = _recipe_of(path, card, recipe, quantizer)
         names = _sample_names(known, there)
         selected = _selected(names, columns)
-        latents = {}
+        encoded: dict[str, LatentColumn | TokenColumn] = {}
         for name, stored in selected.items():
             column = known.columns[stored]
+            if column.content == "tokens":
+                encoded[name] = TokenColumn(stored, card.tokens[stored] if card else _tokens_of(path, stored, column))
             if not column.is_latent:
                 continue
             if card is not None and stored not in card.latents:
@@ -168,10 +234,13 @@ class Layout:
             if facts.quantizer.channels != facts.shape[0]:
                 of = f"{facts.shape[0]} channels, and its quantiser {facts.quantizer.channels}"
                 raise MismatchError(f"{path}: column {stored!r} has {of}")
-            latents[name] = LatentColumn(stored, facts, column.scaled, facts.quantizer).in_scale(path, card, scale)
-            if dtype == torch.uint8 and latents[name].is_float:
-                raise ValueError(f"{path}: column {stored!r} is stored as {facts.quantizer.kind} and has no codes")
-        return cls(path, card, known, selected, latents, dtype, scale)
+            moments = column.content == "moments"
+            latent = LatentColumn(stored, facts, moments, column.scaled, facts.quantizer).in_scale(path, card, scale)
+            if dtype == torch.uint8 and (latent.is_float or moments):
+                kind = "moments" if moments else facts.quantizer.kind
+                raise ValueError(f"{path}: column {stored!r} is stored as {kind} and its latents have no codes")
+            encoded[name] = latent
+        return cls(path, card, known, selected, encoded, dtype, scale)
 
     def check_agreement(self, other: Layout) -> None:
         """Refuses a dataset whose samples are made of something else than this one's.
@@ -190,7 +259,7 @@ class Layout:
             traits.append(("autoencoder", self.recipe.autoencoder.model, self.recipe.autoencoder.model))
         else:
             network = self.card.autoencoder
-            made_by = (network.weights or network.name, network.scaling_factor)
+            made_by = (network.weights or network.name, network.scaling_factor, network.shift_factor)
             text = f"{network.name} (weights {network.weights or 'none'}, scaling factor {network.scaling_factor:g})"
             traits.append(("autoencoder", made_by, text))
         for name, column in sorted(self.latents.items()):
@@ -200,7 +269,11 @@ class Layout:
                 (f"shape of {name!r}", column.shape, str(column.shape)),
                 (f"quantiser of {name!r}", quantizer, f"{quantizer.bits}-bit {quantizer.kind} ({ranges})"),
                 (f"stored scale of {name!r}", column.scaled, "scaled" if column.scaled else "raw"),
+                (f"moments in {name!r}", column.moments, str(column.moments).lower()),
             ]
+        for name, tokens in sorted(self.encoded.items()):
+            if isinstance(tokens, TokenColumn):
+                traits.append((f"tokens of {name!r}", tokens.facts, f"{tokens.facts.codebook_size}, {tokens.shape}"))
         return [*traits, ("scale", self.scale, self.scale), ("dtype", self.dtype, str(self.dtype))]
 
 
@@ -226,8 +299,10 @@ def _sample_names(recipe: Recipe, there: Mapping[str, str]) -> dict[str, str]:
             raise MismatchError(
                 f"recipe {recipe.name} has a column {name!r}, and the shards have {', '.join(there) or 'none'}"
             )
-    count = Counter(column.content for column in present.values())
-    return {name: column.content if count[column.content] == 1 else name for name, column in present.items()}
+    # What a sample has of moments is a latent.
+    holds = {name: "latent" if column.content == "moments" else column.content for name, column in present.items()}
+    count = Counter(holds.values())
+    return {name: content if count[content] == 1 else name for name, content in holds.items()}
 
 
 def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[str, str]:
@@ -263,6 +338,16 @@ def _facts_of(path: Path, name: str, column: Column, quantizer: Quantizer | None
         else:
             raise RecipeError(f"{path}: there is no card with the range of column {name!r}: give a quantizer")
     return LatentFacts(shape=shape, quantizer=quantizer)
+
+
+def _tokens_of(path: Path, name: str, column: Column) -> TokenFacts:
+    """The shape and type of a column of tokens without a card, as the recipe's encoding or shape says them."""
+    parts = column.encoding.split(":")
+    dtype = parts[1] if parts[0] == "ndarray" and len(parts) > 1 else "uint16"
+    shape = column.shape or tuple(int(side) for side in parts[2].split(",")) if len(parts) == 3 else column.shape
+    if dtype not in TOKEN_DTYPES or len(shape) != 2:
+        raise RecipeError(f"{path}: there is no card, and the recipe does not say shape and type of column {name!r}")
+    return TokenFacts(shape, dtype, TOKEN_DTYPES[dtype])
 
 
 def _folded(quantizer: Quantizer, shift: FloatArray, factor: FloatArray) -> Quantizer:

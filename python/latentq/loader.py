@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from latentq.buffers import Empty, Recycled, pinned, private
-from latentq.dataset import Batch
+from latentq.dataset import Batch, samples_of
 from latentq.order import Order, bernoulli, slice_of
 from latentq.processors import processors
 
@@ -28,11 +28,11 @@ class Source(Protocol):
     def read(self, indices: NDArray[np.int64], *, empty: Empty) -> Batch:
         """A batch whose latents are as stored, in tensors that `empty` makes."""
 
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty) -> Batch:
+        """What is to be added to such a batch where latents are drawn from moments."""
+
     def decode_batch(self, batch: Batch, *, empty: Empty) -> Batch:
         """The same with its latents decoded, on the device where they are."""
-
-    def __getitems__(self, indices: NDArray[np.int64]) -> list[Any]:
-        """Samples, transformed."""
 
 
 class LatentLoader:
@@ -49,7 +49,8 @@ class LatentLoader:
         source: What to read from.
         batch_size: Samples in a batch, on each rank.
         shuffle: Whether an epoch's samples are permuted, as a whole.
-        seed: Of the permutation and the dropouts; at least 0.
+        seed: Of the permutation, the dropouts, and the noise by which latents are drawn from stored moments, a function
+            of (seed, epoch, sample); at least 0.
         drop_last: Whether a last batch that is not full on every rank is left out.
         device: Where batches go, latents as they are stored, to be decoded there. None leaves them on the CPU.
         threads: How many prepare batches; None for one on each CPU, at most 4.
@@ -197,14 +198,14 @@ class LatentLoader:
         """This rank's part of a global batch, on a thread of the pool."""
         positions, valid = slice_of(start, stop, self.rank, self.world_size)
         indices = self.order.indices(epoch, positions)
+        batch = self.source.read(indices, empty=empty)
+        batch |= self.source.noise_of(indices, self.order.seed, epoch, empty=empty)
         if self.source.transform is not None:
-            batch: Batch = default_collate(self.source.__getitems__(indices))
+            batch = default_collate(samples_of(self.source.decode_batch(batch, empty=private), self.source.transform))
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
         elif self.device is None:
-            batch = self.source.decode_batch(self.source.read(indices, empty=empty), empty=empty)
-        else:
-            batch = self.source.read(indices, empty=empty)
+            batch = self.source.decode_batch(batch, empty=empty)
         batch["valid"] = torch.from_numpy(valid)
         for salt, (name, probability) in enumerate(self.dropouts.items()):
             if probability:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from latentq._core import LatentqError
 from latentq.quantizer import Quantizer
 
 __all__ = ["Row", "load", "main_table", "measure", "of_dataset", "print_table"]
@@ -261,12 +262,14 @@ def of_dataset(
 
     card = Card.load(path)
     name = latent_name(path, card, column)
+    if name in card.tokens:
+        raise LatentqError(f"{path}: column {name!r} holds tokens, which no quantiser is for")
     dataset = LatentDataset(path, columns=[name])
     count = min(len(dataset), SAMPLES)
     indices = [place * len(dataset) // count for place in range(count)]
     network = autoencoder_for(card, autoencoder) if source is not None or autoencoder is not None else None
     if source is None or network is None:
-        return next(iter(dataset.batch(indices).values())).numpy(), network, None
+        return dataset.decodable(indices).numpy(), network, None
     originals = Originals(path, card, name, source, network)
     parts = [originals.encode(indices[start : start + _BATCH]) for start in range(0, count, _BATCH)]
     return np.concatenate([latents for _, latents in parts]), network, np.concatenate([images for images, _ in parts])

@@ -89,6 +89,10 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         """The batch that `read` has begun, its latents decoded on the device where they are."""
         return self.datasets[0].decode_batch(batch, empty=empty)
 
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
+        """As of `LatentDataset`, by the numbers that samples have in the mixture."""
+        return self.datasets[0].noise_of(indices, seed, epoch, empty=empty)
+
     def loader(self, batch_size: int, *, shuffle: bool = False, seed: int = 0, **options: Any) -> LatentLoader:
         """A loader of the mixture's batches: see `LatentLoader` for the options."""
         order = Order(self.sizes, self.shares, shuffle, seed)

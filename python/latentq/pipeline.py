@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import queue
-import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,18 @@ from latentq.plan import (
 from latentq.processors import processors
 from latentq.progress import Progress
 from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
-from latentq.quantizer import Calibrator, Counts, Moments, Quantizer
-from latentq.recipe import FLOATS, Column, Recipe
+from latentq.quantizer import Calibrator, Moments, Quantizer
+from latentq.recipe import FLOATS, Recipe
 from latentq.sources import Captions, Listing, Sample, Source
 from latentq.sources.listing import REJECTED, fetch, reason_of
+from latentq.stages import IMAGES, LIST, NETWORK, WRITE, Profile, ahead, behind
+from latentq.tokens_tsv import check_table, dataset_of, write_table
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
+
+if TYPE_CHECKING:
+    import torch
+
+    from latentq.network import Encoder, Flight
 
 _HASHES = ("xxh3_64",)
 _T = TypeVar("_T")
@@ -56,6 +63,8 @@ def encode(
     rank: int | None = None,
     world_size: int | None = None,
     strict: bool = False,
+    compiled: bool = False,
+    profile: Profile | None = None,
     progress: TextIO | None = None,
     **overrides: Any,
 ) -> Card:
@@ -64,18 +73,22 @@ def encode(
     Args:
         source: A folder of images (class sub-folders become labels), a table of image paths, archives or whatever else
             `latentq.sources.open_source` takes, or any `Source`.
-        out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source.
+        out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source. A name that
+            ends with `.tsv` gets tokens as VQGAN-f16-16384's page writes them, and the dataset is in `NAME.latentq`.
         recipe: A recipe, its name, or the path of its TOML file; `default` where there is none.
         autoencoder: Instead of the recipe's: a name, a folder, or any object that is an `Autoencoder`.
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
         class_names: A file of two columns, class folder and readable name.
         captions: Where captions are, as of `open_source`.
         device: Where the autoencoder computes; `cuda:LOCAL_RANK` where there is one, else `cpu`; an object's own place.
-        batch_size: How many images the autoencoder is given at once.
+        batch_size: How many images the autoencoder is given at once; half of it, again and again, where the device's
+            memory is not enough.
         threads: How many threads decode images; one for each processor where None.
         rank: Which of `world_size` processes this is; from the environment (RANK) where None.
         world_size: How many processes share the work; from the environment (WORLD_SIZE) where None.
         strict: Whether the first sample that cannot be encoded ends the run.
+        compiled: Whether torch compiles the autoencoder; latents may then differ in the last bit.
+        profile: Is told how long each stage works and waits.
         progress: Where progress is told; None tells nothing.
         overrides: Fields of the recipe to change, as `Recipe.override` names them.
 
@@ -87,7 +100,8 @@ def encode(
         OSError: A folder cannot be read or written.
         ValueError: An argument is out of range.
     """
-    out = Path(out)
+    named = Path(out)
+    out = dataset_of(named)
     rank, world_size = ranks(rank, world_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -98,9 +112,12 @@ def encode(
     parent = Card.load(like) if like is not None else None
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
+    check_table(named, recipe)
 
     opened = open_for(source, out, class_names, like, captions)
-    listing = settle_listing(opened, out, first=rank == 0)
+    profile = profile or Profile()
+    with profile.timing(LIST, "worked"):
+        listing = settle_listing(opened, out, first=rank == 0)
     network: Any = autoencoder
     if network is None or isinstance(network, str | os.PathLike):
         device = device or _device()
@@ -108,15 +125,19 @@ def encode(
         options = recipe.autoencoder
         network = load_autoencoder(
             network or options.model,
-            dtype=options.dtype,
             device=device,
             revision=options.revision,
             subfolder=options.subfolder,
+            pixel_range=options.pixel_range,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
     device = device or _device_of(network)
     _check_device(device)
-    job = _Job(opened, listing, network, plan, uncalibrated, device, batch_size, threads, strict)
+    from latentq.network import Encoder
+
+    encoder = Encoder(network, plan.recipe.autoencoder, device, compiled=compiled)
+    batch_size = min(batch_size, recipe.unit_size, max(1, len(listing.samples)))
+    job = _Job(opened, listing, encoder, plan, uncalibrated, batch_size, threads, strict, profile)
 
     share = share_of(listing.units(recipe.unit_size), rank, world_size)
     with Progress(sum(map(len, share.values())), "encode", progress) as bar:
@@ -131,6 +152,7 @@ def encode(
     card = finish(out, card)
     if card.counts is not None and not card.counts.samples:
         raise LatentqError(f"none of the {card.source.samples} samples could be encoded: see {out / REJECTS}")
+    write_table(named)
     return card
 
 
@@ -140,13 +162,18 @@ class _Job:
 
     source: Source
     listing: Listing
-    network: Any
+    encoder: Encoder
     card: Card
     uncalibrated: tuple[str, ...]
-    device: str
     batch_size: int
     threads: int
     strict: bool
+    profile: Profile
+
+    @property
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Of the columns of latents and moments."""
+        return {name: facts.quantizer for name, facts in self.card.latents.items()}
 
 
 def _device() -> str:
@@ -185,7 +212,7 @@ def _published_card(out: Path, job: _Job, bar: Progress, *, frozen: bool) -> Car
         if job.uncalibrated:
             bar.note(f"calibrating on {min(card.recipe.calibration, card.source.samples)} images")
             latents = dict(card.latents)
-            for name, quantizer in _calibrate(job).items():
+            for name, quantizer in _halving(job, bar, _calibrate).items():
                 latents[name] = replace(latents[name], quantizer=quantizer)
             card = replace(card, latents=latents)
         publish_listing(out, job.listing)
@@ -207,14 +234,15 @@ class _Batch:
     Attributes:
         unit: The unit's number.
         numbers: The samples' numbers in the source, n of them.
-        pixels: For each size: (B, 3, S, S) uint8, B >= n; rows of samples that failed, and those past n, are zero.
+        pixels: For each size: (B, 3, S, S) uint8, B >= n, in memory of the encoder's `host`; rows of samples that
+            failed, and those past n, are zero.
         failed: What the image stage refused, by place in the batch.
         last: Whether it is the unit's last.
     """
 
     unit: int
     numbers: Sequence[int]
-    pixels: dict[int, NDArray[np.uint8]]
+    pixels: dict[int, torch.Tensor]
     failed: dict[int, tuple[str, Exception]]
     last: bool
 
@@ -226,7 +254,7 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
     shape, since a network's results may depend, in the last bit, on the shape that it is given.
     """
     options = job.card.recipe.image.options()
-    sizes = sorted({column.size for column in job.card.recipe.latents().values()})
+    sizes = sorted({column.size for column in job.card.recipe.encoded().values()})
     for unit, numbers in units:
         count = -(-len(numbers) // job.batch_size)
         length = -(-len(numbers) // count)
@@ -234,21 +262,20 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             chosen = numbers[start : start + length]
             samples = [job.listing.samples[number] for number in chosen]
             failed: dict[int, tuple[str, Exception]] = {}
-            pixels = {}
+            pixels = {size: job.encoder.host((length, 3, size, size)) for size in sizes}
             data = []
             for place, sample in enumerate(samples):
                 datum, refusal = fetch(job.source, sample)
                 data.append(datum)
                 if refusal is not None:
                     failed[place] = refusal
-            for size in sizes:
-                pixels[size] = np.zeros((length, 3, size, size), np.uint8)
-                _, errors = image.load_batch(data, size, threads=job.threads, out=pixels[size][: len(data)], **options)
-                for place, error in enumerate(errors):
-                    if isinstance(error, OSError) and error.errno not in REJECTED:
-                        raise error  # of the machine, not of the file: the unit can be encoded another time
-                    if error is not None:
-                        failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
+            out = [of_size.numpy()[: len(data)] for of_size in pixels.values()]
+            _, errors = image.load_sizes(data, sizes, threads=job.threads, out=out, **options)
+            for place, error in enumerate(errors):
+                if isinstance(error, OSError) and error.errno not in REJECTED:
+                    raise error  # of the machine, not of the file: the unit can be encoded another time
+                if error is not None:
+                    failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
             for place, sample in enumerate(samples):
                 try:
                     sample.key.encode()
@@ -257,129 +284,75 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             yield _Batch(unit, chosen, pixels, failed, start + length >= len(numbers))
 
 
-def _ahead(items: Iterable[_T], depth: int) -> Generator[_T, None, None]:
-    """The items, made by a thread that is up to `depth` ahead."""
-    waiting: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stop = threading.Event()
+@dataclass(frozen=True)
+class _Encoded:
+    """What became of a batch.
 
-    def put(kind: str, value: Any) -> bool:
-        while not stop.is_set():
-            try:
-                waiting.put((kind, value), timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # the consumer raises it
-            put("error", error)
-
-    thread = threading.Thread(target=make, name="latentq-images", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = waiting.get()
-            if kind == "item":
-                yield value
-            elif kind == "error":
-                raise value
-            else:
-                return
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _latents(job: _Job, batch: _Batch) -> dict[str, NDArray[np.float32]]:
-    """What the network makes of a batch: (n, C, h, w) float32 for each latent column."""
-    numbers = batch.numbers
-    result = {}
-    for place, (name, column) in enumerate(job.card.recipe.latents().items()):
-        latents = encode_pixels(
-            job.network,
-            batch.pixels[column.size],
-            column,
-            numbers=numbers,
-            seed=job.card.recipe.autoencoder.seed,
-            stream=place,
-            device=job.device,
-        )
-        result[name] = latents[: len(numbers)]
-    return result
-
-
-def encode_pixels(
-    network: Autoencoder,
-    pixels: NDArray[np.uint8],
-    column: Column,
-    *,
-    numbers: Sequence[int],
-    seed: int,
-    stream: int,
-    device: str,
-) -> NDArray[np.float32]:
-    """Latents as a column holds them, before they are quantised.
-
-    Args:
-        network: The autoencoder.
-        pixels: (B, 3, S, S) uint8.
-        column: Says whether they are mirrored, sampled or scaled.
-        numbers: The samples' numbers in the source; the noise of a sample depends on nothing else but `seed`, `stream`.
-        seed: The recipe's seed.
-        stream: Which of the recipe's latent columns this is.
-        device: Where the network computes.
-
-    Returns:
-        (B, C, h, w) float32; rows beyond `numbers` are of no use.
+    Attributes:
+        batch: The batch; what it `failed` is complete now.
+        places: The places in it of the samples to be stored, n of them.
+        codes: By column, (n, C, h, w) or (n, h, w), as the quantiser gives them.
+        clipped: By column with a quantiser, (C,) int64.
+        redone: How many samples were encoded again in float32.
     """
+
+    batch: _Batch
+    places: Sequence[int]
+    codes: Mapping[str, NDArray[Any]]
+    clipped: Mapping[str, NDArray[np.int64]]
+    redone: int
+
+
+def _encoded(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Generator[_Encoded, None, None]:
+    """The batches of units through the network, in order.
+
+    A batch is launched before the one before it has landed, so that a GPU always has its next.
+    """
+    columns, quantizers = job.card.recipe.encoded(), job.quantizers
+
+    def landed(batch: _Batch, flight: Flight) -> _Encoded:
+        bad = job.encoder.land(flight, columns, quantizers, job.profile)
+        reasons = {place: ("encode", LatentqError("its latent holds NaN or infinity")) for place in bad}
+        batch = replace(batch, failed={**batch.failed, **reasons})
+        clipped = {name: values.numpy() for name, values in flight.clipped.items()}
+        return _Encoded(batch, flight.places, flight.arrays(), clipped, flight.redone)
+
+    batches = ahead(_batches(job, units), 2, job.profile, IMAGES, NETWORK)
+    flying: deque[tuple[_Batch, Flight]] = deque()
+    try:
+        for batch in batches:
+            places = [place for place in range(len(batch.numbers)) if place not in batch.failed]
+            flying.append((batch, job.encoder.launch(batch.pixels, columns, quantizers, batch.numbers, places)))
+            if len(flying) > 1:
+                yield landed(*flying.popleft())
+        while flying:
+            yield landed(*flying.popleft())
+    finally:
+        batches.close()
+
+
+def _halving(job: _Job, bar: Progress, work: Callable[[_Job], _T]) -> _T:
+    """Does a piece of work, anew with half the batch as often as the device's memory is not enough for it."""
     import torch
 
-    low, high = network.pixel_range
-    scale = (high - low) / 255
-    # float32 is to mean float32: on CUDA convolutions would otherwise take TF32, by an algorithm chosen by timing.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.no_grad(), exact:
-        floats = torch.from_numpy(pixels).to(device).float() * scale + low
-        if column.flip:
-            floats = floats.flip(-1)
-        posterior = getattr(network, "posterior", None)
-        if posterior is not None and column.store == "sample":
-            mean, std = posterior(floats)
-            drawn = noise(seed, numbers, stream, tuple(mean.shape[1:]))
-            padded = torch.zeros_like(mean)
-            padded[: len(numbers)] = torch.from_numpy(drawn).to(mean)
-            latents = mean + std * padded
-        else:
-            latents = network.encode(floats)
-        if column.scaled:
-            latents = latents * network.scaling_factor
-        values: NDArray[np.float32] = latents.float().cpu().numpy()
-    return values
-
-
-def noise(seed: int, numbers: Iterable[int], stream: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Standard normal noise, (len(numbers), *shape) float32: a function of (seed, number, stream), drawn by counter.
-
-    The generator is Philox (Salmon et al. 2011), keyed by seed and sample, so that neither batches nor processes nor
-    their order matter.
-    """
-    rows = [
-        np.random.Generator(
-            np.random.Philox(key=np.array([seed % 2**64, number], np.uint64), counter=[0, 0, 0, stream])
-        ).standard_normal(shape, np.float32)
-        for number in numbers
-    ]
-    return np.stack(rows)
+    while True:
+        try:
+            return work(job)
+        except torch.OutOfMemoryError:
+            if job.batch_size == 1:
+                raise
+        # Not in the handler: the exception's frames hold what the failed attempt had allocated.
+        job = replace(job, batch_size=job.batch_size // 2)
+        bar.note(f"out of memory on {job.encoder.device}: going on with batches of {job.batch_size}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _calibrate(job: _Job) -> dict[str, Quantizer]:
-    """Quantisers of the columns that need it, calibrated on samples spread evenly over the source."""
+    """Quantisers of the columns that need it, calibrated on samples spread evenly over the source.
+
+    Until then the card has floats in their place, so that their codes are the latents themselves.
+    """
     names = job.uncalibrated
     total = len(job.listing.samples)
     count = min(job.card.recipe.calibration, total)
@@ -391,22 +364,16 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
         calibrators[name] = Calibrator(job.card.latents[name].shape[0], bits=options.get("bits", 8), method=method)
     first: tuple[Sample, str, Exception] | None = None
     seen = 0
-    for batch in _ahead(_batches(job, [(0, chosen)]), 2):
-        latents = _latents(job, batch)
-        good = np.ones(len(batch.numbers), bool)
-        for name in names:
-            good &= np.isfinite(latents[name]).reshape(len(good), -1).all(axis=1)
-        for place, (stage, error) in sorted(batch.failed.items()):
-            good[place] = False
-            sample = job.listing.samples[batch.numbers[place]]
+    for encoded in _encoded(job, [(0, chosen)]):
+        for place, (stage, error) in sorted(encoded.batch.failed.items()):
+            sample = job.listing.samples[encoded.batch.numbers[place]]
             first = first or (sample, stage, error)
             _strictly(job, sample, stage, error)
-        seen += int(good.sum())
-        if good.any():
-            for name in names:
-                calibrators[name].update(latents[name][good])
+        seen += len(encoded.places)
+        for name in names if encoded.places else ():
+            calibrators[name].update(encoded.codes[name])
     if not seen:
-        reason = f"{first[0].key!r}: {first[1]}: {reason_of(first[2])}" if first else "its latents are not finite"
+        reason = f"{first[0].key!r}: {first[1]}: {reason_of(first[2])}" if first else "there are none"
         raise LatentqError(f"none of {count} samples can be encoded, the first is {reason}")
     return {name: calibrator.quantizer() for name, calibrator in calibrators.items()}
 
@@ -417,25 +384,36 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
 def _encode_units(out: Path, job: _Job, share: dict[int, range], bar: Progress) -> None:
     """Encodes and publishes every unit of this process that is not there yet."""
     names = unit_names(job.card)
-    todo = {number: numbers for number, numbers in share.items() if not unit_done(out, names[number])}
-    bar.skip(sum(len(numbers) for number, numbers in share.items() if number not in todo))
-    batches = _ahead(_batches(job, todo.items()), 2)
-    try:
-        for number in todo:
-            _encode_unit(out / names[number], job, batches, bar)
-    finally:
-        batches.close()
+    done = {number for number in share if unit_done(out, names[number])}
+    bar.skip(sum(len(share[number]) for number in done))
+
+    def encode_rest(job: _Job) -> None:
+        todo = {n: numbers for n, numbers in share.items() if n not in done}
+
+        def write(batches: Iterator[_Encoded]) -> None:
+            for number in todo:
+                _write_unit(out / names[number], job, batches, bar)
+                done.add(number)
+
+        with (
+            behind(write, 2, job.profile, WRITE, NETWORK) as hand_over,
+            contextlib.closing(_encoded(job, todo.items())) as batches,
+        ):
+            for encoded in batches:
+                hand_over(encoded)
+
+    _halving(job, bar, encode_rest)
 
 
-def _encode_unit(path: Path, job: _Job, batches: Iterator[_Batch], bar: Progress) -> None:
+def _write_unit(path: Path, job: _Job, batches: Iterator[_Encoded], bar: Progress) -> None:
     """Takes one unit's batches and publishes it. One that another process publishes meanwhile counts as done."""
-    facts = UnitFacts(latents={name: LatentSums.of(latent.quantizer) for name, latent in job.card.latents.items()})
+    facts = UnitFacts(latents={name: LatentSums.of(quantizer) for name, quantizer in job.quantizers.items()})
     drained = False
     try:
         with mds.Writer(path, dict(job.card.columns), hashes=_HASHES) as writer:
-            for batch in batches:
-                _write_batch(writer, facts, job, batch, bar)
-                if batch.last:
+            for encoded in batches:
+                _write_batch(writer, facts, job, encoded, bar)
+                if encoded.batch.last:
                     drained = True
                     break
             writer.add_file(UNIT, facts.to_toml())
@@ -444,50 +422,46 @@ def _encode_unit(path: Path, job: _Job, batches: Iterator[_Batch], bar: Progress
         if not unit_done(path.parent, path.name):
             raise
         while not drained:
-            drained = next(batches).last
+            drained = next(batches).batch.last
+    except BaseException:
+        bar.update(-facts.samples - len(facts.rejects), -len(facts.rejects))  # it is not done, and may be done anew
+        raise
 
 
-def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, batch: _Batch, bar: Progress) -> None:
-    samples = [job.listing.samples[number] for number in batch.numbers]
-    failed = dict(batch.failed)
-    latents = _latents(job, batch) if len(failed) < len(samples) else {}
-    columns: dict[str, Any] = {}
-    while True:
-        good = [place for place in range(len(samples)) if place not in failed]
-        bad: set[int] = set()
-        sums = {}
-        for name, values in latents.items() if good else ():
-            quantizer = job.card.latents[name].quantizer
-            codes, counts = quantizer.quantize_counted(values[good] if failed else values)
-            bad.update(good[place] for place in np.flatnonzero(counts.bad).tolist())
-            sums[name], columns[name] = _stored(quantizer, codes, counts)
-        if not bad:
-            break
-        failed.update((place, ("encode", LatentqError("its latent holds NaN or infinity"))) for place in bad)
+def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, encoded: _Encoded, bar: Progress) -> None:
+    samples = [job.listing.samples[number] for number in encoded.batch.numbers]
+    failed = encoded.batch.failed
     for place, (stage, error) in sorted(failed.items()):
         path = _path(job, samples[place])
         _strictly(job, samples[place], stage, error)
         facts.rejects.append(Reject(samples[place].text, stage, reason_of(error, path)))
         bar.note(f"rejected: {samples[place].text}: {stage}: {facts.rejects[-1].error}")
-    if good:
+    facts.redone += encoded.redone
+    if encoded.places:
+        columns: dict[str, Any] = {}
         for name, encoding in job.card.columns.items():
             content = job.card.recipe.columns[name].content
-            if content == "latent":
-                facts.latents[name].add(sums[name])
+            if name in job.quantizers:
+                sums, columns[name] = _stored(job.quantizers[name], encoded.codes[name], encoded.clipped[name])
+                facts.latents[name].add(sums)
+            elif name in job.card.tokens:
+                columns[name] = encoded.codes[name].astype(job.card.tokens[name].dtype)
             else:
-                texts = [getattr(samples[place], content) for place in good]
+                texts = [getattr(samples[place], content) for place in encoded.places]
                 columns[name] = [str(text) for text in texts] if encoding == "str" else texts
+            if encoding == "bytes":
+                columns[name] = [value.tobytes() for value in columns[name]]
         writer.write_batch(columns)
-        facts.samples += len(good)
+        facts.samples += len(encoded.places)
     bar.update(len(samples), len(failed))
 
 
-def _stored(quantizer: Quantizer, codes: NDArray[Any], counts: Counts) -> tuple[LatentSums, NDArray[Any]]:
+def _stored(quantizer: Quantizer, codes: NDArray[Any], clipped: NDArray[np.int64]) -> tuple[LatentSums, NDArray[Any]]:
     """What a unit records of a batch of one column, and the values as they are stored."""
     if quantizer.kind not in FLOATS:
         stored = quantizer.pack(codes) if quantizer.bits < 8 else codes
-        return LatentSums(counts.clipped, quantizer.histogram(codes)), stored
-    return LatentSums(counts.clipped, moments=[Moments.of(sample) for sample in quantizer.dequantize(codes)]), codes
+        return LatentSums(clipped, quantizer.histogram(codes)), stored
+    return LatentSums(clipped, moments=[Moments.of(sample) for sample in quantizer.dequantize(codes)]), codes
 
 
 def _strictly(job: _Job, sample: Sample, stage: str, error: Exception) -> None:

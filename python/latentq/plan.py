@@ -14,10 +14,10 @@ import numpy as np
 
 from latentq._core import MismatchError, RecipeError
 from latentq.autoencoders import Autoencoder, weight_hash
-from latentq.card import CARD, AutoencoderFacts, Card, LatentFacts, SourceFacts
+from latentq.card import CARD, TOKEN_DTYPES, AutoencoderFacts, Card, LatentFacts, SourceFacts, TokenFacts
 from latentq.publish import SAMPLES, is_temporary, publish_once
 from latentq.quantizer import Quantizer
-from latentq.recipe import FLOATS, Column, Recipe
+from latentq.recipe import ENCODED, FLOATS, Column, Recipe
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 
 _CALIBRATED = ("affine", "codebook")
@@ -144,52 +144,90 @@ def plan_card(
     recipe: Recipe, kind: str, listing: Listing, network: Autoencoder, parent: Card | None
 ) -> tuple[Card, tuple[str, ...]]:
     """The card as far as it is known before calibration, and the columns whose quantisers must be calibrated."""
-    facts = AutoencoderFacts(
+    made_by = AutoencoderFacts(
         name=network.name,
         family=getattr(network, "family", type(network).__name__),
         weights=weight_hash(network),
         scaling_factor=float(network.scaling_factor),
+        shift_factor=float(getattr(network, "shift_factor", 0.0)),
         pixel_range=(float(network.pixel_range[0]), float(network.pixel_range[1])),
     )
-    if parent is not None and not facts.same_as(parent.autoencoder):
-        raise MismatchError(f"the dataset named by --like was made by {parent.autoencoder}; here is {facts}")
-    have = {"key", "latent", *listing.fields}
+    if parent is not None and not made_by.same_as(parent.autoencoder):
+        raise MismatchError(f"the dataset named by --like was made by {parent.autoencoder}; here is {made_by}")
+    have = {"key", *ENCODED, *listing.fields}
     for name, column in recipe.columns.items():
         if column.content not in have and not column.optional:
             raise RecipeError(f"recipe {recipe.name} stores {column.content} as {name}, which the source does not have")
-    columns = {name: column for name, column in recipe.columns.items() if column.content in have}
-    latents, encodings = {}, {}
-    for name, column in columns.items():
-        encodings[name] = column.encoding
-        if column.is_latent:
-            try:
-                shape = network.latent_shape(column.size)
-            except ValueError as error:
-                raise RecipeError(f"size {column.size}: {error}") from None
-            if column.shape and column.shape != shape:
-                raise MismatchError(
-                    f"recipe {recipe.name} stores latents of shape {column.shape}, {network.name} makes {shape}"
-                )
-            latents[name] = shape
-            encodings[name] = column.encoding or _latent_encoding(column, shape)
+    recipe = replace(
+        recipe, columns={name: column for name, column in recipe.columns.items() if column.content in have}
+    )
+    shapes = {name: _shape(recipe, column, network) for name, column in recipe.encoded().items()}
+    latents = {name: shapes[name] for name in recipe.latents()}
     if parent is not None:
         quantizers = {name: parent.latents[name].quantizer for name in latents}
         uncalibrated: tuple[str, ...] = ()
     else:
-        quantizers = {name: _given(columns[name], shape[0]) for name, shape in latents.items()}
-        uncalibrated = tuple(name for name in latents if columns[name].quantizer["kind"] in _CALIBRATED)
+        quantizers = {name: _given(recipe.columns[name], shape[0]) for name, shape in latents.items()}
+        uncalibrated = tuple(name for name in latents if recipe.columns[name].quantizer["kind"] in _CALIBRATED)
+    tokens = {
+        name: TokenFacts(shapes[name], _token_dtype(name, column, network), codebook_size(network))
+        for name, column in recipe.tokens().items()
+    }
+    encodings = {name: column.encoding for name, column in recipe.columns.items()}
+    for name, shape in latents.items():
+        encodings[name] = encodings[name] or _latent_encoding(recipe.columns[name], shape)
+    for name, facts in tokens.items():
+        encodings[name] = encodings[name] or f"ndarray:{facts.dtype}:{','.join(map(str, facts.shape))}"
     card = Card(
         source=source_facts(kind, listing, recipe.unit_size),
-        recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=network.name), columns=columns),
-        autoencoder=facts,
+        recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=network.name)),
+        autoencoder=made_by,
         columns=encodings,
         latents={name: LatentFacts(shape, quantizers[name]) for name, shape in latents.items()},
+        tokens=tokens,
         versions=_versions(),
     )
     return card, uncalibrated
 
 
-def _latent_encoding(column: Column, shape: tuple[int, int, int]) -> str:
+def _shape(recipe: Recipe, column: Column, network: Autoencoder) -> tuple[int, ...]:
+    """The shape of what a column stores of a sample."""
+    try:
+        channels, height, width = network.latent_shape(column.size)
+    except ValueError as error:
+        raise RecipeError(f"size {column.size}: {error}") from None
+    if column.content == "moments" and not hasattr(network, "posterior"):
+        raise RecipeError(f"{network.name} draws from no distribution: it has no moments to store")
+    if column.content == "tokens" and not codebook_size(network):
+        raise RecipeError(f"{network.name} has no code book: it has no tokens to store")
+    shape: tuple[int, ...] = (channels, height, width)
+    if column.content == "moments":
+        shape = (2 * channels, height, width)
+    elif column.content == "tokens":
+        shape = (height, width)
+    if column.shape and column.shape != shape:
+        raise MismatchError(
+            f"recipe {recipe.name} stores {column.content} of shape {column.shape}, {network.name} makes {shape}"
+        )
+    return shape
+
+
+def codebook_size(network: Autoencoder) -> int:
+    """How many tokens a network has; 0 where it gives none."""
+    return int(getattr(network, "codebook_size", 0))
+
+
+def _token_dtype(name: str, column: Column, network: Autoencoder) -> str:
+    """The type that the column's encoding says, or else the smallest that holds the code book."""
+    size = codebook_size(network)
+    fits = [dtype for dtype, largest in TOKEN_DTYPES.items() if size <= largest]
+    said = column.encoding.split(":")[1] if column.encoding.startswith("ndarray:") else next(iter(fits), "")
+    if said not in fits:
+        raise RecipeError(f"columns.{name}: {column.encoding or 'int32'} does not hold a code book of {size} tokens")
+    return said
+
+
+def _latent_encoding(column: Column, shape: tuple[int, ...]) -> str:
     kind, bits = column.quantizer["kind"], column.quantizer.get("bits", 8)
     if kind in FLOATS or bits == 8:
         stored = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}.get(kind, "uint8")
@@ -252,5 +290,5 @@ def _identity(card: Card) -> dict[str, Any]:
     data = card.to_dict()
     data["recipe"].pop("changed", None)
     data["latents"] = {name: facts.shape for name, facts in card.latents.items()}
-    kept = ("source", "recipe", "autoencoder", "columns", "latents")
-    return dict(flat("", {key: data[key] for key in kept}))
+    kept = ("source", "recipe", "autoencoder", "columns", "latents", "tokens")
+    return dict(flat("", {key: data[key] for key in kept if key in data}))

@@ -6,16 +6,20 @@ conditional puts in their place, and nothing else would change.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(\d{5,}|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}")
 _ATTEMPTS = 10
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+HASHES = ("xxh3_64",)
+"""What the shards of a unit are hashed with."""
 INDEX = "index.json"
 REJECTS = "rejects.tsv"
 SHARDS = "shards.toml"
@@ -42,7 +46,7 @@ def publish_once(path: Path, data: bytes) -> bool:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
     return True
 
 
@@ -59,7 +63,33 @@ def replace(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary beside `path`, not there yet, for the body to make as a file or a folder.
+
+    Published where the body ends well, and removed where it does not.
+
+    Raises:
+        FileExistsError: There is something at `path`.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "is there already", str(path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        _sync(temporary)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "is there already", str(path))
+        temporary.rename(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+    _sync(path.parent)
 
 
 def unit_done(out: Path, name: str) -> bool:
@@ -99,8 +129,8 @@ def _write(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -49,9 +49,19 @@ def quantize_counted(
     if x.device.type == "cpu":
         codes, counts = q.quantize_counted(to_numpy(x), out=_out_array(out), threads=threads)
         return _to_torch(codes, _code_dtype(q)) if out is None else out, counts
+    codes, clipped, bad = quantize_there(q, x, out)
+    return codes, Counts(clipped.cpu().numpy(), bad.cpu().numpy())
+
+
+def quantize_there(
+    q: Quantizer, x: torch.Tensor, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `Quantizer.quantize_counted`, without waiting for the device: codes, (C,) clipped and (N,) bad, all on it."""
+    if x.device.type == "cpu":
+        codes, counts = quantize_counted(q, x, out, 1)
+        return codes, torch.from_numpy(counts.clipped), torch.from_numpy(counts.bad)
     codes, clipped, bad = encode(q, x, out)
-    clipped = (clipped * ~bad.any(1, keepdim=True)).sum(0)
-    return codes, Counts(clipped.cpu().numpy(), bad.any(1).cpu().numpy())
+    return codes, (clipped * ~bad.any(1, keepdim=True)).sum(0), bad.any(1)
 
 
 def dequantize(q: Quantizer, codes: torch.Tensor, dtype: Any, out: torch.Tensor | None, threads: int) -> torch.Tensor:

@@ -18,12 +18,22 @@ Alpha = Literal["white", "black", "drop"]
 Icc = Literal["srgb", "ignore"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
-Content = Literal["latent", "key", "label", "label_text", "caption"]
+Content = Literal["latent", "moments", "tokens", "key", "label", "label_text", "caption"]
 
+# What the autoencoder makes.
+ENCODED = ("latent", "moments", "tokens")
 # The kinds of quantiser that store values as they are.
 FLOATS = ("float16", "bfloat16", "float32")
 
 _CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
+# What `override` takes for `store`.
+STORES = ("sample", "mean", "moments", "tokens")
+_QUANTIZER = {"kind": "affine", "bits": 8, "method": "mse"}
+_ENCODED_KEYS = {
+    "latent": {"size", "store", "scaled", "flip", "shape", "quantizer"},
+    "moments": {"size", "flip", "shape", "quantizer"},
+    "tokens": {"size", "flip", "shape"},
+}
 _QUANTIZER_KEYS = {
     "uniform": {"kind", "low", "high", "bits", "rounding"},
     "affine": {"kind", "bits", "method"},
@@ -66,6 +76,8 @@ class AutoencoderOptions:
         model: `dct-f8c16`, a hub name, or a folder.
         revision: The hub's branch, tag or commit; empty for the default.
         subfolder: Where the model lies inside its repository or folder.
+        pixel_range: The pixel values that stand for black and white; empty for the model's own. For checkpoints that
+            were trained on another range than their family, which their files do not tell.
         dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
         seed: The noise of sample s is a function of (seed, s).
     """
@@ -73,6 +85,7 @@ class AutoencoderOptions:
     model: str = "dct-f8c16"
     revision: str = ""
     subfolder: str = ""
+    pixel_range: tuple[float, ...] = ()
     dtype: Dtype = "float32"
     seed: int = 0
 
@@ -82,15 +95,19 @@ class Column:
     """One column of the shards.
 
     Attributes:
-        content: What it holds (`from` in TOML): `latent`, `key`, `label`, `label_text` or `caption`.
-        encoding: The MDS encoding; for latents empty means the one that follows from shape and quantiser.
+        content: What it holds (`from` in TOML): `latent`; `moments`, the posterior's mean and log-variance, from which
+            a reader draws latents; `tokens`, the indices of a code book; `key`, `label`, `label_text` or `caption`.
+        encoding: The MDS encoding; for what the autoencoder makes, empty means the one that follows from its shape and
+            quantiser. `bytes` stores the same without saying shape and type.
         optional: Left out where the source does not have it; otherwise its absence is an error.
-        size: Latents: the side of the square that is encoded, in pixels.
+        size: The side of the square that is encoded, in pixels; this and what follows of what the autoencoder makes.
         store: Latents: `sample` draws from the posterior where there is one; `mean` is its mean.
-        scaled: Latents: multiplied by the scaling factor before they are stored.
-        flip: Latents: of the mirrored picture.
-        shape: Latents: (C, h, w), needed where the encoding does not tell it and there is no card.
-        quantizer: Latents: `kind` (`uniform`, `affine`, `codebook`, `float16`, `bfloat16`, `float32`) with its options.
+        scaled: Latents: (latent - shift factor) * scaling factor is stored.
+        flip: Of the mirrored picture.
+        shape: (C, h, w), of moments (2C, h, w), of tokens (h, w); needed where the encoding does not tell it and there
+            is no card.
+        quantizer: Latents and moments: `kind` (`uniform`, `affine`, `codebook`, `float16`, `bfloat16`, `float32`) with
+            its options.
     """
 
     content: Content
@@ -101,12 +118,17 @@ class Column:
     scaled: bool = False
     flip: bool = False
     shape: tuple[int, ...] = ()
-    quantizer: Mapping[str, Any] = field(default_factory=lambda: {"kind": "affine", "bits": 8, "method": "mse"})
+    quantizer: Mapping[str, Any] = field(default_factory=lambda: dict(_QUANTIZER))
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the autoencoder makes what the column holds."""
+        return self.content in ENCODED
 
     @property
     def is_latent(self) -> bool:
-        """Whether the column holds latents."""
-        return self.content == "latent"
+        """Whether the column holds latents, or the moments that they are drawn from: whether it has a quantiser."""
+        return self.content in ("latent", "moments")
 
 
 @dataclass(frozen=True)
@@ -139,6 +161,11 @@ class Recipe:
             for entry in (resources.files("latentq") / "recipes").iterdir()
             if entry.name.endswith(".toml")
         )
+
+    @staticmethod
+    def text(name: str | os.PathLike[str]) -> str:
+        """The TOML of a recipe, comments and all; its first line says what it is. Raises RecipeError as `load` does."""
+        return _read(name)[0]
 
     @classmethod
     def load(cls, name: str | os.PathLike[str]) -> Recipe:
@@ -186,8 +213,8 @@ class Recipe:
             value = getattr(recipe, name)
             if type(value) is not int or value < 1:
                 raise RecipeError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not any(column.is_latent for column in recipe.columns.values()):
-            raise RecipeError("no column has from = 'latent'")
+        if not recipe.encoded():
+            raise RecipeError(f"no column has from = {', '.join(map(repr, ENCODED[:-1]))} or {ENCODED[-1]!r}")
         return recipe
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,29 +227,39 @@ class Recipe:
         data["columns"] = {name: _column_to_dict(column) for name, column in self.columns.items()}
         return data
 
+    def encoded(self) -> dict[str, Column]:
+        """The columns that the autoencoder makes, by name."""
+        return {name: column for name, column in self.columns.items() if column.is_encoded}
+
     def latents(self) -> dict[str, Column]:
-        """The columns that hold latents, by name."""
+        """The columns that hold latents or moments, by name."""
         return {name: column for name, column in self.columns.items() if column.is_latent}
+
+    def tokens(self) -> dict[str, Column]:
+        """The columns that hold tokens, by name."""
+        return {name: column for name, column in self.columns.items() if column.content == "tokens"}
 
     def override(self, **options: Any) -> Recipe:
         """This recipe with some fields changed; `changed` then names them. An option of None changes nothing.
 
         Args:
-            options: `autoencoder` (the model), `revision`, `subfolder`, `dtype`, `seed`, `size`, `crop`, `filter`,
-                `orient`, `alpha`, `icc`, `min_side`, `store`, `scaled`, `flip`, `bits`, `calibrate` (the method;
-                `lloyd-max` makes code books), `calibration` and `unit_size`. Those of latent columns change every one
-                of them; `flip` adds, for each that is not mirrored, a twin that is.
+            options: `autoencoder` (the model), `revision`, `subfolder`, `pixel_range`, `dtype`, `seed`, `size`, `crop`,
+                `filter`, `orient`, `alpha`, `icc`, `min_side`, `store` (`sample`, `mean`, `moments` or `tokens`),
+                `scaled`, `flip`, `bits`, `calibrate` (the method; `lloyd-max` makes code books), `calibration` and
+                `unit_size`. Those of encoded columns change every one of them; `flip` adds, for each that is not
+                mirrored, a twin that is.
 
         Raises:
             RecipeError: A value is out of range, or cannot be changed in this recipe.
         """
         data = self.to_dict()
-        latents = [column for column in data["columns"].values() if column["from"] == "latent"]
         changed = list(self.changed)
         for option, value in options.items():
             if value is None:
                 continue
             before = Recipe.from_dict(data)
+            data = before.to_dict()
+            encoded = {name: column for name, column in data["columns"].items() if column["from"] in ENCODED}
             if option in ("unit_size", "calibration"):
                 data[option] = value
             elif option in _names(ImageOptions):
@@ -231,21 +268,27 @@ class Recipe:
                 data["autoencoder"]["model"] = str(value)
             elif option in _names(AutoencoderOptions):
                 data["autoencoder"][option] = value
-            elif option in ("store", "scaled"):
-                for column in latents:
+            elif option == "store":
+                data["columns"] = _stored_as(data["columns"], value)
+            elif option == "scaled":
+                for name, column in encoded.items():
+                    if column["from"] != "latent":
+                        raise RecipeError(f"column {name} holds {column['from']}: {option} does not apply")
                     column[option] = value
             elif option == "size":
-                if len({column["size"] for column in latents}) > 1:
+                if len({column["size"] for column in encoded.values()}) > 1:
                     raise RecipeError(f"recipe {self.name} stores several sizes: --size cannot say which to change")
-                for column in latents:
+                for column in encoded.values():
                     column.update(size=value, shape=[])
             elif option == "flip":
-                for name, column in [*data["columns"].items()] if value else []:
-                    if column["from"] == "latent" and not column["flip"]:
+                for name, column in encoded.items() if value else ():
+                    if not column["flip"]:
                         data["columns"].setdefault(f"{name}_flip", {**column, "flip": True})
             elif option in ("bits", "calibrate"):
                 key = {"bits": "bits", "calibrate": "method"}[option]
-                for column in latents:
+                for name, column in encoded.items():
+                    if column["from"] == "tokens":
+                        raise RecipeError(f"column {name} holds tokens: {option} does not apply")
                     if key not in _QUANTIZER_KEYS[column["quantizer"]["kind"]]:
                         kind = column["quantizer"]["kind"]
                         raise RecipeError(f"recipe {self.name} stores {kind} latents: {option} does not apply")
@@ -258,6 +301,27 @@ class Recipe:
             if replace(after, changed=()) != replace(before, changed=()) and option not in changed:
                 changed.append(option)
         return replace(Recipe.from_dict(data), changed=tuple(sorted(changed)))
+
+
+def _stored_as(columns: Mapping[str, Any], store: Any) -> dict[str, Any]:
+    """Columns that hold samples, means, moments or tokens; those named after what they held are renamed with it."""
+    if store not in STORES:
+        raise RecipeError(f"store must be one of {', '.join(STORES)}, not {store!r}")
+    content = store if store in ENCODED else "latent"
+    result = {}
+    for name, column in columns.items():
+        before = column["from"]
+        if before in ENCODED:
+            if name in (before, f"{before}_flip"):
+                name = content + name.removeprefix(before)
+            if before != content:
+                # What went with the old content, its type and shape say, does not go with the new.
+                column = {key: value for key, value in column.items() if key in {"size", "flip", "optional"}}
+            column = {**column, "from": content}
+            if content == "latent":
+                column["store"] = store
+        result[name] = column
+    return result
 
 
 def _read(name: str | os.PathLike[str]) -> tuple[str, str]:
@@ -296,6 +360,11 @@ def _checked(where: str, key: str, value: Any, table: type) -> Any:
         choices = get_args(_CHOICES[declared])
         if value not in choices:
             raise RecipeError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
+    elif key == "pixel_range":
+        numbers = isinstance(value, list | tuple) and all(type(side) in (int, float) for side in value)
+        if not numbers or (value and not (len(value) == 2 and value[0] < value[1])):
+            raise RecipeError(f"{where} must be two numbers, black's and white's, not {value!r}")
+        return tuple(map(float, value))
     elif (expected := {"str": str, "int": int, "bool": bool}.get(declared)) and type(value) is not expected:
         raise RecipeError(f"{where} must be of type {declared}, not {value!r}")
     return value
@@ -311,20 +380,24 @@ def _column(name: str, data: Any) -> Column:
     if "content" in values:
         raise RecipeError(f"unknown field '{where}.content'")
     values = {key: _checked(f"{where}.{key}", key, value, Column) for key, value in values.items()}
-    if data["from"] != "latent":
-        for key in data.keys() & {"size", "store", "scaled", "flip", "shape", "quantizer"}:
-            raise RecipeError(f"{where}.{key} is for latents, and this column holds the {data['from']}")
+    content = data["from"]
+    if content not in ENCODED:
+        for key in data.keys() & set().union(*_ENCODED_KEYS.values()):
+            raise RecipeError(f"{where}.{key} is for latents, and this column holds the {content}")
         if not values.get("encoding"):
             raise RecipeError(f"{where} needs an encoding")
-        return Column(content=data["from"], **values)
+        return Column(content=content, **values)
+    for key in data.keys() & (_ENCODED_KEYS["latent"] - _ENCODED_KEYS[content]):
+        raise RecipeError(f"{where}.{key} is for latents, and this column holds {content}")
     shape = data.get("shape", [])
     if not isinstance(shape, list | tuple) or not all(type(side) is int and side > 0 for side in shape):
         raise RecipeError(f"{where}.shape must be a list of whole numbers, not {shape!r}")
     if values.get("size", 1) < 1:
         raise RecipeError(f"{where}.size must be at least 1, not {values['size']!r}")
-    quantizer = data.get("quantizer", {"kind": "affine", "bits": 8, "method": "mse"})
-    _check_quantizer(f"{where}.quantizer", quantizer)
-    return Column(content="latent", shape=tuple(shape), quantizer=dict(quantizer), **values)
+    quantizer = data.get("quantizer", _QUANTIZER if content != "tokens" else {})
+    if content != "tokens":
+        _check_quantizer(f"{where}.quantizer", quantizer)
+    return Column(content=content, shape=tuple(shape), quantizer=dict(quantizer), **values)
 
 
 def _check_quantizer(where: str, data: Any) -> None:
@@ -345,13 +418,8 @@ def _check_quantizer(where: str, data: Any) -> None:
 
 def _column_to_dict(column: Column) -> dict[str, Any]:
     data: dict[str, Any] = {"from": column.content, "encoding": column.encoding, "optional": column.optional}
-    if column.is_latent:
-        data.update(
-            size=column.size,
-            store=column.store,
-            scaled=column.scaled,
-            flip=column.flip,
-            shape=list(column.shape),
-            quantizer=dict(column.quantizer),
-        )
+    for key in fields(Column):
+        if key.name in _ENCODED_KEYS.get(column.content, ()):
+            value = getattr(column, key.name)
+            data[key.name] = list(value) if key.name == "shape" else dict(value) if key.name == "quantizer" else value
     return data

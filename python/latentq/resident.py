@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
@@ -33,7 +34,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if dataset.transform is not None:
             raise ValueError("a dataset with a transform cannot be resident: its samples are made one by one")
         self._dataset = dataset
-        names = (*dataset.layout.latents, *dataset.layout.labels)
+        names = (*dataset.layout.encoded, *dataset.layout.labels)
         needed, free = dataset.resident_bytes, _free_bytes(self.device)
         if needed > free:
             raise MemoryError(
@@ -81,8 +82,15 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch whose numbers `read` gave."""
-        picked = {name: _picked(self.columns[name], numbers, empty) for name, numbers in batch.items()}
+        picked = {
+            name: _picked(self.columns[name], value, empty) if name in self.columns else value
+            for name, value in batch.items()
+        }
         return self._dataset.decode_batch(picked, empty=empty)
+
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
+        """As of `LatentDataset`."""
+        return self._dataset.noise_of(indices, seed, epoch, empty=empty)
 
     def loader(self, batch_size: int, **options: Any) -> LatentLoader:
         """A loader of batches on this device, in the order of the dataset's own: see `LatentLoader` for the options."""

@@ -109,7 +109,7 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
 def _value(layout: Layout, name: str, value: Any) -> Any:
     if name in layout.labels:
         return int(value)
-    column = layout.latents.get(name)
+    column = layout.encoded.get(name)
     if column is None:
         return value
     data = np.frombuffer(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes(), np.uint8)

@@ -73,17 +73,23 @@ class UnitFacts:
 
     Attributes:
         samples: How many samples are stored.
+        redone: How many samples were encoded again in float32.
         rejects: Those that were left out.
-        latents: Sums of each latent column.
+        latents: Sums of each column of latents or moments.
     """
 
     samples: int = 0
+    redone: int = 0
     rejects: list[Reject] = field(default_factory=list)
     latents: dict[str, LatentSums] = field(default_factory=dict)
 
     def to_toml(self) -> bytes:
         """The bytes of `unit.toml`: a pure function of the facts."""
-        data: dict[str, Any] = {"samples": self.samples, "rejects": [vars(reject) for reject in self.rejects]}
+        data: dict[str, Any] = {
+            "samples": self.samples,
+            "redone": self.redone,
+            "rejects": [vars(reject) for reject in self.rejects],
+        }
         for name, sums in self.latents.items():
             table: dict[str, Any] = {"clipped": sums.clipped.tolist()}
             if sums.histogram is not None:
@@ -100,6 +106,7 @@ class UnitFacts:
             data = tomllib.loads(path.read_bytes().decode())
             return cls(
                 samples=int(data["samples"]),
+                redone=int(data.get("redone", 0)),
                 rejects=[Reject(**reject) for reject in data["rejects"]],
                 latents={name: _sums(table) for name, table in data.get("latents", {}).items()},
             )
@@ -192,5 +199,9 @@ def completed(card: Card, units: list[UnitFacts]) -> Card:
             statistics=total.statistics(facts.quantizer) if stored else None,
             clipped=tuple(total.clipped.tolist()),
         )
-    counts = Counts(samples=sum(unit.samples for unit in units), rejects=sum(len(unit.rejects) for unit in units))
+    counts = Counts(
+        samples=sum(unit.samples for unit in units),
+        rejects=sum(len(unit.rejects) for unit in units),
+        redone=sum(unit.redone for unit in units),
+    )
     return replace(card, latents=latents, counts=counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,7 +20,9 @@ DEFAULT = "dct-f8c16"
 class Autoencoder(Protocol):
     """What `latentq.encode` needs of a network; any object with these will do.
 
-    Ours also have `posterior(pixels) -> (mean, std)` where latents are drawn from a distribution, `family`, and `to`.
+    Some have more: a `Posterior` or a `Tokenizer` is one of these too; `shift_factor` (0.0 where it is absent) is taken
+    from latents before they are scaled: (z - shift_factor) * scaling_factor. Ours also have `family`, the class for the
+    card, `module`, the torch module, and `to(device)`.
 
     Attributes:
         name: What the card calls it.
@@ -32,7 +35,10 @@ class Autoencoder(Protocol):
     pixel_range: tuple[float, float]
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) floats in `pixel_range` to (B, C, h, w) latents, unscaled; a posterior's mean."""
+        """(B, 3, S, S) floats in `pixel_range` to (B, C, h, w) float32 latents, unscaled.
+
+        Of a `Posterior` they are the mean, of a `Tokenizer` what is then quantised to the nearest codes.
+        """
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -44,46 +50,78 @@ class Autoencoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Posterior(Protocol):
+    """An autoencoder whose latents are drawn from a normal distribution."""
+
+    def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, S, S) floats in `pixel_range` to mean and logarithm of the variance, each (B, C, h, w) float32."""
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """An autoencoder with a code book: each place of the latents can be stored as one number.
+
+    Attributes:
+        codebook_size: How many codes there are.
+    """
+
+    codebook_size: int
+
+    def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) floats in `pixel_range` to (B, h, w) int64; -1 where the latent is NaN or infinite."""
+        ...
+
+    def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, h, w) whole numbers to (B, 3, S, S) float32 pixels. Raises ValueError for a token that is not a code."""
+        ...
+
+
 def load_autoencoder(
     name: str | os.PathLike[str],
     *,
-    dtype: str = "float32",
     device: str | torch.device = "cpu",
     revision: str = "",
     subfolder: str = "",
+    pixel_range: Sequence[float] = (),
 ) -> Autoencoder:
-    """An autoencoder by name: the built-in `dct-f8c16`, a folder of diffusers' `save_pretrained`, or a hub name.
+    """An autoencoder by name; its files tell of which family it is.
+
+    Known are diffusers' `AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny` and `VQModel`, as `save_pretrained` writes
+    them, and VQGAN checkpoints of taming-transformers: a `.ckpt` with its `.yaml` beside it. Weights are float32
+    whatever they are stored as; to compute in another type is the caller's to ask for, by `torch.autocast`.
 
     Args:
-        name: `dct-f8c16`, a folder, or `owner/name` on the hub.
-        dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
+        name: `dct-f8c16`, a folder, the path of a `.ckpt`, or `owner/name` on the hub.
         device: Where it computes.
         revision: The hub's branch, tag or commit.
         subfolder: Where the model lies inside the folder or repository (`vae` in a whole pipeline).
+        pixel_range: Instead of the family's own, for a checkpoint that was trained on another; empty for its own.
 
     Raises:
         LatentqError: It does not exist, is of a kind that is not known, or needs a package that is not installed; the
             message is one line and says what to do.
     """
-    if str(name) != DEFAULT and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise LatentqError(f"no autoencoder {str(name)!r}: it is no folder, no hub name (owner/name) and not {DEFAULT}")
+    path = Path(name)
+    known = path.is_dir() or path.suffix == ".ckpt" or re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))
+    if str(name) != DEFAULT and not known:
+        raise LatentqError(
+            f"no autoencoder {str(name)!r}: it is no folder, no .ckpt, no hub name (owner/name) and not {DEFAULT}"
+        )
     try:
-        import torch
-    except ModuleNotFoundError:
-        raise LatentqError("autoencoders need torch: pip install 'latentq[encode]'") from None
-    if str(name) == DEFAULT:
-        from latentq.autoencoders.dct import DctAutoencoder
+        if str(name) == DEFAULT:
+            from latentq.autoencoders.dct import DctAutoencoder
 
-        if dtype != "float32":
-            raise LatentqError(f"{DEFAULT} computes in float32 only, not in {dtype}")
-        return DctAutoencoder()
-    try:
-        from latentq.autoencoders.kl import KLAutoencoder
+            return DctAutoencoder()
+        from latentq.autoencoders.loading import load
+
+        network = load(name, revision=revision, subfolder=subfolder)
     except ModuleNotFoundError as error:
-        raise LatentqError(f"{name} needs {error.name}: pip install 'latentq[encode]'") from None
-    return KLAutoencoder.load(
-        name, dtype=getattr(torch, dtype), revision=revision or None, subfolder=subfolder or None
-    ).to(device)
+        raise LatentqError(f"autoencoder {name} needs {error.name}: pip install 'latentq[encode]'") from None
+    if pixel_range:
+        network.pixel_range = (pixel_range[0], pixel_range[1])
+    return network.to(device)
 
 
 def weight_hash(network: Any) -> str:

@@ -42,13 +42,19 @@ class DctAutoencoder:
         name: `dct-f8c16`: one latent pixel for 8x8 pixels, 16 channels.
         family: The class's name, for the card.
         scaling_factor: 0.5: latents of photographs have a standard deviation of about 2.
+        shift_factor: 0.0.
         pixel_range: (-1.0, 1.0).
     """
 
     name = "dct-f8c16"
     family = "DctAutoencoder"
     scaling_factor = 0.5
+    shift_factor = 0.0
     pixel_range = (-1.0, 1.0)
+
+    def to(self, _device: str | torch.device) -> DctAutoencoder:
+        """Itself: it has nothing to move, and computes where its pixels are."""
+        return self
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(16, size / 8, size / 8). Raises ValueError where size is not a multiple of 8."""

@@ -148,9 +148,9 @@ fn image_load<'py>(
 fn image_load_batch<'py>(
     py: Python<'py>,
     items: Vec<Item>,
-    size: usize,
+    sizes: Vec<usize>,
     threads: usize,
-    mut out: PyReadwriteArray1<'py, u8>,
+    mut outs: Vec<PyReadwriteArray1<'py, u8>>,
     layout: &str,
     crop: &str,
     filter: &str,
@@ -160,12 +160,13 @@ fn image_load_batch<'py>(
     min_side: Option<usize>,
     max_pixels: u64,
 ) -> PyResult<Vec<Option<PyErr>>> {
-    let how = fit_named(size, crop, filter)?;
+    let hows = sizes.into_iter().map(|size| fit_named(size, crop, filter)).collect::<PyResult<Vec<_>>>()?;
     let options = options_named(orient, alpha, icc, min_side, max_pixels)?;
     let layout = choose("layout", layout, &[("chw", Layout::Chw), ("hwc", Layout::Hwc)])?;
     let items: Vec<Source<PyBackedBytes>> = items.into_iter().map(Source::from).collect();
-    let slice = out.as_slice_mut()?;
-    let errors = py.detach(|| image::load_batch(&items, how, &options, layout, threads, slice)).map_err(to_py)?;
+    let mut slices = outs.iter_mut().map(|out| out.as_slice_mut()).collect::<Result<Vec<_>, _>>()?;
+    let errors =
+        py.detach(|| image::load_batch(&items, &hows, &options, layout, threads, &mut slices)).map_err(to_py)?;
     Ok(errors.into_iter().map(|error| error.map(to_py)).collect())
 }
 

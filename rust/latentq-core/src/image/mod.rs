@@ -7,6 +7,7 @@ mod geometry;
 mod resize;
 mod tiff_directory;
 
+use std::ops::Range;
 use std::path::Path;
 
 pub use color::{Alpha, Icc};
@@ -122,23 +123,48 @@ pub fn fit_with(image: View<'_>, how: Fit, kernel: Kernel) -> Result<Image> {
 /// Decodes and fits. What the crop throws away is not computed, and the whole image is never held, where that gives the
 /// same pixels.
 pub fn load(data: &[u8], how: Fit, options: &DecodeOptions) -> Result<Image> {
+    Ok(load_many(data, &[how], options)?.remove(0))
+}
+
+/// [`load`] in several ways, of one decoding.
+pub fn load_many(data: &[u8], hows: &[Fit], options: &DecodeOptions) -> Result<Vec<Image>> {
     let Some(reader) = decode::rows(data, options.min_side, options.max_pixels)? else {
-        return fit(decode(data, options)?.view(), how);
+        let image = decode(data, options)?;
+        return hows.iter().map(|&how| fit(image.view(), how)).collect();
     };
     if options.orient && reader.orientation != 1 {
-        return fit(upright(reader.picture()?, options).view(), how);
+        let image = upright(reader.picture()?, options);
+        return hows.iter().map(|&how| fit(image.view(), how)).collect();
     }
     let converter = color::Converter::new(reader.mode, reader.icc.as_deref(), options.alpha, options.icc);
     let channels = reader.mode.channels();
-    let step = geometry::step(reader.width, reader.height, how)?;
+    let size = (reader.width, reader.height);
     let kernel = Kernel::best();
-    let mut resizer = step.resizer((reader.width, reader.height), kernel)?;
+    let steps: Vec<_> = hows.iter().map(|&how| geometry::step(size.0, size.1, how)).collect::<Result<_>>()?;
+    let mut resizers: Vec<_> = steps.iter().map(|step| step.resizer(size, kernel)).collect::<Result<_>>()?;
+    let columns = hull(resizers.iter().map(|resizer| resizer.used_columns()));
+    let rows = hull(resizers.iter().map(|resizer| resizer.used_rows()));
     let mut spare = Vec::new();
-    reader.rows(resizer.used_columns(), resizer.used_rows(), |samples, stride, rows| {
+    let mut first = rows.start; // of the next rows
+    reader.rows(columns.clone(), rows, |samples, stride, count| {
         let pixels = converter.convert(samples, &mut spare);
-        resizer.push(pixels, stride / channels * 3, rows);
+        let stride = stride / channels * 3;
+        for resizer in &mut resizers {
+            let (left, used) = (resizer.used_columns().start - columns.start, resizer.used_rows());
+            let (start, end) = (used.start.max(first), used.end.min(first + count));
+            if start < end {
+                resizer.push(&pixels[(start - first) * stride + left * 3..], stride, end - start);
+            }
+        }
+        first += count;
     })?;
-    geometry::finish(resizer.finish(), step, how, kernel)
+    let done = resizers.into_iter().zip(steps).zip(hows);
+    done.map(|((resizer, step), &how)| geometry::finish(resizer.finish(), step, how, kernel)).collect()
+}
+
+/// The least range that holds all of these.
+fn hull(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
+    ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }
 
 /// Borrowed pixels, as in [`Image`].
@@ -175,27 +201,39 @@ pub enum Layout {
     Hwc,
 }
 
-/// Loads every item into its place in `out` (`items.len()` squares of `3 * size * size` bytes), on up to `threads`
-/// threads. A bad item leaves zeros there and its error at its place in the result; the others are unharmed.
+/// Loads every item into its place in each of `outs`, which has `items.len()` squares of `3 * size * size` bytes for the
+/// fit of its number, on up to `threads` threads. A bad item leaves zeros there and its error at its place in the result;
+/// the others are unharmed.
 pub fn load_batch<B: AsRef<[u8]> + Sync>(
     items: &[Source<B>],
-    how: Fit,
+    hows: &[Fit],
     options: &DecodeOptions,
     layout: Layout,
     threads: usize,
-    out: &mut [u8],
+    outs: &mut [&mut [u8]],
 ) -> Result<Vec<Option<Error>>> {
-    let bytes = how.size.checked_mul(how.size).and_then(|n| n.checked_mul(3)).filter(|&bytes| bytes > 0);
-    let Some(bytes) = bytes.filter(|bytes| bytes.checked_mul(items.len()) == Some(out.len())) else {
-        let message = format!("{} bytes are not {} squares of size {}", out.len(), items.len(), how.size);
-        return Err(Error::argument(message));
-    };
+    if hows.len() != outs.len() {
+        return Err(Error::argument(format!("{} arrays for {} sizes", outs.len(), hows.len())));
+    }
+    // For each item, its place in every array.
+    let mut places: Vec<Vec<&mut [u8]>> = items.iter().map(|_| Vec::new()).collect();
+    for (how, out) in hows.iter().zip(outs) {
+        let bytes = how.size.checked_mul(how.size).and_then(|n| n.checked_mul(3)).filter(|&bytes| bytes > 0);
+        let Some(bytes) = bytes.filter(|bytes| bytes.checked_mul(items.len()) == Some(out.len())) else {
+            let message = format!("{} bytes are not {} squares of size {}", out.len(), items.len(), how.size);
+            return Err(Error::argument(message));
+        };
+        for (places, place) in places.iter_mut().zip(out.chunks_exact_mut(bytes)) {
+            places.push(place);
+        }
+    }
     let errors = std::sync::Mutex::new(Vec::new());
-    crate::parallel::for_each_chunk(out, bytes, threads, |index, place| {
-        match items[index].with_bytes(|data| load(data, how, options)) {
-            Ok(image) => layout.write(&image.pixels, place),
+    crate::parallel::for_each_chunk(&mut places, 1, threads, |index, places| {
+        let places = places.iter_mut().flatten();
+        match items[index].with_bytes(|data| load_many(data, hows, options)) {
+            Ok(images) => places.zip(images).for_each(|(place, image)| layout.write(&image.pixels, place)),
             Err(error) => {
-                place.fill(0);
+                places.for_each(|place| place.fill(0));
                 // A panic elsewhere is not under this lock, so what it holds is whole.
                 errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, error));
             }
