@@ -1,5 +1,6 @@
 """Archives as sources: what is listed, what is read, and what becomes of broken ones."""
 
+import gzip
 import io
 import os
 import struct
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from archive_making import make_tar, make_zip, pictures_of, with_captions
 from conftest import contents, paint
 from latentq import FormatError, LatentqError, MismatchError, encode
+from latentq.cli import main
 from latentq.sources import open_source
 from latentq.sources.tar import Tar
 
@@ -350,6 +352,31 @@ def test_a_unit_reads_only_its_own_bytes(tmp_path, monkeypatch, name):
     first, last = listing.samples[20].offset, listing.samples[29].offset
     assert all(first <= at and at + count <= last + 20_200 for at, count in read)
     assert sum(count for _, count in read) < sum(map(len, unit)) + 10 * 200
+
+
+def test_a_compressed_tar_is_read_once_for_the_list_and_once_for_its_unit(tmp_path, pictures_made, monkeypatch):
+    path = make(tmp_path / "a.tgz", pictures_made.items())
+    opens, gzip_open = [], gzip.open
+    monkeypatch.setattr(gzip, "open", lambda *args: opens.append(args) or gzip_open(*args))
+    source = open_source(path)
+    samples = source.listing().samples
+    assert len(opens) == 1
+    assert [source.data(sample) for sample in samples] == list(pictures_made.values())
+    assert len(opens) == 2
+
+
+def test_the_originals_of_a_dataset_are_found_in_their_archive(tmp_path, pictures_made):
+    path = make(tmp_path / "a.tgz", pictures_made.items())
+    encode(path, tmp_path / "out", size=64)
+    picture = tmp_path / "sheet.png"
+    assert main(["decode", str(tmp_path / "out"), "--source", str(path), "-o", str(picture)]) == 0
+    assert picture.exists()
+
+
+def test_the_output_may_lie_beside_the_archives(tmp_path, pictures_made):
+    make(tmp_path / "a.zip", pictures_made.items())
+    for _ in range(2):
+        assert encode(tmp_path, tmp_path / "out", size=64).source.kind == "zip"
 
 
 def test_an_archive_that_has_changed_is_refused_by_every_process(tmp_path, pictures_made):

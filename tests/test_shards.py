@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +149,22 @@ def test_nothing_kept_is_an_error(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("a.jpg", picture((63, 63)))])
     with pytest.raises(LatentqError, match="none of the 1 samples was kept"):
         shards(path, tmp_path / "out", **SMALL)
+
+
+def test_killed_at_any_moment_and_started_again_it_leaves_the_same_bytes(tmp_path):
+    make_tar(tmp_path / "a.tar", with_captions(pictures_of(tmp_path / "pictures", 80, (400, 300))))
+    command = [sys.executable, "-m", "latentq", "shards", "a.tar", "out", "--unit-size", "4", "--max-size", "280"]
+    for changes in (1, 2, 5, 9):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = None
+        while process.poll() is None and changes:
+            now = sorted(entry.name for entry in tmp_path.glob("out/*"))
+            changes, before = changes - (now != before), now
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    shards(tmp_path / "a.tar", tmp_path / "whole", unit_size=4, max_size=280)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 # Collections.

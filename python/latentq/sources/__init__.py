@@ -89,7 +89,7 @@ def _open(
         return Datasets(path, captions)
     if (folder / SHARDS).is_file():
         raise LatentqError(f"{path} is not finished: latentq shards must finish it")
-    if files := _only_archives(folder):
+    if files := _only_archives(folder, exclude):
         return _open_files(path, files, captions)
     names = read_class_names(Path(class_names)) if class_names is not None else {}
     return Folder(folder, names, classes, Path(exclude) if exclude is not None else None)
@@ -107,13 +107,14 @@ def _matching(path: str) -> list[Path]:
     return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207
 
 
-def _only_archives(folder: Path) -> list[Path]:
-    """The archives of a folder that holds neither images nor folders beside them."""
+def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:
+    """The archives of a folder that holds neither images nor folders beside them, but for the one that is left out."""
     from latentq.sources.folder import EXTENSIONS
 
     archives = []
     for entry in os.scandir(folder):
-        if entry.name.startswith("."):
+        left_out = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
+        if entry.name.startswith(".") or left_out:
             continue
         if entry.is_dir() or entry.name.lower().endswith(EXTENSIONS):
             return []
