@@ -30,6 +30,7 @@ from latentq.units import Reject, UnitFacts, finish_units, unit_names, units_don
 SIZE_LIMIT = 1 << 28
 _FORMAT = 1
 _HASHES = ("xxh3_64",)
+_AHEAD = 4  # images read ahead for each thread
 _ORIENTATION = 0x0112  # the EXIF tag
 
 Columns = Mapping[str, tuple[str, str]]
@@ -225,10 +226,12 @@ def shards(
             bar.note(note)
         todo = {number: numbers for number, numbers in share.items() if not unit_done(out, names[number])}
         bar.skip(sum(len(numbers) for number, numbers in share.items() if number not in todo))
-        with ThreadPoolExecutor(threads or processors()) as pool:
+        threads = threads or processors()
+        with ThreadPoolExecutor(threads) as pool:
             for number, numbers in todo.items():
                 samples = [listing.samples[index] for index in numbers]
-                _convert_unit(out / names[number], card, opened, samples, pool, bar, strict=strict)
+                converted = _converted(card, opened, samples, pool, _AHEAD * threads)
+                _write_unit(out / names[number], card, converted, bar, strict=strict)
     if units_done(out, card) < card.units:
         remove_dead(out)
         return replace(card, counts=None)
@@ -262,8 +265,8 @@ def _same(out: Path, card: ShardsCard) -> ShardsCard:
     """The card that is published already, which must be of the same work."""
     old = ShardsCard.load(out)
     before, now = old.to_dict(), card.to_dict()
-    for key in now.keys() - {"versions"}:
-        if before[key] != now[key]:
+    for key in now:
+        if key != "versions" and before.get(key) != now[key]:
             raise MismatchError(f"{out} was made with {key} = {before[key]!r}; this run has {now[key]!r}")
     if old.versions != card.versions:
         warnings.warn(f"{out} was begun with {dict(old.versions)}; here are {dict(card.versions)}", stacklevel=3)
@@ -281,21 +284,19 @@ class _TooSmallError(LatentqError):
     """An image below the smallest size."""
 
 
-def _convert_unit(
+def _write_unit(
     path: Path,
     card: ShardsCard,
-    source: Source,
-    samples: list[Sample],
-    pool: ThreadPoolExecutor,
+    converted: Iterator[tuple[Sample, _Jpeg | _Refusal]],
     bar: Progress,
     *,
     strict: bool,
 ) -> None:
-    """Converts one unit and publishes it. One that another process publishes meanwhile counts as done."""
+    """Writes one unit and publishes it. One that another process publishes meanwhile counts as done."""
     facts = UnitFacts()
     try:
         with mds.Writer(path, card.columns, hashes=_HASHES, size_limit=SIZE_LIMIT) as writer:
-            for sample, result in _converted(card, source, samples, pool):
+            for sample, result in converted:
                 if isinstance(result, _Jpeg):
                     own = {"image": result.data, "width": result.width, "height": result.height}
                     values = {
@@ -323,9 +324,9 @@ _Refusal = tuple[str, Exception, bytes | Path]
 
 
 def _converted(
-    card: ShardsCard, source: Source, samples: list[Sample], pool: ThreadPoolExecutor
+    card: ShardsCard, source: Source, samples: list[Sample], pool: ThreadPoolExecutor, depth: int
 ) -> Iterator[tuple[Sample, _Jpeg | _Refusal]]:
-    """The samples in order and what became of each; read here, converted by the pool a little ahead."""
+    """The samples in order and what became of each; read here, converted by the pool up to `depth` ahead."""
     waiting: deque[tuple[Sample, Future[_Jpeg | _Refusal] | _Refusal]] = deque()
 
     def first() -> tuple[Sample, _Jpeg | _Refusal]:
@@ -337,7 +338,7 @@ def _converted(
         if refusal is None and _not_text(sample):
             refusal = ("list", LatentqError("the file's name is not UTF-8"))
         waiting.append((sample, (*refusal, data) if refusal is not None else pool.submit(_jpeg, data, card)))
-        if len(waiting) > 4 * processors():
+        if len(waiting) > depth:
             yield first()
     while waiting:
         yield first()
