@@ -5,7 +5,7 @@ one fixed range, and write MDS shards of latent, key and caption. The rival has 
 DataLoader (none, one, two: the best counts). Whole runs in turns, after one that warms the files up; the median counts.
 latentq's time includes listing the archives and syncing what it writes, which the rival does not.
 
-    python benches/tar.py [--samples 2000] [--rounds 3]
+    python benches/tar.py [--samples 400] [--rounds 2]
 """
 
 import argparse
@@ -27,7 +27,7 @@ from latentq import Recipe, encode, load_autoencoder, mds
 
 BATCH = 64
 SIZE = 256
-TAR = 1000  # samples in a tar
+TAR = 200  # samples in a tar
 LOW, HIGH = -12.0, 12.0
 RECIPE = Recipe.from_dict(
     {
@@ -105,8 +105,8 @@ def rival(tars: Path, out: Path, workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     contenders = {"latentq": ours, **{f"webdataset, {n} workers": lambda t, o, n=n: rival(t, o, n) for n in (0, 1, 2)}}
     times: dict[str, list[float]] = {name: [] for name in contenders}
