@@ -210,7 +210,7 @@ def test_several_processes_say_what_is_missing(pictures, tmp_path):
 def test_info_as_json_is_the_card(dataset, capsys):
     assert main(["info", str(dataset), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["counts"] == {"samples": 12, "rejects": 0}
+    assert data["counts"] == {"samples": 12, "rejects": 0, "redone": 0}
     assert data["bytes"] == sum(map(len, contents(dataset).values()))
 
 
@@ -269,7 +269,7 @@ def test_decode_takes_the_right_originals_where_some_were_rejected(pictures, tmp
         (("--index", "12"), 2, "has 12 samples"),
         (("--column", "x"), 1, "no latent column 'x'"),
         (("-o", "x.nonsense"), 2, "name a picture by its extension"),
-        (("--source", "nowhere"), 2, "no such folder"),
+        (("--source", "nowhere"), 2, "no such file or folder"),
     ],
 )
 def test_decode_refuses_what_is_not_there(dataset, monkeypatch, capsys, tmp_path, arguments, code, message):

@@ -136,6 +136,46 @@ def test_what_stays_bad_is_rejected_and_the_run_goes_on(photos, tmp_path, dtype)
     assert latentq.verify(out) == []
 
 
+class FragileTokens(Blocks):
+    """In half precision, pictures that are bright on the whole have no tokens."""
+
+    codebook_size = 100
+
+    def tokens(self, pixels):
+        tokens = (self.encode(pixels).mean(1) * 99).round().long()
+        if torch.is_autocast_enabled("cpu"):
+            tokens[pixels.mean((1, 2, 3)) > Fragile.threshold] = -1
+        return tokens
+
+
+def test_tokens_of_what_is_not_finite_are_made_again_too(photos, tmp_path):
+    options = {"autoencoder": FragileTokens(), "size": 32, "store": "tokens", "batch_size": 5}
+    card = latentq.encode(photos, tmp_path / "half", **options, dtype="bfloat16")
+    assert card.counts.rejects == 0
+    assert card.counts.redone == (pixels_of(photos).mean((1, 2, 3)) > Fragile.threshold).sum() > 0
+    latentq.encode(photos, tmp_path / "full", **options)
+    half, full = (mds.Reader(tmp_path / name).gather(range(12), "tokens") for name in ("half", "full"))
+    np.testing.assert_array_equal(half, full)
+
+
+def test_compiling_is_of_the_network_in_its_dtype_and_leaves_no_trace(photos, tmp_path, monkeypatch):
+    calls = []
+
+    def compiling(function):
+        def compiled(pixels):
+            calls.append((function.__name__, len(pixels), torch.is_autocast_enabled("cpu")))
+            return function(pixels)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    options = {"recipe": recipe(dtype="bfloat16"), "autoencoder": Fragile(), "batch_size": 6}
+    latentq.encode(photos, tmp_path / "compiled", **options, compiled=True)
+    assert calls == [("encode", 6, True)] * 2
+    latentq.encode(photos, tmp_path / "plain", **options)
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
+
+
 def test_autocast_is_what_the_recipe_says_and_weights_stay(photos, tmp_path, tiny_vae):
     cards = {}
     for dtype in ("float32", "bfloat16"):

@@ -1,6 +1,9 @@
 """What can be stored: samples, means, moments and tokens, of one or several sizes, as they come back from a reader."""
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,6 +275,16 @@ def test_several_sizes_are_stored_beside_each_other(twelve, tmp_path):
         np.testing.assert_array_equal(raw.reshape(12, 16, side, side), expected.numpy())
         assert torch.equal(dataset.batch(range(12))[f"latents_{size}"], expected.float())
     assert latentq.verify(out) == []
+
+
+def test_the_recipe_of_the_page_stores_what_micro_diffusion_reads():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "encoding.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    recipe = Recipe.from_dict(tomllib.loads(block))
+    assert {name: (c.size, c.scaled, c.encoding) for name, c in recipe.latents().items()} == {
+        "latents_256": (256, True, "bytes"),
+        "latents_512": (512, True, "bytes"),
+    }
 
 
 def test_a_pass_over_several_sizes_gives_the_pixels_of_each(twelve, photographs):

@@ -99,10 +99,14 @@ def test_the_command_says_what_it_made_and_leaves_rejects_out(work, tmp_path, ti
     assert [path.rpartition("/")[2] for path in pd.read_csv(out, sep="\t")["image_file"]] == ["3.jpg", "5.jpg"]
 
 
-def test_what_cannot_be_written_is_refused_before_anything_is_encoded(work, tmp_path, tiny_taming):
+def test_what_cannot_be_written_is_refused_before_anything_is_encoded(work, tmp_path, tiny_taming, monkeypatch):
     (tmp_path / "mine.tsv").write_text("mine")
     with pytest.raises(latentq.MismatchError, match=r"mine\.tsv is there already"):
         job(work, tmp_path / "mine.tsv", tiny_taming)
     with pytest.raises(latentq.RecipeError, match="recipe default stores no tokens"):
         job(work, tmp_path / "tokens.tsv", "dct-f8c16", recipe="default")
+    network = latentq.load_autoencoder(tiny_taming)
+    monkeypatch.setattr(type(network), "codebook_size", 20000)
+    with pytest.raises(latentq.MismatchError, match="16384 codes, tiny-taming has 20000"):
+        job(work, tmp_path / "tokens.tsv", network)
     assert list(tmp_path.iterdir()) == [tmp_path / "mine.tsv"]

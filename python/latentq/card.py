@@ -31,7 +31,7 @@ class SourceFacts:
     """Where the samples came from.
 
     Attributes:
-        kind: `folder`, `table`, `tar`, `zip`, `mds`, `parquet` or `datasets`.
+        kind: `folder`, `table`, `tar`, `zip`, `mds`, `parquet` or `datasets`; of what was converted, what it was.
         samples: How many samples the source lists, rejects included.
         sha256: The hash of samples.tsv.
         units: How many units it is cut into, where that does not follow from samples and unit size.

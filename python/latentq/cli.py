@@ -17,7 +17,7 @@ from latentq.autoencoders import DEFAULT, load_autoencoder
 from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
 
 if TYPE_CHECKING:
-    from latentq.card import Card, Counts
+    from latentq.card import Counts
     from latentq.units import UnitCard
 
 _EPILOG = """examples:
@@ -31,6 +31,7 @@ _EPILOG = """examples:
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
+  latentq convert imagenet_3gb.pt out/                          other tools' latents, and back
   latentq measure out/ --source photos/                         what other schemes and bits would cost
 """
 
@@ -77,7 +78,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         extra = {"pyarrow": "parquet", "datasets": "datasets", "streaming": "streaming"}.get(error.name or "", "encode")
         return _fail(f"this needs {error.name}: pip install 'latentq[{extra}]'", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the units that are done", 130)
+        goes_on = "; the same command goes on from the units that are done" if run in (_encode, _shards) else ""
+        return _fail(f"interrupted{goes_on}", 130)
 
 
 def _fail(message: str, code: int) -> int:
@@ -355,7 +357,7 @@ def _info(options: argparse.Namespace) -> int:
         return _info_of_shards(path, options.json)
     card = Card.load(path)
     if options.storage:
-        _storage(path, card, options)
+        _storage(path, options)
         return 0
     if options.json:
         print(json.dumps({**card.to_dict(), "bytes": _bytes_of(path)}))
@@ -390,20 +392,19 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _storage(path: Path, card: Card, options: argparse.Namespace) -> None:
+def _storage(path: Path, options: argparse.Namespace) -> None:
     from latentq.storage import storage
 
     if options.source is not None:
         _check_source(options.source)
     rows = storage(path, options.source)
-    count = card.counts.samples if card.counts else 0
     if options.json:
-        print(json.dumps({"samples": count, "storage": [vars(row) for row in rows]}))
+        print(json.dumps([vars(row) for row in rows]))
         return
     width = max(len(row.what) for row in rows)
     print(f"{'':<{width}} {'total':>10} {'a sample':>12}")
     for row in rows:
-        total, each = ("-", "-") if row.bytes is None else (_size(row.bytes), _size(round(row.bytes / max(count, 1))))
+        total, each = ("-" if value is None else _size(value) for value in (row.bytes, row.each))
         print(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip())
 
 
@@ -502,9 +503,10 @@ def _add_decode(commands: Any) -> None:
         _decode,
         "turn stored latents back into pictures",
         "  latentq decode out/ --index 5 -o 5.png\n"
-        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR",
+        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR\n"
+        "  latentq decode imagenet_3gb.pt --index 5         so are the files that latentq convert reads",
     )
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
+    parser.add_argument("dataset", metavar="SRC", help="a dataset's folder, or a file or folder that convert reads")
     parser.add_argument("--index", type=int, nargs="+", metavar="I", help="which samples (default: 8, evenly spread)")
     parser.add_argument(
         "-o", "--output", default="decoded.png", metavar="FILE", help="the picture (default decoded.png)"
@@ -516,30 +518,23 @@ def _add_decode(commands: Any) -> None:
 
 
 def _decode(options: argparse.Namespace) -> int:
-    from latentq.card import CARD, Card
     from latentq.decode import pictures, sheet
 
-    path = _dataset(options.dataset)
-    if not (path / CARD).exists():
-        raise LatentqError(f"{path} has no card ({CARD}), so nothing says how to decode it")
-    card = Card.load(path)
-    count = card.counts.samples if card.counts else 0
-    indices = options.index or [place * count // min(count, 8) for place in range(min(count, 8))]
-    if not indices:
-        raise LatentqError(f"{path} is not finished" if card.counts is None else f"{path} holds no samples to decode")
+    if not Path(options.dataset).exists():
+        raise _UsageError(f"{options.dataset}: no such file or folder")
     if options.source is not None:
         _check_source(options.source)
-    for index in indices:
-        if card.counts and not -count <= index < count:
-            raise _UsageError(f"--index {index}: {path} has {count} samples")
-    rows = pictures(
-        path,
-        indices,
-        column=options.column,
-        source=options.source,
-        autoencoder=options.autoencoder,
-        device=options.device,
-    )
+    try:
+        rows = pictures(
+            options.dataset,
+            options.index,
+            column=options.column,
+            source=options.source,
+            autoencoder=options.autoencoder,
+            device=options.device,
+        )
+    except IndexError as error:
+        raise _UsageError(f"--{error}") from None
     if len(rows) == len(rows[0]) == 1:
         from PIL import Image
 

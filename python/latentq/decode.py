@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latentq._core import LatentqError, MismatchError
 from latentq.autoencoders import Autoencoder, load_autoencoder, weight_hash
-from latentq.card import Card
+from latentq.card import UNKNOWN, Card
 from latentq.originals import Originals
 from latentq.recipe import FLOATS
 from latentq.sources import Sample
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
+    from latentq.convert.common import Foreign
     from latentq.layout import Layout
 
+_SHOWN = 8
 _MARGIN, _LINE, _CAPTION = 6, 15, 210  # pixels
 
 
@@ -68,7 +70,7 @@ def autoencoder_for(
         hint = "" if name else " (the dataset was made with it: say where it is with --autoencoder)"
         raise LatentqError(f"{error}{hint}") from None
     weights = weight_hash(network)
-    if weights != card.autoencoder.weights:
+    if card.autoencoder.weights not in (weights, UNKNOWN):
         raise MismatchError(
             f"the dataset was made by {card.autoencoder.name} with weights {card.autoencoder.weights or 'unknown'}; "
             f"those of {name or network.name} are {weights or 'unknown'}"
@@ -113,18 +115,18 @@ def psnr(pixels: NDArray[np.uint8], original: NDArray[np.uint8]) -> float:
 
 def pictures(
     path: str | os.PathLike[str],
-    indices: Sequence[int],
+    indices: Sequence[int] | None = None,
     *,
     column: str | None = None,
     source: str | os.PathLike[str] | None = None,
     autoencoder: str | os.PathLike[str] | None = None,
     device: str = "cpu",
 ) -> list[list[Picture]]:
-    """Samples of a dataset as pictures.
+    """Samples of a dataset, or of what `latentq.convert` reads, as pictures.
 
     Args:
-        path: The dataset.
-        indices: Which samples; negative ones count from the end.
+        path: The dataset, or another tool's file or folder.
+        indices: Which samples; negative ones count from the end; None takes 8, evenly spread.
         column: Which latent column; the first where None.
         source: What the dataset was made from, to show beside it.
         autoencoder: Where the autoencoder is, if its name in the card is not enough.
@@ -138,21 +140,38 @@ def pictures(
         IndexError: There is no such sample.
         LatentqError: The dataset, the autoencoder or an original cannot be read.
     """
+    from latentq.convert import open_foreign
     from latentq.dataset import LatentDataset
 
-    card = Card.load(path)
-    name = latent_name(path, card, column)
-    dataset = LatentDataset(path, columns=[name])
-    numbers = [range(len(dataset))[index] for index in indices]
+    opened: LatentDataset | Foreign | None = open_foreign(path)
+    if opened is None:
+        card = Card.load(path)
+        name = latent_name(path, card, column)
+        opened = LatentDataset(path, columns=[name])
+    else:
+        card = opened.card
+        name = latent_name(path, card, column)
+    count = len(opened)
+    if indices is None:
+        indices = [place * count // min(count, _SHOWN) for place in range(min(count, _SHOWN))]
+    for index in indices:
+        if not -count <= index < count:
+            raise IndexError(f"index {index}: {path} has {count} samples")
+    if not indices:
+        raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
+    originals = None
+    if source is not None:
+        if not isinstance(opened, LatentDataset):
+            raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to see its originals beside it")
+        originals = Originals(path, card, name, source, network, device=device)
     rows = []
-    originals = Originals(path, card, name, source, network, device=device) if source is not None else None
-    for number in numbers:
-        stored = decode_latents(network, dataset.decodable([number]).to(device))[0]
+    for number in [index % count for index in indices]:
+        stored = decode_latents(network, opened.decodable([number]).to(device))[0]
         if originals is None:
             rows.append([Picture(stored, (f"#{number}",))])
         else:
-            rows.append(_compare(originals, dataset.layout, number, stored))
+            rows.append(_compare(originals, opened.layout, number, stored))
     return rows
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import FormatError, LatentqError, MismatchError, RecipeError
-from latentq.card import CARD, TOKEN_DTYPES, Card, LatentFacts, TokenFacts
+from latentq.card import CARD, TOKEN_DTYPES, UNKNOWN, Card, LatentFacts, TokenFacts
 from latentq.quantizer import Quantizer
 from latentq.recipe import FLOATS, Column, Recipe
 
@@ -259,7 +259,8 @@ class Layout:
             traits.append(("autoencoder", self.recipe.autoencoder.model, self.recipe.autoencoder.model))
         else:
             network = self.card.autoencoder
-            made_by = (network.weights or network.name, network.scaling_factor, network.shift_factor)
+            known = network.weights not in ("", UNKNOWN)
+            made_by = (network.weights if known else network.name, network.scaling_factor, network.shift_factor)
             text = f"{network.name} (weights {network.weights or 'none'}, scaling factor {network.scaling_factor:g})"
             traits.append(("autoencoder", made_by, text))
         for name, column in sorted(self.latents.items()):

@@ -30,7 +30,7 @@ from latentq.plan import (
 )
 from latentq.processors import processors
 from latentq.progress import Progress
-from latentq.publish import REJECTS, UNIT, publish_once, remove_dead, unit_done
+from latentq.publish import HASHES, REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Moments, Quantizer
 from latentq.recipe import FLOATS, Recipe
 from latentq.sources import Captions, Listing, Sample, Source
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     from latentq.network import Encoder, Flight
 
-_HASHES = ("xxh3_64",)
 _T = TypeVar("_T")
 
 
@@ -112,7 +111,6 @@ def encode(
     parent = Card.load(like) if like is not None else None
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
-    check_table(named, recipe)
 
     opened = open_for(source, out, class_names, like, captions)
     profile = profile or Profile()
@@ -131,6 +129,7 @@ def encode(
             pixel_range=options.pixel_range,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
+    check_table(named, plan)
     device = device or _device_of(network)
     _check_device(device)
     from latentq.network import Encoder
@@ -410,7 +409,7 @@ def _write_unit(path: Path, job: _Job, batches: Iterator[_Encoded], bar: Progres
     facts = UnitFacts(latents={name: LatentSums.of(quantizer) for name, quantizer in job.quantizers.items()})
     drained = False
     try:
-        with mds.Writer(path, dict(job.card.columns), hashes=_HASHES) as writer:
+        with mds.Writer(path, dict(job.card.columns), hashes=HASHES) as writer:
             for encoded in batches:
                 _write_batch(writer, facts, job, encoded, bar)
                 if encoded.batch.last:

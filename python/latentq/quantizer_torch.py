@@ -222,12 +222,13 @@ def _bounds(q: Quantizer, device: torch.device) -> torch.Tensor:
     middle = (levels[:, :-1] + levels[:, 1:]) / 2
     bounds = middle.astype(np.float32)
     bounds = np.where(bounds > middle, np.nextafter(bounds, np.float32(-np.inf)), bounds)
-    return torch.from_numpy(bounds.astype(np.float32)).to(device)
+    return torch.from_numpy(bounds.astype(np.float32)).to(device, non_blocking=True)
 
 
 def _channels(values: Any, like: torch.Tensor) -> torch.Tensor:
     """One value for each channel, shaped to be broadcast over (N, C, ...)."""
-    tensor = torch.from_numpy(np.asarray(values, np.float32).copy()).to(like.device)
+    # Without non_blocking torch would wait for all that the device has to do before.
+    tensor = torch.from_numpy(np.asarray(values, np.float32).copy()).to(like.device, non_blocking=True)
     return tensor.reshape(-1, *[1] * (like.ndim - 2))
 
 

@@ -22,14 +22,13 @@ from latentq.card import Counts, SourceFacts
 from latentq.plan import check_folder, open_for, publish_listing, ranks, settle_listing, share_of, source_facts
 from latentq.processors import processors
 from latentq.progress import Progress
-from latentq.publish import REJECTS, SHARDS, UNIT, publish_once, remove_dead, unit_done
+from latentq.publish import HASHES, REJECTS, SHARDS, UNIT, publish_once, remove_dead, unit_done
 from latentq.sources import Captions, Sample, Source
 from latentq.sources.listing import REJECTED, fetch, reason_of
 from latentq.units import Reject, UnitFacts, finish_units, unit_names, units_done
 
 SIZE_LIMIT = 1 << 28
 _FORMAT = 1
-_HASHES = ("xxh3_64",)
 _AHEAD = 4  # images read ahead for each thread
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -295,7 +294,7 @@ def _write_unit(
     """Writes one unit and publishes it. One that another process publishes meanwhile counts as done."""
     facts = UnitFacts()
     try:
-        with mds.Writer(path, card.columns, hashes=_HASHES, size_limit=SIZE_LIMIT) as writer:
+        with mds.Writer(path, card.columns, hashes=HASHES, size_limit=SIZE_LIMIT) as writer:
             for sample, result in converted:
                 if isinstance(result, _Jpeg):
                     own = {"image": result.data, "width": result.width, "height": result.height}

@@ -29,11 +29,13 @@ class Row:
     Attributes:
         what: The way.
         bytes: All samples together; None where it is not known.
+        each: A sample, on average.
         note: Why not, or how.
     """
 
     what: str
     bytes: int | None
+    each: int | None
     note: str = ""
 
 
@@ -53,33 +55,36 @@ def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None 
     if card.counts is None:
         raise LatentqError(f"{path} is not finished")
     samples = [sample for _, sample in stored_samples(path)]
+    if not samples:
+        raise LatentqError(f"{path} holds no samples")
     sizes = [sample.bytes for sample in samples]
-    known = [size for size in sizes if size is not None]
-    rows = [
-        Row("original images", sum(known))
-        if len(known) == len(sizes)
-        else Row("original images", None, "their sizes are not in its list")
-    ]
-    for side in sorted({column.size for column in card.recipe.encoded().values()}):
-        rows.append(_jpeg(card, samples, side, source))
-    numbers = sum(prod(latent.shape) for latent in card.latents.values())
+    images = None if None in sizes else sum(size or 0 for size in sizes)
+    floats = sum(prod(latent.shape) for latent in card.latents.values())
     stored = sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in card.latents.values())
     stored += sum(prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in card.tokens.values())
     count = len(samples)
+    rows = [_row("original images", images, count, "" if images else "their sizes are not in its list")]
+    for side in sorted({column.size for column in card.recipe.encoded().values()}):
+        what = f"JPEG {side} x {side}, quality {QUALITY}"
+        if source is None:
+            rows.append(_row(what, None, count, "no originals to try it with: --source names them"))
+        else:
+            total, tried = _jpegs(card, samples, side, source)
+            rows.append(_row(what, total, count, f"estimated from {tried}"))
     for name, size in (("float32", 4), ("float16", 2)):
-        rows.append(Row(f"latents, {name}", count * numbers * size if numbers else None, "" if numbers else "tokens"))
-    return [
-        *rows,
-        Row("latents, as stored" if card.latents else "tokens, as stored", count * stored),
-        Row("the whole dataset", sum(file.stat().st_size for file in path.rglob("*") if file.is_file())),
-    ]
+        rows.append(_row(f"latents, {name}", count * floats * size or None, count, "" if floats else "it holds tokens"))
+    whole = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    rows.append(_row("latents, as stored" if floats else "tokens, as stored", count * stored, count))
+    rows.append(_row("the whole dataset", whole, count))
+    return rows
 
 
-def _jpeg(card: Card, samples: Sequence[Sample], side: int, source: str | os.PathLike[str] | None) -> Row:
-    """The pictures that were encoded, as JPEGs: estimated from some, spread evenly."""
-    what = f"JPEG {side} x {side}, quality {QUALITY}"
-    if source is None:
-        return Row(what, None, "no originals to try it with: --source names them")
+def _row(what: str, total: int | None, count: int, note: str = "") -> Row:
+    return Row(what, total, None if total is None else round(total / count), note)
+
+
+def _jpegs(card: Card, samples: Sequence[Sample], side: int, source: str | os.PathLike[str]) -> tuple[int, int]:
+    """The bytes of all pictures that were encoded, as JPEGs; and on how many, spread evenly, that is estimated."""
     from PIL import Image
 
     count = min(len(samples), _TRIED)
@@ -94,4 +99,4 @@ def _jpeg(card: Card, samples: Sequence[Sample], side: int, source: str | os.Pat
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
         total += file.tell()
-    return Row(what, round(total / count * len(samples)), f"estimated from {count}")
+    return round(total / count * len(samples)), count

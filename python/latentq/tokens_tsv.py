@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 
 from latentq._core import MismatchError, RecipeError
-from latentq.recipe import Recipe
+from latentq.card import Card
 
 _SUFFIX = ".tsv"
 
@@ -20,15 +20,21 @@ def dataset_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.latentq") if out.suffix == _SUFFIX else out
 
 
-def check_table(out: Path, recipe: Recipe) -> None:
+def check_table(out: Path, card: Card) -> None:
     """Refuses a `.tsv` that could not be written in the end, before anything is encoded."""
     if dataset_of(out) == out:
         return
+    from latentq.convert.vqgan import CODEBOOK
+
     if out.exists() and not dataset_of(out).exists():
         raise MismatchError(f"{out} is there already, and no {dataset_of(out).name} beside it: name another file")
-    lacking = {"tokens", "key"} - {column.content for column in recipe.columns.values()}
+    lacking = {"tokens", "key"} - {column.content for column in card.recipe.columns.values()}
     if lacking:
-        raise RecipeError(f"{out}: a {_SUFFIX} is of tokens, and recipe {recipe.name} stores no {max(lacking)}")
+        raise RecipeError(f"{out}: a {_SUFFIX} is of tokens, and recipe {card.recipe.name} stores no {max(lacking)}")
+    for facts in card.tokens.values():
+        if facts.codebook_size > CODEBOOK:
+            have = f"{card.autoencoder.name} has {facts.codebook_size}"
+            raise MismatchError(f"{out}: its layout is of {CODEBOOK} codes, {have}")
 
 
 def write_table(out: Path) -> None:

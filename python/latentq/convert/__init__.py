@@ -25,13 +25,12 @@ from latentq.units import LatentSums, UnitFacts, finish, unit_names
 
 __all__ = ["convert", "open_foreign"]
 
+_LARGE = 1 << 28  # bytes of a file that takes long to open
 _ZIP = b"PK\x03\x04"
 _SUFFIXES: dict[str, Any] = {imagenet_3gb.SUFFIX: imagenet_3gb, vqgan.SUFFIX: vqgan}
 
 
-def convert(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: TextIO | None = None
-) -> int:
+def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: TextIO | None = None) -> int:
     """Converts another tool's latents to a latent dataset, or a latent dataset to another tool's layout.
 
     Codes are copied as they are; nothing is quantised again.
@@ -56,6 +55,8 @@ def convert(
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", str(out.parent))
     with publish.whole(out) as temporary:
+        if progress is not None and source.is_file() and source.stat().st_size > _LARGE:
+            progress.write(f"reading {source}\n")
         foreign = open_foreign(source)
         if foreign is None:
             return _SUFFIXES.get(out.suffix, imagenet_int8).write(source, temporary, progress)

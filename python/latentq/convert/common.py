@@ -144,12 +144,11 @@ def same_codes(path: Path, recipe: Recipe) -> str:
             return name
     if not card.latents:
         raise MismatchError(f"{path} holds no latents, and the layout of {recipe.name} does")
-    name, facts = next(iter(card.latents.items()))
+    facts = next(iter(card.latents.values()))
     ours = facts.quantizer
-    raise MismatchError(
-        f"{path} holds {_told(facts.shape, ours.bits, ours.kind, ours.low, ours.high)}, and the layout of {recipe.name} "
-        f"{_told(wanted.shape, given['bits'], 'uniform', [given['low']], [given['high']])}: codes are copied as they are"
-    )
+    have = _told(facts.shape, ours.bits, ours.kind, ours.low, ours.high)
+    needed = _told(wanted.shape, given["bits"], "uniform", [given["low"]], [given["high"]])
+    raise MismatchError(f"{path} holds {have}, the layout of {recipe.name} {needed}: codes are copied as they are")
 
 
 def _told(shape: Sequence[int], bits: int, kind: str, low: Sequence[float], high: Sequence[float]) -> str:

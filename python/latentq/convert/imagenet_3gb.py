@@ -98,7 +98,8 @@ def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
         with file.storage("uint8", count * prod(_SHAPE)) as latents, Progress(count, "convert", progress) as bar:
             for numbers in batches(range(count)):
                 here = slice(numbers.start, numbers.stop)
-                codes, labels[here], *keys = opened.batch(numbers).values()
+                codes, classes, *keys = opened.batch(numbers).values()
+                labels[here] = classes.numpy()
                 latents.write(codes.numpy().data)
                 whole = whole and all(map(_is_whole, keys[0]))
                 if whole:

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from numpy.typing import NDArray
 
 from latentq import mds
+from latentq._core import FormatError, MismatchError
+from latentq.card import CARD
 from latentq.convert.common import Foreign, Maker, batches, open_columns, same_codes
 from latentq.progress import Progress
 from latentq.recipe import Recipe
@@ -30,8 +32,11 @@ def read(path: Path) -> Foreign:
 
     from latentq.dataset import LatentDataset
 
-    dataset = LatentDataset(path, columns=["latent"], dtype=torch.uint8, recipe=RECIPE)
-    classes = LatentDataset(path, columns=["label", "label_text"], recipe=RECIPE)
+    try:
+        dataset = LatentDataset(path, columns=["latent"], dtype=torch.uint8, recipe=RECIPE)
+        classes = LatentDataset(path, columns=["label", "label_text"], recipe=RECIPE)
+    except MismatchError as error:
+        raise MismatchError(f"{path} has no {CARD}, and is no folder of imagenet.int8 either: {error}") from None
     samples: list[Sample] = []
     for numbers in batches(range(len(classes))):
         labels, names = classes.batch(numbers).values()
@@ -39,7 +44,10 @@ def read(path: Path) -> Foreign:
             samples.append(Sample(str(number), None, label, name))
 
     def stored(numbers: Sequence[int]) -> NDArray[Any]:
-        codes: NDArray[Any] = dataset.batch(numbers)["latent"].numpy()
+        try:
+            codes: NDArray[Any] = dataset.batch(numbers)["latent"].numpy()
+        except ValueError as error:
+            raise FormatError(str(error)) from None
         return codes
 
     listing = Listing(tuple(samples), ("label", "label_text"))

@@ -42,6 +42,8 @@ def read(path: Path) -> Foreign:
             have = " and ".join(map(repr, header[:3])) or "nothing"
             raise FormatError(f"{path}, line 1: the header must be image_file and encoding, not {have[:80]}")
         for line, cells in lines:
+            if not cells:  # a blank line, which pandas passes over too
+                continue
             try:
                 key, tokens = _row(cells, len(rows[0]) if rows else None)
             except ValueError as error:
@@ -53,8 +55,11 @@ def read(path: Path) -> Foreign:
     side = isqrt(len(rows[0]))
     if side * side != len(rows[0]):
         raise FormatError(f"{path}: {len(rows[0])} tokens for an image do not make a square")
-    recipe = Recipe.load(RECIPE).override(size=side * _FACTOR)
-    maker = Maker(recipe.autoencoder.model, "VQModel", 1.0, (-1.0, 1.0), (1, side, side), CODEBOOK)
+    recipe = Recipe.load(RECIPE)
+    if (side, side) not in [column.shape for column in recipe.tokens().values()]:
+        recipe = recipe.override(size=side * _FACTOR)
+    options = recipe.autoencoder
+    maker = Maker(options.model, "taming.VQModel", 1.0, options.pixel_range, (1, side, side), CODEBOOK)
 
     def stored(numbers: Sequence[int]) -> NDArray[np.uint16]:
         return np.stack([rows[number] for number in numbers]).reshape(-1, side, side)
