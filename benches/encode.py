@@ -177,8 +177,8 @@ def main() -> None:
         pipeline(network, files, options)  # compiles
     rates: dict[str, list[float]] = {"bare forward": [], "latentq.encode": [], "a loop as imagenet.int8's": []}
     for _ in range(options.rounds):
-        profile = Profile()
         rates["bare forward"].append(bare(network, options))
+        profile = Profile()
         rates["latentq.encode"].append(pipeline(network, files, options, profile))
         table = profile.table()
         rates["a loop as imagenet.int8's"].append(seed_loop(network, files, options))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from latentq.convert.common import Foreign
     from latentq.layout import Layout
 
 _SHOWN = 8
@@ -143,14 +142,10 @@ def pictures(
     from latentq.convert import open_foreign
     from latentq.dataset import LatentDataset
 
-    opened: LatentDataset | Foreign | None = open_foreign(path)
-    if opened is None:
-        card = Card.load(path)
-        name = latent_name(path, card, column)
-        opened = LatentDataset(path, columns=[name])
-    else:
-        card = opened.card
-        name = latent_name(path, card, column)
+    foreign = open_foreign(path)
+    card = Card.load(path) if foreign is None else foreign.card
+    name = latent_name(path, card, column)
+    opened = LatentDataset(path, columns=[name]) if foreign is None else foreign
     count = len(opened)
     if indices is None:
         indices = [place * count // min(count, _SHOWN) for place in range(min(count, _SHOWN))]
@@ -160,18 +155,15 @@ def pictures(
     if not indices:
         raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
-    originals = None
+    beside: tuple[Originals, Layout] | None = None
     if source is not None:
         if not isinstance(opened, LatentDataset):
             raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to see its originals beside it")
-        originals = Originals(path, card, name, source, network, device=device)
+        beside = Originals(path, card, name, source, network, device=device), opened.layout
     rows = []
     for number in [index % count for index in indices]:
         stored = decode_latents(network, opened.decodable([number]).to(device))[0]
-        if originals is None:
-            rows.append([Picture(stored, (f"#{number}",))])
-        else:
-            rows.append(_compare(originals, opened.layout, number, stored))
+        rows.append(_compare(*beside, number, stored) if beside else [Picture(stored, (f"#{number}",))])
     return rows
 
 

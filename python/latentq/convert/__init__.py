@@ -59,7 +59,8 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
             progress.write(f"reading {source}\n")
         foreign = open_foreign(source)
         if foreign is None:
-            return _SUFFIXES.get(out.suffix, imagenet_int8).write(source, temporary, progress)
+            samples: int = _SUFFIXES.get(out.suffix, imagenet_int8).write(source, temporary, progress)
+            return samples
         if out.suffix in _SUFFIXES:
             raise LatentqError(f"{source} is a {foreign.kind}: convert it to a latent dataset first, and that to {out}")
         return _write_dataset(foreign, temporary, progress)

@@ -52,7 +52,7 @@ class TorchFile:
         self._path = path
         self._file = path.open("rb")
         try:
-            self._records = torch._C.PyTorchFileReader(str(path))
+            self._records: Any = torch._C.PyTorchFileReader(str(path))
         except RuntimeError as error:
             raise FormatError(f"{path}: not a torch file, or cut short: {_line(error)}") from None
 
@@ -81,7 +81,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, start, shape, strides, *_: Tensor(*storage, start, shape, strides)
+            return lambda storage, start, shape, strides, *_: Tensor(storage[0], storage[1], start, shape, strides)
         if (module, name) == ("collections", "OrderedDict"):  # of a tensor's hooks; there are none
             return lambda: None
         if module == "torch" and name in _STORAGES:

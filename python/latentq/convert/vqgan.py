@@ -34,7 +34,8 @@ def read(path: Path) -> Foreign:
             the file and the line.
         OSError: It cannot be read.
     """
-    samples, rows = [], []
+    samples: list[Sample] = []
+    rows: list[NDArray[np.uint16]] = []
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = _lines(path, file)
         header = next(lines, (1, []))[1]
@@ -58,8 +59,8 @@ def read(path: Path) -> Foreign:
     recipe = Recipe.load(RECIPE)
     if (side, side) not in [column.shape for column in recipe.tokens().values()]:
         recipe = recipe.override(size=side * _FACTOR)
-    options = recipe.autoencoder
-    maker = Maker(options.model, "taming.VQModel", 1.0, options.pixel_range, (1, side, side), CODEBOOK)
+    low, high = recipe.autoencoder.pixel_range
+    maker = Maker(recipe.autoencoder.model, "taming.VQModel", 1.0, (low, high), (1, side, side), CODEBOOK)
 
     def stored(numbers: Sequence[int]) -> NDArray[np.uint16]:
         return np.stack([rows[number] for number in numbers]).reshape(-1, side, side)
@@ -101,7 +102,7 @@ def _row(cells: list[str], count: int | None) -> tuple[str, NDArray[np.uint16]]:
     return key, np.array(tokens, np.uint16)
 
 
-def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.integer]) -> None:
+def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.int64]) -> None:
     """Writes rows of the TSV, byte for byte as pandas does.
 
     Args:
