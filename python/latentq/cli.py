@@ -639,7 +639,7 @@ def _check_source(path: str) -> None:
     from latentq.sources import exists
 
     if not exists(path):
-        raise _UsageError(f"{path}: no such folder, table or archive")
+        raise _UsageError(f"{path}: no such file or folder")
 
 
 def _dataset(path: str) -> Path:
