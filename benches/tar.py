@@ -2,7 +2,7 @@
 
 Both read the same tars, resize and crop alike, encode by the same transform in batches of 64 on the CPU, quantise by
 one fixed range, and write MDS shards of latent, key and caption. The rival has its images decoded by the workers of a
-DataLoader (none, one, two: the best counts). Whole runs in turns, after one that warms the files up; the median counts.
+DataLoader (none, or two; the better counts). Whole runs in turns, after one that warms the files up; the median counts.
 latentq's time includes listing the archives and syncing what it writes, which the rival does not.
 
     python benches/tar.py [--samples 400] [--rounds 2]
@@ -108,19 +108,21 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    contenders = {"latentq": ours, **{f"webdataset, {n} workers": lambda t, o, n=n: rival(t, o, n) for n in (0, 1, 2)}}
+    contenders = {"latentq": ours, **{f"webdataset, {n} workers": lambda t, o, n=n: rival(t, o, n) for n in (0, 2)}}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "tars").mkdir()
         make_tars(folder / "tars", options.samples)
         for turn in range(options.rounds + 1):
-            for place, (contender, run) in enumerate(contenders.items()):
+            for place, (contender, convert) in enumerate(contenders.items()):
                 out = folder / f"out-{turn}-{place}"
                 start = time.perf_counter()
-                run(folder / "tars", out)
+                convert(folder / "tars", out)
+                seconds = time.perf_counter() - start
+                print(f"{'round' if turn else 'warming up'} {turn or ''}: {contender}: {seconds:.2f} s", flush=True)
                 if turn:
-                    times[contender].append(time.perf_counter() - start)
+                    times[contender].append(seconds)
         first, second = (mds.Reader(folder / f"out-0-{place}") for place in (0, 1))
         indices = np.arange(options.samples)
         assert first.gather(indices, "caption") == second.gather(indices, "caption")
@@ -128,9 +130,9 @@ def main() -> None:
         share = np.mean(difference > 0)
         print(f"{options.samples} samples; codes that differ: {share:.4%}, by {difference.max()} at most")
     print("| | samples/s | all runs, s |\n| --- | --- | --- |")
-    for contender, seconds in times.items():
-        rate = options.samples / statistics.median(seconds)
-        print(f"| {contender} | {rate:.0f} | {', '.join(f'{second:.2f}' for second in seconds)} |")
+    for contender, runs in times.items():
+        rate = options.samples / statistics.median(runs)
+        print(f"| {contender} | {rate:.0f} | {', '.join(f'{run:.2f}' for run in runs)} |")
 
 
 if __name__ == "__main__":
