@@ -362,7 +362,7 @@ def test_measure_of_a_dataset_alone_says_what_it_measures(dataset, capsys):
         (("nowhere",), 2, "no such file or dataset"),
         (("x.npy",), 2, "x.npy"),
         (("out", "--bits", "9"), 2, "from 2 to 8"),
-        (("out", "--source", "nowhere"), 2, "no such folder"),
+        (("out", "--source", "nowhere"), 2, "no such file or folder"),
         (("out", "--column", "x"), 1, "no latent column 'x'"),
         (("pictures",), 1, "no card"),
     ],

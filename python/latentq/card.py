@@ -31,14 +31,20 @@ class SourceFacts:
     """Where the samples came from.
 
     Attributes:
-        kind: `folder` or `table`; of what was converted, what it was.
+        kind: `folder`, `table`, `tar`, `zip`, `mds`, `parquet` or `datasets`; of what was converted, what it was.
         samples: How many samples the source lists, rejects included.
         sha256: The hash of samples.tsv.
+        units: How many units it is cut into, where that does not follow from samples and unit size.
     """
 
     kind: str
     samples: int
     sha256: str
+    units: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As TOML has it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Card:
     @property
     def units(self) -> int:
         """How many units the source is cut into."""
-        return -(-self.source.samples // self.recipe.unit_size)
+        return self.source.units or -(-self.source.samples // self.recipe.unit_size)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Card:
@@ -200,7 +206,7 @@ class Card:
         data: dict[str, Any] = {"format": FORMAT, "complete": self.complete}
         if self.counts is not None:
             data["counts"] = vars(self.counts).copy()
-        data["source"] = vars(self.source).copy()
+        data["source"] = self.source.to_dict()
         data["recipe"] = self.recipe.to_dict()
         data["autoencoder"] = {**vars(self.autoencoder), "pixel_range": list(self.autoencoder.pixel_range)}
         data["columns"] = dict(self.columns)
@@ -227,6 +233,10 @@ def _checked(card: Card) -> Card:
             raise FormatError(f"{where} must be a count, not {value!r}")
 
     count(card.source.samples, "source.samples")
+    if card.source.units is not None:
+        count(card.source.units, "source.units")
+        if card.source.units > card.source.samples:
+            raise FormatError(f"source.units: {card.source.units} of them for {card.source.samples} samples")
     if card.counts is not None:
         count(card.counts.samples, "counts.samples")
         count(card.counts.rejects, "counts.rejects")

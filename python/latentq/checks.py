@@ -12,7 +12,8 @@ import numpy as np
 from latentq import mds
 from latentq._core import LatentqError
 from latentq.card import CARD, Card, LatentFacts
-from latentq.publish import INDEX, REJECTS, SAMPLES, UNIT, unit_done
+from latentq.publish import INDEX, REJECTS, SAMPLES, SHARDS, UNIT, unit_done
+from latentq.shards import ShardsCard
 from latentq.sources.listing import Listing, tsv_line
 from latentq.units import LatentSums, UnitFacts, completed, unit_names
 
@@ -29,12 +30,14 @@ def verify(path: str | os.PathLike[str]) -> list[mds.Finding]:
         FileNotFoundError: There is nothing at the path.
     """
     path = Path(path)
-    if not (path / CARD).exists():
+    file = next((name for name in (CARD, SHARDS) if (path / name).exists()), None)
+    if file is None:
         return [_finding(CARD, "missing")] if (path / SAMPLES).exists() else mds.verify(path)
+    card: Card | ShardsCard
     try:
-        card = Card.load(path)
+        card = Card.load(path) if file == CARD else ShardsCard.load(path)
     except LatentqError as error:
-        return [_finding(CARD, str(error))]
+        return [_finding(file, str(error))]
     missing = [name for name in unit_names(card) if not unit_done(path, name)]
     if missing:
         done = card.units - len(missing)
@@ -43,7 +46,8 @@ def verify(path: str | os.PathLike[str]) -> list[mds.Finding]:
     return findings or list(_check_card(path, card))
 
 
-def _check_card(path: Path, card: Card) -> Iterator[mds.Finding]:
+def _check_card(path: Path, card: Card | ShardsCard) -> Iterator[mds.Finding]:
+    file = CARD if isinstance(card, Card) else SHARDS
     try:
         samples = (path / SAMPLES).read_bytes()
         listing = Listing.from_tsv(samples, str(path / SAMPLES))
@@ -53,10 +57,11 @@ def _check_card(path: Path, card: Card) -> Iterator[mds.Finding]:
         units = [UnitFacts.load(path / name / UNIT) for name in names]
         for name, unit in zip(names, units, strict=True):
             yield from _check_unit(path / name, card, unit)
-        if completed(card, units) != card:
-            yield _finding(CARD, "its counts or statistics are not those of the units")
+        whole = completed(card, units) if isinstance(card, Card) else card.completed(units)
+        if whole != card:
+            yield _finding(file, "its counts or statistics are not those of the units")
         elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
-            yield _finding(CARD, "samples and rejects do not add up to the source's samples")
+            yield _finding(file, "samples and rejects do not add up to the source's samples")
         if mds.merged_index(path, names) != (path / INDEX).read_bytes():
             yield _finding(INDEX, "is not the units' indexes merged")
         lines = [tsv_line((r.key, r.stage, r.error)) for unit in units for r in unit.rejects]
@@ -68,7 +73,7 @@ def _check_card(path: Path, card: Card) -> Iterator[mds.Finding]:
         yield _finding(".", f"cannot be checked: {error}")
 
 
-def _check_unit(path: Path, card: Card, facts: UnitFacts) -> Iterator[mds.Finding]:
+def _check_unit(path: Path, card: Card | ShardsCard, facts: UnitFacts) -> Iterator[mds.Finding]:
     """That a unit's facts are those of its shards."""
     reader = mds.Reader(path)
     if len(reader) and dict(reader.columns) != dict(card.columns):
@@ -76,6 +81,8 @@ def _check_unit(path: Path, card: Card, facts: UnitFacts) -> Iterator[mds.Findin
         return
     if len(reader) != facts.samples:
         yield _finding(f"{path.name}/{UNIT}", f"says {facts.samples} samples, the shards hold {len(reader)}")
+        return
+    if isinstance(card, ShardsCard):
         return
     for name, tokens in card.tokens.items():
         parts = _parts(reader, name, int(np.prod(tokens.shape)) * np.dtype(tokens.dtype).itemsize)

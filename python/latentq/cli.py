@@ -10,11 +10,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.autoencoders import DEFAULT, load_autoencoder
 from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
+
+if TYPE_CHECKING:
+    from latentq.card import Counts
+    from latentq.units import UnitCard
 
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
@@ -23,6 +27,7 @@ _EPILOG = """examples:
   latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
   latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
+  latentq shards 'cc12m/*.tar' shards/                          MDS shards of JPEGs and captions, at most 512 pixels
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
@@ -70,9 +75,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     except RuntimeError as error:  # torch's, out of memory on a device say
         return _fail(str(error).strip().partition("\n")[0], 1)
     except ModuleNotFoundError as error:
-        return _fail(f"this needs {error.name}: pip install 'latentq[encode]'", 1)
+        extra = {"pyarrow": "parquet", "datasets": "datasets", "streaming": "streaming"}.get(error.name or "", "encode")
+        return _fail(f"this needs {error.name}: pip install 'latentq[{extra}]'", 1)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the units that are done" if run is _encode else ""
+        goes_on = "; the same command goes on from the units that are done" if run in (_encode, _shards) else ""
         return _fail(f"interrupted{goes_on}", 130)
 
 
@@ -96,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     adders = (
-        _add_encode, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert, _add_measure,
+        _add_encode, _add_shards, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert,
+        _add_measure,
     )  # fmt: skip
     for add in adders:
         add(commands)
@@ -128,7 +135,7 @@ def _add_encode(commands: Any) -> None:
         "encode images into a latent dataset, or go on where an earlier run stopped",
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
     )
-    parser.add_argument("source", metavar="SRC", help="a folder of images, or a CSV or TSV table of image paths")
+    _add_source(parser)
     parser.add_argument("out", metavar="OUT", help="the dataset's folder; a .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     what = parser.add_argument_group("what is stored (the card keeps it)")
@@ -157,15 +164,37 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--flip", action="store_true", default=None, help="store the mirrored pictures too")
     what.add_argument("--seed", type=int, help="of the posterior's noise")
     what.add_argument("--unit-size", type=int, metavar="N", help="samples in a unit, which is done or not done")
-    how = parser.add_argument_group("how it is run (leaves no trace)")
+    how = _add_how(parser)
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
+    how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
+    how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """What every command that reads a source asks for."""
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a folder of images or of MDS shards, a table of image paths, .tar, .tgz, .zip or .parquet files (also as "
+        "a quoted pattern, 'cc12m/*.tar'), what datasets' save_to_disk wrote, or hf:NAME",
+    )
+    parser.add_argument(
+        "--captions",
+        metavar="WHERE",
+        help="a file of them (.jsonl, .csv, .tsv, .parquet, COCO's .json, .tgz), as FILE or FILE:KEY,CAPTION; txt or "
+        "json:FIELD for members of archives named as the image; or the name of their column",
+    )
+
+
+def _add_how(parser: argparse.ArgumentParser) -> Any:
+    """What every command that works unit by unit asks for."""
+    how = parser.add_argument_group("how it is run (leaves no trace)")
     how.add_argument("--threads", type=int, metavar="N", help="that decode images (default: one per processor)")
     how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
     how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
-    how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
-    how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
-    how.add_argument("--strict", action="store_true", help="end at the first image that cannot be encoded")
+    how.add_argument("--strict", action="store_true", help="end at the first image that cannot be used")
+    return how
 
 
 _OVERRIDES = (
@@ -178,10 +207,8 @@ def _encode(options: argparse.Namespace) -> int:
     from latentq.pipeline import encode
     from latentq.stages import Profile
     from latentq.tokens_tsv import dataset_of
-    from latentq.units import units_done
 
-    if not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
+    _check_source(options.source)
     if options.threads is not None and options.threads < 1:
         raise _UsageError(f"--threads must be at least 1, not {options.threads}")
     if options.autoencoder is None and options.recipe is None and options.like is None:
@@ -198,6 +225,7 @@ def _encode(options: argparse.Namespace) -> int:
         autoencoder=options.autoencoder,
         like=options.like,
         class_names=options.class_names,
+        captions=options.captions,
         device=options.device,
         batch_size=options.batch_size,
         threads=options.threads,
@@ -211,15 +239,21 @@ def _encode(options: argparse.Namespace) -> int:
     )
     if options.profile:
         print("\n".join(profile.table()), file=sys.stderr)
-    out = dataset_of(Path(options.out))
-    if card.counts is None:
+    return _tell_counts(Path(options.out), dataset_of(Path(options.out)), card, card.counts)
+
+
+def _tell_counts(named: Path, out: Path, card: UnitCard, counts: Counts | None) -> int:
+    """The last line of a command that works unit by unit in `out`, for what the user `named`."""
+    from latentq.units import units_done
+
+    if counts is None:
         done = units_done(out, card)
         print(
             f"{out}: {done} of {card.units} units are done; {card.units - done} are other processes' and still missing"
         )
         return 0
-    rejects = f", {card.counts.rejects} rejects (see {out / 'rejects.tsv'})" if card.counts.rejects else ", no rejects"
-    print(f"{options.out}: {card.counts.samples} samples{rejects}, {_size(_bytes_of(Path(options.out)))}")
+    rejects = f", {counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else ", no rejects"
+    print(f"{named}: {counts.samples} samples{rejects}, {_size(_bytes_of(named))}")
     return 0
 
 
@@ -243,6 +277,53 @@ def _recipes(options: argparse.Namespace) -> int:
         return 0
     _table([(name, Recipe.text(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0
+
+
+# shards
+
+
+def _add_shards(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "shards",
+        _shards,
+        "convert a source into MDS shards of JPEGs and captions, filtered and shrunk, or go on where a run stopped",
+        "  latentq shards 'cc12m/*.tar' cc12m-mds/\n"
+        "  latentq shards 'diffdb/*/*.zip' diffdb-mds/ --collection diffdb --captions metadata-large.parquet",
+    )
+    _add_source(parser)
+    parser.add_argument("out", metavar="OUT", help="the folder of the shards")
+    what = parser.add_argument_group("what is stored")
+    what.add_argument(
+        "--collection", metavar="NAME", help="columns and limits of jdb, cc12m, diffdb, sa1b, textcaps, coco"
+    )
+    what.add_argument("--min-size", type=int, default=256, metavar="PIXELS", help="of both sides (default 256)")
+    what.add_argument("--max-size", type=int, default=512, metavar="PIXELS", help="of the short side (default 512)")
+    what.add_argument("--quality", type=int, default=95, metavar="1..100", help="of JPEGs made anew (default 95)")
+    what.add_argument("--unit-size", type=int, default=4096, metavar="N", help="samples in a unit (default 4096)")
+    _add_how(parser)
+
+
+def _shards(options: argparse.Namespace) -> int:
+    from latentq.shards import shards
+
+    _check_source(options.source)
+    card = shards(
+        options.source,
+        options.out,
+        collection=options.collection,
+        captions=options.captions,
+        min_size=options.min_size,
+        max_size=options.max_size,
+        quality=options.quality,
+        unit_size=options.unit_size,
+        threads=options.threads,
+        rank=options.rank,
+        world_size=options.world_size,
+        strict=options.strict,
+        progress=sys.stderr,
+    )
+    return _tell_counts(Path(options.out), Path(options.out), card, card.counts)
 
 
 # info
@@ -314,8 +395,8 @@ def _info(options: argparse.Namespace) -> int:
 def _storage(path: Path, options: argparse.Namespace) -> None:
     from latentq.storage import storage
 
-    if options.source is not None and not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
+    if options.source is not None:
+        _check_source(options.source)
     rows = storage(path, options.source)
     if options.json:
         print(json.dumps([vars(row) for row in rows]))
@@ -439,9 +520,10 @@ def _add_decode(commands: Any) -> None:
 def _decode(options: argparse.Namespace) -> int:
     from latentq.decode import pictures, sheet
 
-    for path in (options.dataset, options.source):
-        if path is not None and not Path(path).exists():
-            raise _UsageError(f"{path}: no such file or folder")
+    if not Path(options.dataset).exists():
+        raise _UsageError(f"{options.dataset}: no such file or folder")
+    if options.source is not None:
+        _check_source(options.source)
     try:
         rows = pictures(
             options.dataset,
@@ -539,8 +621,8 @@ def _measure(options: argparse.Namespace) -> int:
         return 0
     if not (path / CARD).exists():
         raise LatentqError(f"{path} has no card ({CARD}): it is no dataset")
-    if options.source is not None and not Path(options.source).exists():
-        raise _UsageError(f"{options.source}: no such folder or table")
+    if options.source is not None:
+        _check_source(options.source)
     if options.source is None:
         print("latentq: without --source these are the stored latents, quantised once already", file=sys.stderr)
     latents, network, images = measure.of_dataset(
@@ -551,6 +633,13 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 # what they share
+
+
+def _check_source(path: str) -> None:
+    from latentq.sources import exists
+
+    if not exists(path):
+        raise _UsageError(f"{path}: no such file or folder")
 
 
 def _dataset(path: str) -> Path:

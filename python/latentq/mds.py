@@ -245,6 +245,20 @@ class Reader:
             raise ValueError("with several columns, out must be a dict of arrays by column")
         return dict(zip(names, self._gather(places, names, [outs.get(name) for name in names]), strict=True))
 
+    def stored(self, index: int, column: str) -> Any:
+        """One column of one sample, images as the bytes that are stored and not as pictures.
+
+        Raises:
+            IndexError: There is no such sample.
+            KeyError: There is no such column.
+            latentq.FormatError: The shard breaks its format.
+        """
+        if column not in self._place:
+            raise KeyError(f"{self.path} has no column {column!r}")
+        values = self._core.gather(np.array([index], np.int64), [self._place[column]], [None])[0]
+        assert values is not None
+        return values[0]
+
     def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
         n = len(indices)
         arrays: list[Any] = []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,16 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq import image, mds
-from latentq._core import LatentqError, MismatchError
+from latentq._core import LatentqError
 from latentq.autoencoders import Autoencoder, load_autoencoder
 from latentq.card import CARD, Card
-from latentq.plan import check_folder, check_same, open_for, plan_card, publish_listing, settle, settle_listing
+from latentq.plan import (
+    check_folder,
+    check_same,
+    open_for,
+    plan_card,
+    publish_listing,
+    ranks,
+    settle,
+    settle_listing,
+    share_of,
+)
 from latentq.processors import processors
 from latentq.progress import Progress
 from latentq.publish import HASHES, REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Moments, Quantizer
 from latentq.recipe import FLOATS, Recipe
-from latentq.sources import Listing, Sample, Source
+from latentq.sources import Captions, Listing, Sample, Source
+from latentq.sources.listing import REJECTED, fetch, reason_of
 from latentq.stages import IMAGES, LIST, NETWORK, WRITE, Profile, ahead, behind
 from latentq.tokens_tsv import check_table, dataset_of, write_table
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
@@ -35,8 +44,6 @@ if TYPE_CHECKING:
 
     from latentq.network import Encoder, Flight
 
-# What the system says of a single file; anything else is a fault of the machine, and ends the run.
-_REJECTED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 _T = TypeVar("_T")
 
 
@@ -48,6 +55,7 @@ def encode(
     autoencoder: str | os.PathLike[str] | Autoencoder | None = None,
     like: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | None = None,
+    captions: str | Captions | None = None,
     device: str | None = None,
     batch_size: int = 64,
     threads: int | None = None,
@@ -62,13 +70,15 @@ def encode(
     """Encodes a source into a latent dataset, or goes on where an earlier run stopped.
 
     Args:
-        source: A folder of images (class sub-folders become labels), a table of image paths, or any `Source`.
+        source: A folder of images (class sub-folders become labels), a table of image paths, archives or whatever else
+            `latentq.sources.open_source` takes, or any `Source`.
         out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source. A name that
             ends with `.tsv` gets tokens as VQGAN-f16-16384's page writes them, and the dataset is in `NAME.latentq`.
         recipe: A recipe, its name, or the path of its TOML file; `default` where there is none.
         autoencoder: Instead of the recipe's: a name, a folder, or any object that is an `Autoencoder`.
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
         class_names: A file of two columns, class folder and readable name.
+        captions: Where captions are, as of `open_source`.
         device: Where the autoencoder computes; `cuda:LOCAL_RANK` where there is one, else `cpu`; an object's own place.
         batch_size: How many images the autoencoder is given at once; half of it, again and again, where the device's
             memory is not enough.
@@ -91,7 +101,7 @@ def encode(
     """
     named = Path(out)
     out = dataset_of(named)
-    rank, world_size = _ranks(rank, world_size)
+    rank, world_size = ranks(rank, world_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if threads is not None and threads < 1:
@@ -102,7 +112,7 @@ def encode(
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
 
-    opened = open_for(source, out, class_names, like)
+    opened = open_for(source, out, class_names, like, captions)
     profile = profile or Profile()
     with profile.timing(LIST, "worked"):
         listing = settle_listing(opened, out, first=rank == 0)
@@ -128,13 +138,13 @@ def encode(
     batch_size = min(batch_size, recipe.unit_size, max(1, len(listing.samples)))
     job = _Job(opened, listing, encoder, plan, uncalibrated, batch_size, threads, strict, profile)
 
-    share = _slices(recipe.unit_size, len(listing.samples), rank, world_size)
+    share = share_of(listing.units(recipe.unit_size), rank, world_size)
     with Progress(sum(map(len, share.values())), "encode", progress) as bar:
         for note in listing.notes:
             bar.note(note)
         card = _published_card(out, job, bar, frozen=parent is not None)
         job = replace(job, card=card)
-        _encode_units(out, job, rank, world_size, bar)
+        _encode_units(out, job, share, bar)
     if units_done(out, card) < card.units:
         remove_dead(out)
         return replace(card, counts=None)
@@ -163,18 +173,6 @@ class _Job:
     def quantizers(self) -> dict[str, Quantizer]:
         """Of the columns of latents and moments."""
         return {name: facts.quantizer for name, facts in self.card.latents.items()}
-
-
-def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """The process's place among all, given or as torchrun's environment has it."""
-    try:
-        rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-        world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
-    except ValueError as error:
-        raise ValueError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from None
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
-    return rank, world_size
 
 
 def _device() -> str:
@@ -264,15 +262,16 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             samples = [job.listing.samples[number] for number in chosen]
             failed: dict[int, tuple[str, Exception]] = {}
             pixels = {size: job.encoder.host((length, 3, size, size)) for size in sizes}
-            data = [job.source.data(sample) for sample in samples]
+            data = []
             for place, sample in enumerate(samples):
-                if (reason := _unlike_listing(sample, data[place])) is not None:
-                    failed[place] = ("read", LatentqError(reason))
-                    data[place] = b""
+                datum, refusal = fetch(job.source, sample)
+                data.append(datum)
+                if refusal is not None:
+                    failed[place] = refusal
             out = [of_size.numpy()[: len(data)] for of_size in pixels.values()]
             _, errors = image.load_sizes(data, sizes, threads=job.threads, out=out, **options)
             for place, error in enumerate(errors):
-                if isinstance(error, OSError) and error.errno not in _REJECTED:
+                if isinstance(error, OSError) and error.errno not in REJECTED:
                     raise error  # of the machine, not of the file: the unit can be encoded another time
                 if error is not None:
                     failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
@@ -282,32 +281,6 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
                 except UnicodeEncodeError:
                     failed[place] = ("list", LatentqError("the file's name is not UTF-8"))
             yield _Batch(unit, chosen, pixels, failed, start + length >= len(numbers))
-
-
-def _unlike_listing(sample: Sample, data: bytes | Path) -> str | None:
-    """Why a sample cannot be read at all.
-
-    Raises:
-        MismatchError: Its file is not the one that was listed: on this machine the source is another, or not mounted.
-    """
-    if not isinstance(data, Path):
-        return None
-    try:
-        status = data.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        if sample.bytes is None:
-            return "No such file or directory"
-        raise MismatchError(f"{data} is listed with {sample.bytes} bytes and is not there now") from None
-    except OSError as error:
-        if error.errno not in _REJECTED:
-            raise
-        return error.strerror
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
-    if status.st_size != sample.bytes:
-        listed = "as missing" if sample.bytes is None else f"with {sample.bytes} bytes"
-        raise MismatchError(f"{data} is listed {listed} and has {status.st_size} bytes now")
-    return None
 
 
 @dataclass(frozen=True)
@@ -399,7 +372,7 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
         for name in names if encoded.places else ():
             calibrators[name].update(encoded.codes[name])
     if not seen:
-        reason = f"{first[0].key!r}: {first[1]}: {_reason(first[2])}" if first else "there are none"
+        reason = f"{first[0].key!r}: {first[1]}: {reason_of(first[2])}" if first else "there are none"
         raise LatentqError(f"none of {count} samples can be encoded, the first is {reason}")
     return {name: calibrator.quantizer() for name, calibrator in calibrators.items()}
 
@@ -407,15 +380,14 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
 # From latents to units.
 
 
-def _encode_units(out: Path, job: _Job, rank: int, world_size: int, bar: Progress) -> None:
+def _encode_units(out: Path, job: _Job, share: dict[int, range], bar: Progress) -> None:
     """Encodes and publishes every unit of this process that is not there yet."""
     names = unit_names(job.card)
-    slices = _slices(job.card.recipe.unit_size, len(job.listing.samples), rank, world_size)
-    done = {number for number in slices if unit_done(out, names[number])}
-    bar.skip(sum(len(slices[number]) for number in done))
+    done = {number for number in share if unit_done(out, names[number])}
+    bar.skip(sum(len(share[number]) for number in done))
 
     def encode_rest(job: _Job) -> None:
-        todo = {n: numbers for n, numbers in slices.items() if n not in done}
+        todo = {n: numbers for n, numbers in share.items() if n not in done}
 
         def write(batches: Iterator[_Encoded]) -> None:
             for number in todo:
@@ -430,14 +402,6 @@ def _encode_units(out: Path, job: _Job, rank: int, world_size: int, bar: Progres
                 hand_over(encoded)
 
     _halving(job, bar, encode_rest)
-
-
-def _slices(unit_size: int, total: int, rank: int, world_size: int) -> dict[int, range]:
-    """The units of one process, and the numbers of their samples."""
-    return {
-        number: range(number * unit_size, min((number + 1) * unit_size, total))
-        for number in range(rank, -(-total // unit_size), world_size)
-    }
 
 
 def _write_unit(path: Path, job: _Job, batches: Iterator[_Encoded], bar: Progress) -> None:
@@ -467,9 +431,9 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, encoded: _Enco
     samples = [job.listing.samples[number] for number in encoded.batch.numbers]
     failed = encoded.batch.failed
     for place, (stage, error) in sorted(failed.items()):
-        data = job.source.data(samples[place])
+        path = _path(job, samples[place])
         _strictly(job, samples[place], stage, error)
-        facts.rejects.append(Reject(samples[place].text, stage, _reason(error, data)))
+        facts.rejects.append(Reject(samples[place].text, stage, reason_of(error, path)))
         bar.note(f"rejected: {samples[place].text}: {stage}: {facts.rejects[-1].error}")
     facts.redone += encoded.redone
     if encoded.places:
@@ -501,13 +465,13 @@ def _stored(quantizer: Quantizer, codes: NDArray[Any], clipped: NDArray[np.int64
 
 def _strictly(job: _Job, sample: Sample, stage: str, error: Exception) -> None:
     if job.strict:
-        path = job.source.data(sample)
-        raise LatentqError(f"{path if isinstance(path, Path) else sample.key}: {stage}: {_reason(error, path)}")
+        path = _path(job, sample)
+        raise LatentqError(f"{path or sample.text}: {stage}: {reason_of(error, path)}")
 
 
-def _reason(error: Exception, data: bytes | Path | None = None) -> str:
-    """Why a sample was refused, without its path, which is another on another machine."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).removeprefix(f"{data}: ") if isinstance(data, Path) else str(error)
-    return " ".join(text.split())
+def _path(job: _Job, sample: Sample) -> Path | None:
+    """The file that is a sample's own."""
+    if sample.archive is not None or sample.fault:
+        return None
+    data = job.source.data(sample)
+    return data if isinstance(data, Path) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,26 @@ from latentq.card import CARD, TOKEN_DTYPES, AutoencoderFacts, Card, LatentFacts
 from latentq.publish import SAMPLES, is_temporary, publish_once
 from latentq.quantizer import Quantizer
 from latentq.recipe import ENCODED, FLOATS, Column, Recipe
-from latentq.sources import Listing, Sample, Source, open_source
+from latentq.sources import Captions, Listing, Sample, Source, open_source
 
 _CALIBRATED = ("affine", "codebook")
+
+
+def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """The process's place among all, given or as torchrun's environment has it."""
+    try:
+        rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+        world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    except ValueError as error:
+        raise ValueError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from None
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
+    return rank, world_size
+
+
+def share_of(units: Sequence[range], rank: int, world_size: int) -> dict[int, range]:
+    """The units of one process, by number, and the numbers of their samples."""
+    return {number: units[number] for number in range(rank, len(units), world_size)}
 
 
 def settle(
@@ -41,13 +58,13 @@ def settle(
     return recipe.override(autoencoder=None if model is None else os.fspath(model), **given)
 
 
-def check_folder(out: Path) -> None:
-    """Refuses an output folder that holds something else."""
+def check_folder(out: Path, card: str = CARD) -> None:
+    """Refuses an output folder that holds something else than what the card of this name belongs to."""
     if not out.exists():
         return
     if not out.is_dir():
         raise MismatchError(f"{out} is a file; a dataset is a folder")
-    if (out / CARD).exists():
+    if (out / card).exists():
         return
     for entry in sorted(out.iterdir()):
         if entry.name != SAMPLES and not is_temporary(entry.name):
@@ -57,8 +74,9 @@ def check_folder(out: Path) -> None:
 def open_for(
     source: str | os.PathLike[str] | Source,
     out: Path,
-    class_names: str | os.PathLike[str] | None,
-    like: str | os.PathLike[str] | None,
+    class_names: str | os.PathLike[str] | None = None,
+    like: str | os.PathLike[str] | None = None,
+    captions: str | Captions | None = None,
 ) -> Source:
     """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is."""
     if not isinstance(source, str | os.PathLike):
@@ -70,14 +88,17 @@ def open_for(
             if sample.label is not None and sample.label_text is not None:
                 facts = (sample.label, sample.label_text)
                 classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
-    return open_source(source, class_names=class_names, classes=classes or None, exclude=out)
+    return open_source(source, class_names=class_names, classes=classes or None, exclude=out, captions=captions)
 
 
 def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
     """The source's list: the published one, which process 0 compares with what the source holds now."""
     file = out / SAMPLES
-    if not first and file.exists():
-        return Listing.from_tsv(file.read_bytes(), str(file))
+    if file.exists():
+        published = Listing.from_tsv(file.read_bytes(), str(file))
+        unchanged = getattr(source, "unchanged", None)
+        if not first or (unchanged is not None and unchanged(published)):
+            return published
     listing = source.listing()
     _check_listing(file, listing)
     return listing
@@ -111,6 +132,12 @@ def _list_difference(file: Path, old: Listing, new: Listing) -> str:
 def _sample_text(sample: Sample) -> str:
     label = "" if sample.label is None else f", label {sample.label}"
     return f"{sample.key!r} ({'no file' if sample.bytes is None else f'{sample.bytes} bytes'}{label})"
+
+
+def source_facts(kind: str, listing: Listing, unit_size: int) -> SourceFacts:
+    """What a card says of a source; the number of units where it does not follow from that of the samples."""
+    total, units = len(listing.samples), len(listing.units(unit_size))
+    return SourceFacts(kind, total, listing.sha256(), None if units == -(-total // unit_size) else units)
 
 
 def plan_card(
@@ -152,7 +179,7 @@ def plan_card(
     for name, facts in tokens.items():
         encodings[name] = encodings[name] or f"ndarray:{facts.dtype}:{','.join(map(str, facts.shape))}"
     card = Card(
-        source=SourceFacts(kind, len(listing.samples), listing.sha256()),
+        source=source_facts(kind, listing, recipe.unit_size),
         recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=network.name)),
         autoencoder=made_by,
         columns=encodings,

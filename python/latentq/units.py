@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tomli_w
@@ -22,7 +22,10 @@ from latentq.sources.listing import tsv_line
 
 @dataclass(frozen=True)
 class Reject:
-    """A sample that was left out: its key, the stage that refused it (`list`, `read`, `decode`, `encode`), and why."""
+    """A sample that was left out: its key, the stage that refused it, and why.
+
+    The stages are `list`, `read`, `decode`, `encode`, and in converting `size`.
+    """
 
     key: str
     stage: str
@@ -119,32 +122,59 @@ def _sums(table: Mapping[str, Any]) -> LatentSums:
     )
 
 
-def unit_names(card: Card) -> list[str]:
+class UnitCard(Protocol):
+    """What says of itself how many units it has: `Card`, and that of converted shards."""
+
+    @property
+    def units(self) -> int:
+        """How many units there are."""
+        ...
+
+    def to_toml(self) -> bytes:
+        """Its file's bytes."""
+        ...
+
+
+_C = TypeVar("_C", bound=UnitCard)
+
+
+def unit_names(card: UnitCard) -> list[str]:
     """The folders of a dataset's units. Their order as text is their order, since all are of one width."""
     width = max(5, len(str(card.units - 1)))
     return [f"{number:0{width}}" for number in range(card.units)]
 
 
-def units_done(out: Path, card: Card) -> int:
+def units_done(out: Path, card: UnitCard) -> int:
     """How many units are published."""
     return sum(publish.unit_done(out, name) for name in unit_names(card))
 
 
 def finish(out: Path, card: Card) -> Card:
-    """Completes a dataset whose units are all there: rejects, card, and last of all the index.
+    """Completes a dataset whose units are all there."""
+    return finish_units(out, card, CARD, completed)
+
+
+def finish_units(out: Path, card: _C, file: str, complete: Callable[[_C, list[UnitFacts]], _C]) -> _C:
+    """Publishes what follows from the units, which are all there: rejects, card, and last of all the index.
 
     Whoever does it, however often, writes the same bytes. The index comes last, since by it a stock reader knows the
     dataset.
+
+    Args:
+        out: The dataset.
+        card: Its card as it was published first.
+        file: The card's name.
+        complete: Makes the card complete.
     """
     names = unit_names(card)
     units = [UnitFacts.load(out / name / publish.UNIT) for name in names]
     rejects = [reject for unit in units for reject in unit.rejects]
-    complete = completed(card, units)
+    whole = complete(card, units)
     files = {
         publish.REJECTS: "".join(
             f"{tsv_line((reject.key, reject.stage, reject.error))}\n" for reject in rejects
         ).encode(),
-        CARD: complete.to_toml(),
+        file: whole.to_toml(),
         publish.INDEX: mds.merged_index(out, names),
     }
     for name, data in files.items():
@@ -152,7 +182,7 @@ def finish(out: Path, card: Card) -> Card:
         if not path.is_file() or path.read_bytes() != data:
             publish.replace(path, data)
     publish.remove_dead(out)
-    return complete
+    return whole
 
 
 def completed(card: Card, units: list[UnitFacts]) -> Card:

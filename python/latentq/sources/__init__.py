@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 from pathlib import Path
 
 from latentq._core import LatentqError
+from latentq.publish import SHARDS
+from latentq.sources.captions import Captioned, Captions
 from latentq.sources.listing import Listing, Sample, Source
 
-__all__ = ["Listing", "Sample", "Source", "open_source"]
+__all__ = ["Captions", "Listing", "Sample", "Source", "exists", "open_source"]
+
+_SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".zip": "zip", ".parquet": "parquet"}
+_HUB = "hf:"
 
 
 def open_source(
@@ -17,31 +24,125 @@ def open_source(
     class_names: str | os.PathLike[str] | None = None,
     classes: dict[str, tuple[int, str]] | None = None,
     exclude: str | os.PathLike[str] | None = None,
+    captions: str | Captions | None = None,
 ) -> Source:
-    """The source at a path: a folder of images, or a CSV or TSV table of image paths.
+    """The source at a path.
 
     Args:
-        path: A folder or a table.
+        path: A folder of images; a CSV or TSV table of their paths; a .tar, .tgz, .zip or .parquet file, a pattern of
+            such (`cc12m/*.tar`) or a folder that holds only such; a folder of MDS shards; a data set that Hugging
+            Face's `save_to_disk` wrote, or the name of one on the hub as `hf:NAME` or `hf:NAME:SPLIT`.
         class_names: For a folder: a file of two columns, folder name and readable name.
         classes: Label and readable name of each class, by the name of its folder or in a table, instead of numbering
             names in their order.
         exclude: For a folder: a folder inside it that is left out (the output, say).
+        captions: Where captions are, if not where they are looked for: a file, as `Captions.parse` takes it; in tars
+            and zips `txt`, `json` or `json:FIELD`, members named as the image; otherwise the name of their column.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        LatentqError: It is neither a folder nor a table.
+        LatentqError: It is of no kind that can be read, or of several.
     """
+    if isinstance(captions, str) and Path(captions.rpartition(":")[0] or captions).is_file():
+        captions = Captions.parse(captions)
+    if isinstance(captions, Captions):
+        source = open_source(path, class_names=class_names, classes=classes, exclude=exclude)
+        return Captioned(source, captions)
+    source = _open(os.fspath(path), class_names, classes, exclude, captions)
+    if source.kind not in ("folder", "table"):
+        if class_names is not None:
+            raise LatentqError(f"class names are for a folder of class folders; {path} is none")
+    elif captions is not None:
+        Path(captions).stat()
+        raise LatentqError(f"captions {captions}: not a file")
+    return source
+
+
+def _open(
+    path: str,
+    class_names: str | os.PathLike[str] | None,
+    classes: dict[str, tuple[int, str]] | None,
+    exclude: str | os.PathLike[str] | None,
+    captions: str | None,
+) -> Source:
     from latentq.sources.folder import Folder, read_class_names
     from latentq.sources.table import DELIMITERS, Table
 
-    path = Path(path)
-    if path.is_dir():
-        names = read_class_names(Path(class_names)) if class_names is not None else {}
-        return Folder(path, names, classes, Path(exclude) if exclude is not None else None)
-    path.stat()  # FileNotFoundError, PermissionError
-    if path.suffix.lower() not in DELIMITERS:
-        known = ", ".join(DELIMITERS)
-        raise LatentqError(f"{path} is neither a folder of images nor a table ({known})")
-    if class_names is not None:
-        raise LatentqError(f"class names are for a folder of class folders; {path} is a table with its own columns")
-    return Table(path, classes)
+    if path.startswith(_HUB):
+        from latentq.sources.datasets import Datasets
+
+        return Datasets(path, captions)
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.suffix.lower() in DELIMITERS and folder.exists():
+            if class_names is not None:
+                raise LatentqError(f"class names are for a folder of class folders; {path} is a table")
+            return Table(folder, classes)
+        return _open_files(path, _matching(path), captions)
+    if (folder / "index.json").is_file():
+        from latentq.sources.mds import Mds
+
+        return Mds(folder, captions)
+    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):  # of save_to_disk
+        from latentq.sources.datasets import Datasets
+
+        return Datasets(path, captions)
+    if (folder / SHARDS).is_file():
+        raise LatentqError(f"{path} is not finished: latentq shards must finish it")
+    if files := _only_archives(folder, exclude):
+        return _open_files(path, files, captions)
+    names = read_class_names(Path(class_names)) if class_names is not None else {}
+    return Folder(folder, names, classes, Path(exclude) if exclude is not None else None)
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything at a path, or that a pattern matches; a name on the hub is taken on trust."""
+    return path.startswith(_HUB) or bool(_matching(path))
+
+
+def _matching(path: str) -> list[Path]:
+    """The file at a path, or those that a pattern matches."""
+    if os.path.lexists(path):
+        return [Path(path)]
+    return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207
+
+
+def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:
+    """The archives of a folder that holds neither images nor folders beside them, but for the one that is left out."""
+    from latentq.sources.folder import EXTENSIONS
+
+    archives = []
+    for entry in os.scandir(folder):
+        left_out = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
+        if entry.name.startswith(".") or left_out:
+            continue
+        if entry.is_dir() or entry.name.lower().endswith(EXTENSIONS):
+            return []
+        if _kind(entry.name) is not None:
+            archives.append(Path(entry.path))
+    return archives
+
+
+def _kind(name: str) -> str | None:
+    return next((kind for suffix, kind in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
+
+
+def _open_files(path: str, files: list[Path], captions: str | None) -> Source:
+    """The source of these files, in the order of their names as bytes."""
+    from latentq.sources.archives import Archives
+    from latentq.sources.parquet import Parquet
+
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    unknown = next((file for file in files if _kind(file.name) is None), None)
+    if unknown is not None:
+        unknown.stat()  # FileNotFoundError, PermissionError
+        known = ", ".join((".csv", ".tsv", *_SUFFIXES))
+        raise LatentqError(f"{unknown} is neither a folder of images nor a table nor an archive ({known})")
+    kinds = sorted({str(_kind(file.name)) for file in files})
+    if len(kinds) > 1:
+        raise LatentqError(f"{path} holds files of several kinds ({', '.join(kinds)}): name those of one")
+    above = Path(os.path.commonpath([file.parent for file in files]))
+    named = [(file.relative_to(above).as_posix(), file) for file in files]
+    named.sort(key=lambda file: os.fsencode(file[0]))
+    return Parquet(named, captions) if kinds == ["parquet"] else Archives(kinds[0], named, captions)

@@ -1,18 +1,22 @@
-"""What every source gives: a listing, written as samples.tsv, and the bytes of a sample."""
+"""What every source gives: a listing, written as samples.tsv and cut into units, and the bytes of a sample."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
+import stat
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from latentq._core import FormatError
+from latentq._core import FormatError, LatentqError, MismatchError
 
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
-_COLUMNS = ("key", "bytes", "label", "label_text", "caption")
+_COMPRESSED = (".tgz", ".tar.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,12 @@ class Sample:
         label: Its class, a number of at least 0.
         label_text: The name of its class.
         caption: A text that describes it.
+        id: What its collection calls it, where that is not the key.
+        archive: The file that holds it among others, by its name in the source; None for a file of its own.
+        archive_bytes: The size of that file.
+        offset: Where it begins there: in bytes (of a compressed tar, of what is in it), or as a row's number.
+        packed: Its size in the archive, where it is deflated.
+        fault: Why it cannot be used, where the listing knows already; empty otherwise.
     """
 
     key: str
@@ -32,11 +42,21 @@ class Sample:
     label: int | None = None
     label_text: str | None = None
     caption: str | None = None
+    id: str | None = None
+    archive: str | None = None
+    archive_bytes: int | None = None
+    offset: int | None = None
+    packed: int | None = None
+    fault: str = ""
 
     @property
     def text(self) -> str:
         r"""The key as text: what of a file's name is not UTF-8 is written `\\udc80` and so on."""
         return self.key.encode("utf-8", "backslashreplace").decode()
+
+
+_COLUMNS = tuple(field.name for field in fields(Sample))
+_NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,7 @@ class Listing:
 
     Attributes:
         samples: The samples.
-        fields: Which of `label`, `label_text` and `caption` every sample has.
+        fields: What is known of every sample beside `key` and `bytes`: names of `Sample`'s attributes.
         notes: What a user should be told of how the listing was made, one line each.
     """
 
@@ -81,18 +101,34 @@ class Listing:
             try:
                 if len(cells) != len(columns):
                     raise ValueError
-                samples.append(
-                    Sample(
-                        key=cells["key"],
-                        bytes=int(cells["bytes"]) if cells["bytes"] else None,
-                        label=int(cells["label"]) if "label" in cells else None,
-                        label_text=cells.get("label_text"),
-                        caption=cells.get("caption"),
-                    )
-                )
+                values: dict[str, Any] = dict(cells)
+                for column in _NUMBERS:
+                    if column in cells:
+                        values[column] = int(cells[column]) if cells[column] else None
+                if "archive" in cells:
+                    values["archive"] = sys.intern(cells["archive"]) or None  # one for all its samples
+                samples.append(Sample(**values))
             except ValueError:
                 raise FormatError(f"{where}, line {number}: not a sample") from None
         return cls(tuple(samples), tuple(columns[2:]))
+
+    def units(self, unit_size: int) -> list[range]:
+        """The units, each a range of samples' numbers: `unit_size` of them, or the fewer that are left.
+
+        A compressed tar is one unit whatever its size: it can only be read from its start.
+        """
+
+        def compressed(sample: Sample) -> str | None:
+            return sample.archive if sample.archive and sample.archive.lower().endswith(_COMPRESSED) else None
+
+        units: list[range] = []
+        start = 0
+        for archive, run in itertools.groupby(self.samples, key=compressed):
+            stop = start + sum(1 for _ in run)
+            step = stop - start if archive else unit_size
+            units += [range(at, min(at + step, stop)) for at in range(start, stop, step)]
+            start = stop
+        return units
 
     def sha256(self) -> str:
         """The hash of samples.tsv, by which two listings are told apart."""
@@ -104,7 +140,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """`folder` or `table`; the card names it."""
+        """`folder`, `table`, `tar` and so on; the card names it."""
         ...
 
     def listing(self) -> Listing:
@@ -112,8 +148,66 @@ class Source(Protocol):
         ...
 
     def data(self, sample: Sample) -> bytes | Path:
-        """What `latentq.image` decodes for a sample of the listing: its bytes, or the path of a file of its own."""
+        """What `latentq.image` decodes for a sample of the listing: its bytes, or the path of a file of its own.
+
+        Samples are asked for in the order of the listing, by one thread at a time.
+
+        Raises:
+            MismatchError: What holds the sample is not what was listed.
+            LatentqError: The sample cannot be read.
+        """
         ...
+
+
+def fetch(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str, Exception] | None]:
+    """A sample's data, and why it cannot be used if so: the stage that refuses it (`list` or `read`) and the error.
+
+    Raises:
+        MismatchError: What holds the sample is not what was listed: here the source is another, or not there.
+        OSError: The machine cannot read.
+    """
+    if sample.fault:
+        return b"", ("list", LatentqError(sample.fault))
+    try:
+        data = source.data(sample)
+    except MismatchError:
+        raise
+    except LatentqError as error:
+        return b"", ("read", error)
+    reason = _unlike_listing(sample, data) if isinstance(data, Path) else None
+    return (data, None) if reason is None else (b"", ("read", LatentqError(reason)))
+
+
+def reason_of(error: Exception, path: Path | None = None) -> str:
+    """Why a sample was refused, without its path, which is another on another machine."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error) if path is None else str(error).removeprefix(f"{path}: ")
+    return " ".join(text.split())
+
+
+# What the system says of a single file; anything else is a fault of the machine, and ends the run.
+REJECTED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
+
+
+def _unlike_listing(sample: Sample, path: Path) -> str | None:
+    """Why a file cannot be read at all. Raises MismatchError where it is not the one that was listed."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if sample.bytes is None:
+            return "No such file or directory"
+        raise MismatchError(f"{path} is listed with {sample.bytes} bytes and is not there now") from None
+    except OSError as error:
+        if error.errno not in REJECTED:
+            raise
+        return error.strerror
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_size != sample.bytes:
+        listed = "as missing" if sample.bytes is None else f"with {sample.bytes} bytes"
+        raise MismatchError(f"{path} is listed {listed} and has {status.st_size} bytes now")
+    return None
 
 
 def tsv_line(values: Iterable[object]) -> str:

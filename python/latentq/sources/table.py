@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentq._core import LatentqError, MismatchError
+from latentq.sources.columns import KEY, LABEL, LABEL_TEXT
 from latentq.sources.folder import file_size
 from latentq.sources.listing import Listing, Sample
 
@@ -16,12 +17,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 # What a header may call each column; compared without regard to case.
-_NAMES = {
-    "key": ("image_file", "path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path"),
-    "label": ("label", "class", "class_id", "label_id"),
-    "label_text": ("label_text", "label_as_text", "class_name", "label_name"),
-    "caption": ("caption", "text", "prompt"),
-}
+_NAMES = {"key": KEY, "label": LABEL, "label_text": LABEL_TEXT, "caption": ("caption", "text", "prompt")}
 
 
 @dataclass(frozen=True)

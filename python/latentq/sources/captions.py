@@ -1,0 +1,234 @@
+"""Captions in a file of their own, joined to the samples of a source by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from latentq._core import FormatError, LatentqError
+from latentq.sources.columns import CAPTION, KEY, caption_of, column_of
+from latentq.sources.listing import Listing, Sample, Source
+from latentq.sources.tar import Tar
+
+_NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON, or a .tgz of JSON lines or of one .txt for each.
+
+    A row belongs to the image whose path, file name, or file name without its extension its key is; the first row that
+    does, and the first caption where it has several.
+
+    Attributes:
+        path: The file.
+        key: The column that names the image; found by its name where None.
+        caption: The column of captions; likewise.
+        limits: An image is rejected where one of these columns is above its limit.
+    """
+
+    path: str | os.PathLike[str]
+    key: str | None = None
+    caption: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Captions:
+        """`FILE`, or `FILE:KEY,CAPTION` to name the columns.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            LatentqError: What follows the colon is not two names.
+        """
+        path, colon, names = text.rpartition(":")
+        if Path(text).exists() or not colon:
+            Path(text).stat()
+            return cls(text)
+        Path(path).stat()
+        key, comma, caption = names.partition(",")
+        if not (key and comma and caption):
+            raise LatentqError(f"captions {text}: after the colon, two columns: KEY,CAPTION")
+        return cls(path, key, caption)
+
+    def join(self, listing: Listing) -> Listing:
+        """The listing with captions; a sample without one, or above a limit, has that as its fault.
+
+        Raises:
+            OSError: The file cannot be read.
+            FormatError: It cannot be understood.
+            LatentqError: It has not the columns that are needed, or holds no caption for any sample.
+        """
+        wanted: dict[str, list[int]] = {}
+        for number, sample in enumerate(listing.samples):
+            for name in _names(sample):
+                wanted.setdefault(name, []).append(number)
+        found: dict[int, tuple[str | None, str]] = {}
+        for name, caption, fault in self._rows():
+            for number in wanted.get(name, ()):
+                found.setdefault(number, (caption, fault))
+        if not found:
+            raise LatentqError(f"{self.path} has no caption for any of the {len(listing.samples)} samples")
+        missing = f"{_NO_CAPTION} {Path(self.path).name}"
+        samples = []
+        for number, sample in enumerate(listing.samples):
+            caption, fault = found.get(number, (None, missing))
+            fault = fault or ("" if caption else missing)
+            samples.append(replace(sample, caption=caption or "", fault=sample.fault or fault))
+        fields = [name for name in listing.fields if name not in ("caption", "fault")]
+        return Listing(tuple(samples), ("caption", *fields, "fault"), listing.notes)
+
+    def _rows(self) -> Iterator[tuple[str, str | None, str]]:
+        """Of each row: the image's name, the caption and the fault."""
+        path = Path(self.path)
+        columns: tuple[str, str] | None = None
+        for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows_of(path):
+            if columns is None:
+                columns = self._columns(row)
+            key, caption = row.get(columns[0]), row.get(columns[1])
+            if key is None:
+                continue
+            yield _plain(str(key)), caption_of(caption), self._fault(row)
+
+    def _columns(self, row: _Row) -> tuple[str, str]:
+        key = self.key or column_of(KEY, row)
+        caption = self.caption or column_of(CAPTION, row)
+        for name, what in ((key, "the image"), (caption, "the caption"), *((name, "a limit") for name in self.limits)):
+            if name is None or name not in row:
+                raise LatentqError(
+                    f"{self.path} has no column {f'{name!r} ' if name else ''}for {what}: it has {', '.join(row)}"
+                )
+        assert key is not None
+        assert caption is not None
+        return key, caption
+
+    def _parquet(self, path: Path) -> Iterator[_Row]:
+        """Only the columns that are needed: there may be millions of rows."""
+        from latentq.sources.parquet import opened, rows_of
+
+        with opened(path) as file:
+            columns = self._columns(dict.fromkeys(file.schema_arrow.names))
+            for rows in rows_of(path, file, [*columns, *self.limits]):
+                yield from rows
+
+    def _fault(self, row: _Row) -> str:
+        for name, limit in self.limits.items():
+            value = row[name]
+            if value is None or not float(value) <= limit:
+                return f"{_UNSAFE} {name} is {value}, above {limit}"
+        return ""
+
+
+class Captioned:
+    """A source whose captions are in a file of their own."""
+
+    def __init__(self, source: Source, captions: Captions) -> None:
+        self.kind = source.kind
+        self._source, self._captions = source, captions
+
+    def listing(self) -> Listing:
+        """The source's listing, with captions."""
+        return self._captions.join(self._source.listing())
+
+    def unchanged(self, listing: Listing) -> bool:
+        """Whether both the source and the captions are still those of a listing."""
+        unchanged = getattr(self._source, "unchanged", None)
+        if unchanged is None or not unchanged(listing):
+            return False
+        bare = tuple(
+            replace(s, caption=None, fault="" if s.fault.startswith((_NO_CAPTION, _UNSAFE)) else s.fault)
+            for s in listing.samples
+        )
+        return self._captions.join(replace(listing, samples=bare)).to_tsv() == listing.to_tsv()
+
+    def data(self, sample: Sample) -> bytes | Path:
+        """What the source has."""
+        return self._source.data(sample)
+
+
+def _names(sample: Sample) -> Iterable[str]:
+    """What a row may call a sample: its path (in its archive), its file's name, that without extension, its id."""
+    path = sample.key[len(sample.archive) + 1 :] if sample.archive else sample.key
+    base = path.rpartition("/")[2]
+    stem = base.rpartition(".")[0]
+    return dict.fromkeys(name for name in (_plain(path), base, stem, sample.id) if name)
+
+
+def _plain(name: str) -> str:
+    while name.startswith("./"):
+        name = name[2:]
+    return name
+
+
+def _rows_of(path: Path) -> Iterator[_Row]:
+    name = path.name.lower()
+    try:
+        if name.endswith((".tgz", ".tar.gz", ".tar")):
+            yield from _tar(path)
+        elif name.endswith(".json"):
+            yield from _coco(path)
+        elif path.suffix.lower() in _TABLES:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                yield from csv.DictReader(file, delimiter=_TABLES[path.suffix.lower()])
+        elif name.endswith(".jsonl"):
+            with path.open("rb") as lines:
+                yield from _json_lines(path.name, lines)
+        else:
+            raise LatentqError(
+                f"{path}: captions are in a .jsonl, .csv, .tsv, .parquet, .json (COCO's), .tar or .tgz file"
+            )
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+    except UnicodeDecodeError:
+        raise FormatError(f"{path} is not UTF-8 text") from None
+    except (csv.Error, RecursionError) as error:
+        raise FormatError(f"{path}: not a table: {error}") from None
+
+
+def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise FormatError(f"{name}, line {number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise FormatError(f"{name}, line {number}: not a JSON object")
+        yield row
+
+
+def _coco(path: Path) -> Iterator[_Row]:
+    """COCO's annotations: captions by the number of an image, and the file's name of each number."""
+    try:
+        data = json.loads(path.read_bytes())
+        names = {image["id"]: image["file_name"] for image in data["images"]}
+        for annotation in data["annotations"]:
+            yield {"file_name": names[annotation["image_id"]], "caption": annotation["caption"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"not COCO's captions (images and annotations): {error!r}") from None
+
+
+def _tar(path: Path) -> Iterator[_Row]:
+    """A .txt for each image, named as it, or JSON lines."""
+    tar = Tar(path)
+    tables = []
+    try:
+        for member in tar.members(lambda name: name.endswith(".txt")):
+            base = member.name.rpartition("/")[2]
+            if base.startswith("._"):
+                continue
+            if base.endswith(".jsonl"):
+                tables.append(member)
+            elif member.content is not None:
+                yield {"key": base.removesuffix(".txt"), "caption": member.content.decode("utf-8-sig").strip()}
+        for member in tables:  # of any size, so line by line
+            yield from _json_lines(member.name, tar.lines(member))
+    finally:
+        tar.close()

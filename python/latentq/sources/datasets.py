@@ -1,0 +1,94 @@
+"""A data set of Hugging Face `datasets`: a folder that `save_to_disk` wrote, or a name on the hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentq._core import LatentqError, MismatchError
+from latentq.sources.columns import CAPTION, ID, LABEL, column_of
+from latentq.sources.listing import Listing, Sample
+from latentq.sources.parquet import facts_of, image_bytes
+
+PREFIX = "hf:"
+
+
+class Datasets:
+    """The rows of a data set, split by split in the order of their names. A sample's key is `<split>/<row>`.
+
+    Args:
+        name: A folder, or `hf:NAME` or `hf:NAME:SPLIT` for the hub's.
+        caption: The column of captions; found by its name where None.
+    """
+
+    kind = "datasets"
+
+    def __init__(self, name: str, caption: str | None = None) -> None:
+        import datasets
+
+        self._name, self._caption = name, caption
+        try:
+            if name.startswith(PREFIX):
+                hub, _, split = name.removeprefix(PREFIX).partition(":")
+                loaded = datasets.load_dataset(hub, split=split or None)
+            else:
+                loaded = datasets.load_from_disk(name)
+                split = ""
+        except (OSError, ValueError) as error:
+            raise LatentqError(f"{name}: {str(error).partition(chr(10))[0]}") from None
+        splits = loaded if isinstance(loaded, dict) else {split or str(loaded.split or "all"): loaded}
+        self._splits: dict[str, Any] = {}
+        for split in sorted(splits, key=str.encode):
+            features = splits[split].features
+            image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
+            if image is None:
+                raise LatentqError(f"{name} has no column of images: it has {', '.join(features)}")
+            # The bytes as they are stored, not Pillow's picture of them.
+            self._splits[split] = (image, splits[split].cast_column(image, datasets.Image(decode=False)))
+
+    def listing(self) -> Listing:
+        """Reads every column that is needed but the images.
+
+        Raises:
+            LatentqError: There are no rows, or not the column of captions that was named.
+        """
+        samples: list[Sample] = []
+        found: set[str] = set()
+        for split, (_, dataset) in self._splits.items():
+            columns = dataset.column_names
+            if self._caption is not None and self._caption not in columns:
+                raise LatentqError(f"{self._name} has no column {self._caption!r}: it has {', '.join(columns)}")
+            chosen = {
+                "caption": self._caption or column_of(CAPTION, columns),
+                "label": column_of(LABEL, columns),
+                "id": column_of(ID, columns),
+            }
+            chosen = {what: column for what, column in chosen.items() if column is not None}
+            found |= chosen.keys()
+            names = getattr(dataset.features.get(chosen.get("label")), "names", None)
+            if names:
+                found.add("label_text")
+            narrow = dataset.select_columns(list(chosen.values()))
+            for row in range(len(dataset)):
+                values = narrow[row] if chosen else {}
+                facts = facts_of({what: values[column] for what, column in chosen.items()})
+                if names and facts.get("label") is not None and facts["label"] < len(names):
+                    facts["label_text"] = names[facts["label"]]
+                samples.append(Sample(f"{split}/{row:08}", None, archive=split, offset=row, **facts))
+        if not samples:
+            raise LatentqError(f"{self._name} has no rows: there are no images")
+        fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in found)
+        return Listing(tuple(samples), (*fields, "archive", "offset", "fault"))
+
+    def data(self, sample: Sample) -> bytes:
+        """The image in a row.
+
+        Raises:
+            MismatchError: There is no such split or row.
+            FormatError: The row has no image.
+        """
+        assert sample.archive is not None
+        assert sample.offset is not None
+        image, dataset = self._splits.get(sample.archive, ("", ()))
+        if sample.offset >= len(dataset):
+            raise MismatchError(f"{self._name} is listed with a row {sample.offset} of {sample.archive!r}")
+        return image_bytes(dataset[sample.offset][image])
