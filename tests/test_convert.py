@@ -95,7 +95,7 @@ def test_its_card_is_complete_and_says_what_is_known(items, converted):
     np.testing.assert_allclose(latent.statistics.std, values.std((0, 2, 3), correction=0), atol=1e-5)
 
 
-def test_a_stock_streaming_dataset_reads_it(items, converted):
+def test_a_stock_streaming_dataset_reads_it(streaming_alone, items, converted):
     clean_stale_shared_memory()
     dataset = StreamingDataset(local=str(converted), shuffle=False, batch_size=1)
     assert len(dataset) == len(items)

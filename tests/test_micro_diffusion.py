@@ -20,7 +20,7 @@ def captioned(tmp_path_factory):
     return folder
 
 
-def test_its_loader_finds_scaled_samples_of_two_sizes(captioned, tiny_vae, tmp_path):
+def test_its_loader_finds_scaled_samples_of_two_sizes(streaming_alone, captioned, tiny_vae, tmp_path):
     latentq.encode(captioned / "list.tsv", tmp_path / "out", recipe="micro-diffusion", autoencoder=tiny_vae,
                    subfolder="", dtype="float32")  # fmt: skip
     network = latentq.load_autoencoder(tiny_vae)

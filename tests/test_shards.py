@@ -91,7 +91,7 @@ def test_a_side_below_the_smallest_is_refused_with_its_size(size):
         to_jpeg(picture(size), quality=95, **SMALL)
 
 
-def test_a_stock_reader_finds_the_columns_and_counts_add_up(collection, tmp_path):
+def test_a_stock_reader_finds_the_columns_and_counts_add_up(streaming_alone, collection, tmp_path):
     card = shards(collection, tmp_path / "out", unit_size=4, **SMALL)
     assert (card.counts.samples, card.counts.rejects) == (9, 5)
     assert card.counts.samples + card.counts.rejects == card.source.samples
