@@ -32,6 +32,9 @@ def test_it_is_a_map_style_dataset_too(made):
     np.testing.assert_allclose(held.batch(torch.tensor([3, 1]))["latent"], made.values[[3, 1]], atol=2e-6)
     with pytest.raises(IndexError):
         held[40]
+    np.testing.assert_allclose(held.batch(torch.tensor([-1]))["latent"], made.values[[-1]], atol=2e-6)
+    with pytest.raises(IndexError, match="index 40 is out of range"):
+        held.batch(torch.tensor([3, 40]))
 
 
 def test_packed_codes_stay_packed_in_memory(tmp_path):

@@ -70,8 +70,13 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """A batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
-            indices: Of its samples. A tensor on the device is taken as it is, without a check that would wait for it.
+            indices: Of its samples. A tensor on a GPU is taken as it is, without a check that would wait for it.
+
+        Raises:
+            IndexError: An index is out of range.
         """
+        if isinstance(indices, torch.Tensor) and indices.device.type == "cpu":
+            indices = indices.numpy()
         if not isinstance(indices, torch.Tensor):
             indices = torch.from_numpy(checked_indices(indices, len(self)))
         return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
