@@ -388,7 +388,8 @@ def test_a_state_is_of_plain_numbers_whatever_numbers_the_loader_was_given(datas
 
 
 @pytest.mark.parametrize(
-    "change", [{"position": -5}, {"position": 41}, {"epoch": "1"}, {"position": None}, {"seed": 99}, {"sizes": [1]}, {"more": 1}]
+    "change",
+    [{"position": -5}, {"position": 41}, {"epoch": "1"}, {"position": None}, {"seed": 99}, {"sizes": [1]}, {"more": 1}],
 )
 def test_a_state_that_makes_no_sense_is_refused(dataset, change):
     loader = dataset.loader(4)
