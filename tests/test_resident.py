@@ -63,3 +63,8 @@ def test_the_memory_that_is_free_is_some_but_not_all():
 def test_a_transform_cannot_be_resident(made):
     with pytest.raises(ValueError, match="transform"):
         LatentDataset(made.path, transform=dict).to_device("cpu")
+
+
+def test_strings_alone_cannot_be_resident(made):
+    with pytest.raises(ValueError, match="no latents or labels are among the columns key, caption"):
+        LatentDataset(made.path, columns=["key", "caption"]).to_device("cpu")

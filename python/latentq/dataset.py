@@ -246,7 +246,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         Raises:
             MemoryError: `resident_bytes` are more than the device has free.
-            ValueError: This dataset has a transform.
+            ValueError: This dataset has a transform, or columns of strings only.
         """
         from latentq.resident import ResidentDataset
 

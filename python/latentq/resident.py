@@ -36,6 +36,10 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError("a dataset with a transform cannot be resident: its samples are made one by one")
         self._dataset = dataset
         names = (*dataset.layout.encoded, *dataset.layout.labels)
+        if not names:
+            raise ValueError(
+                f"{dataset.path}: no latents or labels are among the columns {', '.join(dataset.layout.stored)}"
+            )
         needed, free = dataset.resident_bytes, _free_bytes(self.device)
         if needed > free:
             raise MemoryError(
