@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from latentq import FormatError, LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
+from latentq import FormatError, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.quantizer import Quantizer
 from making import SCALING_FACTOR, make_dataset
 
@@ -76,6 +77,28 @@ def test_samples_are_a_sequence(made):
     assert type(samples[0]["label"]) is int
     with pytest.raises(IndexError):
         samples[3]
+
+
+def test_samples_can_be_pinned_as_torch_does_it(made, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, _device=None: tensor.clone())  # there may be no GPU
+    dataset = LatentDataset(made.path)
+    samples = dataset.__getitems__([1, 2, 5])
+    pinned = pin_memory(samples)
+    assert len(pinned) == 3
+    assert [sample["key"] for sample in pinned] == [made.keys[i] for i in (1, 2, 5)]
+    assert torch.equal(dataset.collate(pinned)["latent"], samples.batch["latent"])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, np.int64])
+def test_indices_may_be_whole_numbers_of_any_type(tmp_path, dtype):
+    made = make_dataset(tmp_path / "out", 300)
+    dataset = LatentDataset(made.path)
+    assert dataset.batch(np.array([1, 2], dtype))["key"] == made.keys[1:3]
+    mixture = LatentMixture([dataset, dataset])
+    assert [sample["key"] for sample in mixture.__getitems__(np.array([1, 2], dtype))] == made.keys[1:3]
+    if dtype == np.uint64:
+        with pytest.raises(IndexError):
+            dataset.batch(np.array([2**64 - 1], dtype))
 
 
 def test_collate_does_not_copy(made):

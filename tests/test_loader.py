@@ -1,5 +1,6 @@
 """LatentLoader: the right batches, once each, in an order that can be resumed; and a clean end."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -373,8 +374,22 @@ def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset)
     assert len(where) < 20  # of 50 batches
 
 
+def test_a_state_is_of_plain_numbers_whatever_numbers_the_loader_was_given(dataset):
+    loader = dataset.loader(np.int64(4), shuffle=True, seed=np.int64(3))
+    loader.set_epoch(np.int64(1))
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    iterator.close()
+    assert json.loads(json.dumps(state)) == state
+    again = dataset.loader(4, shuffle=True, seed=3)
+    again.load_state_dict(state)
+    assert again.state_dict() == state
+
+
 @pytest.mark.parametrize(
-    "change", [{"position": -5}, {"epoch": "1"}, {"position": None}, {"seed": 99}, {"sizes": [1]}, {"more": 1}]
+    "change",
+    [{"position": -5}, {"position": 41}, {"epoch": "1"}, {"position": None}, {"seed": 99}, {"sizes": [1]}, {"more": 1}],
 )
 def test_a_state_that_makes_no_sense_is_refused(dataset, change):
     loader = dataset.loader(4)

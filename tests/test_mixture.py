@@ -110,3 +110,10 @@ def test_datasets_read_in_different_ways_are_refused(parts):
 def test_bad_weights_are_refused(parts, weights):
     with pytest.raises(ValueError, match="weights must be one for each of 3"):
         _mixture(parts, weights)
+
+
+def test_weights_may_be_numbers_of_numpy_and_torch_and_datasets_an_iterator(parts):
+    expected = _mixture(parts, [1, 2, 3]).shares
+    assert _mixture(parts, np.array([1, 2, 3], np.float32)).shares == expected
+    assert _mixture(parts, torch.tensor([1.0, 2.0, 3.0])).shares == expected
+    assert len(LatentMixture(LatentDataset(part.path) for part in parts)) == 60

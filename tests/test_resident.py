@@ -32,6 +32,9 @@ def test_it_is_a_map_style_dataset_too(made):
     np.testing.assert_allclose(held.batch(torch.tensor([3, 1]))["latent"], made.values[[3, 1]], atol=2e-6)
     with pytest.raises(IndexError):
         held[40]
+    np.testing.assert_allclose(held.batch(torch.tensor([-1]))["latent"], made.values[[-1]], atol=2e-6)
+    with pytest.raises(IndexError, match="index 40 is out of range"):
+        held.batch(torch.tensor([3, 40]))
 
 
 def test_packed_codes_stay_packed_in_memory(tmp_path):
@@ -60,3 +63,8 @@ def test_the_memory_that_is_free_is_some_but_not_all():
 def test_a_transform_cannot_be_resident(made):
     with pytest.raises(ValueError, match="transform"):
         LatentDataset(made.path, transform=dict).to_device("cpu")
+
+
+def test_strings_alone_cannot_be_resident(made):
+    with pytest.raises(ValueError, match="no latents or labels are among the columns key, caption"):
+        LatentDataset(made.path, columns=["key", "caption"]).to_device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -38,20 +38,27 @@ Indices = Sequence[int] | NDArray[np.int64]
 class Samples(Sequence[dict[str, Any]]):
     """The samples of a batch, as views of its tensors. They are made when one is asked for: `collate` asks for none.
 
-    Attributes:
+    Args:
+        samples: Or, without a batch, the samples themselves: so do torch's pinning and others make anew any sequence.
         batch: The batch.
+
+    Attributes:
+        batch: The batch, or None.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, samples: Iterable[dict[str, Any]] = (), *, batch: Batch | None = None) -> None:
         self.batch = batch
+        if batch is None:
+            self._samples = list(samples)
 
     @cached_property
     def _samples(self) -> list[dict[str, Any]]:
-        columns = [_items(value) for value in self.batch.values()]
-        return [dict(zip(self.batch, values, strict=True)) for values in zip(*columns, strict=True)]
+        batch = self.batch or {}
+        columns = [_items(value) for value in batch.values()]
+        return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def __len__(self) -> int:
-        return len(next(iter(self.batch.values())))
+        return len(self._samples if self.batch is None else next(iter(self.batch.values())))
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -160,7 +167,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     @staticmethod
     def collate(samples: Sequence[Any]) -> Any:
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
-        return samples.batch if isinstance(samples, Samples) else default_collate(list(samples))
+        batch = samples.batch if isinstance(samples, Samples) else None
+        return default_collate(list(samples)) if batch is None else batch
 
     def batch(self, indices: Indices) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
@@ -238,7 +246,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         Raises:
             MemoryError: `resident_bytes` are more than the device has free.
-            ValueError: This dataset has a transform.
+            ValueError: This dataset has a transform, or columns of strings only.
         """
         from latentq.resident import ResidentDataset
 
@@ -307,7 +315,7 @@ def noise_key(name: str) -> str:
 
 def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:
     """The samples of a batch: views of it, or what the transform makes of them."""
-    samples = Samples(batch)
+    samples = Samples(batch=batch)
     return samples if transform is None else [transform(sample) for sample in samples]
 
 
@@ -335,6 +343,7 @@ def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
     outside = (indices < -size) | (indices >= size)
     if outside.any():
         raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
+    indices = indices.astype(np.int64)
     return np.where(indices < 0, indices + size, indices)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import index
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,7 +87,7 @@ class LatentLoader:
         order: Order | None = None,
     ) -> None:
         self.source = source
-        self.batch_size = batch_size
+        self.batch_size = index(batch_size)  # an int, and so a state has ints, of NumPy's numbers too
         self.drop_last = drop_last
         device = torch.device("cpu" if device is None else device)
         self.device = None if device.type == "cpu" else device
@@ -125,7 +126,7 @@ class LatentLoader:
         if epoch < 0:
             raise ValueError(f"an epoch is at least 0, not {epoch}")
         if epoch != self._epoch:
-            self._epoch, self._position, self._start = epoch, 0, 0
+            self._epoch, self._position, self._start = index(epoch), 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where this loader stands: what came of the epoch in batches already handed out, not those prepared ahead.
@@ -158,6 +159,8 @@ class LatentLoader:
         for key in ("sizes", "shares", "shuffle", "seed"):
             if state[key] != mine[key]:
                 raise ValueError(f"the state is of a loader with {key} {state[key]}, and this one has {mine[key]}")
+        if state["position"] > len(self.order):
+            raise ValueError(f"the state's position is {state['position']}, of {len(self.order)} samples in an epoch")
         self._epoch, self._position = state["epoch"], state["position"]
         self._start = self._position
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,19 +36,19 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         ValueError: There are no datasets, or the weights are not as many, negative or all 0.
     """
 
-    def __init__(self, datasets: Sequence[LatentDataset], weights: Sequence[float] | None = None) -> None:
-        if not datasets:
-            raise ValueError("a mixture needs at least one dataset")
+    def __init__(self, datasets: Iterable[LatentDataset], weights: Sequence[float] | None = None) -> None:
         self.datasets = tuple(datasets)
+        if not self.datasets:
+            raise ValueError("a mixture needs at least one dataset")
         for other in self.datasets[1:]:
             self.datasets[0].layout.check_agreement(other.layout)
             if other.transform is not self.datasets[0].transform:
                 raise MismatchError(f"{other.path} has another transform than {self.datasets[0].path}")
-        self.sizes = tuple(len(dataset) for dataset in datasets)
+        self.sizes = tuple(len(dataset) for dataset in self.datasets)
         if weights is None:
             self.shares = self.sizes
-        elif len(weights) != len(datasets) or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
-            raise ValueError(f"weights must be one for each of {len(datasets)} datasets, at least 0: not {weights!r}")
+        elif len(weights) != len(self.sizes) or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
+            raise ValueError(f"weights must be one for each of {len(self.sizes)} datasets, at least 0: not {weights!r}")
         else:
             self.shares = shares_of(weights, sum(self.sizes))
         self.transform = self.datasets[0].transform

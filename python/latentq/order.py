@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,7 @@ class Order:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", index(self.seed))  # NumPy's whole numbers are int from here on, in a state too
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
         if sum(self.shares) > _LARGEST_EPOCH:
@@ -100,7 +102,7 @@ class Order:
 
 def shares_of(weights: Sequence[float], total: int) -> tuple[int, ...]:
     """Whole numbers that sum to `total` in proportion to the weights: rounded down, the largest remainders one more."""
-    parts = [Fraction(weight) for weight in weights]
+    parts = [Fraction(float(weight)) for weight in weights]  # NumPy's numbers and torch's, too
     exact = [part * total / sum(parts) for part in parts]
     shares = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda i: shares[i] - exact[i])

@@ -36,6 +36,10 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError("a dataset with a transform cannot be resident: its samples are made one by one")
         self._dataset = dataset
         names = (*dataset.layout.encoded, *dataset.layout.labels)
+        if not names:
+            raise ValueError(
+                f"{dataset.path}: no latents or labels are among the columns {', '.join(dataset.layout.stored)}"
+            )
         needed, free = dataset.resident_bytes, _free_bytes(self.device)
         if needed > free:
             raise MemoryError(
@@ -70,8 +74,13 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """A batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
-            indices: Of its samples. A tensor on the device is taken as it is, without a check that would wait for it.
+            indices: Of its samples. A tensor on a GPU is taken as it is, without a check that would wait for it.
+
+        Raises:
+            IndexError: An index is out of range.
         """
+        if isinstance(indices, torch.Tensor) and indices.device.type == "cpu":
+            indices = indices.numpy()
         if not isinstance(indices, torch.Tensor):
             indices = torch.from_numpy(checked_indices(indices, len(self)))
         return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
