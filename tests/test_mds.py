@@ -383,6 +383,12 @@ def test_shards_beyond_the_number_of_files_kept_open_are_read(tmp_path: Path) ->
     np.testing.assert_array_equal([reader[i]["n"] for i in order], order)
     np.testing.assert_array_equal(reader.gather(order, "n"), order)
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= 256
+    # Readers share what a process may have open.
+    readers = [reader, *(mds.Reader(tmp_path / "out") for _ in range(7))]
+    for _ in range(2):
+        for each in readers:
+            np.testing.assert_array_equal(each.gather(order, "n"), order)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 512
 
 
 def test_the_folders_of_imagenet_int8_are_read_with_their_four_digit_names(tmp_path: Path) -> None:

@@ -545,6 +545,8 @@ def _decode(options: argparse.Namespace) -> int:
         picture.save(options.output)
     except ValueError:
         raise _UsageError(f"-o {options.output}: name a picture by its extension, e.g. .png") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(options.output)) from None
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(f"{options.output}: {len(rows)} samples{mean}")

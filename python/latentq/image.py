@@ -242,6 +242,8 @@ def load_sizes(
             raise ValueError(f"size must be at least 1, not {size}")
     if layout not in ("chw", "hwc"):
         raise ValueError(f"unknown layout {layout!r}: chw or hwc")
+    if isinstance(items, str | bytes | os.PathLike):
+        raise TypeError("items must be a sequence of paths or bytes; for one image use load")
     shapes = [(len(items), 3, side, side) if layout == "chw" else (len(items), side, side, 3) for side in sizes]
     given = [None] * len(shapes) if out is None else out
     arrays = [_out(array, shape) for array, shape in zip(given, shapes, strict=True)]

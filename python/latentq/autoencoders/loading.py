@@ -39,6 +39,8 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
     path = Path(name)
     if path.suffix == ".ckpt" and not path.is_dir():
         return TamingAutoencoder.load(path, _yaml_beside(path), path.stem)
+    if not path.is_dir() and (path.is_absolute() or str(name).startswith((".", "~"))):
+        raise LatentqError(f"cannot load the autoencoder {str(name)!r}: there is no such folder or .ckpt file")
     title = path.resolve().name if path.is_dir() else str(name)
     folder = (path if path.is_dir() else _downloaded(str(name), revision, subfolder)) / subfolder
     if (folder / _CONFIG).is_file():

@@ -39,12 +39,17 @@ impl<T> Cache<T> {
 
     /// Keeps `value` under `key`, and lets go of others until the weights are within the limit.
     pub fn put(&self, key: usize, value: Arc<T>, weight: usize) {
+        self.put_within(key, value, weight, self.limit);
+    }
+
+    /// The same, within another limit.
+    pub fn put_within(&self, key: usize, value: Arc<T>, weight: usize, limit: usize) {
         let Some(slot) = self.slots.get(key) else { return };
         self.weight.fetch_add(weight, Relaxed);
         self.forget(slot.swap(Some(Arc::new(Entry { value, weight, used: AtomicBool::new(true) }))));
         // Two rounds of the hand clear every mark and then every slot: no more are needed.
         for _ in 0..self.slots.len().saturating_mul(2) {
-            if self.weight.load(Relaxed) <= self.limit {
+            if self.weight.load(Relaxed) <= limit {
                 return;
             }
             let at = self.hand.fetch_add(1, Relaxed) % self.slots.len();

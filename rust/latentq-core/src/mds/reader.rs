@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::Fault;
 use super::cache::Cache;
@@ -12,8 +13,12 @@ use super::index::{Index, Schema, Shard};
 use super::shard::{Table, locate, split};
 use crate::{Error, Result};
 
-/// Files that a reader keeps open.
-const MAX_FILES: usize = 256;
+/// Files that all readers of the process together keep open, divided evenly, and at most a single one. Linux allows a
+/// process 1,024 unless told otherwise.
+const MAX_FILES: (usize, usize) = (512, 256);
+
+/// How many readers there are.
+static READERS: AtomicUsize = AtomicUsize::new(0);
 
 /// Bytes of offsets that a reader keeps: those of 64 million samples.
 const MAX_TABLES: usize = 1 << 28;
@@ -31,6 +36,12 @@ pub struct Reader {
     files: Cache<File>,
     /// Decompressed shards.
     memory: Cache<Vec<u8>>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        READERS.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Where a shard's uncompressed bytes are.
@@ -74,7 +85,8 @@ impl Reader {
             total
         }));
         let n = index.shards.len();
-        let (tables, files, memory) = (Cache::new(n, MAX_TABLES), Cache::new(n, MAX_FILES), Cache::new(n, memory));
+        let (tables, files, memory) = (Cache::new(n, MAX_TABLES), Cache::new(n, MAX_FILES.1), Cache::new(n, memory));
+        READERS.fetch_add(1, Relaxed);
         Ok(Self { folder, index, starts, tables, files, memory })
     }
 
@@ -311,7 +323,8 @@ impl Reader {
             return Err(self.wrong_size(&path, len, shard.raw.bytes));
         }
         let file = Arc::new(file);
-        self.files.put(number, Arc::clone(&file), 1);
+        let share = MAX_FILES.0 / READERS.load(Relaxed).max(1);
+        self.files.put_within(number, Arc::clone(&file), 1, share.clamp(1, MAX_FILES.1));
         Ok(Source::File(file))
     }
 
