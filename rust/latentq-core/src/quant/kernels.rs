@@ -33,7 +33,7 @@ const BLOCK: usize = 1024;
 const STREAM: usize = 8 << 20;
 
 /// Where a plane is shorter than this, they are not: each is a turn of its own, which costs more than is saved (with planes
-/// of 64 values a third of the rate was left).
+/// of 64 values the rate was two thirds).
 const LONG: usize = 256;
 
 /// The bytes of a cache line.
