@@ -144,6 +144,7 @@ def stock_samples_raw(path: Path, names: list[str]) -> list[dict]:
         ("uint64", -1),
         ("int32", 1 << 31),
         ("str", 5),
+        ("str", "\ud800"),
         ("bytes", "text"),
         ("str_int", 5.0),
         ("str_float", 5),
@@ -452,8 +453,14 @@ def test_gather_takes_indices_as_numpy_does(dataset: Path) -> None:
     for bad in [[0.5], [True], ["0"]]:
         with pytest.raises(TypeError):
             reader.gather(bad, "latent")
-    with pytest.raises(IndexError):
-        reader[50]
+    for index in [50, -51, 2**70, -(2**70)]:
+        with pytest.raises(IndexError, match="out of bounds"):
+            reader[index]
+    frozen = np.zeros((1, 8), np.uint8)
+    frozen.flags.writeable = False
+    for out in [frozen, [1], np.zeros((1, 8), np.int8), np.zeros((2, 8), np.uint8)]:
+        with pytest.raises(ValueError, match="out must be"):
+            reader.gather([0], "label", out=out)
     with pytest.raises(KeyError, match="nothing"):
         reader.gather([0], "nothing")
 
@@ -587,6 +594,11 @@ def test_images_without_pillow_are_an_import_error_and_no_fault_of_the_shard(
 def test_a_pickle_is_never_decoded(tmp_path: Path) -> None:
     write_stock(tmp_path / "stock", {"p": "pkl", "n": "int"}, [{"p": {"a": 1}, "n": 1}])
     assert mds.Reader(tmp_path / "stock")[0] == {"p": pickle.dumps({"a": 1}), "n": 1}
+
+
+def test_a_truth_value_is_an_integer_as_text_that_can_be_read(tmp_path: Path) -> None:
+    write_ours(tmp_path / "out", {"i": "str_int"}, [{"i": True}])
+    assert mds.Reader(tmp_path / "out")[0] == {"i": 1}
 
 
 def test_text_columns_hold_what_python_writes(tmp_path: Path) -> None:

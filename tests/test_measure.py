@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from latentq import measure
-from latentq.quantizer import Quantizer
+from latentq.quantizer import NotFiniteError, Quantizer
 
 
 def latents(samples: int = 20) -> np.ndarray:
@@ -86,7 +86,18 @@ def test_nothing_to_measure_is_an_error(nothing: Any) -> None:
         measure.measure(nothing)
 
 
+@pytest.mark.parametrize("sample", [4, 7])
+def test_what_is_not_finite_is_named_by_its_place_in_what_was_given(sample: int) -> None:
+    x = latents()
+    x[sample, 2, 3, 3] = np.nan
+    with pytest.raises(NotFiniteError, match=f"sample {sample}, channel 2"):
+        measure.measure(x)
+
+
 def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 4), np.longdouble))
+    with pytest.raises(ValueError, match=r"x\.npy"):
+        measure.load(tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", np.zeros((3, 4), np.int32))
     with pytest.raises(ValueError, match=r"x\.npy"):
         measure.load(tmp_path / "x.npy")

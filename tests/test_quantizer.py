@@ -211,6 +211,31 @@ def test_threads_change_nothing() -> None:
             np.testing.assert_array_equal(q.pack(codes, threads=threads), q.pack(codes))
 
 
+@pytest.mark.parametrize("plane", [(8, 8), (17, 61), (2049, 1025)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_large_array_has_the_codes_of_the_definition(plane: tuple[int, int], dtype: Any) -> None:
+    """8 Mi codes and more are written past the caches, half and half in turns."""
+    samples = math.ceil(2**23 / (2 * math.prod(plane)))
+    x = some_latents((samples, 2, *plane), np.float32).astype(dtype)
+    bad = sorted({0, samples // 2, samples - 1}) if samples > 4 else [1]
+    for n in bad:
+        x[n, 1, n % plane[0], -1] = np.nan
+    good = np.setdiff1d(np.arange(samples), bad)
+    buffer = np.full(x.size + 64, 9, np.uint8)
+    for q in (Quantizer.affine([-4.1, -3.0], [5.3, 2.2], bits=7), Quantizer.codebook(np.arange(-8.0, 8).reshape(2, 8))):
+        for threads, start in [(1, 13), (3, 64)]:
+            out = buffer[start : start + x.size].reshape(x.shape)
+            _, counts = q.quantize_counted(x, out=out, threads=threads)
+            assert np.flatnonzero(counts.bad).tolist() == bad
+            assert not out[bad].any()
+            clipped = np.zeros(2, np.int64)
+            for part in np.array_split(good, max(1, min(16, len(good)))):
+                np.testing.assert_array_equal(out[part], codes_by_definition(q, x[part]))
+                outside = (x[part] < per_channel(q.low, 4)) | (x[part] > per_channel(q.high, 4))
+                clipped += outside.sum((0, 2, 3))
+            assert counts.clipped.tolist() == clipped.tolist()
+
+
 def layouts(x: np.ndarray) -> list[np.ndarray]:
     """The same values: strided, transposed, big-endian, unaligned, read-only."""
     wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
@@ -232,6 +257,12 @@ def test_any_layout_of_memory_gives_the_same_codes(dtype: Any) -> None:
     for other in layouts(codes):
         np.testing.assert_array_equal(q.dequantize(other), q.dequantize(codes))
         np.testing.assert_array_equal(q.pack(other), q.pack(codes))
+
+
+def test_measuring_bfloat16_bits_does_not_depend_on_their_byte_order() -> None:
+    q = Quantizer.uniform(-4, 4, channels=2)
+    bits = Quantizer.floating("bfloat16", channels=2).quantize(some_latents((3, 2, 5)))
+    assert q.measure(bits.astype(">u2")) == q.measure(bits)
 
 
 def test_out_is_filled_and_given_back_or_refused() -> None:
@@ -281,6 +312,8 @@ def test_another_type_is_refused(x: Any) -> None:
         lambda: Quantizer.uniform(-1, 1, channels=0),
         lambda: Quantizer.uniform(-1, 1, channels=1, bits=9),
         lambda: Quantizer.uniform(-1, 1, channels=1, bits=1),
+        lambda: Quantizer.uniform(-1, 1, channels=1, bits=-8),
+        lambda: Quantizer.from_dict({"kind": "affine", "low": [0.0], "high": [1.0], "bits": 2**40}),
         lambda: Quantizer.uniform(-1, 1, channels=1, rounding="up"),
         lambda: Quantizer.affine([], []),
         lambda: Quantizer.affine([0, 0], [1]),

@@ -105,6 +105,19 @@ def test_cpu_tensors_are_read_and_written_in_place() -> None:
     assert torch.equal(values, q.dequantize(q.quantize(x)).to(torch.bfloat16))
 
 
+def test_out_elsewhere_is_refused_and_not_left_empty() -> None:
+    q = Quantizer.uniform(-5, 6, channels=3)
+    x = latents(torch.float32)
+    codes = q.quantize(x)
+    for device in ["meta", *DEVICES[1:]]:
+        with pytest.raises(ValueError, match="out must be"):
+            q.quantize(x, out=torch.zeros(x.shape, dtype=torch.uint8, device=device))
+        with pytest.raises(ValueError, match="out must be"):
+            q.dequantize(codes, out=torch.zeros(x.shape, device=device))
+    with pytest.raises(ValueError, match="out must be"):
+        q.quantize(x, out=np.zeros(x.shape, np.uint8))
+
+
 def test_gradients_and_layouts_do_not_matter() -> None:
     q = Quantizer.uniform(-5, 6, channels=3)
     x = latents(torch.float32).requires_grad_()

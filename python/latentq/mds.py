@@ -202,7 +202,10 @@ class Reader:
             IndexError: There is no such sample.
             latentq.FormatError: The shard, or a value in it, breaks its format.
         """
-        sample = self._core.sample(index)
+        try:
+            sample = self._core.sample(index)
+        except OverflowError:
+            raise IndexError(f"index {index} is out of bounds for axis 0 with size {len(self)}") from None
         for name in self._decode:
             sample[name] = self._decoded(name, sample[name], index)
         return sample
@@ -268,8 +271,9 @@ class Reader:
                 raise KeyError(f"{self.path} has no column {name!r}, but {', '.join(map(repr, self.columns))}")
             fixed = self._fixed[name]
             if out is not None:
-                if out.dtype != np.uint8 or out.ndim != 2 or len(out) != n or not out.flags.c_contiguous:
-                    raise ValueError(f"out must be a C-contiguous uint8 array of shape ({n}, k)")
+                good = isinstance(out, np.ndarray) and out.dtype == np.uint8 and out.ndim == 2 and len(out) == n
+                if not good or not out.flags.c_contiguous or not out.flags.writeable:
+                    raise ValueError(f"out must be a C-contiguous, writeable uint8 array of shape ({n}, k)")
                 arrays.append(out)
                 buffers.append(out)
             elif fixed is not None:
@@ -458,7 +462,7 @@ def _encode_json(value: Any) -> str:
 
 def _encode_int(value: Any) -> str:
     _need(value, int, "an int")
-    return str(value)
+    return str(int(value))  # of True the stock writer makes a text that no reader takes
 
 
 def _encode_float(value: Any) -> str:

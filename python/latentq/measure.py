@@ -68,7 +68,7 @@ def load(path: str | PathLike[str]) -> npt.NDArray[Any]:
         latents = np.load(Path(path), mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{path}: not a .npy file: {error}") from None
-    if not isinstance(latents, np.ndarray) or latents.ndim < 2 or latents.dtype.kind != "f":
+    if not isinstance(latents, np.ndarray) or latents.ndim < 2 or latents.dtype.kind != "f" or latents.itemsize > 8:
         raise ValueError(f"{path}: expected a .npy file of float latents (N, C, ...)")
     return latents
 
@@ -94,9 +94,11 @@ def measure(
         images: (N, 3, S, S) uint8, what the latents were encoded from.
 
     Raises:
+        NotFiniteError: a value is NaN or infinite.
         ValueError: there are no samples, or images and latents differ in number.
     """
     x = _samples(latents)
+    Quantizer.floating("float32", channels=x.shape[1]).quantize(x)  # so that an error counts the samples that are given
     calibration, tried = (x[::2], x[1::2]) if len(x) > 1 else (x, x)
     if images is not None:
         if len(images) < len(x):
@@ -205,7 +207,7 @@ def _entropy(histogram: npt.NDArray[np.int64]) -> float:
     """Of the codes of each channel, in bits, averaged over the channels."""
     share = histogram / histogram.sum(1, keepdims=True)
     logs = np.log2(share, where=share > 0, out=np.zeros_like(share))
-    return float(-(share * logs).sum(1).mean())
+    return abs(float((share * logs).sum(1).mean()))
 
 
 def _decode(autoencoder: Any, latents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -102,6 +102,8 @@ class Quantizer:
 
     def __post_init__(self) -> None:
         kernel = None
+        if self.kind not in _FLOAT_BITS and not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be 2 to 8, not {self.bits}")
         if self.kind in ("uniform", "affine"):
             if self.rounding not in ("nearest", "truncate"):
                 raise ValueError(f'rounding must be "nearest" or "truncate", not {self.rounding!r}')
@@ -727,7 +729,7 @@ def _bits(out: Any, name: str) -> Any:
 
 def _wide(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Float values, bfloat16's bits among them, as float64."""
-    if x.dtype == np.uint16:
+    if x.dtype.newbyteorder("=") == np.uint16:
         x = (x.astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float64)
 

@@ -240,7 +240,12 @@ def _code_dtype(q: Quantizer) -> torch.dtype:
 
 
 def _out_array(out: torch.Tensor | None) -> npt.NDArray[Any] | None:
-    return None if out is None else to_numpy(out)
+    if out is None:
+        return None
+    # Of another tensor `to_numpy` gives a copy, and what is written to that is lost.
+    if not isinstance(out, torch.Tensor) or out.device.type != "cpu" or out.is_neg():
+        raise ValueError("out must be a tensor on the CPU, as its input is")
+    return to_numpy(out)
 
 
 def _checked(out: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -171,7 +171,7 @@ fn encode(column: &Column, value: &Bound<'_, PyAny>) -> PyResult<Held> {
         }
         Encoding::Str | Encoding::Json | Encoding::StrInt | Encoding::StrFloat | Encoding::StrDecimal => {
             match value.cast::<PyString>() {
-                Ok(text) => Ok(Held::Text(text.clone().try_into()?)),
+                Ok(text) => text.clone().try_into().map(Held::Text).map_err(|_| wrong(column, "a lone surrogate")),
                 Err(_) => Err(needs(column, "a str", value)),
             }
         }
