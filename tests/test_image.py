@@ -714,3 +714,9 @@ def test_random_corruptions_are_judged_as_by_pillow(name: str) -> None:
             corrupt[position] = rng.integers(0, 256)
         repaired = with_checksums(bytes(corrupt)) if name == "png-repaired" else bytes(corrupt)
         assert_judged_as_by_pillow(repaired)
+
+
+@pytest.mark.parametrize("items", ["photos", b"photos", Path("photos")])
+def test_one_path_is_no_batch_of_paths(items):
+    with pytest.raises(TypeError, match="sequence of paths"):
+        image.load_batch(items, 8)

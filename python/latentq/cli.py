@@ -546,6 +546,8 @@ def _decode(options: argparse.Namespace) -> int:
     except ValueError:
         raise _UsageError(f"-o {options.output}: name a picture by its extension, e.g. .png") from None
     except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
         raise OSError(error.errno, error.strerror, str(options.output)) from None
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
