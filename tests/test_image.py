@@ -335,6 +335,12 @@ def test_orientation_is_found_in_xmp_where_exif_has_none() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     for format in ("JPEG", "WEBP"):
         assert image.info(saved(picture_of("RGB", 4, 6), format, xmp=xmp)).orientation == 6
+    # Of a TIFF it is part of the pixels, as its own tag is, which goes before.
+    for tags, shape in (({700: xmp}, (6, 4, 3)), ({700: xmp, 274: 3}, (4, 6, 3))):
+        data = saved(picture_of("RGB", 4, 6), "TIFF", tiffinfo=tags)
+        pixels = image.decode(data, **PLAIN)
+        assert pixels.shape == shape
+        np.testing.assert_array_equal(pixels, pillow(data))
 
 
 @pytest.mark.parametrize(("alpha", "ground"), [("white", 255), ("black", 0)])
