@@ -688,6 +688,17 @@ def small_files() -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_png_without_its_palette_is_judged_as_by_pillow() -> None:
+    header = (b"IHDR", struct.pack(">IIBBBBB", 9, 7, 8, 3, 0, 0, 0))
+    for alphas in (None, b"", b"\0", b"\xff\0\xff", b"\xff", b"\0\0", b"\0\x80"):
+        for palette in ([], [(b"PLTE", b"")], [(b"PLTE", b"\1\2\3")]):
+            transparency = [] if alphas is None else [(b"tRNS", alphas)]
+            assert_judged_as_by_pillow(
+                png(header, *palette, *transparency, (b"IDAT", zlib.compress(bytes(70))), (b"IEND", b""))
+            )
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", small_files())
 def test_every_prefix_is_judged_as_by_pillow(name: str) -> None:
     data = small_files()[name]
