@@ -706,6 +706,28 @@ def test_every_prefix_is_judged_as_by_pillow(name: str) -> None:
         assert_judged_as_by_pillow(data[:length])
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, *({"compression": name} for name in ("tiff_lzw", "zstd", "jpeg"))])
+def test_a_cut_off_tiff_is_refused_or_whole(options: dict[str, str]) -> None:
+    data = saved(picture_of("RGB", 9, 11), "TIFF", **options)
+    assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fax_whose_directory_is_cut_off_is_refused() -> None:
+    data = saved(picture_of("1", 9, 11), "TIFF", compression="group3", tiffinfo={292: 1})
+    assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data)
+
+
+def assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data: bytes) -> None:
+    for length in range(len(data)):
+        if judged_by_pillow(data[:length]) is None:
+            with pytest.raises(ImageError):
+                image.decode(data[:length])
+        else:
+            np.testing.assert_array_equal(image.decode(data[:length], **PLAIN), pillow(data))
+
+
 @pytest.mark.parametrize("size", [(20, 300), (300, 20), (64, 64)])
 def test_a_cut_off_jpeg_is_refused_whatever_the_crop_keeps(size: tuple[int, int]) -> None:
     data = saved(picture_of("RGB", *size), "JPEG")

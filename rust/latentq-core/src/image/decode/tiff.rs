@@ -90,6 +90,10 @@ impl Layout {
         let samples = number(SAMPLES).unwrap_or(1);
         let photometric = number(PHOTOMETRIC).unwrap_or(WHITE_IS_ZERO);
         let compression = number(COMPRESSION).unwrap_or(RAW);
+        // Pillow itself reads what is not compressed, and takes what is left; libtiff does not.
+        if compression != RAW && !directory.is_whole() {
+            return Err(broken("the directory is cut off"));
+        }
         let colors = match photometric {
             WHITE_IS_ZERO | BLACK_IS_ZERO | PALETTE => 1,
             RGB | YCC | LAB => 3,
