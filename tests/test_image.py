@@ -335,6 +335,12 @@ def test_orientation_is_found_in_xmp_where_exif_has_none() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     for format in ("JPEG", "WEBP"):
         assert image.info(saved(picture_of("RGB", 4, 6), format, xmp=xmp)).orientation == 6
+    # Of a TIFF it is part of the pixels, as its own tag is, which goes before.
+    for tags, shape in (({700: xmp}, (6, 4, 3)), ({700: xmp, 274: 3}, (4, 6, 3))):
+        data = saved(picture_of("RGB", 4, 6), "TIFF", tiffinfo=tags)
+        pixels = image.decode(data, **PLAIN)
+        assert pixels.shape == shape
+        np.testing.assert_array_equal(pixels, pillow(data))
 
 
 @pytest.mark.parametrize(("alpha", "ground"), [("white", 255), ("black", 0)])
@@ -682,11 +688,44 @@ def small_files() -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_png_without_its_palette_is_judged_as_by_pillow() -> None:
+    header = (b"IHDR", struct.pack(">IIBBBBB", 9, 7, 8, 3, 0, 0, 0))
+    for alphas in (None, b"", b"\0", b"\xff\0\xff", b"\xff", b"\0\0", b"\0\x80"):
+        for palette in ([], [(b"PLTE", b"")], [(b"PLTE", b"\1\2\3")]):
+            transparency = [] if alphas is None else [(b"tRNS", alphas)]
+            assert_judged_as_by_pillow(
+                png(header, *palette, *transparency, (b"IDAT", zlib.compress(bytes(70))), (b"IEND", b""))
+            )
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", small_files())
 def test_every_prefix_is_judged_as_by_pillow(name: str) -> None:
     data = small_files()[name]
     for length in range(len(data)):
         assert_judged_as_by_pillow(data[:length])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, *({"compression": name} for name in ("tiff_lzw", "zstd", "jpeg"))])
+def test_a_cut_off_tiff_is_refused_or_whole(options: dict[str, str]) -> None:
+    data = saved(picture_of("RGB", 9, 11), "TIFF", **options)
+    assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fax_whose_directory_is_cut_off_is_refused() -> None:
+    data = saved(picture_of("1", 9, 11), "TIFF", compression="group3", tiffinfo={292: 1})
+    assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data)
+
+
+def assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data: bytes) -> None:
+    for length in range(len(data)):
+        if judged_by_pillow(data[:length]) is None:
+            with pytest.raises(ImageError):
+                image.decode(data[:length])
+        else:
+            np.testing.assert_array_equal(image.decode(data[:length], **PLAIN), pillow(data))
 
 
 @pytest.mark.parametrize("size", [(20, 300), (300, 20), (64, 64)])

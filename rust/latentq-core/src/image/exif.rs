@@ -11,7 +11,12 @@ pub fn orientation(exif: &[u8], xmp: Option<&[u8]>) -> u8 {
     for _ in 0..2 {
         exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
     }
-    let value = Directory::first(exif).and_then(|directory| directory.number(ORIENTATION));
+    of_directory(Directory::first(exif).as_ref(), xmp)
+}
+
+/// [`orientation`], of a directory that was read.
+pub fn of_directory(directory: Option<&Directory<'_>>, xmp: Option<&[u8]>) -> u8 {
+    let value = directory.and_then(|directory| directory.number(ORIENTATION));
     let value = value.or_else(|| xmp.and_then(xmp_orientation)).unwrap_or(1);
     if (1..=8).contains(&value) { value as u8 } else { 1 }
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 /// One directory: the raw values of its tags, in the byte order of the file.
 pub struct Directory<'a> {
     little: bool,
+    /// Whether as many entries stand there as it says.
+    is_whole: bool,
     tags: BTreeMap<u16, Value<'a>>,
 }
 
@@ -27,12 +29,15 @@ impl<'a> Directory<'a> {
         };
         // Bytes of a number of entries, of a count or an offset, and where the first offset is.
         let (entries, long, first) = if is_big { (8, 8, 8) } else { (2, 4, 4) };
-        let mut directory = Self { little, tags: BTreeMap::new() };
+        let mut directory = Self { little, is_whole: false, tags: BTreeMap::new() };
         let start = usize::try_from(directory.read(data.get(first..first + long)?)).ok()?;
         let count = directory.read(data.get(start..start.checked_add(entries)?).unwrap_or_default());
         let mut total = 0usize;
         let rest = data.get(start.saturating_add(entries)..).unwrap_or_default();
-        for entry in rest.chunks_exact(4 + 2 * long).take(usize::try_from(count).unwrap_or(usize::MAX)) {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let all = rest.chunks_exact(4 + 2 * long);
+        directory.is_whole = count <= all.len();
+        for entry in all.take(count) {
             let (length, value) = (&entry[4..4 + long], &entry[4 + long..]);
             let tag = directory.read(&entry[..2]) as u16;
             let kind = directory.read(&entry[2..4]) as u16;
@@ -92,6 +97,11 @@ impl<'a> Directory<'a> {
     pub fn fractions(&self, tag: u16) -> Option<impl Iterator<Item = u64> + '_> {
         let value = self.tags.get(&tag).filter(|value| value.kind == 5)?;
         Some(value.bytes.chunks_exact(4).map(|bytes| self.read(bytes)))
+    }
+
+    /// Whether the bytes did not end inside it.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// Whether numbers start with their low byte.

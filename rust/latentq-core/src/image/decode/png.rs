@@ -40,6 +40,10 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let area = chunks.area(width, height)?;
     // What the first IDAT finds is what decides; chunks after the image may still tell orientation.
     let transparency = chunks.transparency.take();
+    // Pillow looks for the one transparent colour in the palette.
+    if kind.color == 3 && chunks.palette.is_none() && transparency.is_some_and(is_one_transparent) {
+        return Err(Error::image("PNG: a transparent colour of a palette that is not there"));
+    }
     let rows = chunks.rows(&kind, &area)?;
     chunks.after_image()?;
 
@@ -56,6 +60,12 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
         unpack.row(row, &mut samples[start..start + area.width * mode.channels()]);
     }
     Ok(Picture { width, height, mode, samples, icc: chunks.icc, orientation })
+}
+
+/// Whether all colours of a palette are opaque but one, which is not seen at all.
+fn is_one_transparent(alphas: &[u8]) -> bool {
+    let mut others = alphas.iter().filter(|&&alpha| alpha != 255);
+    others.next() == Some(&0) && others.next().is_none()
 }
 
 /// Bit depth and colour type, one of the pairs that PNG allows.

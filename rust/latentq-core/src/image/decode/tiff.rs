@@ -4,8 +4,8 @@ use flate2::{Decompress, FlushDecompress};
 use hayro_ccitt::{DecodeSettings, DecoderContext, EncodingMode};
 
 use super::{Header, Mode, Picture, check_pixels, jpeg, palette};
-use crate::image::geometry;
 use crate::image::tiff_directory::Directory;
+use crate::image::{exif, geometry};
 use crate::{Error, Result};
 
 const WIDTH: u16 = 256;
@@ -15,7 +15,6 @@ const COMPRESSION: u16 = 259;
 const PHOTOMETRIC: u16 = 262;
 const FILL_ORDER: u16 = 266;
 const STRIP_OFFSETS: u16 = 273;
-const ORIENTATION: u16 = 274;
 const SAMPLES: u16 = 277;
 const ROWS_PER_STRIP: u16 = 278;
 const STRIP_COUNTS: u16 = 279;
@@ -33,6 +32,7 @@ const JPEG_TABLES: u16 = 347;
 const YCC_COEFFICIENTS: u16 = 529;
 const YCC_SUBSAMPLING: u16 = 530;
 const YCC_REFERENCE: u16 = 532;
+const XMP: u16 = 700;
 const ICC: u16 = 34675;
 
 /// No compression.
@@ -90,6 +90,10 @@ impl Layout {
         let samples = number(SAMPLES).unwrap_or(1);
         let photometric = number(PHOTOMETRIC).unwrap_or(WHITE_IS_ZERO);
         let compression = number(COMPRESSION).unwrap_or(RAW);
+        // Pillow itself reads what is not compressed, and takes what is left; libtiff does not.
+        if compression != RAW && !directory.is_whole() {
+            return Err(broken("the directory is cut off"));
+        }
         let colors = match photometric {
             WHITE_IS_ZERO | BLACK_IS_ZERO | PALETTE => 1,
             RGB | YCC | LAB => 3,
@@ -130,7 +134,7 @@ impl Layout {
         if photometric == YCC && compression != JPEG && !is_plain_ycc(directory) {
             return Err(broken("an unsupported kind of YCbCr"));
         }
-        let orientation = number(ORIENTATION).filter(|orientation| (1..=8).contains(orientation)).unwrap_or(1) as u8;
+        let orientation = exif::of_directory(Some(directory), directory.bytes(XMP));
         let is_planar = number(PLANAR) == Some(2) && samples > 1;
         if is_planar && (compression == JPEG || photometric == YCC) {
             return Err(broken("JPEG or YCbCr in planes is not supported"));
