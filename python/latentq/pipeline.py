@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from latentq import image, mds
 from latentq._core import LatentqError, MismatchError
-from latentq.autoencoders import Autoencoder, load_autoencoder
+from latentq.autoencoders import Autoencoder, load_autoencoder, subfolder_in
 from latentq.card import CARD, Card
 from latentq.plan import check_folder, check_same, open_for, plan_card, publish_listing, settle, settle_listing
 from latentq.processors import processors
@@ -111,11 +111,13 @@ def encode(
         device = device or _device()
         _check_device(device)
         options = recipe.autoencoder
+        network = network or options.model
+        given = overrides.get("subfolder") is not None
         network = load_autoencoder(
-            network or options.model,
+            network,
             device=device,
             revision=options.revision,
-            subfolder=options.subfolder,
+            subfolder=options.subfolder if given else subfolder_in(network, options.subfolder),
             pixel_range=options.pixel_range,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
