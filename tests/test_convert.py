@@ -154,7 +154,10 @@ def test_codes_that_mean_something_else_are_refused_with_both_sides_named(tmp_pa
     make_dataset(tmp_path / "out", 5, shape=(32, 8, 8))
     with pytest.raises(MismatchError, match=r"out holds latents \(32, 8, 8\) in 8 bits, affine from .* -6.5 to 6.5"):
         convert(tmp_path / "out", tmp_path / "five.pt")
-    assert names(tmp_path) == ["out"]
+    make_dataset(tmp_path / "scaled", 5, shape=(4, 32, 32), scaled=True)
+    with pytest.raises(MismatchError, match=r"scaled holds scaled latents .* the layout of imagenet\.int8 latents "):
+        convert(tmp_path / "scaled", tmp_path / "mds")
+    assert names(tmp_path) == ["out", "scaled"]
 
 
 class Code:
@@ -449,6 +452,13 @@ def test_decode_gives_the_pictures_of_every_layout_and_of_its_dataset(
     expected = decode_latents(latentq.load_autoencoder(model, **options), stored)[0]
     assert expected.std() > 0
     assert np.abs(np.asarray(Image.open(picture)).astype(int) - expected).max() <= 1
+
+
+def test_an_autoencoder_of_another_shape_decodes_nothing(converted, tiny_vae, tmp_path, capsys):
+    for source in (converted.parent / "imagenet_3gb.pt", converted):
+        command = ["decode", str(source), "--autoencoder", str(tiny_vae), "-o", str(tmp_path / "x.png")]
+        assert main(command) == 1
+        assert "stores latent of shape (32, 8, 8), tiny-vae makes (4, 32, 32)" in capsys.readouterr().err
 
 
 def test_a_sheet_of_a_foreign_file_shows_eight(converted, models, tmp_path, capsys):

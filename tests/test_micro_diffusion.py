@@ -21,8 +21,8 @@ def captioned(tmp_path_factory):
 
 
 def test_its_loader_finds_scaled_samples_of_two_sizes(streaming_alone, captioned, tiny_vae, tmp_path):
-    latentq.encode(captioned / "list.tsv", tmp_path / "out", recipe="micro-diffusion", autoencoder=tiny_vae,
-                   subfolder="", dtype="float32")  # fmt: skip
+    options = {"recipe": "micro-diffusion", "autoencoder": tiny_vae, "dtype": "float32"}
+    latentq.encode(captioned / "list.tsv", tmp_path / "out", **options)
     network = latentq.load_autoencoder(tiny_vae)
     dataset = StreamingDataset(local=str(tmp_path / "out"), batch_size=1)
     assert [dataset[index]["caption"] for index in range(3)] == ["picture 0", "picture 1", "picture 2"]

@@ -63,6 +63,7 @@ LATENT = GOOD["columns"]["latent"]
         ({"image": {"crop": "middle"}}, r"image\.crop must be one of center, center-round, adm, not 'middle'"),
         ({"image": {"orient": "yes"}}, r"image\.orient must be of type bool"),
         ({"image": {"colour": "red"}}, r"unknown field 'image\.colour'"),
+        ({"autoencoder": {"pixel_range": [0, float("inf")]}}, r"autoencoder\.pixel_range must be two numbers"),
         ({"autoencoder": {"pixel_range": [1, 0]}}, r"autoencoder\.pixel_range must be two numbers"),
         ({"autoencoder": {"pixel_range": [0]}}, r"autoencoder\.pixel_range must be two numbers"),
         ({"autoencoder": {"pixel_range": "01"}}, r"autoencoder\.pixel_range must be two numbers"),

@@ -97,6 +97,8 @@ def test_the_command_says_what_it_made_and_leaves_rejects_out(work, tmp_path, ti
     assert main(["encode", str(tmp_path / "list.tsv"), str(out), *options]) == 0
     assert f"{out}: 2 samples, 1 rejects (see {out}.latentq/rejects.tsv)" in capsys.readouterr().out
     assert [path.rpartition("/")[2] for path in pd.read_csv(out, sep="\t")["image_file"]] == ["3.jpg", "5.jpg"]
+    assert main(["info", str(out)]) == 2
+    assert f"{out}: no such folder, but its dataset is {out}.latentq\n" in capsys.readouterr().err
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is_encoded(work, tmp_path, tiny_taming, monkeypatch):

@@ -647,8 +647,12 @@ def _check_source(path: str) -> None:
 
 
 def _dataset(path: str) -> Path:
+    from latentq.tokens_tsv import dataset_of
+
     if not Path(path).is_dir():
-        raise _UsageError(f"{path}: no such folder")
+        beside = dataset_of(Path(path))
+        hint = f", but its dataset is {beside}" if beside.is_dir() else ""
+        raise _UsageError(f"{path}: no such folder{hint}")
     return Path(path)
 
 

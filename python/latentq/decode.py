@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import LatentqError, MismatchError
-from latentq.autoencoders import Autoencoder, load_autoencoder, weight_hash
+from latentq.autoencoders import Autoencoder, load_autoencoder, subfolder_in, weight_hash
 from latentq.card import UNKNOWN, Card
 from latentq.originals import Originals
+from latentq.plan import shape_of
 from latentq.recipe import FLOATS
 from latentq.sources import Sample
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from latentq.layout import Layout
 
 _SHOWN = 8
-_MARGIN, _LINE, _CAPTION = 6, 15, 210  # pixels
+_MARGIN, _LINE, _CAPTION = 6, 15, 250  # pixels
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def autoencoder_for(
         device: Where it computes.
 
     Raises:
-        MismatchError: Its weights are not those of the card.
+        MismatchError: Its weights are not those of the card, or where these are unknown, its latents' shape is not.
         LatentqError: It cannot be loaded.
     """
     options = card.recipe.autoencoder
@@ -62,7 +63,7 @@ def autoencoder_for(
             name or options.model,
             device=device,
             revision=options.revision,
-            subfolder=options.subfolder,
+            subfolder=subfolder_in(name or options.model, options.subfolder),
             pixel_range=options.pixel_range,
         )
     except LatentqError as error:
@@ -74,6 +75,9 @@ def autoencoder_for(
             f"the dataset was made by {card.autoencoder.name} with weights {card.autoencoder.weights or 'unknown'}; "
             f"those of {name or network.name} are {weights or 'unknown'}"
         )
+    if card.autoencoder.weights == UNKNOWN:  # then the shape is all there is to tell another network by
+        for column in card.recipe.latents().values():
+            shape_of(card.recipe, column, network)
     return network
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from latentq import image, mds
 from latentq._core import LatentqError
-from latentq.autoencoders import Autoencoder, load_autoencoder
+from latentq.autoencoders import Autoencoder, load_autoencoder, subfolder_in
 from latentq.card import CARD, Card
 from latentq.plan import (
     check_folder,
@@ -121,11 +121,13 @@ def encode(
         device = device or _device()
         _check_device(device)
         options = recipe.autoencoder
+        network = network or options.model
+        given = overrides.get("subfolder") is not None
         network = load_autoencoder(
-            network or options.model,
+            network,
             device=device,
             revision=options.revision,
-            subfolder=options.subfolder,
+            subfolder=options.subfolder if given else subfolder_in(network, options.subfolder),
             pixel_range=options.pixel_range,
         )
     plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)

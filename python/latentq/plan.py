@@ -161,7 +161,7 @@ def plan_card(
     recipe = replace(
         recipe, columns={name: column for name, column in recipe.columns.items() if column.content in have}
     )
-    shapes = {name: _shape(recipe, column, network) for name, column in recipe.encoded().items()}
+    shapes = {name: shape_of(recipe, column, network) for name, column in recipe.encoded().items()}
     latents = {name: shapes[name] for name in recipe.latents()}
     if parent is not None:
         quantizers = {name: parent.latents[name].quantizer for name in latents}
@@ -190,8 +190,13 @@ def plan_card(
     return card, uncalibrated
 
 
-def _shape(recipe: Recipe, column: Column, network: Autoencoder) -> tuple[int, ...]:
-    """The shape of what a column stores of a sample."""
+def shape_of(recipe: Recipe, column: Column, network: Autoencoder) -> tuple[int, ...]:
+    """The shape of what a column stores of a sample.
+
+    Raises:
+        MismatchError: The recipe says another.
+        RecipeError: The network does not make what the column stores.
+    """
     try:
         channels, height, width = network.latent_shape(column.size)
     except ValueError as error:
@@ -262,7 +267,8 @@ def check_same(out: Path, old: Card, new: Card, *, frozen: bool) -> None:
     """
     ours, theirs = _identity(old), _identity(new)
     if old.autoencoder.same_as(new.autoencoder):
-        for key in ("autoencoder.name", "recipe.autoencoder.model"):  # the same weights under another name
+        # The same weights under another name, or in another place.
+        for key in ("autoencoder.name", *(f"recipe.autoencoder.{key}" for key in ("model", "revision", "subfolder"))):
             del ours[key], theirs[key]
     if frozen:
         ours |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in old.latents.items()}

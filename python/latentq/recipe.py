@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -361,7 +362,9 @@ def _checked(where: str, key: str, value: Any, table: type) -> Any:
         if value not in choices:
             raise RecipeError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
     elif key == "pixel_range":
-        numbers = isinstance(value, list | tuple) and all(type(side) in (int, float) for side in value)
+        numbers = isinstance(value, list | tuple) and all(
+            type(side) in (int, float) and math.isfinite(side) for side in value
+        )
         if not numbers or (value and not (len(value) == 2 and value[0] < value[1])):
             raise RecipeError(f"{where} must be two numbers, black's and white's, not {value!r}")
         return tuple(map(float, value))

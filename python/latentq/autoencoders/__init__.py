@@ -124,6 +124,12 @@ def load_autoencoder(
     return network.to(device)
 
 
+def subfolder_in(name: str | os.PathLike[str], subfolder: str) -> str:
+    """A recipe's sub-folder, where its model lies elsewhere: none in a folder that has none of that name."""
+    path = Path(name)
+    return "" if path.is_dir() and not (path / subfolder).is_dir() else subfolder
+
+
 def weight_hash(network: Any) -> str:
     """`sha256:...` over the names, types, shapes and values of a network's tensors, however they were stored.
 

@@ -66,8 +66,14 @@ class Network:
         return pixels.float()
 
 
-def check_weights(name: str, *, missing: Collection[str], left_over: Collection[str]) -> None:
+def check_weights(
+    name: str, *, missing: Collection[str], of_other_shape: Collection[str], left_over: Collection[str]
+) -> None:
     """Refuses weights that are not just those of the network: LatentqError with their number and the first of them."""
-    for keys, what in ((missing, "are missing"), (left_over, "are left over")):
+    for keys, what in (
+        (missing, "are missing"),
+        (of_other_shape, "have another shape"),
+        (left_over, "are left over"),
+    ):
         if keys:
             raise LatentqError(f"the weights of {name} do not fit: {len(keys)} {what}, {min(keys)} first")

@@ -26,6 +26,7 @@ _WEIGHTS = (
     ("diffusion_pytorch_model.bin",),
     ("diffusion_pytorch_model.bin.index.json", "diffusion_pytorch_model-*-of-*.bin"),
 )
+_ROOT = "say so by --subfolder ''"
 _PROBE = 3  # seconds
 
 
@@ -42,7 +43,8 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
     if not path.is_dir() and (path.is_absolute() or str(name).startswith((".", "~"))):
         raise LatentqError(f"cannot load the autoencoder {str(name)!r}: there is no such folder or .ckpt file")
     title = path.resolve().name if path.is_dir() else str(name)
-    folder = (path if path.is_dir() else _downloaded(str(name), revision, subfolder)) / subfolder
+    root = path if path.is_dir() else _downloaded(str(name), revision, subfolder)
+    folder = root / subfolder
     if (folder / _CONFIG).is_file():
         return _load_diffusers(folder, str(name), title)
     checkpoints = sorted(folder.glob("*.ckpt"))
@@ -51,6 +53,8 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
     if checkpoints:
         raise LatentqError(f"{folder} holds {len(checkpoints)} checkpoints: name one of them, e.g. {checkpoints[0]}")
     hint = ", but its sub-folder 'vae' has: name that" if (folder / "vae" / _CONFIG).is_file() else ""
+    if subfolder and (root / _CONFIG).is_file():
+        hint = f", but {root} has: {_ROOT}"
     raise LatentqError(f"{folder} holds no autoencoder: it has no {_CONFIG} and no .ckpt{hint}")
 
 
@@ -62,6 +66,9 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
     family = _FAMILIES.get(kind)
     if family is None:
         raise LatentqError(f"{name} is of class {kind}; the classes that can be loaded are: {', '.join(_FAMILIES)}")
+    if not any((folder / first).is_file() for first, *_ in _WEIGHTS):
+        expected = " and no ".join(first for first, *_ in _WEIGHTS if not first.endswith(".json"))
+        raise LatentqError(f"cannot load the autoencoder {name!r}: beside its {_CONFIG} there is no {expected}")
     import diffusers
     import torch
 
@@ -76,7 +83,8 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
     # diffusers would fill what is missing at random, and only log it.
     check_weights(
         name,
-        missing=[*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])],
+        missing=info["missing_keys"],
+        of_other_shape=[key for key, *_ in info["mismatched_keys"]],
         left_over=info["unexpected_keys"],
     )
     return family(module, title)
@@ -151,6 +159,8 @@ def _wanted(names: list[str], prefix: str) -> list[str]:
     if len(checkpoints) == 1 and yamls:
         return [*yamls, *checkpoints]
     hint = "; its sub-folder 'vae' has one: name that" if f"{prefix}vae/{_CONFIG}" in names else ""
+    if prefix and _CONFIG in names:
+        hint = f"; outside of that sub-folder it has one: {_ROOT}"
     raise LatentqError(f"it has no {prefix}{_CONFIG}, and not one .ckpt with its .yaml{hint}")
 
 

@@ -45,8 +45,13 @@ class TamingAutoencoder(VQNetwork):
             raise LatentqError(f"{config}: not the configuration of a VQGAN: {error!r}") from None
         weights = _weights(checkpoint)
         wanted = module.state_dict()
-        unfit = [key for key, value in wanted.items() if key not in weights or weights[key].shape != value.shape]
-        check_weights(str(checkpoint), missing=unfit, left_over=weights.keys() - wanted.keys())
+        both = wanted.keys() & weights.keys()
+        check_weights(
+            str(checkpoint),
+            missing=wanted.keys() - both,
+            of_other_shape=[key for key in both if weights[key].shape != wanted[key].shape],
+            left_over=weights.keys() - both,
+        )
         # Copied, so that the file is let go of.
         copied = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
         module.load_state_dict(copied, assign=True)
@@ -93,7 +98,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
             raise TypeError("it holds no state_dict of tensors")
     except (OSError, ValueError, RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-        raise LatentqError(f"{path}: not a checkpoint that can be read: {reason}") from None
+        raise LatentqError(f"{path}: not a checkpoint that can be read, or cut short: {reason}") from None
     return tensors
 
 

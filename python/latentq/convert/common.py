@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from latentq._core import LatentqError, MismatchError
 from latentq.card import UNKNOWN, Card
 from latentq.plan import plan_card
-from latentq.recipe import Recipe
+from latentq.recipe import Column, Recipe
 from latentq.sources import Listing
 
 if TYPE_CHECKING:
@@ -140,16 +140,24 @@ def same_codes(path: Path, recipe: Recipe) -> str:
         ours = facts.quantizer
         same_range = set(ours.low) == {given["low"]} and set(ours.high) == {given["high"]}
         same_scheme = ours.kind in ("uniform", "affine") and ours.bits == given["bits"]
-        if same_range and same_scheme and (facts.shape, card.recipe.columns[name].scaled) == (wanted.shape, False):
+        column = card.recipe.columns[name]
+        if same_range and same_scheme and (facts.shape, _what(column)) == (wanted.shape, _what(wanted)):
             return name
     if not card.latents:
         raise MismatchError(f"{path} holds no latents, and the layout of {recipe.name} does")
-    facts = next(iter(card.latents.values()))
+    name, facts = next(iter(card.latents.items()))
     ours = facts.quantizer
-    have = _told(facts.shape, ours.bits, ours.kind, ours.low, ours.high)
-    needed = _told(wanted.shape, given["bits"], "uniform", [given["low"]], [given["high"]])
+    have = _told(_what(card.recipe.columns[name]), facts.shape, ours.bits, ours.kind, ours.low, ours.high)
+    needed = _told(_what(wanted), wanted.shape, given["bits"], "uniform", [given["low"]], [given["high"]])
     raise MismatchError(f"{path} holds {have}, the layout of {recipe.name} {needed}: codes are copied as they are")
 
 
-def _told(shape: Sequence[int], bits: int, kind: str, low: Sequence[float], high: Sequence[float]) -> str:
-    return f"latents {tuple(shape)} in {bits} bits, {kind} from {min(low):g} to {max(high):g}"
+def _what(column: Column) -> str:
+    """What a column's codes are of."""
+    if column.content != "latent":
+        return column.content
+    return "scaled latents" if column.scaled else "latents"
+
+
+def _told(what: str, shape: Sequence[int], bits: int, kind: str, low: Sequence[float], high: Sequence[float]) -> str:
+    return f"{what} {tuple(shape)} in {bits} bits, {kind} from {min(low):g} to {max(high):g}"
