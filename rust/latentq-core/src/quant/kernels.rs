@@ -318,15 +318,11 @@ impl<F: Float> Quantize<'_, F> {
         let first = x.len() / shape.elements / 2;
         let (x, rest) = x.split_at(first * shape.elements);
         let (out, rest_out) = out.split_at_mut(first * shape.elements);
-        let mut halves = [(x, out), (rest, rest_out)].map(|(x, out)| Half::<F>::new(x, out, shape));
-        loop {
-            let [a, b] = halves.each_mut().map(|half| half.step(quantizer, isa));
-            if !a && !b {
-                break;
-            }
-        }
+        let (mut half, mut other) = (Half::<F>::new(x, out, shape), Half::<F>::new(rest, rest_out, shape));
+        // Written out: closures that the standard library calls are not compiled for this instruction set.
+        while half.step(quantizer, isa) | other.step(quantizer, isa) {}
         isa.fence();
-        let [mut counts, others] = halves.map(Half::finish);
+        let (mut counts, others) = (half.finish(), other.finish());
         for (clipped, other) in counts.clipped.iter_mut().zip(others.clipped) {
             *clipped += other;
         }
