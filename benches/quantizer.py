@@ -33,15 +33,15 @@ NOTES = """What bounds the rows that say no, where there are any:
 - Dequantising into a warm buffer is bounded by one core's writing of 64 MiB, the plain write above, which itself is not
   6 times as fast as NumPy's four in-place passes: so neither can be what computes besides. Stores past the caches were
   measured slower there (28.5 GB/s, where plain stores of whole lines reach 32 to 43).
-- Quantising into a warm buffer, or with its output allocated (torch.compile's 16 MiB of output malloc hands out again
-  without new pages), is bounded by reading 64 MiB; its rows compare with the plain read. A loop that reads two streams
-  at once, half the array each, comes to 50 GB/s where one stream comes to 34: what remains to be had there.
-- Quantising float32 moves from process to process, with where the arrays lie: this run has 2.8 to 3.1 ms; a run of the
-  two calls alone, in turn, minutes later on a busier machine, 2.22 beside 2.35 for the plain read (the version before:
-  2.38 beside 2.41). Where its rows say no to the plain read, that is what is not understood yet.
+- Quantising takes as long as the plain read: with its arithmetic under the waiting, its rows compare with that. A loop in C
+  that reads two streams at once, as ours does, took 1.6 to 1.7 ms beside our 2.0 to 2.2: handing out turns of 1,024
+  values, counting clipped ones by channel and lines that begin in the midst of another are the difference. NumPy is less than 8
+  times the plain read itself, and torch.compile (whose 16 MiB of output malloc hands out again without new pages) less than 2.
+- The figures move by some 10% from process to process, with where the arrays lie.
 - On all cores the memory is shared, and a call starts its threads anew (no pool outlives a call), where torch keeps a
   pool that spins: for a few milliseconds of work that shows.
-- float16 and bfloat16 to codes are bounded by arithmetic (9 * 10^9/s from the cache, float32 11.4), not by memory.
+- float16 and bfloat16 to codes are bounded by arithmetic (9 * 10^9/s from the cache, float32 11.4), not by memory: they
+  are level with float32, which is bounded by reading, in some runs and a few percent behind it in others.
 - Code books of 8 bits to codes are bounded by arithmetic: eight rounds of permutes and comparisons a value.
 
 On aarch64 the same property tests pass, run by qemu-user, in an unoptimised build: the NEON code that the compiler
