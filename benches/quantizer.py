@@ -33,10 +33,10 @@ NOTES = """What bounds the rows that say no, where there are any:
 - Dequantising into a warm buffer is bounded by one core's writing of 64 MiB, the plain write above, which itself is not
   6 times as fast as NumPy's four in-place passes: so neither can be what computes besides. Stores past the caches were
   measured slower there (28.5 GB/s, where plain stores of whole lines reach 32 to 43).
-- Quantising takes as long as the plain read: with its arithmetic under the waiting, its rows compare with that. A loop in C
-  that reads two streams at once, as ours does, took 1.6 to 1.7 ms beside our 2.0 to 2.2: handing out turns of 1,024
-  values, counting clipped ones by channel and lines that begin in the midst of another are the difference. NumPy is less than 8
-  times the plain read itself, and torch.compile (whose 16 MiB of output malloc hands out again without new pages) less than 2.
+- Quantising takes as long as the plain read, and its rows compare with that: NumPy's are less than 8 times the plain
+  read itself, and torch.compile's (whose 16 MiB of output malloc hands out again without new pages) less than twice. A
+  loop in C that reads two streams at once, as ours does, took 1.6 to 1.7 ms beside our 2.0 to 2.2: handing out turns
+  of 1,024 values, counting clipped ones by channel, and lines that begin in the midst of another are the difference.
 - The figures move by some 10% from process to process, with where the arrays lie.
 - On all cores the memory is shared, and a call starts its threads anew (no pool outlives a call), where torch keeps a
   pool that spins: for a few milliseconds of work that shows.
