@@ -759,3 +759,36 @@ def test_random_corruptions_are_judged_as_by_pillow(name: str) -> None:
 def test_one_path_is_no_batch_of_paths(items):
     with pytest.raises(TypeError, match="sequence of paths"):
         image.load_batch(items, 8)
+
+
+NO_ROOM = """
+import io, resource
+import numpy as np
+from PIL import Image
+from latentq import ImageError, image
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+grey = np.zeros((2, 2, 3), np.uint8)
+file = io.BytesIO()
+Image.new("L", (13000, 13000)).save(file, "PNG")
+for work in (
+    lambda: image.resize(grey, 20_000, 30_000),
+    lambda: image.fit(grey, 40_000),
+    lambda: image.resize(grey, 1, 2**31),
+    lambda: image.decode(file.getvalue()),
+):
+    try:
+        work()
+    except ImageError as error:
+        assert "no memory" in str(error), error
+    else:
+        raise AssertionError("nothing was refused")
+"""
+
+
+def test_what_there_is_no_memory_for_is_an_error_and_not_the_end_of_the_process():
+    subprocess.run([sys.executable, "-c", NO_ROOM], check=True)
+
+
+def test_a_result_of_more_pixels_than_any_memory_is_refused():
+    with pytest.raises(ValueError, match="too many"):
+        image.resize(np.zeros((2, 2, 3), np.uint8), 10**6, 10**7)

@@ -108,6 +108,15 @@ pub fn resize(image: View<'_>, width: usize, height: usize, filter: Filter) -> R
     resize::resize(image, (width, height), window, filter, Kernel::best())
 }
 
+/// Asks for this much memory, where it is so much that it may not be there, and gives it back: a failed allocation later
+/// would end the process.
+fn check_room(bytes: usize) -> Result<()> {
+    if bytes > 1 << 26 && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+        return Err(Error::image(format!("there is no memory for {bytes} bytes of pixels")));
+    }
+    Ok(())
+}
+
 /// Resizes and crops to a square.
 pub fn fit(image: View<'_>, how: Fit) -> Result<Image> {
     fit_with(image, how, Kernel::best())

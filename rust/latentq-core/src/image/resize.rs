@@ -14,7 +14,7 @@ use kernel::Horizontal;
 pub use kernel::Kernel;
 
 use super::geometry::Window;
-use super::{Image, View};
+use super::{Image, View, check_room};
 use crate::{Error, Result};
 
 /// A resampling kernel, by Pillow's names.
@@ -65,6 +65,9 @@ impl Filter {
         }
     }
 }
+
+/// The most pixels that a result may have: 12 GiB of them.
+const MAX_PIXELS: usize = 1 << 32;
 
 const PRECISION: u32 = 32 - 8 - 2;
 
@@ -168,10 +171,12 @@ impl Resizer {
         if size.0 == 0 || size.1 == 0 {
             return Err(Error::argument("width and height must be at least 1"));
         }
-        let pixels = window.width.checked_mul(window.height).filter(|pixels| *pixels <= isize::MAX as usize / 8);
-        if pixels.is_none() {
+        let pixels = window.width.checked_mul(window.height).filter(|pixels| *pixels <= MAX_PIXELS);
+        let Some(pixels) = pixels else {
             return Err(Error::argument(format!("{} x {} pixels are too many", window.width, window.height)));
-        }
+        };
+        // Both axes' weights: of 2 * 3 * input + 3 * output numbers at most, and as much besides.
+        check_room(from.0.saturating_add(from.1).saturating_add(window.width + window.height).saturating_mul(32))?;
         // A side that keeps its length is not filtered.
         let columns = (size.0 != from.0).then(|| Weights::new(from.0, size.0, window.left, window.width, filter));
         let rows = (size.1 != from.1).then(|| Weights::new(from.1, size.1, window.top, window.height, filter));
@@ -181,7 +186,10 @@ impl Resizer {
         let columns = columns.map(|columns| Horizontal::new(columns, kernel));
         let taken = Vec::new();
         let mut resizer = Self { columns, rows, vertical_first, window, kernel, used_columns, used_rows, taken };
-        resizer.taken.reserve_exact(resizer.taken_width() * resizer.used_rows.len());
+        let (width, rows) = (resizer.taken_width(), resizer.used_rows.len());
+        let between = width.saturating_mul(rows.saturating_add(window.height));
+        check_room(between.saturating_add(3 * pixels))?;
+        resizer.taken.reserve_exact(width * rows);
         Ok(resizer)
     }
 

@@ -165,7 +165,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
 pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let description = Description::read(data)?;
     let Description { width, height, .. } = description;
-    check_pixels(width, height, max_pixels)?;
+    check_pixels(width, height, max_pixels, 8)?;
     let truncated = || broken("the image data are truncated");
     let runs = description.runs.map(|kind| expand_runs(data, description.offset, width, height, kind == 2));
     let (pixels, layout, stride, row_bytes) = match &runs {

@@ -57,7 +57,7 @@ const PADDING: usize = 256;
 impl<'a> Reader<'a> {
     pub fn open(data: &'a [u8], min_side: Option<usize>, max_pixels: u64) -> Result<Self> {
         let markers = markers(data)?;
-        check_pixels(markers.width, markers.height, max_pixels)?;
+        check_pixels(markers.width, markers.height, max_pixels, 4)?;
         let shrink = min_side.map_or(1, |side| shrink(markers.width.min(markers.height), side));
         let (mode, space) = match markers.channels {
             1 => (Mode::L, JCS_GRAYSCALE),

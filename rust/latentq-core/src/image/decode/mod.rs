@@ -7,6 +7,7 @@ mod png;
 mod tiff;
 mod webp;
 
+use super::check_room;
 use crate::{Error, Result};
 
 /// What a header tells.
@@ -111,12 +112,13 @@ pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<P
     }
 }
 
-/// The pixel limit, asked before anything is allocated. What passes fits the address space: `max_pixels` has a ceiling.
-fn check_pixels(width: usize, height: usize, max_pixels: u64) -> Result<()> {
+/// The pixel limit, asked before anything is allocated, and whether there is memory for `held` bytes a pixel. What passes
+/// fits the address space: `max_pixels` has a ceiling.
+fn check_pixels(width: usize, height: usize, max_pixels: u64, held: usize) -> Result<()> {
     // The bits of the widest pixels that any format has must not overflow.
     let ceiling = max_pixels.min(isize::MAX as u64 / 256);
     match (width as u64).checked_mul(height as u64) {
-        Some(pixels) if pixels <= ceiling => Ok(()),
+        Some(pixels) if pixels <= ceiling => check_room(pixels as usize * held),
         _ => Err(Error::image(format!("{width} x {height} pixels are over the limit of {max_pixels}"))),
     }
 }

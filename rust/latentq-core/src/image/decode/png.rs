@@ -34,7 +34,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let mut chunks = Chunks::open(data);
     chunks.until_image()?;
     let (width, height) = chunks.size()?;
-    check_pixels(width, height, max_pixels)?;
+    check_pixels(width, height, max_pixels, 12)?;
     let kind = chunks.kind()?;
     let palette = palette(chunks.palette.unwrap_or_default())?;
     let area = chunks.area(width, height)?;

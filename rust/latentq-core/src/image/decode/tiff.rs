@@ -174,7 +174,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
 pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let directory = Directory::first(data).ok_or_else(|| broken("no directory"))?;
     let layout = Layout::read(&directory)?;
-    check_pixels(layout.width, layout.height, max_pixels)?;
+    check_pixels(layout.width, layout.height, max_pixels, 12)?;
     let mut planes = planes(data, &directory, &layout, max_pixels)?;
     let is_plain = match layout.photometric {
         BLACK_IS_ZERO | RGB | INK => layout.bits == 8 && !layout.is_planar,
@@ -216,7 +216,7 @@ fn planes(data: &[u8], directory: &Directory<'_>, layout: &Layout, max_pixels: u
         }
         (None, Some(offsets)) => {
             let (width, height) = (side(TILE_WIDTH, 0)?, side(TILE_HEIGHT, 0)?);
-            check_pixels(width, height, max_pixels)?;
+            check_pixels(width, height, max_pixels, 12)?;
             if width == 0 || height == 0 || !(width * layout.bits).is_multiple_of(8) {
                 return Err(broken("tiles of an unsupported size"));
             }

@@ -23,7 +23,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
 
 pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let (width, height, alpha) = features(data)?;
-    check_pixels(width, height, max_pixels)?;
+    check_pixels(width, height, max_pixels, 8)?;
     let mut decoder = Decoder::new(data)?;
     if (decoder.width, decoder.height) != (width, height) {
         return Err(Error::image("WebP: two headers that disagree"));
