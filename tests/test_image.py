@@ -792,3 +792,19 @@ def test_what_there_is_no_memory_for_is_an_error_and_not_the_end_of_the_process(
 def test_a_result_of_more_pixels_than_any_memory_is_refused():
     with pytest.raises(ValueError, match="too many"):
         image.resize(np.zeros((2, 2, 3), np.uint8), 10**6, 10**7)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_sizes_and_limits_below_one_are_refused_by_name(number):
+    grey = np.zeros((2, 2, 3), np.uint8)
+    file = saved(Image.fromarray(grey), "PNG")
+    for name, work in {
+        "height": lambda: image.resize(grey, number, 1),
+        "width": lambda: image.resize(grey, 1, number),
+        "size": lambda: image.fit(grey, number),
+        "min_side": lambda: image.load(file, 8, min_side=number),
+        "max_pixels": lambda: image.decode(file, max_pixels=number),
+        "threads": lambda: image.load_batch([file], 8, threads=number),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, not {number}"):
+            work()

@@ -77,6 +77,7 @@ def decode(
         OSError: The file cannot be read.
         ImageError: It is no image of a known format, or broken, cut off or over the limit.
     """
+    _positive(min_side=min_side, max_pixels=max_pixels)
     return _core.image_decode(_source(data), orient, alpha, icc, min_side, max_pixels)
 
 
@@ -92,6 +93,7 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, *, filter: Filter
     Returns:
         uint8 (height, width, 3).
     """
+    _positive(height=height, width=width)
     return _core.image_resize(_pixels(pixels), height, width, filter)
 
 
@@ -111,6 +113,7 @@ def fit(
     Returns:
         uint8 (size, size, 3).
     """
+    _positive(size=size)
     return _core.image_fit(_pixels(pixels), size, crop, filter)
 
 
@@ -146,6 +149,7 @@ def load(
         OSError: The file cannot be read.
         ImageError: It is no image of a known format, or broken, cut off or over the limit.
     """
+    _positive(size=size, min_side=min_side, max_pixels=max_pixels)
     return _core.image_load(_source(data), size, crop, filter, orient, alpha, icc, min_side, max_pixels)
 
 
@@ -235,11 +239,9 @@ def load_sizes(
     Returns:
         For each size its array; and for each item None or its error.
     """
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
+    _positive(threads=threads, min_side=min_side, max_pixels=max_pixels)
     for size in sizes:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, not {size}")
+        _positive(size=size)
     if layout not in ("chw", "hwc"):
         raise ValueError(f"unknown layout {layout!r}: chw or hwc")
     if isinstance(items, str | bytes | os.PathLike):
@@ -275,6 +277,12 @@ def info(data: Item) -> ImageInfo:
         ImageError: It is no image of a known format, or its header is broken.
     """
     return ImageInfo(*_core.image_info(_source(data)))
+
+
+def _positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
 
 
 def _source(data: Item) -> bytes | str:
