@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,7 @@ import torch
 from latentq._core import LatentqError
 
 
-class Network:
+class Network(ABC):
     """A torch module that encodes and decodes; its weights are float32, and it learns nothing.
 
     Attributes:
@@ -55,9 +56,9 @@ class Network:
             raise ValueError(f"{self.name} encodes pictures whose side is a multiple of {self.reduction}, not {size}")
         return self.channels, size // self.reduction, size // self.reduction
 
+    @abstractmethod
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) floats in `pixel_range` to (B, C, h, w) float32 latents, unscaled."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

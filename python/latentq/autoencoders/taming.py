@@ -105,6 +105,7 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 class _Foreign:
     """Stands in for what a checkpoint names that is not torch's: any use of it makes a dictionary, to be filled."""
 
+    # torch's unpickler fills what this makes, and takes no instance of a class that it does not know.
     def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 

@@ -45,7 +45,7 @@ class Maker:
     shape: tuple[int, int, int]
     codebook_size: int = 0
 
-    def latent_shape(self, size: int) -> tuple[int, int, int]:  # noqa: ARG002
+    def latent_shape(self, size: int) -> tuple[int, int, int]:  # noqa: ARG002  (the protocol's name)
         """(C, h, w) of the latents that are there, whatever the size."""
         return self.shape
 
@@ -74,6 +74,7 @@ class Foreign:
     @cached_property
     def card(self) -> Card:
         """Its card, but for counts and statistics."""
+        # Planning asks a network for its name and shapes only, and that is all that is known of this one.
         card, _ = plan_card(self.recipe, self.kind, self.listing, self.maker, None)  # type: ignore[arg-type]
         return replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN))
 

@@ -104,7 +104,7 @@ def _matching(path: str) -> list[Path]:
     """The file at a path, or those that a pattern matches."""
     if os.path.lexists(path):
         return [Path(path)]
-    return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207
+    return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207  (pathlib has none for absolute patterns)
 
 
 def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:

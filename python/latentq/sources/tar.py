@@ -117,7 +117,7 @@ class _Stream:
     """What is in a gzip file, forwards."""
 
     def __init__(self, path: Path) -> None:
-        self._file = gzip.open(path, "rb")  # noqa: SIM115
+        self._file = gzip.open(path, "rb")  # noqa: SIM115  (closed by `close`)
         self.at = 0
 
     def read(self, offset: int, count: int) -> bytes:

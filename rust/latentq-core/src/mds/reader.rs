@@ -13,9 +13,12 @@ use super::index::{Index, Schema, Shard};
 use super::shard::{Table, locate, split};
 use crate::{Error, Result};
 
-/// Files that all readers of the process together keep open, divided evenly, and at most a single one. Linux allows a
-/// process 1,024 unless told otherwise.
-const MAX_FILES: (usize, usize) = (512, 256);
+/// Files that a reader keeps open at most.
+const MAX_FILES: usize = 256;
+
+/// Files that readers share: each comes down to its even share when it next opens one. Linux allows a process 1,024 unless
+/// told otherwise.
+const SHARED_FILES: usize = 512;
 
 /// How many readers there are.
 static READERS: AtomicUsize = AtomicUsize::new(0);
@@ -85,7 +88,7 @@ impl Reader {
             total
         }));
         let n = index.shards.len();
-        let (tables, files, memory) = (Cache::new(n, MAX_TABLES), Cache::new(n, MAX_FILES.1), Cache::new(n, memory));
+        let (tables, files, memory) = (Cache::new(n, MAX_TABLES), Cache::new(n, MAX_FILES), Cache::new(n, memory));
         READERS.fetch_add(1, Relaxed);
         Ok(Self { folder, index, starts, tables, files, memory })
     }
@@ -323,8 +326,8 @@ impl Reader {
             return Err(self.wrong_size(&path, len, shard.raw.bytes));
         }
         let file = Arc::new(file);
-        let share = MAX_FILES.0 / READERS.load(Relaxed).max(1);
-        self.files.put_within(number, Arc::clone(&file), 1, share.clamp(1, MAX_FILES.1));
+        let share = SHARED_FILES / READERS.load(Relaxed).max(1);
+        self.files.put_within(number, Arc::clone(&file), 1, share.clamp(1, MAX_FILES));
         Ok(Source::File(file))
     }
 

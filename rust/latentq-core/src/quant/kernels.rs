@@ -37,7 +37,7 @@ const STREAM: usize = 8 << 20;
 const LONG: usize = 512;
 
 /// The bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// How many values of one half are encoded, in that case, before it is the other half's turn.
 const TURN: usize = 1024;

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::half::{Floats, FloatsMut};
 use super::isa::Kernel;
-use super::kernels::{INFINITY, ROUND, Seen};
+use super::kernels::{INFINITY, LINE, ROUND, Seen};
 use super::scheme::Affine;
 
 pub fn has_avx2() -> bool {
@@ -58,9 +58,6 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
     }
     8 * values.len().min(out.len())
 }
-
-/// The bytes of a cache line, and so the codes in it.
-const LINE: usize = 64;
 
 /// The arithmetic of `kernels::Nearest`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
@@ -331,7 +328,7 @@ pub fn stream(from: &[u8], to: &mut [u8]) {
     if !head.is_empty() {
         head.copy_from_slice(head_from);
     }
-    for (from, to) in lines_from.as_chunks::<64>().0.iter().zip(lines) {
+    for (from, to) in lines_from.as_chunks::<LINE>().0.iter().zip(lines) {
         // SAFETY: `from` is 64 bytes, and `to` is aligned.
         unsafe { _mm512_stream_si512(to, _mm512_loadu_si512(from.as_ptr().cast())) };
     }
