@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.autoencoders import DEFAULT, load_autoencoder
+from latentq.collect import COLLECTIONS, FAILED, Subset, collect
+from latentq.progress import size_text as _size
 from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ _EPILOG = """examples:
   latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
   latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
+  latentq collect cc12m cc12m/ --subset small                   the archives of a public collection
   latentq shards 'cc12m/*.tar' shards/                          MDS shards of JPEGs and captions, at most 512 pixels
   latentq info out/
   latentq verify out/
@@ -75,10 +78,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     except RuntimeError as error:  # torch's, out of memory on a device say
         return _fail(str(error).strip().partition("\n")[0], 1)
     except ModuleNotFoundError as error:
-        extra = {"pyarrow": "parquet", "datasets": "datasets", "streaming": "streaming"}.get(error.name or "", "encode")
+        extra = {
+            "pyarrow": "parquet",
+            "datasets": "datasets",
+            "streaming": "streaming",
+            "huggingface_hub": "hub",
+            "requests": "hub",
+        }.get(error.name or "", "encode")
         return _fail(f"this needs {error.name}: pip install 'latentq[{extra}]'", 1)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the units that are done" if run in (_encode, _shards) else ""
+        goes_on = "; the same command goes on from there" if run in (_collect, _encode, _shards) else ""
         return _fail(f"interrupted{goes_on}", 130)
 
 
@@ -102,8 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     adders = (
-        _add_encode, _add_shards, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert,
-        _add_measure,
+        _add_encode, _add_collect, _add_shards, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode,
+        _add_convert, _add_measure,
     )  # fmt: skip
     for add in adders:
         add(commands)
@@ -122,6 +131,57 @@ def _command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+# collect
+
+
+def _add_collect(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "collect",
+        _collect,
+        "fetch a public collection, or go on where an earlier run stopped; exit code 1 where a file failed",
+        "  latentq collect cc12m cc12m/ --subset small\n"
+        "  latentq collect jdb jdb/ --ids 0 1 17-20\n"
+        "  latentq collect jdb jdb/ --retry-failed              those of jdb/failed.tsv\n"
+        "  latentq collect sa1b sa1b/ --links sa1b_links.tsv    the list that the data set's page gives",
+    )
+    parser.add_argument("name", metavar="NAME", choices=sorted(COLLECTIONS), help=", ".join(COLLECTIONS))
+    parser.add_argument("folder", metavar="DIR", help="where the files go")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--subset", choices=get_args(Subset), default="all", help="small: about 1%% (default all)")
+    which.add_argument("--ids", type=_numbers, nargs="+", metavar="N", help="the numbers of archives: 3, or 0-22")
+    which.add_argument("--retry-failed", action="store_true", help="just those that failed.tsv lists")
+    parser.add_argument("--links", metavar="FILE", help="for sa1b: its list of links")
+    parser.add_argument("--site", metavar="URL", help="for coco: another address than its own")
+    parser.add_argument("--threads", type=int, default=8, metavar="N", help="files fetched at once (default 8)")
+
+
+def _numbers(text: str) -> range:
+    """One number, or from one to another."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    done = collect(
+        options.name,
+        options.folder,
+        subset=options.subset,
+        ids=None if options.ids is None else [number for some in options.ids for number in some],
+        retry_failed=options.retry_failed,
+        links=options.links,
+        site=options.site,
+        threads=options.threads,
+        progress=sys.stderr,
+    )
+    print(f"{options.folder}: {done.files} files, {_size(done.bytes)}")
+    if not done.failed:
+        return 0
+    count = "1 file" if len(done.failed) == 1 else f"{len(done.failed)} files"
+    listed = Path(options.folder) / FAILED
+    return _fail(f"{count} failed, see {listed}: --retry-failed takes just those; {done.failed[0].reason}", 1)
 
 
 # encode
@@ -666,12 +726,3 @@ def _bytes_of(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -19,6 +19,7 @@ import tomli_w
 from latentq import image, mds
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.card import Counts, SourceFacts
+from latentq.collect import COLLECTIONS, COLUMNS, Collection, Columns
 from latentq.plan import check_folder, open_for, publish_listing, ranks, settle_listing, share_of, source_facts
 from latentq.processors import processors
 from latentq.progress import Progress
@@ -31,42 +32,6 @@ SIZE_LIMIT = 1 << 28
 _FORMAT = 1
 _AHEAD = 4  # images read ahead for each thread
 _ORIENTATION = 0x0112  # the EXIF tag
-
-Columns = Mapping[str, tuple[str, str]]
-"""By the name of a column: what it holds (`image`, `width`, `height`, or a field of `Sample`) and its MDS encoding."""
-
-COLUMNS: Columns = {
-    "jpg": ("image", "jpeg"),
-    "caption": ("caption", "str"),
-    "width": ("width", "int32"),
-    "height": ("height", "int32"),
-}
-
-
-@dataclass(frozen=True)
-class Collection:
-    """How the shards of a collection differ from others.
-
-    Attributes:
-        columns: Its columns.
-        limits: An image is rejected where one of these columns of its captions' file is above its limit.
-    """
-
-    columns: Columns = field(default_factory=lambda: COLUMNS)
-    limits: Mapping[str, float] = field(default_factory=dict)
-
-
-# What micro_diffusion's scripts write for each.
-COLLECTIONS = {
-    "jdb": Collection(),
-    "cc12m": Collection(),
-    "diffdb": Collection(limits={"image_nsfw": 0.2, "prompt_nsfw": 0.2}),
-    "sa1b": Collection(
-        {("caption_syn_pixart_llava15" if name == "caption" else name): what for name, what in COLUMNS.items()}
-    ),
-    "textcaps": Collection({**COLUMNS, "image_id": ("id", "str")}),
-    "coco": Collection({"jpg": COLUMNS["jpg"], "caption": ("caption", "json")}),
-}
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Listing:
             raise FormatError(f"{where}: not a list of samples")
         samples = []
         for number, line in enumerate(lines[1:], start=2):
-            cells = dict(zip(columns, map(_unescape, line.split("\t")), strict=False))
+            cells = dict(zip(columns, tsv_values(line), strict=False))
             try:
                 if len(cells) != len(columns):
                     raise ValueError
@@ -213,6 +213,11 @@ def _unlike_listing(sample: Sample, path: Path) -> str | None:
 def tsv_line(values: Iterable[object]) -> str:
     """A line of tab-separated values, escaped as in samples.tsv; None is empty."""
     return "\t".join("" if value is None else _escape(str(value)) for value in values)
+
+
+def tsv_values(line: str) -> list[str]:
+    """The values of a line that `tsv_line` wrote, None as an empty text."""
+    return [_unescape(cell) for cell in line.split("\t")]
 
 
 def _escape(text: str) -> str:
