@@ -14,6 +14,7 @@ from latentq._core import FormatError, LatentqError
 from latentq.sources.columns import CAPTION, KEY, caption_of, column_of
 from latentq.sources.listing import Listing, Sample, Source
 from latentq.sources.tar import Tar
+from latentq.sources.zip import Zip
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
 _TABLES = {".csv": ",", ".tsv": "\t"}
@@ -22,7 +23,8 @@ _Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Captions:
-    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON, or a .tgz of JSON lines or of one .txt for each.
+    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON or the .zip that holds it, or a .tgz of JSON lines
+    or of one .txt for each.
 
     A row belongs to the image whose path, file name, or file name without its extension its key is; the first row that
     does, and the first caption where it has several.
@@ -172,7 +174,9 @@ def _rows_of(path: Path) -> Iterator[_Row]:
         if name.endswith((".tgz", ".tar.gz", ".tar")):
             yield from _tar(path)
         elif name.endswith(".json"):
-            yield from _coco(path)
+            yield from _coco(path.read_bytes())
+        elif name.endswith(".zip"):
+            yield from _zip(path)
         elif path.suffix.lower() in _TABLES:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file, delimiter=_TABLES[path.suffix.lower()])
@@ -181,7 +185,7 @@ def _rows_of(path: Path) -> Iterator[_Row]:
                 yield from _json_lines(path.name, lines)
         else:
             raise LatentqError(
-                f"{path}: captions are in a .jsonl, .csv, .tsv, .parquet, .json (COCO's), .tar or .tgz file"
+                f"{path}: captions are in a .jsonl, .csv, .tsv, .parquet, .json or .zip (COCO's), .tar or .tgz file"
             )
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
@@ -204,10 +208,33 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_Row]:
         yield row
 
 
-def _coco(path: Path) -> Iterator[_Row]:
+def _zip(path: Path) -> Iterator[_Row]:
+    """COCO's annotations as they come: those of captions among others."""
+    zipped = Zip(path)
+    found = False
+    try:
+        for member in zipped.members(_of_captions):
+            if not _of_captions(member.name):
+                continue
+            if member.content is None:
+                raise FormatError(f"{member.name}: {member.fault}")
+            found = True
+            yield from _coco(member.content)
+    finally:
+        zipped.close()
+    if not found:
+        raise FormatError("it holds no captions_*.json")
+
+
+def _of_captions(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.startswith("captions_") and base.endswith(".json")
+
+
+def _coco(content: bytes) -> Iterator[_Row]:
     """COCO's annotations: captions by the number of an image, and the file's name of each number."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(content)
         names = {image["id"]: image["file_name"] for image in data["images"]}
         for annotation in data["annotations"]:
             yield {"file_name": names[annotation["image_id"]], "caption": annotation["caption"]}

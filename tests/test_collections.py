@@ -1,0 +1,108 @@
+"""examples/collections.md as it stands: the six collections in small, from a server on loopback to a mixed loader."""
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from streaming import StreamingDataset
+
+from collection_making import KEPT, REJECTS, serve_collections
+from hub_server import Server
+from latentq import LatentDataset, verify
+from latentq.card import Card
+from latentq.cli import main
+from latentq.collect import COLLECTIONS
+from latentq.shards import ShardsCard
+
+PAGE = Path(__file__).resolve().parents[1] / "examples" / "collections.md"
+
+
+def blocks(language):
+    return "".join(re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny_vae):
+    """Where the page's commands were run, the networks replaced by tiny ones of the same classes."""
+    place = tmp_path_factory.mktemp("prepared")
+    with Server() as server, pytest.MonkeyPatch.context() as patch:
+        (place / "sa1b_links.tsv").write_text(serve_collections(server))
+        patch.chdir(place)
+        patch.setenv("HF_ENDPOINT", server.url)
+        patch.setenv("HF_TOKEN", "mine")
+        for line in blocks("sh").splitlines():
+            program, command, *arguments = shlex.split(line)
+            assert program == "latentq"
+            if arguments[0] == "coco":
+                arguments += ["--site", server.url]
+            if command == "encode":
+                arguments += ["--autoencoder", str(tiny_vae), "--dtype", "float32"]
+            assert main([command, *arguments]) == 0, line
+    return place
+
+
+def test_everything_is_in_the_folders_that_were_named(prepared):
+    assert {path.name for path in prepared.iterdir()} == {"sa1b_links.tsv", "data", "mds", "latents"}
+    for name in COLLECTIONS:
+        assert not (prepared / "data" / name / "failed.tsv").exists()
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_samples_are_those_kept_and_those_rejected_for_a_reason(prepared, name):
+    card = ShardsCard.load(prepared / "mds" / name)
+    rejects = [line.split("\t") for line in (prepared / "mds" / name / "rejects.tsv").read_text().splitlines()]
+    assert card.counts.samples == KEPT[name]
+    assert Counter(stage for _, stage, _ in rejects) == REJECTS[name]
+    assert all(reason for _, _, reason in rejects)
+    assert card.source.samples == KEPT[name] + len(rejects)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_stock_reader_finds_the_columns_of_the_source_system(streaming_alone, prepared, name):
+    stock = StreamingDataset(local=str(prepared / "mds" / name), batch_size=1, shuffle=False)
+    columns = {"jpg", "caption", "width", "height"}
+    if name == "sa1b":
+        columns = columns - {"caption"} | {"caption_syn_pixart_llava15"}
+    elif name == "textcaps":
+        columns |= {"image_id"}
+    elif name == "coco":
+        columns = {"jpg", "caption"}
+    assert len(stock) == KEPT[name]
+    for index in range(len(stock)):
+        sample = stock[index]
+        assert set(sample) == columns
+        assert 256 <= min(sample["jpg"].size) <= 512
+        if name != "coco":
+            assert sample["jpg"].size == (sample["width"], sample["height"])
+
+
+FIRST = {
+    "jdb-train": "journey a",
+    "jdb-valid": "journey c",
+    "cc12m": "conceptual 0",
+    "diffdb": "diffusion 1",
+    "sa1b": "segment 1",
+    "textcaps": "text 1",
+    "coco": "coco 42",
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_every_sample_of_the_shards_has_its_latents(prepared, name):
+    card = Card.load(prepared / "latents" / name)
+    assert (card.counts.samples, card.counts.rejects) == (KEPT[name], 0)
+    assert verify(prepared / "latents" / name) == []
+    sample = LatentDataset(prepared / "latents" / name)[0]
+    assert sample["caption"] == FIRST[name]
+    assert (sample["latents_256"].shape, sample["latents_512"].shape) == ((4, 32, 32), (4, 64, 64))
+    assert sample["latents_512"].isfinite().all()
+
+
+def test_the_mixture_holds_all_six(prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
+    place = {}
+    exec(blocks("python"), place)
+    seen = Counter(caption.split()[0] for batch in place["loader"] for caption in batch["caption"])
+    assert seen == Counter(journey=3, conceptual=5, diffusion=5, segment=3, text=3, coco=2)
