@@ -16,11 +16,20 @@ from latentq.cli import main
 from latentq.collect import COLLECTIONS
 from latentq.shards import ShardsCard
 
-PAGE = Path(__file__).resolve().parents[1] / "examples" / "collections.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, REFERENCE = ROOT / "examples" / "collections.md", ROOT / "docs" / "collect.md"
 
 
-def blocks(language):
-    return "".join(re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+def blocks(language, page=PAGE):
+    return "".join(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+
+
+def commands(page, site):
+    """The page's commands, COCO's site another."""
+    for line in blocks("sh", page).splitlines():
+        program, *arguments = shlex.split(line.replace("http://images.cocodataset.org", site))
+        assert program == "latentq"
+        yield arguments
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +41,12 @@ def prepared(tmp_path_factory, tiny_vae):
         patch.chdir(place)
         patch.setenv("HF_ENDPOINT", server.url)
         patch.setenv("HF_TOKEN", "mine")
-        for line in blocks("sh").splitlines():
-            program, command, *arguments = shlex.split(line)
-            assert program == "latentq"
-            if arguments[0] == "coco":
+        for arguments in commands(PAGE, server.url):
+            if arguments[:2] == ["collect", "coco"]:
                 arguments += ["--site", server.url]
-            if command == "encode":
+            if arguments[0] == "encode":
                 arguments += ["--autoencoder", str(tiny_vae), "--dtype", "float32"]
-            assert main([command, *arguments]) == 0, line
+            assert main(arguments) == 0, arguments
     return place
 
 
@@ -106,3 +113,18 @@ def test_the_mixture_holds_all_six(prepared, monkeypatch):
     exec(blocks("python"), place)
     seen = Counter(caption.split()[0] for batch in place["loader"] for caption in batch["caption"])
     assert seen == Counter(journey=3, conceptual=5, diffusion=5, segment=3, text=3, coco=2)
+
+
+def test_every_block_of_the_reference_runs(tmp_path, monkeypatch, capsys):
+    with Server() as server:
+        (tmp_path / "sa1b_links.tsv").write_text(serve_collections(server))
+        files = server.repositories["pixparse/cc12m-wds"].files["main"]
+        files |= {f"cc12m-train-{number:04}.tar": b"a tar" for number in (23, 24, 30, 31, 32)}
+        server.site["/sa1b/20"] = b"a tar"
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        for arguments in commands(REFERENCE, server.url):
+            assert main(arguments) == 0, arguments
+        capsys.readouterr()
+        exec(blocks("python", REFERENCE), {})
+    assert capsys.readouterr().out == "24 []\n"

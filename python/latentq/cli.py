@@ -254,6 +254,9 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
     how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
     how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
     how.add_argument("--strict", action="store_true", help="end at the first image that cannot be used")
+    how.add_argument(
+        "--delete-archives", action="store_true", help="delete each archive of SRC once all of its units are published"
+    )
     return how
 
 
@@ -268,7 +271,8 @@ def _encode(options: argparse.Namespace) -> int:
     from latentq.stages import Profile
     from latentq.tokens_tsv import dataset_of
 
-    _check_source(options.source)
+    if not options.delete_archives:  # otherwise they may be gone
+        _check_source(options.source)
     if options.threads is not None and options.threads < 1:
         raise _UsageError(f"--threads must be at least 1, not {options.threads}")
     if options.autoencoder is None and options.recipe is None and options.like is None:
@@ -292,6 +296,7 @@ def _encode(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        delete_archives=options.delete_archives,
         compiled=options.compile,
         profile=profile,
         progress=sys.stderr,
@@ -367,7 +372,8 @@ def _add_shards(commands: Any) -> None:
 def _shards(options: argparse.Namespace) -> int:
     from latentq.shards import shards
 
-    _check_source(options.source)
+    if not options.delete_archives:  # otherwise they may be gone
+        _check_source(options.source)
     card = shards(
         options.source,
         options.out,
@@ -381,6 +387,7 @@ def _shards(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        delete_archives=options.delete_archives,
         progress=sys.stderr,
     )
     return _tell_counts(Path(options.out), Path(options.out), card, card.counts)

@@ -35,6 +35,7 @@ from latentq.quantizer import Calibrator, Moments, Quantizer
 from latentq.recipe import FLOATS, Recipe
 from latentq.sources import Captions, Listing, Sample, Source
 from latentq.sources.listing import REJECTED, fetch, reason_of
+from latentq.spent import SpentArchives, all_spent
 from latentq.stages import IMAGES, LIST, NETWORK, WRITE, Profile, ahead, behind
 from latentq.tokens_tsv import check_table, dataset_of, write_table
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
@@ -63,6 +64,7 @@ def encode(
     world_size: int | None = None,
     strict: bool = False,
     compiled: bool = False,
+    delete_archives: bool = False,
     profile: Profile | None = None,
     progress: TextIO | None = None,
     **overrides: Any,
@@ -87,6 +89,7 @@ def encode(
         world_size: How many processes share the work; from the environment (WORLD_SIZE) where None.
         strict: Whether the first sample that cannot be encoded ends the run.
         compiled: Whether torch compiles the autoencoder; latents may then differ in the last bit.
+        delete_archives: Whether each archive of the source is deleted as soon as all of its units are published.
         profile: Is told how long each stage works and waits.
         progress: Where progress is told; None tells nothing.
         overrides: Fields of the recipe to change, as `Recipe.override` names them.
@@ -111,6 +114,8 @@ def encode(
     parent = Card.load(like) if like is not None else None
     recipe = settle(recipe, model, parent, overrides)
     check_folder(out)
+    if delete_archives and (out / CARD).exists() and all_spent(source, out, begun := Card.load(out)):
+        return finish(out, begun)
 
     opened = open_for(source, out, class_names, like, captions)
     profile = profile or Profile()
@@ -140,13 +145,17 @@ def encode(
     batch_size = min(batch_size, recipe.unit_size, max(1, len(listing.samples)))
     job = _Job(opened, listing, encoder, plan, uncalibrated, batch_size, threads, strict, profile)
 
-    share = share_of(listing.units(recipe.unit_size), rank, world_size)
+    units = listing.units(recipe.unit_size)
+    spent = SpentArchives(opened, listing, units, out, unit_names(plan)) if delete_archives else None
+    share = share_of(units, rank, world_size)
     with Progress(sum(map(len, share.values())), "encode", progress) as bar:
         for note in listing.notes:
             bar.note(note)
         card = _published_card(out, job, bar, frozen=parent is not None)
         job = replace(job, card=card)
-        _encode_units(out, job, share, bar)
+        _encode_units(out, job, share, bar, spent)
+    if spent is not None:
+        spent.delete()
     if units_done(out, card) < card.units:
         remove_dead(out)
         return replace(card, counts=None)
@@ -382,7 +391,9 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
 # From latents to units.
 
 
-def _encode_units(out: Path, job: _Job, share: dict[int, range], bar: Progress) -> None:
+def _encode_units(
+    out: Path, job: _Job, share: dict[int, range], bar: Progress, spent: SpentArchives | None = None
+) -> None:
     """Encodes and publishes every unit of this process that is not there yet."""
     names = unit_names(job.card)
     done = {number for number in share if unit_done(out, names[number])}
@@ -395,6 +406,8 @@ def _encode_units(out: Path, job: _Job, share: dict[int, range], bar: Progress) 
             for number in todo:
                 _write_unit(out / names[number], job, batches, bar)
                 done.add(number)
+                if spent is not None:
+                    spent.delete(number)
 
         with (
             behind(write, 2, job.profile, WRITE, NETWORK) as hand_over,

@@ -26,6 +26,7 @@ from latentq.progress import Progress
 from latentq.publish import HASHES, REJECTS, SHARDS, UNIT, publish_once, remove_dead, unit_done
 from latentq.sources import Captions, Sample, Source
 from latentq.sources.listing import REJECTED, fetch, reason_of
+from latentq.spent import SpentArchives, all_spent
 from latentq.units import Reject, UnitFacts, finish_units, unit_names, units_done
 
 SIZE_LIMIT = 1 << 28
@@ -124,6 +125,7 @@ def shards(
     rank: int | None = None,
     world_size: int | None = None,
     strict: bool = False,
+    delete_archives: bool = False,
     progress: TextIO | None = None,
 ) -> ShardsCard:
     """Converts a source into MDS shards of JPEGs and captions, or goes on where an earlier run stopped.
@@ -147,6 +149,7 @@ def shards(
         rank: Which of `world_size` processes this is; from the environment (RANK) where None.
         world_size: How many processes share the work; from the environment (WORLD_SIZE) where None.
         strict: Whether the first sample that is rejected for another reason than its size ends the run.
+        delete_archives: Whether each archive of the source is deleted as soon as all of its units are published.
         progress: Where progress is told; None tells nothing.
 
     Returns:
@@ -169,6 +172,8 @@ def shards(
             raise ValueError(f"unknown collection {collection!r}: {', '.join(COLLECTIONS)}")
         collection = COLLECTIONS[collection]
     check_folder(out, SHARDS)
+    if delete_archives and (out / SHARDS).exists() and all_spent(source, out, begun := ShardsCard.load(out)):
+        return finish_units(out, begun, SHARDS, ShardsCard.completed)
     opened = open_for(source, out, captions=_limited(captions, collection))
     listing = settle_listing(opened, out, first=rank == 0)
     card = ShardsCard(
@@ -184,7 +189,9 @@ def shards(
     if not publish_once(out / SHARDS, card.to_toml()):
         card = _same(out, card)
     names = unit_names(card)
-    share = share_of(listing.units(unit_size), rank, world_size)
+    units = listing.units(unit_size)
+    spent = SpentArchives(opened, listing, units, out, names) if delete_archives else None
+    share = share_of(units, rank, world_size)
     with Progress(sum(map(len, share.values())), "shards", progress) as bar:
         for note in listing.notes:
             bar.note(note)
@@ -196,6 +203,10 @@ def shards(
                 samples = [listing.samples[index] for index in numbers]
                 converted = _converted(card, opened, samples, pool, _AHEAD * threads)
                 _write_unit(out / names[number], card, converted, bar, strict=strict)
+                if spent is not None:
+                    spent.delete(number)
+    if spent is not None:
+        spent.delete()
     if units_done(out, card) < card.units:
         remove_dead(out)
         return replace(card, counts=None)

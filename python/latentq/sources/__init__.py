@@ -107,6 +107,14 @@ def _matching(path: str) -> list[Path]:
     return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207  (pathlib has none for absolute patterns)
 
 
+def _above(path: str) -> Path:
+    """The folder that a pattern's files go by their names in: the same whichever of them are there."""
+    parts = Path(path).parts
+    fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part) and not os.path.lexists(path)), len(parts))
+    above = Path(*parts[:fixed])
+    return above if above.is_dir() else above.parent
+
+
 def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:
     """The archives of a folder that holds neither images nor folders beside them, but for the one that is left out."""
     from latentq.sources.folder import EXTENSIONS
@@ -142,7 +150,7 @@ def _open_files(path: str, files: list[Path], captions: str | None) -> Source:
     kinds = sorted({str(_kind(file.name)) for file in files})
     if len(kinds) > 1:
         raise LatentqError(f"{path} holds files of several kinds ({', '.join(kinds)}): name those of one")
-    above = Path(os.path.commonpath([file.parent for file in files]))
+    above = _above(path)
     named = [(file.relative_to(above).as_posix(), file) for file in files]
     named.sort(key=lambda file: os.fsencode(file[0]))
     return Parquet(named, captions) if kinds == ["parquet"] else Archives(kinds[0], named, captions)

@@ -133,6 +133,7 @@ class Captioned:
     def __init__(self, source: Source, captions: Captions) -> None:
         self.kind = source.kind
         self._source, self._captions = source, captions
+        self.files = getattr(source, "files", None)
 
     def listing(self) -> Listing:
         """The source's listing, with captions."""

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,6 +133,15 @@ class Listing:
     def sha256(self) -> str:
         """The hash of samples.tsv, by which two listings are told apart."""
         return hashlib.sha256(self.to_tsv()).hexdigest()
+
+
+def unchanged_files(files: Mapping[str, Path], listing: Listing) -> bool:
+    """Whether all of these files are those of a listing, by their names and sizes.
+
+    Listed ones may be gone: no matter where the units that need them are done, and elsewhere `data` says so.
+    """
+    listed = {sample.archive: sample.archive_bytes for sample in listing.samples}
+    return all(listed.get(name) == path.stat().st_size for name, path in files.items())
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_of, column_of
-from latentq.sources.listing import Listing, Sample
+from latentq.sources.listing import Listing, Sample, unchanged_files
 
 
 class Parquet:
@@ -26,7 +26,7 @@ class Parquet:
     kind = "parquet"
 
     def __init__(self, files: Sequence[tuple[str, Path]], caption: str | None = None) -> None:
-        self._files = dict(files)
+        self.files = dict(files)
         self._caption = caption
         self._open: tuple[str, Any, str] | None = None
         self._rows: tuple[str, range, Any] | None = None
@@ -42,7 +42,7 @@ class Parquet:
         """
         samples: list[Sample] = []
         found: set[str] = set()
-        for name, path in self._files.items():
+        for name, path in self.files.items():
             with opened(path) as file:
                 columns = file.schema_arrow.names
                 _image_column(path, file)
@@ -65,9 +65,13 @@ class Parquet:
                         samples.append(Sample(key, None, archive=name, archive_bytes=size, offset=row, **facts))
                         row += 1
         if not samples:
-            raise LatentqError(f"{next(iter(self._files.values()))} has no rows: there are no images")
+            raise LatentqError(f"{next(iter(self.files.values()))} has no rows: there are no images")
         fields = tuple(name for name in ("label", "caption", "id") if name in found)
         return Listing(tuple(samples), (*fields, "archive", "archive_bytes", "offset", "fault"))
+
+    def unchanged(self, listing: Listing) -> bool:
+        """As of `unchanged_files`."""
+        return unchanged_files(self.files, listing)
 
     def data(self, sample: Sample) -> bytes:
         """The image in a row.
@@ -85,7 +89,7 @@ class Parquet:
             return image_bytes(values[sample.offset - rows.start].as_py())
 
     def _read_group(self, sample: Sample, row: int) -> tuple[range, Any]:
-        path = self._files.get(sample.archive or "")
+        path = self.files.get(sample.archive or "")
         if path is None or not path.exists():
             raise MismatchError(f"{path or sample.archive} is listed and is not there")
         if path.stat().st_size != sample.archive_bytes:
