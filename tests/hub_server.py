@@ -88,13 +88,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.at.log.append((self.command, path, self.headers.get("Range")))
-        api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(revision|tree|paths-info)/(.+)", path)
+        split = urlsplit(self.path)
+        api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(revision|tree|paths-info)/([^/]+)/?(.*)", split.path)
         resolve = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([0-9a-f]{40}|main)/(.+)", path)
         bucket = re.fullmatch(r"/bucket/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path)
         if self._misbehave(path):
             return
         if api:
-            self._api(*api.groups(), body)
+            self._api(*map(unquote, api.groups()), "recursive=True" in split.query, body)
         elif resolve:
             self._resolve(*resolve.groups())
         elif bucket:
@@ -122,13 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._raw(429 if fault == "busy" else fault, b"{}", headers)
         return True
 
-    def _api(self, name, what, revision, body):
+    def _api(self, name, what, revision, below, recursive, body):
         repository = self.at.repositories.get(name)
         if repository is None:
             self._json(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             return
-        where, _, _ = revision.partition("/tree/")
-        found = repository.revision(where)
+        found = repository.revision(revision)
         if found is None:
             self._json(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
             return
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in files]
             self._json(200, {"id": name, "sha": repository.commit(found), "siblings": siblings, "gated": False})
         elif what == "tree":
-            self._json(200, [_facts(path, data) for path, data in files.items()])
+            self._json(200, _tree(files, f"{below}/" if below else "", recursive))
         else:
             asked = parse_qs(body)["paths"]
             self._json(200, [_facts(path, files[path]) for path in asked if path in files])
@@ -209,6 +209,19 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def _tree(files, below, recursive):
+    """What the hub's API lists below a folder, or in it."""
+    found = {}
+    for path, data in files.items():
+        rest = path.removeprefix(below)
+        if path.startswith(below) and ("/" not in rest or recursive):
+            found[path] = _facts(path, data)
+        elif path.startswith(below):
+            folder = below + rest.partition("/")[0]
+            found[folder] = {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40}
+    return [*found.values()]
 
 
 def _facts(path, data):

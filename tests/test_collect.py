@@ -355,14 +355,6 @@ def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server,
     assert [*home.iterdir()] == []
 
 
-def test_two_collections_at_once_do_not_meet(server, tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    both = [start(server, tmp_path / name, home, "--ids", "0-7") for name in ("a", "b")]
-    assert [process.wait() for process in both] == [0, 0]
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-
-
 def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch):
     monkeypatch.setattr("latentq.progress._EVERY", 0.0)
     told = io.StringIO()

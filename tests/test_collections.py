@@ -1,7 +1,10 @@
 """examples/collections.md as it stands: the six collections in small, from a server on loopback to a mixed loader."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -9,12 +12,13 @@ import pytest
 from streaming import StreamingDataset
 
 from collection_making import KEPT, REJECTS, serve_collections
+from conftest import contents
 from hub_server import Server
-from latentq import LatentDataset, verify
+from latentq import LatentDataset, encode, verify
 from latentq.card import Card
 from latentq.cli import main
 from latentq.collect import COLLECTIONS
-from latentq.shards import ShardsCard
+from latentq.shards import ShardsCard, shards
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, REFERENCE = ROOT / "examples" / "collections.md", ROOT / "docs" / "collect.md"
@@ -128,3 +132,43 @@ def test_every_block_of_the_reference_runs(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         exec(blocks("python", REFERENCE), {})
     assert capsys.readouterr().out == "24 []\n"
+
+
+PREPARE = """
+import sys
+from latentq.cli import main
+name, pattern = sys.argv[1:]
+encode = ["--autoencoder", "dct-f8c16", "--size", "64"]
+sys.exit(
+    main(["collect", name, "data", "--subset", "small"])
+    or main(["shards", pattern, "mds", "--collection", name])
+    or main(["encode", "mds", "latents", *encode])
+)
+"""
+
+
+def test_two_collections_prepared_at_once_do_not_meet(tmp_path):
+    """Each has its folder, and all places that processes share by custom are of no use to them."""
+    patterns = {"cc12m": "data/*.tar", "textcaps": "data/**/*.parquet"}
+    home = tmp_path / "home"
+    home.mkdir()
+    with Server() as server:
+        serve_collections(server)
+        places = {name: str(home) for name in ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME")}
+        environment = os.environ | places | {"HF_ENDPOINT": server.url, "OMP_NUM_THREADS": "1"}
+
+        def start(name, folder):
+            folder.mkdir()
+            command = [sys.executable, "-B", "-c", PREPARE, name, patterns[name]]
+            return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+
+        both = [start(name, tmp_path / name) for name in patterns]
+        assert [process.wait() for process in both] == [0, 0]
+    assert [*home.iterdir()] == []
+    for name, pattern in patterns.items():
+        folder = tmp_path / name
+        assert {path.name for path in folder.iterdir()} == {"data", "mds", "latents"}
+        shards(folder / pattern, folder / "alone", collection=name)
+        encode(folder / "alone", folder / "encoded", autoencoder="dct-f8c16", size=64)
+        assert contents(folder / "mds") == contents(folder / "alone")
+        assert contents(folder / "latents") == contents(folder / "encoded")
