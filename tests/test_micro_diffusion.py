@@ -10,6 +10,14 @@ import latentq
 from conftest import paint
 
 
+def tiny_recipe():
+    """The recipe, but for a text encoder that is 32 wide and for computing in float32."""
+    recipe = latentq.Recipe.load("micro-diffusion").to_dict()
+    recipe["columns"]["caption_latents"]["shape"] = [1, 77, 32]
+    recipe["text"]["dtype"] = recipe["autoencoder"]["dtype"] = "float32"
+    return latentq.Recipe.from_dict(recipe)
+
+
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("captioned")
@@ -20,8 +28,8 @@ def captioned(tmp_path_factory):
     return folder
 
 
-def test_its_loader_finds_scaled_samples_of_two_sizes(streaming_alone, captioned, tiny_vae, tmp_path):
-    options = {"recipe": "micro-diffusion", "autoencoder": tiny_vae, "dtype": "float32"}
+def test_its_loader_finds_scaled_samples_of_two_sizes(streaming_alone, captioned, tiny_vae, tiny_open_clip, tmp_path):
+    options = {"recipe": tiny_recipe(), "autoencoder": tiny_vae, "text_encoder": f"openclip:{tiny_open_clip}"}
     latentq.encode(captioned / "list.tsv", tmp_path / "out", **options)
     network = latentq.load_autoencoder(tiny_vae)
     dataset = StreamingDataset(local=str(tmp_path / "out"), batch_size=1)

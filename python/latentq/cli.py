@@ -19,7 +19,7 @@ from latentq.progress import size_text as _size
 from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
 
 if TYPE_CHECKING:
-    from latentq.card import Counts
+    from latentq.card import Card, Counts, EmbeddingFacts
     from latentq.units import UnitCard
 
 _EPILOG = """examples:
@@ -30,6 +30,7 @@ _EPILOG = """examples:
   latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq collect cc12m cc12m/ --subset small                   the archives of a public collection
+  latentq encode 'cc12m/*.tar' out/ --recipe micro-diffusion     latents and captions' embeddings
   latentq shards 'cc12m/*.tar' shards/                          MDS shards of JPEGs and captions, at most 512 pixels
   latentq info out/
   latentq verify out/
@@ -224,6 +225,17 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--flip", action="store_true", default=None, help="store the mirrored pictures too")
     what.add_argument("--seed", type=int, help="of the posterior's noise")
     what.add_argument("--unit-size", type=int, metavar="N", help="samples in a unit, which is done or not done")
+    text = parser.add_argument_group("captions and pictures (the card keeps it)")
+    text.add_argument(
+        "--text-encoder", metavar="NAME", help="store captions' embeddings: a hub name, a folder, or openclip:NAME"
+    )
+    text.add_argument("--text-revision", metavar="REVISION", help="the hub's branch, tag or commit")
+    text.add_argument("--text-subfolder", metavar="NAME", help="of several in a pipeline another, text_encoder_2 say")
+    text.add_argument("--text-dtype", choices=get_args(Dtype), help="what the text encoder computes in")
+    text.add_argument("--text-length", type=int, metavar="N", help="tokens that a caption is padded or cut to")
+    text.add_argument("--text-captions", type=int, metavar="N", help="how many captions of an image (default 1)")
+    text.add_argument("--pooled", action="store_true", default=None, help="store the pooled embedding too")
+    text.add_argument("--image", action="store_true", default=None, help="store the picture itself too, as column jpg")
     how = _add_how(parser)
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
@@ -262,7 +274,8 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
 
 _OVERRIDES = (
     "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side",
-    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
+    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size", "text_revision",
+    "text_subfolder", "text_dtype", "text_length", "text_captions", "pooled", "image",
 )  # fmt: skip
 
 
@@ -287,6 +300,7 @@ def _encode(options: argparse.Namespace) -> int:
         options.out,
         recipe=options.recipe,
         autoencoder=options.autoencoder,
+        text_encoder=options.text_encoder,
         like=options.like,
         class_names=options.class_names,
         captions=options.captions,
@@ -338,9 +352,9 @@ def _add_recipes(commands: Any) -> None:
 
 def _recipes(options: argparse.Namespace) -> int:
     if options.name is not None:
-        print(Recipe.text(options.name), end="")
+        print(Recipe.toml(options.name), end="")
         return 0
-    _table([(name, Recipe.text(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
+    _table([(name, Recipe.toml(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0
 
 
@@ -446,6 +460,7 @@ def _info(options: argparse.Namespace) -> int:
         ("recipe", f"{card.recipe.name}{changed}"),
         ("autoencoder", f"{card.autoencoder.name} ({card.autoencoder.family}, {card.recipe.autoencoder.dtype})"),
         ("weights", card.autoencoder.weights or "none"),
+        *_text_rows(card),
         ("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}"
                   f"{', EXIF orientation applied' if image.orient else ''}"),
         *((f"column {name}", encoding) for name, encoding in card.columns.items()),
@@ -454,6 +469,8 @@ def _info(options: argparse.Namespace) -> int:
     _table(rows)
     for name, latent in card.latents.items():
         _print_latent(name, latent)
+    for name, embedding in card.embeddings.items():
+        _print_embedding(name, embedding)
     for name, tokens in card.tokens.items():
         print(f"\n{name}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}")
     return 0
@@ -487,6 +504,22 @@ def _info_of_shards(path: Path, as_json: bool) -> int:
         [("shards", f"{path} (no card)"), ("samples", str(len(reader))), ("bytes", _size(_bytes_of(path))), *columns]
     )
     return 0
+
+
+def _text_rows(card: Card) -> list[tuple[str, str]]:
+    if card.text is None:
+        return []
+    several = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
+    told = f"{card.text.family}, {card.recipe.text.dtype}, {card.text.length} tokens{several}"
+    return [("text encoder", f"{card.text.name} ({told})"), ("its weights", card.text.weights or "none")]
+
+
+def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
+    quantizer = embedding.quantizer
+    has_range = quantizer.kind in ("uniform", "affine", "codebook")
+    clipped = f", {embedding.clipped} values clipped" if has_range and embedding.clipped is not None else ""
+    bits = f", {quantizer.bits} bits" if has_range else ""
+    print(f"\n{name}: {' x '.join(map(str, embedding.shape))}, {quantizer.kind}{bits}{clipped}")
 
 
 def _print_latent(name: str, latent: Any) -> None:

@@ -19,10 +19,12 @@ from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
-from latentq.layout import Layout, Scale, TokenColumn
+from latentq.layout import LatentColumn, Layout, Scale, TokenColumn
 from latentq.noise import noise
+from latentq.publish import EMPTY_CAPTION
 from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
+from latentq.text import empty
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,8 +77,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
     """A latent dataset's folder as a torch map-style dataset.
 
     A sample is a dict. A single latent column is called `latent` and is a (C, h, w) tensor; `tokens` is an (h, w) int64
-    tensor; `label` is an int; `label_text`, `caption` and `key` are strings. Where several columns hold the same kind
-    of thing, each keeps the name it has in the shards.
+    tensor; `label` is an int; `label_text`, `caption` and `key` are strings; `caption_embedding` is (captions, tokens,
+    width), `pooled_embedding` (captions, width) and `attention_mask` (captions, tokens) uint8; `image` is a PIL image,
+    or bytes where it is stored so. Where several columns hold the same kind of thing, each keeps the name it has in the
+    shards.
 
     Where moments are stored, every reading draws a latent from them anew, by torch's own generator; a loader's noise is
     a function of (seed, epoch, sample).
@@ -235,6 +239,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         return LatentLoader(self, batch_size, **options)
 
+    @cached_property
+    def empty_caption(self) -> Batch:
+        """What a sample without a caption has in the place of a caption's embedding, mask and pooled embedding.
+
+        By their names in samples: tensors of a sample's shape, for `caption_dropout`.
+
+        Raises:
+            LatentqError: The dataset has none, as those have that other tools made.
+        """
+        return empty_caption(self.path, self.layout)
+
     @property
     def resident_bytes(self) -> int:
         """The memory that `to_device` takes: the latents as they are stored, and 8 bytes a label."""
@@ -267,7 +282,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         from latentq.decode import autoencoder_for, decode_latents
 
-        if not self.layout.encoded:
+        if not self.layout.pictures:
             raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.stored)}")
         if autoencoder is None:
             if self.card is None:
@@ -281,7 +296,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         Returns:
             Unscaled latents, (N, C, h, w) float32; of moments the means; or tokens, (N, h, w) int64.
         """
-        name, column = next(iter(self.layout.encoded.items()))
+        name, column = next(iter(self.layout.pictures.items()))
         raw = self.read(indices)[name]
         if isinstance(column, TokenColumn):
             return column.decode(raw, torch.int64)
@@ -292,9 +307,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         column = self.layout.encoded[name]
         dtype = column.decoded_type(self.layout.dtype)
         out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
-        if isinstance(column, TokenColumn):
-            return column.decode(raw, dtype, out=out)
-        return column.decode(raw, dtype, out=out, noise=noise)
+        if isinstance(column, LatentColumn):
+            return column.decode(raw, dtype, out=out, noise=noise)
+        return column.decode(raw, dtype, out=out)
 
     def _value(self, name: str, values: Any) -> Any:
         if name not in self.layout.labels:
@@ -306,6 +321,18 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise FormatError(
                 f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no label's number"
             ) from None
+
+
+def empty_caption(path: Path, layout: Layout) -> Batch:
+    """As of `LatentDataset`, of the folder at a path."""
+    file = path / EMPTY_CAPTION
+    if not layout.texts or not file.is_file():
+        raise LatentqError(f"{path} has no embedding of an empty caption")
+    arrays = empty.load(file)
+    try:
+        return {name: column.of_array(arrays[column.stored], layout.dtype) for name, column in layout.texts.items()}
+    except (KeyError, ValueError, TypeError) as error:
+        raise FormatError(f"{file} does not go with the columns of the dataset: {error!r}") from None
 
 
 def noise_key(name: str) -> str:

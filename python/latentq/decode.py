@@ -178,7 +178,7 @@ def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[n
     """
     from latentq.layout import TokenColumn
 
-    column = next(iter(layout.encoded.values()))
+    column = next(iter(layout.pictures.values()))
     sample = originals.sample(index)
     pixels, latents = originals.encode([index])
     original = pixels[0].transpose(1, 2, 0)

@@ -61,7 +61,8 @@ class LatentLoader:
         world_size: The number of processes; None as with rank.
         label_dropout: For classifier-free guidance: the probability with which `drop_label`, (B,) bool, is True. A
             function of (seed, epoch, sample); no such key where it is 0.
-        caption_dropout: The same for `drop_caption`.
+        caption_dropout: The same for `drop_caption`; beside it `drop_caption_mask`, (B,) float32, is 0 where it is True
+            and 1 elsewhere, for embeddings to be multiplied by.
         order: Of the samples; None for every sample once.
 
     Raises:
@@ -220,6 +221,8 @@ class LatentLoader:
             if probability:
                 drop = bernoulli(indices, probability, (self.order.seed, epoch, salt))
                 batch[name] = torch.from_numpy(drop)
+                if name == "drop_caption":  # as micro_diffusion's loader has it
+                    batch["drop_caption_mask"] = torch.from_numpy((~drop).astype(np.float32))
         return batch
 
     def _finish(self, batch: Batch) -> Batch:

@@ -15,11 +15,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\.(\d{5,}|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}")
+_TEMPORARY = re.compile(
+    r"\.(\d{5,}|empty_caption\.npz|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
+)
 _ATTEMPTS = 10
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 HASHES = ("xxh3_64",)
 """What the shards of a unit are hashed with."""
+EMPTY_CAPTION = "empty_caption.npz"
 INDEX = "index.json"
 REJECTS = "rejects.tsv"
 SHARDS = "shards.toml"

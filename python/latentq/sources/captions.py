@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentq._core import FormatError, LatentqError
-from latentq.sources.columns import CAPTION, KEY, caption_of, column_of
+from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_of, column_of, several
 from latentq.sources.listing import Listing, Sample, Source
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
@@ -26,8 +26,8 @@ class Captions:
     """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON or the .zip that holds it, or a .tgz of JSON lines
     or of one .txt for each.
 
-    A row belongs to the image whose path, file name, or file name without its extension its key is; the first row that
-    does, and the first caption where it has several.
+    A row belongs to the image whose path, file name, or file name without its extension its key is. An image may have
+    several rows, and a row several captions.
 
     Attributes:
         path: The file.
@@ -71,23 +71,25 @@ class Captions:
         for number, sample in enumerate(listing.samples):
             for name in _names(sample):
                 wanted.setdefault(name, []).append(number)
-        found: dict[int, tuple[str | None, str]] = {}
-        for name, caption, fault in self._rows():
+        found: dict[int, tuple[tuple[str, ...], str]] = {}
+        for name, captions, fault in self._rows():
             for number in wanted.get(name, ()):
-                found.setdefault(number, (caption, fault))
+                before, first_fault = found.get(number, ((), fault))
+                found[number] = (before + captions, first_fault)
         if not found:
             raise LatentqError(f"{self.path} has no caption for any of the {len(listing.samples)} samples")
         missing = f"{_NO_CAPTION} {Path(self.path).name}"
         samples = []
         for number, sample in enumerate(listing.samples):
-            caption, fault = found.get(number, (None, missing))
-            fault = fault or ("" if caption else missing)
-            samples.append(replace(sample, caption=caption or "", fault=sample.fault or fault))
-        fields = [name for name in listing.fields if name not in ("caption", "fault")]
-        return Listing(tuple(samples), ("caption", *fields, "fault"), listing.notes)
+            captions, fault = found.get(number, ((), missing))
+            fault = fault or ("" if captions else missing)
+            facts = {**caption_facts(captions), "fault": sample.fault or fault}
+            samples.append(replace(sample, **facts | {"caption": facts["caption"] or ""}))
+        fields = [name for name in listing.fields if name not in ("caption", "captions", "fault")]
+        return Listing(tuple(samples), ("caption", *several(samples), *fields, "fault"), listing.notes)
 
-    def _rows(self) -> Iterator[tuple[str, str | None, str]]:
-        """Of each row: the image's name, the caption and the fault."""
+    def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
+        """Of each row: the image's name, the captions and the fault."""
         path = Path(self.path)
         columns: tuple[str, str] | None = None
         for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows_of(path):
@@ -96,7 +98,7 @@ class Captions:
             key, caption = row.get(columns[0]), row.get(columns[1])
             if key is None:
                 continue
-            yield _plain(str(key)), caption_of(caption), self._fault(row)
+            yield _plain(str(key)), captions_of(caption), self._fault(row)
 
     def _columns(self, row: _Row) -> tuple[str, str]:
         key = self.key or column_of(KEY, row)
@@ -145,7 +147,7 @@ class Captioned:
         if unchanged is None or not unchanged(listing):
             return False
         bare = tuple(
-            replace(s, caption=None, fault="" if s.fault.startswith((_NO_CAPTION, _UNSAFE)) else s.fault)
+            replace(s, caption=None, captions=None, fault="" if s.fault.startswith((_NO_CAPTION, _UNSAFE)) else s.fault)
             for s in listing.samples
         )
         return self._captions.join(replace(listing, samples=bare)).to_tsv() == listing.to_tsv()

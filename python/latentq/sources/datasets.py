@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, column_of
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, column_of, several
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.parquet import facts_of, image_bytes
 
@@ -81,7 +81,7 @@ class Datasets:
         if not samples:
             raise LatentqError(f"{self._name} has no rows: there are no images")
         fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in found)
-        return Listing(tuple(samples), (*fields, "archive", "offset", "fault"))
+        return Listing(tuple(samples), (*fields, *several(samples), "archive", "offset", "fault"))
 
     def data(self, sample: Sample) -> bytes:
         """The image in a row.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_of, column_of
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_of, column_of, several
 from latentq.sources.listing import Listing, Sample, unchanged_files
 
 
@@ -67,7 +67,7 @@ class Parquet:
         if not samples:
             raise LatentqError(f"{next(iter(self.files.values()))} has no rows: there are no images")
         fields = tuple(name for name in ("label", "caption", "id") if name in found)
-        return Listing(tuple(samples), (*fields, "archive", "archive_bytes", "offset", "fault"))
+        return Listing(tuple(samples), (*fields, *several(samples), "archive", "archive_bytes", "offset", "fault"))
 
     def unchanged(self, listing: Listing) -> bool:
         """As of `unchanged_files`."""
@@ -120,7 +120,7 @@ def facts_of(values: dict[str, Any]) -> dict[str, Any]:
     facts = dict(values)
     faults = []
     if "caption" in facts:
-        facts["caption"] = caption_of(facts["caption"])
+        facts |= caption_facts(captions_of(facts["caption"]))
         if not facts["caption"]:
             faults.append("no caption")
     if "label" in facts and (not isinstance(facts["label"], int) or facts["label"] < 0):
