@@ -18,6 +18,7 @@ from latentq import LatentDataset, encode, verify
 from latentq.card import Card
 from latentq.cli import main
 from latentq.collect import COLLECTIONS
+from latentq.recipe import Recipe
 from latentq.shards import ShardsCard, shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,9 +38,13 @@ def commands(page, site):
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tiny_vae):
+def prepared(tmp_path_factory, tiny_vae, tiny_open_clip):
     """Where the page's commands were run, the networks replaced by tiny ones of the same classes."""
     place = tmp_path_factory.mktemp("prepared")
+    recipe = tmp_path_factory.mktemp("recipe") / "micro-diffusion.toml"
+    # Its autoencoder is named by an option; only the embedding's width is another.
+    recipe.write_text(Recipe.toml("micro-diffusion").replace("[1, 77, 1024]", "[1, 77, 32]"))
+    networks = ["--autoencoder", tiny_vae, "--text-encoder", f"openclip:{tiny_open_clip}"]
     with Server() as server, pytest.MonkeyPatch.context() as patch:
         (place / "sa1b_links.tsv").write_text(serve_collections(server))
         patch.chdir(place)
@@ -49,8 +54,10 @@ def prepared(tmp_path_factory, tiny_vae):
             if arguments[:2] == ["collect", "coco"]:
                 arguments += ["--site", server.url]
             if arguments[0] == "encode":
-                arguments += ["--autoencoder", str(tiny_vae), "--dtype", "float32"]
-            assert main(arguments) == 0, arguments
+                assert arguments[-2:] == ["--recipe", "micro-diffusion"]
+                options = [*networks, "--dtype", "float32", "--text-dtype", "float32"]
+                arguments = [*arguments[:-1], recipe, *options]
+            assert main([*map(str, arguments)]) == 0, arguments
     return place
 
 
@@ -108,7 +115,9 @@ def test_every_sample_of_the_shards_has_its_latents(prepared, name):
     sample = LatentDataset(prepared / "latents" / name)[0]
     assert sample["caption"] == FIRST[name]
     assert (sample["latents_256"].shape, sample["latents_512"].shape) == ((4, 32, 32), (4, 64, 64))
-    assert sample["latents_512"].isfinite().all()
+    assert sample["caption_embedding"].shape == (1, 77, 32)
+    for name in ("latents_256", "latents_512", "caption_embedding"):
+        assert sample[name].isfinite().all()
 
 
 def test_the_mixture_holds_all_six(prepared, monkeypatch):
