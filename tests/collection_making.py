@@ -13,13 +13,13 @@ from PIL import Image
 
 from hub_server import Repository
 
-KEPT = {"jdb-train": 3, "jdb-valid": 2, "cc12m": 5, "cc12m-512": 1, "diffdb": 5, "sa1b": 3, "textcaps": 3, "coco": 2}
+KEPT = {"jdb-train": 3, "jdb-valid": 2, "cc12m": 3, "cc12m-512": 1, "diffdb": 2, "sa1b": 3, "textcaps": 3, "coco": 2}
 REJECTS = {
     "jdb-train": Counter(size=1, decode=1),
     "jdb-valid": Counter(list=1),
-    "cc12m": Counter(size=17, list=1),
+    "cc12m": Counter(size=19, list=1),
     "cc12m-512": Counter(size=21, list=1),
-    "diffdb": Counter(list=135),
+    "diffdb": Counter(list=138),
     "sa1b": Counter(list=1),
     "textcaps": Counter(read=1),
     "coco": Counter(list=1),
@@ -82,10 +82,10 @@ def journeydb():
 def cc12m():
     files = {"_info.json": b"{}"}
     for number in range(23):
-        size = (640, 530) if number == 0 else (300, 280) if number < 6 else (90, 80)
+        size = (640, 530) if number == 0 else (300, 280) if number < 4 else (90, 80)
         name = f"{number:09}"
         members = [(f"{name}.jpg", picture(number, size)), (f"{name}.json", b"{}")]
-        members += [(f"{name}.txt", f"conceptual {number}".encode())] if number != 5 else []
+        members += [(f"{name}.txt", f"conceptual {number}".encode())] if number != 3 else []
         files[f"cc12m-train-{number:04}.tar"] = tar(members)
     return files
 
@@ -102,8 +102,8 @@ def diffusiondb():
             "image_name": [f"{number:03}-x.webp" for number in numbers],
             "prompt": [f"diffusion {number}" for number in numbers],
             "part_id": list(numbers),
-            "image_nsfw": [0.1 if number <= 9 else 0.7 for number in numbers],
-            "prompt_nsfw": [0.2 if number <= 5 else 0.21 for number in numbers],
+            "image_nsfw": [0.1 if number <= 4 else 0.7 for number in numbers],
+            "prompt_nsfw": [0.2 if number <= 2 else 0.21 for number in numbers],
         }
     )
     return files
