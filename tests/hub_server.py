@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._misbehave(path):
             return
         if api:
-            self._api(*map(unquote, api.groups()), "recursive=True" in split.query, body)
+            self._api(*map(unquote, api.groups()), "recursive=true" in split.query.lower(), body)
         elif resolve:
             self._resolve(*resolve.groups())
         elif bucket:

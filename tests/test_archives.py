@@ -428,3 +428,15 @@ def test_a_name_in_the_list_does_not_depend_on_what_else_is_there(tmp_path):
     assert {sample.archive for sample in open_source(pattern).listing().samples} == {"a/0.tar", "b/0.tar"}
     (tmp_path / "all" / "a" / "0.tar").unlink()
     assert {sample.archive for sample in open_source(pattern).listing().samples} == {"b/0.tar"}
+
+
+def test_looking_through_many_archives_is_told_of(tmp_path, monkeypatch):
+    for number in range(3):
+        make_tar(tmp_path / f"{number}.tar", pictures_of(tmp_path / "pictures" / str(number), 1).items())
+    told = io.StringIO()
+    pattern = str(tmp_path / "*.tar")
+    open_source(pattern, progress=told).listing()
+    assert told.getvalue() == ""  # it did not take long
+    monkeypatch.setattr("latentq.progress._EVERY", 0.0)
+    open_source(pattern, progress=told).listing()
+    assert told.getvalue().splitlines()[-1].startswith("list: 3 of 3 archives, ")

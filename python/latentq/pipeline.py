@@ -123,7 +123,7 @@ def encode(
     if delete_archives and (out / CARD).exists() and all_spent(source, out, begun := Card.load(out)):
         return finish(out, begun)
 
-    opened = open_for(source, out, class_names, like, captions)
+    opened = open_for(source, out, class_names, like, captions, progress)
     profile = profile or Profile()
     with profile.timing(LIST, "worked"):
         listing = settle_listing(opened, out, first=rank == 0)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -90,6 +90,7 @@ def open_for(
     class_names: str | os.PathLike[str] | None = None,
     like: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
+    progress: TextIO | None = None,
 ) -> Source:
     """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is."""
     if not isinstance(source, str | os.PathLike):
@@ -101,7 +102,9 @@ def open_for(
             if sample.label is not None and sample.label_text is not None:
                 facts = (sample.label, sample.label_text)
                 classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
-    return open_source(source, class_names=class_names, classes=classes or None, exclude=out, captions=captions)
+    return open_source(
+        source, class_names=class_names, classes=classes or None, exclude=out, captions=captions, progress=progress
+    )
 
 
 def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:

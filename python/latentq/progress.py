@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Collection, Iterator
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
+_T = TypeVar("_T")
 _EVERY = 10.0  # seconds between plain lines
+_OFTEN = 0.2  # seconds between changes of what stands beside a bar
 
 
 class Progress:
@@ -86,6 +89,28 @@ class Progress:
         )
 
 
+def looking(archives: Collection[_T], stream: TextIO | None) -> Iterator[_T]:
+    """Archives one after the other, as they are looked through; told of only where that takes long.
+
+    Args:
+        archives: The archives.
+        stream: Where it is told; None tells nothing.
+    """
+    with _Looking(len(archives), "list", stream, unit="file", leave=False, delay=1.0) as bar:
+        for archive in archives:
+            yield archive
+            bar.update(1)
+
+
+class _Looking(Progress):
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, rate: float, left: str) -> str:
+        return f"{self._label}: {self._done} of {self._total} archives, {rate:.1f} a second, {left} left"
+
+
 class Transfer(Progress):
     """Counts bytes of files that are fetched side by side, and says how far each of them is.
 
@@ -134,12 +159,13 @@ class Transfer(Progress):
 
     def update(self, done: int, rejects: int = 0) -> None:
         """As of any progress."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._of_files()}{self._each()}", refresh=False)
-            self._done += done
-            self._bar.update(done)
-        else:
+        if self._bar is None:
             super().update(done, rejects)
+            return
+        if time.monotonic() - self._told >= _OFTEN:
+            self._told = time.monotonic()
+            self._bar.set_postfix_str(f"{self._of_files()}{self._each()}", refresh=False)
+        self._bar.update(done)
 
     def _line(self, rate: float, left: str) -> str:
         done = size_text(self._skipped + self._done)

@@ -174,7 +174,7 @@ def shards(
     check_folder(out, SHARDS)
     if delete_archives and (out / SHARDS).exists() and all_spent(source, out, begun := ShardsCard.load(out)):
         return finish_units(out, begun, SHARDS, ShardsCard.completed)
-    opened = open_for(source, out, captions=_limited(captions, collection))
+    opened = open_for(source, out, captions=_limited(captions, collection), progress=progress)
     listing = settle_listing(opened, out, first=rank == 0)
     card = ShardsCard(
         source=source_facts(opened.kind, listing, unit_size),

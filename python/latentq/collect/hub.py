@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -138,13 +138,10 @@ class Hub:
         return dict(build_hf_headers())
 
 
-def _no_answer() -> tuple[type[Exception], ...]:
-    """What huggingface_hub lets through of requests, its client below version 1, or of httpx, its client since."""
-    import requests
+def _no_answer() -> type[Exception]:
+    """What is raised where no answer comes, by the library that this version of huggingface_hub asks with."""
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-    errors: list[type[Exception]] = [requests.RequestException]
-    with contextlib.suppress(ImportError):
-        import httpx
-
-        errors.append(httpx.TransportError)
-    return tuple(errors)
+    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # requests, or an httpx
+    error: type[Exception] = getattr(library, "TransportError", None) or library.RequestException
+    return error

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
+from latentq.progress import looking
 from latentq.sources.folder import EXTENSIONS
 from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.sources.member import Member
@@ -31,11 +33,19 @@ class Archives:
         files: The archives in order, by the names they go by.
         captions: The members that hold captions: `txt`, `json` or `json:FIELD`, named as the image but for this
             extension. None takes those in .txt where there are any.
+        progress: Where looking through them is told, if it takes long; None tells nothing.
     """
 
-    def __init__(self, kind: str, files: Sequence[tuple[str, Path]], captions: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        files: Sequence[tuple[str, Path]],
+        captions: str | None = None,
+        progress: TextIO | None = None,
+    ) -> None:
         self.kind = kind
         self.files = dict(files)
+        self._progress = progress
         extension, _, field = (captions or "txt").partition(":")
         if extension not in _SIDECARS:
             raise LatentqError(f"captions {captions!r}: neither a file, nor txt, json or json:FIELD beside each image")
@@ -54,7 +64,7 @@ class Archives:
         """
         samples: list[Sample] = []
         others = 0
-        for name, path in self.files.items():
+        for name, path in looking(self.files.items(), self._progress):
             found, left_out = self._list(name, path)
             samples += found
             others += left_out

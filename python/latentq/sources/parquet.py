@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
+from latentq.progress import looking
 from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_of, column_of, several
 from latentq.sources.listing import Listing, Sample, unchanged_files
 
@@ -21,12 +22,16 @@ class Parquet:
     Args:
         files: The files in order, by the names they go by.
         caption: The column of captions; found by its name where None.
+        progress: Where looking through them is told, if it takes long; None tells nothing.
     """
 
     kind = "parquet"
 
-    def __init__(self, files: Sequence[tuple[str, Path]], caption: str | None = None) -> None:
+    def __init__(
+        self, files: Sequence[tuple[str, Path]], caption: str | None = None, progress: TextIO | None = None
+    ) -> None:
         self.files = dict(files)
+        self._progress = progress
         self._caption = caption
         self._open: tuple[str, Any, str] | None = None
         self._rows: tuple[str, range, Any] | None = None
@@ -42,7 +47,7 @@ class Parquet:
         """
         samples: list[Sample] = []
         found: set[str] = set()
-        for name, path in self.files.items():
+        for name, path in looking(self.files.items(), self._progress):
             with opened(path) as file:
                 columns = file.schema_arrow.names
                 _image_column(path, file)
