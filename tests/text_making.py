@@ -7,25 +7,16 @@ from pathlib import Path
 WORDS = "a an the of on in picture photograph cat dog bee ant tree red green blue small large"
 
 
-def save_open_clip(folder, *, seed=0, width=32, layers=2, context_length=77):
+def save_open_clip(folder, *, width=32, **text):
     """`open_clip_config.json` and `open_clip_model.safetensors`; the tokenizer is the one in open_clip's package."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
-    torch.manual_seed(seed)
-    config = {
-        "embed_dim": 24,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-        "text_cfg": {
-            "context_length": context_length,
-            "vocab_size": 49408,
-            "width": width,
-            "heads": 2,
-            "layers": layers,
-        },
-    }
+    torch.manual_seed(0)
+    text = {"context_length": 77, "vocab_size": 49408, "width": width, "heads": 2, "layers": 2} | text
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    config = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
     model = open_clip.CLIP(**config)
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")

@@ -202,7 +202,7 @@ def _title(quantizer: Any) -> str:
 
 
 def _name(sample: Sample) -> str:
-    name = sample.text.rpartition("/")[2]
+    name = "".join(letter if letter.isprintable() else "?" for letter in sample.text.rpartition("/")[2])
     return name if len(name) <= 34 else f"{name[:20]}...{name[-11:]}"
 
 

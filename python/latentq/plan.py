@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import warnings
@@ -72,12 +73,15 @@ def settle(
 
 
 def check_folder(out: Path, card: str = CARD) -> None:
-    """Refuses an output folder that holds something else than what the card of this name belongs to."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise MismatchError(f"{out} is a file; a dataset is a folder")
+    """Refuses an output folder that cannot be written, or holds something else than what this card belongs to."""
     if (out / card).exists():
+        return
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise MismatchError(f"{place} is a file; a dataset is a folder")
+    if not os.access(place, os.W_OK | os.X_OK):  # told now, not after calibrating
+        raise PermissionError(errno.EACCES, "cannot be written", str(place))
+    if place != out:
         return
     for entry in sorted(out.iterdir()):
         if entry.name != SAMPLES and not is_temporary(entry.name):

@@ -32,6 +32,8 @@ UNIT = "unit.toml"
 
 def publish_once(path: Path, data: bytes) -> bool:
     """Publishes a file unless one of its name is there already; whoever comes first wins. True if that was us."""
+    if path.exists():  # so that a finished dataset may be visited where it cannot be written
+        return False
     temporary = _write(path, data)
     try:
         os.link(temporary, path)  # unlike a rename, it fails where the name exists
