@@ -1,0 +1,49 @@
+//! Shards held in memory: their room, and how they get there.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::memory::advise_huge;
+use super::reader::read_exact_at;
+
+/// Bytes that are read at a time: what is made room for is still in the processor's cache when it is filled.
+const STRETCH: usize = 1 << 20;
+
+/// Bytes that the readers of this process have reserved.
+static RESERVED: AtomicUsize = AtomicUsize::new(0);
+
+/// Room for shards in memory, free again when this is dropped.
+pub struct Reservation(usize);
+
+impl Reservation {
+    /// Reserves `bytes`, where all reservations of this process together stay within `limit`.
+    pub fn new(bytes: usize, limit: usize) -> Option<Self> {
+        let within = |reserved: usize| reserved.checked_add(bytes).filter(|sum| *sum <= limit);
+        RESERVED.fetch_update(Relaxed, Relaxed, within).ok().map(|_| Self(bytes))
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        RESERVED.fetch_sub(self.0, Relaxed);
+    }
+}
+
+/// The first `len` bytes of a file, or nothing where there is no memory for them.
+///
+/// # Errors
+/// As of reading; `UnexpectedEof` for a shorter file.
+pub fn read_whole(file: &File, len: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    if bytes.try_reserve_exact(len).is_err() {
+        return Ok(None);
+    }
+    advise_huge(bytes.spare_capacity_mut());
+    while bytes.len() < len {
+        let start = bytes.len();
+        bytes.resize(len.min(start + STRETCH), 0);
+        read_exact_at(file, &mut bytes[start..], start as u64)?;
+    }
+    Ok(Some(bytes))
+}
