@@ -324,6 +324,7 @@ impl Tally {
 
     #[inline(always)]
     pub fn see(&mut self, channel: usize, seen: Seen) {
+        self.counts.clipped[channel] += seen.outside;
         self.clipped[channel] += seen.outside;
         if !seen.finite && self.bad.is_none() {
             self.bad = Some(channel);
@@ -334,11 +335,13 @@ impl Tally {
     #[inline(always)]
     pub fn finish(&mut self, number: usize) -> bool {
         let bad = self.bad.take();
-        self.counts.bad.extend(bad.map(|channel| (number, channel)));
-        for (total, count) in self.counts.clipped.iter_mut().zip(&mut self.clipped) {
-            let count = std::mem::take(count);
-            *total += if bad.is_none() { count } else { 0 };
+        if let Some(channel) = bad {
+            self.counts.bad.push((number, channel));
+            for (total, count) in self.counts.clipped.iter_mut().zip(&self.clipped) {
+                *total -= count;
+            }
         }
+        self.clipped.fill(0);
         bad.is_some()
     }
 }

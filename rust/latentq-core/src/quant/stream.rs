@@ -102,7 +102,7 @@ struct Line([u8; LINE]);
 
 /// An output that is written past the caches, wherever it begins.
 struct Lines<'a> {
-    /// Before the first whole line, until it is written; the whole lines; after the last.
+    /// Before the first whole line, the whole lines, and after the last.
     head: &'a mut [u8],
     whole: &'a mut [Line],
     tail: &'a mut [u8],
@@ -115,6 +115,11 @@ impl<'a> Lines<'a> {
         let (head, whole, tail) = unsafe { out.align_to_mut::<Line>() };
         Self { head, whole, tail }
     }
+
+    #[cold]
+    fn put_head(&mut self, line: [u8; LINE]) {
+        self.head.copy_from_slice(&line[LINE - self.head.len()..]);
+    }
 }
 
 /// How far an output is written. A value, so that it is kept in registers.
@@ -123,16 +128,20 @@ struct Carry {
     /// Its last `held` bytes are codes that did not fill a line.
     codes: __m512i,
     held: usize,
-    /// The next whole line.
+    /// The line that they begin: one of the whole ones, or [`HEAD`].
     line: usize,
 }
 
+/// The line before the first whole one, of which only the end is the output's.
+const HEAD: usize = usize::MAX;
+
 impl Carry {
-    /// At the beginning: as if what is before the output in its first line had been written.
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn new(lines: &Lines) -> Self {
-        Self { codes: _mm512_setzero_si512(), held: (LINE - lines.head.len()) % LINE, line: 0 }
+        // As if what is before the output in its first line had been put.
+        let held = (LINE - lines.head.len()) % LINE;
+        Self { codes: _mm512_setzero_si512(), held, line: if held == 0 { 0 } else { HEAD } }
     }
 
     /// Adds the first `count` bytes of `codes`.
@@ -140,19 +149,21 @@ impl Carry {
     #[inline]
     #[allow(unsafe_code)]
     fn put(&mut self, lines: &mut Lines, codes: __m512i, count: usize) {
-        if self.held + count >= LINE {
+        if count == LINE || self.held + count >= LINE {
             let line = self.after(LINE - self.held, codes);
-            if !lines.head.is_empty() {
-                lines.head.copy_from_slice(&bytes(line)[LINE - lines.head.len()..]);
-                lines.head = &mut [];
-            } else if let Some(to) = lines.whole.get_mut(self.line) {
+            match lines.whole.get_mut(self.line) {
                 // SAFETY: a line is 64 bytes, aligned.
-                unsafe { _mm512_stream_si512(to.0.as_mut_ptr().cast(), line) };
-                self.line += 1;
+                Some(to) => unsafe { _mm512_stream_si512(to.0.as_mut_ptr().cast(), line) },
+                None => lines.put_head(bytes(line)),
             }
+            self.line = self.line.wrapping_add(1);
         }
-        self.codes = if count == LINE { codes } else { self.after(count, codes) };
-        self.held = (self.held + count) % LINE;
+        if count == LINE {
+            self.codes = codes;
+        } else {
+            self.codes = self.after(count, codes);
+            self.held = (self.held + count) % LINE;
+        }
     }
 
     /// The 64 bytes after the first `skipped` of what is carried and then `codes`.
