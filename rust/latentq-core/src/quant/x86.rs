@@ -196,7 +196,6 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
         let codes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
         _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(codes), zero), step)
     };
-    let codes = codes.as_chunks::<16>().0;
     // SAFETY: each writes an array of 16.
     unsafe {
         match out {
@@ -219,15 +218,23 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
     }
 }
 
-/// Calls `work` for every 16 codes and their values; gives the number of elements done.
+/// Calls `work` for every 16 codes and their values, in whole cache lines: what is before the first and after the last is
+/// in a vector that overlaps the next. Gives the number of elements done, all but where there are fewer than 16.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn each_vector<T>(codes: &[[u8; 16]], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T; 16])) -> usize {
-    let out = out.as_chunks_mut::<16>().0;
-    for (codes, out) in codes.iter().zip(out.iter_mut()) {
+fn each_vector<T>(codes: &[u8], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T; 16])) -> usize {
+    let (Some(first), Some(first_out)) = (codes.first_chunk(), out.first_chunk_mut()) else {
+        return 0;
+    };
+    work(first, first_out);
+    let head = out.as_ptr().align_offset(16 * size_of::<T>()).min(16);
+    for (codes, out) in codes[head..].as_chunks().0.iter().zip(out[head..].as_chunks_mut().0) {
         work(codes, out);
     }
-    16 * codes.len().min(out.len())
+    if let (Some(last), Some(last_out)) = (codes.last_chunk(), out.last_chunk_mut()) {
+        work(last, last_out);
+    }
+    out.len()
 }
 
 /// The arithmetic of `kernels::Nearest` on float16, as the processor converts it.
