@@ -190,6 +190,17 @@ def test_several_captions_of_an_image_are_stored_side_by_side(several, tmp_path)
     assert [list(sample.captions or [sample.caption]) for sample in listing.samples] == captions
 
 
+def test_embeddings_can_be_resident(several, tmp_path):
+    latentq.encode(several[0], tmp_path / "out", **SMALL, text_encoder=Counting(), pooled=True)
+    dataset = LatentDataset(tmp_path / "out", dtype=torch.float16)
+    held = dataset.to_device("cpu")
+    for batch in held.loader(2, shuffle=True, caption_dropout=1.0):
+        assert not batch["drop_caption_mask"].any()
+        assert batch["caption_embedding"].dtype == torch.float16
+    for name in ("caption_embedding", "attention_mask", "pooled_embedding"):
+        assert torch.equal(held.batch([3, 0])[name], dataset.batch([3, 0])[name])
+
+
 def test_several_captions_come_from_several_rows_too(tmp_path):
     pictures = pictures_of(tmp_path / "pictures", 2, (40, 36))
     images = [{"id": i, "file_name": name} for i, name in enumerate(pictures)]
