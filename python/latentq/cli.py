@@ -445,7 +445,7 @@ def _text_rows(card: Card) -> list[tuple[str, str]]:
         return []
     several = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
     told = f"{card.text.family}, {card.recipe.text.dtype}, {card.text.length} tokens{several}"
-    return [("text encoder", f"{card.text.name} ({told})"), ("its weights", card.text.weights or "none")]
+    return [("text encoder", f"{card.text.name} ({told})"), ("text weights", card.text.weights or "none")]
 
 
 def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
