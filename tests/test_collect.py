@@ -114,6 +114,14 @@ def test_what_cannot_be_had_is_listed_and_can_be_asked_for_alone(server, tmp_pat
     assert [line.split("\t")[0] for line in (tmp_path / "failed.tsv").read_text().splitlines()] == ["3"]
 
 
+def test_a_server_that_never_gives_the_right_bytes_is_not_asked_for_ever(server, tmp_path):
+    path = bucket(server, "cc12m-train-0000.tar")
+    server.faults[path] = ["drop", "wrong"] * 99
+    [failure] = collect("cc12m", tmp_path, ids=[0]).failed
+    assert "its sha256 is" in failure.reason
+    assert server.sent[path] < 4 * 300_000
+
+
 def test_nothing_failed_leaves_no_list(server, tmp_path):
     server.faults[bucket(server, "cc12m-train-0000.tar")] = [410]
     assert len(collect("cc12m", tmp_path, ids=[0]).failed) == 1
@@ -316,6 +324,7 @@ def test_a_file_of_another_size_is_the_users_and_stays(server, tmp_path):
         (["cc12m", "--ids", "2176"], "there is no archive 2176: they are 0 to 2175"),
         (["diffdb", "--ids", "0-3"], "there is no archive 0: they are 1 to 14000"),
         (["coco", "--ids", "1"], "coco takes no ids"),
+        (["sa1b"], "sa1b needs its list of links, from the data set's page: --links FILE"),
         (["cc12m", "--links", "a.tsv"], "cc12m takes no links"),
         (["jdb", "--site", "http://a"], "jdb takes no site"),
         (["jdb", "--threads", "0"], "threads must be at least 1, not 0"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _ATTEMPTS = 8  # without a new byte
-_WRONG = 3  # attempts that a file counts for that came whole and is not what it should be
+_WRONG = 3  # times that a file came whole and was not what it should be
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds
 _TIMEOUT = (15, 60)  # seconds: to connect; between bytes
 _CHUNK = 1 << 16
@@ -76,12 +76,12 @@ class TryAgainError(Exception):
     Args:
         reason: What went wrong.
         wait: In how many seconds, if the server says so.
-        counts: For how many attempts it counts.
+        wrong: Whether all came, and was not what it should be.
     """
 
-    def __init__(self, reason: str, wait: float | None = None, counts: int = 1) -> None:
+    def __init__(self, reason: str, wait: float | None = None, *, wrong: bool = False) -> None:
         super().__init__(reason)
-        self.wait, self.counts = wait, counts
+        self.wait, self.wrong = wait, wrong
 
 
 def retried(once: Callable[[], _T], pause: Callable[[float], None], progressed: Callable[[], bool] = bool) -> _T:
@@ -95,13 +95,14 @@ def retried(once: Callable[[], _T], pause: Callable[[float], None], progressed: 
     Raises:
         TryAgainError: The last of too many.
     """
-    failures = 0
+    failures = wrong = 0
     while True:
         try:
             return once()
         except TryAgainError as again:
-            failures = again.counts if progressed() else failures + again.counts
-            if failures >= _ATTEMPTS:
+            failures = 1 if progressed() else failures + 1
+            wrong += again.wrong
+            if failures >= _ATTEMPTS or wrong >= _WRONG:
                 raise
             wait = _FIRST_WAIT * 2 ** (failures - 1) * random.uniform(0.5, 1.0) if again.wait is None else again.wait
             pause(min(wait, _LONGEST_WAIT))
@@ -299,10 +300,10 @@ def _checked(remote: Remote, partial: Path) -> Path:
         raise TryAgainError(f"the connection broke after {size} of {remote.size} bytes")
     if remote.size is not None and size > remote.size:
         partial.unlink()
-        raise TryAgainError(f"{size} bytes came of {remote.size}", counts=_WRONG)
+        raise TryAgainError(f"{size} bytes came of {remote.size}", wrong=True)
     if remote.hash and (found := _hash_of(partial, remote.algorithm)) != remote.hash:
         partial.unlink()
-        raise TryAgainError(f"its {remote.algorithm} is {found}, not {remote.hash}", counts=_WRONG)
+        raise TryAgainError(f"its {remote.algorithm} is {found}, not {remote.hash}", wrong=True)
     sync(partial)
     return partial
 

@@ -113,6 +113,9 @@ class _Run:
         self._headers = self._hub.headers()
 
     def run(self, request: Request, *, retry_failed: bool, threads: int, progress: TextIO | None) -> Collected:
+        for name in (CARD, FAILED):
+            for dead in self._folder.glob(f".{name}.????????"):  # of a run that was killed
+                dead.unlink()
         before = _read_failures(self._folder)
         files = self._collection.files(request, self._hub)
         if retry_failed:
