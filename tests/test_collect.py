@@ -366,8 +366,12 @@ def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server,
 
 def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch):
     monkeypatch.setattr("latentq.progress._EVERY", 0.0)
+    monkeypatch.setattr("latentq.collect.fetching._WORTH_TELLING", 0.0001)
+    server.faults[bucket(server, "cc12m-train-0001.tar")] = [503]
     told = io.StringIO()
     collect("cc12m", tmp_path, ids=[0, 1], threads=1, progress=told)
     lines = told.getvalue().splitlines()
+    assert lines[0].startswith("3 files to fetch, 600.0 kB; ")
+    assert "cc12m-train-0001.tar: HTTP status 503; again in 0 s" in lines
     assert any("cc12m-train-0000.tar 43%" in line for line in lines)
     assert lines[-1].startswith("collect: 3 of 3 files, 600.0 kB of 600.0 kB, ")
