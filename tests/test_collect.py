@@ -76,6 +76,22 @@ def test_a_server_that_misbehaves_now_and_then_is_borne_with(server, tmp_path, f
     assert all(data == files_of(server)[name] for name, data in arrived(tmp_path).items())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_server_does_the_files_arrive_or_are_listed(server, tmp_path, seed):
+    moods = random.Random(seed)
+    kinds = ["drop", "short", "wrong", "busy", "hang up", "html", 403, 404, 500, 503]
+    for path in [bucket(server, name) for name in files_of(server)]:
+        server.faults[path] = moods.choices(kinds, k=moods.randrange(12))
+    done = collect("cc12m", tmp_path, subset="small")
+    there = {name: data for name, data in arrived(tmp_path).items() if name in files_of(server)}
+    assert all(data == files_of(server)[name] for name, data in there.items())
+    assert len(there) + len(done.failed) == 24
+    for _ in range(12):
+        done = collect("cc12m", tmp_path, retry_failed=True)
+    assert done.failed == []
+    assert arrived(tmp_path) == files_of(server)
+
+
 def test_patience_begins_anew_with_every_byte_that_comes(server, tmp_path):
     name, path = "cc12m-train-0000.tar", bucket(server, "cc12m-train-0000.tar")
     files_of(server)[name] = data_of(0, 1_500_000)
