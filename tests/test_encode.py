@@ -58,6 +58,18 @@ def test_the_latents_are_those_of_pillows_pixels(pictures, tmp_path):
         assert inside.mean() > 0.99  # the rest is clipped, and counted
 
 
+def test_pictures_below_the_smallest_size_are_rejected(pictures, tmp_path):
+    (pictures / "ant" / "broken.jpg").write_bytes(b"no picture")
+    card = latentq.encode(pictures, tmp_path / "out", **SMALL, min_size=90)
+    rows = [line.split("\t") for line in (tmp_path / "out" / "rejects.tsv").read_text().splitlines()]
+    small = {str(path.relative_to(pictures)) for path in pictures.glob("*/[0-9]*") if min(Image.open(path).size) < 90}
+    assert 0 < len(small) < 12
+    assert {key for key, stage, _ in rows if stage == "size"} == small
+    assert [key for key, stage, _ in rows if stage == "decode"] == ["ant/broken.jpg"]
+    assert (card.counts.samples, card.counts.rejects) == (12 - len(small), len(small) + 1)
+    assert ["ant/00.jpg", "size", "90 x 70 pixels, below 90"] in rows
+
+
 def test_statistics_are_of_what_a_reader_sees(pictures, tmp_path):
     card = latentq.encode(pictures, tmp_path / "out", **SMALL, bits=4)
     values = torch.stack([sample["latent"] for sample in LatentDataset(tmp_path / "out")]).double()

@@ -80,6 +80,13 @@ LATENT = GOOD["columns"]["latent"]
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "uniform"}}}}, "needs low and high"),
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "low": 1}}}}, r"unknown field .*\.low"),
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "method": "guess"}}}}, "method must be one"),
+        ({"columns": {"latent": LATENT, "text": {"from": "caption_embedding"}}}, r"columns\.text needs a text encoder"),
+        (
+            {"columns": {"latent": LATENT, "mask": {"from": "attention_mask", "quantizer": {}}}},
+            r"mask\.quantizer is for",
+        ),
+        ({"text": {"captions": 0}}, r"text\.captions at least 1"),
+        ({"text": {"dtype": "int8"}}, r"text\.dtype must be one of"),
     ],
 )
 def test_a_bad_field_is_refused_by_name(change, message):
@@ -122,6 +129,23 @@ def test_overrides_change_their_fields_and_are_named():
 
 def test_an_override_that_changes_nothing_is_not_named():
     assert Recipe.load("default").override(size=256, crop=None, flip=False).changed == ()
+
+
+def test_a_text_encoder_brings_its_columns_where_there_are_none():
+    recipe = Recipe.load("default").override(pooled=True, image=True, text_captions=5, text_encoder="owner/name")
+    held = {
+        name: column.content for name, column in recipe.columns.items() if name not in Recipe.load("default").columns
+    }
+    assert held == {
+        "caption_embedding": "caption_embedding", "attention_mask": "attention_mask", "jpg": "image",
+        "pooled_embedding": "pooled_embedding", "captions": "captions",
+    }  # fmt: skip
+    assert recipe.changed == ("image", "pooled", "text_captions", "text_encoder")
+    assert Recipe.from_dict(tomllib.loads(tomli_w.dumps(recipe.to_dict()))) == recipe
+    other = Recipe.load("micro-diffusion").override(text_encoder="owner/name", text_dtype="float32")
+    assert other.columns.keys() == Recipe.load("micro-diffusion").columns.keys()
+    assert other.columns["caption_latents"].shape == ()  # that of another encoder may be another
+    assert Recipe.load("default").text == Recipe.load("sdxl").text
 
 
 def test_flip_adds_a_mirrored_twin():

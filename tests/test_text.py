@@ -1,12 +1,15 @@
 """Text encoders: what the libraries themselves give, from a folder, batched and single."""
 
+import shutil
 import sys
 
 import pytest
 import torch
 
 from latentq import LatentqError
+from latentq.autoencoders import weight_hash
 from latentq.text import load_text_encoder
+from latentq.text.loading import _wanted
 
 CAPTIONS = ["a cat", "", "the small red picture of a large green tree on a photograph", "Ünïcode, 42!"]
 
@@ -122,21 +125,61 @@ def test_a_missing_package_is_named_with_what_installs_it(tiny_open_clip, monkey
         load_text_encoder(f"openclip:{tiny_open_clip}")
 
 
-def test_of_a_repository_only_the_encoder_and_its_tokenizer_are_fetched():
-    from latentq.text.loading import _wanted
+@pytest.fixture
+def hub(monkeypatch, tmp_path, tiny_clip, tiny_open_clip):
+    """A hub of two repositories with more in them than is needed; `fetched` says what was asked for."""
+    folders = {"owner/pipeline": tiny_clip, "owner/open": tiny_open_clip}
+    others = ["README.md", "unet/config.json", "text_encoder/pytorch_model.bin", "open_clip_pytorch_model.bin"]
+    fetched = []
 
-    pipeline = [
-        "model_index.json", "text_encoder/config.json", "text_encoder/model.safetensors",
-        "text_encoder/pytorch_model.bin", "text_encoder_2/config.json", "text_encoder_2/model.safetensors",
-        "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json", "tokenizer_2/vocab.json",
-        "unet/config.json",
-    ]  # fmt: skip
-    assert _wanted(pipeline, "") == [
-        "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer_config.json",
-        "tokenizer/vocab.json", "tokenizer/merges.txt",
-    ]  # fmt: skip
-    assert _wanted(pipeline, "text_encoder_2") == [
-        "text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/vocab.json"
-    ]  # fmt: skip
+    def names(_api, name, revision=None):
+        assert revision == "v1"
+        folder = folders[name]
+        return [*others, *(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())]
+
+    def fetch(name, file, revision=None):
+        assert revision == "v1"
+        fetched.append(file)
+        copy = tmp_path / "cache" / name / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folders[name] / file, copy)
+        return str(copy)
+
+    monkeypatch.setattr("latentq.hub._reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", names)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    return fetched
+
+
+def test_of_a_repository_only_the_encoder_and_its_tokenizer_are_fetched(hub, tiny_clip, tiny_open_clip):
+    for name, subfolder, local in (
+        ("owner/pipeline", "", tiny_clip),
+        ("owner/pipeline", "text_encoder_2", tiny_clip),
+        ("openclip:hf-hub:owner/open", "", f"openclip:{tiny_open_clip}"),
+    ):
+        hub.clear()
+        encoder = load_text_encoder(name, revision="v1", subfolder=subfolder)
+        assert encoder.name == name
+        assert weight_hash(encoder) == weight_hash(load_text_encoder(local, subfolder=subfolder))
+        if name.startswith("openclip:"):
+            assert hub == ["open_clip_config.json", "open_clip_model.safetensors"]
+        else:
+            number = "_2" if subfolder else ""
+            assert hub[:2] == [f"text_encoder{number}/config.json", f"text_encoder{number}/model.safetensors"]
+            assert len(hub) > 3
+            assert all(file.startswith(f"tokenizer{number}/") for file in hub[2:])
+
+
+def test_what_a_repository_lacks_is_said_in_one_line(hub):
+    for name, text in (
+        ("openclip:hf-hub:owner/pipeline", "it has no open_clip_config.json of open_clip"),
+        ("owner/open", "it has no config.json, and no text_encoder/config.json"),
+    ):
+        with pytest.raises(LatentqError, match=text):
+            load_text_encoder(name, revision="v1")
+        assert not hub
+
+
+def test_weights_in_parts_are_fetched_with_their_index():
     sharded = ["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "spiece.model"]
-    assert _wanted(sharded, "") == sharded
+    assert _wanted(["README.md", *sharded], "") == sharded

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 
 import latentq
-from archive_making import make_tar, pictures_of
+from archive_making import make_tar, make_zip, pictures_of, with_captions
 from conftest import contents
 from latentq import Card, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.cli import main
 from latentq.recipe import Column
+from latentq.shards import COLLECTIONS, shards
+from latentq.sources import Captions
 from latentq.sources.listing import Listing
 from latentq.text import Embeddings, load_text_encoder
 from latentq.text import encoder as at_work
@@ -190,6 +192,17 @@ def test_several_captions_of_an_image_are_stored_side_by_side(several, tmp_path)
     assert [list(sample.captions or [sample.caption]) for sample in listing.samples] == captions
 
 
+def test_embeddings_can_be_resident(several, tmp_path):
+    latentq.encode(several[0], tmp_path / "out", **SMALL, text_encoder=Counting(), pooled=True)
+    dataset = LatentDataset(tmp_path / "out", dtype=torch.float16)
+    held = dataset.to_device("cpu")
+    for batch in held.loader(2, shuffle=True, caption_dropout=1.0):
+        assert not batch["drop_caption_mask"].any()
+        assert batch["caption_embedding"].dtype == torch.float16
+    for name in ("caption_embedding", "attention_mask", "pooled_embedding"):
+        assert torch.equal(held.batch([3, 0])[name], dataset.batch([3, 0])[name])
+
+
 def test_several_captions_come_from_several_rows_too(tmp_path):
     pictures = pictures_of(tmp_path / "pictures", 2, (40, 36))
     images = [{"id": i, "file_name": name} for i, name in enumerate(pictures)]
@@ -201,6 +214,59 @@ def test_several_captions_come_from_several_rows_too(tmp_path):
         ("caption 0", "caption 2", "caption 4"), ("caption 1", "caption 3")
     ]  # fmt: skip
     assert Listing.from_tsv(listing.to_tsv(), "x").samples == listing.samples
+
+
+def test_a_mixture_takes_all_six_collections(tmp_path):
+    """Each straight from archives of its layout, but for sa1b, which comes from converted shards."""
+    jpegs = pictures_of(tmp_path / "pictures", 3, (300, 280))
+    names = list(jpegs)
+    webp = {}
+    for name, data in jpegs.items():
+        file = io.BytesIO()
+        Image.open(io.BytesIO(data)).save(file, "WEBP")
+        webp[name.replace(".jpg", ".webp")] = file.getvalue()
+    make_tar(tmp_path / "000.tgz", [(f"000/{name}", data) for name, data in jpegs.items()], "w:gz")
+    rows = [json.dumps({"img_path": f"./000/{name}", "prompt": f"jdb {name}"}) for name in names]
+    (tmp_path / "jdb.jsonl").write_text("\n".join(rows))
+    make_tar(tmp_path / "cc12m.tar", with_captions(jpegs))
+    make_zip(tmp_path / "part-1.zip", webp.items())
+    scores = {"image_nsfw": [0.0, 0.5, 0.1], "prompt_nsfw": [0.0, 0.0, 0.1]}
+    pq.write_table(pa.table({"image_name": list(webp), "prompt": list(webp), **scores}), tmp_path / "diffdb.parquet")
+    shards(tmp_path / "cc12m.tar", tmp_path / "sa1b", collection="sa1b")
+    images = [{"bytes": data, "path": name} for name, data in jpegs.items()]
+    table = {"image": images, "reference_strs": [[f"{name}, {i}" for i in range(2)] for name in names]}
+    pq.write_table(pa.table(table), tmp_path / "textcaps.parquet")
+    make_zip(tmp_path / "val2014.zip", [(f"val2014/{name}", data) for name, data in jpegs.items()])
+    coco = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [{"image_id": i % 3, "caption": f"coco {i}"} for i in range(6)],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    limits = COLLECTIONS["diffdb"].limits
+    sources = {
+        "jdb": ("000.tgz", Captions(tmp_path / "jdb.jsonl")),
+        "cc12m": ("cc12m.tar", None),
+        "diffdb": ("part-1.zip", Captions(tmp_path / "diffdb.parquet", limits=limits)),
+        "sa1b": ("sa1b", None),
+        "textcaps": ("textcaps.parquet", None),
+        "coco": ("val2014.zip", Captions(tmp_path / "coco.json")),
+    }
+    recipe = Recipe.load("default").to_dict()
+    recipe["columns"]["latent"]["quantizer"] = {"kind": "float16"}
+    encoder = Counting()
+    for name, (source, captions) in sources.items():
+        options = {"recipe": Recipe.from_dict(recipe), "size": 32, "min_size": 256, "captions": captions}
+        card = latentq.encode(tmp_path / source, tmp_path / f"{name}-latents", **options, text_encoder=encoder)
+        assert card.counts.samples + card.counts.rejects == card.source.samples == 3
+        assert card.counts.rejects == (1 if name == "diffdb" else 0)
+    columns = ["latent", "caption", "caption_embedding", "attention_mask"]
+    mixture = LatentMixture([LatentDataset(tmp_path / f"{name}-latents", columns=columns) for name in sources])
+    batches = list(mixture.loader(5, shuffle=True, caption_dropout=0.5))
+    captions = [caption for batch in batches for caption in batch["caption"]]
+    assert len(captions) == len(mixture) == 17
+    assert {"jdb 000.jpg", "picture 000.jpg", "000.webp", "000.jpg, 0", "coco 0"} <= set(captions)
+    embeddings = torch.cat([batch["caption_embedding"] for batch in batches]).numpy()
+    np.testing.assert_array_equal(embeddings, _stored(captions).astype(np.float32))
 
 
 def test_a_caption_whose_embedding_is_not_finite_is_rejected_or_embedded_again(tar, tmp_path):

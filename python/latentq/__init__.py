@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from latentq.pipeline import encode
     from latentq.quantizer import Quantizer
     from latentq.recipe import Recipe
+    from latentq.text import TextEncoder, load_text_encoder
 
 __all__ = [
     "Autoencoder",
@@ -33,10 +34,12 @@ __all__ = [
     "Quantizer",
     "Recipe",
     "RecipeError",
+    "TextEncoder",
     "__version__",
     "encode",
     "image",
     "load_autoencoder",
+    "load_text_encoder",
     "mds",
     "verify",
 ]
@@ -49,8 +52,10 @@ _HOMES = {
     "LatentMixture": "latentq.mixture",
     "Quantizer": "latentq.quantizer",
     "Recipe": "latentq.recipe",
+    "TextEncoder": "latentq.text",
     "encode": "latentq.pipeline",
     "load_autoencoder": "latentq.autoencoders",
+    "load_text_encoder": "latentq.text",
     "verify": "latentq.checks",
 }
 

@@ -222,6 +222,7 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--orient", action=argparse.BooleanOptionalAction, help="apply the EXIF orientation")
     what.add_argument("--alpha", choices=get_args(Alpha), help="what lies behind transparent pixels")
     what.add_argument("--icc", choices=get_args(Icc), help="whether embedded colour profiles are applied")
+    what.add_argument("--min-size", type=int, metavar="PIXELS", help="of both sides; smaller pictures are rejected")
     what.add_argument("--min-side", type=int, metavar="PIXELS", help="inexact: decode JPEGs at no more than is needed")
     what.add_argument("--store", choices=STORES, help="a draw from the posterior, its mean, both moments, or tokens")
     what.add_argument("--scaled", action=argparse.BooleanOptionalAction, help="multiply by the scaling factor")
@@ -279,8 +280,8 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
 
 
 _OVERRIDES = (
-    "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side",
-    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size", "text_revision",
+    "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_size",
+    "min_side", "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size", "text_revision",
     "text_subfolder", "text_dtype", "text_length", "text_captions", "pooled", "image",
 )  # fmt: skip
 
@@ -517,7 +518,7 @@ def _text_rows(card: Card) -> list[tuple[str, str]]:
         return []
     several = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
     told = f"{card.text.family}, {card.recipe.text.dtype}, {card.text.length} tokens{several}"
-    return [("text encoder", f"{card.text.name} ({told})"), ("its weights", card.text.weights or "none")]
+    return [("text encoder", f"{card.text.name} ({told})"), ("text weights", card.text.weights or "none")]
 
 
 def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:

@@ -92,7 +92,7 @@ def encode(
         threads: How many threads decode images; one for each processor where None.
         rank: Which of `world_size` processes this is; from the environment (RANK) where None.
         world_size: How many processes share the work; from the environment (WORLD_SIZE) where None.
-        strict: Whether the first sample that cannot be encoded ends the run.
+        strict: Whether the first sample that is rejected for another reason than its size ends the run.
         compiled: Whether torch compiles the autoencoder; latents may then differ in the last bit.
         delete_archives: Whether each archive of the source is deleted as soon as all of its units are published.
         profile: Is told how long each stage works and waits.
@@ -323,6 +323,7 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
     shape, since a network's results may depend, in the last bit, on the shape that it is given.
     """
     options = job.card.recipe.image.options()
+    smallest = job.card.recipe.image.min_size
     sizes = sorted({column.size for column in job.card.recipe.encoded().values()})
     keeps_images = any(column.content == "image" for column in job.card.recipe.columns.values())
     for unit, numbers in units:
@@ -342,7 +343,9 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             data = []
             for place, sample in enumerate(samples):
                 datum, refusal = fetch(job.source, sample)
-                data.append(datum)
+                if refusal is None and smallest:
+                    refusal = _too_small(datum, smallest)
+                data.append(datum if refusal is None else b"")
                 if refusal is not None:
                     failed[place] = refusal
             out = [of_size.numpy()[: len(data)] for of_size in pixels.values()]
@@ -361,6 +364,17 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
             if keeps_images:
                 images = [b"" if place in failed else _bytes_of(datum) for place, datum in enumerate(data)]
             yield _Batch(unit, chosen, pixels, failed, images, captions, start + length >= len(numbers))
+
+
+def _too_small(data: bytes | Path, smallest: int) -> tuple[str, Exception] | None:
+    """Why a picture is rejected for its size; one that cannot be read is left to the decoder."""
+    try:
+        info = image.info(data)
+    except (OSError, LatentqError):
+        return None
+    if min(info.width, info.height) >= smallest:
+        return None
+    return "size", LatentqError(f"{info.width} x {info.height} pixels, below {smallest}")
 
 
 def _bytes_of(data: bytes | Path) -> bytes:
@@ -553,7 +567,8 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, encoded: _Enco
         path = _path(job, samples[place])
         _strictly(job, samples[place], stage, error)
         facts.rejects.append(Reject(samples[place].text, stage, reason_of(error, path)))
-        bar.note(f"rejected: {samples[place].text}: {stage}: {facts.rejects[-1].error}")
+        if stage != "size":
+            bar.note(f"rejected: {samples[place].text}: {stage}: {facts.rejects[-1].error}")
     facts.redone += encoded.redone
     if encoded.places:
         columns: dict[str, Any] = {}
@@ -611,7 +626,7 @@ def _stored(quantizer: Quantizer, codes: NDArray[Any], clipped: NDArray[np.int64
 
 
 def _strictly(job: _Job, sample: Sample, stage: str, error: Exception) -> None:
-    if job.strict:
+    if job.strict and stage != "size":
         path = _path(job, sample)
         raise LatentqError(f"{path or sample.text}: {stage}: {reason_of(error, path)}")
 

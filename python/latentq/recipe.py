@@ -68,6 +68,7 @@ class ImageOptions:
         orient: Whether the EXIF orientation is applied.
         alpha: What lies behind transparent pixels: `white`, `black`, or `drop`, which ignores the alpha channel.
         icc: `srgb` converts by an embedded colour profile; `ignore` takes the numbers as they are.
+        min_size: Pixels that both sides of a picture must have; a smaller one is rejected. 0 takes all.
         min_side: Inexact: JPEGs are decoded at 1/2, 1/4 or 1/8 of their size while the short side stays at least this
             many pixels; 0 decodes them whole.
     """
@@ -77,11 +78,13 @@ class ImageOptions:
     orient: bool = True
     alpha: Alpha = "white"
     icc: Icc = "srgb"
+    min_size: int = 0
     min_side: int = 0
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `latentq.image.load` and `load_batch`."""
-        return {**vars(self), "min_side": self.min_side or None}
+        given = {name: value for name, value in vars(self).items() if name != "min_size"}
+        return {**given, "min_side": self.min_side or None}
 
 
 @dataclass(frozen=True)
@@ -306,12 +309,12 @@ class Recipe:
 
         Args:
             options: `autoencoder` (the model), `revision`, `subfolder`, `pixel_range`, `dtype`, `seed`, `size`, `crop`,
-                `filter`, `orient`, `alpha`, `icc`, `min_side`, `store` (`sample`, `mean`, `moments` or `tokens`),
-                `scaled`, `flip`, `bits`, `calibrate` (the method; `lloyd-max` makes code books), `calibration` and
-                `unit_size`. Those of encoded columns change every one of them; `flip` adds, for each that is not
-                mirrored, a twin that is. `text_encoder` (the model), `text_revision`, `text_subfolder`, `text_dtype`,
-                `text_length` and `text_captions` are those of the text encoder. Its model adds columns of embedding
-                and mask to a recipe that has none; `pooled` adds the pooled embedding, and `image` the picture.
+                `filter`, `orient`, `alpha`, `icc`, `min_size`, `min_side`, `store` (`sample`, `mean`, `moments` or
+                `tokens`), `scaled`, `flip`, `bits`, `calibrate` (the method; `lloyd-max` makes code books),
+                `calibration` and `unit_size`. Those of encoded columns change every one of them; `flip` adds, for each
+                that is not mirrored, a twin that is. `text_encoder` (the model), `text_revision`, `text_subfolder`,
+                `text_dtype`, `text_length` and `text_captions` are those of the text encoder. Its model adds columns of
+                embedding and mask to a recipe that has none; `pooled` adds the pooled embedding, `image` the picture.
 
         Raises:
             RecipeError: A value is out of range, or cannot be changed in this recipe.
@@ -333,12 +336,14 @@ class Recipe:
                 data["autoencoder"]["model"] = str(value)
             elif option in _names(AutoencoderOptions):
                 data["autoencoder"][option] = value
-            elif option == "text_encoder":
-                data.setdefault("text", {})["model"] = str(value)
-                if not before.texts():
+            elif option in _TEXT_FIELDS:
+                text, key = data.setdefault("text", {}), _TEXT_FIELDS[option]
+                if key in ("model", "length", "captions") and value != getattr(before.text, key):
+                    for name in before.texts():
+                        data["columns"][name]["shape"] = []
+                text[key] = value
+                if option == "text_encoder" and not before.texts():
                     data["columns"] |= _TEXT_COLUMNS
-            elif option.startswith("text_") and option.removeprefix("text_") in _names(TextOptions):
-                data.setdefault("text", {})[option.removeprefix("text_")] = value
                 several = option == "text_captions" and value != 1
                 if several and all(column.content != "captions" for column in before.columns.values()):
                     data["columns"] |= _SEVERAL
@@ -382,6 +387,10 @@ class Recipe:
         return replace(Recipe.from_dict(data), changed=tuple(sorted(changed)))
 
 
+_TEXT_FIELDS = {
+    "text_encoder": "model", "text_revision": "revision", "text_subfolder": "subfolder", "text_dtype": "dtype",
+    "text_length": "length", "text_captions": "captions",
+}  # fmt: skip
 # What `override` adds to a recipe.
 _TEXT_COLUMNS = {
     "caption_embedding": {"from": "caption_embedding"},

@@ -24,7 +24,7 @@ from latentq.sources.listing import tsv_line
 class Reject:
     """A sample that was left out: its key, the stage that refused it, and why.
 
-    The stages are `list`, `read`, `decode`, `encode`, and in converting `size`.
+    The stages are `list`, `read`, `decode`, `size` and `encode`.
     """
 
     key: str
