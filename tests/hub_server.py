@@ -53,8 +53,7 @@ class Server:
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"at": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Listener(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
@@ -62,6 +61,11 @@ class Server:
     def __exit__(self, *_):
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # a full queue would cost clients seconds
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -76,6 +76,22 @@ def test_a_server_that_misbehaves_now_and_then_is_borne_with(server, tmp_path, f
     assert all(data == files_of(server)[name] for name, data in arrived(tmp_path).items())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_server_does_the_files_arrive_or_are_listed(server, tmp_path, seed):
+    moods = random.Random(seed)
+    kinds = ["drop", "short", "wrong", "busy", "hang up", "html", 403, 404, 500, 503]
+    for path in [bucket(server, name) for name in files_of(server)]:
+        server.faults[path] = moods.choices(kinds, k=moods.randrange(12))
+    done = collect("cc12m", tmp_path, subset="small")
+    there = {name: data for name, data in arrived(tmp_path).items() if name in files_of(server)}
+    assert all(data == files_of(server)[name] for name, data in there.items())
+    assert len(there) + len(done.failed) == 24
+    for _ in range(12):
+        done = collect("cc12m", tmp_path, retry_failed=True)
+    assert done.failed == []
+    assert arrived(tmp_path) == files_of(server)
+
+
 def test_patience_begins_anew_with_every_byte_that_comes(server, tmp_path):
     name, path = "cc12m-train-0000.tar", bucket(server, "cc12m-train-0000.tar")
     files_of(server)[name] = data_of(0, 1_500_000)
@@ -112,6 +128,14 @@ def test_what_cannot_be_had_is_listed_and_can_be_asked_for_alone(server, tmp_pat
     fetched = {path for _, path, _ in server.log if path.startswith("/bucket/")}
     assert fetched == {bucket(server, f"cc12m-train-{number:04}.tar") for number in (1, 2)}
     assert [line.split("\t")[0] for line in (tmp_path / "failed.tsv").read_text().splitlines()] == ["3"]
+
+
+def test_a_server_that_never_gives_the_right_bytes_is_not_asked_for_ever(server, tmp_path):
+    path = bucket(server, "cc12m-train-0000.tar")
+    server.faults[path] = ["drop", "wrong"] * 99
+    [failure] = collect("cc12m", tmp_path, ids=[0]).failed
+    assert "its sha256 is" in failure.reason
+    assert server.sent[path] < 4 * 300_000
 
 
 def test_nothing_failed_leaves_no_list(server, tmp_path):
@@ -316,6 +340,7 @@ def test_a_file_of_another_size_is_the_users_and_stays(server, tmp_path):
         (["cc12m", "--ids", "2176"], "there is no archive 2176: they are 0 to 2175"),
         (["diffdb", "--ids", "0-3"], "there is no archive 0: they are 1 to 14000"),
         (["coco", "--ids", "1"], "coco takes no ids"),
+        (["sa1b"], "sa1b needs its list of links, from the data set's page: --links FILE"),
         (["cc12m", "--links", "a.tsv"], "cc12m takes no links"),
         (["jdb", "--site", "http://a"], "jdb takes no site"),
         (["jdb", "--threads", "0"], "threads must be at least 1, not 0"),
@@ -357,8 +382,12 @@ def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server,
 
 def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch):
     monkeypatch.setattr("latentq.progress._EVERY", 0.0)
+    monkeypatch.setattr("latentq.collect.fetching._WORTH_TELLING", 0.0001)
+    server.faults[bucket(server, "cc12m-train-0001.tar")] = [503]
     told = io.StringIO()
     collect("cc12m", tmp_path, ids=[0, 1], threads=1, progress=told)
     lines = told.getvalue().splitlines()
+    assert lines[0].startswith("3 files to fetch, 600.0 kB; ")
+    assert "cc12m-train-0001.tar: HTTP status 503; again in 0 s" in lines
     assert any("cc12m-train-0000.tar 43%" in line for line in lines)
     assert lines[-1].startswith("collect: 3 of 3 files, 600.0 kB of 600.0 kB, ")

@@ -162,7 +162,13 @@ def _add_collect(commands: Any) -> None:
 def _numbers(text: str) -> range:
     """One number, or from one to another."""
     first, _, last = text.partition("-")
-    return range(int(first), int(last or first) + 1)
+    try:
+        numbers = range(int(first), int(last or first) + 1)
+    except ValueError:
+        numbers = range(0)
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor two as in 0-22")
+    return numbers
 
 
 def _collect(options: argparse.Namespace) -> int:

@@ -115,16 +115,20 @@ class Transfer(Progress):
     """Counts bytes of files that are fetched side by side, and says how far each of them is.
 
     Args:
-        files: How many files there are.
-        total: Their bytes, as far as they are known.
         stream: Where it is told; None tells nothing.
     """
 
-    def __init__(self, files: int, total: int, stream: TextIO | None) -> None:
-        super().__init__(total, "collect", stream, unit="B", unit_scale=True)
-        self._files, self._ended, self._failed = files, 0, 0
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(0, "collect", stream, unit="B", unit_scale=True)
+        self._files = self._ended = self._failed = 0
         self._now: dict[str, tuple[int, int | None]] = {}
         self._lock = threading.Lock()
+
+    def expect(self, files: int, total: int) -> None:
+        """How many files there are to be, and their bytes as far as they are known; the clock begins now."""
+        self._files, self._total, self._start = files, total, time.monotonic()
+        if self._bar is not None:
+            self._bar.reset(total)
 
     def begin(self, name: str, size: int | None) -> None:
         """A file is begun; its bytes are in the total where they are known."""

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     import requests
 
 _T = TypeVar("_T")
+Pause = Callable[[float, str], None]
+"""Waits so many seconds, for the reason given, or raises where the work is to stop; 0 only looks whether it is."""
+
 _ATTEMPTS = 8  # without a new byte
-_WRONG = 3  # attempts that a file counts for that came whole and is not what it should be
+_WRONG = 3  # times that a file came whole and was not what it should be
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds
 _TIMEOUT = (15, 60)  # seconds: to connect; between bytes
 _CHUNK = 1 << 16
@@ -76,35 +79,36 @@ class TryAgainError(Exception):
     Args:
         reason: What went wrong.
         wait: In how many seconds, if the server says so.
-        counts: For how many attempts it counts.
+        wrong: Whether all came, and was not what it should be.
     """
 
-    def __init__(self, reason: str, wait: float | None = None, counts: int = 1) -> None:
+    def __init__(self, reason: str, wait: float | None = None, *, wrong: bool = False) -> None:
         super().__init__(reason)
-        self.wait, self.counts = wait, counts
+        self.wait, self.wrong = wait, wrong
 
 
-def retried(once: Callable[[], _T], pause: Callable[[float], None], progressed: Callable[[], bool] = bool) -> _T:
+def retried(once: Callable[[], _T], pause: Pause, progressed: Callable[[], bool] = bool) -> _T:
     """What `once` gives, called again after growing pauses while it raises `TryAgainError`.
 
     Args:
         once: What is tried.
-        pause: Waits so many seconds, or raises where the work is to stop.
+        pause: How to wait.
         progressed: Whether the last try brought something, so that patience begins anew.
 
     Raises:
         TryAgainError: The last of too many.
     """
-    failures = 0
+    failures = wrong = 0
     while True:
         try:
             return once()
         except TryAgainError as again:
-            failures = again.counts if progressed() else failures + again.counts
-            if failures >= _ATTEMPTS:
+            failures = 1 if progressed() else failures + 1
+            wrong += again.wrong
+            if failures >= _ATTEMPTS or wrong >= _WRONG:
                 raise
             wait = _FIRST_WAIT * 2 ** (failures - 1) * random.uniform(0.5, 1.0) if again.wait is None else again.wait
-            pause(min(wait, _LONGEST_WAIT))
+            pause(min(wait, _LONGEST_WAIT), str(again))
 
 
 def again_of(status: int, headers: Mapping[str, str]) -> TryAgainError | None:
@@ -130,7 +134,7 @@ def fetch(
     *,
     headers: Mapping[str, str],
     tell: Callable[[int, int | None], None],
-    pause: Callable[[float], None],
+    pause: Pause,
 ) -> None:
     """Fetches a file to a path where there is none yet.
 
@@ -143,7 +147,7 @@ def fetch(
         partials: Where its parts go: a path on the same file system, without the tag.
         headers: Sent to the address, and not to another host that it leads to.
         tell: Is told how many bytes are there, and of how many, as they come.
-        pause: Waits so many seconds, or raises where the work is to stop.
+        pause: How to wait.
 
     Raises:
         LatentqError: It cannot be had; `HopelessError` where no other file could.
@@ -179,7 +183,7 @@ def _attempt(
     partials: Path,
     headers: Mapping[str, str],
     tell: Callable[[int, int | None], None],
-    pause: Callable[[float], None],
+    pause: Pause,
 ) -> Path:
     """The file as it is at the end of the attempt, whole and checked."""
     import requests
@@ -207,10 +211,12 @@ def _attempt(
             with target.open("ab") as file:
                 file.truncate(begin)
                 for chunk in response.iter_content(_CHUNK):
-                    pause(0)
+                    pause(0, "")
                     file.write(chunk)
                     begin += len(chunk)
                     tell(begin, remote.size)
+                    if remote.size is not None and begin > remote.size:
+                        break
     except requests.RequestException as error:
         raise TryAgainError(f"the connection broke: {_cause(error)}") from None
     return _checked(remote, target)
@@ -299,10 +305,10 @@ def _checked(remote: Remote, partial: Path) -> Path:
         raise TryAgainError(f"the connection broke after {size} of {remote.size} bytes")
     if remote.size is not None and size > remote.size:
         partial.unlink()
-        raise TryAgainError(f"{size} bytes came of {remote.size}", counts=_WRONG)
+        raise TryAgainError(f"{size} bytes came of {remote.size}", wrong=True)
     if remote.hash and (found := _hash_of(partial, remote.algorithm)) != remote.hash:
         partial.unlink()
-        raise TryAgainError(f"its {remote.algorithm} is {found}, not {remote.hash}", counts=_WRONG)
+        raise TryAgainError(f"its {remote.algorithm} is {found}, not {remote.hash}", wrong=True)
     sync(partial)
     return partial
 
@@ -331,7 +337,7 @@ def _named(partials: Path, validator: str) -> Path:
 def _partial(partials: Path) -> Path | None:
     """What has come of a file so far and can be gone on with."""
     for entry in partials.parent.iterdir():
-        if entry.name.startswith(f"{partials.name}."):
+        if entry.name.rpartition(".")[0] == partials.name:
             if entry != _named(partials, ""):
                 return entry
             entry.unlink()

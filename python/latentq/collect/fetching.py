@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import shutil
 import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +22,13 @@ from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.collect.base import Collection, File, Request, Subset
 from latentq.collect.download import HopelessError, MovedError, Remote, StoppedError, fetch
 from latentq.collect.hub import Hub
-from latentq.progress import Transfer
+from latentq.progress import Transfer, size_text
 from latentq.sources.listing import tsv_line, tsv_values
 
 CARD = "collect.toml"
 FAILED = "failed.tsv"
 _PARTS = ".partial"
+_WORTH_TELLING = 2.0  # seconds of a pause
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,25 @@ def collect(
     _check_request(name, collection, request)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        return _Run(name, collection, folder).run(
-            request, retry_failed=retry_failed, threads=threads, progress=progress
-        )
+        run = _Run(name, collection, folder, progress)
+        with run.bar:
+            return run(request, retry_failed=retry_failed, threads=threads)
 
 
 class _Run:
     """One run on a folder."""
 
-    def __init__(self, name: str, collection: Collection, folder: Path) -> None:
+    def __init__(self, name: str, collection: Collection, folder: Path, progress: TextIO | None) -> None:
         self._name, self._collection, self._folder = name, collection, folder
+        self.bar = Transfer(progress)
         self._stop = threading.Event()
-        self._hub = Hub(_commits(name, folder), self._pause)
+        self._hub = Hub(_commits(name, folder), functools.partial(self._pause, "the hub"))
         self._headers = self._hub.headers()
 
-    def run(self, request: Request, *, retry_failed: bool, threads: int, progress: TextIO | None) -> Collected:
+    def __call__(self, request: Request, *, retry_failed: bool, threads: int) -> Collected:
+        for name in (CARD, FAILED):
+            for dead in self._folder.glob(f".{name}.????????"):  # of a run that was killed
+                dead.unlink()
         before = _read_failures(self._folder)
         files = self._collection.files(request, self._hub)
         if retry_failed:
@@ -124,10 +131,15 @@ class _Run:
         reasons = {file: reason for file in files if (reason := self._unlike(file, remotes.get(file.path)))}
         todo = [file for file in files if file not in reasons and not (self._folder / file.path).exists()]
         (self._folder / _PARTS).mkdir(exist_ok=True)
-        with Transfer(len(todo), sum(remotes[file.path].size or 0 for file in todo), progress) as bar:
-            for file, reason in reasons.items():
-                bar.note(f"failed: {file.id}: {reason}")
-            reasons |= self._fetch_all(todo, remotes, threads, bar)
+        for file, reason in reasons.items():
+            self.bar.note(f"failed: {file.id}: {reason}")
+        total = sum(remotes[file.path].size or 0 for file in todo)
+        self.bar.expect(len(todo), total)
+        if todo:
+            known = f", {size_text(total)}" if total else ""
+            free = size_text(shutil.disk_usage(self._folder).free)
+            self.bar.note(f"{len(todo)} files to fetch{known}; {free} are free in {self._folder}")
+        reasons |= self._fetch_all(todo, remotes, threads)
         with contextlib.suppress(OSError):  # the parts of what has failed stay
             (self._folder / _PARTS).rmdir()
         failed = [
@@ -149,12 +161,12 @@ class _Run:
             return f"{path} is there with {path.stat().st_size} bytes instead of {remote.size}: move it away"
         return ""
 
-    def _fetch_all(self, files: list[File], remotes: dict[str, Remote], threads: int, bar: Transfer) -> dict[File, str]:
+    def _fetch_all(self, files: list[File], remotes: dict[str, Remote], threads: int) -> dict[File, str]:
         """Fetches files, some at once; gives those that failed, and why."""
         reasons = {}
         pool = ThreadPoolExecutor(threads)
         try:
-            futures = {pool.submit(self._fetch, file, remotes[file.path], bar): file for file in files}
+            futures = {pool.submit(self._fetch, file, remotes[file.path]): file for file in files}
             for future in as_completed(futures):
                 with contextlib.suppress(StoppedError):  # the one for which all stopped comes as well
                     if reason := future.result():
@@ -164,10 +176,10 @@ class _Run:
             pool.shutdown(cancel_futures=True)
         return reasons
 
-    def _fetch(self, file: File, remote: Remote, bar: Transfer) -> str:
+    def _fetch(self, file: File, remote: Remote) -> str:
         """Fetches a file; gives why it failed, if it did."""
         path = self._folder / file.path
-        bar.begin(file.path, remote.size)
+        self.bar.begin(file.path, remote.size)
         reason = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +188,8 @@ class _Run:
                 path,
                 self._folder / _PARTS / quote(file.path, safe=""),
                 headers=self._headers if remote.repository else {},
-                tell=lambda done, size: bar.at(file.path, done, size),
-                pause=self._pause,
+                tell=lambda done, size: self.bar.at(file.path, done, size),
+                pause=functools.partial(self._pause, file.path),
             )
         except (HopelessError, OSError):
             self._stop.set()
@@ -186,10 +198,12 @@ class _Run:
             reason = f"{error}: {self._collection.advice}"
         except LatentqError as error:
             reason = " ".join(str(error).split())
-        bar.end(file.path, reason)
+        self.bar.end(file.path, reason)
         return reason
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, name: str, seconds: float, reason: str) -> None:
+        if seconds >= _WORTH_TELLING:
+            self.bar.note(f"{name}: {reason}; again in {seconds:.0f} s")
         if self._stop.wait(seconds) if seconds else self._stop.is_set():
             raise StoppedError
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from latentq._core import LatentqError
 from latentq.collect.base import File
-from latentq.collect.download import Remote, TryAgainError, again_of, denial, retried
+from latentq.collect.download import Pause, Remote, TryAgainError, again_of, denial, retried
 
 _T = TypeVar("_T")
 _AT_ONCE = 1000  # paths asked for in one request
@@ -21,10 +21,10 @@ class Hub:
 
     Args:
         commits: By repository and revision, the commits that are held already; those seen are added.
-        pause: Waits so many seconds, or raises where the work is to stop.
+        pause: How to wait.
     """
 
-    def __init__(self, commits: dict[str, dict[str, str]], pause: Callable[[float], None]) -> None:
+    def __init__(self, commits: dict[str, dict[str, str]], pause: Pause) -> None:
         from huggingface_hub import HfApi
 
         self.commits = commits
