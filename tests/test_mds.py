@@ -481,6 +481,15 @@ def test_gather_takes_indices_as_numpy_does(dataset: Path, cache_bytes: int) -> 
     for out in [frozen, [1], np.zeros((1, 8), np.int8), np.zeros((2, 8), np.uint8)]:
         with pytest.raises(ValueError, match="out must be"):
             reader.gather([0], "label", out=out)
+    both = np.zeros((2, 8), np.uint8)
+    with pytest.raises(ValueError, match="overlap"):
+        reader.gather([0], ["label", "score"], out={"label": both[:1], "score": both[:1, :4].reshape(1, 4)})
+    with pytest.raises(ValueError, match="overlap"):
+        reader.gather([0], ["label", "label"], out={"label": both[:1]})
+    with pytest.raises(ValueError, match=r"\['lable'\], which are not among"):
+        reader.gather([0], ["label", "key"], out={"lable": both[:1]})
+    with pytest.raises(ValueError, match="dict of arrays"):
+        reader.gather([0], ["label"], out=both[:1])
     with pytest.raises(KeyError, match="nothing"):
         reader.gather([0], "nothing")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from io import BytesIO
+from itertools import combinations
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Reader", "Repair", "Writer", "merge", "merged_index", "repair", "verify"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
+
+_INT64, _UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 
 _SHARE = 8  # of the available memory, what all readers of a process together hold of shards that are not compressed
 
@@ -245,7 +248,8 @@ class Reader:
         Args:
             indices: n integers in any order, negative from the end, also several times.
             column: A column's name, or several.
-            out: C-contiguous uint8 array (n, k) for the bytes of one column's values, each of exactly k bytes.
+            out: C-contiguous uint8 array (n, k) for the bytes of one column's values, each of exactly k bytes; with
+                several columns, a dict of such arrays for any of them.
 
         Returns:
             For a column of fixed arrays or numbers, an array (n, *shape) of its dtype; for any other, a list; `out`
@@ -254,15 +258,18 @@ class Reader:
         Raises:
             IndexError: There is no such sample.
             KeyError: There is no such column.
-            ValueError: `out` is not of that kind, or a value has not k bytes.
+            ValueError: `out` is not of that kind, has arrays that overlap or are for columns not asked for, or a
+                value has not k bytes.
             latentq.FormatError: A shard, or a value in it, breaks its format.
         """
         places = _indices(indices)
         if isinstance(column, str):
             return self._gather(places, [column], [out])[0]
-        names, outs = list(column), out or {}
+        names, outs = list(column), {} if out is None else out
         if not isinstance(outs, Mapping):
             raise ValueError("with several columns, out must be a dict of arrays by column")
+        if further := [name for name in outs if name not in names]:
+            raise ValueError(f"out has arrays for {further}, which are not among the columns {names}")
         return dict(zip(names, self._gather(places, names, [outs.get(name) for name in names]), strict=True))
 
     def stored(self, index: int, column: str) -> Any:
@@ -288,7 +295,7 @@ class Reader:
                 raise KeyError(f"{self.path} has no column {name!r}, but {', '.join(map(repr, self.columns))}")
             fixed = self._fixed[name]
             if out is not None:
-                good = isinstance(out, np.ndarray) and out.dtype == np.uint8 and out.ndim == 2 and len(out) == n
+                good = isinstance(out, np.ndarray) and out.dtype == _UINT8 and out.ndim == 2 and len(out) == n
                 if not good or not out.flags.c_contiguous or not out.flags.writeable:
                     raise ValueError(f"out must be a C-contiguous, writeable uint8 array of shape ({n}, k)")
                 arrays.append(out)
@@ -301,6 +308,9 @@ class Reader:
             else:
                 arrays.append(None)
                 buffers.append(None)
+        given = [out for out in outs if out is not None]
+        if len(given) > 1 and any(np.may_share_memory(*pair) for pair in combinations(given, 2)):
+            raise ValueError("the arrays of out overlap")
         lists = self._core.gather(indices, [self._place[name] for name in names], buffers)
         return [
             array if values is None else self._decoded_list(name, values, indices)
@@ -449,6 +459,8 @@ def _size(dtype: np.dtype[Any], shape: Sequence[int]) -> int:
 
 def _indices(indices: ArrayLike) -> NDArray[np.int64]:
     array = np.asarray(indices)
+    if array.dtype == _INT64 and array.ndim == 1 and array.flags.c_contiguous:
+        return array
     if array.ndim != 1:
         raise ValueError(f"indices must have one axis, not {array.ndim}")
     if array.size == 0:

@@ -383,7 +383,7 @@ impl MdsReader {
         let sample = py.detach(|| self.reader.sample(index)).map_err(to_py)?;
         let out = PyDict::new(py);
         for (at, (column, name)) in self.reader.schema().columns.iter().zip(&self.names).enumerate() {
-            let value = column.encoding.decode(&sample.bytes[sample.columns[at].clone()]);
+            let value = column.encoding.decode(sample.value(at));
             let value = value.map_err(|fault| to_py(self.reader.fault(&sample, at, fault)))?;
             out.set_item(name, decode(py, &value)?)?;
         }

@@ -62,9 +62,9 @@ impl Drop for Reader {
 }
 
 /// A shard that was looked up: its number and offsets, and where its uncompressed bytes are.
-struct Open<'a> {
+struct Open {
     number: usize,
-    schema: &'a Schema,
+    schema: Arc<Schema>,
     table: Arc<Table>,
     source: Source,
 }
@@ -96,7 +96,7 @@ struct Wanted {
 impl Wanted {
     /// Has the processor fetch the first of the columns, where it is in memory.
     #[inline]
-    fn prefetch(&self, shard: &Open<'_>, range: Range<u64>) {
+    fn prefetch(&self, shard: &Open, range: Range<u64>) {
         if let (Some(bytes), Some([first, ..])) = (shard.source.held(&range), self.places.as_deref()) {
             prefetch(bytes.get(first.within(range.end - range.start).start as usize..).unwrap_or_default());
         }
@@ -105,13 +105,29 @@ impl Wanted {
 
 /// One sample.
 pub struct Sample {
-    /// Its bytes, header included.
-    pub bytes: Vec<u8>,
-    /// Where in `bytes` each column lies, in the order of the reader's columns.
-    pub columns: Vec<Range<usize>>,
+    bytes: Bytes,
+    /// Where in them each column lies, in the order of the reader's columns.
+    columns: Vec<Range<usize>>,
     shard: usize,
     /// Where the sample lies in its shard.
     offset: u64,
+}
+
+/// The bytes of a sample, header included: its own, or those of a shard that is held in memory.
+enum Bytes {
+    Own(Vec<u8>),
+    Held(Open, Range<u64>),
+}
+
+impl Sample {
+    /// The bytes of a column's value.
+    pub fn value(&self, column: usize) -> &[u8] {
+        let bytes = match &self.bytes {
+            Bytes::Own(bytes) => bytes,
+            Bytes::Held(shard, range) => shard.source.held(range).unwrap_or_default(),
+        };
+        self.columns.get(column).and_then(|at| bytes.get(at.clone())).unwrap_or_default()
+    }
 }
 
 /// Where [`Reader::gather`] puts the values of one column.
@@ -181,13 +197,24 @@ impl Reader {
         let (number, within) = self.locate(index)?;
         let shard = self.open_shard(number, 1)?;
         let range = shard.table.range(within);
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.read(&shard, range.start, &mut bytes)?;
         let mut ranges = Vec::with_capacity(shard.schema.columns.len());
-        self.split(&shard, &bytes, &range, &mut ranges)?;
-        let columns =
-            self.positions(shard.schema).map(|at| ranges[at].start as usize..ranges[at].end as usize).collect();
-        Ok(Sample { bytes, columns, shard: number, offset: range.start })
+        let own = match shard.source.held(&range) {
+            Some(bytes) => {
+                self.split(&shard, bytes, &range, &mut ranges)?;
+                None
+            }
+            None => {
+                let mut bytes = vec![0; (range.end - range.start) as usize];
+                self.read(&shard, range.start, &mut bytes)?;
+                self.split(&shard, &bytes, &range, &mut ranges)?;
+                Some(bytes)
+            }
+        };
+        let place = |at: usize| ranges[at].start as usize..ranges[at].end as usize;
+        let columns = self.positions(&shard.schema).map(place).collect();
+        let offset = range.start;
+        let bytes = own.map_or_else(|| Bytes::Held(shard, range), Bytes::Own);
+        Ok(Sample { bytes, columns, shard: number, offset })
     }
 
     /// The file, below the folder, that holds a column of a sample that was read, and where in it.
@@ -278,7 +305,7 @@ impl Reader {
         &self,
         indices: &[u64],
         columns: &[usize],
-        mut visit: impl FnMut(&Open<'_>, &Wanted, Range<u64>, usize, &mut Scratch) -> Result<()>,
+        mut visit: impl FnMut(&Open, &Wanted, Range<u64>, usize, &mut Scratch) -> Result<()>,
     ) -> Result<()> {
         if columns.iter().any(|column| *column >= self.schema().columns.len()) {
             return Err(Error::argument(format!("the columns {columns:?} of {}", self.schema().columns.len())));
@@ -293,8 +320,8 @@ impl Reader {
             let (start, end) = (self.starts[number], self.starts[number + 1]);
             let (run, behind) = rest.split_at(rest.partition_point(|(index, _)| *index < end));
             let shard = self.open_shard(number, run.len() as u64)?;
-            let own: Vec<usize> = columns.iter().map(|column| self.position(shard.schema, *column)).collect();
-            let places = own.iter().map(|column| Place::of(shard.schema, *column)).collect();
+            let own: Vec<usize> = columns.iter().map(|column| self.position(&shard.schema, *column)).collect();
+            let places = own.iter().map(|column| Place::of(&shard.schema, *column)).collect();
             let wanted = Wanted { columns: own, places };
             let range = |index: u64| shard.table.range((index - start) as usize);
             for (at, (index, slot)) in run.iter().enumerate() {
@@ -312,7 +339,7 @@ impl Reader {
     #[inline]
     fn values<'a>(
         &self,
-        shard: &'a Open<'_>,
+        shard: &'a Open,
         wanted: &Wanted,
         range: Range<u64>,
         scratch: &'a mut Scratch,
@@ -375,20 +402,20 @@ impl Reader {
     }
 
     /// Where in the sample at `range`, which begins with `head`, each column lies.
-    fn split(&self, shard: &Open<'_>, head: &[u8], range: &Range<u64>, out: &mut Vec<Range<u64>>) -> Result<()> {
-        let found = split(shard.schema, head, range.end - range.start, out);
+    fn split(&self, shard: &Open, head: &[u8], range: &Range<u64>, out: &mut Vec<Range<u64>>) -> Result<()> {
+        let found = split(&shard.schema, head, range.end - range.start, out);
         found.map_err(|fault| self.error(shard.number, fault.at(range.start)))
     }
 
     /// A shard of which `samples` samples are to be read, checked when it is first touched.
-    fn open_shard(&self, number: usize, samples: u64) -> Result<Open<'_>> {
+    fn open_shard(&self, number: usize, samples: u64) -> Result<Open> {
         let shard = &self.index.shards[number];
         let source = self.open_source(number, shard, samples)?;
         let table = match self.tables.get(number) {
             Some(table) => table,
             None => self.load_table(number, shard, &source)?,
         };
-        Ok(Open { number, schema: &shard.schema, table, source })
+        Ok(Open { number, schema: Arc::clone(&shard.schema), table, source })
     }
 
     fn load_table(&self, number: usize, shard: &Shard, source: &Source) -> Result<Arc<Table>> {
@@ -487,7 +514,7 @@ impl Reader {
         Fault::new(len.min(told), format!("the file has {len} bytes, its index says {told}")).in_file(path)
     }
 
-    fn read(&self, shard: &Open<'_>, offset: u64, out: &mut [u8]) -> Result<()> {
+    fn read(&self, shard: &Open, offset: u64, out: &mut [u8]) -> Result<()> {
         self.read_at(shard.number, &shard.source, offset, out)
     }
 
