@@ -2,7 +2,7 @@
 
 use super::half::{F32, Float};
 use super::isa::{Isa, Kernel};
-use super::kernels::{BLOCK, CHUNK, Counts, Shape, halves_in_turn};
+use super::kernels::{BLOCK, CHUNK, Counts, Shape};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
 
@@ -34,11 +34,7 @@ impl<F: Float> Kernel for Quantize<'_, F> {
         }
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut tally = Tally::new(shape.channels);
-        let samples = x.len() / shape.elements;
-        for turn in 0..samples {
-            let number = halves_in_turn(turn, samples);
-            let x = &x[number * shape.elements..][..shape.elements];
-            let out = &mut out[number * shape.bytes..][..shape.bytes];
+        for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes)).enumerate() {
             let codes = if shape.packed { &mut unpacked[..] } else { &mut *out };
             let planes = x.chunks_exact(shape.plane).zip(codes.chunks_exact_mut(shape.plane));
             for (channel, (x, codes)) in planes.enumerate() {
@@ -52,7 +48,6 @@ impl<F: Float> Kernel for Quantize<'_, F> {
                 pack_sample(&unpacked, out, quantizer.bits());
             }
         }
-        tally.counts.bad.sort_unstable();
         tally.counts
     }
 }

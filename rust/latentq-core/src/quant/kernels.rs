@@ -194,12 +194,6 @@ pub(super) struct Shape {
     pub stream: bool,
 }
 
-/// Which sample is next: of the two halves in turn, because one stream of reads or writes leaves the memory idle.
-#[inline(always)]
-pub(super) fn halves_in_turn(turn: usize, samples: usize) -> usize {
-    turn / 2 + turn % 2 * samples.div_ceil(2)
-}
-
 /// Rounds every value of `x` (N, C, plane) to the type of `out`. A sample that holds a NaN, an infinity or a value that the
 /// type cannot hold is reported as bad, and is all zeros.
 pub fn convert(x: Floats<'_>, out: FloatsMut<'_>, channels: usize, plane: usize, threads: usize) -> Result<Counts> {

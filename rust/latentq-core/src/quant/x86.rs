@@ -65,11 +65,14 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
 #[allow(unsafe_code)]
 pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
     let mut lines = out.chunks_mut(LINE);
-    encode_lines(affine, x, |codes, _| {
-        if let Some(to) = lines.next() {
-            // SAFETY: the mask leaves as many bytes as there are.
-            unsafe { _mm512_mask_storeu_epi8(to.as_mut_ptr().cast(), u64::MAX >> (LINE - to.len()), codes) };
-        }
+    encode_lines(affine, x, |codes, _| match lines.next() {
+        // A mask makes a store slow, and what it wrote slow to be read again. SAFETY: a line is 64 bytes.
+        Some(to) if to.len() == LINE => unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), codes) },
+        // SAFETY: the mask leaves as many bytes as there are.
+        Some(to) => unsafe {
+            _mm512_mask_storeu_epi8(to.as_mut_ptr().cast(), u64::MAX >> (LINE - to.len()), codes);
+        },
+        None => {}
     })
 }
 
