@@ -80,6 +80,15 @@ def test_the_table_has_a_line_for_each_row_and_json_an_object(tmp_path: Path) ->
     assert rows[0]["entropy"] is None
 
 
+def test_latents_that_float16_cannot_hold_are_measured_beside_bfloat16() -> None:
+    x = np.random.default_rng(0).normal(0, 3, (4, 2, 8, 8)).astype(np.float32)
+    for largest, scheme in ((65519.0, "float16"), (65520.0, "bfloat16"), (-1e30, "bfloat16")):
+        x[1, 0, 0, 0] = largest
+        kept = measure.measure(x, bits=(8,), methods=("minmax",))[0]
+        assert (kept.scheme, kept.bits) == (scheme, 16)
+        assert kept.sqnr_db > 40
+
+
 @pytest.mark.parametrize("nothing", [[], np.zeros((0, 3, 4), np.float32), np.zeros(3, np.float32)])
 def test_nothing_to_measure_is_an_error(nothing: Any) -> None:
     with pytest.raises(ValueError, match="no latents"):

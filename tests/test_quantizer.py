@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 import subprocess
 import sys
 import tomllib
@@ -199,6 +200,17 @@ def test_what_is_not_finite_is_refused_by_sample_and_channel_or_masked(q: Quanti
         assert counts.clipped.tolist() == outside.sum((0, 2)).tolist()
 
 
+@pytest.mark.parametrize("threads", [-1, 0, -(2**70)])
+def test_fewer_threads_than_one_are_refused(threads: int) -> None:
+    x = np.zeros((2, 4, 4), np.float32)
+    for q in (Quantizer.uniform(-1, 1, channels=4, bits=4), Quantizer.floating("bfloat16", channels=4)):
+        with pytest.raises(ValueError, match="threads"):
+            q.quantize(x, threads=threads)
+        with pytest.raises(ValueError, match="threads"):
+            q.dequantize(q.quantize(x), threads=threads)
+        assert q.quantize(x, threads=2**70).shape == x.shape
+
+
 def test_threads_change_nothing() -> None:
     x = some_latents((50, 2, 63, 41))
     for q in some_quantizers(6):
@@ -327,6 +339,17 @@ def test_another_type_is_refused(x: Any) -> None:
         lambda: Quantizer.from_dict({}),
         lambda: Quantizer.calibrate(np.zeros((0, 2, 3), np.float32)),
         lambda: Quantizer.calibrate(np.zeros((1, 2, 3), np.float32), method="median"),
+        lambda: Quantizer.from_dict({"kind": "uniform", "low": 0.0, "high": 1.0, "channels": 10**15}),
+        lambda: Quantizer.from_dict({"kind": "float16", "channels": 10**15}),
+        lambda: Calibrator(10**15),
+        lambda: Quantizer("affine", 8, "truncate", (0.0,), (1.0,)),
+        lambda: Quantizer("affine", 8, "nearest", (0.1,), (1.0,)),
+        lambda: Quantizer("affine", 8, "nearest", (0.0,), (1.0,), ((0.0, 1.0),)),
+        lambda: Quantizer("uniform", 8, "nearest", (0.0, 0.5), (1.0, 1.0)),
+        lambda: Quantizer("codebook", 2, "nearest", (0.0,), (4.0,), ((0.0, 1.0, 2.0, 3.0),)),
+        lambda: Quantizer("float16", 8, "nearest", (-65504.0,), (65504.0,)),
+        lambda: Quantizer("float16", 16, "nearest", (0.0,), (1.0,)),
+        lambda: Quantizer("float16", 16, "nearest", (), ()),
     ],
 )
 def test_arguments_out_of_range_are_value_errors(make: Any) -> None:
@@ -498,12 +521,27 @@ def test_moments_of_samples_merge_to_those_of_the_column(dtype: Any) -> None:
     assert s.max == tuple(wide.max((0, 2, 3)).tolist())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
+def test_there_are_no_moments_of_what_is_not_finite(bad: float) -> None:
+    with pytest.raises(NotFiniteError, match="channel 1"):
+        Moments.of(np.array([[1.0, 2.0], [bad, 3.0]]))
+
+
 def test_nothing_has_no_mean() -> None:
     q = Quantizer.uniform(-1, 1, channels=2)
     nothing = Statistics.from_histogram(q, q.histogram(np.zeros((0, 2, 3), np.uint8)))
     assert nothing.count == (0, 0)
     assert all(map(math.isnan, nothing.mean))
     assert Moments.of(np.zeros((2, 0), np.float32)).statistics().count == (0, 0)
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "quantizer.md").read_text()
+    first, *_ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(first, names)
+    assert names["stored"].shape == (64, 3072)
+    assert np.abs(names["values"] - names["latents"]).mean() < 0.2
 
 
 def test_the_quantizer_is_imported_without_torch() -> None:

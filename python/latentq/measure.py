@@ -24,6 +24,7 @@ __all__ = ["Row", "load", "main_table", "measure", "of_dataset", "print_table"]
 BITS = (8, 6, 4)
 METHODS = ("minmax", "percentile", "mse", "lloyd-max")
 SAMPLES = 4096
+_FLOAT16_OVERFLOW = 65520.0  # the first value that rounds to infinity
 """So many samples are taken from what has more."""
 
 _BATCH = 8
@@ -34,7 +35,7 @@ class Row:
     """One scheme's cost.
 
     Attributes:
-        scheme: "float16", "uniform" (one range for all channels), or a method of `Quantizer.calibrate`.
+        scheme: "float16" (or "bfloat16"), "uniform" (one range for all channels), or a method of `Quantizer.calibrate`.
         bits: stored, per element.
         entropy: of the codes, in bits per element: what an ideal entropy coder of single codes would store. None for
             floats.
@@ -83,6 +84,8 @@ def measure(
 ) -> list[Row]:
     """Measures every method at every number of bits, beside float16 and one range for all channels.
 
+    bfloat16 stands in float16's place for latents that float16 cannot hold.
+
     Samples of even number calibrate and those of odd number are measured, so that no scheme is flattered by having seen
     what it is tried on (a single sample does both).
 
@@ -106,7 +109,8 @@ def measure(
         images = images[: len(x)][1::2] if len(x) > 1 else images[:1]
     channels = x.shape[1]
     low, high = float(calibration.min()), float(calibration.max())
-    rows = [("float16", Quantizer.floating("float16", channels=channels))]
+    kept = "float16" if max(-float(x.min()), float(x.max())) < _FLOAT16_OVERFLOW else "bfloat16"
+    rows = [(kept, Quantizer.floating(kept, channels=channels))]
     rows += [("uniform", Quantizer.uniform(low, high, channels=channels, bits=b)) for b in bits]
     rows += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
     decoded = None if autoencoder is None else _decode(autoencoder, tried)

@@ -33,6 +33,7 @@ _FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 _FLOAT_NAMES: dict[Any, str] = {np.float32: "float32", np.float16: "float16", **{name: name for name in _FLOAT_BITS}}
 _FLOAT32 = np.dtype(np.float32)
 _UINT8 = np.dtype(np.uint8)
+_CHANNELS = 1 << 16  # more than any autoencoder has; a number in a file may be any
 _METHODS = ("mse", "minmax", "percentile", "lloyd-max")
 
 
@@ -112,7 +113,25 @@ class Quantizer:
             kernel = _core.Quantizer.codebook(np.array(self.levels, np.float32), self.bits)
         elif self.kind not in _FLOAT_BITS:
             raise ValueError(f"there is no quantiser of kind {self.kind!r}")
+        if not self._is_of_its_kind():
+            raise ValueError(f"these are not the fields of a quantiser of kind {self.kind!r}: {self!r:.200}")
         object.__setattr__(self, "_kernel", kernel)
+
+    def _is_of_its_kind(self) -> bool:
+        """Whether the fields are such as the kind's class method gives."""
+        _check_channels(len(self.low))
+        if self.kind == "codebook":
+            ends = tuple(row[0] for row in self.levels), tuple(row[-1] for row in self.levels)
+            return self.rounding == "nearest" and ends == (self.low, self.high)
+        if self.levels:
+            return False
+        if self.kind in _FLOAT_BITS:
+            top = _FLOAT_MAX[self.kind]
+            ends = (-top,) * len(self.low), (top,) * len(self.low)
+            return (self.bits, self.rounding) == (_FLOAT_BITS[self.kind], "nearest") and ends == (self.low, self.high)
+        exact = (_float32s(self.low), _float32s(self.high)) == (self.low, self.high)
+        one_range = len(set(zip(self.low, self.high, strict=True))) == 1
+        return exact and (one_range if self.kind == "uniform" else self.rounding == "nearest")
 
     @classmethod
     def uniform(cls, low: float, high: float, *, channels: int, bits: int = 8, rounding: str = "nearest") -> Quantizer:
@@ -228,7 +247,7 @@ class Quantizer:
         else:
             if out is None:
                 out = np.empty(x.shape, _UINT8)
-            bad = self._kernel.quantize(x, bfloat16, out, False, threads)
+            bad = self._kernel.quantize(x, bfloat16, out, False, _check_threads(threads))
         if bad is not None:
             raise _not_finite(*bad)
         return out
@@ -250,7 +269,7 @@ class Quantizer:
             return out, Counts(np.zeros(self.channels, np.int64), mask)
         if out is None:
             out = np.empty(x.shape, _UINT8)
-        return out, Counts(*self._kernel.quantize_counted(x, bfloat16, out, threads))
+        return out, Counts(*self._kernel.quantize_counted(x, bfloat16, out, _check_threads(threads)))
 
     def dequantize(self, codes: Any, *, dtype: Any = np.float32, out: Any = None, threads: int = 1) -> Any:
         """The values of codes.
@@ -274,9 +293,9 @@ class Quantizer:
         bits = _bits(out, name)
         if self._kernel is None:
             x, bfloat16 = _input(_native(codes, _FLOAT_DTYPES[self.kind]))
-            _core.convert(x, bfloat16, bits, name == "bfloat16", threads)
+            _core.convert(x, bfloat16, bits, name == "bfloat16", _check_threads(threads))
         else:
-            self._kernel.dequantize(_native(codes, _UINT8), bits, name == "bfloat16", threads)
+            self._kernel.dequantize(_native(codes, _UINT8), bits, name == "bfloat16", _check_threads(threads))
         return out
 
     def pack(self, codes: Any, *, threads: int = 1) -> Any:
@@ -303,7 +322,7 @@ class Quantizer:
         if self.bits == 8:
             return codes.reshape(samples, elements)
         packed = np.empty((samples, self.packed_bytes(elements)), np.uint8)
-        _core.pack(codes, packed, elements, self.bits, threads)
+        _core.pack(codes, packed, elements, self.bits, _check_threads(threads))
         return packed
 
     def unpack(self, packed: Any, shape: Sequence[int], *, threads: int = 1) -> Any:
@@ -327,7 +346,7 @@ class Quantizer:
         if self.bits == 8:
             return packed.reshape(shape)
         codes = np.empty(shape, np.uint8)
-        _core.unpack(packed, codes, math.prod(shape[1:]), self.bits, threads)
+        _core.unpack(packed, codes, math.prod(shape[1:]), self.bits, _check_threads(threads))
         return codes
 
     def quantize_packed(self, x: Any, *, out: Any = None, threads: int = 1) -> Any:
@@ -350,7 +369,7 @@ class Quantizer:
         shape = (*x.shape[:1], self.packed_bytes(math.prod(x.shape[1:])))
         if out is None:
             out = np.empty(shape, _UINT8)
-        bad = self._kernel.quantize(x, bfloat16, out, True, threads)
+        bad = self._kernel.quantize(x, bfloat16, out, True, _check_threads(threads))
         if bad is not None:
             raise _not_finite(*bad)
         return out
@@ -378,7 +397,7 @@ class Quantizer:
         packed = self._check_packed(packed, shape)
         if out is None:
             out = np.empty(shape, _FLOAT_DTYPES[name])
-        self._kernel.dequantize_packed(packed, shape, _bits(out, name), name == "bfloat16", threads)
+        self._kernel.dequantize_packed(packed, shape, _bits(out, name), name == "bfloat16", _check_threads(threads))
         return out
 
     def packed_bytes(self, elements: int) -> int:
@@ -500,7 +519,7 @@ class Quantizer:
             raise ValueError(f"expected an array (N, {self.channels}, ...), not one of shape {x.shape}")
         if out is None:
             out = np.empty(x.shape, dtype)
-        bad, mask = _core.convert(x, bfloat16, _bits(out, self.kind), self.kind == "bfloat16", threads)
+        bad, mask = _core.convert(x, bfloat16, _bits(out, self.kind), self.kind == "bfloat16", _check_threads(threads))
         return out, bad, mask
 
 
@@ -622,12 +641,20 @@ class Moments:
 
     @classmethod
     def of(cls, sample: Any) -> Moments:
-        """The sums of one sample (C, ...) of floats: an array (bfloat16 as its bits in uint16) or a tensor."""
+        """The sums of one sample (C, ...) of floats: an array (bfloat16 as its bits in uint16) or a tensor.
+
+        Raises:
+            NotFiniteError: a value is NaN or infinite, or its square is more than float64 can hold.
+            ValueError: the sample has no channels.
+        """
         if type(sample) is not np.ndarray and (torch := _torch_of(sample)):
             sample = torch.to_numpy(sample)
         if sample.ndim == 0 or sample.shape[0] == 0:
             raise ValueError(f"a sample must be (C, ...), not of shape {sample.shape}")
         rows = _core.moments(*_input(sample)) or [(0.0, 0.0, math.inf, -math.inf)] * sample.shape[0]
+        for channel, (_, square, *_) in enumerate(rows):
+            if not math.isfinite(square):
+                raise NotFiniteError(f"channel {channel} holds a NaN, an infinity or a number too large")
         return cls((math.prod(sample.shape[1:]),) * sample.shape[0], *zip(*rows, strict=True))
 
     def merge(self, other: Moments) -> Moments:
@@ -671,8 +698,15 @@ class Moments:
 
 
 def _check_channels(channels: int) -> None:
-    if channels < 1:
-        raise ValueError(f"channels must be 1 or more, not {channels}")
+    if not 1 <= channels <= _CHANNELS:
+        raise ValueError(f"channels must be 1 to {_CHANNELS}, not {channels}")
+
+
+def _check_threads(threads: int) -> int:
+    """As many threads as the kernels take: more than there are chunks of work are never started."""
+    if threads < 1:
+        raise ValueError(f"threads must be 1 or more, not {threads}")
+    return min(threads, 1 << 16)
 
 
 def _float32s(values: Sequence[float]) -> tuple[float, ...]:

@@ -1,8 +1,9 @@
 //! Each kernel is written once, as plain loops, and compiled for several instruction sets; the processor picks at run
 //! time. A kernel must be `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers here.
 
+use super::encode::Seen;
 use super::half::{Float, Floats, FloatsMut};
-use super::kernels::{Counts, Seen};
+use super::kernels::Counts;
 use super::scheme::Affine;
 #[cfg(target_arch = "x86_64")]
 use super::{stream, x86};

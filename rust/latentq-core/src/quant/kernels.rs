@@ -1,12 +1,15 @@
-//! The loops over elements. Each is plain Rust over one plane (one channel of one sample), compiled for every instruction
-//! set by [`super::isa`], so all of them agree to the bit: f32 additions and multiplications are never fused.
+//! Quantising and dequantising whole arrays: what is checked before the loops, and how samples are handed to threads. The
+//! loops are in `encode` and `decode`: plain Rust over one plane (one channel of one sample), compiled for every instruction
+//! set by [`super::isa`], so all of them agree to the bit. f32 additions and multiplications are never fused.
 
 use std::sync::Mutex;
 
+use super::decode::Dequantize;
+use super::encode::{INFINITY, Quantize};
 use super::half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::isa::{Isa, Kernel};
-use super::pack::{pack_sample, packed_len, unpack_sample};
-use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
+use super::pack::packed_len;
+use super::scheme::Quantizer;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
@@ -19,14 +22,8 @@ pub struct Counts {
     pub bad: Vec<(usize, usize)>,
 }
 
-/// 1.5 * 2^23: added to a value in [0, 2^22), it leaves the value, rounded to nearest even, in the low bits.
-pub(super) const ROUND: f32 = 12_582_912.0;
-
-/// The bits of infinity: those of a finite value, its sign off, are less.
-pub(super) const INFINITY: u32 = 0x7f80_0000;
-
 /// Values that are not f32 are widened, and narrowed, through a buffer of this many, which stays in the first cache.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 
 /// So many codes, and more, are written past the caches: it saves the memory reading what is overwritten. (Dequantised
 /// values were measured slower that way.)
@@ -40,7 +37,7 @@ const LONG: usize = 512;
 pub(super) const LINE: usize = 64;
 
 /// A thread takes at least this many elements, so that handing them out costs nothing beside the work.
-const CHUNK: usize = 1 << 16;
+pub(super) const CHUNK: usize = 1 << 16;
 
 impl Quantizer {
     /// Writes the codes of `x` (N, C, plane) to `out`, one byte each.
@@ -184,17 +181,17 @@ impl Quantizer {
 
 /// The shape of a sample.
 #[derive(Clone, Copy)]
-struct Shape {
-    channels: usize,
-    plane: usize,
+pub(super) struct Shape {
+    pub channels: usize,
+    pub plane: usize,
     /// `channels * plane`.
-    elements: usize,
+    pub elements: usize,
     /// Of its codes.
-    bytes: usize,
+    pub bytes: usize,
     /// Whether the codes have no gaps between them.
-    packed: bool,
+    pub packed: bool,
     /// Whether codes are written past the caches.
-    stream: bool,
+    pub stream: bool,
 }
 
 /// Rounds every value of `x` (N, C, plane) to the type of `out`. A sample that holds a NaN, an infinity or a value that the
@@ -269,376 +266,6 @@ fn each_chunk<X: Sync, Y: Send>(
     total
 }
 
-struct Quantize<'a, F: Float> {
-    quantizer: &'a Quantizer,
-    isa: Isa,
-    x: &'a [F::Bits],
-    out: &'a mut [u8],
-    shape: Shape,
-}
-
-impl<F: Float> Kernel for Quantize<'_, F> {
-    type Output = Counts;
-
-    #[inline(always)]
-    fn run(self) -> Counts {
-        let Self { quantizer, isa, x, out, shape } = self;
-        if let (true, Scheme::Affine(affine, Rounding::Nearest)) = (shape.stream, quantizer.scheme())
-            && let Some(counts) = isa.quantize_past_caches::<F>(affine, x, out, shape.plane)
-        {
-            return counts;
-        }
-        let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
-        let mut tally = Tally::new(shape.channels);
-        for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes)).enumerate() {
-            let codes = if shape.packed { &mut unpacked[..] } else { &mut *out };
-            let planes = x.chunks_exact(shape.plane).zip(codes.chunks_exact_mut(shape.plane));
-            for (channel, (x, codes)) in planes.enumerate() {
-                for (x, codes) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
-                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
-                }
-            }
-            if tally.finish(number) {
-                out.fill(0);
-            } else if shape.packed {
-                pack_sample(&unpacked, out, quantizer.bits());
-            }
-        }
-        tally.counts
-    }
-}
-
-/// Adds up what is seen, plane by plane, leaving out the samples that turn out bad.
-pub(super) struct Tally {
-    pub counts: Counts,
-    /// Of the sample at hand.
-    clipped: Vec<u64>,
-    bad: Option<usize>,
-}
-
-impl Tally {
-    pub fn new(channels: usize) -> Self {
-        let counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
-        Self { counts, clipped: vec![0; channels], bad: None }
-    }
-
-    #[inline(always)]
-    pub fn see(&mut self, channel: usize, seen: Seen) {
-        self.counts.clipped[channel] += seen.outside;
-        self.clipped[channel] += seen.outside;
-        if !seen.finite && self.bad.is_none() {
-            self.bad = Some(channel);
-        }
-    }
-
-    /// Ends the sample of this number; gives whether it is bad.
-    #[inline(always)]
-    pub fn finish(&mut self, number: usize) -> bool {
-        let bad = self.bad.take();
-        if let Some(channel) = bad {
-            self.counts.bad.push((number, channel));
-            for (total, count) in self.counts.clipped.iter_mut().zip(&self.clipped) {
-                *total -= count;
-            }
-        }
-        self.clipped.fill(0);
-        bad.is_some()
-    }
-}
-
-/// Encodes values of one channel, at most [`CHUNK`].
-#[inline(always)]
-fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Seen {
-    let bits = quantizer.bits();
-    match quantizer.scheme() {
-        Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),
-        Scheme::Affine(affine, Rounding::Truncate) => Truncate(&affine[channel], top(bits)).encode::<F>(isa, x, out),
-        Scheme::Codebook(books) => Search(&books[channel], bits).encode::<F>(isa, x, out),
-    }
-}
-
-/// What encoding tells of a run of values.
-pub(super) struct Seen {
-    /// Values below low or above high, NaN among them.
-    pub outside: u64,
-    /// Whether all of them are numbers.
-    pub finite: bool,
-}
-
-impl Seen {
-    pub const NOTHING: Seen = Seen { outside: 0, finite: true };
-
-    #[inline(always)]
-    pub fn add(&mut self, other: Seen) {
-        self.outside += other.outside;
-        self.finite &= other.finite;
-    }
-}
-
-/// How values of one channel become codes.
-trait Encode {
-    /// Encodes at most [`CHUNK`] values.
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen;
-}
-
-/// The value if it is in [low, high], else the nearer of the two; NaN is low. Written as vector processors do it.
-#[inline(always)]
-fn clamp(x: f32, low: f32, high: f32) -> f32 {
-    let x = if x > low { x } else { low };
-    if x < high { x } else { high }
-}
-
-/// Encodes one by one. `inside` is x clamped, so the code needs no clamping but where rounding could lead out.
-#[inline(always)]
-fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Seen {
-    let (mut outside, mut largest) = (0u32, 0u32);
-    for (x, out) in x.iter().zip(out) {
-        let x = F::widen(*x);
-        let inside = clamp(x, low, high);
-        *out = code.of(inside);
-        outside += u32::from(inside != x);
-        largest = largest.max(x.to_bits() & 0x7fff_ffff);
-    }
-    Seen { outside: u64::from(outside), finite: largest < INFINITY }
-}
-
-/// The code of a value in range. (A closure would not be compiled for the instruction set of its caller.)
-trait Code {
-    fn of(&self, inside: f32) -> u8;
-}
-
-/// `code = rint((x - low) * inverse_step)`: clamping x first is clamping the code.
-struct Nearest<'a>(&'a Affine);
-
-struct NearestCode {
-    low: f32,
-    inverse_step: f32,
-}
-
-impl Code for NearestCode {
-    #[inline(always)]
-    fn of(&self, inside: f32) -> u8 {
-        ((inside - self.low) * self.inverse_step + ROUND).to_bits() as u8
-    }
-}
-
-impl Encode for Nearest<'_> {
-    #[inline(always)]
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
-        let Affine { low, high, inverse_step, .. } = *self.0;
-        let (done, mut seen) = isa.encode(self.0, F::floats(x), out);
-        seen.add(encode_each::<F>(&x[done..], &mut out[done..], low, high, NearestCode { low, inverse_step }));
-        seen
-    }
-}
-
-/// imagenet.int8's `(clip(z, low, high) / (high - low) + offset) * 255`, as `astype(uint8)` truncates it.
-struct Truncate<'a>(&'a Affine, f32);
-
-struct TruncateCode {
-    span: f32,
-    offset: f32,
-    top: f32,
-}
-
-impl Code for TruncateCode {
-    #[inline(always)]
-    fn of(&self, inside: f32) -> u8 {
-        let code = clamp((inside / self.span + self.offset) * self.top, 0.0, self.top);
-        let rounded = (code + ROUND) - ROUND;
-        let down = if rounded > code { 1.0 } else { 0.0 };
-        (rounded - down + ROUND).to_bits() as u8
-    }
-}
-
-impl Encode for Truncate<'_> {
-    #[inline(always)]
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
-        let Self(affine, top) = *self;
-        let Affine { low, high, inverse_step, .. } = *affine;
-        if inverse_step == 0.0 {
-            return Nearest(affine).encode::<F>(isa, x, out);
-        }
-        let span = high - low;
-        encode_each::<F>(x, out, low, high, TruncateCode { span, offset: -low / span, top })
-    }
-}
-
-/// The number of bounds below x, by binary search.
-struct Search<'a>(&'a Codebook, u32);
-
-#[derive(Clone, Copy)]
-struct SearchCode<'a> {
-    tree: &'a [f32; 256],
-    bits: u32,
-}
-
-impl Code for SearchCode<'_> {
-    #[inline(always)]
-    fn of(&self, inside: f32) -> u8 {
-        let mut node = 1;
-        for _ in 0..self.bits {
-            node = 2 * node + usize::from(inside > self.tree[node & 255]);
-        }
-        (node - (1 << self.bits)) as u8
-    }
-}
-
-impl Encode for Search<'_> {
-    #[inline(always)]
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
-        let Self(book, bits) = *self;
-        let (low, high) = (book.levels[0], book.levels[255]);
-        let rest = SearchCode { tree: &book.tree, bits };
-        let mut seen = Seen::NOTHING;
-        let mut buffer = [0.0; BLOCK];
-        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-            let wide = &mut buffer[..x.len()];
-            F::widen_all(isa, x, wide);
-            let done = isa.search(&book.tree, bits, wide, out);
-            seen.add(encode_each::<F32>(&wide[done..], &mut out[done..], low, high, rest));
-            seen.add(observe(&wide[..done], low, high));
-        }
-        seen
-    }
-}
-
-/// What [`encode_each`] tells of the values, without encoding them.
-#[inline(always)]
-fn observe(x: &[f32], low: f32, high: f32) -> Seen {
-    let (mut outside, mut largest) = (0u32, 0u32);
-    for x in x {
-        outside += u32::from(clamp(*x, low, high) != *x);
-        largest = largest.max(x.to_bits() & 0x7fff_ffff);
-    }
-    Seen { outside: u64::from(outside), finite: largest < INFINITY }
-}
-
-struct Dequantize<'a, F: Float> {
-    quantizer: &'a Quantizer,
-    isa: Isa,
-    codes: &'a [u8],
-    out: &'a mut [F::Bits],
-    shape: Shape,
-}
-
-impl<F: Float> Kernel for Dequantize<'_, F> {
-    type Output = Counts;
-
-    #[inline(always)]
-    fn run(self) -> Counts {
-        let Self { quantizer, isa, codes, out, shape } = self;
-        let bits = quantizer.bits();
-        let mut buffer = [0.0; BLOCK];
-        let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
-        let mut counts = Counts::default();
-        let samples = out.len() / shape.elements;
-        let half = samples.div_ceil(2);
-        for turn in 0..samples {
-            // The two halves in turns: one stream of writes leaves the memory idle, as one of reads does.
-            let number = turn / 2 + turn % 2 * half;
-            let codes = &codes[number * shape.bytes..][..shape.bytes];
-            let out = &mut out[number * shape.elements..][..shape.elements];
-            let codes = if shape.packed {
-                unpack_sample(codes, &mut unpacked, bits);
-                &unpacked[..]
-            } else {
-                if bits < 8 && largest(codes) >> bits != 0 {
-                    let wide = codes.iter().position(|code| code >> bits != 0).unwrap_or_default();
-                    counts.bad.push((number, wide / shape.plane));
-                }
-                codes
-            };
-            for (channel, (codes, out)) in
-                codes.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate()
-            {
-                match quantizer.scheme() {
-                    Scheme::Affine(affine, _) => {
-                        decode_plane::<F, _>(isa, &Scale(&affine[channel]), &mut buffer, codes, out)
-                    }
-                    Scheme::Codebook(books) => {
-                        decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), &mut buffer, codes, out)
-                    }
-                }
-            }
-        }
-        counts.bad.sort_unstable();
-        counts
-    }
-}
-
-#[inline(always)]
-pub(super) fn largest(codes: &[u8]) -> u8 {
-    let mut largest = 0;
-    for code in codes {
-        largest = largest.max(*code);
-    }
-    largest
-}
-
-/// How codes of one channel become values.
-trait Decode {
-    fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]);
-
-    /// The same for any type of values; gives the number of elements done, which may be less than all.
-    #[inline(always)]
-    fn decode_vectors(&self, _: Isa, _: &[u8], _: FloatsMut<'_>) -> usize {
-        0
-    }
-}
-
-#[inline(always)]
-fn decode_plane<F: Float, D: Decode>(
-    isa: Isa,
-    scheme: &D,
-    buffer: &mut [f32; BLOCK],
-    codes: &[u8],
-    out: &mut [F::Bits],
-) {
-    let done = F::floats_mut(out).map_or(0, |out| scheme.decode_vectors(isa, codes, out));
-    let (codes, out) = (&codes[done..], &mut out[done..]);
-    if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
-        return scheme.decode(isa, codes, out);
-    }
-    for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-        let buffer = &mut buffer[..codes.len()];
-        scheme.decode(isa, codes, buffer);
-        F::narrow_all(isa, buffer, out);
-    }
-}
-
-/// `x = (code + zero) * step`.
-struct Scale<'a>(&'a Affine);
-
-impl Decode for Scale<'_> {
-    #[inline(always)]
-    fn decode(&self, _: Isa, codes: &[u8], out: &mut [f32]) {
-        let Affine { zero, step, .. } = *self.0;
-        for (code, out) in codes.iter().zip(out) {
-            *out = (f32::from(*code) + zero) * step;
-        }
-    }
-
-    #[inline(always)]
-    fn decode_vectors(&self, isa: Isa, codes: &[u8], out: FloatsMut<'_>) -> usize {
-        isa.decode(self.0, codes, out)
-    }
-}
-
-/// `x = levels[code]`.
-struct LookUp<'a>(&'a Codebook, u32);
-
-impl Decode for LookUp<'_> {
-    #[inline(always)]
-    fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]) {
-        let Self(book, bits) = *self;
-        let done = isa.look_up(&book.levels, bits, codes, out);
-        for (code, out) in codes[done..].iter().zip(&mut out[done..]) {
-            *out = book.levels[usize::from(*code)];
-        }
-    }
-}
-
 struct Convert<'a, From: Float, To: Float> {
     x: &'a [From::Bits],
     out: &'a mut [To::Bits],
@@ -678,6 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::half::{BF16, F16, Float};
+    use super::super::scheme::{Affine, Rounding, Scheme, top};
     use super::*;
 
     #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,8 @@
 //! array has `N * C * plane` elements. `docs/quantizer.md` writes down the arithmetic and the packed layout.
 
 mod calibrate;
+mod decode;
+mod encode;
 mod half;
 mod isa;
 mod kernels;

@@ -2,8 +2,8 @@
 //! the sample being bit `b % 8` (the least significant first) of byte `b / 8`. Each sample begins on a byte; the bits after
 //! its last code are 0.
 
+use super::decode::largest;
 use super::isa::{Isa, Kernel};
-use super::kernels::largest;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 

@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::encode::Tally;
 use super::half::Float;
-use super::kernels::{Counts, LINE, Tally};
+use super::kernels::{Counts, LINE};
 use super::scheme::Affine;
 use super::x86::encode_lines;
 

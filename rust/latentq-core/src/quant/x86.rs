@@ -5,9 +5,10 @@
 
 use std::arch::x86_64::*;
 
+use super::encode::{INFINITY, ROUND, Seen};
 use super::half::{Floats, FloatsMut};
 use super::isa::Kernel;
-use super::kernels::{INFINITY, LINE, ROUND, Seen};
+use super::kernels::LINE;
 use super::scheme::Affine;
 
 pub fn has_avx2() -> bool {
@@ -59,12 +60,14 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
     8 * values.len().min(out.len())
 }
 
-/// The arithmetic of `kernels::Nearest`, into `out`.
+/// The arithmetic of `encode::Nearest`, into `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[allow(unsafe_code)]
 pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
     let mut lines = out.chunks_mut(LINE);
     encode_lines(affine, x, |codes, _| match lines.next() {
+        // A mask makes a store slow, and what it wrote slow to be read again. SAFETY: a line is 64 bytes.
+        Some(to) if to.len() == LINE => unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), codes) },
         // SAFETY: the mask leaves as many bytes as there are.
         Some(to) => unsafe {
             _mm512_mask_storeu_epi8(to.as_mut_ptr().cast(), u64::MAX >> (LINE - to.len()), codes);
@@ -73,7 +76,7 @@ pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
     })
 }
 
-/// The arithmetic of `kernels::Nearest`: gives `put` a cache line of codes at a time, and what is left over (fewer, in the
+/// The arithmetic of `encode::Nearest`: gives `put` a cache line of codes at a time, and what is left over (fewer, in the
 /// line's first bytes) last.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
@@ -186,7 +189,7 @@ fn encode_vectors<T: Copy>(
     Seen { outside: x.len() as u64 - inside, finite }
 }
 
-/// The arithmetic of `kernels::Scale`, and rounding as [`Float::narrow`] does it.
+/// The arithmetic of `decode::Scale`, and rounding as [`Float::narrow`] does it.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[allow(unsafe_code)]
 pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize {
@@ -237,7 +240,7 @@ fn each_vector<T>(codes: &[u8], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T;
     out.len()
 }
 
-/// The arithmetic of `kernels::Nearest` on float16, as the processor converts it.
+/// The arithmetic of `encode::Nearest` on float16, as the processor converts it.
 #[target_feature(enable = "avx2,f16c")]
 #[allow(unsafe_code)]
 pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {

@@ -1,0 +1,132 @@
+//! Codes to values, plane by plane.
+
+use super::half::{Float, FloatsMut};
+use super::isa::{Isa, Kernel};
+use super::kernels::{BLOCK, Counts, Shape};
+use super::pack::unpack_sample;
+use super::scheme::{Affine, Codebook, Quantizer, Scheme};
+
+/// What is to be decoded. A code of too many bits is reported as a bad sample.
+pub(super) struct Dequantize<'a, F: Float> {
+    pub quantizer: &'a Quantizer,
+    pub isa: Isa,
+    pub codes: &'a [u8],
+    pub out: &'a mut [F::Bits],
+    pub shape: Shape,
+}
+
+impl<F: Float> Kernel for Dequantize<'_, F> {
+    type Output = Counts;
+
+    #[inline(always)]
+    fn run(self) -> Counts {
+        let Self { quantizer, isa, codes, out, shape } = self;
+        let bits = quantizer.bits();
+        let mut buffer = [0.0; BLOCK];
+        let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
+        let mut counts = Counts::default();
+        let samples = out.len() / shape.elements;
+        for turn in 0..samples {
+            // The two halves in turns: one stream of writes leaves the memory idle, as one of reads does.
+            let number = turn / 2 + turn % 2 * samples.div_ceil(2);
+            let codes = &codes[number * shape.bytes..][..shape.bytes];
+            let out = &mut out[number * shape.elements..][..shape.elements];
+            let codes = if shape.packed {
+                unpack_sample(codes, &mut unpacked, bits);
+                &unpacked[..]
+            } else {
+                if bits < 8 && largest(codes) >> bits != 0 {
+                    let wide = codes.iter().position(|code| code >> bits != 0).unwrap_or_default();
+                    counts.bad.push((number, wide / shape.plane));
+                }
+                codes
+            };
+            for (channel, (codes, out)) in
+                codes.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate()
+            {
+                match quantizer.scheme() {
+                    Scheme::Affine(affine, _) => {
+                        decode_plane::<F, _>(isa, &Scale(&affine[channel]), &mut buffer, codes, out)
+                    }
+                    Scheme::Codebook(books) => {
+                        decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), &mut buffer, codes, out)
+                    }
+                }
+            }
+        }
+        counts.bad.sort_unstable();
+        counts
+    }
+}
+
+#[inline(always)]
+pub(super) fn largest(codes: &[u8]) -> u8 {
+    let mut largest = 0;
+    for code in codes {
+        largest = largest.max(*code);
+    }
+    largest
+}
+
+/// How codes of one channel become values.
+trait Decode {
+    fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]);
+
+    /// The same for any type of values; gives the number of elements done, which may be less than all.
+    #[inline(always)]
+    fn decode_vectors(&self, _: Isa, _: &[u8], _: FloatsMut<'_>) -> usize {
+        0
+    }
+}
+
+#[inline(always)]
+fn decode_plane<F: Float, D: Decode>(
+    isa: Isa,
+    scheme: &D,
+    buffer: &mut [f32; BLOCK],
+    codes: &[u8],
+    out: &mut [F::Bits],
+) {
+    let done = F::floats_mut(out).map_or(0, |out| scheme.decode_vectors(isa, codes, out));
+    let (codes, out) = (&codes[done..], &mut out[done..]);
+    if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
+        return scheme.decode(isa, codes, out);
+    }
+    for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let buffer = &mut buffer[..codes.len()];
+        scheme.decode(isa, codes, buffer);
+        F::narrow_all(isa, buffer, out);
+    }
+}
+
+/// `x = (code + zero) * step`.
+struct Scale<'a>(&'a Affine);
+
+impl Decode for Scale<'_> {
+    #[inline(always)]
+    fn decode(&self, _: Isa, codes: &[u8], out: &mut [f32]) {
+        let Affine { zero, step, .. } = *self.0;
+        for (code, out) in codes.iter().zip(out) {
+            *out = (f32::from(*code) + zero) * step;
+        }
+    }
+
+    #[inline(always)]
+    fn decode_vectors(&self, isa: Isa, codes: &[u8], out: FloatsMut<'_>) -> usize {
+        isa.decode(self.0, codes, out)
+    }
+}
+
+/// `x = levels[code]`.
+struct LookUp<'a>(&'a Codebook, u32);
+
+impl Decode for LookUp<'_> {
+    #[inline(always)]
+    fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]) {
+        let Self(book, bits) = *self;
+        let done = isa.look_up(&book.levels, bits, codes, out);
+        for (code, out) in codes[done..].iter().zip(&mut out[done..]) {
+            *out = book.levels[usize::from(*code)];
+        }
+    }
+}

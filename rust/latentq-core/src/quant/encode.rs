@@ -1,0 +1,259 @@
+//! Values to codes, plane by plane.
+
+use super::half::{F32, Float};
+use super::isa::{Isa, Kernel};
+use super::kernels::{BLOCK, CHUNK, Counts, Shape};
+use super::pack::pack_sample;
+use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
+
+/// 1.5 * 2^23: added to a value in [0, 2^22), it leaves the value, rounded to nearest even, in the low bits.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
+/// The bits of infinity: those of a finite value, its sign off, are less.
+pub(super) const INFINITY: u32 = 0x7f80_0000;
+
+/// What is to be encoded.
+pub(super) struct Quantize<'a, F: Float> {
+    pub quantizer: &'a Quantizer,
+    pub isa: Isa,
+    pub x: &'a [F::Bits],
+    pub out: &'a mut [u8],
+    pub shape: Shape,
+}
+
+impl<F: Float> Kernel for Quantize<'_, F> {
+    type Output = Counts;
+
+    #[inline(always)]
+    fn run(self) -> Counts {
+        let Self { quantizer, isa, x, out, shape } = self;
+        if let (true, Scheme::Affine(affine, Rounding::Nearest)) = (shape.stream, quantizer.scheme())
+            && let Some(counts) = isa.quantize_past_caches::<F>(affine, x, out, shape.plane)
+        {
+            return counts;
+        }
+        let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
+        let mut tally = Tally::new(shape.channels);
+        for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes)).enumerate() {
+            let codes = if shape.packed { &mut unpacked[..] } else { &mut *out };
+            let planes = x.chunks_exact(shape.plane).zip(codes.chunks_exact_mut(shape.plane));
+            for (channel, (x, codes)) in planes.enumerate() {
+                for (x, codes) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
+                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
+                }
+            }
+            if tally.finish(number) {
+                out.fill(0);
+            } else if shape.packed {
+                pack_sample(&unpacked, out, quantizer.bits());
+            }
+        }
+        tally.counts
+    }
+}
+
+/// Adds up what is seen, plane by plane, leaving out the samples that turn out bad.
+pub(super) struct Tally {
+    pub counts: Counts,
+    /// Of the sample at hand.
+    clipped: Vec<u64>,
+    bad: Option<usize>,
+}
+
+impl Tally {
+    pub fn new(channels: usize) -> Self {
+        let counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
+        Self { counts, clipped: vec![0; channels], bad: None }
+    }
+
+    #[inline(always)]
+    pub fn see(&mut self, channel: usize, seen: Seen) {
+        self.counts.clipped[channel] += seen.outside;
+        self.clipped[channel] += seen.outside;
+        if !seen.finite && self.bad.is_none() {
+            self.bad = Some(channel);
+        }
+    }
+
+    /// Ends the sample of this number; gives whether it is bad.
+    #[inline(always)]
+    pub fn finish(&mut self, number: usize) -> bool {
+        let bad = self.bad.take();
+        if let Some(channel) = bad {
+            self.counts.bad.push((number, channel));
+            for (total, count) in self.counts.clipped.iter_mut().zip(&self.clipped) {
+                *total -= count;
+            }
+        }
+        self.clipped.fill(0);
+        bad.is_some()
+    }
+}
+
+/// Encodes values of one channel, at most [`CHUNK`].
+#[inline(always)]
+fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Seen {
+    let bits = quantizer.bits();
+    match quantizer.scheme() {
+        Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),
+        Scheme::Affine(affine, Rounding::Truncate) => Truncate(&affine[channel], top(bits)).encode::<F>(isa, x, out),
+        Scheme::Codebook(books) => Search(&books[channel], bits).encode::<F>(isa, x, out),
+    }
+}
+
+/// What encoding tells of a run of values.
+pub(super) struct Seen {
+    /// Values below low or above high, NaN among them.
+    pub outside: u64,
+    /// Whether all of them are numbers.
+    pub finite: bool,
+}
+
+impl Seen {
+    pub const NOTHING: Seen = Seen { outside: 0, finite: true };
+
+    #[inline(always)]
+    pub fn add(&mut self, other: Seen) {
+        self.outside += other.outside;
+        self.finite &= other.finite;
+    }
+}
+
+/// How values of one channel become codes.
+trait Encode {
+    /// Encodes at most [`CHUNK`] values.
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen;
+}
+
+/// The value if it is in [low, high], else the nearer of the two; NaN is low. Written as vector processors do it.
+#[inline(always)]
+fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x > low { x } else { low };
+    if x < high { x } else { high }
+}
+
+/// Encodes one by one. `inside` is x clamped, so the code needs no clamping but where rounding could lead out.
+#[inline(always)]
+fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Seen {
+    let (mut outside, mut largest) = (0u32, 0u32);
+    for (x, out) in x.iter().zip(out) {
+        let x = F::widen(*x);
+        let inside = clamp(x, low, high);
+        *out = code.of(inside);
+        outside += u32::from(inside != x);
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    Seen { outside: u64::from(outside), finite: largest < INFINITY }
+}
+
+/// The code of a value in range. (A closure would not be compiled for the instruction set of its caller.)
+trait Code {
+    fn of(&self, inside: f32) -> u8;
+}
+
+/// `code = rint((x - low) * inverse_step)`: clamping x first is clamping the code.
+struct Nearest<'a>(&'a Affine);
+
+struct NearestCode {
+    low: f32,
+    inverse_step: f32,
+}
+
+impl Code for NearestCode {
+    #[inline(always)]
+    fn of(&self, inside: f32) -> u8 {
+        ((inside - self.low) * self.inverse_step + ROUND).to_bits() as u8
+    }
+}
+
+impl Encode for Nearest<'_> {
+    #[inline(always)]
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+        let Affine { low, high, inverse_step, .. } = *self.0;
+        let (done, mut seen) = isa.encode(self.0, F::floats(x), out);
+        seen.add(encode_each::<F>(&x[done..], &mut out[done..], low, high, NearestCode { low, inverse_step }));
+        seen
+    }
+}
+
+/// imagenet.int8's `(clip(z, low, high) / (high - low) + offset) * 255`, as `astype(uint8)` truncates it.
+struct Truncate<'a>(&'a Affine, f32);
+
+struct TruncateCode {
+    span: f32,
+    offset: f32,
+    top: f32,
+}
+
+impl Code for TruncateCode {
+    #[inline(always)]
+    fn of(&self, inside: f32) -> u8 {
+        let code = clamp((inside / self.span + self.offset) * self.top, 0.0, self.top);
+        let rounded = (code + ROUND) - ROUND;
+        let down = if rounded > code { 1.0 } else { 0.0 };
+        (rounded - down + ROUND).to_bits() as u8
+    }
+}
+
+impl Encode for Truncate<'_> {
+    #[inline(always)]
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+        let Self(affine, top) = *self;
+        let Affine { low, high, inverse_step, .. } = *affine;
+        if inverse_step == 0.0 {
+            return Nearest(affine).encode::<F>(isa, x, out);
+        }
+        let span = high - low;
+        encode_each::<F>(x, out, low, high, TruncateCode { span, offset: -low / span, top })
+    }
+}
+
+/// The number of bounds below x, by binary search.
+struct Search<'a>(&'a Codebook, u32);
+
+#[derive(Clone, Copy)]
+struct SearchCode<'a> {
+    tree: &'a [f32; 256],
+    bits: u32,
+}
+
+impl Code for SearchCode<'_> {
+    #[inline(always)]
+    fn of(&self, inside: f32) -> u8 {
+        let mut node = 1;
+        for _ in 0..self.bits {
+            node = 2 * node + usize::from(inside > self.tree[node & 255]);
+        }
+        (node - (1 << self.bits)) as u8
+    }
+}
+
+impl Encode for Search<'_> {
+    #[inline(always)]
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+        let Self(book, bits) = *self;
+        let (low, high) = (book.levels[0], book.levels[255]);
+        let rest = SearchCode { tree: &book.tree, bits };
+        let mut seen = Seen::NOTHING;
+        let mut buffer = [0.0; BLOCK];
+        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            let wide = &mut buffer[..x.len()];
+            F::widen_all(isa, x, wide);
+            let done = isa.search(&book.tree, bits, wide, out);
+            seen.add(encode_each::<F32>(&wide[done..], &mut out[done..], low, high, rest));
+            seen.add(observe(&wide[..done], low, high));
+        }
+        seen
+    }
+}
+
+/// What [`encode_each`] tells of the values, without encoding them.
+#[inline(always)]
+fn observe(x: &[f32], low: f32, high: f32) -> Seen {
+    let (mut outside, mut largest) = (0u32, 0u32);
+    for x in x {
+        outside += u32::from(clamp(*x, low, high) != *x);
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    Seen { outside: u64::from(outside), finite: largest < INFINITY }
+}
