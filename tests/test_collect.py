@@ -387,7 +387,7 @@ def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch
     told = io.StringIO()
     collect("cc12m", tmp_path, ids=[0, 1], threads=1, progress=told)
     lines = told.getvalue().splitlines()
-    assert lines[0].startswith("3 files to fetch, 600.0 kB; ")
+    assert lines[0].startswith("to fetch: 3 of 3 files, 600.0 kB; ")
     assert "cc12m-train-0001.tar: HTTP status 503; again in 0 s" in lines
     assert any("cc12m-train-0000.tar 43%" in line for line in lines)
     assert lines[-1].startswith("collect: 3 of 3 files, 600.0 kB of 600.0 kB, ")

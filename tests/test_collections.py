@@ -18,7 +18,6 @@ from latentq import LatentDataset, encode, verify
 from latentq.card import Card
 from latentq.cli import main
 from latentq.collect import COLLECTIONS
-from latentq.recipe import Recipe
 from latentq.shards import ShardsCard, shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,10 +40,7 @@ def commands(page, site):
 def prepared(tmp_path_factory, tiny_vae, tiny_open_clip):
     """Where the page's commands were run, the networks replaced by tiny ones of the same classes."""
     place = tmp_path_factory.mktemp("prepared")
-    recipe = tmp_path_factory.mktemp("recipe") / "micro-diffusion.toml"
-    # Its autoencoder is named by an option; only the embedding's width is another.
-    recipe.write_text(Recipe.toml("micro-diffusion").replace("[1, 77, 1024]", "[1, 77, 32]"))
-    networks = ["--autoencoder", tiny_vae, "--text-encoder", f"openclip:{tiny_open_clip}"]
+    networks = ["--autoencoder", str(tiny_vae), "--text-encoder", f"openclip:{tiny_open_clip}"]
     with Server() as server, pytest.MonkeyPatch.context() as patch:
         (place / "sa1b_links.tsv").write_text(serve_collections(server))
         patch.chdir(place)
@@ -54,10 +50,8 @@ def prepared(tmp_path_factory, tiny_vae, tiny_open_clip):
             if arguments[:2] == ["collect", "coco"]:
                 arguments += ["--site", server.url]
             if arguments[0] == "encode":
-                assert arguments[-2:] == ["--recipe", "micro-diffusion"]
-                options = [*networks, "--dtype", "float32", "--text-dtype", "float32"]
-                arguments = [*arguments[:-1], recipe, *options]
-            assert main([*map(str, arguments)]) == 0, arguments
+                arguments += [*networks, "--dtype", "float32", "--text-dtype", "float32"]
+            assert main(arguments) == 0, arguments
     return place
 
 

@@ -138,7 +138,7 @@ class _Run:
         if todo:
             known = f", {size_text(total)}" if total else ""
             free = size_text(shutil.disk_usage(self._folder).free)
-            self.bar.note(f"{len(todo)} files to fetch{known}; {free} are free in {self._folder}")
+            self.bar.note(f"to fetch: {len(todo)} of {len(files)} files{known}; {free} are free in {self._folder}")
         reasons |= self._fetch_all(todo, remotes, threads)
         with contextlib.suppress(OSError):  # the parts of what has failed stay
             (self._folder / _PARTS).rmdir()
