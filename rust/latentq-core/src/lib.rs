@@ -3,6 +3,7 @@
 pub mod error;
 pub mod image;
 pub mod mds;
+mod memory;
 pub mod order;
 pub mod parallel;
 pub mod quant;

@@ -1,9 +1,11 @@
 //! `latentq_core::quant` for Python. Arrays must be C-contiguous, aligned and native; `latentq.quantizer` sees to that.
 //! A 16-bit float array comes as uint16, its type beside it.
 
+use latentq_core::Error;
 use latentq_core::quant::{self, Floats, FloatsMut, Method, Rounding};
 use numpy::{
-    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
+    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn,
+    PyReadwriteArrayDyn, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -204,6 +206,32 @@ impl Quantizer {
         let mut out = Output::new(out, bfloat16, &shape)?;
         let (packed, out) = (packed.as_slice()?, out.floats()?);
         py.detach(|| self.0.dequantize_packed(packed, out, plane, threads)).map_err(to_py)
+    }
+
+    /// The values of the rows `indices` of packed codes (N, bytes), as an array of that shape.
+    #[allow(clippy::too_many_arguments)]
+    fn dequantize_rows(
+        &self,
+        py: Python<'_>,
+        packed: PyReadonlyArray2<'_, u8>,
+        indices: PyReadonlyArray1<'_, i64>,
+        shape: Vec<usize>,
+        out: &Bound<'_, PyAny>,
+        bfloat16: bool,
+    ) -> PyResult<()> {
+        let plane = plane(&shape, self.0.channels())?;
+        let mut out = Output::new(out, bfloat16, &shape)?;
+        let (rows, bytes) = (packed.shape()[0], packed.shape()[1]);
+        let (packed, indices, out) = (packed.as_slice()?, indices.as_slice()?, out.floats()?);
+        let row = |index: &i64| {
+            let index = usize::try_from(*index).ok().filter(|index| *index < rows);
+            index.map(|index| &packed[index * bytes..][..bytes])
+        };
+        py.detach(|| match indices.iter().map(row).collect::<Option<Vec<_>>>() {
+            Some(samples) => self.0.dequantize_each(&samples, out, plane),
+            None => Err(Error::argument(format!("an index is out of range for {rows} rows"))),
+        })
+        .map_err(to_py)
     }
 
     /// Adds the codes' counts to `out` (C, 2^bits).
