@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -22,11 +22,13 @@ from latentq.card import CARD, Card
 from latentq.layout import Layout, Scale, TokenColumn
 from latentq.noise import noise
 from latentq.quantizer import Quantizer
+from latentq.quantizer_torch import to_numpy
 from latentq.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from latentq._core import Threads
     from latentq.autoencoders import Autoencoder
     from latentq.loader import LatentLoader
     from latentq.resident import ResidentDataset
@@ -170,34 +172,49 @@ class LatentDataset(Dataset[dict[str, Any]]):
         batch = samples.batch if isinstance(samples, Samples) else None
         return default_collate(list(samples)) if batch is None else batch
 
-    def batch(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
 
         Args:
             indices: Of its samples, in any order, each from -len(self) to len(self) - 1.
+            noise: What `noise_of` gave, where latents are drawn from moments; None draws it by torch's own generator.
+            empty: Makes the tensors of the batch.
 
         Raises:
             IndexError: An index is out of range.
             FormatError: A shard is broken or cut short; the message names it.
         """
-        return self.decode_batch(self.read(indices))
+        begun = self._begin(checked_indices(indices, len(self)), list(self.layout.stored), None, True, empty)
+        return self.decode_batch(begun() | (noise or {}), empty=empty)
 
-    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
+    def begin(
+        self, indices: NDArray[np.int64], threads: Threads, *, decoded: bool = True, empty: Empty = private
+    ) -> Callable[[], Batch] | None:
+        """Begins a batch on threads that need no interpreter; what is returned waits for it.
+
+        Args:
+            indices: As of `batch`.
+            threads: They must not end before.
+            decoded: Whether the batch is as of `batch`, or else as of `read`.
+            empty: Makes its tensors.
+
+        Returns:
+            None where a batch takes more than reading and dequantising: moments, floats and tokens do.
+        """
+        if decoded and not all(column.is_plain for column in self.layout.encoded.values()):
+            return None
+        begun = self._begin(indices, list(self.layout.stored), threads, decoded, empty)
+        return (lambda: self.decode_batch(begun(), empty=empty)) if decoded else begun
+
+    def read(self, indices: Indices, *, names: Sequence[str] | None = None, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
 
         Args:
             indices: As of `batch`.
+            names: Which columns it has; None for all.
             empty: Makes the tensors to read into.
         """
-        indices = checked_indices(indices, len(self))
-        encoded = self.layout.encoded
-        raw = {name: empty((len(indices), column.nbytes), torch.uint8) for name, column in encoded.items()}
-        out = {encoded[name].stored: tensor.numpy() for name, tensor in raw.items()}
-        values = self._reader.gather(indices, list(self.layout.stored.values()), out=out)
-        return {
-            name: raw[name] if name in raw else self._value(name, values[stored])
-            for name, stored in self.layout.stored.items()
-        }
+        return self._begin(checked_indices(indices, len(self)), names or list(self.layout.stored), None, False, empty)()
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are.
@@ -207,7 +224,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         keys = {noise_key(name) for name in batch}
         return {
             name: self._decoded(name, value, batch.get(noise_key(name)), empty)
-            if name in self.layout.encoded
+            if name in self.layout.encoded and value.ndim == 2  # else they are decoded already
             else value
             for name, value in batch.items()
             if name not in keys
@@ -288,6 +305,30 @@ class LatentDataset(Dataset[dict[str, Any]]):
         column = column.in_scale(self.path, self.card, "raw")
         return column.decode(raw, torch.float32, noise=torch.zeros(len(raw), *column.shape))
 
+    def _begin(
+        self, indices: NDArray[np.int64], names: Sequence[str], threads: Threads | None, decoded: bool, empty: Empty
+    ) -> Callable[[], Batch]:
+        """Columns of a batch, their latents dequantised where that is wanted and one pass, or else as they are stored."""
+        encoded, stored, dtype = self.layout.encoded, self.layout.stored, self.layout.dtype
+        tensors, out, quantizers = {}, {}, {}
+        for name in names:
+            if name in encoded:
+                column = encoded[name]
+                quantizer = column.direct(dtype) if decoded else None
+                if quantizer is None:
+                    tensors[name] = empty((len(indices), column.nbytes), torch.uint8)
+                else:
+                    tensors[name] = empty((len(indices), *column.shape), dtype)
+                    quantizers[column.stored] = quantizer
+                out[column.stored] = to_numpy(tensors[name])
+        begun = self._reader.begin(indices, [stored[name] for name in names], out, quantizers, threads)
+
+        def batch() -> Batch:
+            found = begun()
+            return {name: tensors[name] if name in tensors else self._value(name, found[stored[name]]) for name in names}
+
+        return batch
+
     def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
         column = self.layout.encoded[name]
         dtype = column.decoded_type(self.layout.dtype)
@@ -300,7 +341,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if name not in self.layout.labels:
             return values
         try:
-            return torch.from_numpy(np.array(values, dtype=np.int64))
+            return torch.from_numpy(np.asarray(values, dtype=np.int64))
         except (ValueError, OverflowError):
             wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
             raise FormatError(

@@ -69,6 +69,15 @@ class LatentColumn:
         """The type of its values in a dataset of a dtype."""
         return dtype
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its values are made of codes, and nothing but dequantised."""
+        return not (self.is_float or self.moments)
+
+    def direct(self, dtype: torch.dtype) -> Quantizer | None:
+        """What makes values of that type of stored samples in one pass; None where there is no such thing."""
+        return self.quantizer if self.is_plain and dtype != torch.uint8 else None
+
     def decode(
         self,
         raw: torch.Tensor,
@@ -89,8 +98,9 @@ class LatentColumn:
             (N, *shape) of the given dtype.
         """
         shape = (len(raw), *self.facts.shape)
-        if dtype != torch.uint8 and not self.is_float and not self.moments:
-            values: torch.Tensor = self.quantizer.dequantize_packed(raw, shape, dtype=dtype, out=out)
+        direct = self.direct(dtype)
+        if direct is not None:
+            values: torch.Tensor = direct.dequantize_packed(raw, shape, dtype=dtype, out=out)
             return values
         codes: torch.Tensor = self.quantizer.unpack(raw, shape)
         if self.moments:
@@ -158,6 +168,11 @@ class TokenColumn:
     def decoded_type(self, _dtype: torch.dtype) -> torch.dtype:
         """int64, whatever the dtype of latents."""
         return torch.int64
+
+    is_plain = False
+
+    def direct(self, _dtype: torch.dtype) -> None:
+        """None: there is no quantiser."""
 
     def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The tokens of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) int64."""

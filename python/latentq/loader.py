@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from operator import index
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
+from latentq._core import Threads
 from latentq.buffers import Empty, Recycled, pinned, private
 from latentq.dataset import Batch, samples_of
 from latentq.order import Order, bernoulli, slice_of
 from latentq.processors import processors
+
+_STRETCH = 1 << 14  # samples whose order is computed at a time
 
 
 class Source(Protocol):
@@ -34,6 +37,28 @@ class Source(Protocol):
 
     def decode_batch(self, batch: Batch, *, empty: Empty) -> Batch:
         """The same with its latents decoded, on the device where they are."""
+
+    def batch(self, indices: NDArray[np.int64], *, noise: Batch, empty: Empty) -> Batch:
+        """All of that at once: a batch whose latents are decoded."""
+
+    def begin(
+        self, indices: NDArray[np.int64], threads: Threads, *, decoded: bool, empty: Empty
+    ) -> Callable[[], Batch] | None:
+        """The same (or what `read` gives) from threads that need no interpreter, where these can; it waits for it."""
+
+
+class _Step(NamedTuple):
+    """One step of an epoch, on one rank.
+
+    Attributes:
+        stop: Where the global batch ends, in the global order.
+        indices: This rank's samples.
+        masks: What is known of them beforehand: `valid` and the dropouts.
+    """
+
+    stop: int
+    indices: NDArray[np.int64]
+    masks: dict[str, NDArray[np.bool_]]
 
 
 class LatentLoader:
@@ -170,15 +195,23 @@ class LatentLoader:
         epoch = self._epoch
         empty = pinned if self._pin else Recycled()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
-        ahead: deque[tuple[int, Future[Batch]]] = deque()
+        threads = Threads(self.threads)
+        ahead: deque[tuple[_Step, Callable[[], Batch]]] = deque()
         try:
-            for start, stop in self._steps(self._position):
-                ahead.append((stop, pool.submit(self._prepare, epoch, start, stop, empty)))
+            for step in self._steps(epoch, self._position):
+                begun = None
+                if self.source.transform is None:
+                    begun = self.source.begin(step.indices, threads, decoded=self.device is None, empty=empty)
+                if begun is None:  # Python has a part in it, so that threads of Python prepare it
+                    begun = pool.submit(self._prepare, epoch, step.indices, empty).result
+                ahead.append((step, begun))
                 if len(ahead) > self.prefetch:
                     yield self._next(ahead)
             while ahead:
                 yield self._next(ahead)
         finally:
+            threads.shutdown()
+            ahead.clear()
             try:
                 pool.shutdown(cancel_futures=True)
             except KeyboardInterrupt:  # in the midst of waiting for the threads, which end all the same
@@ -186,41 +219,47 @@ class LatentLoader:
                 raise
         self._epoch, self._position = epoch + 1, 0
 
-    def _steps(self, position: int) -> Iterator[tuple[int, int]]:
-        """The global batches from a position on."""
-        step = self.batch_size * self.world_size
-        for start in range(position, len(self.order), step):
-            stop = min(start + step, len(self.order))
-            if self.drop_last and stop - start < step:
-                return
-            yield start, stop
+    def _steps(self, epoch: int, position: int) -> Iterator[_Step]:
+        """The steps of an epoch from a position on. What is computed for each sample is computed for many steps at once."""
+        step, end = self.batch_size * self.world_size, len(self.order)
+        if self.drop_last:
+            end -= (end - position) % step
+        stretch = -(-_STRETCH // self.batch_size) * step
+        for start in range(position, end, stretch):
+            bounds = [(at, min(at + step, end)) for at in range(start, min(start + stretch, end), step)]
+            slices = [slice_of(*pair, self.rank, self.world_size) for pair in bounds]
+            indices = self.order.indices(epoch, np.concatenate([positions for positions, _ in slices]))
+            masks = {"valid": np.concatenate([valid for _, valid in slices])}
+            for salt, (name, probability) in enumerate(self.dropouts.items()):
+                if probability:
+                    masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt))
+            first = 0
+            for (_, stop), (positions, _) in zip(bounds, slices, strict=True):
+                mine = slice(first, first + len(positions))
+                yield _Step(stop, indices[mine], {name: mask[mine] for name, mask in masks.items()})
+                first = mine.stop
 
-    def _next(self, ahead: deque[tuple[int, Future[Batch]]]) -> Batch:
-        stop, future = ahead.popleft()
-        batch = self._finish(future.result())
+    def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]]) -> Batch:
+        step, begun = ahead.popleft()
+        batch = begun() | {name: torch.from_numpy(mask) for name, mask in step.masks.items()}
+        batch = self._finish(batch)
         # What is dropped at the end counts as done, so that no other number of ranks takes it up.
-        self._position = stop if ahead or not self.drop_last else len(self.order)
+        self._position = step.stop if ahead or not self.drop_last else len(self.order)
         return batch
 
-    def _prepare(self, epoch: int, start: int, stop: int, empty: Empty) -> Batch:
-        """This rank's part of a global batch, on a thread of the pool."""
-        positions, valid = slice_of(start, stop, self.rank, self.world_size)
-        indices = self.order.indices(epoch, positions)
-        batch = self.source.read(indices, empty=empty)
-        batch |= self.source.noise_of(indices, self.order.seed, epoch, empty=empty)
-        if self.source.transform is not None:
-            samples = samples_of(self.source.decode_batch(batch, empty=private), self.source.transform)
+    def _prepare(self, epoch: int, indices: NDArray[np.int64], empty: Empty) -> Batch:
+        """A batch, on a thread of Python."""
+        source = self.source
+        noise = source.noise_of(indices, self.order.seed, epoch, empty=empty)
+        if source.transform is not None:
+            samples = samples_of(source.batch(indices, noise=noise, empty=private), source.transform)
             batch = default_collate(list(samples))
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
-        elif self.device is None:
-            batch = self.source.decode_batch(batch, empty=empty)
-        batch["valid"] = torch.from_numpy(valid)
-        for salt, (name, probability) in enumerate(self.dropouts.items()):
-            if probability:
-                drop = bernoulli(indices, probability, (self.order.seed, epoch, salt))
-                batch[name] = torch.from_numpy(drop)
-        return batch
+            return batch
+        if self.device is None:
+            return source.batch(indices, noise=noise, empty=empty)
+        return source.read(indices, empty=empty) | noise
 
     def _finish(self, batch: Batch) -> Batch:
         """What must happen on the caller's thread, and so on its stream: the way to the device, and decoding there."""

@@ -67,9 +67,16 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together, as of `LatentDataset`."""
-        return samples_of(self.decode_batch(self.read(indices)), self.transform)
+        return samples_of(self.batch(indices), self.transform)
 
     collate = staticmethod(LatentDataset.collate)
+
+    def batch(self, indices: Indices, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
+        """A batch, as of `LatentDataset.batch`."""
+        return self.decode_batch(self.read(indices) | (noise or {}), empty=empty)
+
+    def begin(self, *_: Any, **__: Any) -> None:
+        """None: a batch's samples are put together from the datasets' by Python."""
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored: what `decode_batch` takes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latentq._core import MemoryTables, Threads, gather
 from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
 from latentq.loader import LatentLoader
+from latentq.quantizer_torch import to_numpy
 
 _CHUNK = 4096  # samples that are read at a time
 _UNKNOWN = 1 << 62  # bytes, where a system does not tell
@@ -47,12 +49,11 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             )
         self.columns: dict[str, torch.Tensor] = {}
         for start in range(0, len(dataset), _CHUNK):
-            part = dataset.read(np.arange(start, min(start + _CHUNK, len(dataset))))
-            for name in names:
+            part = dataset.read(np.arange(start, min(start + _CHUNK, len(dataset))), names=names)
+            for name, values in part.items():
                 if not start:
-                    shape = (len(dataset), *part[name].shape[1:])
-                    self.columns[name] = torch.empty(shape, dtype=part[name].dtype, device=self.device)
-                self.columns[name][start : start + _CHUNK] = part[name]
+                    self.columns[name] = _table((len(dataset), *values.shape[1:]), values.dtype, self.device)
+                self.columns[name][start : start + _CHUNK] = values
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -70,11 +71,15 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     collate = staticmethod(LatentDataset.collate)
 
-    def batch(self, indices: Indices | torch.Tensor) -> Batch:
+    def batch(
+        self, indices: Indices | torch.Tensor, *, noise: Batch | None = None, empty: Empty = shareable
+    ) -> Batch:
         """A batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
             indices: Of its samples. A tensor on a GPU is taken as it is, without a check that would wait for it.
+            noise: As of `LatentDataset.batch`.
+            empty: Makes the tensors of a batch on the CPU.
 
         Raises:
             IndexError: An index is out of range.
@@ -82,8 +87,45 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if isinstance(indices, torch.Tensor) and indices.device.type == "cpu":
             indices = indices.numpy()
         if not isinstance(indices, torch.Tensor):
-            indices = torch.from_numpy(checked_indices(indices, len(self)))
-        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)))
+            indices = checked_indices(indices, len(self))
+            if self.device.type == "cpu":
+                return self._dataset.decode_batch(self._begin(indices, None, empty)() | (noise or {}), empty=empty)
+            indices = torch.from_numpy(indices)
+        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)) | (noise or {}), empty=empty)
+
+    def begin(
+        self, indices: NDArray[np.int64], threads: Threads, *, decoded: bool = True, empty: Empty = private
+    ) -> Callable[[], Batch] | None:
+        """As of `LatentDataset`. None also where it lies on another device, which then does all the work."""
+        columns = self._dataset.layout.encoded.values()
+        if self.device.type != "cpu" or not decoded or not all(column.is_plain for column in columns):
+            return None
+        begun = self._begin(indices, threads, empty)
+        return lambda: self._dataset.decode_batch(begun(), empty=empty)
+
+    def _begin(self, indices: NDArray[np.int64], threads: Threads | None, empty: Empty) -> Callable[[], Batch]:
+        """Columns of a batch, their latents dequantised where that is one pass, or else as they are stored."""
+        layout, count = self._dataset.layout, len(indices)
+        batch, outs, kernels = {}, [], []
+        for name, table in self.columns.items():
+            column = layout.encoded.get(name)
+            quantizer = None if column is None else column.direct(layout.dtype)
+            if column is None or quantizer is None:
+                batch[name] = empty((count, *table.shape[1:]), table.dtype)
+                out, kernel = _bytes(batch[name]), None
+            else:
+                batch[name] = empty((count, *column.shape), layout.dtype)
+                out, kernel = quantizer.sink(to_numpy(batch[name]))
+            outs.append(out)
+            kernels.append(kernel)
+        tables = MemoryTables([_bytes(table) for table in self.columns.values()])
+        gathering = gather(tables, indices, range(len(outs)), outs, kernels, threads)
+
+        def result() -> Batch:
+            gathering.result()
+            return batch
+
+        return result
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """The numbers of a batch's samples: what `decode_batch` takes, once they are on the device."""
@@ -93,7 +135,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch whose numbers `read` gave."""
         picked = {
-            name: _picked(self.columns[name], value, empty) if name in self.columns else value
+            name: self.columns[name].index_select(0, value) if name in self.columns else value
             for name, value in batch.items()
         }
         return self._dataset.decode_batch(picked, empty=empty)
@@ -107,14 +149,17 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return LatentLoader(self, batch_size, device=self.device, **options)
 
 
-def _picked(column: torch.Tensor, numbers: torch.Tensor, empty: Empty) -> torch.Tensor:
-    if column.device.type != "cpu":
-        return column.index_select(0, numbers)
-    # NumPy's own, since torch's would start threads of OpenMP in each of a loader's threads. With `clip`, which nothing
-    # needs, it writes to `out` itself.
-    out = empty((len(numbers), *column.shape[1:]), column.dtype)
-    np.take(column.numpy(), numbers.numpy(), axis=0, out=out.numpy(), mode="clip")
-    return out
+def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """A tensor's memory, a row for each of its own."""
+    array = tensor.numpy()
+    return array.reshape(len(array), -1).view(np.uint8) if array.size else np.empty((len(array), 0), np.uint8)
+
+
+def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    # NumPy asks the system for huge pages, with which samples picked at random are read faster.
+    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def _free_bytes(device: torch.device) -> int:

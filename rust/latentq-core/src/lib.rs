@@ -1,5 +1,6 @@
 //! The core of latentq: pixels, quantised latents and MDS shards. It knows nothing of Python.
 
+pub mod batch;
 pub mod error;
 pub mod image;
 pub mod mds;

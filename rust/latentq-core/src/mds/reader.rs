@@ -179,6 +179,37 @@ impl Reader {
         Ok(())
     }
 
+    /// Stopgap.
+    pub fn for_each_value(
+        &self,
+        indices: &[u64],
+        columns: &[usize],
+        mut visit: impl FnMut(usize, usize, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut order: Vec<(u64, usize)> = indices.iter().copied().zip(0..).collect();
+        order.sort_unstable();
+        let mut scratch = Scratch::default();
+        let mut lists: Vec<(Vec<u8>, Vec<Range<usize>>)> = columns.iter().map(|_| Default::default()).collect();
+        let mut rest = order.as_slice();
+        while let Some((first, _)) = rest.first() {
+            let (number, _) = self.locate(*first)?;
+            let (start, end) = (self.starts[number], self.starts[number + 1]);
+            let (run, behind) = rest.split_at(rest.partition_point(|(index, _)| *index < end));
+            let shard = self.open_shard(number)?;
+            let schema = &self.index.shards[number].schema;
+            let places: Vec<usize> = columns.iter().map(|column| self.position(schema, *column)).collect();
+            for (index, slot) in run {
+                let range = shard.0.range((index - start) as usize);
+                let mut sinks = Vec::new();
+                for (bytes, ranges) in &mut lists { bytes.clear(); ranges.resize(1, 0..0); sinks.push(Sink::Each(bytes, ranges)); }
+                self.gather_one(number, &shard.1, range, &places, 0, &mut sinks, &mut scratch)?;
+                for (column, (bytes, ranges)) in lists.iter().enumerate() { visit(*slot, column, &bytes[ranges[0].clone()])?; }
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
     #[allow(clippy::too_many_arguments)] // one sample's place, and where its values go
     fn gather_one(
         &self,

@@ -7,7 +7,6 @@ use super::half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::isa::{Isa, Kernel};
 use super::pack::{pack_sample, packed_len, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
-use crate::memory::prefetch;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
@@ -118,33 +117,9 @@ impl Quantizer {
         shape: Shape,
         threads: usize,
     ) -> Result<()> {
-        self.check(each_chunk(codes, out, (shape.bytes, shape.elements), shape.channels, threads, |codes, out| {
-            let samples = codes.chunks_exact(shape.bytes);
-            isa.run(Dequantize::<F, _> { quantizer: self, isa, samples, out, shape })
-        }))
-    }
-
-    /// [`Quantizer::dequantize_packed`] of samples that lie anywhere, each of as many bytes as a packed sample has.
-    pub fn dequantize_each(&self, samples: &[&[u8]], out: FloatsMut<'_>, plane: usize) -> Result<()> {
-        let bytes = samples.iter().map(|sample| sample.len()).sum();
-        let shape = self.shape(out.len(), bytes, plane, true)?;
-        if let Some(sample) = samples.iter().find(|sample| sample.len() != shape.bytes) {
-            return Err(Error::argument(format!("a sample of {} bytes, where {} are needed", sample.len(), shape.bytes)));
-        }
-        match out {
-            FloatsMut::F32(out) => self.dequantize_each_as::<F32>(samples, out, shape),
-            FloatsMut::F16(out) => self.dequantize_each_as::<F16>(samples, out, shape),
-            FloatsMut::BF16(out) => self.dequantize_each_as::<BF16>(samples, out, shape),
-        }
-    }
-
-    fn dequantize_each_as<F: Float>(&self, samples: &[&[u8]], out: &mut [F::Bits], shape: Shape) -> Result<()> {
-        let (isa, samples) = (Isa::best(), Prefetched(samples.iter()));
-        self.check(isa.run(Dequantize::<F, _> { quantizer: self, isa, samples, out, shape }))
-    }
-
-    /// An error where a code was seen that has too many bits.
-    fn check(&self, counts: Counts) -> Result<()> {
+        let counts = each_chunk(codes, out, (shape.bytes, shape.elements), shape.channels, threads, |codes, out| {
+            isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape })
+        });
         match counts.bad.first() {
             None => Ok(()),
             Some((sample, channel)) => Err(Error::argument(format!(
@@ -620,42 +595,27 @@ fn observe(x: &[f32], low: f32, high: f32) -> Seen {
     Seen { outside: u64::from(outside), largest }
 }
 
-/// Samples that lie anywhere. The next is fetched while one is worked on.
-struct Prefetched<'a>(std::slice::Iter<'a, &'a [u8]>);
-
-impl<'a> Iterator for Prefetched<'a> {
-    type Item = &'a [u8];
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<&'a [u8]> {
-        let sample = self.0.next()?;
-        if let Some(next) = self.0.as_slice().first() {
-            prefetch(next);
-        }
-        Some(sample)
-    }
-}
-
-struct Dequantize<'a, F: Float, S> {
+struct Dequantize<'a, F: Float> {
     quantizer: &'a Quantizer,
     isa: Isa,
-    /// The codes of each sample.
-    samples: S,
+    codes: &'a [u8],
     out: &'a mut [F::Bits],
     shape: Shape,
 }
 
-impl<'a, F: Float, S: Iterator<Item = &'a [u8]>> Kernel for Dequantize<'a, F, S> {
+impl<F: Float> Kernel for Dequantize<'_, F> {
     type Output = Counts;
 
     #[inline(always)]
     fn run(self) -> Counts {
-        let Self { quantizer, isa, samples, out, shape } = self;
+        let Self { quantizer, isa, codes, out, shape } = self;
         let bits = quantizer.bits();
         let mut buffer = [0.0; BLOCK];
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut counts = Counts::default();
-        for (number, (codes, out)) in samples.zip(out.chunks_exact_mut(shape.elements)).enumerate() {
+        for (number, (codes, out)) in
+            codes.chunks_exact(shape.bytes).zip(out.chunks_exact_mut(shape.elements)).enumerate()
+        {
             let codes = if shape.packed {
                 unpack_sample(codes, &mut unpacked, bits);
                 &unpacked[..]
