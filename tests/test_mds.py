@@ -7,7 +7,7 @@ import pickle
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -429,9 +429,12 @@ def test_the_folders_of_imagenet_int8_are_read_with_their_four_digit_names(tmp_p
         reader.gather([7], "vae_output", out=np.empty((1, 4095), np.uint8))
 
 
-def test_gather_takes_indices_as_numpy_does(dataset: Path) -> None:
-    reader = mds.Reader(dataset)
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_gather_takes_indices_as_numpy_does(dataset: Path, cache_bytes: int) -> None:
+    reader = mds.Reader(dataset, cache_bytes=cache_bytes)
     rows = list(reader)
+    for got, row in zip(reader, rows, strict=True):
+        assert_equal(got, row)
     latents = np.array([row["latent"] for row in rows])
     labels = np.array([row["label"] for row in rows])
     rng = np.random.default_rng(1)
@@ -524,6 +527,77 @@ def test_a_shard_that_is_cut_short_under_its_reader_is_an_error(dataset: Path) -
     os.truncate(dataset / "shard.00000.mds", 1000)
     with pytest.raises(FormatError, match=r"shard\.00000\.mds"):
         reader.gather(range(5), "latent")
+
+
+def bytes_read(call: Callable[[], object]) -> int:
+    """What the system calls of this process that read gave meanwhile, but for the few bytes of telling it."""
+
+    def read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    start = read()
+    call()
+    return max(read() - start - 500, 0)
+
+
+def epochs(reader: mds.Reader, number: int) -> list[int]:
+    """Bytes read from files in each of so many epochs."""
+    order = np.random.default_rng(0).permutation(len(reader))
+    return [bytes_read(lambda: reader.gather(order, "latent")) for _ in range(number)]
+
+
+def test_what_is_read_a_second_time_is_held_in_memory_where_all_of_it_has_room(dataset: Path) -> None:
+    total = sum(file.stat().st_size for file in dataset.glob("*.mds"))
+    first, second, third = epochs(mds.Reader(dataset, cache_bytes=total), 3)
+    assert 50 * 256 - 500 <= first < total
+    assert total - 500 <= second <= total
+    assert third == 0
+    for cache_bytes in [0, total - 1]:
+        assert all(read >= 50 * 256 - 500 for read in epochs(mds.Reader(dataset, cache_bytes=cache_bytes), 3))
+    # Whoever reads each sample once, or a few often, does not read a shard for it.
+    reader = mds.Reader(dataset)
+    assert bytes_read(lambda: list(reader)) < 2 * total
+    reader = mds.Reader(dataset)
+    assert bytes_read(lambda: [reader[0] for _ in range(5)]) < 3500
+
+
+def test_all_readers_together_hold_an_eighth_of_the_memory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = sum(file.stat().st_size for file in dataset.glob("*.mds"))
+    monkeypatch.setattr(mds, "available_bytes", lambda: 8 * total + 7)
+    holds = mds.Reader(dataset)
+    assert epochs(mds.Reader(dataset), 3)[2] > 0
+    assert epochs(holds, 3)[2] == 0
+    del holds
+    assert epochs(mds.Reader(dataset), 3)[2] == 0
+    monkeypatch.setattr(mds, "available_bytes", lambda: 8 * total - 1)
+    assert epochs(mds.Reader(dataset), 3)[2] > 0
+    monkeypatch.setattr(mds, "available_bytes", lambda: None)
+    assert epochs(mds.Reader(dataset), 3)[2] == 0
+    with pytest.raises(ValueError, match="negative"):
+        mds.Reader(dataset, cache_bytes=-1)
+
+
+def test_a_forked_or_unpickled_reader_holds_nothing_more(dataset: Path) -> None:
+    reader = mds.Reader(dataset)
+    assert epochs(pickle.loads(pickle.dumps(reader)), 3)[2] > 0
+    first = range(5)
+    for _ in range(9):
+        reader.gather(first, "latent")
+    pid = os.fork()
+    if pid == 0:
+        shares = bytes_read(lambda: reader.gather(first, "latent")) == 0
+        os._exit(0 if shares and epochs(reader, 3)[2] > 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_held_shard_that_is_cut_short_is_an_error(dataset: Path) -> None:
+    reader = mds.Reader(dataset)
+    epochs(reader, 2)
+    os.truncate(dataset / "shard.00000.mds", 3000)
+    for read in [lambda: reader.gather([49, 0], "latent"), lambda: reader[0], lambda: reader.gather([0], "key")]:
+        with pytest.raises(FormatError, match=r"shard\.00000\.mds: at byte 3000: the file has 3000 bytes"):
+            read()
+    assert reader[49]["key"].endswith("n0049")
 
 
 def test_a_shard_must_be_what_its_index_says(dataset: Path) -> None:

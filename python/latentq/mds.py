@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from latentq import _core
 from latentq._core import FormatError
+from latentq.memory import available_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Reader", "Repair", "Writer", "merge", "merged_index", "repair", "verify"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
+
+_SHARE = 8  # of the available memory, what all readers of a process together hold of shards that are not compressed
 
 
 class Writer:
@@ -170,11 +173,16 @@ class Reader:
 
     Args:
         path: The dataset's folder.
-        cache_bytes: Bytes of decompressed shards that are kept; one is kept always.
+        cache_bytes: Bytes of shards that are held in memory. Of compressed ones, as many as fit, and one always. Others
+            are held only where the whole dataset is not larger, nor larger than an eighth of the memory that is
+            available when it is opened, each from when as many samples have been read of it as it has. A forked child
+            shares what its parent holds, and neither it nor an unpickled reader takes more of these: the system's page
+            cache holds them for all processes.
 
     Raises:
         FileNotFoundError: There is no index.json in it.
         latentq.FormatError: The index breaks its format.
+        ValueError: `cache_bytes` is negative.
 
     Attributes:
         path: The dataset's folder, absolute.
@@ -185,9 +193,15 @@ class Reader:
     columns: dict[str, str]
 
     def __init__(self, path: StrPath, *, cache_bytes: int = 1 << 30) -> None:
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes {cache_bytes} is negative")
+        available = available_bytes()
+        self._open(path, cache_bytes, cache_bytes if available is None else max(available // _SHARE, 0))
+
+    def _open(self, path: StrPath, cache_bytes: int, raw_bytes: int) -> None:
         self.path = Path(path).absolute()
         self._cache_bytes = cache_bytes
-        self._core = _core.MdsReader(str(self.path), cache_bytes)
+        self._core = _core.MdsReader(str(self.path), cache_bytes, raw_bytes)
         described = self._core.columns
         self.columns = {name: encoding for name, encoding, _ in described}
         self._fixed = {name: fixed for name, _, fixed in described}
@@ -213,7 +227,7 @@ class Reader:
         return sample
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (str(self.path), self._cache_bytes)
+        return _unpickled, (str(self.path), self._cache_bytes)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -452,8 +466,10 @@ def repair(path: StrPath) -> Repair:
     return Repair(shards, samples, [Finding(*finding) for finding in left_out], kept)
 
 
-def _open(path: str, cache_bytes: int) -> Reader:
-    return Reader(path, cache_bytes=cache_bytes)
+def _unpickled(path: str, cache_bytes: int) -> Reader:
+    reader = Reader.__new__(Reader)
+    reader._open(path, cache_bytes, 0)
+    return reader
 
 
 def _size(dtype: np.dtype[Any], shape: Sequence[int]) -> int:

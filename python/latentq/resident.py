@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ from latentq._core import MemoryTables, Threads, gather
 from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
 from latentq.loader import LatentLoader
+from latentq.memory import available_bytes
 from latentq.quantizer_torch import to_numpy
 
 _CHUNK = 4096  # samples that are read at a time
-_UNKNOWN = 1 << 62  # bytes, where a system does not tell
 
 
 class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -43,7 +42,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 f"{dataset.path}: no latents or labels are among the columns {', '.join(dataset.layout.stored)}"
             )
         needed, free = dataset.resident_bytes, _free_bytes(self.device)
-        if needed > free:
+        if free is not None and needed > free:
             raise MemoryError(
                 f"{dataset.path} needs {needed / 1e9:.2f} GB on {self.device}, where {free / 1e9:.2f} GB are free"
             )
@@ -162,29 +161,7 @@ def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
-def _free_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return _UNKNOWN
-    try:
-        available = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
-    except (OSError, IndexError):
-        return _UNKNOWN
-    return min(available, _free_in_cgroup())
-
-
-def _free_in_cgroup() -> int:
-    """What the control group that a container sees, version 2 or 1, still grants beside its page cache."""
-    for folder, limit, used in (
-        (Path("/sys/fs/cgroup"), "memory.max", "anon"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"),
-    ):
-        try:
-            granted = (folder / limit).read_text().strip()
-            taken = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())[used]
-        except (OSError, KeyError, ValueError):
-            continue
-        if granted != "max":
-            return int(granted) - int(taken)
-    return _UNKNOWN
+    return available_bytes() if device.type == "cpu" else None

@@ -350,8 +350,8 @@ pub struct MdsReader {
 #[pymethods]
 impl MdsReader {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, memory: usize) -> PyResult<Self> {
-        let reader = py.detach(|| mds::Reader::open(&path, memory)).map_err(to_py)?;
+    fn new(py: Python<'_>, path: PathBuf, memory: usize, raw: usize) -> PyResult<Self> {
+        let reader = py.detach(|| mds::Reader::open(&path, memory, raw)).map_err(to_py)?;
         Ok(Self { names: names(py, &reader.schema().columns), reader: Arc::new(reader) })
     }
 

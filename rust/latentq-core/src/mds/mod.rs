@@ -13,6 +13,7 @@ mod cache;
 mod compress;
 mod encoding;
 mod hash;
+mod held;
 mod index;
 mod json;
 mod publish;

@@ -120,19 +120,39 @@ pub fn own_config(bytes: &[u8]) -> Result<(u64, Config), Fault> {
     Ok((n, from_bytes(config).map_err(|fault| fault.at(head))?))
 }
 
-/// Where in a sample of `len` bytes a column of fixed size lies, where that can be told without the sample's header: all
-/// columns before it, or all behind it, are fixed.
-pub fn locate(schema: &Schema, column: usize, len: u64) -> Option<Range<u64>> {
-    let size = |columns: &[super::Column]| columns.iter().try_fold(0u64, |sum, c| Some(sum + u64::from(c.size?)));
-    let (before, rest) = schema.columns.split_at(column);
-    let (own, behind) = rest.split_first()?;
-    let own = u64::from(own.size?);
-    let start = match (size(before), size(behind)) {
-        (Some(before), _) => schema.header + before,
-        (_, Some(behind)) => len.checked_sub(behind)?.checked_sub(own)?,
-        _ => return None,
-    };
-    Some(start..start + own)
+/// Where in a sample a column of fixed size lies, where that can be told without the sample's header: all columns before it,
+/// or all behind it, are fixed.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// Its first byte and its size.
+    FromStart(u64, u64),
+    /// Bytes from its first to the sample's end, and its size.
+    FromEnd(u64, u64),
+}
+
+impl Place {
+    /// The place of a column, where it can be told.
+    pub fn of(schema: &Schema, column: usize) -> Option<Self> {
+        let size = |columns: &[super::Column]| columns.iter().try_fold(0u64, |sum, c| Some(sum + u64::from(c.size?)));
+        let (before, rest) = schema.columns.split_at(column);
+        let (own, behind) = rest.split_first()?;
+        let own = u64::from(own.size?);
+        match (size(before), size(behind)) {
+            (Some(before), _) => Some(Self::FromStart(schema.header + before, own)),
+            (_, Some(behind)) => Some(Self::FromEnd(own + behind, own)),
+            _ => None,
+        }
+    }
+
+    /// Where it lies in a sample of `len` bytes, which a checked table gave: none is shorter than its fixed columns.
+    #[inline]
+    pub fn within(self, len: u64) -> Range<u64> {
+        let (start, size) = match self {
+            Self::FromStart(start, size) => (start, size),
+            Self::FromEnd(left, size) => (len.saturating_sub(left), size),
+        };
+        start..start + size
+    }
 }
 
 /// Where in a sample of `len` bytes each column lies, by its header (`head`: the first `schema.header` bytes).
