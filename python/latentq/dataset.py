@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,16 +20,15 @@ from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
+from latentq.gathering import Column, Gatherer
 from latentq.layout import Layout, Scale, TokenColumn
 from latentq.noise import noise
 from latentq.quantizer import Quantizer
-from latentq.quantizer_torch import to_numpy
 from latentq.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from latentq._core import Threads
     from latentq.autoencoders import Autoencoder
     from latentq.loader import LatentLoader
     from latentq.resident import ResidentDataset
@@ -184,27 +184,23 @@ class LatentDataset(Dataset[dict[str, Any]]):
             IndexError: An index is out of range.
             FormatError: A shard is broken or cut short; the message names it.
         """
-        begun = self._begin(checked_indices(indices, len(self)), list(self.layout.stored), None, True, empty)
+        begun = self.gatherer().begin(checked_indices(indices, len(self)), empty)
         return self.decode_batch(begun() | (noise or {}), empty=empty)
 
-    def begin(
-        self, indices: NDArray[np.int64], threads: Threads, *, decoded: bool = True, empty: Empty = private
-    ) -> Callable[[], Batch] | None:
-        """Begins a batch on threads that need no interpreter; what is returned waits for it.
+    @property
+    def is_plain(self) -> bool:
+        """Whether batches of it take no Python: no transform, and of latents only codes."""
+        return self.transform is None and self.layout.is_plain
+
+    def gatherer(self, *, names: Sequence[str] | None = None, decoded: bool = True) -> Gatherer:
+        """What gathers batches of some columns.
 
         Args:
-            indices: As of `batch`.
-            threads: They must not end before.
-            decoded: Whether the batch is as of `batch`, or else as of `read`.
-            empty: Makes its tensors.
-
-        Returns:
-            None where a batch takes more than reading and dequantising: moments, floats and tokens do.
+            names: The columns; None for all.
+            decoded: Whether latents are dequantised where that is one pass over them: `decode_batch` does the rest.
         """
-        if decoded and not all(column.is_plain for column in self.layout.encoded.values()):
-            return None
-        begun = self._begin(indices, list(self.layout.stored), threads, decoded, empty)
-        return (lambda: self.decode_batch(begun(), empty=empty)) if decoded else begun
+        columns = [self._column(name, decoded) for name in names or self.layout.stored]
+        return Gatherer(self._reader.core, columns)
 
     def read(self, indices: Indices, *, names: Sequence[str] | None = None, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
@@ -214,7 +210,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             names: Which columns it has; None for all.
             empty: Makes the tensors to read into.
         """
-        return self._begin(checked_indices(indices, len(self)), names or list(self.layout.stored), None, False, empty)()
+        return self.gatherer(names=names, decoded=False).begin(checked_indices(indices, len(self)), empty)()
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
         """The batch that `read` has begun, its latents decoded on the device where they are.
@@ -305,29 +301,26 @@ class LatentDataset(Dataset[dict[str, Any]]):
         column = column.in_scale(self.path, self.card, "raw")
         return column.decode(raw, torch.float32, noise=torch.zeros(len(raw), *column.shape))
 
-    def _begin(
-        self, indices: NDArray[np.int64], names: Sequence[str], threads: Threads | None, decoded: bool, empty: Empty
-    ) -> Callable[[], Batch]:
-        """Columns of a batch, their latents dequantised where that is wanted and one pass, or else as they are stored."""
-        encoded, stored, dtype = self.layout.encoded, self.layout.stored, self.layout.dtype
-        tensors, out, quantizers = {}, {}, {}
-        for name in names:
-            if name in encoded:
-                column = encoded[name]
-                quantizer = column.direct(dtype) if decoded else None
-                if quantizer is None:
-                    tensors[name] = empty((len(indices), column.nbytes), torch.uint8)
-                else:
-                    tensors[name] = empty((len(indices), *column.shape), dtype)
-                    quantizers[column.stored] = quantizer
-                out[column.stored] = to_numpy(tensors[name])
-        begun = self._reader.begin(indices, [stored[name] for name in names], out, quantizers, threads)
-
-        def batch() -> Batch:
-            found = begun()
-            return {name: tensors[name] if name in tensors else self._value(name, found[stored[name]]) for name in names}
-
-        return batch
+    def _column(self, name: str, decoded: bool) -> Column:
+        """How a column is gathered."""
+        stored, encoded = self.layout.stored[name], self.layout.encoded.get(name)
+        place, fixed = self._reader.stored_as(stored)
+        if encoded is not None:
+            quantizer = encoded.direct(self.layout.dtype) if decoded else None
+            if quantizer is not None:
+                return Column(name, place, encoded.shape, self.layout.dtype, quantizer)
+            return Column(name, place, (encoded.nbytes,))
+        if name in self.layout.labels and fixed == ("int64", []):
+            return Column(name, place, (), torch.int64)
+        if fixed is None:
+            return Column(
+                name, place, None, convert=lambda values, at: self._value(name, self._reader.decoded_list(stored, values, at))
+            )
+        dtype, shape = np.dtype(fixed[0]), fixed[1]
+        size = dtype.itemsize * prod(shape)
+        return Column(
+            name, place, (size,), convert=lambda raw, _: self._value(name, raw.numpy().view(dtype).reshape(-1, *shape))
+        )
 
     def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
         column = self.layout.encoded[name]

@@ -212,6 +212,11 @@ class Layout:
         return {name: column for name, column in self.encoded.items() if isinstance(column, LatentColumn)}
 
     @property
+    def is_plain(self) -> bool:
+        """Whether latents, if there are any, are made of codes, and nothing but dequantised."""
+        return all(column.is_plain for column in self.encoded.values())
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The columns that hold labels, by their names in samples."""
         return tuple(name for name, stored in self.stored.items() if self.recipe.columns[stored].content == "label")

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from latentq._core import Threads
 from latentq.buffers import Empty, Recycled, pinned, private
 from latentq.dataset import Batch, samples_of
+from latentq.gathering import Gatherer
 from latentq.order import Order, bernoulli, slice_of
 from latentq.processors import processors
 
@@ -26,6 +27,7 @@ class Source(Protocol):
     """What a loader reads from: `LatentDataset`, `LatentMixture` or `ResidentDataset`."""
 
     transform: Any
+    is_plain: bool
 
     def __len__(self) -> int: ...
 
@@ -41,10 +43,8 @@ class Source(Protocol):
     def batch(self, indices: NDArray[np.int64], *, noise: Batch, empty: Empty) -> Batch:
         """All of that at once: a batch whose latents are decoded."""
 
-    def begin(
-        self, indices: NDArray[np.int64], threads: Threads, *, decoded: bool, empty: Empty
-    ) -> Callable[[], Batch] | None:
-        """The same (or what `read` gives) from threads that need no interpreter, where these can; it waits for it."""
+    def gatherer(self, *, decoded: bool) -> Gatherer:
+        """Where it is plain, what makes batches (or, not `decoded`, what `read` gives) without Python."""
 
 
 class _Step(NamedTuple):
@@ -195,16 +195,15 @@ class LatentLoader:
         epoch = self._epoch
         empty = pinned if self._pin else Recycled()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
-        threads = Threads(self.threads)
+        threads = Threads(self.threads)  # of the core; each kind is started when it has something to do
+        gatherer = self.source.gatherer(decoded=self.device is None) if self.source.is_plain else None
         ahead: deque[tuple[_Step, Callable[[], Batch]]] = deque()
         try:
             for step in self._steps(epoch, self._position):
-                begun = None
-                if self.source.transform is None:
-                    begun = self.source.begin(step.indices, threads, decoded=self.device is None, empty=empty)
-                if begun is None:  # Python has a part in it, so that threads of Python prepare it
-                    begun = pool.submit(self._prepare, epoch, step.indices, empty).result
-                ahead.append((step, begun))
+                if gatherer is not None:
+                    ahead.append((step, gatherer.begin(step.indices, empty, threads)))
+                else:
+                    ahead.append((step, pool.submit(self._prepare, epoch, step.indices, empty).result))
                 if len(ahead) > self.prefetch:
                     yield self._next(ahead)
             while ahead:
@@ -241,8 +240,11 @@ class LatentLoader:
 
     def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]]) -> Batch:
         step, begun = ahead.popleft()
-        batch = begun() | {name: torch.from_numpy(mask) for name, mask in step.masks.items()}
-        batch = self._finish(batch)
+        batch = begun()
+        for name, mask in step.masks.items():
+            batch[name] = torch.from_numpy(mask)
+        if self.source.is_plain or self.device is not None:
+            batch = self._finish(batch)
         # What is dropped at the end counts as done, so that no other number of ranks takes it up.
         self._position = step.stop if ahead or not self.drop_last else len(self.order)
         return batch
@@ -263,12 +265,11 @@ class LatentLoader:
 
     def _finish(self, batch: Batch) -> Batch:
         """What must happen on the caller's thread, and so on its stream: the way to the device, and decoding there."""
-        if self.device is None:
-            return batch
-        batch = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+        if self.device is not None:
+            batch = {
+                name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
         return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=private)
 
 

@@ -27,8 +27,6 @@ from latentq.memory import available_bytes
 if TYPE_CHECKING:
     from PIL import Image
 
-    from latentq.quantizer import Quantizer
-
 __all__ = ["Finding", "Reader", "Repair", "Writer", "merge", "merged_index", "repair", "verify"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -208,6 +206,11 @@ class Reader:
         self._place = {name: at for at, name in enumerate(self.columns)}
         self._decode = {name: _DECODERS[text] for name, text in self.columns.items() if text in _DECODERS}
 
+    @property
+    def core(self) -> _core.MdsReader:
+        """What the core's `gather` reads from."""
+        return self._core
+
     def __len__(self) -> int:
         return len(self._core)
 
@@ -236,29 +239,15 @@ class Reader:
     def gather(self, indices: ArrayLike, column: str, *, out: NDArray[np.uint8] | None = None) -> Any: ...
     @overload
     def gather(
-        self,
-        indices: ArrayLike,
-        column: Sequence[str],
-        *,
-        out: Mapping[str, NDArray[Any]] | None = None,
-        quantizers: Mapping[str, Quantizer] | None = None,
+        self, indices: ArrayLike, column: Sequence[str], *, out: Mapping[str, NDArray[np.uint8]] | None = None
     ) -> dict[str, Any]: ...
-    def gather(
-        self,
-        indices: ArrayLike,
-        column: str | Sequence[str],
-        *,
-        out: Any = None,
-        quantizers: Mapping[str, Quantizer] | None = None,
-    ) -> Any:
+    def gather(self, indices: ArrayLike, column: str | Sequence[str], *, out: Any = None) -> Any:
         """One column of many samples, or several columns.
 
         Args:
             indices: n integers in any order, negative from the end, also several times.
             column: A column's name, or several.
             out: C-contiguous uint8 array (n, k) for the bytes of one column's values, each of exactly k bytes.
-            quantizers: With several columns: the quantiser of those that hold packed codes and are to be dequantised. Their
-                `out` is an array (n, C, ...) as `Quantizer.dequantize_packed` takes it.
 
         Returns:
             For a column of fixed arrays or numbers, an array (n, *shape) of its dtype; for any other, a list; `out`
@@ -272,11 +261,11 @@ class Reader:
         """
         places = _indices(indices)
         if isinstance(column, str):
-            return self.begin(places, [column], {column: out}, {}, None)()[column]
-        outs = out or {}
+            return self._gather(places, [column], [out])[0]
+        names, outs = list(column), out or {}
         if not isinstance(outs, Mapping):
             raise ValueError("with several columns, out must be a dict of arrays by column")
-        return self.begin(places, list(column), outs, quantizers or {}, None)()
+        return dict(zip(names, self._gather(places, names, [outs.get(name) for name in names]), strict=True))
 
     def stored(self, index: int, column: str) -> Any:
         """One column of one sample, images as the bytes that are stored and not as pictures.
@@ -286,57 +275,48 @@ class Reader:
             KeyError: There is no such column.
             latentq.FormatError: The shard breaks its format.
         """
-        if column not in self._place:
-            raise KeyError(f"{self.path} has no column {column!r}")
-        values = _core.gather(self._core, np.array([index], np.int64), [self._place[column]], [None], [None], None).result()[0]
+        values = self._core.gather(np.array([index], np.int64), [self.stored_as(column)[0]], [None])[0]
         assert values is not None
         return values[0]
 
-    def begin(
-        self,
-        indices: NDArray[np.int64],
-        names: list[str],
-        outs: Mapping[str, NDArray[Any] | None],
-        quantizers: Mapping[str, Quantizer],
-        threads: _core.Threads | None,
-    ) -> Callable[[], dict[str, Any]]:
-        """As `gather` of several columns, on `threads` where these are given; what is returned waits for the values."""
+    def stored_as(self, column: str) -> tuple[int, tuple[str, list[int]] | None]:
+        """A column's number, and the dtype and shape of its values where all have the same.
+
+        Raises:
+            KeyError: There is no such column.
+        """
+        if column not in self._place:
+            raise KeyError(f"{self.path} has no column {column!r}, but {', '.join(map(repr, self.columns))}")
+        return self._place[column], self._fixed[column]
+
+    def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
         n = len(indices)
         arrays: list[Any] = []
-        buffers: list[NDArray[Any] | None] = []
-        kernels: list[tuple[_core.Quantizer, bool] | None] = []
-        for name in names:
-            if name not in self._place:
-                raise KeyError(f"{self.path} has no column {name!r}, but {', '.join(map(repr, self.columns))}")
-            fixed, out = self._fixed[name], outs.get(name)
-            array = buffer = kernel = None
-            if out is not None and name in quantizers:
-                array = out
-                buffer, kernel = quantizers[name].sink(out)
-            elif out is not None:
+        buffers: list[NDArray[np.uint8] | None] = []
+        for name, out in zip(names, outs, strict=True):
+            _, fixed = self.stored_as(name)
+            if out is not None:
                 good = isinstance(out, np.ndarray) and out.dtype == np.uint8 and out.ndim == 2 and len(out) == n
                 if not good or not out.flags.c_contiguous or not out.flags.writeable:
                     raise ValueError(f"out must be a C-contiguous, writeable uint8 array of shape ({n}, k)")
-                array = buffer = out
+                arrays.append(out)
+                buffers.append(out)
             elif fixed is not None:
                 dtype, shape = np.dtype(fixed[0]), fixed[1]
                 array = np.empty((n, *shape), dtype)
-                buffer = array.reshape(-1).view(np.uint8).reshape(n, _size(dtype, shape))
-            arrays.append(array)
-            buffers.append(buffer)
-            kernels.append(kernel)
-        places = [self._place[name] for name in names]
-        gathering = _core.gather(self._core, indices, places, buffers, kernels, threads)
+                arrays.append(array)
+                buffers.append(array.reshape(-1).view(np.uint8).reshape(n, _size(dtype, shape)))
+            else:
+                arrays.append(None)
+                buffers.append(None)
+        lists = self._core.gather(indices, [self._place[name] for name in names], buffers)
+        return [
+            array if values is None else self.decoded_list(name, values, indices)
+            for name, array, values in zip(names, arrays, lists, strict=True)
+        ]
 
-        def values() -> dict[str, Any]:
-            return {
-                name: array if found is None else self._decoded_list(name, found, indices)
-                for name, array, found in zip(names, arrays, gathering.result(), strict=True)
-            }
-
-        return values
-
-    def _decoded_list(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
+    def decoded_list(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
+        """Values of a column as `gather` gives them, from what the core makes of them."""
         if name not in self._decode:
             return values
         return [self._decoded(name, value, index) for value, index in zip(values, indices.tolist(), strict=True)]

@@ -381,16 +381,15 @@ class Quantizer:
         self._kernel.dequantize_packed(packed, shape, _bits(out, name), name == "bfloat16", threads)
         return out
 
-    def sink(self, out: Any) -> tuple[Any, tuple[_core.Quantizer, bool]]:
-        """A buffer for values as the kernels take it, and the kernel with whether its 16 bits are bfloat16's.
+    def kernel(self, bfloat16: bool) -> tuple[_core.Quantizer, bool]:
+        """The compiled half, and whether values of 16 bits are bfloat16's: what the core's `gather` takes.
 
         Raises:
-            ValueError: This is a float kind, or the buffer is none of float32, float16, and bfloat16's bits in uint16.
+            ValueError: This is a float kind.
         """
         if self._kernel is None:
             raise ValueError(f"{self.kind} values have no codes")
-        bfloat16 = out.dtype == np.uint16
-        return _bits(out, "bfloat16" if bfloat16 else _float_name(out.dtype)), (self._kernel, bfloat16)
+        return self._kernel, bfloat16
 
     def packed_bytes(self, elements: int) -> int:
         """The stored bytes of a sample of so many elements."""

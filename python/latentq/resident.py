@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentq._core import MemoryTables, Threads, gather
+from latentq._core import MemoryTables
 from latentq.buffers import Empty, private, shareable
 from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
+from latentq.gathering import Column, Gatherer, rows
 from latentq.loader import LatentLoader
 from latentq.memory import available_bytes
-from latentq.quantizer_torch import to_numpy
 
 _CHUNK = 4096  # samples that are read at a time
 
@@ -88,56 +88,38 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if not isinstance(indices, torch.Tensor):
             indices = checked_indices(indices, len(self))
             if self.device.type == "cpu":
-                return self._dataset.decode_batch(self._begin(indices, None, empty)() | (noise or {}), empty=empty)
+                return self._dataset.decode_batch(self.gatherer().begin(indices, empty)() | (noise or {}), empty=empty)
             indices = torch.from_numpy(indices)
         return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)) | (noise or {}), empty=empty)
 
-    def begin(
-        self, indices: NDArray[np.int64], threads: Threads, *, decoded: bool = True, empty: Empty = private
-    ) -> Callable[[], Batch] | None:
-        """As of `LatentDataset`. None also where it lies on another device, which then does all the work."""
-        columns = self._dataset.layout.encoded.values()
-        if self.device.type != "cpu" or not decoded or not all(column.is_plain for column in columns):
-            return None
-        begun = self._begin(indices, threads, empty)
-        return lambda: self._dataset.decode_batch(begun(), empty=empty)
+    @property
+    def is_plain(self) -> bool:
+        """Whether batches of it take no Python; on another device than the CPU there is nothing to prepare."""
+        return self.device.type == "cpu" and self._dataset.is_plain
 
-    def _begin(self, indices: NDArray[np.int64], threads: Threads | None, empty: Empty) -> Callable[[], Batch]:
-        """Columns of a batch, their latents dequantised where that is one pass, or else as they are stored."""
-        layout, count = self._dataset.layout, len(indices)
-        batch, outs, kernels = {}, [], []
-        for name, table in self.columns.items():
-            column = layout.encoded.get(name)
-            quantizer = None if column is None else column.direct(layout.dtype)
-            if column is None or quantizer is None:
-                batch[name] = empty((count, *table.shape[1:]), table.dtype)
-                out, kernel = _bytes(batch[name]), None
+    def gatherer(self, *, decoded: bool = True) -> Gatherer:  # noqa: ARG002  (as of `LatentDataset`)
+        """What gathers batches on the CPU, their latents dequantised where that is one pass over them."""
+        layout, columns = self._dataset.layout, []
+        for place, (name, table) in enumerate(self.columns.items()):
+            encoded = layout.encoded.get(name)
+            quantizer = None if encoded is None else encoded.direct(layout.dtype)
+            if encoded is None or quantizer is None:
+                columns.append(Column(name, place, tuple(table.shape[1:]), table.dtype))
             else:
-                batch[name] = empty((count, *column.shape), layout.dtype)
-                out, kernel = quantizer.sink(to_numpy(batch[name]))
-            outs.append(out)
-            kernels.append(kernel)
-        tables = MemoryTables([_bytes(table) for table in self.columns.values()])
-        gathering = gather(tables, indices, range(len(outs)), outs, kernels, threads)
-
-        def result() -> Batch:
-            gathering.result()
-            return batch
-
-        return result
+                columns.append(Column(name, place, encoded.shape, layout.dtype, quantizer))
+        return Gatherer(MemoryTables([rows(table.numpy()) for table in self.columns.values()]), columns)
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
-        """The numbers of a batch's samples: what `decode_batch` takes, once they are on the device."""
+        """The numbers of a batch's samples: what `decode_batch` takes, once they are on another device than the CPU."""
         numbers = torch.from_numpy(checked_indices(indices, len(self)))
         return dict.fromkeys(self.columns, empty(tuple(numbers.shape), numbers.dtype).copy_(numbers))
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
-        """The batch whose numbers `read` gave."""
-        picked = {
-            name: self.columns[name].index_select(0, value) if name in self.columns else value
-            for name, value in batch.items()
-        }
-        return self._dataset.decode_batch(picked, empty=empty)
+        """The batch whose numbers `read` gave; or, on the CPU, whose columns were gathered."""
+        if self.device.type != "cpu":
+            numbers = {name: batch[name] for name in self.columns}
+            batch = batch | {name: self.columns[name].index_select(0, value) for name, value in numbers.items()}
+        return self._dataset.decode_batch(batch, empty=empty)
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
         """As of `LatentDataset`."""
@@ -146,12 +128,6 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def loader(self, batch_size: int, **options: Any) -> LatentLoader:
         """A loader of batches on this device, in the order of the dataset's own: see `LatentLoader` for the options."""
         return LatentLoader(self, batch_size, device=self.device, **options)
-
-
-def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """A tensor's memory, a row for each of its own."""
-    array = tensor.numpy()
-    return array.reshape(len(array), -1).view(np.uint8) if array.size else np.empty((len(array), 0), np.uint8)
 
 
 def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -27,7 +27,7 @@ const PART: usize = 32;
 
 /// The core's threads, as `latentq.loader` uses them.
 #[pyclass(module = "latentq._core", frozen)]
-struct Threads(Mutex<Option<parallel::Threads>>);
+pub struct Threads(Mutex<Option<parallel::Threads>>);
 
 #[pymethods]
 impl Threads {
@@ -182,7 +182,7 @@ impl Task {
 
 /// A batch that is being gathered.
 #[pyclass(module = "latentq._core", frozen)]
-struct Gathering {
+pub struct Gathering {
     /// First, so that it is dropped, and so ended, before what it works on.
     job: Job<Vec<Listed>>,
     reader: Option<Py<MdsReader>>,
@@ -193,7 +193,7 @@ struct Gathering {
 #[pymethods]
 impl Gathering {
     /// Waits for it; for each column that has no array, its list. To be called once.
-    fn result<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
+    pub fn result<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
         let parts = loop {
             match py.detach(|| self.job.wait(PATIENCE)) {
                 Some(parts) => break parts.map_err(to_py)?,
@@ -216,7 +216,7 @@ impl Gathering {
 /// Begins to gather columns of a batch, on `threads` or else at once on the caller's: each into its array, or else as a list.
 /// An array is (n, bytes of a value) uint8, or, with a quantiser, of floats (n, C, ...), which may be bfloat16's bits.
 #[pyfunction]
-fn gather<'py>(
+pub fn gather<'py>(
     py: Python<'py>,
     samples: &Bound<'py, PyAny>,
     indices: PyReadonlyArray1<'py, i64>,

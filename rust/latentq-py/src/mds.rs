@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
+use crate::batch::gather;
 use crate::error::to_py;
 
 /// Runs `$body` with the type `T` that `$dtype` names.
@@ -387,6 +388,17 @@ impl MdsReader {
         let sample = self.reader.sample(self.resolve(index)?).map_err(to_py)?;
         let fault = mds::Fault { offset: 0, message: message.to_owned() };
         Err(to_py(self.reader.fault(&sample, column, fault)))
+    }
+
+    /// For each column, into the array that is given, of shape (n, bytes of a value), or else as a list.
+    fn gather<'py>(
+        this: &Bound<'py, Self>,
+        indices: PyReadonlyArray1<'py, i64>,
+        columns: Vec<usize>,
+        outs: Vec<Option<Bound<'py, PyAny>>>,
+    ) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
+        let quantizers = outs.iter().map(|_| None).collect();
+        gather(this.py(), this.as_any(), indices, columns, outs, quantizers, None)?.result(this.py())
     }
 }
 
