@@ -80,7 +80,7 @@ class LatentLoader:
         drop_last: Whether a last batch that is not full on every rank is left out.
         device: Where batches go, latents as they are stored, to be decoded there. None leaves them on the CPU.
         threads: How many prepare batches; None for one on each CPU, at most 4.
-        prefetch: How many batches are prepared ahead; None for two a thread.
+        prefetch: How many batches are prepared ahead.
         pin_memory: Whether batches that stay on the CPU lie in page-locked memory, where there is a GPU.
         rank: Of this process; None asks torch.distributed, where it is initialised.
         world_size: The number of processes; None as with rank.
@@ -103,7 +103,7 @@ class LatentLoader:
         drop_last: bool = False,
         device: str | torch.device | None = None,
         threads: int | None = None,
-        prefetch: int | None = None,
+        prefetch: int = 2,
         pin_memory: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -117,7 +117,7 @@ class LatentLoader:
         device = torch.device("cpu" if device is None else device)
         self.device = None if device.type == "cpu" else device
         self.threads = min(4, processors()) if threads is None else threads
-        self.prefetch = 2 * self.threads if prefetch is None else prefetch
+        self.prefetch = prefetch
         self.rank, self.world_size = _ranks(rank, world_size)
         self.order = Order((len(source),), (len(source),), shuffle, seed) if order is None else order
         self.dropouts = {"drop_label": label_dropout, "drop_caption": caption_dropout}
@@ -205,9 +205,9 @@ class LatentLoader:
                 else:
                     ahead.append((step, pool.submit(self._prepare, epoch, step.indices, empty).result))
                 if len(ahead) > self.prefetch:
-                    yield self._next(ahead)
+                    yield self._next(ahead, gatherer is not None)
             while ahead:
-                yield self._next(ahead)
+                yield self._next(ahead, gatherer is not None)
         finally:
             threads.shutdown()
             ahead.clear()
@@ -238,12 +238,12 @@ class LatentLoader:
                 yield _Step(stop, indices[mine], {name: mask[mine] for name, mask in masks.items()})
                 first = mine.stop
 
-    def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]]) -> Batch:
+    def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]], gathered: bool) -> Batch:
         step, begun = ahead.popleft()
         batch = begun()
         for name, mask in step.masks.items():
             batch[name] = torch.from_numpy(mask)
-        if self.source.is_plain or self.device is not None:
+        if gathered or self.device is not None:
             batch = self._finish(batch)
         # What is dropped at the end counts as done, so that no other number of ranks takes it up.
         self._position = step.stop if ahead or not self.drop_last else len(self.order)

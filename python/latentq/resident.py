@@ -125,9 +125,12 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """As of `LatentDataset`."""
         return self._dataset.noise_of(indices, seed, epoch, empty=empty)
 
-    def loader(self, batch_size: int, **options: Any) -> LatentLoader:
-        """A loader of batches on this device, in the order of the dataset's own: see `LatentLoader` for the options."""
-        return LatentLoader(self, batch_size, device=self.device, **options)
+    def loader(self, batch_size: int, *, prefetch: int = 1, **options: Any) -> LatentLoader:
+        """A loader of batches on this device, in the order of the dataset's own: see `LatentLoader` for the options.
+
+        Memory is never late, and the more batches there are at a time, the fewer are still in the processor's cache.
+        """
+        return LatentLoader(self, batch_size, device=self.device, prefetch=prefetch, **options)
 
 
 def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
