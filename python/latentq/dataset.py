@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
 from latentq.gathering import Column, Gatherer
-from latentq.layout import Layout, Scale, TokenColumn
+from latentq.layout import Layout, Scale, TokenColumn, noise_key
 from latentq.noise import noise
 from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
+from latentq.sending import Stored
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +49,9 @@ class Samples(Sequence[dict[str, Any]]):
         batch: The batch, or None.
     """
 
-    def __init__(self, samples: Iterable[dict[str, Any]] = (), *, batch: Batch | None = None) -> None:
+    def __init__(
+        self, samples: Iterable[dict[str, Any]] = (), *, batch: MutableMapping[str, Any] | None = None
+    ) -> None:
         self.batch = batch
         if batch is None:
             self._samples = list(samples)
@@ -164,6 +167,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         Returns:
             A sequence, for torch's `default_collate` or, without a copy, for `collate`.
         """
+        indices = checked_indices(indices, len(self))
+        if self.is_plain and get_worker_info() is not None:
+            return Samples(batch=Stored(self.layout, self.stored_bytes(len(indices)), partial(self.read, indices)))
         return samples_of(self.batch(indices), self.transform)
 
     @staticmethod
@@ -202,6 +208,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
         columns = [self._column(name, decoded) for name in names or self.layout.stored]
         return Gatherer(self._reader.core, columns)
 
+    def stored_bytes(self, count: int) -> int:
+        """The bytes of the tensors that `read` makes for so many samples, each rounded up to whole cache lines."""
+        return self.gatherer(decoded=False).nbytes(count)
+
     def read(self, indices: Indices, *, names: Sequence[str] | None = None, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
 
@@ -213,18 +223,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return self.gatherer(names=names, decoded=False).begin(checked_indices(indices, len(self)), empty)()
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
-        """The batch that `read` has begun, its latents decoded on the device where they are.
-
-        Where moments are stored and the batch has `noise_key(name)`, latents are drawn with that noise.
-        """
-        keys = {noise_key(name) for name in batch}
-        return {
-            name: self._decoded(name, value, batch.get(noise_key(name)), empty)
-            if name in self.layout.encoded and value.ndim == 2  # else they are decoded already
-            else value
-            for name, value in batch.items()
-            if name not in keys
-        }
+        """The batch that `read` has begun, its latents decoded on the device where they are."""
+        return self.layout.decode_batch(batch, empty=empty)
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
         """The noise by which a loader draws the latents of some samples from their moments, for `decode_batch`."""
@@ -322,14 +322,6 @@ class LatentDataset(Dataset[dict[str, Any]]):
             name, place, (size,), convert=lambda raw, _: self._value(name, raw.numpy().view(dtype).reshape(-1, *shape))
         )
 
-    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
-        column = self.layout.encoded[name]
-        dtype = column.decoded_type(self.layout.dtype)
-        out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
-        if isinstance(column, TokenColumn):
-            return column.decode(raw, dtype, out=out)
-        return column.decode(raw, dtype, out=out, noise=noise)
-
     def _value(self, name: str, values: Any) -> Any:
         if name not in self.layout.labels:
             return values
@@ -340,11 +332,6 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise FormatError(
                 f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no label's number"
             ) from None
-
-
-def noise_key(name: str) -> str:
-    """Under which the noise for a column of moments lies in a batch that is not decoded yet."""
-    return f"noise of {name}"
 
 
 def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from latentq import _core
 from latentq.buffers import Empty
 from latentq.quantizer import Quantizer
+
+_LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Gatherer:
             None if column.quantizer is None else column.quantizer.kernel(column.dtype == torch.bfloat16)
             for column in columns
         ]
+
+    def nbytes(self, count: int) -> int:
+        """The bytes of the tensors of a batch of so many samples, each rounded up to whole cache lines."""
+        sizes = (count * prod(column.shape) * column.dtype.itemsize for column in self._columns if column.shape is not None)
+        return sum(-(-size // _LINE) * _LINE for size in sizes)
 
     def begin(
         self, indices: NDArray[np.int64], empty: Empty, threads: _core.Threads | None = None

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import FormatError, LatentqError, MismatchError, RecipeError
+from latentq.buffers import Empty
 from latentq.card import CARD, TOKEN_DTYPES, UNKNOWN, Card, LatentFacts, TokenFacts
 from latentq.quantizer import Quantizer
 from latentq.recipe import FLOATS, Column, Recipe
@@ -221,6 +222,32 @@ class Layout:
         """The columns that hold labels, by their names in samples."""
         return tuple(name for name, stored in self.stored.items() if self.recipe.columns[stored].content == "label")
 
+    def decode_batch(self, batch: dict[str, Any], *, empty: Empty) -> dict[str, Any]:
+        """A batch whose latents, where they are as stored, uint8 (N, bytes), are decoded on the device where they are.
+
+        Where moments are stored and the batch has `noise_key(name)`, latents are drawn with that noise.
+
+        Args:
+            batch: As `LatentDataset.read` gives it.
+            empty: Makes the tensors, on the CPU.
+        """
+        keys = {noise_key(name) for name in batch}
+        return {
+            name: self._decoded(name, value, batch.get(noise_key(name)), empty)
+            if name in self.encoded and value.ndim == 2  # else they are decoded already
+            else value
+            for name, value in batch.items()
+            if name not in keys
+        }
+
+    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
+        column = self.encoded[name]
+        dtype = column.decoded_type(self.dtype)
+        out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
+        if isinstance(column, TokenColumn):
+            return column.decode(raw, dtype, out=out)
+        return column.decode(raw, dtype, out=out, noise=noise)
+
     @classmethod
     def resolve(
         cls,
@@ -297,6 +324,11 @@ class Layout:
             if isinstance(tokens, TokenColumn):
                 traits.append((f"tokens of {name!r}", tokens.facts, f"{tokens.facts.codebook_size}, {tokens.shape}"))
         return [*traits, ("scale", self.scale, self.scale), ("dtype", self.dtype, str(self.dtype))]
+
+
+def noise_key(name: str) -> str:
+    """Under which the noise for a column of moments lies in a batch that is not decoded yet."""
+    return f"noise of {name}"
 
 
 def _recipe_of(

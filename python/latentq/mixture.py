@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from latentq._core import MismatchError
 from latentq.buffers import Empty, private, shareable
-from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
+from latentq.dataset import Batch, Indices, LatentDataset, Samples, checked_indices, samples_of
 from latentq.loader import LatentLoader
 from latentq.order import Order, shares_of
+from latentq.sending import Stored
 
 
 class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
@@ -69,6 +72,9 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together, as of `LatentDataset`."""
+        indices, first = checked_indices(indices, len(self)), self.datasets[0]
+        if first.is_plain and get_worker_info() is not None:
+            return Samples(batch=Stored(first.layout, first.stored_bytes(len(indices)), partial(self.read, indices)))
         return samples_of(self.batch(indices), self.transform)
 
     collate = staticmethod(LatentDataset.collate)
