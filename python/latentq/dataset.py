@@ -309,7 +309,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             quantizer = encoded.direct(self.layout.dtype) if decoded else None
             if quantizer is not None:
                 return Column(name, place, encoded.shape, self.layout.dtype, quantizer)
-            return Column(name, place, (encoded.nbytes,))
+            return Column(name, place, (encoded.nbytes,), is_code=True)
         if name in self.layout.labels and fixed == ("int64", []):
             return Column(name, place, (), torch.int64)
         if fixed is None:

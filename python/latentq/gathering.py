@@ -28,6 +28,7 @@ class Column:
         shape: Of one of its values in the batch, if it is a tensor's; None for a list.
         dtype: Of the tensor.
         quantizer: What its stored codes mean; None where the stored bytes are the values.
+        is_code: Whether that is for `Layout.decode_batch` to find out.
         convert: What makes the values of those that were read; None where nothing is to be done.
     """
 
@@ -36,6 +37,7 @@ class Column:
     shape: tuple[int, ...] | None
     dtype: torch.dtype = torch.uint8
     quantizer: Quantizer | None = None
+    is_code: bool = False
     convert: Callable[[Any, NDArray[np.int64]], Any] | None = None
 
 
@@ -45,11 +47,15 @@ class Gatherer:
     Args:
         samples: What they are read from.
         columns: What a batch has.
+
+    Attributes:
+        is_whole: Whether its batches have nothing left to decode.
     """
 
     def __init__(self, samples: _core.MdsReader | _core.MemoryTables, columns: Sequence[Column]) -> None:
         self._samples = samples
         self._columns = columns
+        self.is_whole = not any(column.is_code for column in columns)
         self._places = [column.place for column in columns]
         self._kernels = [
             None if column.quantizer is None else column.quantizer.kernel(column.dtype == torch.bfloat16)
@@ -88,11 +94,14 @@ class Gatherer:
         return batch
 
 
+_AS_THEY_ARE = ((torch.uint8, 2), (torch.int64, 1))
+
+
 def _buffer(tensor: torch.Tensor, column: Column) -> NDArray[Any]:
-    """A tensor's memory as the core takes it: values of 16 bits as uint16, and stored bytes as rows of uint8."""
+    """A tensor's memory as the core takes it: values of 16 bits as uint16, and most that is stored as rows of bytes."""
     if column.quantizer is None:
         array = tensor.numpy()
-        return array if tensor.dtype == torch.uint8 and tensor.ndim == 2 else rows(array)
+        return array if (tensor.dtype, tensor.ndim) in _AS_THEY_ARE else rows(array)
     return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.uint16).numpy()
 
 

@@ -197,6 +197,7 @@ class LatentLoader:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
         threads = Threads(self.threads)  # of the core; each kind is started when it has something to do
         gatherer = self.source.gatherer(decoded=self.device is None) if self.source.is_plain else None
+        whole = gatherer is None or gatherer.is_whole
         ahead: deque[tuple[_Step, Callable[[], Batch]]] = deque()
         try:
             for step in self._steps(epoch, self._position):
@@ -205,9 +206,9 @@ class LatentLoader:
                 else:
                     ahead.append((step, pool.submit(self._prepare, epoch, step.indices, empty).result))
                 if len(ahead) > self.prefetch:
-                    yield self._next(ahead, gatherer is not None)
+                    yield self._next(ahead, whole)
             while ahead:
-                yield self._next(ahead, gatherer is not None)
+                yield self._next(ahead, whole)
         finally:
             threads.shutdown()
             ahead.clear()
@@ -223,27 +224,31 @@ class LatentLoader:
         step, end = self.batch_size * self.world_size, len(self.order)
         if self.drop_last:
             end -= (end - position) % step
-        stretch = -(-_STRETCH // self.batch_size) * step
-        for start in range(position, end, stretch):
-            bounds = [(at, min(at + step, end)) for at in range(start, min(start + stretch, end), step)]
-            slices = [slice_of(*pair, self.rank, self.world_size) for pair in bounds]
-            indices = self.order.indices(epoch, np.concatenate([positions for positions, _ in slices]))
-            masks = {"valid": np.concatenate([valid for _, valid in slices])}
+        own = np.arange(step * self.rank // self.world_size, step * (self.rank + 1) // self.world_size)
+        while position < end:
+            count = min((end - position) // step, -(-_STRETCH // len(own)))
+            if count:
+                stops = range(position + step, position + step * count + 1, step)
+                positions = np.arange(position, stops[-1], step)[:, None] + own
+                valid = np.ones(positions.shape, bool)
+            else:  # the last, which is not full
+                stops = range(end, end + 1)
+                positions, valid = (part[None] for part in slice_of(position, end, self.rank, self.world_size))
+            indices = self.order.indices(epoch, positions.ravel())
+            masks = {"valid": valid}
             for salt, (name, probability) in enumerate(self.dropouts.items()):
                 if probability:
-                    masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt))
-            first = 0
-            for (_, stop), (positions, _) in zip(bounds, slices, strict=True):
-                mine = slice(first, first + len(positions))
-                yield _Step(stop, indices[mine], {name: mask[mine] for name, mask in masks.items()})
-                first = mine.stop
+                    masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt)).reshape(valid.shape)
+            for stop, mine, *rows in zip(stops, indices.reshape(valid.shape), *masks.values(), strict=True):
+                yield _Step(stop, mine, dict(zip(masks, rows, strict=True)))
+            position = stops[-1]
 
-    def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]], gathered: bool) -> Batch:
+    def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]], whole: bool) -> Batch:
         step, begun = ahead.popleft()
         batch = begun()
         for name, mask in step.masks.items():
             batch[name] = torch.from_numpy(mask)
-        if gathered or self.device is not None:
+        if self.device is not None or not whole:
             batch = self._finish(batch)
         # What is dropped at the end counts as done, so that no other number of ranks takes it up.
         self._position = step.stop if ahead or not self.drop_last else len(self.order)

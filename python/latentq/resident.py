@@ -104,7 +104,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             encoded = layout.encoded.get(name)
             quantizer = None if encoded is None else encoded.direct(layout.dtype)
             if encoded is None or quantizer is None:
-                columns.append(Column(name, place, tuple(table.shape[1:]), table.dtype))
+                columns.append(Column(name, place, tuple(table.shape[1:]), table.dtype, is_code=encoded is not None))
             else:
                 columns.append(Column(name, place, encoded.shape, layout.dtype, quantizer))
         return Gatherer(MemoryTables([rows(table.numpy()) for table in self.columns.values()]), columns)

@@ -10,7 +10,7 @@ use latentq_core::parallel::{self, Job};
 use latentq_core::quant::{self, FloatsMut};
 use latentq_core::{Result, mds};
 use numpy::prelude::*;
-use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArray};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArray};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -105,6 +105,9 @@ impl Place {
             return Err(PyValueError::new_err(format!("out must have {n} rows")));
         }
         let Some((quantizer, bfloat16)) = quantizer else {
+            if let Ok(mut out) = out.extract::<PyReadwriteArray1<'_, i64>>() {
+                return Ok(Self::Bytes(size_of::<i64>(), out.as_slice_mut()?.as_mut_ptr().cast()));
+            }
             let mut out: PyReadwriteArray2<'_, u8> = out.extract()?;
             return Ok(Self::Bytes(out.shape()[1], out.as_slice_mut()?.as_mut_ptr()));
         };
@@ -214,7 +217,7 @@ impl Gathering {
 }
 
 /// Begins to gather columns of a batch, on `threads` or else at once on the caller's: each into its array, or else as a list.
-/// An array is (n, bytes of a value) uint8, or, with a quantiser, of floats (n, C, ...), which may be bfloat16's bits.
+/// An array is (n, bytes of a value) uint8, or (n,) int64, or, with a quantiser, of floats (n, C, ...), which may be bfloat16's bits.
 #[pyfunction]
 pub fn gather<'py>(
     py: Python<'py>,
