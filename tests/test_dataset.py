@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from latentq import FormatError, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds, sending
@@ -51,6 +51,25 @@ def test_an_index_out_of_range_is_an_index_error(made, index):
 def test_an_index_that_is_no_number_is_a_type_error(made):
     with pytest.raises(TypeError):
         LatentDataset(made.path)[1.5]
+
+
+@pytest.mark.parametrize("indices", [[3, 1], (3, 1), np.array([3, 1])])
+def test_several_indices_give_their_batch(made, indices):
+    batch = LatentDataset(made.path)[indices]
+    np.testing.assert_allclose(batch["latent"], made.values[[3, 1]], atol=2e-6)
+    assert batch["label"].tolist() == made.labels[[3, 1]].tolist()
+    assert LatentMixture([LatentDataset(made.path)])[indices]["key"] == batch["key"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("collated", [True, False])
+def test_a_batch_sampler_may_take_the_place_of_a_sampler(made, workers, collated):
+    dataset = LatentDataset(made.path)
+    sampler = BatchSampler(SequentialSampler(dataset), 7, drop_last=False)
+    options = {"collate_fn": dataset.collate} if collated else {}
+    batches = list(DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, **options))
+    assert [key for b in batches for key in b["key"]] == made.keys
+    np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
 
 
 def test_a_loop_over_a_dataset_ends(made):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from conftest import heed_interrupts
-from latentq import LatentDataset
+from latentq import LatentDataset, buffers
 from latentq.loader import LatentLoader
 from making import make_dataset
 
@@ -348,7 +348,7 @@ def test_dropouts_are_functions_of_seed_epoch_and_sample(dataset, made):
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
-from latentq import LatentDataset
+from latentq import LatentDataset, buffers
 loader = LatentDataset(sys.argv[1]).loader(1, threads=2)
 try:
     while True:
@@ -371,7 +371,8 @@ def test_an_interrupt_ends_a_loop_at_once_and_leaves_no_thread(made):
     assert process.returncode == 0
 
 
-def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset):
+def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset, monkeypatch):
+    monkeypatch.setattr(buffers, "_SMALL", 0)
     loader = dataset.loader(4, shuffle=True, threads=2, prefetch=2)
     kept, where = [], set()
     for _ in range(5):

@@ -153,13 +153,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
             f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.stored)})"
         )
 
-    def __getitem__(self, index: int) -> Any:
-        """One sample.
+    def __getitem__(self, index: int | Indices) -> Any:
+        """One sample; or, of several indices, as a batch sampler in the place of a sampler gives them, their batch.
 
         Raises:
             IndexError: There is no such sample.
         """
-        return self.__getitems__([index])[0]
+        return item_or_batch(self, index)
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together. torch's DataLoader calls this with the indices of a batch.
@@ -175,6 +175,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     @staticmethod
     def collate(samples: Sequence[Any]) -> Any:
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
+        if isinstance(samples, MutableMapping):  # a batch already, of a batch sampler in the place of a sampler
+            return samples
         batch = samples.batch if isinstance(samples, Samples) else None
         return default_collate(list(samples)) if batch is None else batch
 
@@ -332,6 +334,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise FormatError(
                 f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no label's number"
             ) from None
+
+
+def item_or_batch(dataset: Any, index: int | Indices) -> Any:
+    """What a dataset has at an index, or, of several, their batch."""
+    if isinstance(index, Sequence | np.ndarray) and np.ndim(index):
+        return LatentDataset.collate(dataset.__getitems__(index))
+    return dataset.__getitems__([index])[0]
 
 
 def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:

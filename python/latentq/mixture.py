@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from latentq._core import MismatchError
 from latentq.buffers import Empty, private, shareable
-from latentq.dataset import Batch, Indices, LatentDataset, Samples, checked_indices, samples_of
+from latentq.dataset import Batch, Indices, LatentDataset, Samples, checked_indices, item_or_batch, samples_of
 from latentq.loader import LatentLoader
 from latentq.order import Order, shares_of
 from latentq.sending import Stored
@@ -66,9 +66,9 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         parts = ", ".join(f"{share:,} of {str(d.path)!r}" for share, d in zip(self.shares, self.datasets, strict=True))
         return f"LatentMixture(an epoch is {parts})"
 
-    def __getitem__(self, index: int) -> Any:
-        """One sample. Raises IndexError where there is none of that number."""
-        return self.__getitems__([index])[0]
+    def __getitem__(self, index: int | Indices) -> Any:
+        """One sample, or the batch of several. Raises IndexError where there is none of that number."""
+        return item_or_batch(self, index)
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together, as of `LatentDataset`."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentq._core import MemoryTables
 from latentq.buffers import Empty, private, shareable
-from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
+from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, item_or_batch, samples_of
 from latentq.gathering import Column, Gatherer, rows
 from latentq.loader import LatentLoader
 from latentq.memory import available_bytes
@@ -60,9 +60,9 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __repr__(self) -> str:
         return f"ResidentDataset({self._dataset!r}, device={str(self.device)!r})"
 
-    def __getitem__(self, index: int) -> Any:
-        """One sample. Raises IndexError where there is none of that number."""
-        return self.__getitems__([index])[0]
+    def __getitem__(self, index: int | Indices) -> Any:
+        """One sample, or the batch of several. Raises IndexError where there is none of that number."""
+        return item_or_batch(self, index)
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, decoded together, as of `LatentDataset`."""
