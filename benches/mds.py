@@ -35,6 +35,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "## MDS shards"
 COLUMNS = {"latent": "ndarray:uint8:4,32,32", "key": "str", "caption": "str"}
 SAMPLES = 40_000
+WRITTEN = 100_000  # six shards and a half
 READS = 2_000
 BATCH = 256
 
@@ -76,7 +77,7 @@ def synced(folder: Path) -> None:
 
 
 def writing(root: Path, rounds: int) -> list[str]:
-    latents, keys, captions = rows_of(SAMPLES)
+    latents, keys, captions = rows_of(WRITTEN)
     out = root / "written"
     stock_writer.sleep = lambda _: time.sleep(1e-4)  # in its favour: it naps for a second while its threads finish
 
@@ -93,7 +94,7 @@ def writing(root: Path, rounds: int) -> list[str]:
 
     def batched(**options: list[str]) -> None:
         with mds.Writer(out, COLUMNS, **options) as writer:
-            for at in range(0, SAMPLES, BATCH):
+            for at in range(0, WRITTEN, BATCH):
                 part = slice(at, at + BATCH)
                 writer.write_batch({"latent": latents[part], "key": keys[part], "caption": captions[part]})
 
@@ -113,7 +114,7 @@ def writing(root: Path, rounds: int) -> list[str]:
         "`Writer.write_batch`, xxh3_64": lambda: batched(hashes=["xxh3_64"]),
         "the latents in one `file.write`, then fsync": plain,
     }
-    rows = compete(contenders, rounds, SAMPLES, clean)
+    rows = compete(contenders, rounds, WRITTEN, clean)
     clean()
     return rows
 

@@ -177,3 +177,32 @@ def contents(folder: Path) -> dict[str, bytes]:
         f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}": b"" if path.is_dir() else path.read_bytes()
         for path in folder.rglob("*")
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_open_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised open_clip model: captions of 77 tokens, 32 wide, 24 pooled."""
+    from text_making import save_open_clip
+
+    return save_open_clip(tmp_path_factory.mktemp("models") / "tiny-open-clip")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder's `text_encoder` and `tokenizer`: a `CLIPTextModel`, 16 tokens, 32 wide and pooled.
+
+    Beside them, with the suffix _2, one with projection: 24 pooled.
+    """
+    from text_making import save_clip
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-clip"
+    save_clip(folder, seed=1, projected=True, number="_2")
+    return save_clip(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised `T5EncoderModel` with its tokenizer: 20 tokens, 32 wide."""
+    from text_making import save_t5
+
+    return save_t5(tmp_path_factory.mktemp("models") / "tiny-t5")

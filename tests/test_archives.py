@@ -417,3 +417,26 @@ def test_a_folder_of_pictures_beside_archives_stays_a_folder(tmp_path):
     paint(tmp_path / "x.png", 1)
     make_tar(tmp_path / "a.tar", [("x.jpg", b"1")])
     assert open_source(tmp_path).kind == "folder"
+
+
+def test_a_name_in_the_list_does_not_depend_on_what_else_is_there(tmp_path):
+    pictures = pictures_of(tmp_path / "pictures", 2)
+    for part in ("a", "b"):
+        (tmp_path / "all" / part).mkdir(parents=True)
+        make_tar(tmp_path / "all" / part / "0.tar", pictures.items())
+    pattern = str(tmp_path / "all" / "*" / "*.tar")
+    assert {sample.archive for sample in open_source(pattern).listing().samples} == {"a/0.tar", "b/0.tar"}
+    (tmp_path / "all" / "a" / "0.tar").unlink()
+    assert {sample.archive for sample in open_source(pattern).listing().samples} == {"b/0.tar"}
+
+
+def test_looking_through_many_archives_is_told_of(tmp_path, monkeypatch):
+    for number in range(3):
+        make_tar(tmp_path / f"{number}.tar", pictures_of(tmp_path / "pictures" / str(number), 1).items())
+    told = io.StringIO()
+    pattern = str(tmp_path / "*.tar")
+    open_source(pattern, progress=told).listing()
+    assert told.getvalue() == ""  # it did not take long
+    monkeypatch.setattr("latentq.progress._EVERY", 0.0)
+    open_source(pattern, progress=told).listing()
+    assert told.getvalue().splitlines()[-1].startswith("list: 3 of 3 archives, ")

@@ -398,7 +398,7 @@ def hub(monkeypatch, tmp_path, tiny_vae, tiny_taming):
         said.fetched.append(file)
         return str(repositories[name] / file)
 
-    monkeypatch.setattr("latentq.autoencoders.loading._reachable", lambda: True)
+    monkeypatch.setattr("latentq.hub._reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", names)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     return said

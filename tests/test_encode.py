@@ -1,6 +1,7 @@
 """Encoding: from pictures to a finished dataset, whatever lies between."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -443,8 +444,27 @@ def test_a_folder_that_holds_something_else_is_refused(pictures, tmp_path):
     with pytest.raises(MismatchError, match=r"holds something else \(thesis\.tex\)"):
         latentq.encode(pictures, tmp_path / "out", **SMALL)
     assert contents(tmp_path / "out") == {"thesis.tex": b"precious"}
-    with pytest.raises(MismatchError, match="is a file"):
-        latentq.encode(pictures, tmp_path / "out" / "thesis.tex", **SMALL)
+    for inside in (".", "deeper/still"):
+        with pytest.raises(MismatchError, match=r"thesis\.tex is a file"):
+            latentq.encode(pictures, tmp_path / "out" / "thesis.tex" / inside, **SMALL)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(pictures, tmp_path, monkeypatch):
+    """The tests may run as root, who may write everywhere: so access is refused by a stand-in."""
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        latentq.encode(pictures, tmp_path / "deep" / "out", **SMALL)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_finished_dataset_is_visited_again_without_writing(pictures, tmp_path, monkeypatch):
+    card = latentq.encode(pictures, tmp_path / "out", **SMALL)
+
+    def refuse(path, data):
+        raise OSError(errno.EROFS, "read-only file system", str(path))
+
+    monkeypatch.setattr(latentq.publish, "_write", refuse)
+    assert latentq.encode(pictures, tmp_path / "out", **SMALL) == card
 
 
 def test_a_dataset_like_another_shares_its_recipe_quantiser_and_classes(pictures, tmp_path):

@@ -280,6 +280,23 @@ def test_a_forked_child_does_not_take_its_parents_temporary_away(tmp_path: Path)
     assert len(mds.Reader(tmp_path / "out")) == 1
 
 
+def test_a_forked_child_neither_waits_for_nor_spoils_what_its_parent_is_writing(tmp_path: Path) -> None:
+    writer = mds.Writer(tmp_path / "out", {"b": "bytes"}, size_limit=1 << 23)
+    for n in range(2):
+        writer.write({"b": bytes([n]) * (6 << 20)})
+    pid = os.fork()
+    if pid == 0:
+        try:
+            writer.close()
+        except ValueError as error:
+            os._exit(0 if "another process" in str(error) else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    writer.write({"b": b""})
+    writer.close()
+    assert [len(sample["b"]) for sample in mds.Reader(tmp_path / "out")] == [6 << 20, 6 << 20, 0]
+
+
 def test_a_full_disk_is_an_oserror_that_names_the_file_and_nothing_is_published(tmp_path: Path) -> None:
     import resource
     import signal

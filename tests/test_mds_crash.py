@@ -41,8 +41,15 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
-def write(path: Path, *strace: str) -> subprocess.CompletedProcess[str]:
-    command = ["strace", "-f", "-qq", *strace, sys.executable, "-c", WRITE, str(path)]
+# strace counts the calls of each thread apart. Refused a thread of its own, a writer does everything on its caller's,
+# and every call has its number.
+ALONE = ["-e", "inject=clone3,clone:error=EAGAIN"]
+
+
+def write(path: Path, name: str, *strace: str, threads: bool = False) -> subprocess.CompletedProcess[str]:
+    options = [] if threads else ALONE
+    traced = ["-e", f"trace={name},clone3,clone", *options, *strace]
+    command = ["strace", "-f", "-qq", *traced, sys.executable, "-c", WRITE, str(path)]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -62,7 +69,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     if shutil.which("strace") is None:
         pytest.skip("strace is not here")
     path = tmp_path_factory.mktemp("calls") / "out"
-    done = write(path, "-e", f"trace={','.join(SYSCALLS)}")
+    done = write(path, ",".join(SYSCALLS))
     assert done.returncode == 0, done.stderr
     counts = {name: len(re.findall(rf"\b{name}\(", done.stderr)) for name in SYSCALLS}
     assert all(counts.values()), done.stderr
@@ -77,7 +84,7 @@ def test_killed_at_any_call_a_writer_leaves_nothing_or_everything(
     for number in range(1, calls[name] + 1):
         path = tmp_path / f"{number}" / "out"
         path.parent.mkdir()
-        done = write(path, "-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={number}")
+        done = write(path, name, "-e", f"inject={name}:signal=KILL:when={number}")
         assert done.returncode in (-9, 137), done.stderr
         others = [file.name for file in path.parent.iterdir() if file != path]
         assert all(re.fullmatch(r"\.out\.[0-9a-f]{8}", other) for other in others)
@@ -97,7 +104,7 @@ def test_refused_at_any_call_a_writer_says_so_and_leaves_nothing_or_everything(
     for number in range(1, calls[name] + 1):
         path = tmp_path / f"{number}" / "out"
         path.parent.mkdir()
-        done = write(path, "-e", f"trace={name}", "-e", f"inject={name}:error={code}:when={number}")
+        done = write(path, name, "-e", f"inject={name}:error={code}:when={number}")
         assert done.returncode == getattr(errno, code), done.stderr
         # Only the sync of the parent, when all is done, comes too late.
         last = name == "fsync" and number == calls[name]
@@ -106,3 +113,23 @@ def test_refused_at_any_call_a_writer_says_so_and_leaves_nothing_or_everything(
             write_dataset(path)
         if number == 1 or last:
             assert contents(path) == whole
+
+
+@pytest.mark.parametrize("name", ["write", "sync_file_range", "fsync"])
+def test_killed_or_refused_at_the_calls_of_either_thread_a_writer_leaves_nothing_or_everything(
+    tmp_path: Path, whole: dict[str, bytes], calls: dict[str, int], name: str
+) -> None:
+    for fault, code in [("signal=KILL", None), ("error=ENOSPC", errno.ENOSPC)]:
+        for number in range(1, calls[name] + 1):
+            path = tmp_path / f"{fault}-{number}" / "out"
+            path.parent.mkdir()
+            done = write(path, name, "-e", f"inject={name}:{fault}:when={number}", threads=True)
+            assert re.search(r"clone3?\(", done.stderr)
+            left = [file.name for file in path.parent.iterdir()]
+            if done.returncode == 0:  # no thread makes as many calls
+                assert contents(path) == whole
+                break
+            assert done.returncode == code if code else done.returncode in (-9, 137), done.stderr
+            assert left == ["out"] if path.exists() else len(left) == (0 if code else 1)
+            if path.exists():
+                assert contents(path) == whole

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,9 @@ import pytest
 import streaming
 
 from archive_making import make_tar, make_zip, pictures_of
-from conftest import contents
+from collection_making import parquet, picture
+from conftest import contents, run
+from hub_server import Repository, Server
 from latentq import FormatError, LatentqError, MismatchError, encode, mds
 from latentq.sources import Captions, open_source
 
@@ -237,3 +240,16 @@ def test_changed_captions_are_another_list(tmp_path, pictures_made):
     assert not source.unchanged(listing)
     caption_file(tmp_path, "jsonl", rows[:-1])
     assert not source.unchanged(listing)
+
+
+def test_a_data_set_of_the_hub_is_a_source(tmp_path):
+    """Its files are those of others: parquet with bytes and captions, and nothing that says what the columns are."""
+    images = [{"bytes": picture(seed), "path": f"{seed}.jpg"} for seed in range(3)] + [{"bytes": None, "path": None}]
+    files = {"data/train-00000-of-00001.parquet": parquet({"image": images, "caption": [*"abcd"]}), "README.md": b"#"}
+    with Server({"someone/pictures": Repository({"main": files})}) as server:
+        environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub")}
+        done = run("shards", "hf:someone/pictures:train", tmp_path / "out", env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    assert "3 samples, 1 rejects" in done.stdout
+    assert (tmp_path / "out" / "rejects.tsv").read_text() == "train/00000003\tread\tno image in this row\n"
+    assert [sample["caption"] for sample in mds.Reader(tmp_path / "out")] == [*"abc"]

@@ -6,6 +6,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,52 @@ class AutoencoderFacts:
 
 
 @dataclass(frozen=True)
+class TextFacts:
+    """Which text encoder made the embeddings.
+
+    Attributes:
+        name: A hub name, or the last part of a folder's path.
+        family: The class that implements it.
+        weights: As of `AutoencoderFacts`.
+        length: The tokens of every caption, padding included.
+    """
+
+    name: str
+    family: str
+    weights: str
+    length: int
+
+    def same_as(self, other: TextFacts) -> bool:
+        """Whether both compute the same: a copy of the weights under another name does."""
+        return self == (replace(other, name=self.name) if self.weights else other)
+
+
+@dataclass(frozen=True)
+class EmbeddingFacts:
+    """One column of embeddings.
+
+    Attributes:
+        shape: (captions, tokens, width) of a sample; of pooled embeddings (captions, width).
+        quantizer: Of each token's, or of the pooled, vector; its channels are the width.
+        clipped: How many values were outside the quantiser's range; None until the dataset is complete.
+    """
+
+    shape: tuple[int, ...]
+    quantizer: Quantizer
+    clipped: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many vectors a sample has."""
+        return prod(self.shape[:-1])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a stored sample."""
+        return self.rows * self.quantizer.packed_bytes(self.shape[-1])
+
+
+@dataclass(frozen=True)
 class LatentFacts:
     """One column of latents or moments.
 
@@ -133,6 +180,8 @@ class Card:
         columns: The MDS encoding of every column, by name.
         latents: The columns of latents and moments, by name.
         tokens: The columns of tokens, by name.
+        text: Which text encoder made the embeddings; None where there are none.
+        embeddings: The columns of caption and pooled embeddings, by name.
         counts: What became of the samples; None until the dataset is complete.
         versions: Of latentq and the libraries that computed, when the card was published.
     """
@@ -145,6 +194,8 @@ class Card:
     counts: Counts | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     tokens: Mapping[str, TokenFacts] = field(default_factory=dict)
+    text: TextFacts | None = None
+    embeddings: Mapping[str, EmbeddingFacts] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -155,6 +206,14 @@ class Card:
     def units(self) -> int:
         """How many units the source is cut into."""
         return self.source.units or -(-self.source.samples // self.recipe.unit_size)
+
+    @property
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Of all columns that have one, by name."""
+        return {
+            **{name: latent.quantizer for name, latent in self.latents.items()},
+            **{name: embedding.quantizer for name, embedding in self.embeddings.items()},
+        }
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Card:
@@ -192,6 +251,8 @@ class Card:
                     columns=dict(data["columns"]),
                     latents={name: _latent(facts) for name, facts in data.get("latents", {}).items()},
                     tokens={name: _tokens(facts) for name, facts in data.get("tokens", {}).items()},
+                    text=TextFacts(**data["text"]) if "text" in data else None,
+                    embeddings={name: _embedding(facts) for name, facts in data.get("embeddings", {}).items()},
                     counts=Counts(**data["counts"]) if data["complete"] else None,
                     versions=dict(data["versions"]),
                 )
@@ -214,6 +275,10 @@ class Card:
             data["latents"] = {name: _latent_to_dict(facts) for name, facts in self.latents.items()}
         if self.tokens:
             data["tokens"] = {name: {**vars(facts), "shape": list(facts.shape)} for name, facts in self.tokens.items()}
+        if self.text is not None:
+            data["text"] = vars(self.text).copy()
+        if self.embeddings:
+            data["embeddings"] = {name: _embedding_to_dict(facts) for name, facts in self.embeddings.items()}
         data["versions"] = dict(self.versions)
         return data
 
@@ -255,6 +320,22 @@ def _checked(card: Card) -> Card:
             raise FormatError(f"tokens.{name}.dtype must be one of {', '.join(TOKEN_DTYPES)}, not {tokens.dtype!r}")
         if type(tokens.codebook_size) is not int or not 0 < tokens.codebook_size <= TOKEN_DTYPES[tokens.dtype]:
             raise FormatError(f"tokens.{name}: a code book of {tokens.codebook_size!r} does not fit {tokens.dtype}")
+    if card.embeddings.keys() != card.recipe.embeddings().keys():
+        raise FormatError(f"embeddings has {list(card.embeddings)}, the recipe {list(card.recipe.embeddings())}")
+    if card.text is None and card.recipe.texts():
+        raise FormatError(f"the card has no field 'text', and a column {next(iter(card.recipe.texts()))!r}")
+    if card.text is not None and not (type(card.text.length) is int and 0 < card.text.length <= 2**20):
+        raise FormatError(f"text.length must be a number of tokens, not {card.text.length!r}")
+    for name, embedding in card.embeddings.items():
+        axes = 2 if card.recipe.columns[name].content == "pooled_embedding" else 3
+        sides = embedding.shape
+        if len(sides) != axes or not all(type(side) is int and 0 < side <= 2**20 for side in sides):
+            raise FormatError(f"embeddings.{name}.shape must have {axes} sides, not {sides}")
+        count(prod(sides), f"embeddings.{name}.shape")
+        if embedding.quantizer.channels != sides[-1]:
+            raise FormatError(f"embeddings.{name}: a quantiser of {embedding.quantizer.channels} channels for {sides}")
+        if embedding.clipped is not None:
+            count(embedding.clipped, f"embeddings.{name}.clipped")
     for name, latent in card.latents.items():
         if len(latent.shape) != 3 or not all(type(side) is int and 0 < side <= 2**20 for side in latent.shape):
             raise FormatError(f"latents.{name}.shape must be (C, h, w), not {latent.shape}")
@@ -292,6 +373,15 @@ def _latent(data: Mapping[str, Any]) -> LatentFacts:
 
 def _tokens(data: Mapping[str, Any]) -> TokenFacts:
     return TokenFacts(**{**data, "shape": tuple(data["shape"])})
+
+
+def _embedding(data: Mapping[str, Any]) -> EmbeddingFacts:
+    return EmbeddingFacts(tuple(data["shape"]), Quantizer.from_dict(data["quantizer"]), data.get("clipped"))
+
+
+def _embedding_to_dict(facts: EmbeddingFacts) -> dict[str, Any]:
+    clipped = {} if facts.clipped is None else {"clipped": facts.clipped}
+    return {"shape": list(facts.shape), **clipped, "quantizer": facts.quantizer.to_dict()}
 
 
 def _latent_to_dict(facts: LatentFacts) -> dict[str, Any]:

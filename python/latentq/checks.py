@@ -12,7 +12,7 @@ import numpy as np
 from latentq import mds
 from latentq._core import LatentqError
 from latentq.card import CARD, Card, LatentFacts
-from latentq.publish import INDEX, REJECTS, SAMPLES, SHARDS, UNIT, unit_done
+from latentq.publish import EMPTY_CAPTION, INDEX, REJECTS, SAMPLES, SHARDS, UNIT, unit_done
 from latentq.shards import ShardsCard
 from latentq.sources.listing import Listing, tsv_line
 from latentq.units import LatentSums, UnitFacts, completed, unit_names
@@ -57,6 +57,8 @@ def _check_card(path: Path, card: Card | ShardsCard) -> Iterator[mds.Finding]:
         units = [UnitFacts.load(path / name / UNIT) for name in names]
         for name, unit in zip(names, units, strict=True):
             yield from _check_unit(path / name, card, unit)
+        if isinstance(card, Card) and card.recipe.texts():
+            yield from _check_empty_caption(path, card)
         whole = completed(card, units) if isinstance(card, Card) else card.completed(units)
         if whole != card:
             yield _finding(file, "its counts or statistics are not those of the units")
@@ -71,6 +73,23 @@ def _check_card(path: Path, card: Card | ShardsCard) -> Iterator[mds.Finding]:
         yield _finding(os.path.relpath(error.filename or path, path), "missing")
     except (LatentqError, OSError, ValueError, LookupError, TypeError) as error:
         yield _finding(".", f"cannot be checked: {error}")
+
+
+def _check_empty_caption(path: Path, card: Card) -> Iterator[mds.Finding]:
+    from latentq.text import empty
+
+    arrays = empty.load(path / EMPTY_CAPTION)
+    shapes = {name: arrays[name].shape for name in card.recipe.texts() if name in arrays}
+    for name in card.recipe.texts():
+        expected = (
+            card.embeddings[name].shape if name in card.embeddings else (card.recipe.text.captions, _length(card))
+        )
+        if shapes.get(name) != expected:
+            yield _finding(EMPTY_CAPTION, f"has {name} of shape {shapes.get(name)}, the card {expected}")
+
+
+def _length(card: Card) -> int:
+    return 0 if card.text is None else card.text.length
 
 
 def _check_unit(path: Path, card: Card | ShardsCard, facts: UnitFacts) -> Iterator[mds.Finding]:

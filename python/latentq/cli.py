@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.autoencoders import DEFAULT, load_autoencoder
+from latentq.collect import COLLECTIONS, FAILED, Subset, collect
+from latentq.progress import size_text as _size
 from latentq.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
 
 if TYPE_CHECKING:
-    from latentq.card import Counts
+    from latentq.card import Card, Counts, EmbeddingFacts
     from latentq.units import UnitCard
 
 _EPILOG = """examples:
@@ -27,6 +29,8 @@ _EPILOG = """examples:
   latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
   latentq recipes                                               what can be named as --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
+  latentq collect cc12m cc12m/ --subset small                   the archives of a public collection
+  latentq encode 'cc12m/*.tar' out/ --recipe micro-diffusion     latents and captions' embeddings
   latentq shards 'cc12m/*.tar' shards/                          MDS shards of JPEGs and captions, at most 512 pixels
   latentq info out/
   latentq verify out/
@@ -75,10 +79,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     except RuntimeError as error:  # torch's, out of memory on a device say
         return _fail(str(error).strip().partition("\n")[0], 1)
     except ModuleNotFoundError as error:
-        extra = {"pyarrow": "parquet", "datasets": "datasets", "streaming": "streaming"}.get(error.name or "", "encode")
+        extra = {
+            "pyarrow": "parquet",
+            "datasets": "datasets",
+            "streaming": "streaming",
+            "huggingface_hub": "hub",
+            "requests": "hub",
+        }.get(error.name or "", "encode")
         return _fail(f"this needs {error.name}: pip install 'latentq[{extra}]'", 1)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the units that are done" if run in (_encode, _shards) else ""
+        goes_on = "; the same command goes on from there" if run in (_collect, _encode, _shards) else ""
         return _fail(f"interrupted{goes_on}", 130)
 
 
@@ -102,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     adders = (
-        _add_encode, _add_shards, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode, _add_convert,
-        _add_measure,
+        _add_encode, _add_collect, _add_shards, _add_recipes, _add_info, _add_verify, _add_repair, _add_decode,
+        _add_convert, _add_measure,
     )  # fmt: skip
     for add in adders:
         add(commands)
@@ -122,6 +132,57 @@ def _command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+# collect
+
+
+def _add_collect(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "collect",
+        _collect,
+        "fetch a public collection, or go on where an earlier run stopped; exit code 1 where a file failed",
+        "  latentq collect cc12m cc12m/ --subset small\n"
+        "  latentq collect jdb jdb/ --ids 0 1 17-20\n"
+        "  latentq collect jdb jdb/ --retry-failed              those of jdb/failed.tsv\n"
+        "  latentq collect sa1b sa1b/ --links sa1b_links.tsv    the list that the data set's page gives",
+    )
+    parser.add_argument("name", metavar="NAME", choices=sorted(COLLECTIONS), help=", ".join(COLLECTIONS))
+    parser.add_argument("folder", metavar="DIR", help="where the files go")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--subset", choices=get_args(Subset), default="all", help="small: about 1%% (default all)")
+    which.add_argument("--ids", type=_numbers, nargs="+", metavar="N", help="the numbers of archives: 3, or 0-22")
+    which.add_argument("--retry-failed", action="store_true", help="just those that failed.tsv lists")
+    parser.add_argument("--links", metavar="FILE", help="for sa1b: its list of links")
+    parser.add_argument("--site", metavar="URL", help="for coco: another address than its own")
+    parser.add_argument("--threads", type=int, default=8, metavar="N", help="files fetched at once (default 8)")
+
+
+def _numbers(text: str) -> range:
+    """One number, or from one to another."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _collect(options: argparse.Namespace) -> int:
+    done = collect(
+        options.name,
+        options.folder,
+        subset=options.subset,
+        ids=None if options.ids is None else [number for some in options.ids for number in some],
+        retry_failed=options.retry_failed,
+        links=options.links,
+        site=options.site,
+        threads=options.threads,
+        progress=sys.stderr,
+    )
+    print(f"{options.folder}: {done.files} files, {_size(done.bytes)}")
+    if not done.failed:
+        return 0
+    count = "1 file" if len(done.failed) == 1 else f"{len(done.failed)} files"
+    listed = Path(options.folder) / FAILED
+    return _fail(f"{count} failed, see {listed}: --retry-failed takes just those; {done.failed[0].reason}", 1)
 
 
 # encode
@@ -164,6 +225,17 @@ def _add_encode(commands: Any) -> None:
     what.add_argument("--flip", action="store_true", default=None, help="store the mirrored pictures too")
     what.add_argument("--seed", type=int, help="of the posterior's noise")
     what.add_argument("--unit-size", type=int, metavar="N", help="samples in a unit, which is done or not done")
+    text = parser.add_argument_group("captions and pictures (the card keeps it)")
+    text.add_argument(
+        "--text-encoder", metavar="NAME", help="store captions' embeddings: a hub name, a folder, or openclip:NAME"
+    )
+    text.add_argument("--text-revision", metavar="REVISION", help="the hub's branch, tag or commit")
+    text.add_argument("--text-subfolder", metavar="NAME", help="of several in a pipeline another, text_encoder_2 say")
+    text.add_argument("--text-dtype", choices=get_args(Dtype), help="what the text encoder computes in")
+    text.add_argument("--text-length", type=int, metavar="N", help="tokens that a caption is padded or cut to")
+    text.add_argument("--text-captions", type=int, metavar="N", help="how many captions of an image (default 1)")
+    text.add_argument("--pooled", action="store_true", default=None, help="store the pooled embedding too")
+    text.add_argument("--image", action="store_true", default=None, help="store the picture itself too, as column jpg")
     how = _add_how(parser)
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
@@ -194,12 +266,16 @@ def _add_how(parser: argparse.ArgumentParser) -> Any:
     how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
     how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
     how.add_argument("--strict", action="store_true", help="end at the first image that cannot be used")
+    how.add_argument(
+        "--delete-archives", action="store_true", help="delete each archive of SRC once all of its units are published"
+    )
     return how
 
 
 _OVERRIDES = (
     "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_side",
-    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size",
+    "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size", "text_revision",
+    "text_subfolder", "text_dtype", "text_length", "text_captions", "pooled", "image",
 )  # fmt: skip
 
 
@@ -208,7 +284,8 @@ def _encode(options: argparse.Namespace) -> int:
     from latentq.stages import Profile
     from latentq.tokens_tsv import dataset_of
 
-    _check_source(options.source)
+    if not options.delete_archives:  # otherwise they may be gone
+        _check_source(options.source)
     if options.threads is not None and options.threads < 1:
         raise _UsageError(f"--threads must be at least 1, not {options.threads}")
     if options.autoencoder is None and options.recipe is None and options.like is None:
@@ -223,6 +300,7 @@ def _encode(options: argparse.Namespace) -> int:
         options.out,
         recipe=options.recipe,
         autoencoder=options.autoencoder,
+        text_encoder=options.text_encoder,
         like=options.like,
         class_names=options.class_names,
         captions=options.captions,
@@ -232,6 +310,7 @@ def _encode(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        delete_archives=options.delete_archives,
         compiled=options.compile,
         profile=profile,
         progress=sys.stderr,
@@ -273,9 +352,9 @@ def _add_recipes(commands: Any) -> None:
 
 def _recipes(options: argparse.Namespace) -> int:
     if options.name is not None:
-        print(Recipe.text(options.name), end="")
+        print(Recipe.toml(options.name), end="")
         return 0
-    _table([(name, Recipe.text(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
+    _table([(name, Recipe.toml(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0
 
 
@@ -307,7 +386,8 @@ def _add_shards(commands: Any) -> None:
 def _shards(options: argparse.Namespace) -> int:
     from latentq.shards import shards
 
-    _check_source(options.source)
+    if not options.delete_archives:  # otherwise they may be gone
+        _check_source(options.source)
     card = shards(
         options.source,
         options.out,
@@ -321,6 +401,7 @@ def _shards(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
         strict=options.strict,
+        delete_archives=options.delete_archives,
         progress=sys.stderr,
     )
     return _tell_counts(Path(options.out), Path(options.out), card, card.counts)
@@ -379,6 +460,7 @@ def _info(options: argparse.Namespace) -> int:
         ("recipe", f"{card.recipe.name}{changed}"),
         ("autoencoder", f"{card.autoencoder.name} ({card.autoencoder.family}, {card.recipe.autoencoder.dtype})"),
         ("weights", card.autoencoder.weights or "none"),
+        *_text_rows(card),
         ("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}"
                   f"{', EXIF orientation applied' if image.orient else ''}"),
         *((f"column {name}", encoding) for name, encoding in card.columns.items()),
@@ -387,6 +469,8 @@ def _info(options: argparse.Namespace) -> int:
     _table(rows)
     for name, latent in card.latents.items():
         _print_latent(name, latent)
+    for name, embedding in card.embeddings.items():
+        _print_embedding(name, embedding)
     for name, tokens in card.tokens.items():
         print(f"\n{name}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}")
     return 0
@@ -420,6 +504,22 @@ def _info_of_shards(path: Path, as_json: bool) -> int:
         [("shards", f"{path} (no card)"), ("samples", str(len(reader))), ("bytes", _size(_bytes_of(path))), *columns]
     )
     return 0
+
+
+def _text_rows(card: Card) -> list[tuple[str, str]]:
+    if card.text is None:
+        return []
+    several = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
+    told = f"{card.text.family}, {card.recipe.text.dtype}, {card.text.length} tokens{several}"
+    return [("text encoder", f"{card.text.name} ({told})"), ("its weights", card.text.weights or "none")]
+
+
+def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
+    quantizer = embedding.quantizer
+    has_range = quantizer.kind in ("uniform", "affine", "codebook")
+    clipped = f", {embedding.clipped} values clipped" if has_range and embedding.clipped is not None else ""
+    bits = f", {quantizer.bits} bits" if has_range else ""
+    print(f"\n{name}: {' x '.join(map(str, embedding.shape))}, {quantizer.kind}{bits}{clipped}")
 
 
 def _print_latent(name: str, latent: Any) -> None:
@@ -666,12 +766,3 @@ def _bytes_of(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -23,9 +23,11 @@ from latentq.card import CARD, Card
 from latentq.gathering import Column, Gatherer
 from latentq.layout import Layout, Scale, TokenColumn, noise_key
 from latentq.noise import noise
+from latentq.publish import EMPTY_CAPTION
 from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
 from latentq.sending import Stored
+from latentq.text import empty
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,8 +82,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
     """A latent dataset's folder as a torch map-style dataset.
 
     A sample is a dict. A single latent column is called `latent` and is a (C, h, w) tensor; `tokens` is an (h, w) int64
-    tensor; `label` is an int; `label_text`, `caption` and `key` are strings. Where several columns hold the same kind
-    of thing, each keeps the name it has in the shards.
+    tensor; `label` is an int; `label_text`, `caption` and `key` are strings; `caption_embedding` is (captions, tokens,
+    width), `pooled_embedding` (captions, width) and `attention_mask` (captions, tokens) uint8; `image` is a PIL image,
+    or bytes where it is stored so. Where several columns hold the same kind of thing, each keeps the name it has in the
+    shards.
 
     Where moments are stored, every reading draws a latent from them anew, by torch's own generator; a loader's noise is
     a function of (seed, epoch, sample).
@@ -250,6 +254,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         return LatentLoader(self, batch_size, **options)
 
+    @cached_property
+    def empty_caption(self) -> Batch:
+        """What a sample without a caption has in the place of a caption's embedding, mask and pooled embedding.
+
+        By their names in samples: tensors of a sample's shape, for `caption_dropout`.
+
+        Raises:
+            LatentqError: The dataset has none, as those have that other tools made.
+        """
+        return empty_caption(self.path, self.layout)
+
     @property
     def resident_bytes(self) -> int:
         """The memory that `to_device` takes: the latents as they are stored, and 8 bytes a label."""
@@ -282,7 +297,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         from latentq.decode import autoencoder_for, decode_latents
 
-        if not self.layout.encoded:
+        if not self.layout.pictures:
             raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.stored)}")
         if autoencoder is None:
             if self.card is None:
@@ -296,7 +311,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         Returns:
             Unscaled latents, (N, C, h, w) float32; of moments the means; or tokens, (N, h, w) int64.
         """
-        name, column = next(iter(self.layout.encoded.items()))
+        name, column = next(iter(self.layout.pictures.items()))
         raw = self.read(indices)[name]
         if isinstance(column, TokenColumn):
             return column.decode(raw, torch.int64)
@@ -341,6 +356,18 @@ def item_or_batch(dataset: Any, index: int | Indices) -> Any:
     if isinstance(index, Sequence | np.ndarray) and np.ndim(index):
         return LatentDataset.collate(dataset.__getitems__(index))
     return dataset.__getitems__([index])[0]
+
+
+def empty_caption(path: Path, layout: Layout) -> Batch:
+    """As of `LatentDataset`, of the folder at a path."""
+    file = path / EMPTY_CAPTION
+    if not layout.texts or not file.is_file():
+        raise LatentqError(f"{path} has no embedding of an empty caption")
+    arrays = empty.load(file)
+    try:
+        return {name: column.of_array(arrays[column.stored], layout.dtype) for name, column in layout.texts.items()}
+    except (KeyError, ValueError, TypeError) as error:
+        raise FormatError(f"{file} does not go with the columns of the dataset: {error!r}") from None
 
 
 def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:

@@ -178,7 +178,7 @@ def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[n
     """
     from latentq.layout import TokenColumn
 
-    column = next(iter(layout.encoded.values()))
+    column = next(iter(layout.pictures.values()))
     sample = originals.sample(index)
     pixels, latents = originals.encode([index])
     original = pixels[0].transpose(1, 2, 0)
@@ -202,7 +202,7 @@ def _title(quantizer: Any) -> str:
 
 
 def _name(sample: Sample) -> str:
-    name = sample.text.rpartition("/")[2]
+    name = "".join(letter if letter.isprintable() else "?" for letter in sample.text.rpartition("/")[2])
     return name if len(name) <= 34 else f"{name[:20]}...{name[-11:]}"
 
 

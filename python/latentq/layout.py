@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from latentq._core import FormatError, LatentqError, MismatchError, RecipeError
 from latentq.buffers import Empty
-from latentq.card import CARD, TOKEN_DTYPES, UNKNOWN, Card, LatentFacts, TokenFacts
+from latentq.card import CARD, TOKEN_DTYPES, UNKNOWN, Card, EmbeddingFacts, LatentFacts, TokenFacts
 from latentq.quantizer import Quantizer
-from latentq.recipe import FLOATS, Column, Recipe
+from latentq.recipe import FLOATS, TEXT, Column, Recipe
 
 Scale = Literal["raw", "scaled", "normalized"]
 FloatArray = NDArray[np.float64]
@@ -186,6 +186,94 @@ class TokenColumn:
 
 
 @dataclass(frozen=True)
+class EmbeddingColumn:
+    """One column of caption or pooled embeddings, from stored bytes to values.
+
+    Attributes:
+        stored: Its name in the shards.
+        facts: Its shape and quantiser.
+    """
+
+    stored: str
+    facts: EmbeddingFacts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(captions, tokens, width) of a sample, or (captions, width)."""
+        return self.facts.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a stored sample."""
+        return self.facts.nbytes
+
+    def decoded_type(self, dtype: torch.dtype) -> torch.dtype:
+        """The type of its values in a dataset of a dtype."""
+        return dtype
+
+    is_plain = False
+
+    def direct(self, _dtype: torch.dtype) -> None:
+        """None: it takes more than one pass."""
+
+    def decode(self, raw: torch.Tensor, dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The values of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) of the dtype."""
+        quantizer, shape = self.facts.quantizer, (len(raw), *self.shape)
+        rows = (len(raw) * self.facts.rows, self.shape[-1])  # each vector is a sample of the quantiser
+        flat = raw.reshape(rows[0], -1)
+        if quantizer.kind in FLOATS or dtype == torch.uint8:
+            values = quantizer.unpack(flat, rows).reshape(shape)
+            return values.to(dtype) if out is None else out.copy_(values)
+        flat_out = None if out is None else out.view(rows)
+        values = quantizer.dequantize_packed(flat, rows, dtype=dtype, out=flat_out)
+        return values.reshape(shape) if out is None else out
+
+    def of_array(self, codes: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+        """The values of one sample's codes, of this shape. Raises ValueError or TypeError where it is another's."""
+        packed = self.facts.quantizer.pack(codes.reshape(self.facts.rows, self.shape[-1]))
+        return self.decode(torch.from_numpy(packed).reshape(1, -1), dtype)[0]
+
+
+@dataclass(frozen=True)
+class MaskColumn:
+    """One column of attention masks: uint8, 1 where a token is the caption's.
+
+    Attributes:
+        stored: Its name in the shards.
+        shape: (captions, tokens) of a sample.
+    """
+
+    stored: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a stored sample."""
+        return prod(self.shape)
+
+    def decoded_type(self, _dtype: torch.dtype) -> torch.dtype:
+        """uint8, whatever the dtype of latents."""
+        return torch.uint8
+
+    is_plain = False
+
+    def direct(self, _dtype: torch.dtype) -> None:
+        """None: it takes more than one pass."""
+
+    def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The masks of stored samples, uint8 (N, nbytes): (N, *shape)."""
+        values = raw.reshape(len(raw), *self.shape)
+        return values if out is None else out.copy_(values)
+
+    def of_array(self, mask: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+        """One sample's mask. Raises ValueError where it is another's."""
+        return self.decode(torch.from_numpy(mask.reshape(1, self.nbytes)), dtype)[0]
+
+
+EncodedColumn = LatentColumn | TokenColumn | EmbeddingColumn | MaskColumn
+
+
+@dataclass(frozen=True)
 class Layout:
     """What the samples of a dataset are made of.
 
@@ -194,7 +282,7 @@ class Layout:
         card: Its card; None where there is none.
         recipe: What made it.
         stored: The names of the columns in the shards, by their names in samples, in the order of a sample.
-        encoded: Those of them that hold latents, moments or tokens, by their names in samples.
+        encoded: Those of them that hold latents, moments, tokens, embeddings or masks, by their names in samples.
         dtype: In which latents are given.
         scale: In which latents are given.
     """
@@ -203,7 +291,7 @@ class Layout:
     card: Card | None
     recipe: Recipe
     stored: Mapping[str, str]
-    encoded: Mapping[str, LatentColumn | TokenColumn]
+    encoded: Mapping[str, EncodedColumn]
     dtype: torch.dtype
     scale: Scale
 
@@ -216,6 +304,18 @@ class Layout:
     def is_plain(self) -> bool:
         """Whether latents, if there are any, are made of codes, and nothing but dequantised."""
         return all(column.is_plain for column in self.encoded.values())
+
+    @property
+    def pictures(self) -> dict[str, LatentColumn | TokenColumn]:
+        """The columns that an autoencoder decodes, by their names in samples."""
+        return {name: column for name, column in self.encoded.items() if isinstance(column, LatentColumn | TokenColumn)}
+
+    @property
+    def texts(self) -> dict[str, EmbeddingColumn | MaskColumn]:
+        """The columns that a text encoder made, by their names in samples."""
+        return {
+            name: column for name, column in self.encoded.items() if isinstance(column, EmbeddingColumn | MaskColumn)
+        }
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -244,9 +344,9 @@ class Layout:
         column = self.encoded[name]
         dtype = column.decoded_type(self.dtype)
         out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
-        if isinstance(column, TokenColumn):
-            return column.decode(raw, dtype, out=out)
-        return column.decode(raw, dtype, out=out, noise=noise)
+        if isinstance(column, LatentColumn):
+            return column.decode(raw, dtype, out=out, noise=noise)
+        return column.decode(raw, dtype, out=out)
 
     @classmethod
     def resolve(
@@ -269,11 +369,17 @@ class Layout:
         known = _recipe_of(path, card, recipe, quantizer)
         names = _sample_names(known, there)
         selected = _selected(names, columns)
-        encoded: dict[str, LatentColumn | TokenColumn] = {}
+        encoded: dict[str, EncodedColumn] = {}
         for name, stored in selected.items():
             column = known.columns[stored]
             if column.content == "tokens":
                 encoded[name] = TokenColumn(stored, card.tokens[stored] if card else _tokens_of(path, stored, column))
+            if column.content in TEXT:
+                encoded[name] = _text_column(path, card, known, stored)
+                held = encoded[name]
+                if dtype == torch.uint8 and isinstance(held, EmbeddingColumn) and held.facts.quantizer.kind in FLOATS:
+                    kind = held.facts.quantizer.kind
+                    raise ValueError(f"{path}: column {stored!r} is stored as {kind} and has no codes")
             if not column.is_latent:
                 continue
             if card is not None and stored not in card.latents:
@@ -311,12 +417,22 @@ class Layout:
             made_by = (network.weights if known else network.name, network.scaling_factor, network.shift_factor)
             text = f"{network.name} (weights {network.weights or 'none'}, scaling factor {network.scaling_factor:g})"
             traits.append(("autoencoder", made_by, text))
+        if self.texts:
+            made_with = None if self.card is None else self.card.text
+            model = self.recipe.text.model if made_with is None else made_with.name
+            weights = "" if made_with is None else made_with.weights
+            told = f"{model} (weights {weights or 'unknown'})"
+            traits.append(("text encoder", weights or model, told))
+        for name, text_column in sorted(self.texts.items()):
+            traits.append((f"shape of {name!r}", text_column.shape, str(text_column.shape)))
+            if isinstance(text_column, EmbeddingColumn):
+                quantizer = text_column.facts.quantizer
+                traits.append((f"quantiser of {name!r}", quantizer, _told(quantizer)))
         for name, column in sorted(self.latents.items()):
             quantizer = column.facts.quantizer
-            ranges = ", ".join(f"{low:g} to {high:g}" for low, high in zip(quantizer.low, quantizer.high, strict=True))
             traits += [
                 (f"shape of {name!r}", column.shape, str(column.shape)),
-                (f"quantiser of {name!r}", quantizer, f"{quantizer.bits}-bit {quantizer.kind} ({ranges})"),
+                (f"quantiser of {name!r}", quantizer, _told(quantizer)),
                 (f"stored scale of {name!r}", column.scaled, "scaled" if column.scaled else "raw"),
                 (f"moments in {name!r}", column.moments, str(column.moments).lower()),
             ]
@@ -329,6 +445,15 @@ class Layout:
 def noise_key(name: str) -> str:
     """Under which the noise for a column of moments lies in a batch that is not decoded yet."""
     return f"noise of {name}"
+
+
+_SHOWN = 32  # channels whose ranges a message tells
+
+
+def _told(quantizer: Quantizer) -> str:
+    sides = list(zip(quantizer.low, quantizer.high, strict=True))
+    ranges = ", ".join(f"{low:g} to {high:g}" for low, high in sides[:_SHOWN])
+    return f"{quantizer.bits}-bit {quantizer.kind} ({ranges}{', ...' if len(sides) > _SHOWN else ''})"
 
 
 def _recipe_of(
@@ -384,16 +509,33 @@ def _facts_of(path: Path, name: str, column: Column, quantizer: Quantizer | None
         shape = tuple(int(side) for side in column.encoding.split(":")[2].split(","))
     if not shape:
         raise RecipeError(f"{path}: there is no card, and the recipe does not say the shape of column {name!r}")
-    if quantizer is None:
-        kind = column.quantizer["kind"]
-        if kind in FLOATS:
-            quantizer = Quantizer.floating(kind, channels=shape[0])
-        elif kind == "uniform":
-            options = {key: value for key, value in column.quantizer.items() if key != "kind"}
-            quantizer = Quantizer.uniform(channels=shape[0], **options)
-        else:
-            raise RecipeError(f"{path}: there is no card with the range of column {name!r}: give a quantizer")
-    return LatentFacts(shape=shape, quantizer=quantizer)
+    return LatentFacts(shape=shape, quantizer=quantizer or _said_quantizer(path, name, column, shape[0]))
+
+
+def _said_quantizer(path: Path, name: str, column: Column, channels: int) -> Quantizer:
+    """The quantiser of a column without a card, where the recipe says enough."""
+    kind = column.quantizer["kind"]
+    if kind in FLOATS:
+        return Quantizer.floating(kind, channels=channels)
+    if kind == "uniform":
+        options = {key: value for key, value in column.quantizer.items() if key != "kind"}
+        return Quantizer.uniform(channels=channels, **options)
+    raise RecipeError(f"{path}: there is no card with the range of column {name!r}: give a quantizer")
+
+
+def _text_column(path: Path, card: Card | None, recipe: Recipe, name: str) -> EmbeddingColumn | MaskColumn:
+    """A column of embeddings or masks; without a card what the recipe says of it."""
+    column = recipe.columns[name]
+    if card is not None and card.text is not None:
+        if column.content == "attention_mask":
+            return MaskColumn(name, (recipe.text.captions, card.text.length))
+        return EmbeddingColumn(name, card.embeddings[name])
+    shape = column.shape or tuple(map(int, column.encoding.split(":")[2].split(",") if ":" in column.encoding else ()))
+    if not shape:
+        raise RecipeError(f"{path}: there is no card, and the recipe does not say the shape of column {name!r}")
+    if column.content == "attention_mask":
+        return MaskColumn(name, shape)
+    return EmbeddingColumn(name, EmbeddingFacts(shape, _said_quantizer(path, name, column, shape[-1])))
 
 
 def _tokens_of(path: Path, name: str, column: Column) -> TokenFacts:

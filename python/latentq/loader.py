@@ -58,7 +58,7 @@ class _Step(NamedTuple):
 
     stop: int
     indices: NDArray[np.int64]
-    masks: dict[str, NDArray[np.bool_]]
+    masks: dict[str, NDArray[Any]]
 
 
 class LatentLoader:
@@ -86,7 +86,8 @@ class LatentLoader:
         world_size: The number of processes; None as with rank.
         label_dropout: For classifier-free guidance: the probability with which `drop_label`, (B,) bool, is True. A
             function of (seed, epoch, sample); no such key where it is 0.
-        caption_dropout: The same for `drop_caption`.
+        caption_dropout: The same for `drop_caption`; beside it `drop_caption_mask`, (B,) float32, is 0 where it is True
+            and 1 elsewhere, for embeddings to be multiplied by.
         order: Of the samples; None for every sample once.
 
     Raises:
@@ -235,10 +236,12 @@ class LatentLoader:
                 stops = range(end, end + 1)
                 positions, valid = (part[None] for part in slice_of(position, end, self.rank, self.world_size))
             indices = self.order.indices(epoch, positions.ravel())
-            masks = {"valid": valid}
+            masks: dict[str, NDArray[Any]] = {"valid": valid}
             for salt, (name, probability) in enumerate(self.dropouts.items()):
                 if probability:
                     masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt)).reshape(valid.shape)
+                    if name == "drop_caption":  # as micro_diffusion's loader has it
+                        masks["drop_caption_mask"] = (~masks[name]).astype(np.float32)
             for stop, mine, *rows in zip(stops, indices.reshape(valid.shape), *masks.values(), strict=True):
                 yield _Step(stop, mine, dict(zip(masks, rows, strict=True)))
             position = stops[-1]

@@ -37,7 +37,8 @@ _SHARE = 8  # of the available memory, what all readers of a process together ho
 class Writer:
     """Writes a dataset into a temporary folder beside `path`, and publishes it with one rename when it is closed.
 
-    Used as a context manager: an exception inside `with` publishes nothing and removes the temporary.
+    Used as a context manager: an exception inside `with` publishes nothing and removes the temporary. A full shard is
+    written by a thread of its own while the next is filled: two shards are in memory at most.
 
     Args:
         path: The dataset's folder: absent (its parent exists), or empty.
@@ -72,6 +73,8 @@ class Writer:
         )
         self._fixed = {name: fixed for name, _, fixed in self._core.columns}
         self._encode = {name: _ENCODERS[text] for name, text in columns.items() if text in _ENCODERS}
+        if not self._encode:
+            self.write = self._core.write  # type: ignore[method-assign]  # all that is left of `write`, without its frame
 
     def write(self, sample: Mapping[str, Any]) -> None:
         """Adds one sample. A value that is `bytes` is written as it is, whatever the encoding.

@@ -102,6 +102,11 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         """As of `LatentDataset`, by the numbers that samples have in the mixture."""
         return self.datasets[0].noise_of(indices, seed, epoch, empty=empty)
 
+    @property
+    def empty_caption(self) -> Batch:
+        """As of `LatentDataset`."""
+        return self.datasets[0].empty_caption
+
     def loader(self, batch_size: int, *, shuffle: bool = False, seed: int = 0, **options: Any) -> LatentLoader:
         """A loader of the mixture's batches: see `LatentLoader` for the options."""
         order = Order(self.sizes, self.shares, shuffle, seed)

@@ -130,7 +130,12 @@ class Encoder:
 
     @torch.no_grad()
     def land(
-        self, flight: Flight, columns: Mapping[str, Column], quantizers: Mapping[str, Quantizer], profile: Profile
+        self,
+        flight: Flight,
+        columns: Mapping[str, Column],
+        quantizers: Mapping[str, Quantizer],
+        profile: Profile,
+        refused: Iterable[int] = (),
     ) -> list[int]:
         """Waits until a batch is encoded. Samples that hold NaN or infinity are encoded again, alone and in float32.
 
@@ -139,15 +144,17 @@ class Encoder:
             columns: As at its launch, and so are the quantisers.
             quantizers: See there.
             profile: Is added to.
+            refused: Places of samples that are bad for another reason.
 
         Returns:
-            The places of those that stay bad.
+            The places of those that stay bad, `refused` among them.
         """
         if self._gpu:
             flight.marks[-1].synchronize()
         for stage, mark in ((COPY, 0), (NETWORK, 2), (QUANTISE, 3)):
             profile.seconds[stage, "worked"] += self._between(*flight.marks[mark : mark + 2])
-        if not self._bad_rows(flight):
+        refused = set(refused)
+        if not self._bad_rows(flight) and not refused:
             return []
         if self._dtype != torch.float32:
             flight.redone = len(self._bad_rows(flight))
@@ -158,7 +165,7 @@ class Encoder:
                     flight.encoded[name][row] = self.encode(alone, column, [number], stream, exact=True)[0]
             self._quantise(flight, quantizers)
             self._wait()
-        bad = self._bad_rows(flight)
+        bad = sorted({*self._bad_rows(flight), *(row for row, place in enumerate(flight.places) if place in refused)})
         lost = [flight.places[row] for row in bad]
         if bad:
             kept = [row for row in range(len(flight.places)) if row not in bad]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from latentq import image, mds
 from latentq._core import LatentqError
 from latentq.autoencoders import Autoencoder, load_autoencoder, subfolder_in
-from latentq.card import CARD, Card
+from latentq.card import CARD, Card, EmbeddingFacts
 from latentq.plan import (
     check_folder,
     check_same,
@@ -30,12 +30,14 @@ from latentq.plan import (
 )
 from latentq.processors import processors
 from latentq.progress import Progress
-from latentq.publish import HASHES, REJECTS, UNIT, publish_once, remove_dead, unit_done
+from latentq.publish import EMPTY_CAPTION, HASHES, REJECTS, UNIT, publish_once, remove_dead, unit_done
 from latentq.quantizer import Calibrator, Moments, Quantizer
-from latentq.recipe import FLOATS, Recipe
+from latentq.recipe import FLOATS, TEXT, Recipe
 from latentq.sources import Captions, Listing, Sample, Source
-from latentq.sources.listing import REJECTED, fetch, reason_of
-from latentq.stages import IMAGES, LIST, NETWORK, WRITE, Profile, ahead, behind
+from latentq.sources.listing import REJECTED, captions_of, fetch, reason_of
+from latentq.spent import SpentArchives, all_spent
+from latentq.stages import CAPTIONS, IMAGES, LIST, NETWORK, WRITE, Profile, ahead, behind
+from latentq.text import TextEncoder, empty, load_text_encoder
 from latentq.tokens_tsv import check_table, dataset_of, write_table
 from latentq.units import LatentSums, Reject, UnitFacts, finish, unit_names, units_done
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     import torch
 
     from latentq.network import Encoder, Flight
+    from latentq.text.encoder import CaptionEncoder, Embedded, UnitCaptions
 
 _T = TypeVar("_T")
 
@@ -53,6 +56,7 @@ def encode(
     *,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     autoencoder: str | os.PathLike[str] | Autoencoder | None = None,
+    text_encoder: str | os.PathLike[str] | TextEncoder | None = None,
     like: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
@@ -63,6 +67,7 @@ def encode(
     world_size: int | None = None,
     strict: bool = False,
     compiled: bool = False,
+    delete_archives: bool = False,
     profile: Profile | None = None,
     progress: TextIO | None = None,
     **overrides: Any,
@@ -76,6 +81,8 @@ def encode(
             ends with `.tsv` gets tokens as VQGAN-f16-16384's page writes them, and the dataset is in `NAME.latentq`.
         recipe: A recipe, its name, or the path of its TOML file; `default` where there is none.
         autoencoder: Instead of the recipe's: a name, a folder, or any object that is an `Autoencoder`.
+        text_encoder: Instead of the recipe's: a name, a folder, or any object that is a `latentq.text.TextEncoder`.
+            To a recipe without columns of embeddings they are added.
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
         class_names: A file of two columns, class folder and readable name.
         captions: Where captions are, as of `open_source`.
@@ -87,6 +94,7 @@ def encode(
         world_size: How many processes share the work; from the environment (WORLD_SIZE) where None.
         strict: Whether the first sample that cannot be encoded ends the run.
         compiled: Whether torch compiles the autoencoder; latents may then differ in the last bit.
+        delete_archives: Whether each archive of the source is deleted as soon as all of its units are published.
         profile: Is told how long each stage works and waits.
         progress: Where progress is told; None tells nothing.
         overrides: Fields of the recipe to change, as `Recipe.override` names them.
@@ -108,11 +116,14 @@ def encode(
         raise ValueError(f"threads must be at least 1, not {threads}")
     threads = threads or processors()
     model = autoencoder if autoencoder is None or isinstance(autoencoder, str | os.PathLike) else None
+    text_model = text_encoder if isinstance(text_encoder, str | os.PathLike) else getattr(text_encoder, "name", None)
     parent = Card.load(like) if like is not None else None
-    recipe = settle(recipe, model, parent, overrides)
+    recipe = settle(recipe, model, text_model, parent, overrides)
     check_folder(out)
+    if delete_archives and (out / CARD).exists() and all_spent(source, out, begun := Card.load(out)):
+        return finish(out, begun)
 
-    opened = open_for(source, out, class_names, like, captions)
+    opened = open_for(source, out, class_names, like, captions, progress)
     profile = profile or Profile()
     with profile.timing(LIST, "worked"):
         listing = settle_listing(opened, out, first=rank == 0)
@@ -130,7 +141,18 @@ def encode(
             subfolder=options.subfolder if given else subfolder_in(network, options.subfolder),
             pixel_range=options.pixel_range,
         )
-    plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent)
+    text_network: Any = None
+    if recipe.texts():
+        text_network = text_encoder
+        if text_encoder is None or isinstance(text_encoder, str | os.PathLike):
+            text_network = load_text_encoder(
+                text_encoder or recipe.text.model,
+                device=device or _device_of(network),
+                revision=recipe.text.revision,
+                subfolder=recipe.text.subfolder,
+                length=recipe.text.length,
+            )
+    plan, uncalibrated = plan_card(recipe, opened.kind, listing, network, parent, text_network)
     check_table(named, plan)
     device = device or _device_of(network)
     _check_device(device)
@@ -138,15 +160,26 @@ def encode(
 
     encoder = Encoder(network, plan.recipe.autoencoder, device, compiled=compiled)
     batch_size = min(batch_size, recipe.unit_size, max(1, len(listing.samples)))
-    job = _Job(opened, listing, encoder, plan, uncalibrated, batch_size, threads, strict, profile)
+    caption_encoder = None
+    if plan.recipe.texts():
+        from latentq.text.encoder import CaptionEncoder
 
-    share = share_of(listing.units(recipe.unit_size), rank, world_size)
+        place = str(getattr(text_network, "device", None) or _device_of(text_network))
+        caption_encoder = CaptionEncoder(text_network, plan.recipe.text, place, plan.recipe.texts())
+    job = _Job(opened, listing, encoder, caption_encoder, plan, uncalibrated, batch_size, threads, strict, profile)
+
+    units = listing.units(recipe.unit_size)
+    spent = SpentArchives(opened, listing, units, out, unit_names(plan)) if delete_archives else None
+    share = share_of(units, rank, world_size)
     with Progress(sum(map(len, share.values())), "encode", progress) as bar:
         for note in listing.notes:
             bar.note(note)
         card = _published_card(out, job, bar, frozen=parent is not None)
         job = replace(job, card=card)
-        _encode_units(out, job, share, bar)
+        _publish_empty_caption(out, job)
+        _encode_units(out, job, share, bar, spent)
+    if spent is not None:
+        spent.delete()
     if units_done(out, card) < card.units:
         remove_dead(out)
         return replace(card, counts=None)
@@ -164,6 +197,7 @@ class _Job:
     source: Source
     listing: Listing
     encoder: Encoder
+    captions: CaptionEncoder | None
     card: Card
     uncalibrated: tuple[str, ...]
     batch_size: int
@@ -175,6 +209,11 @@ class _Job:
     def quantizers(self) -> dict[str, Quantizer]:
         """Of the columns of latents and moments."""
         return {name: facts.quantizer for name, facts in self.card.latents.items()}
+
+    @property
+    def text_quantizers(self) -> dict[str, Quantizer]:
+        """Of the columns of embeddings."""
+        return {name: facts.quantizer for name, facts in self.card.embeddings.items()}
 
 
 def _device() -> str:
@@ -212,10 +251,14 @@ def _published_card(out: Path, job: _Job, bar: Progress, *, frozen: bool) -> Car
         card = job.card
         if job.uncalibrated:
             bar.note(f"calibrating on {min(card.recipe.calibration, card.source.samples)} images")
-            latents = dict(card.latents)
-            for name, quantizer in _halving(job, bar, _calibrate).items():
-                latents[name] = replace(latents[name], quantizer=quantizer)
-            card = replace(card, latents=latents)
+            quantizers = _halving(job, bar, _calibrate)
+
+            def calibrated(facts: Mapping[str, Any]) -> dict[str, Any]:
+                return {
+                    name: replace(one, quantizer=quantizers.get(name, one.quantizer)) for name, one in facts.items()
+                }
+
+            card = replace(card, latents=calibrated(card.latents), embeddings=calibrated(card.embeddings))
         publish_listing(out, job.listing)
         if publish_once(file, card.to_toml()):
             return card
@@ -223,6 +266,27 @@ def _published_card(out: Path, job: _Job, bar: Progress, *, frozen: bool) -> Car
     check_same(out, card, job.card, frozen=frozen)
     publish_listing(out, job.listing)
     return card
+
+
+def _publish_empty_caption(out: Path, job: _Job) -> None:
+    """Publishes what the columns of captions hold of an empty one, unless it is there: for training without captions.
+
+    By column, as it is stored but for packing: (captions, tokens, width) and so on.
+    """
+    if job.captions is None or (out / EMPTY_CAPTION).exists():
+        return
+    publish_once(out / EMPTY_CAPTION, empty.to_bytes(_empty_caption(job)))
+
+
+def _empty_caption(job: _Job) -> dict[str, NDArray[Any]]:
+    from latentq.text.encoder import stacked
+
+    assert job.captions is not None
+    embedded = job.captions.land(job.captions.launch([""], job.text_quantizers), 0, job.text_quantizers)
+    if embedded.bad:
+        raise LatentqError("the embedding of the empty caption holds NaN or infinity")
+    columns = stacked([[embedded] * job.card.recipe.text.captions])
+    return {name: values[0] for name, values in columns.items()}
 
 
 # From images to latents.
@@ -238,6 +302,8 @@ class _Batch:
         pixels: For each size: (B, 3, S, S) uint8, B >= n, in memory of the encoder's `host`; rows of samples that
             failed, and those past n, are zero.
         failed: What the image stage refused, by place in the batch.
+        images: The pictures' files, where they are stored.
+        captions: Those of the unit, where they are embedded.
         last: Whether it is the unit's last.
     """
 
@@ -245,6 +311,8 @@ class _Batch:
     numbers: Sequence[int]
     pixels: dict[int, torch.Tensor]
     failed: dict[int, tuple[str, Exception]]
+    images: Sequence[bytes]
+    captions: UnitCaptions | None
     last: bool
 
 
@@ -256,9 +324,16 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
     """
     options = job.card.recipe.image.options()
     sizes = sorted({column.size for column in job.card.recipe.encoded().values()})
+    keeps_images = any(column.content == "image" for column in job.card.recipe.columns.values())
     for unit, numbers in units:
         count = -(-len(numbers) // job.batch_size)
         length = -(-len(numbers) // count)
+        captions = None
+        if job.captions is not None:
+            from latentq.text.encoder import UnitCaptions
+
+            of_unit = [job.listing.samples[number] for number in numbers]
+            captions = UnitCaptions(job.captions, job.text_quantizers, of_unit, length)
         for start in range(0, len(numbers), length):
             chosen = numbers[start : start + length]
             samples = [job.listing.samples[number] for number in chosen]
@@ -282,7 +357,14 @@ def _batches(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[
                     sample.key.encode()
                 except UnicodeEncodeError:
                     failed[place] = ("list", LatentqError("the file's name is not UTF-8"))
-            yield _Batch(unit, chosen, pixels, failed, start + length >= len(numbers))
+            images = []
+            if keeps_images:
+                images = [b"" if place in failed else _bytes_of(datum) for place, datum in enumerate(data)]
+            yield _Batch(unit, chosen, pixels, failed, images, captions, start + length >= len(numbers))
+
+
+def _bytes_of(data: bytes | Path) -> bytes:
+    return data.read_bytes() if isinstance(data, Path) else data
 
 
 @dataclass(frozen=True)
@@ -292,8 +374,8 @@ class _Encoded:
     Attributes:
         batch: The batch; what it `failed` is complete now.
         places: The places in it of the samples to be stored, n of them.
-        codes: By column, (n, C, h, w) or (n, h, w), as the quantiser gives them.
-        clipped: By column with a quantiser, (C,) int64.
+        codes: By column, (n, C, h, w) or (n, h, w), as the quantiser gives them; (n, captions, ...) of captions.
+        clipped: By column with a quantiser, (C,) int64; of embeddings, of all channels together.
         redone: How many samples were encoded again in float32.
     """
 
@@ -311,19 +393,41 @@ def _encoded(job: _Job, units: Iterable[tuple[int, Sequence[int]]]) -> Generator
     """
     columns, quantizers = job.card.recipe.encoded(), job.quantizers
 
-    def landed(batch: _Batch, flight: Flight) -> _Encoded:
-        bad = job.encoder.land(flight, columns, quantizers, job.profile)
-        reasons = {place: ("encode", LatentqError("its latent holds NaN or infinity")) for place in bad}
+    def launched(batch: _Batch) -> tuple[_Batch, Flight, list[list[Any]]]:
+        rows: list[list[Any]] = []
+        if batch.captions is not None:  # before the pictures: what is asked for first has landed first
+            with job.profile.timing(CAPTIONS, "worked"):
+                rows = batch.captions.launch(job.listing.samples[number] for number in batch.numbers)
+        places = [place for place in range(len(batch.numbers)) if place not in batch.failed]
+        return batch, job.encoder.launch(batch.pixels, columns, quantizers, batch.numbers, places), rows
+
+    def landed(batch: _Batch, flight: Flight, rows: list[list[Any]]) -> _Encoded:
+        embedded: dict[int, list[Embedded]] = {}
+        if batch.captions is not None:
+            with job.profile.timing(CAPTIONS, "worked"):
+                embedded = {place: batch.captions.land(rows[place]) for place in flight.places}
+        refused = [place for place, of in embedded.items() if any(one.bad for one in of)]
+        bad = job.encoder.land(flight, columns, quantizers, job.profile, refused)
+        what = {place: "its caption's embedding" if place in refused else "its latent" for place in bad}
+        reasons = {place: ("encode", LatentqError(f"{name} holds NaN or infinity")) for place, name in what.items()}
         batch = replace(batch, failed={**batch.failed, **reasons})
         clipped = {name: values.numpy() for name, values in flight.clipped.items()}
-        return _Encoded(batch, flight.places, flight.arrays(), clipped, flight.redone)
+        codes, redone = flight.arrays(), flight.redone
+        if embedded:
+            from latentq.text.encoder import stacked
+
+            kept = [embedded[place] for place in flight.places]
+            codes |= stacked(kept)
+            redone += sum(any(one.redone for one in of) for of in embedded.values())
+            for name in job.text_quantizers:
+                clipped[name] = np.array([sum(one.clipped.get(name, 0) for of in kept for one in of)], np.int64)
+        return _Encoded(batch, flight.places, codes, clipped, redone)
 
     batches = ahead(_batches(job, units), 2, job.profile, IMAGES, NETWORK)
-    flying: deque[tuple[_Batch, Flight]] = deque()
+    flying: deque[tuple[_Batch, Flight, list[list[Any]]]] = deque()
     try:
         for batch in batches:
-            places = [place for place in range(len(batch.numbers)) if place not in batch.failed]
-            flying.append((batch, job.encoder.launch(batch.pixels, columns, quantizers, batch.numbers, places)))
+            flying.append(launched(batch))
             if len(flying) > 1:
                 yield landed(*flying.popleft())
         while flying:
@@ -355,6 +459,8 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
     Until then the card has floats in their place, so that their codes are the latents themselves.
     """
     names = job.uncalibrated
+    if not any(name in job.card.embeddings for name in names):
+        job = replace(job, captions=None)
     total = len(job.listing.samples)
     count = min(job.card.recipe.calibration, total)
     chosen = [place * total // count for place in range(count)]
@@ -362,7 +468,8 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
     for name in names:
         options = job.card.recipe.columns[name].quantizer
         method = options.get("method", "lloyd-max" if options["kind"] == "codebook" else "mse")
-        calibrators[name] = Calibrator(job.card.latents[name].shape[0], bits=options.get("bits", 8), method=method)
+        channels = job.card.quantizers[name].channels
+        calibrators[name] = Calibrator(channels, bits=options.get("bits", 8), method=method)
     first: tuple[Sample, str, Exception] | None = None
     seen = 0
     for encoded in _encoded(job, [(0, chosen)]):
@@ -372,7 +479,13 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
             _strictly(job, sample, stage, error)
         seen += len(encoded.places)
         for name in names if encoded.places else ():
-            calibrators[name].update(encoded.codes[name])
+            codes = encoded.codes[name]
+            # Of embeddings, each vector is a sample of its own.
+            calibrators[name].update(codes.reshape(-1, codes.shape[-1]) if name in job.card.embeddings else codes)
+    if seen and job.captions is not None:  # which no other caption needs to resemble
+        for name, values in _empty_caption(job).items():
+            if name in calibrators:
+                calibrators[name].update(values.reshape(-1, values.shape[-1]))
     if not seen:
         reason = f"{first[0].key!r}: {first[1]}: {reason_of(first[2])}" if first else "there are none"
         raise LatentqError(f"none of {count} samples can be encoded, the first is {reason}")
@@ -382,7 +495,9 @@ def _calibrate(job: _Job) -> dict[str, Quantizer]:
 # From latents to units.
 
 
-def _encode_units(out: Path, job: _Job, share: dict[int, range], bar: Progress) -> None:
+def _encode_units(
+    out: Path, job: _Job, share: dict[int, range], bar: Progress, spent: SpentArchives | None = None
+) -> None:
     """Encodes and publishes every unit of this process that is not there yet."""
     names = unit_names(job.card)
     done = {number for number in share if unit_done(out, names[number])}
@@ -395,6 +510,8 @@ def _encode_units(out: Path, job: _Job, share: dict[int, range], bar: Progress) 
             for number in todo:
                 _write_unit(out / names[number], job, batches, bar)
                 done.add(number)
+                if spent is not None:
+                    spent.delete(number)
 
         with (
             behind(write, 2, job.profile, WRITE, NETWORK) as hand_over,
@@ -447,14 +564,42 @@ def _write_batch(writer: mds.Writer, facts: UnitFacts, job: _Job, encoded: _Enco
                 facts.latents[name].add(sums)
             elif name in job.card.tokens:
                 columns[name] = encoded.codes[name].astype(job.card.tokens[name].dtype)
+            elif name in job.card.embeddings:
+                facts.clipped[name] = facts.clipped.get(name, 0) + int(encoded.clipped[name].sum())
+                columns[name] = _packed(job.card.embeddings[name], encoded.codes[name])
+            elif content in TEXT:
+                columns[name] = encoded.codes[name]
+            elif content == "image":
+                files = [encoded.batch.images[place] for place in encoded.places]
+                columns[name] = list(map(_as_jpeg, files)) if encoding == "jpeg" else files
+            elif content == "captions":
+                count = job.card.recipe.text.captions
+                columns[name] = [captions_of(samples[place], count) for place in encoded.places]
             else:
                 texts = [getattr(samples[place], content) for place in encoded.places]
                 columns[name] = [str(text) for text in texts] if encoding == "str" else texts
-            if encoding == "bytes":
+            if encoding == "bytes" and content != "image":
                 columns[name] = [value.tobytes() for value in columns[name]]
         writer.write_batch(columns)
         facts.samples += len(encoded.places)
     bar.update(len(samples), len(failed))
+
+
+def _as_jpeg(data: bytes) -> bytes:
+    """A picture's file where it is a JPEG; otherwise one of quality 95."""
+    from latentq.shards import to_jpeg
+
+    if image.info(data).format == "JPEG":
+        return data
+    return to_jpeg(data, min_size=1, max_size=1 << 30, quality=95).data
+
+
+def _packed(facts: EmbeddingFacts, codes: NDArray[Any]) -> NDArray[Any]:
+    """Embeddings (n, ...) as they are stored: below 8 bits each vector packed, (n, bytes)."""
+    if facts.quantizer.bits >= 8:
+        return codes
+    packed: NDArray[Any] = facts.quantizer.pack(codes.reshape(-1, codes.shape[-1]))
+    return packed.reshape(len(codes), -1)
 
 
 def _stored(quantizer: Quantizer, codes: NDArray[Any], clipped: NDArray[np.int64]) -> tuple[LatentSums, NDArray[Any]]:

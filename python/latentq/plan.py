@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from latentq._core import MismatchError, RecipeError
 from latentq.autoencoders import Autoencoder, weight_hash
-from latentq.card import CARD, TOKEN_DTYPES, AutoencoderFacts, Card, LatentFacts, SourceFacts, TokenFacts
+from latentq.card import (
+    CARD,
+    TOKEN_DTYPES,
+    AutoencoderFacts,
+    Card,
+    EmbeddingFacts,
+    LatentFacts,
+    SourceFacts,
+    TextFacts,
+    TokenFacts,
+)
 from latentq.publish import SAMPLES, is_temporary, publish_once
 from latentq.quantizer import Quantizer
-from latentq.recipe import ENCODED, FLOATS, Column, Recipe
+from latentq.recipe import ENCODED, FLOATS, TEXT, Column, Recipe
 from latentq.sources import Captions, Listing, Sample, Source, open_source
+from latentq.text import TextEncoder
 
 _CALIBRATED = ("affine", "codebook")
 
@@ -43,6 +55,7 @@ def share_of(units: Sequence[range], rank: int, world_size: int) -> dict[int, ra
 def settle(
     recipe: str | os.PathLike[str] | Recipe | None,
     model: str | os.PathLike[str] | None,
+    text_model: str | os.PathLike[str] | None,
     parent: Card | None,
     overrides: Mapping[str, Any],
 ) -> Recipe:
@@ -55,16 +68,20 @@ def settle(
         return parent.recipe
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load("default" if recipe is None else recipe)
-    return recipe.override(autoencoder=None if model is None else os.fspath(model), **given)
+    models = {"autoencoder": model, "text_encoder": text_model}
+    return recipe.override(**{key: os.fspath(name) for key, name in models.items() if name is not None}, **given)
 
 
 def check_folder(out: Path, card: str = CARD) -> None:
-    """Refuses an output folder that holds something else than what the card of this name belongs to."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise MismatchError(f"{out} is a file; a dataset is a folder")
+    """Refuses an output folder that cannot be written, or holds something else than what this card belongs to."""
     if (out / card).exists():
+        return
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise MismatchError(f"{place} is a file; a dataset is a folder")
+    if not os.access(place, os.W_OK | os.X_OK):  # told now, not after calibrating
+        raise PermissionError(errno.EACCES, "cannot be written", str(place))
+    if place != out:
         return
     for entry in sorted(out.iterdir()):
         if entry.name != SAMPLES and not is_temporary(entry.name):
@@ -77,6 +94,7 @@ def open_for(
     class_names: str | os.PathLike[str] | None = None,
     like: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
+    progress: TextIO | None = None,
 ) -> Source:
     """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is."""
     if not isinstance(source, str | os.PathLike):
@@ -88,7 +106,9 @@ def open_for(
             if sample.label is not None and sample.label_text is not None:
                 facts = (sample.label, sample.label_text)
                 classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
-    return open_source(source, class_names=class_names, classes=classes or None, exclude=out, captions=captions)
+    return open_source(
+        source, class_names=class_names, classes=classes or None, exclude=out, captions=captions, progress=progress
+    )
 
 
 def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
@@ -141,7 +161,12 @@ def source_facts(kind: str, listing: Listing, unit_size: int) -> SourceFacts:
 
 
 def plan_card(
-    recipe: Recipe, kind: str, listing: Listing, network: Autoencoder, parent: Card | None
+    recipe: Recipe,
+    kind: str,
+    listing: Listing,
+    network: Autoencoder,
+    parent: Card | None,
+    text_network: TextEncoder | None = None,
 ) -> tuple[Card, tuple[str, ...]]:
     """The card as far as it is known before calibration, and the columns whose quantisers must be calibrated."""
     made_by = AutoencoderFacts(
@@ -154,21 +179,41 @@ def plan_card(
     )
     if parent is not None and not made_by.same_as(parent.autoencoder):
         raise MismatchError(f"the dataset named by --like was made by {parent.autoencoder}; here is {made_by}")
-    have = {"key", *ENCODED, *listing.fields}
+    text_by = None
+    if text_network is not None:
+        text_by = TextFacts(
+            name=text_network.name,
+            family=getattr(text_network, "family", type(text_network).__name__),
+            weights=weight_hash(text_network),
+            length=text_network.length,
+        )
+    if parent is not None and parent.text is not None and (text_by is None or not text_by.same_as(parent.text)):
+        raise MismatchError(f"the dataset named by --like was made by {parent.text}; here is {text_by}")
+    have = {"key", "image", *ENCODED, *listing.fields}
+    if "caption" in have:
+        have |= {"captions"} | (_made_by(text_network) if text_network is not None else set())
     for name, column in recipe.columns.items():
         if column.content not in have and not column.optional:
-            raise RecipeError(f"recipe {recipe.name} stores {column.content} as {name}, which the source does not have")
+            lacking = "the source does not have"
+            if column.content in TEXT and "caption" in have and text_network is not None:
+                lacking = f"{text_network.name} does not give"
+            elif column.content in TEXT:
+                lacking = "needs captions: the source has none"
+            raise RecipeError(f"recipe {recipe.name} stores {column.content} as {name}, which {lacking}")
     recipe = replace(
         recipe, columns={name: column for name, column in recipe.columns.items() if column.content in have}
     )
     shapes = {name: shape_of(recipe, column, network) for name, column in recipe.encoded().items()}
     latents = {name: shapes[name] for name in recipe.latents()}
+    texts = {name: text_shape(recipe, column, text_network) for name, column in recipe.texts().items() if text_network}
+    embeddings = {name: texts[name] for name in recipe.embeddings()}
     if parent is not None:
-        quantizers = {name: parent.latents[name].quantizer for name in latents}
+        quantizers = parent.quantizers
         uncalibrated: tuple[str, ...] = ()
     else:
         quantizers = {name: _given(recipe.columns[name], shape[0]) for name, shape in latents.items()}
-        uncalibrated = tuple(name for name in latents if recipe.columns[name].quantizer["kind"] in _CALIBRATED)
+        quantizers |= {name: _given(recipe.columns[name], shape[-1]) for name, shape in embeddings.items()}
+        uncalibrated = tuple(name for name in quantizers if recipe.columns[name].quantizer["kind"] in _CALIBRATED)
     tokens = {
         name: TokenFacts(shapes[name], _token_dtype(name, column, network), codebook_size(network))
         for name, column in recipe.tokens().items()
@@ -178,14 +223,19 @@ def plan_card(
         encodings[name] = encodings[name] or _latent_encoding(recipe.columns[name], shape)
     for name, facts in tokens.items():
         encodings[name] = encodings[name] or f"ndarray:{facts.dtype}:{','.join(map(str, facts.shape))}"
+    for name, shape in texts.items():
+        encodings[name] = encodings[name] or _text_encoding(recipe.columns[name], shape)
+    text_options = replace(recipe.text, model=text_by.name) if text_by is not None else recipe.text
     card = Card(
         source=source_facts(kind, listing, recipe.unit_size),
-        recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=network.name)),
+        recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=network.name), text=text_options),
         autoencoder=made_by,
         columns=encodings,
         latents={name: LatentFacts(shape, quantizers[name]) for name, shape in latents.items()},
         tokens=tokens,
-        versions=_versions(),
+        text=text_by if texts else None,
+        embeddings={name: EmbeddingFacts(shape, quantizers[name]) for name, shape in embeddings.items()},
+        versions=_versions(text_network is not None),
     )
     return card, uncalibrated
 
@@ -217,6 +267,34 @@ def shape_of(recipe: Recipe, column: Column, network: Autoencoder) -> tuple[int,
     return shape
 
 
+def _made_by(network: TextEncoder) -> set[str]:
+    """What a text encoder gives, as columns have it."""
+    given = {"caption_embedding"}
+    if network.masked:
+        given.add("attention_mask")
+    if network.pooled_width:
+        given.add("pooled_embedding")
+    return given
+
+
+def text_shape(recipe: Recipe, column: Column, network: TextEncoder) -> tuple[int, ...]:
+    """The shape of what a column of the text encoder's stores of a sample: first of all the captions.
+
+    Raises:
+        MismatchError: The recipe says another.
+    """
+    shape: tuple[int, ...] = {
+        "caption_embedding": (recipe.text.captions, network.length, network.width),
+        "attention_mask": (recipe.text.captions, network.length),
+        "pooled_embedding": (recipe.text.captions, network.pooled_width),
+    }[column.content]
+    if column.shape and column.shape != shape:
+        raise MismatchError(
+            f"recipe {recipe.name} stores {column.content} of shape {column.shape}, {network.name} makes {shape}"
+        )
+    return shape
+
+
 def codebook_size(network: Autoencoder) -> int:
     """How many tokens a network has; 0 where it gives none."""
     return int(getattr(network, "codebook_size", 0))
@@ -240,6 +318,15 @@ def _latent_encoding(column: Column, shape: tuple[int, ...]) -> str:
     return f"ndarray:uint8:{-(-int(np.prod(shape)) * bits // 8)}"
 
 
+def _text_encoding(column: Column, shape: tuple[int, ...]) -> str:
+    if column.content == "attention_mask":
+        return f"ndarray:uint8:{','.join(map(str, shape))}"
+    kind, bits = column.quantizer["kind"], column.quantizer.get("bits", 8)
+    if kind in FLOATS or bits == 8:
+        return _latent_encoding(column, shape)
+    return f"ndarray:uint8:{int(np.prod(shape[:-1])) * -(-shape[-1] * bits // 8)}"  # each vector is packed alone
+
+
 def _given(column: Column, channels: int) -> Quantizer:
     """The quantiser that the recipe gives; where it is to be calibrated, floats as they are stand in for it."""
     data = dict(column.quantizer)
@@ -249,10 +336,10 @@ def _given(column: Column, channels: int) -> Quantizer:
     return Quantizer.floating(kind if kind in FLOATS else "float32", channels=channels)
 
 
-def _versions() -> dict[str, str]:
+def _versions(with_text: bool) -> dict[str, str]:
     """Of what computes the numbers."""
     versions = {}
-    for package in ("latentq", "numpy", "torch", "diffusers"):
+    for package in ("latentq", "numpy", "torch", "diffusers", *(("transformers", "open_clip_torch") * with_text)):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -270,9 +357,13 @@ def check_same(out: Path, old: Card, new: Card, *, frozen: bool) -> None:
         # The same weights under another name, or in another place.
         for key in ("autoencoder.name", *(f"recipe.autoencoder.{key}" for key in ("model", "revision", "subfolder"))):
             del ours[key], theirs[key]
+    if old.text is not None and new.text is not None and old.text.same_as(new.text):
+        for key in ("text.name", *(f"recipe.text.{key}" for key in ("model", "revision", "subfolder"))):
+            del ours[key], theirs[key]
     if frozen:
-        ours |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in old.latents.items()}
-        theirs |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in new.latents.items()}
+        for flat, card in ((ours, old), (theirs, new)):
+            flat |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in card.latents.items()}
+            flat |= {f"embeddings.{name}.quantizer": e.quantizer.to_dict() for name, e in card.embeddings.items()}
     # The recipe first: what follows from it is named less clearly.
     for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (not key.startswith("recipe"), key)):
         if ours.get(key) != theirs.get(key):
@@ -296,5 +387,6 @@ def _identity(card: Card) -> dict[str, Any]:
     data = card.to_dict()
     data["recipe"].pop("changed", None)
     data["latents"] = {name: facts.shape for name, facts in card.latents.items()}
-    kept = ("source", "recipe", "autoencoder", "columns", "latents", "tokens")
+    data["embeddings"] = {name: facts.shape for name, facts in card.embeddings.items()}
+    kept = ("source", "recipe", "autoencoder", "columns", "latents", "tokens", "text", "embeddings")
     return dict(flat("", {key: data[key] for key in kept if key in data}))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections.abc import Collection, Iterator
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
+_T = TypeVar("_T")
 _EVERY = 10.0  # seconds between plain lines
+_OFTEN = 0.2  # seconds between changes of what stands beside a bar
 
 
 class Progress:
@@ -17,9 +21,10 @@ class Progress:
         total: How many images there are, those included that an earlier run has done.
         label: What is being done, e.g. `encode`.
         stream: Where it is told; None tells nothing.
+        bar: Options of the bar on a terminal.
     """
 
-    def __init__(self, total: int, label: str, stream: TextIO | None) -> None:
+    def __init__(self, total: int, label: str, stream: TextIO | None, **bar: Any) -> None:
         self._total = total
         self._label = label
         self._stream = stream
@@ -30,7 +35,8 @@ class Progress:
         if stream is not None and stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=label, unit="img", file=stream, dynamic_ncols=True, smoothing=0.1)
+            options = {"unit": "img", "dynamic_ncols": True, "smoothing": 0.1, **bar}
+            self._bar = tqdm(total=total, desc=label, file=stream, **options)
 
     def __enter__(self) -> Self:
         return self
@@ -74,10 +80,119 @@ class Progress:
         self._told, self._told_of = time.monotonic(), self._done
         rate = self._done / max(self._told - self._start, 1e-9)
         left = (self._total - self._skipped - self._done) / rate if rate else 0.0
-        self.note(
+        self.note(self._line(rate, _duration(left)))
+
+    def _line(self, rate: float, left: str) -> str:
+        return (
             f"{self._label}: {self._skipped + self._done} of {self._total} images, {rate:.1f} images/s, "
-            f"{_duration(left)} left, {self._rejects} rejects"
+            f"{left} left, {self._rejects} rejects"
         )
+
+
+def looking(archives: Collection[_T], stream: TextIO | None) -> Iterator[_T]:
+    """Archives one after the other, as they are looked through; told of only where that takes long.
+
+    Args:
+        archives: The archives.
+        stream: Where it is told; None tells nothing.
+    """
+    with _Looking(len(archives), "list", stream, unit="file", leave=False, delay=1.0) as bar:
+        for archive in archives:
+            yield archive
+            bar.update(1)
+
+
+class _Looking(Progress):
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, rate: float, left: str) -> str:
+        return f"{self._label}: {self._done} of {self._total} archives, {rate:.1f} a second, {left} left"
+
+
+class Transfer(Progress):
+    """Counts bytes of files that are fetched side by side, and says how far each of them is.
+
+    Args:
+        files: How many files there are.
+        total: Their bytes, as far as they are known.
+        stream: Where it is told; None tells nothing.
+    """
+
+    def __init__(self, files: int, total: int, stream: TextIO | None) -> None:
+        super().__init__(total, "collect", stream, unit="B", unit_scale=True)
+        self._files, self._ended, self._failed = files, 0, 0
+        self._now: dict[str, tuple[int, int | None]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, name: str, size: int | None) -> None:
+        """A file is begun; its bytes are in the total where they are known."""
+        with self._lock:
+            self._now[name] = (-1, size)
+
+    def at(self, name: str, done: int, size: int | None) -> None:
+        """So many bytes of a file are there."""
+        with self._lock:
+            before, expected = self._now[name]
+            self._now[name] = (done, size)
+            if expected is None and size is not None:
+                self._total += size
+                if self._bar is not None:
+                    self._bar.total = self._total
+            if before < 0:  # an earlier run's, which the rate does not count
+                self._skipped += done
+                if self._bar is not None:
+                    self._bar.initial += done
+                    self._bar.n += done
+            else:
+                self.update(done - before)
+
+    def end(self, name: str, error: str = "") -> None:
+        """A file is there, or has failed."""
+        with self._lock:
+            self._now.pop(name, None)
+            self._ended, self._failed = self._ended + 1, self._failed + bool(error)
+            self._told_of = -1  # that is news, whatever it brought
+            if error:
+                self.note(f"failed: {name}: {error}")
+
+    def update(self, done: int, rejects: int = 0) -> None:
+        """As of any progress."""
+        if self._bar is None:
+            super().update(done, rejects)
+            return
+        if time.monotonic() - self._told >= _OFTEN:
+            self._told = time.monotonic()
+            self._bar.set_postfix_str(f"{self._of_files()}{self._each()}", refresh=False)
+        self._bar.update(done)
+
+    def _line(self, rate: float, left: str) -> str:
+        done = size_text(self._skipped + self._done)
+        return (
+            f"{self._label}: {self._of_files()}, {done} of {size_text(self._total)}, {size_text(round(rate))}/s, "
+            f"{left} left{self._each()}"
+        )
+
+    def _of_files(self) -> str:
+        failed = f", {self._failed} failed" if self._failed else ""
+        return f"{self._ended} of {self._files} files{failed}"
+
+    def _each(self) -> str:
+        """How far each of those files is that are being fetched."""
+        parts = (f"{name.rpartition('/')[2]} {100 * done // size}%" for name, (done, size) in self._now.items() if size)
+        text = ", ".join(parts)
+        return f"; {text}" if text else ""
+
+
+def size_text(count: int) -> str:
+    """A number of bytes as people read it."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def _duration(seconds: float) -> str:

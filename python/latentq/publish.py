@@ -15,11 +15,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\.(\d{5,}|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}")
+_TEMPORARY = re.compile(
+    r"\.(\d{5,}|empty_caption\.npz|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
+)
 _ATTEMPTS = 10
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 HASHES = ("xxh3_64",)
 """What the shards of a unit are hashed with."""
+EMPTY_CAPTION = "empty_caption.npz"
 INDEX = "index.json"
 REJECTS = "rejects.tsv"
 SHARDS = "shards.toml"
@@ -29,6 +32,8 @@ UNIT = "unit.toml"
 
 def publish_once(path: Path, data: bytes) -> bool:
     """Publishes a file unless one of its name is there already; whoever comes first wins. True if that was us."""
+    if path.exists():  # so that a finished dataset may be visited where it cannot be written
+        return False
     temporary = _write(path, data)
     try:
         os.link(temporary, path)  # unlike a rename, it fails where the name exists
@@ -46,7 +51,7 @@ def publish_once(path: Path, data: bytes) -> bool:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
     return True
 
 
@@ -63,7 +68,7 @@ def replace(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -80,7 +85,7 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "is there already", str(path))
         temporary.rename(path)
@@ -89,7 +94,7 @@ def whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def unit_done(out: Path, name: str) -> bool:
@@ -129,7 +134,8 @@ def _write(path: Path, data: bytes) -> Path:
     return temporary
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has the system bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,21 +19,36 @@ Alpha = Literal["white", "black", "drop"]
 Icc = Literal["srgb", "ignore"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
-Content = Literal["latent", "moments", "tokens", "key", "label", "label_text", "caption"]
+Content = Literal[
+    "latent", "moments", "tokens", "caption_embedding", "attention_mask", "pooled_embedding", "key", "label",
+    "label_text", "caption", "captions", "image",
+]  # fmt: skip
 
 # What the autoencoder makes.
 ENCODED = ("latent", "moments", "tokens")
+# What the text encoder makes of captions.
+TEXT = ("caption_embedding", "attention_mask", "pooled_embedding")
 # The kinds of quantiser that store values as they are.
 FLOATS = ("float16", "bfloat16", "float32")
 
 _CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
 # What `override` takes for `store`.
 STORES = ("sample", "mean", "moments", "tokens")
-_QUANTIZER = {"kind": "affine", "bits": 8, "method": "mse"}
-_ENCODED_KEYS = {
+# What a column may say beside `from`, `encoding` and `optional`, by what it holds, and its quantiser if it has one.
+_KEYS = {
     "latent": {"size", "store", "scaled", "flip", "shape", "quantizer"},
     "moments": {"size", "flip", "shape", "quantizer"},
     "tokens": {"size", "flip", "shape"},
+    "caption_embedding": {"shape", "quantizer"},
+    "pooled_embedding": {"shape", "quantizer"},
+    "attention_mask": {"shape"},
+}
+_AFFINE = {"kind": "affine", "bits": 8, "method": "mse"}
+_QUANTIZERS = {
+    "latent": _AFFINE,
+    "moments": _AFFINE,
+    "caption_embedding": {"kind": "float16"},
+    "pooled_embedding": {"kind": "float16"},
 }
 _QUANTIZER_KEYS = {
     "uniform": {"kind", "low", "high", "bits", "rounding"},
@@ -92,23 +107,47 @@ class AutoencoderOptions:
 
 
 @dataclass(frozen=True)
+class TextOptions:
+    """Which text encoder, and what it is given.
+
+    Attributes:
+        model: A hub name or a folder; of open_clip's, after `openclip:`. Empty where no column needs one.
+        revision: The hub's branch, tag or commit; empty for the default.
+        subfolder: Of a pipeline's several encoders, another than `text_encoder`.
+        dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
+        length: How many tokens a caption is padded or cut to; 0 for as many as the model takes.
+        captions: How many captions of an image are embedded: its first ones, again from the first where it has fewer.
+    """
+
+    model: str = ""
+    revision: str = ""
+    subfolder: str = ""
+    dtype: Dtype = "float32"
+    length: int = 0
+    captions: int = 1
+
+
+@dataclass(frozen=True)
 class Column:
     """One column of the shards.
 
     Attributes:
         content: What it holds (`from` in TOML): `latent`; `moments`, the posterior's mean and log-variance, from which
-            a reader draws latents; `tokens`, the indices of a code book; `key`, `label`, `label_text` or `caption`.
-        encoding: The MDS encoding; for what the autoencoder makes, empty means the one that follows from its shape and
-            quantiser. `bytes` stores the same without saying shape and type.
+            a reader draws latents; `tokens`, the indices of a code book; `caption_embedding`, the text encoder's last
+            hidden state at every position, `attention_mask` and `pooled_embedding`, what else it gives; `key`, `label`,
+            `label_text` or `caption`; `captions`, a list of those that are embedded; `image`, the picture's own file.
+        encoding: The MDS encoding; for what an encoder makes, empty means the one that follows from its shape and
+            quantiser. `bytes` stores the same without saying shape and type. An image that is stored as `jpeg` and is
+            none is made one, of quality 95; as `bytes` it is the file as it is.
         optional: Left out where the source does not have it; otherwise its absence is an error.
         size: The side of the square that is encoded, in pixels; this and what follows of what the autoencoder makes.
         store: Latents: `sample` draws from the posterior where there is one; `mean` is its mean.
         scaled: Latents: (latent - shift factor) * scaling factor is stored.
         flip: Of the mirrored picture.
-        shape: (C, h, w), of moments (2C, h, w), of tokens (h, w); needed where the encoding does not tell it and there
-            is no card.
-        quantizer: Latents and moments: `kind` (`uniform`, `affine`, `codebook`, `float16`, `bfloat16`, `float32`) with
-            its options.
+        shape: (C, h, w), of moments (2C, h, w), of tokens (h, w), of embeddings (captions, tokens, width), of masks
+            without width, pooled without tokens; needed where the encoding does not tell it and there is no card.
+        quantizer: Latents, moments and embeddings: `kind` (`uniform`, `affine`, `codebook`, `float16`, `bfloat16`,
+            `float32`) with its options. An embedding's channels are its last axis.
     """
 
     content: Content
@@ -119,7 +158,7 @@ class Column:
     scaled: bool = False
     flip: bool = False
     shape: tuple[int, ...] = ()
-    quantizer: Mapping[str, Any] = field(default_factory=lambda: dict(_QUANTIZER))
+    quantizer: Mapping[str, Any] = field(default_factory=lambda: dict(_AFFINE))
 
     @property
     def is_encoded(self) -> bool:
@@ -128,8 +167,13 @@ class Column:
 
     @property
     def is_latent(self) -> bool:
-        """Whether the column holds latents, or the moments that they are drawn from: whether it has a quantiser."""
+        """Whether the column holds latents, or the moments that they are drawn from."""
         return self.content in ("latent", "moments")
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the column holds what a text encoder makes and a quantiser stores."""
+        return self.content in ("caption_embedding", "pooled_embedding")
 
 
 @dataclass(frozen=True)
@@ -142,6 +186,7 @@ class Recipe:
         calibration: How many samples, spread evenly over the source, quantisers are calibrated on.
         image: How a file becomes pixels.
         autoencoder: Which autoencoder, and how it computes.
+        text: Which text encoder, where there is one.
         columns: The columns of the shards, by name.
         changed: Which fields `override` has changed.
     """
@@ -152,6 +197,7 @@ class Recipe:
     calibration: int = 1024
     image: ImageOptions = ImageOptions()
     autoencoder: AutoencoderOptions = AutoencoderOptions()
+    text: TextOptions = TextOptions()
     changed: tuple[str, ...] = ()
 
     @staticmethod
@@ -164,7 +210,7 @@ class Recipe:
         )
 
     @staticmethod
-    def text(name: str | os.PathLike[str]) -> str:
+    def toml(name: str | os.PathLike[str]) -> str:
         """The TOML of a recipe, comments and all; its first line says what it is. Raises RecipeError as `load` does."""
         return _read(name)[0]
 
@@ -208,12 +254,17 @@ class Recipe:
             changed=tuple(data.get("changed", ())),
             image=ImageOptions(**_table(data, "image", ImageOptions)),
             autoencoder=AutoencoderOptions(**_table(data, "autoencoder", AutoencoderOptions)),
+            text=TextOptions(**_table(data, "text", TextOptions)),
             columns={name: _column(name, column) for name, column in columns.items()},
         )
         for name in ("unit_size", "calibration"):
             value = getattr(recipe, name)
             if type(value) is not int or value < 1:
                 raise RecipeError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if recipe.text.length < 0 or recipe.text.captions < 1:
+            raise RecipeError("text.length must be at least 0, and text.captions at least 1")
+        if recipe.texts() and not recipe.text.model:
+            raise RecipeError(f"columns.{next(iter(recipe.texts()))} needs a text encoder: text.model names it")
         if not recipe.encoded():
             raise RecipeError(f"no column has from = {', '.join(map(repr, ENCODED[:-1]))} or {ENCODED[-1]!r}")
         return recipe
@@ -225,6 +276,8 @@ class Recipe:
             data["changed"] = list(self.changed)
         data["image"] = vars(self.image).copy()
         data["autoencoder"] = vars(self.autoencoder).copy()
+        if self.text != TextOptions():
+            data["text"] = vars(self.text).copy()
         data["columns"] = {name: _column_to_dict(column) for name, column in self.columns.items()}
         return data
 
@@ -240,6 +293,14 @@ class Recipe:
         """The columns that hold tokens, by name."""
         return {name: column for name, column in self.columns.items() if column.content == "tokens"}
 
+    def texts(self) -> dict[str, Column]:
+        """The columns that the text encoder makes, by name."""
+        return {name: column for name, column in self.columns.items() if column.content in TEXT}
+
+    def embeddings(self) -> dict[str, Column]:
+        """Those of them that have a quantiser, by name."""
+        return {name: column for name, column in self.columns.items() if column.is_embedding}
+
     def override(self, **options: Any) -> Recipe:
         """This recipe with some fields changed; `changed` then names them. An option of None changes nothing.
 
@@ -248,14 +309,17 @@ class Recipe:
                 `filter`, `orient`, `alpha`, `icc`, `min_side`, `store` (`sample`, `mean`, `moments` or `tokens`),
                 `scaled`, `flip`, `bits`, `calibrate` (the method; `lloyd-max` makes code books), `calibration` and
                 `unit_size`. Those of encoded columns change every one of them; `flip` adds, for each that is not
-                mirrored, a twin that is.
+                mirrored, a twin that is. `text_encoder` (the model), `text_revision`, `text_subfolder`, `text_dtype`,
+                `text_length` and `text_captions` are those of the text encoder. Its model adds columns of embedding
+                and mask to a recipe that has none; `pooled` adds the pooled embedding, and `image` the picture.
 
         Raises:
             RecipeError: A value is out of range, or cannot be changed in this recipe.
         """
         data = self.to_dict()
         changed = list(self.changed)
-        for option, value in options.items():
+        # What the text encoder makes can be asked for once there is one.
+        for option, value in sorted(options.items(), key=lambda item: item[0] != "text_encoder"):
             if value is None:
                 continue
             before = Recipe.from_dict(data)
@@ -269,6 +333,20 @@ class Recipe:
                 data["autoencoder"]["model"] = str(value)
             elif option in _names(AutoencoderOptions):
                 data["autoencoder"][option] = value
+            elif option == "text_encoder":
+                data.setdefault("text", {})["model"] = str(value)
+                if not before.texts():
+                    data["columns"] |= _TEXT_COLUMNS
+            elif option.startswith("text_") and option.removeprefix("text_") in _names(TextOptions):
+                data.setdefault("text", {})[option.removeprefix("text_")] = value
+                several = option == "text_captions" and value != 1
+                if several and all(column.content != "captions" for column in before.columns.values()):
+                    data["columns"] |= _SEVERAL
+            elif option in ("pooled", "image"):
+                column = {"pooled": _POOLED, "image": _IMAGE}[option]
+                have = {column.content for column in before.columns.values()}
+                if value and not have & {column["from"] for column in column.values()}:
+                    data["columns"] |= column
             elif option == "store":
                 data["columns"] = _stored_as(data["columns"], value)
             elif option == "scaled":
@@ -302,6 +380,16 @@ class Recipe:
             if replace(after, changed=()) != replace(before, changed=()) and option not in changed:
                 changed.append(option)
         return replace(Recipe.from_dict(data), changed=tuple(sorted(changed)))
+
+
+# What `override` adds to a recipe.
+_TEXT_COLUMNS = {
+    "caption_embedding": {"from": "caption_embedding"},
+    "attention_mask": {"from": "attention_mask", "optional": True},
+}
+_POOLED = {"pooled_embedding": {"from": "pooled_embedding"}}
+_SEVERAL = {"captions": {"from": "captions", "encoding": "json"}}
+_IMAGE = {"jpg": {"from": "image", "encoding": "jpeg"}}
 
 
 def _stored_as(columns: Mapping[str, Any], store: Any) -> dict[str, Any]:
@@ -384,21 +472,20 @@ def _column(name: str, data: Any) -> Column:
         raise RecipeError(f"unknown field '{where}.content'")
     values = {key: _checked(f"{where}.{key}", key, value, Column) for key, value in values.items()}
     content = data["from"]
-    if content not in ENCODED:
-        for key in data.keys() & set().union(*_ENCODED_KEYS.values()):
-            raise RecipeError(f"{where}.{key} is for latents, and this column holds the {content}")
+    for key in data.keys() & (set().union(*_KEYS.values()) - _KEYS.get(content, set())):
+        the = "" if content in _KEYS else "the "
+        raise RecipeError(f"{where}.{key} is for latents, and this column holds {the}{content}")
+    if content not in _KEYS:
         if not values.get("encoding"):
             raise RecipeError(f"{where} needs an encoding")
         return Column(content=content, **values)
-    for key in data.keys() & (_ENCODED_KEYS["latent"] - _ENCODED_KEYS[content]):
-        raise RecipeError(f"{where}.{key} is for latents, and this column holds {content}")
     shape = data.get("shape", [])
     if not isinstance(shape, list | tuple) or not all(type(side) is int and side > 0 for side in shape):
         raise RecipeError(f"{where}.shape must be a list of whole numbers, not {shape!r}")
     if values.get("size", 1) < 1:
         raise RecipeError(f"{where}.size must be at least 1, not {values['size']!r}")
-    quantizer = data.get("quantizer", _QUANTIZER if content != "tokens" else {})
-    if content != "tokens":
+    quantizer = data.get("quantizer", _QUANTIZERS.get(content, {}))
+    if content in _QUANTIZERS:
         _check_quantizer(f"{where}.quantizer", quantizer)
     return Column(content=content, shape=tuple(shape), quantizer=dict(quantizer), **values)
 
@@ -422,7 +509,7 @@ def _check_quantizer(where: str, data: Any) -> None:
 def _column_to_dict(column: Column) -> dict[str, Any]:
     data: dict[str, Any] = {"from": column.content, "encoding": column.encoding, "optional": column.optional}
     for key in fields(Column):
-        if key.name in _ENCODED_KEYS.get(column.content, ()):
+        if key.name in _KEYS.get(column.content, ()):
             value = getattr(column, key.name)
             data[key.name] = list(value) if key.name == "shape" else dict(value) if key.name == "quantizer" else value
     return data

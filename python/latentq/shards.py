@@ -19,54 +19,20 @@ import tomli_w
 from latentq import image, mds
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.card import Counts, SourceFacts
+from latentq.collect import COLLECTIONS, COLUMNS, Collection, Columns
 from latentq.plan import check_folder, open_for, publish_listing, ranks, settle_listing, share_of, source_facts
 from latentq.processors import processors
 from latentq.progress import Progress
 from latentq.publish import HASHES, REJECTS, SHARDS, UNIT, publish_once, remove_dead, unit_done
 from latentq.sources import Captions, Sample, Source
 from latentq.sources.listing import REJECTED, fetch, reason_of
+from latentq.spent import SpentArchives, all_spent
 from latentq.units import Reject, UnitFacts, finish_units, unit_names, units_done
 
 SIZE_LIMIT = 1 << 28
 _FORMAT = 1
 _AHEAD = 4  # images read ahead for each thread
 _ORIENTATION = 0x0112  # the EXIF tag
-
-Columns = Mapping[str, tuple[str, str]]
-"""By the name of a column: what it holds (`image`, `width`, `height`, or a field of `Sample`) and its MDS encoding."""
-
-COLUMNS: Columns = {
-    "jpg": ("image", "jpeg"),
-    "caption": ("caption", "str"),
-    "width": ("width", "int32"),
-    "height": ("height", "int32"),
-}
-
-
-@dataclass(frozen=True)
-class Collection:
-    """How the shards of a collection differ from others.
-
-    Attributes:
-        columns: Its columns.
-        limits: An image is rejected where one of these columns of its captions' file is above its limit.
-    """
-
-    columns: Columns = field(default_factory=lambda: COLUMNS)
-    limits: Mapping[str, float] = field(default_factory=dict)
-
-
-# What micro_diffusion's scripts write for each.
-COLLECTIONS = {
-    "jdb": Collection(),
-    "cc12m": Collection(),
-    "diffdb": Collection(limits={"image_nsfw": 0.2, "prompt_nsfw": 0.2}),
-    "sa1b": Collection(
-        {("caption_syn_pixart_llava15" if name == "caption" else name): what for name, what in COLUMNS.items()}
-    ),
-    "textcaps": Collection({**COLUMNS, "image_id": ("id", "str")}),
-    "coco": Collection({"jpg": COLUMNS["jpg"], "caption": ("caption", "json")}),
-}
 
 
 @dataclass(frozen=True)
@@ -159,6 +125,7 @@ def shards(
     rank: int | None = None,
     world_size: int | None = None,
     strict: bool = False,
+    delete_archives: bool = False,
     progress: TextIO | None = None,
 ) -> ShardsCard:
     """Converts a source into MDS shards of JPEGs and captions, or goes on where an earlier run stopped.
@@ -182,6 +149,7 @@ def shards(
         rank: Which of `world_size` processes this is; from the environment (RANK) where None.
         world_size: How many processes share the work; from the environment (WORLD_SIZE) where None.
         strict: Whether the first sample that is rejected for another reason than its size ends the run.
+        delete_archives: Whether each archive of the source is deleted as soon as all of its units are published.
         progress: Where progress is told; None tells nothing.
 
     Returns:
@@ -204,7 +172,9 @@ def shards(
             raise ValueError(f"unknown collection {collection!r}: {', '.join(COLLECTIONS)}")
         collection = COLLECTIONS[collection]
     check_folder(out, SHARDS)
-    opened = open_for(source, out, captions=_limited(captions, collection))
+    if delete_archives and (out / SHARDS).exists() and all_spent(source, out, begun := ShardsCard.load(out)):
+        return finish_units(out, begun, SHARDS, ShardsCard.completed)
+    opened = open_for(source, out, captions=_limited(captions, collection), progress=progress)
     listing = settle_listing(opened, out, first=rank == 0)
     card = ShardsCard(
         source=source_facts(opened.kind, listing, unit_size),
@@ -219,7 +189,9 @@ def shards(
     if not publish_once(out / SHARDS, card.to_toml()):
         card = _same(out, card)
     names = unit_names(card)
-    share = share_of(listing.units(unit_size), rank, world_size)
+    units = listing.units(unit_size)
+    spent = SpentArchives(opened, listing, units, out, names) if delete_archives else None
+    share = share_of(units, rank, world_size)
     with Progress(sum(map(len, share.values())), "shards", progress) as bar:
         for note in listing.notes:
             bar.note(note)
@@ -231,6 +203,10 @@ def shards(
                 samples = [listing.samples[index] for index in numbers]
                 converted = _converted(card, opened, samples, pool, _AHEAD * threads)
                 _write_unit(out / names[number], card, converted, bar, strict=strict)
+                if spent is not None:
+                    spent.delete(number)
+    if spent is not None:
+        spent.delete()
     if units_done(out, card) < card.units:
         remove_dead(out)
         return replace(card, counts=None)

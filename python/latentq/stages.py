@@ -14,6 +14,7 @@ _T = TypeVar("_T")
 _POLL = 0.1  # seconds after which a thread that waits looks whether it is to stop
 
 LIST, IMAGES, COPY, NETWORK, QUANTISE, WRITE = "list", "read, decode", "copy", "network", "quantise", "write"
+CAPTIONS = "captions"
 
 
 class Profile:
@@ -41,7 +42,8 @@ class Profile:
         """Lines to print: shares of the time since this profile was made."""
         wall = time.perf_counter() - self._start
         lines = [f"{'':<13} {'worked':>7} {'starved':>8} {'blocked':>8}   of {wall:.1f} s"]
-        for stage in (LIST, IMAGES, COPY, NETWORK, QUANTISE, WRITE):
+        with_captions = (CAPTIONS,) if any(stage == CAPTIONS for stage, _ in self.seconds) else ()
+        for stage in (LIST, IMAGES, COPY, NETWORK, QUANTISE, *with_captions, WRITE):
             shares = [self.seconds.get((stage, what), 0.0) / wall for what in ("worked", "starved", "blocked")]
             lines.append(f"{stage:<13} {shares[0]:>7.1%} {shares[1]:>8.1%} {shares[2]:>8.1%}")
         return lines

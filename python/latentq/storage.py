@@ -75,6 +75,8 @@ def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None 
         rows.append(_row(f"latents, {name}", count * floats * size or None, count, "" if floats else "it holds tokens"))
     whole = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     rows.append(_row("latents, as stored" if floats else "tokens, as stored", count * stored, count))
+    if card.embeddings:
+        rows.append(_row("embeddings, as stored", count * sum(e.nbytes for e in card.embeddings.values()), count))
     rows.append(_row("the whole dataset", whole, count))
     return rows
 

@@ -17,7 +17,9 @@ from streaming.base.world import World
 
 from latentq._core import FormatError, LatentqError
 from latentq.card import CARD, Card
+from latentq.dataset import Batch, empty_caption
 from latentq.layout import Layout, Scale
+from latentq.publish import EMPTY_CAPTION
 from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
 
@@ -89,6 +91,8 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
                 quantizer=quantizer,
             )
             layouts.append(layout)
+            if layout.texts and layout.card is not None:
+                _fetch(stream, path / EMPTY_CAPTION)
         for other in layouts[1:]:
             layouts[0].check_agreement(other)
         self.layouts = layouts
@@ -98,6 +102,11 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         self.__dict__.update(state)
         if self._raw_uint8:  # in a process that was spawned
             register_raw_uint8()
+
+    @property
+    def empty_caption(self) -> Batch:
+        """As of `LatentDataset`; the first stream's."""
+        return empty_caption(self.layouts[0].path, self.layouts[0])
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """The sample of a number, its shard fetched first where it is not here yet."""
@@ -119,18 +128,24 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
     return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
 
 
+def _fetch(stream: Stream, file: Path) -> None:
+    """A file at the root of a stream, fetched from its remote by one process of a node, as its index is."""
+    if file.exists() or stream.remote is None:
+        return
+    if World.detect().is_local_leader:
+        try:
+            part = stream._download_file(file.name, f"{file.name}.tmp")
+        except Exception as error:  # each kind of remote has its own
+            raise LatentqError(f"{stream.remote} has no {file.name} that could be fetched: {error}") from error
+        Path(part).rename(file)
+    else:
+        wait_for_file_to_exist(str(file), TICK, stream.download_timeout, f"{file} took too long to be fetched")
+
+
 def _fetch_card(stream: Stream, folder: Path) -> Card | None:
-    """A stream's card, fetched from its remote by one process of a node, as its index is."""
+    """A stream's card."""
     file = folder / CARD
-    if not file.exists() and stream.remote is not None:
-        if World.detect().is_local_leader:
-            try:
-                part = stream._download_file(CARD, f"{CARD}.tmp")
-            except Exception as error:  # each kind of remote has its own
-                raise LatentqError(f"{stream.remote} has no {CARD} that could be fetched: {error}") from error
-            Path(part).rename(file)
-        else:
-            wait_for_file_to_exist(str(file), TICK, stream.download_timeout, f"{file} took too long to be fetched")
+    _fetch(stream, file)
     if not file.exists():
         return None
     card = Card.load(file)

@@ -76,12 +76,14 @@ class UnitFacts:
         redone: How many samples were encoded again in float32.
         rejects: Those that were left out.
         latents: Sums of each column of latents or moments.
+        clipped: Of each column of embeddings, how many values were outside the quantiser's range.
     """
 
     samples: int = 0
     redone: int = 0
     rejects: list[Reject] = field(default_factory=list)
     latents: dict[str, LatentSums] = field(default_factory=dict)
+    clipped: dict[str, int] = field(default_factory=dict)
 
     def to_toml(self) -> bytes:
         """The bytes of `unit.toml`: a pure function of the facts."""
@@ -97,6 +99,8 @@ class UnitFacts:
             if sums.moments:
                 table["moments"] = functools.reduce(Moments.merge, sums.moments).to_dict()
             data.setdefault("latents", {})[name] = table
+        if self.clipped:
+            data["embeddings"] = {name: {"clipped": count} for name, count in self.clipped.items()}
         return tomli_w.dumps(data).encode()
 
     @classmethod
@@ -109,6 +113,7 @@ class UnitFacts:
                 redone=int(data.get("redone", 0)),
                 rejects=[Reject(**reject) for reject in data["rejects"]],
                 latents={name: _sums(table) for name, table in data.get("latents", {}).items()},
+                clipped={name: int(table["clipped"]) for name, table in data.get("embeddings", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{path}: not the facts of a unit: {error}") from None
@@ -199,9 +204,13 @@ def completed(card: Card, units: list[UnitFacts]) -> Card:
             statistics=total.statistics(facts.quantizer) if stored else None,
             clipped=tuple(total.clipped.tolist()),
         )
+    embeddings = {
+        name: replace(facts, clipped=sum(unit.clipped.get(name, 0) for unit in units))
+        for name, facts in card.embeddings.items()
+    }
     counts = Counts(
         samples=sum(unit.samples for unit in units),
         rejects=sum(len(unit.rejects) for unit in units),
         redone=sum(unit.redone for unit in units),
     )
-    return replace(card, latents=latents, counts=counts)
+    return replace(card, latents=latents, embeddings=embeddings, counts=counts)

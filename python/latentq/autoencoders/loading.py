@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from latentq._core import LatentqError
@@ -16,6 +15,7 @@ from latentq.autoencoders.kl import KLAutoencoder
 from latentq.autoencoders.taming import TamingAutoencoder
 from latentq.autoencoders.tiny import TinyAutoencoder
 from latentq.autoencoders.vq import VQAutoencoder
+from latentq.hub import downloaded, matching
 
 _CONFIG = "config.json"
 _FAMILIES = {family.family: family for family in (KLAutoencoder, DCAutoencoder, TinyAutoencoder, VQAutoencoder)}
@@ -27,7 +27,6 @@ _WEIGHTS = (
     ("diffusion_pytorch_model.bin.index.json", "diffusion_pytorch_model-*-of-*.bin"),
 )
 _ROOT = "say so by --subfolder ''"
-_PROBE = 3  # seconds
 
 
 def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Network:
@@ -43,7 +42,10 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
     if not path.is_dir() and (path.is_absolute() or str(name).startswith((".", "~"))):
         raise LatentqError(f"cannot load the autoencoder {str(name)!r}: there is no such folder or .ckpt file")
     title = path.resolve().name if path.is_dir() else str(name)
-    root = path if path.is_dir() else _downloaded(str(name), revision, subfolder)
+    prefix = f"{subfolder}/" if subfolder else ""
+    root = path
+    if not path.is_dir():
+        root = downloaded("autoencoder", str(name), revision, lambda names: _wanted(names, prefix))
     folder = root / subfolder
     if (folder / _CONFIG).is_file():
         return _load_diffusers(folder, str(name), title)
@@ -120,36 +122,11 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _downloaded(name: str, revision: str, subfolder: str) -> Path:
-    """The folder in the hub's cache that holds what of a repository is needed, fetched where the hub can be reached."""
-    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
-
-    at = revision or None
-    try:
-        if not _reachable():
-            return Path(snapshot_download(name, revision=at, local_files_only=True))
-        names = HfApi().list_repo_files(name, revision=at)
-        for file in _wanted(names, f"{subfolder}/" if subfolder else ""):
-            path = hf_hub_download(name, file, revision=at)
-        return Path(path.removesuffix(file))
-    except errors.GatedRepoError:
-        reason = f"accept its terms at https://huggingface.co/{name} and run `hf auth login`"
-    except errors.RepositoryNotFoundError:
-        reason = "there is no such repository on the hub (for a private one run `hf auth login`)"
-    except errors.RevisionNotFoundError:
-        reason = f"it has no revision {revision!r}"
-    except errors.LocalEntryNotFoundError:
-        reason = "the hub cannot be reached and its cache does not hold it: connect, or name a folder"
-    except (OSError, ValueError, LatentqError) as error:
-        reason = " ".join(str(error).split())
-    raise LatentqError(f"cannot load the autoencoder {name!r}: {reason}")
-
-
 def _wanted(names: list[str], prefix: str) -> list[str]:
     """Which of a repository's files make the model whose configuration lies at `prefix`."""
     if f"{prefix}{_CONFIG}" in names:
         for patterns in _WEIGHTS:
-            found = [name for pattern in patterns for name in names if fnmatchcase(name, prefix + pattern)]
+            found = matching(names, prefix, *patterns)
             if prefix + patterns[0] in found:
                 return [f"{prefix}{_CONFIG}", *found]
         raise LatentqError(f"it has no weights of diffusers beside {prefix}{_CONFIG}")
@@ -162,16 +139,3 @@ def _wanted(names: list[str], prefix: str) -> list[str]:
     if prefix and _CONFIG in names:
         hint = f"; outside of that sub-folder it has one: {_ROOT}"
     raise LatentqError(f"it has no {prefix}{_CONFIG}, and not one .ckpt with its .yaml{hint}")
-
-
-def _reachable() -> bool:
-    """Whether the hub answers; asked once, since its client asks six times, for 23 seconds, before it gives up."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_PROBE)
-    except Exception:  # whatever the client's library raises
-        return False
-    return True

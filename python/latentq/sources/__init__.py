@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 from pathlib import Path
+from typing import TextIO
 
 from latentq._core import LatentqError
 from latentq.publish import SHARDS
@@ -25,6 +26,7 @@ def open_source(
     classes: dict[str, tuple[int, str]] | None = None,
     exclude: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
+    progress: TextIO | None = None,
 ) -> Source:
     """The source at a path.
 
@@ -38,6 +40,7 @@ def open_source(
         exclude: For a folder: a folder inside it that is left out (the output, say).
         captions: Where captions are, if not where they are looked for: a file, as `Captions.parse` takes it; in tars
             and zips `txt`, `json` or `json:FIELD`, members named as the image; otherwise the name of their column.
+        progress: Where looking through archives is told, if it takes long; None tells nothing.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
@@ -46,9 +49,9 @@ def open_source(
     if isinstance(captions, str) and Path(captions.rpartition(":")[0] or captions).is_file():
         captions = Captions.parse(captions)
     if isinstance(captions, Captions):
-        source = open_source(path, class_names=class_names, classes=classes, exclude=exclude)
+        source = open_source(path, class_names=class_names, classes=classes, exclude=exclude, progress=progress)
         return Captioned(source, captions)
-    source = _open(os.fspath(path), class_names, classes, exclude, captions)
+    source = _open(os.fspath(path), class_names, classes, exclude, captions, progress)
     if source.kind not in ("folder", "table"):
         if class_names is not None:
             raise LatentqError(f"class names are for a folder of class folders; {path} is none")
@@ -64,6 +67,7 @@ def _open(
     classes: dict[str, tuple[int, str]] | None,
     exclude: str | os.PathLike[str] | None,
     captions: str | None,
+    progress: TextIO | None,
 ) -> Source:
     from latentq.sources.folder import Folder, read_class_names
     from latentq.sources.table import DELIMITERS, Table
@@ -78,7 +82,7 @@ def _open(
             if class_names is not None:
                 raise LatentqError(f"class names are for a folder of class folders; {path} is a table")
             return Table(folder, classes)
-        return _open_files(path, _matching(path), captions)
+        return _open_files(path, _matching(path), captions, progress)
     if (folder / "index.json").is_file():
         from latentq.sources.mds import Mds
 
@@ -90,7 +94,7 @@ def _open(
     if (folder / SHARDS).is_file():
         raise LatentqError(f"{path} is not finished: latentq shards must finish it")
     if files := _only_archives(folder, exclude):
-        return _open_files(path, files, captions)
+        return _open_files(path, files, captions, progress)
     names = read_class_names(Path(class_names)) if class_names is not None else {}
     return Folder(folder, names, classes, Path(exclude) if exclude is not None else None)
 
@@ -105,6 +109,14 @@ def _matching(path: str) -> list[Path]:
     if os.path.lexists(path):
         return [Path(path)]
     return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207  (pathlib has none for absolute patterns)
+
+
+def _above(path: str) -> Path:
+    """The folder that a pattern's files go by their names in: the same whichever of them are there."""
+    parts = Path(path).parts
+    fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part) and not os.path.lexists(path)), len(parts))
+    above = Path(*parts[:fixed])
+    return above if above.is_dir() else above.parent
 
 
 def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:
@@ -127,7 +139,7 @@ def _kind(name: str) -> str | None:
     return next((kind for suffix, kind in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def _open_files(path: str, files: list[Path], captions: str | None) -> Source:
+def _open_files(path: str, files: list[Path], captions: str | None, progress: TextIO | None) -> Source:
     """The source of these files, in the order of their names as bytes."""
     from latentq.sources.archives import Archives
     from latentq.sources.parquet import Parquet
@@ -142,7 +154,9 @@ def _open_files(path: str, files: list[Path], captions: str | None) -> Source:
     kinds = sorted({str(_kind(file.name)) for file in files})
     if len(kinds) > 1:
         raise LatentqError(f"{path} holds files of several kinds ({', '.join(kinds)}): name those of one")
-    above = Path(os.path.commonpath([file.parent for file in files]))
+    above = _above(path)
     named = [(file.relative_to(above).as_posix(), file) for file in files]
     named.sort(key=lambda file: os.fsencode(file[0]))
-    return Parquet(named, captions) if kinds == ["parquet"] else Archives(kinds[0], named, captions)
+    if kinds == ["parquet"]:
+        return Parquet(named, captions, progress)
+    return Archives(kinds[0], named, captions, progress)

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
+from latentq.progress import looking
 from latentq.sources.folder import EXTENSIONS
-from latentq.sources.listing import Listing, Sample
+from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.sources.member import Member
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
@@ -31,11 +33,19 @@ class Archives:
         files: The archives in order, by the names they go by.
         captions: The members that hold captions: `txt`, `json` or `json:FIELD`, named as the image but for this
             extension. None takes those in .txt where there are any.
+        progress: Where looking through them is told, if it takes long; None tells nothing.
     """
 
-    def __init__(self, kind: str, files: Sequence[tuple[str, Path]], captions: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        files: Sequence[tuple[str, Path]],
+        captions: str | None = None,
+        progress: TextIO | None = None,
+    ) -> None:
         self.kind = kind
-        self._files = dict(files)
+        self.files = dict(files)
+        self._progress = progress
         extension, _, field = (captions or "txt").partition(":")
         if extension not in _SIDECARS:
             raise LatentqError(f"captions {captions!r}: neither a file, nor txt, json or json:FIELD beside each image")
@@ -54,14 +64,14 @@ class Archives:
         """
         samples: list[Sample] = []
         others = 0
-        for name, path in self._files.items():
+        for name, path in looking(self.files.items(), self._progress):
             found, left_out = self._list(name, path)
             samples += found
             others += left_out
         if not any(sample.offset is not None for sample in samples):
-            first = next(iter(self._files.values()))
+            first = next(iter(self.files.values()))
             reason = f": {samples[0].fault}" if samples else ""
-            raise FormatError(f"{first}{f' and {len(self._files) - 1} more' if len(self._files) > 1 else ''}"
+            raise FormatError(f"{first}{f' and {len(self.files) - 1} more' if len(self.files) > 1 else ''}"
                               f" hold no images{reason}")  # fmt: skip
         captioned = self._required or any(sample.caption for sample in samples if not sample.fault)
         if captioned:
@@ -74,9 +84,8 @@ class Archives:
         return Listing(tuple(samples), (*(("caption",) if captioned else ()), *fields), notes)
 
     def unchanged(self, listing: Listing) -> bool:
-        """Whether these are still the archives of a listing, by their names and sizes."""
-        listed = {sample.archive: sample.archive_bytes for sample in listing.samples}
-        return listed == {name: path.stat().st_size for name, path in self._files.items()}
+        """As of `unchanged_files`."""
+        return unchanged_files(self.files, listing)
 
     def data(self, sample: Sample) -> bytes:
         """The bytes of a member."""
@@ -91,7 +100,7 @@ class Archives:
                 return self._open[1]
             self._open[1].close()
             self._open = None
-        path = self._files.get(sample.archive)
+        path = self.files.get(sample.archive)
         try:
             archive = _KINDS[self.kind](path) if path is not None else None
         except (FileNotFoundError, NotADirectoryError):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from latentq._core import FormatError, LatentqError
-from latentq.sources.columns import CAPTION, KEY, caption_of, column_of
+from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_of, column_of, several
 from latentq.sources.listing import Listing, Sample, Source
 from latentq.sources.tar import Tar
+from latentq.sources.zip import Zip
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
 _TABLES = {".csv": ",", ".tsv": "\t"}
@@ -22,10 +23,11 @@ _Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Captions:
-    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON, or a .tgz of JSON lines or of one .txt for each.
+    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON or the .zip that holds it, or a .tgz of JSON lines
+    or of one .txt for each.
 
-    A row belongs to the image whose path, file name, or file name without its extension its key is; the first row that
-    does, and the first caption where it has several.
+    A row belongs to the image whose path, file name, or file name without its extension its key is. An image may have
+    several rows, and a row several captions.
 
     Attributes:
         path: The file.
@@ -69,23 +71,25 @@ class Captions:
         for number, sample in enumerate(listing.samples):
             for name in _names(sample):
                 wanted.setdefault(name, []).append(number)
-        found: dict[int, tuple[str | None, str]] = {}
-        for name, caption, fault in self._rows():
+        found: dict[int, tuple[tuple[str, ...], str]] = {}
+        for name, captions, fault in self._rows():
             for number in wanted.get(name, ()):
-                found.setdefault(number, (caption, fault))
+                before, first_fault = found.get(number, ((), fault))
+                found[number] = (before + captions, first_fault)
         if not found:
             raise LatentqError(f"{self.path} has no caption for any of the {len(listing.samples)} samples")
         missing = f"{_NO_CAPTION} {Path(self.path).name}"
         samples = []
         for number, sample in enumerate(listing.samples):
-            caption, fault = found.get(number, (None, missing))
-            fault = fault or ("" if caption else missing)
-            samples.append(replace(sample, caption=caption or "", fault=sample.fault or fault))
-        fields = [name for name in listing.fields if name not in ("caption", "fault")]
-        return Listing(tuple(samples), ("caption", *fields, "fault"), listing.notes)
+            captions, fault = found.get(number, ((), missing))
+            fault = fault or ("" if captions else missing)
+            facts = {**caption_facts(captions), "fault": sample.fault or fault}
+            samples.append(replace(sample, **facts | {"caption": facts["caption"] or ""}))
+        fields = [name for name in listing.fields if name not in ("caption", "captions", "fault")]
+        return Listing(tuple(samples), ("caption", *several(samples), *fields, "fault"), listing.notes)
 
-    def _rows(self) -> Iterator[tuple[str, str | None, str]]:
-        """Of each row: the image's name, the caption and the fault."""
+    def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
+        """Of each row: the image's name, the captions and the fault."""
         path = Path(self.path)
         columns: tuple[str, str] | None = None
         for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows_of(path):
@@ -94,7 +98,7 @@ class Captions:
             key, caption = row.get(columns[0]), row.get(columns[1])
             if key is None:
                 continue
-            yield _plain(str(key)), caption_of(caption), self._fault(row)
+            yield _plain(str(key)), captions_of(caption), self._fault(row)
 
     def _columns(self, row: _Row) -> tuple[str, str]:
         key = self.key or column_of(KEY, row)
@@ -131,6 +135,7 @@ class Captioned:
     def __init__(self, source: Source, captions: Captions) -> None:
         self.kind = source.kind
         self._source, self._captions = source, captions
+        self.files = getattr(source, "files", None)
 
     def listing(self) -> Listing:
         """The source's listing, with captions."""
@@ -142,7 +147,7 @@ class Captioned:
         if unchanged is None or not unchanged(listing):
             return False
         bare = tuple(
-            replace(s, caption=None, fault="" if s.fault.startswith((_NO_CAPTION, _UNSAFE)) else s.fault)
+            replace(s, caption=None, captions=None, fault="" if s.fault.startswith((_NO_CAPTION, _UNSAFE)) else s.fault)
             for s in listing.samples
         )
         return self._captions.join(replace(listing, samples=bare)).to_tsv() == listing.to_tsv()
@@ -172,7 +177,9 @@ def _rows_of(path: Path) -> Iterator[_Row]:
         if name.endswith((".tgz", ".tar.gz", ".tar")):
             yield from _tar(path)
         elif name.endswith(".json"):
-            yield from _coco(path)
+            yield from _coco(path.read_bytes())
+        elif name.endswith(".zip"):
+            yield from _zip(path)
         elif path.suffix.lower() in _TABLES:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file, delimiter=_TABLES[path.suffix.lower()])
@@ -181,7 +188,7 @@ def _rows_of(path: Path) -> Iterator[_Row]:
                 yield from _json_lines(path.name, lines)
         else:
             raise LatentqError(
-                f"{path}: captions are in a .jsonl, .csv, .tsv, .parquet, .json (COCO's), .tar or .tgz file"
+                f"{path}: captions are in a .jsonl, .csv, .tsv, .parquet, .json or .zip (COCO's), .tar or .tgz file"
             )
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
@@ -204,10 +211,33 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_Row]:
         yield row
 
 
-def _coco(path: Path) -> Iterator[_Row]:
+def _zip(path: Path) -> Iterator[_Row]:
+    """COCO's annotations as they come: those of captions among others."""
+    zipped = Zip(path)
+    found = False
+    try:
+        for member in zipped.members(_of_captions):
+            if not _of_captions(member.name):
+                continue
+            if member.content is None:
+                raise FormatError(f"{member.name}: {member.fault}")
+            found = True
+            yield from _coco(member.content)
+    finally:
+        zipped.close()
+    if not found:
+        raise FormatError("it holds no captions_*.json")
+
+
+def _of_captions(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.startswith("captions_") and base.endswith(".json")
+
+
+def _coco(content: bytes) -> Iterator[_Row]:
     """COCO's annotations: captions by the number of an image, and the file's name of each number."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(content)
         names = {image["id"]: image["file_name"] for image in data["images"]}
         for annotation in data["annotations"]:
             yield {"file_name": names[annotation["image_id"]], "caption": annotation["caption"]}

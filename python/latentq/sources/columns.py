@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentq.sources.listing import Sample
 
 IMAGE = ("jpg", "jpeg", "image", "img", "picture", "png", "webp", "image_bytes")
 KEY = (
@@ -21,8 +24,17 @@ def column_of(names: tuple[str, ...], columns: Collection[str]) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
-def caption_of(value: Any) -> str | None:
-    """A caption as text: the first of several; None where there is none."""
-    if isinstance(value, list | tuple):
-        value = value[0] if value else None
-    return value if isinstance(value, str) else None
+def captions_of(value: Any) -> tuple[str, ...]:
+    """The captions in a cell: one, or a list of several; an empty one is none."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return tuple(text for text in values if isinstance(text, str) and text)
+
+
+def caption_facts(captions: tuple[str, ...]) -> dict[str, Any]:
+    """What a sample keeps of its captions: the first, and all where there are several."""
+    return {"caption": captions[0] if captions else None, "captions": captions if len(captions) > 1 else None}
+
+
+def several(samples: Iterable[Sample]) -> tuple[str, ...]:
+    """The field for several captions, where a sample has them."""
+    return ("captions",) if any(sample.captions for sample in samples) else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, LABEL, column_of
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, column_of, several
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.parquet import facts_of, image_bytes
 
@@ -38,12 +38,16 @@ class Datasets:
         splits = loaded if isinstance(loaded, dict) else {split or str(loaded.split or "all"): loaded}
         self._splits: dict[str, Any] = {}
         for split in sorted(splits, key=str.encode):
-            features = splits[split].features
-            image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
+            dataset = splits[split]
+            images = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+            # Parquet that others wrote has the bytes, and does not say that they are images.
+            stored = [name for name, kind in dataset.features.items() if _holds_bytes(kind)]
+            image = next(iter(images), None) or column_of(IMAGE, stored) or next(iter(stored), None)
             if image is None:
-                raise LatentqError(f"{name} has no column of images: it has {', '.join(features)}")
-            # The bytes as they are stored, not Pillow's picture of them.
-            self._splits[split] = (image, splits[split].cast_column(image, datasets.Image(decode=False)))
+                raise LatentqError(f"{name} has no column of images: it has {', '.join(dataset.features)}")
+            if image in images:  # the bytes as they are stored, not Pillow's picture of them
+                dataset = dataset.cast_column(image, datasets.Image(decode=False))
+            self._splits[split] = (image, dataset)
 
     def listing(self) -> Listing:
         """Reads every column that is needed but the images.
@@ -77,7 +81,7 @@ class Datasets:
         if not samples:
             raise LatentqError(f"{self._name} has no rows: there are no images")
         fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in found)
-        return Listing(tuple(samples), (*fields, "archive", "offset", "fault"))
+        return Listing(tuple(samples), (*fields, *several(samples), "archive", "offset", "fault"))
 
     def data(self, sample: Sample) -> bytes:
         """The image in a row.
@@ -92,3 +96,10 @@ class Datasets:
         if sample.offset >= len(dataset):
             raise MismatchError(f"{self._name} is listed with a row {sample.offset} of {sample.archive!r}")
         return image_bytes(dataset[sample.offset][image])
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column is of bytes, or of the structs {bytes, path}."""
+    if isinstance(kind, dict):
+        kind = kind.get("bytes")
+    return getattr(kind, "dtype", None) in ("binary", "large_binary")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import json
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ class Sample:
         label: Its class, a number of at least 0.
         label_text: The name of its class.
         caption: A text that describes it.
+        captions: All of them, where there are several; the first is the caption.
         id: What its collection calls it, where that is not the key.
         archive: The file that holds it among others, by its name in the source; None for a file of its own.
         archive_bytes: The size of that file.
@@ -42,6 +44,7 @@ class Sample:
     label: int | None = None
     label_text: str | None = None
     caption: str | None = None
+    captions: tuple[str, ...] | None = None
     id: str | None = None
     archive: str | None = None
     archive_bytes: int | None = None
@@ -77,11 +80,11 @@ class Listing:
         r"""The bytes of samples.tsv: a header, then a line for each sample.
 
         Tabs, line ends and backslashes inside a value are written `\t`, `\n`, `\r` and `\\`. A key that is not UTF-8
-        (a file's name may be any bytes) keeps its bytes.
+        (a file's name may be any bytes) keeps its bytes. Several captions are a JSON list.
         """
         columns = ("key", "bytes", *self.fields)
         lines = ["\t".join(columns)]
-        lines += [tsv_line(getattr(sample, column) for column in columns) for sample in self.samples]
+        lines += [tsv_line(_cell(getattr(sample, column)) for column in columns) for sample in self.samples]
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
     @classmethod
@@ -97,7 +100,7 @@ class Listing:
             raise FormatError(f"{where}: not a list of samples")
         samples = []
         for number, line in enumerate(lines[1:], start=2):
-            cells = dict(zip(columns, map(_unescape, line.split("\t")), strict=False))
+            cells = dict(zip(columns, tsv_values(line), strict=False))
             try:
                 if len(cells) != len(columns):
                     raise ValueError
@@ -105,6 +108,8 @@ class Listing:
                 for column in _NUMBERS:
                     if column in cells:
                         values[column] = int(cells[column]) if cells[column] else None
+                if "captions" in cells:
+                    values["captions"] = _several(cells["captions"])
                 if "archive" in cells:
                     values["archive"] = sys.intern(cells["archive"]) or None  # one for all its samples
                 samples.append(Sample(**values))
@@ -135,6 +140,29 @@ class Listing:
         return hashlib.sha256(self.to_tsv()).hexdigest()
 
 
+def _cell(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
+
+
+def _several(cell: str) -> tuple[str, ...] | None:
+    """The captions in a cell. Raises ValueError where they are none."""
+    captions = json.loads(cell) if cell else None
+    if captions is None:
+        return None
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError
+    return tuple(captions)
+
+
+def unchanged_files(files: Mapping[str, Path], listing: Listing) -> bool:
+    """Whether all of these files are those of a listing, by their names and sizes.
+
+    Listed ones may be gone: no matter where the units that need them are done, and elsewhere `data` says so.
+    """
+    listed = {sample.archive: sample.archive_bytes for sample in listing.samples}
+    return all(listed.get(name) == path.stat().st_size for name, path in files.items())
+
+
 class Source(Protocol):
     """An ordered collection of samples."""
 
@@ -157,6 +185,12 @@ class Source(Protocol):
             LatentqError: The sample cannot be read.
         """
         ...
+
+
+def captions_of(sample: Sample, count: int) -> list[str]:
+    """So many captions of a sample: its first, and again from the first where it has fewer; empty where it has none."""
+    all_of_them = sample.captions or (sample.caption or "",)
+    return [all_of_them[place % len(all_of_them)] for place in range(count)]
 
 
 def fetch(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str, Exception] | None]:
@@ -213,6 +247,11 @@ def _unlike_listing(sample: Sample, path: Path) -> str | None:
 def tsv_line(values: Iterable[object]) -> str:
     """A line of tab-separated values, escaped as in samples.tsv; None is empty."""
     return "\t".join("" if value is None else _escape(str(value)) for value in values)
+
+
+def tsv_values(line: str) -> list[str]:
+    """The values of a line that `tsv_line` wrote, None as an empty text."""
+    return [_unescape(cell) for cell in line.split("\t")]
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from latentq import mds
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, LABEL_TEXT, column_of
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, LABEL_TEXT, column_of, several
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.parquet import facts_of
 
@@ -74,7 +74,7 @@ class Mds:
                 facts = facts_of(row)
                 samples.append(Sample(f"{number:08}", None, archive=shard, archive_bytes=size, offset=number, **facts))
         fields = (*(what for what in ("label", "label_text", "caption", "id") if what in known), "archive")
-        return Listing(tuple(samples), (*fields, "archive_bytes", "offset", "fault"))
+        return Listing(tuple(samples), (*fields, *several(samples), "archive_bytes", "offset", "fault"))
 
     def data(self, sample: Sample) -> bytes:
         """The image's bytes as they are stored.

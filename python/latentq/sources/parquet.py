@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_of, column_of
-from latentq.sources.listing import Listing, Sample
+from latentq.progress import looking
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_of, column_of, several
+from latentq.sources.listing import Listing, Sample, unchanged_files
 
 
 class Parquet:
@@ -21,12 +22,16 @@ class Parquet:
     Args:
         files: The files in order, by the names they go by.
         caption: The column of captions; found by its name where None.
+        progress: Where looking through them is told, if it takes long; None tells nothing.
     """
 
     kind = "parquet"
 
-    def __init__(self, files: Sequence[tuple[str, Path]], caption: str | None = None) -> None:
-        self._files = dict(files)
+    def __init__(
+        self, files: Sequence[tuple[str, Path]], caption: str | None = None, progress: TextIO | None = None
+    ) -> None:
+        self.files = dict(files)
+        self._progress = progress
         self._caption = caption
         self._open: tuple[str, Any, str] | None = None
         self._rows: tuple[str, range, Any] | None = None
@@ -42,7 +47,7 @@ class Parquet:
         """
         samples: list[Sample] = []
         found: set[str] = set()
-        for name, path in self._files.items():
+        for name, path in looking(self.files.items(), self._progress):
             with opened(path) as file:
                 columns = file.schema_arrow.names
                 _image_column(path, file)
@@ -65,9 +70,13 @@ class Parquet:
                         samples.append(Sample(key, None, archive=name, archive_bytes=size, offset=row, **facts))
                         row += 1
         if not samples:
-            raise LatentqError(f"{next(iter(self._files.values()))} has no rows: there are no images")
+            raise LatentqError(f"{next(iter(self.files.values()))} has no rows: there are no images")
         fields = tuple(name for name in ("label", "caption", "id") if name in found)
-        return Listing(tuple(samples), (*fields, "archive", "archive_bytes", "offset", "fault"))
+        return Listing(tuple(samples), (*fields, *several(samples), "archive", "archive_bytes", "offset", "fault"))
+
+    def unchanged(self, listing: Listing) -> bool:
+        """As of `unchanged_files`."""
+        return unchanged_files(self.files, listing)
 
     def data(self, sample: Sample) -> bytes:
         """The image in a row.
@@ -85,7 +94,7 @@ class Parquet:
             return image_bytes(values[sample.offset - rows.start].as_py())
 
     def _read_group(self, sample: Sample, row: int) -> tuple[range, Any]:
-        path = self._files.get(sample.archive or "")
+        path = self.files.get(sample.archive or "")
         if path is None or not path.exists():
             raise MismatchError(f"{path or sample.archive} is listed and is not there")
         if path.stat().st_size != sample.archive_bytes:
@@ -116,7 +125,7 @@ def facts_of(values: dict[str, Any]) -> dict[str, Any]:
     facts = dict(values)
     faults = []
     if "caption" in facts:
-        facts["caption"] = caption_of(facts["caption"])
+        facts |= caption_facts(captions_of(facts["caption"]))
         if not facts["caption"]:
             faults.append("no caption")
     if "label" in facts and (not isinstance(facts["label"], int) or facts["label"] < 0):

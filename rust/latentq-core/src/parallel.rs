@@ -1,5 +1,6 @@
-//! The only threading of the crate: scoped threads over disjoint chunks of one buffer, which end with the call; and
-//! [`Threads`] that work ahead of their caller, until dropped. Both know that a process may be forked.
+//! The only threading of the crate: scoped threads over disjoint chunks of one buffer, a task that its owner waits for, and
+//! [`Threads`] that work ahead of theirs. None outlives its call or its owner, and no thread is needed by a process that was
+//! forked, so fork and spawn both work.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -55,11 +56,11 @@ pub struct Threads {
     owner: u32,
 }
 
-type Task = Box<dyn FnOnce() + Send>;
+type Work = Box<dyn FnOnce() + Send>;
 
 /// Tasks that no thread has taken yet; `None` once there will be no more.
 struct Queue {
-    tasks: Mutex<Option<VecDeque<Task>>>,
+    tasks: Mutex<Option<VecDeque<Work>>>,
     more: Condvar,
 }
 
@@ -90,7 +91,7 @@ impl Threads {
         }
         self.begin()?;
         let results = parts.iter().map(|_| None).collect();
-        let state = Arc::new(State { results: Mutex::new((parts.len(), results)), done: Condvar::new() });
+        let state = Arc::new(Progress { results: Mutex::new((parts.len(), results)), done: Condvar::new() });
         let work = Arc::new(work);
         if let Some(tasks) = lock(&self.queue.tasks).as_mut() {
             for (number, part) in parts.into_iter().enumerate() {
@@ -137,26 +138,26 @@ impl Queue {
     fn work(&self) {
         loop {
             let mut tasks = lock(&self.tasks);
-            let task = loop {
+            let work = loop {
                 match tasks.as_mut().map(VecDeque::pop_front) {
                     None => return,
-                    Some(Some(task)) => break task,
+                    Some(Some(work)) => break work,
                     Some(None) => tasks = self.more.wait(tasks).unwrap_or_else(PoisonError::into_inner),
                 }
             };
             drop(tasks);
-            let _ = catch_unwind(AssertUnwindSafe(task)); // whoever waits for it is told
+            let _ = catch_unwind(AssertUnwindSafe(work)); // whoever waits for it is told
         }
     }
 }
 
 /// What [`Threads`] were given to do. Dropped, it waits for those of its parts that are being worked on.
 pub struct Job<T> {
-    state: Arc<State<T>>,
+    state: Arc<Progress<T>>,
     owner: u32,
 }
 
-struct State<T> {
+struct Progress<T> {
     /// Parts that are not done, and the results of the others.
     results: Mutex<(usize, Vec<Option<Result<T>>>)>,
     done: Condvar,
@@ -166,7 +167,7 @@ impl<T> Job<T> {
     /// One of one part, which is done.
     pub fn done(result: T) -> Self {
         let results = Mutex::new((0, vec![Some(Ok(result))]));
-        Self { state: Arc::new(State { results, done: Condvar::new() }), owner: process::id() }
+        Self { state: Arc::new(Progress { results, done: Condvar::new() }), owner: process::id() }
     }
 
     /// The results, once there are all of them; `None` where there are not after that time.
@@ -197,7 +198,7 @@ impl<T> Drop for Job<T> {
 
 /// Of one part: it reports the part as done when it is dropped, be it before it was begun or by a panic.
 struct Ticket<T> {
-    state: Arc<State<T>>,
+    state: Arc<Progress<T>>,
     number: usize,
     result: Option<Result<T>>,
 }
@@ -228,12 +229,64 @@ fn other_process() -> Error {
     Error::argument("it was begun by another process, whose threads are not here")
 }
 
+/// Work on a thread of its own, while its owner goes on. Dropped, it is waited for.
+pub struct Task<T> {
+    state: State<T>,
+    owner: u32,
+}
+
+enum State<T> {
+    Running(JoinHandle<Option<T>>),
+    Done(Option<T>),
+}
+
+impl<T: Send + 'static> Task<T> {
+    /// Begins `work`, or does it where the system grants no thread.
+    pub fn spawn<F: FnOnce() -> T + Send + 'static>(work: F) -> Self {
+        // Where no thread comes about, what it was to do must not be lost with it.
+        let work = Arc::new(Mutex::new(Some(work)));
+        let take = |work: &Mutex<Option<F>>| work.lock().ok().and_then(|mut work| work.take());
+        let shared = Arc::clone(&work);
+        let thread = thread::Builder::new().spawn(move || take(&shared).map(|work| work()));
+        let state = match thread {
+            Ok(thread) => State::Running(thread),
+            Err(_) => State::Done(take(&work).map(|work| work())),
+        };
+        Self { state, owner: std::process::id() }
+    }
+
+    /// What the work gives; nothing where it panicked, or in a process that was forked meanwhile and has not this thread.
+    pub fn wait(mut self) -> Option<T> {
+        self.take()
+    }
+}
+
+impl<T> Task<T> {
+    fn take(&mut self) -> Option<T> {
+        match std::mem::replace(&mut self.state, State::Done(None)) {
+            State::Done(done) => done,
+            State::Running(thread) if self.owner == std::process::id() => thread.join().ok().flatten(),
+            State::Running(thread) => {
+                // Neither waited for nor let go: nothing is known of it here.
+                std::mem::forget(thread);
+                None
+            }
+        }
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.take();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use std::time::Duration;
 
-    use super::{Arc, Error, Job, Threads, for_each_chunk};
+    use super::{Arc, Error, Job, Task, Threads, for_each_chunk};
 
     fn all<T>(job: &Job<T>) -> crate::Result<Vec<T>> {
         job.wait(Duration::from_secs(60)).unwrap()
@@ -274,6 +327,12 @@ mod tests {
         drop(threads);
         assert!(all(&job).is_err());
         assert!(begun.load(SeqCst) < 1000);
+    }
+
+    #[test]
+    fn a_task_gives_what_its_work_gives() {
+        assert_eq!(Task::spawn(|| 5).wait(), Some(5));
+        assert_eq!(Task::spawn(|| -> i32 { panic!("as asked for") }).wait(), None);
     }
 
     #[test]

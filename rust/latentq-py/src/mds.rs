@@ -8,7 +8,7 @@ use half::f16;
 use latentq_core::mds::{self, Column, DType, Encoding, Value, Values};
 use numpy::ndarray::IxDyn;
 use numpy::prelude::*;
-use numpy::{Element, PyArrayDyn, PyReadonlyArray1, PyUntypedArray};
+use numpy::{Element, PyArrayDyn, PyReadonlyArray1, PyReadonlyArrayDyn, PyUntypedArray};
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
@@ -69,20 +69,34 @@ macro_rules! with_type {
     };
 }
 
-/// The bytes of one value, or of a row of them.
-enum Held {
+/// The bytes of one value.
+enum Held<'py> {
     Bytes(PyBackedBytes),
     Text(PyBackedStr),
     Own(Vec<u8>),
+    Array(Box<dyn Contiguous + 'py>),
 }
 
-impl Held {
+impl Held<'_> {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
             Self::Text(text) => text.as_bytes(),
             Self::Own(bytes) => bytes,
+            Self::Array(array) => array.bytes(),
         }
+    }
+}
+
+/// An array whose values lie one after the other, in C order and the machine's byte order.
+trait Contiguous {
+    fn bytes(&self) -> &[u8];
+}
+
+impl<T: Element + Pod> Contiguous for PyReadonlyArrayDyn<'_, T> {
+    fn bytes(&self) -> &[u8] {
+        // `contiguous` has seen that it is a slice.
+        self.as_slice().map(cast_slice).unwrap_or_default()
     }
 }
 
@@ -91,18 +105,18 @@ fn wrong(column: &Column, why: impl std::fmt::Display) -> PyErr {
 }
 
 /// The bytes of an array, in whatever byte order and strides it is, with its dtype (`dtype`, where that is given) and shape.
-fn array_bytes(
+fn array_bytes<'py>(
     column: &Column,
     dtype: Option<DType>,
-    value: &Bound<'_, PyAny>,
-) -> PyResult<(DType, Vec<usize>, Vec<u8>)> {
+    value: &Bound<'py, PyAny>,
+) -> PyResult<(DType, Vec<usize>, Held<'py>)> {
     let Ok(array) = value.cast::<PyUntypedArray>() else {
         return Err(needs(column, "an array", value));
     };
     let shape = array.shape().to_vec();
-    for dtype in dtype.map_or_else(|| DType::ALL.to_vec(), |dtype| vec![dtype]) {
-        if let Some(bytes) = with_type!(dtype, native_bytes::<T>(value)) {
-            return Ok((dtype, shape, bytes));
+    for dtype in dtype.as_ref().map_or(&DType::ALL[..], std::slice::from_ref) {
+        if let Some(bytes) = with_type!(dtype, contiguous::<T>(value)) {
+            return Ok((*dtype, shape, bytes));
         }
     }
     // Not as it lies in memory: let NumPy make a copy, of the same type only.
@@ -110,7 +124,7 @@ fn array_bytes(
     let copy = match DType::parse(&own).filter(|own| dtype.is_none_or(|dtype| dtype == *own)) {
         Some(dtype) => {
             let copy = value.py().import("numpy")?.call_method1("ascontiguousarray", (value, dtype.name()))?;
-            with_type!(dtype, native_bytes::<T>(&copy)).map(|bytes| (dtype, shape, bytes))
+            with_type!(dtype, contiguous::<T>(&copy)).map(|bytes| (dtype, shape, bytes))
         }
         None => None,
     };
@@ -118,13 +132,13 @@ fn array_bytes(
 }
 
 /// The bytes of a C-contiguous array of `T` in the machine's byte order.
-fn native_bytes<T: Element + Pod>(value: &Bound<'_, PyAny>) -> Option<Vec<u8>> {
+fn contiguous<'py, T: Element + Pod>(value: &Bound<'py, PyAny>) -> Option<Held<'py>> {
     let array = value.cast::<PyArrayDyn<T>>().ok()?.try_readonly().ok()?;
-    array.as_slice().ok().filter(|_| array.is_c_contiguous()).map(|values| cast_slice(values).to_vec())
+    (array.is_c_contiguous() && array.as_slice().is_ok()).then(|| Held::Array(Box::new(array)))
 }
 
 /// `value` as its column writes it. What is bytes already is written as it is.
-fn encode(column: &Column, value: &Bound<'_, PyAny>) -> PyResult<Held> {
+fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Held<'py>> {
     if let Ok(bytes) = value.cast::<PyBytes>() {
         return Ok(Held::Bytes(bytes.clone().into()));
     }
@@ -156,7 +170,7 @@ fn encode(column: &Column, value: &Bound<'_, PyAny>) -> PyResult<Held> {
             }
             Ok(Held::Own(bytes[..dtype.size()].to_vec()))
         }
-        Encoding::Raw(dtype) => Ok(Held::Own(array_bytes(column, Some(*dtype), value)?.2)),
+        Encoding::Raw(dtype) => Ok(array_bytes(column, Some(*dtype), value)?.2),
         Encoding::NdArray(dtype, shape) => {
             let (found, dims, data) = array_bytes(column, *dtype, value)?;
             if shape.as_ref().is_some_and(|shape| *shape != dims) {
@@ -165,9 +179,9 @@ fn encode(column: &Column, value: &Bound<'_, PyAny>) -> PyResult<Held> {
             let mut bytes =
                 mds::array_header(*dtype, shape.as_deref(), found, &dims).map_err(|why| wrong(column, why))?;
             if bytes.is_empty() {
-                return Ok(Held::Own(data));
+                return Ok(data);
             }
-            bytes.extend_from_slice(&data);
+            bytes.extend_from_slice(data.bytes());
             Ok(Held::Own(bytes))
         }
         Encoding::Str | Encoding::Json | Encoding::StrInt | Encoding::StrFloat | Encoding::StrDecimal => {
@@ -282,17 +296,17 @@ impl MdsWriter {
         let columns = writer.columns().iter().zip(&self.names);
         let held = columns.map(|(column, name)| encode(column, &item(sample, name.bind(py))?));
         let held = held.collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| {
-            let values: Vec<&[u8]> = held.iter().map(Held::bytes).collect();
-            writer.write(&values)
-        })
-        .map_err(to_py)
+        let values: Vec<&[u8]> = held.iter().map(Held::bytes).collect();
+        // Where nothing but memory is written, that is done before the interpreter were let go and had again.
+        let written =
+            if writer.has_room(&values) { writer.write(&values) } else { py.detach(|| writer.write(&values)) };
+        written.map_err(to_py)
     }
 
     fn write_batch(&mut self, py: Python<'_>, n: usize, batch: &Bound<'_, PyDict>) -> PyResult<()> {
         enum Batch<'py> {
             Rows(PyReadonlyArray1<'py, u8>),
-            Each(Vec<Held>),
+            Each(Vec<Held<'py>>),
         }
         let writer = self.writer.as_mut().ok_or_else(closed)?;
         let mut columns = Vec::new();

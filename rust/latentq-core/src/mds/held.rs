@@ -1,9 +1,10 @@
-//! Shards held in memory: their room, how they get there, and how the processor is told of what comes next.
+//! Shards held in memory: their room, and how they get there.
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::memory::advise_huge;
 use super::reader::read_exact_at;
 
 /// Bytes that are read at a time: what is made room for is still in the processor's cache when it is filled.
@@ -38,7 +39,7 @@ pub fn read_whole(file: &File, len: usize) -> io::Result<Option<Vec<u8>>> {
     if bytes.try_reserve_exact(len).is_err() {
         return Ok(None);
     }
-    advise_huge(&mut bytes);
+    advise_huge(bytes.spare_capacity_mut());
     while bytes.len() < len {
         let start = bytes.len();
         bytes.resize(len.min(start + STRETCH), 0);
@@ -46,38 +47,3 @@ pub fn read_whole(file: &File, len: usize) -> io::Result<Option<Vec<u8>>> {
     }
     Ok(Some(bytes))
 }
-
-/// Asks for huge pages: samples are read at random, and of small pages the processor has not all addresses at hand.
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-fn advise_huge(bytes: &mut Vec<u8>) {
-    const PAGE: usize = 1 << 12;
-
-    let room = bytes.spare_capacity_mut();
-    let before = room.as_ptr().addr() % PAGE;
-    let pages = room.as_mut_ptr().wrapping_byte_sub(before).cast();
-    // SAFETY: the advice changes nothing that is in these pages, which are those that the buffer lies in.
-    unsafe { libc::madvise(pages, before + room.len(), libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge(_: &mut Vec<u8>) {}
-
-/// Has the processor fetch the first bytes of what comes next while it is still at work: it goes on by itself from there.
-#[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
-#[inline]
-pub fn prefetch(next: &[u8]) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
-    const LINE: usize = 64;
-    const LINES: usize = 8;
-    for line in next.chunks(LINE).take(LINES) {
-        // SAFETY: a hint, on an address that is inside `next`.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-#[inline]
-pub fn prefetch(_: &[u8]) {}

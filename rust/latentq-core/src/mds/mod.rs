@@ -16,6 +16,7 @@ mod hash;
 mod held;
 mod index;
 mod json;
+mod memory;
 mod publish;
 mod reader;
 mod shard;

@@ -1,5 +1,6 @@
 //! Publishing: what is there is whole. A temporary beside the target, synced, then one rename, then the parent synced.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
@@ -11,14 +12,17 @@ use crate::{Error, Result};
 /// Bytes after which the disk is set to work.
 const STRETCH: usize = 8 << 20;
 
+/// Files that the disk may still be at work on when the next is written.
+const BEHIND: usize = 2;
+
 /// A folder under way: files are written into a temporary, which [`Folder::publish`] renames to its target. Dropped before
 /// that, it removes the temporary.
 pub struct Folder {
     target: PathBuf,
     temporary: PathBuf,
     sync: bool,
-    /// The name and file written last: the disk works on it while the next is made, and only then is it waited for.
-    last: Option<(String, File)>,
+    /// Names and files written last: the disk works on them while the next are made, and only then are they waited for.
+    last: VecDeque<(String, File)>,
     /// A forked child must not remove its parent's temporary.
     owner: u32,
     done: bool,
@@ -46,7 +50,8 @@ impl Folder {
             let temporary = beside(&target).ok_or_else(exists)?;
             match fs::create_dir(&temporary) {
                 Ok(()) => {
-                    return Ok(Self { target, temporary, sync, last: None, owner: std::process::id(), done: false });
+                    let (last, owner) = (VecDeque::new(), std::process::id());
+                    return Ok(Self { target, temporary, sync, last, owner, done: false });
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::io(&target, error)),
@@ -55,23 +60,25 @@ impl Folder {
     }
 
     /// Writes the file `name`, made of `parts`. An error names where it is to be, not where it is for now; it may be that of
-    /// the file before.
+    /// a file before.
     pub fn write(&mut self, name: &str, parts: &[&[u8]]) -> Result<()> {
         let file = write_new(&self.temporary.join(name), parts, self.sync);
         let file = file.map_err(|error| Error::io(self.target.join(name), error))?;
-        self.settle()?;
-        self.last = Some((name.to_owned(), file));
+        self.settle(BEHIND - 1)?;
+        self.last.push_back((name.to_owned(), file));
         Ok(())
     }
 
-    /// Waits until the last file is on the disk.
-    fn settle(&mut self) -> Result<()> {
-        match self.last.take() {
-            Some((name, file)) if self.sync => {
-                file.sync_all().map_err(|error| Error::io(self.target.join(name), error))
+    /// Waits until all files but the last `few` are on the disk.
+    fn settle(&mut self, few: usize) -> Result<()> {
+        while self.last.len() > few
+            && let Some((name, file)) = self.last.pop_front()
+        {
+            if self.sync {
+                file.sync_all().map_err(|error| Error::io(self.target.join(name), error))?;
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Renames the temporary to its target.
@@ -79,7 +86,7 @@ impl Folder {
     /// # Errors
     /// An I/O error; where the target has meanwhile been published by another, one of the kind `AlreadyExists`.
     pub fn publish(mut self) -> Result<()> {
-        self.settle()?;
+        self.settle(0)?;
         let io = |error| Error::io(&self.target, error);
         if self.sync {
             sync_folder(&self.temporary).map_err(io)?;

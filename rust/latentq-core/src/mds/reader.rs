@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::Fault;
 use super::cache::Cache;
-use super::held::{Reservation, prefetch, read_whole};
+use super::held::{Reservation, read_whole};
 use super::index::{Index, Schema, Shard};
+use super::memory::prefetch;
 use super::shard::{Place, Table, split};
 use crate::{Error, Result};
 

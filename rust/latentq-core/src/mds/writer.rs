@@ -2,14 +2,23 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value as Json;
 
 use super::index::{Config, FileEntry, Schema, ShardEntry, to_bytes};
 use super::json::dumps;
+use super::memory::advise_huge;
 use super::publish::Folder;
 use super::{Algorithm, Column, Compression, INDEX};
+use crate::parallel::Task;
 use crate::{Error, Result};
+
+/// Bytes of a shard that are made room for at once; a larger one grows.
+const ROOM: usize = 1 << 26;
+
+/// Bytes of that which lie in small pages: most shards of a test are not larger.
+const SMALL: usize = 1 << 21;
 
 /// How a dataset is written.
 #[derive(Clone, Debug, Default)]
@@ -34,21 +43,56 @@ pub enum Values<'a> {
 }
 
 /// Writes samples into a temporary folder, which [`Writer::finish`] publishes. Dropped before that, it leaves nothing.
+///
+/// A full shard is written by a thread of its own while the next is filled; when that is full too, it is waited for.
 pub struct Writer {
     schema: Schema,
+    form: Arc<Form>,
+    size_limit: u64,
+    shards: Vec<ShardEntry>,
+    /// Of the shard under way.
+    samples: Samples,
+    /// `None` while a shard is being written.
+    folder: Option<Folder>,
+    task: Option<Task<Written>>,
+    /// Of the shard before, their room to be used again.
+    spare: Option<Samples>,
+    files: HashSet<String>,
+    /// A file could not be written: what follows would leave a gap.
+    failed: bool,
+}
+
+/// What a shard's task gives back: where it wrote, what it wrote, and whether it could.
+type Written = (Folder, Samples, Result<ShardEntry>);
+
+/// Samples one after the other, and where each ends.
+struct Samples {
+    data: Vec<u8>,
+    ends: Vec<u64>,
+}
+
+impl Samples {
+    fn new(size_limit: u64) -> Self {
+        let mut data = Vec::new();
+        let room = usize::try_from(size_limit).unwrap_or(ROOM).min(ROOM);
+        if room > SMALL && data.try_reserve_exact(room).is_ok() {
+            advise_huge(&mut data.spare_capacity_mut()[SMALL..]);
+        }
+        Self { data, ends: Vec::new() }
+    }
+
+    fn clear(&mut self) {
+        self.data.clear();
+        self.ends.clear();
+    }
+}
+
+/// What all shards of a dataset have in common.
+struct Form {
     config: Config,
     config_bytes: Vec<u8>,
     compression: Option<Compression>,
     hashes: Vec<Algorithm>,
-    size_limit: u64,
-    folder: Folder,
-    shards: Vec<ShardEntry>,
-    /// Samples of the shard under way, and where each ends.
-    data: Vec<u8>,
-    ends: Vec<u64>,
-    files: HashSet<String>,
-    /// A file could not be written: what follows would leave a gap.
-    failed: bool,
 }
 
 impl Writer {
@@ -89,16 +133,14 @@ impl Writer {
             version: 2,
         };
         Ok(Self {
-            config_bytes: dumps(&config),
             schema: Schema::new(columns),
-            config,
-            compression,
-            hashes,
+            form: Arc::new(Form { config_bytes: dumps(&config), config, compression, hashes }),
             size_limit: options.size_limit,
-            folder: Folder::create(path, options.sync)?,
             shards: Vec::new(),
-            data: Vec::new(),
-            ends: Vec::new(),
+            samples: Samples::new(options.size_limit),
+            folder: Some(Folder::create(path, options.sync)?),
+            task: None,
+            spare: None,
             files: HashSet::new(),
             failed: false,
         })
@@ -120,6 +162,11 @@ impl Writer {
         }
         self.check(|column| values[column])?;
         self.push(|column| values[column])
+    }
+
+    /// Whether the shard under way takes such a sample, so that [`Writer::write`] does not have to wait for the disk.
+    pub fn has_room(&self, values: &[&[u8]]) -> bool {
+        self.fits(self.schema.header + values.iter().map(|value| value.len() as u64).sum::<u64>())
     }
 
     /// Adds `n` samples.
@@ -177,18 +224,23 @@ impl Writer {
 
     /// Bytes of a shard without samples.
     fn empty_len(&self) -> u64 {
-        8 + self.config_bytes.len() as u64
+        8 + self.form.config_bytes.len() as u64
+    }
+
+    /// Whether a sample of `size` bytes leaves the shard under way within its limit.
+    fn fits(&self, size: u64) -> bool {
+        let shard = self.empty_len() + 4 * self.samples.ends.len() as u64 + self.samples.data.len() as u64;
+        let limit = if self.size_limit == 0 { u64::from(u32::MAX) } else { self.size_limit };
+        shard + size + 4 <= limit
     }
 
     fn push<'a>(&mut self, value: impl Fn(usize) -> &'a [u8]) -> Result<()> {
         if self.failed {
             return Err(Error::argument("the writer failed before: the dataset cannot be completed"));
         }
-        let columns = &self.schema.columns;
-        let size = self.schema.header + (0..columns.len()).map(|column| value(column).len() as u64).sum::<u64>();
-        let shard = self.empty_len() + 4 * self.ends.len() as u64 + self.data.len() as u64;
-        let limit = if self.size_limit == 0 { u64::from(u32::MAX) } else { self.size_limit };
-        if limit < shard + size + 4 {
+        let size =
+            self.schema.header + (0..self.schema.columns.len()).map(|column| value(column).len() as u64).sum::<u64>();
+        if !self.fits(size) {
             // Without a limit of its own, a dataset that outgrows one shard has no faithful form.
             if self.size_limit == 0 {
                 self.failed = true;
@@ -201,63 +253,40 @@ impl Writer {
         for (at, column) in self.schema.columns.iter().enumerate() {
             if column.size.is_none() {
                 // `check` has seen that this fits.
-                self.data.extend_from_slice(&(value(at).len() as u32).to_le_bytes());
+                self.samples.data.extend_from_slice(&(value(at).len() as u32).to_le_bytes());
             }
         }
         for at in 0..self.schema.columns.len() {
-            self.data.extend_from_slice(value(at));
+            self.samples.data.extend_from_slice(value(at));
         }
-        self.ends.push(self.data.len() as u64);
+        self.samples.ends.push(self.samples.data.len() as u64);
         Ok(())
     }
 
-    /// Writes the shard under way.
+    /// Has the shard under way written, and begins the next.
     fn flush(&mut self) -> Result<()> {
-        let written = self.write_shard();
-        self.failed = written.is_err();
-        self.shards.push(written?);
-        self.data.clear();
-        self.ends.clear();
+        self.settle()?;
+        let number = self.shards.len();
+        let mut folder = self.folder.take().ok_or_else(lost)?;
+        let next = self.spare.take().unwrap_or_else(|| Samples::new(self.size_limit));
+        let (form, samples) = (Arc::clone(&self.form), std::mem::replace(&mut self.samples, next));
+        self.task = Some(Task::spawn(move || {
+            let entry = form.write(&mut folder, number, &samples);
+            (folder, samples, entry)
+        }));
         Ok(())
     }
 
-    fn write_shard(&mut self) -> Result<ShardEntry> {
-        let n = self.ends.len();
-        let start = self.empty_len() + 4 * n as u64;
-        let mut head = Vec::with_capacity(start as usize);
-        head.extend_from_slice(&(n as u32).to_le_bytes());
-        head.extend_from_slice(&(start as u32).to_le_bytes());
-        // `push` keeps the shard below 2^32 bytes.
-        self.ends.iter().for_each(|end| head.extend_from_slice(&((start + end) as u32).to_le_bytes()));
-        head.extend_from_slice(&self.config_bytes);
-        let basename = format!("shard.{:05}.mds", self.shards.len());
-        let raw = self.entry(&basename, &[&head, &self.data]);
-        let zip = match self.compression {
-            None => {
-                self.folder.write(&basename, &[&head, &self.data])?;
-                None
-            }
-            Some(compression) => {
-                head.extend_from_slice(&self.data);
-                let basename = format!("{basename}.{}", compression.extension());
-                let packed = compression.compress(&head).map_err(|error| Error::io(&basename, error))?;
-                self.folder.write(&basename, &[&packed])?;
-                Some(self.entry(&basename, &[&packed]))
-            }
-        };
-        Ok(ShardEntry::new(self.config.clone(), raw, zip, n as u64))
-    }
-
-    fn entry(&self, basename: &str, parts: &[&[u8]]) -> FileEntry {
-        FileEntry {
-            basename: basename.to_owned(),
-            bytes: parts.iter().map(|part| part.len() as u64).sum(),
-            hashes: self
-                .hashes
-                .iter()
-                .map(|hash| (hash.name().to_owned(), hash.digest(parts)))
-                .collect::<BTreeMap<_, _>>(),
-        }
+    /// Waits for the shard that is being written.
+    fn settle(&mut self) -> Result<()> {
+        let Some(task) = self.task.take() else { return Ok(()) };
+        self.failed = true;
+        let (folder, mut samples, entry) = task.wait().ok_or_else(lost)?;
+        samples.clear();
+        (self.folder, self.spare) = (Some(folder), Some(samples));
+        self.shards.push(entry?);
+        self.failed = false;
+        Ok(())
     }
 
     /// A further file, published together with the shards.
@@ -272,7 +301,8 @@ impl Writer {
         if !self.files.insert(name.to_owned()) {
             return Err(Error::argument(format!("the file {name:?} is there twice")));
         }
-        let written = self.folder.write(name, &[data]);
+        self.settle()?;
+        let written = self.folder.as_mut().ok_or_else(lost)?.write(name, &[data]);
         self.failed |= written.is_err();
         written
     }
@@ -283,13 +313,59 @@ impl Writer {
     /// An I/O error; where another process has published there meanwhile, one of the kind `AlreadyExists`. Nothing of this
     /// writer is left then.
     pub fn finish(mut self) -> Result<()> {
-        if !self.ends.is_empty() && !self.failed {
-            self.flush()?;
-        }
+        self.settle()?;
         if self.failed {
             return Err(Error::argument("the writer failed before: nothing is published"));
         }
-        self.folder.write(INDEX, &[&to_bytes(&self.shards)])?;
-        self.folder.publish()
+        let mut folder = self.folder.take().ok_or_else(lost)?;
+        if !self.samples.ends.is_empty() {
+            self.shards.push(self.form.write(&mut folder, self.shards.len(), &self.samples)?);
+        }
+        folder.write(INDEX, &[&to_bytes(&self.shards)])?;
+        folder.publish()
+    }
+}
+
+/// The shard that was being written is not known of: the thread that wrote it is another process's, or has panicked.
+fn lost() -> Error {
+    Error::argument("the writer is another process's, or has failed before")
+}
+
+impl Form {
+    /// Writes a shard.
+    fn write(&self, folder: &mut Folder, number: usize, samples: &Samples) -> Result<ShardEntry> {
+        let n = samples.ends.len();
+        let start = 8 + 4 * n as u64 + self.config_bytes.len() as u64;
+        let mut head = Vec::with_capacity(start as usize);
+        head.extend_from_slice(&(n as u32).to_le_bytes());
+        head.extend_from_slice(&(start as u32).to_le_bytes());
+        // `push` keeps the shard below 2^32 bytes.
+        samples.ends.iter().for_each(|end| head.extend_from_slice(&((start + end) as u32).to_le_bytes()));
+        head.extend_from_slice(&self.config_bytes);
+        let basename = format!("shard.{number:05}.mds");
+        let raw = self.entry(&basename, &[&head, &samples.data]);
+        let zip = match self.compression {
+            None => {
+                folder.write(&basename, &[&head, &samples.data])?;
+                None
+            }
+            Some(compression) => {
+                head.extend_from_slice(&samples.data);
+                let basename = format!("{basename}.{}", compression.extension());
+                let packed = compression.compress(&head).map_err(|error| Error::io(&basename, error))?;
+                folder.write(&basename, &[&packed])?;
+                Some(self.entry(&basename, &[&packed]))
+            }
+        };
+        Ok(ShardEntry::new(self.config.clone(), raw, zip, n as u64))
+    }
+
+    fn entry(&self, basename: &str, parts: &[&[u8]]) -> FileEntry {
+        let digest = |hash: &Algorithm| (hash.name().to_owned(), hash.digest(parts));
+        FileEntry {
+            basename: basename.to_owned(),
+            bytes: parts.iter().map(|part| part.len() as u64).sum(),
+            hashes: self.hashes.iter().map(digest).collect::<BTreeMap<_, _>>(),
+        }
     }
 }

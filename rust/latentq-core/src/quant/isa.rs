@@ -1,11 +1,11 @@
 //! Each kernel is written once, as plain loops, and compiled for several instruction sets; the processor picks at run
 //! time. A kernel must be `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers here.
 
-use super::half::{Floats, FloatsMut};
-use super::kernels::Seen;
+use super::half::{Float, Floats, FloatsMut};
+use super::kernels::{Counts, Seen};
 use super::scheme::Affine;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::{stream, x86};
 
 /// A piece of work whose body is compiled once for each instruction set.
 pub trait Kernel {
@@ -94,10 +94,10 @@ impl Isa {
     pub(super) fn encode(self, affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, Seen) {
         match (self, x) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, x) => unsafe { x86::encode_avx512(affine, x, out) },
+            (Isa::Avx512, x) => (x.len(), unsafe { x86::encode_avx512(affine, x, out) }),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Floats::F16(x)) => unsafe { x86::encode_f16_avx2(affine, x, out) },
-            _ => (0, Seen::default()),
+            _ => (0, Seen::NOTHING),
         }
     }
 
@@ -134,19 +134,19 @@ impl Isa {
         }
     }
 
-    /// Copies past the caches, where that pays: for arrays that no cache will hold until they are read. Call
-    /// [`Isa::fence`] after the last.
-    pub fn stream(self, from: &[u8], to: &mut [u8]) {
+    /// Quantises to the nearest code, past the caches: for codes that no cache will hold until they are read. `None` where
+    /// the instruction set has no such stores, or they would not pay.
+    pub(super) fn quantize_past_caches<F: Float>(
+        self,
+        affine: &[Affine],
+        x: &[F::Bits],
+        out: &mut [u8],
+        plane: usize,
+    ) -> Option<Counts> {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86::stream(from, to) },
-            _ => to.copy_from_slice(from),
+            Isa::Avx512 => Some(unsafe { stream::quantize::<F>(affine, x, out, plane) }),
+            _ => None,
         }
-    }
-
-    /// Orders what [`Isa::stream`] wrote before all that follows, as other threads see it.
-    pub fn fence(self) {
-        #[cfg(target_arch = "x86_64")]
-        x86::fence();
     }
 }

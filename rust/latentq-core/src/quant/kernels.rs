@@ -39,9 +39,6 @@ const LONG: usize = 512;
 /// The bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
-/// How many values of one half are encoded, in that case, before it is the other half's turn.
-const TURN: usize = 1024;
-
 /// A thread takes at least this many elements, so that handing them out costs nothing beside the work.
 const CHUNK: usize = 1 << 16;
 
@@ -285,10 +282,12 @@ impl<F: Float> Kernel for Quantize<'_, F> {
 
     #[inline(always)]
     fn run(self) -> Counts {
-        if self.shape.stream {
-            return self.run_streaming();
-        }
         let Self { quantizer, isa, x, out, shape } = self;
+        if let (true, Scheme::Affine(affine, Rounding::Nearest)) = (shape.stream, quantizer.scheme())
+            && let Some(counts) = isa.quantize_past_caches::<F>(affine, x, out, shape.plane)
+        {
+            return counts;
+        }
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut tally = Tally::new(shape.channels);
         for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes)).enumerate() {
@@ -309,121 +308,40 @@ impl<F: Float> Kernel for Quantize<'_, F> {
     }
 }
 
-impl<F: Float> Quantize<'_, F> {
-    /// The same for large outputs. The two halves are encoded in turns: one stream of reads leaves the memory idle (on a
-    /// Zen 4 two of them are read 1.4 times as fast).
-    #[inline(always)]
-    fn run_streaming(self) -> Counts {
-        let Self { quantizer, isa, x, out, shape } = self;
-        let first = x.len() / shape.elements / 2;
-        let (x, rest) = x.split_at(first * shape.elements);
-        let (out, rest_out) = out.split_at_mut(first * shape.elements);
-        let (mut half, mut other) = (Half::<F>::new(x, out, shape), Half::<F>::new(rest, rest_out, shape));
-        // Written out: closures that the standard library calls are not compiled for this instruction set.
-        while half.step(quantizer, isa) | other.step(quantizer, isa) {}
-        isa.fence();
-        let (mut counts, others) = (half.finish(), other.finish());
-        for (clipped, other) in counts.clipped.iter_mut().zip(others.clipped) {
-            *clipped += other;
-        }
-        counts.bad.extend(others.bad.into_iter().map(|(number, channel)| (first + number, channel)));
-        counts
-    }
-}
-
-/// Samples on their way to `out`: codes gather in a buffer, which is written past the caches in whole cache lines.
-struct Half<'a, F: Float> {
-    x: &'a [F::Bits],
-    out: &'a mut [u8],
-    shape: Shape,
-    /// Elements encoded, and those of them that are written.
-    done: usize,
-    written: usize,
-    /// Of the next element: its sample, its channel, its place in the plane.
-    at: (usize, usize, usize),
-    buffer: Buffer,
-    tally: Tally,
-}
-
-/// What did not fill a line is before the first [`LINE`] bytes' end; the codes of a turn follow it.
-#[repr(align(64))]
-struct Buffer([u8; LINE + TURN]);
-
-impl<'a, F: Float> Half<'a, F> {
-    fn new(x: &'a [F::Bits], out: &'a mut [u8], shape: Shape) -> Self {
-        let buffer = Buffer([0; LINE + TURN]);
-        Self { x, out, shape, done: 0, written: 0, at: (0, 0, 0), buffer, tally: Tally::new(shape.channels) }
-    }
-
-    /// Encodes up to [`TURN`] values of one channel; gives whether there were any.
-    #[inline(always)]
-    fn step(&mut self, quantizer: &Quantizer, isa: Isa) -> bool {
-        if self.done == self.x.len() {
-            return false;
-        }
-        let (number, channel, within) = self.at;
-        let x = &self.x[self.done..][..TURN.min(self.shape.plane - within)];
-        let start = LINE - (self.done - self.written);
-        let end = LINE + x.len();
-        self.tally.see(channel, encode::<F>(isa, quantizer, channel, x, &mut self.buffer.0[LINE..end]));
-        self.done += x.len();
-        let rest = &mut self.out[self.written..self.done];
-        let ready = rest.len().saturating_sub(rest.as_ptr_range().end.addr() % LINE);
-        isa.stream(&self.buffer.0[start..start + ready], &mut rest[..ready]);
-        self.written += ready;
-        self.buffer.0.copy_within(end - LINE..end, 0); // of a known length, so it is one load and one store
-        self.at = if within + x.len() < self.shape.plane {
-            (number, channel, within + x.len())
-        } else if channel + 1 < self.shape.channels {
-            (number, channel + 1, 0)
-        } else {
-            self.tally.finish(number);
-            (number + 1, 0, 0)
-        };
-        true
-    }
-
-    fn finish(self) -> Counts {
-        let Self { out, shape, done, written, buffer, tally, .. } = self;
-        out[written..].copy_from_slice(&buffer.0[LINE - (done - written)..LINE]);
-        for (number, _) in &tally.counts.bad {
-            out[number * shape.elements..][..shape.elements].fill(0);
-        }
-        tally.counts
-    }
-}
-
 /// Adds up what is seen, plane by plane, leaving out the samples that turn out bad.
-struct Tally {
-    counts: Counts,
+pub(super) struct Tally {
+    pub counts: Counts,
     /// Of the sample at hand.
     clipped: Vec<u64>,
     bad: Option<usize>,
 }
 
 impl Tally {
-    fn new(channels: usize) -> Self {
+    pub fn new(channels: usize) -> Self {
         let counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
         Self { counts, clipped: vec![0; channels], bad: None }
     }
 
     #[inline(always)]
-    fn see(&mut self, channel: usize, seen: Seen) {
+    pub fn see(&mut self, channel: usize, seen: Seen) {
+        self.counts.clipped[channel] += seen.outside;
         self.clipped[channel] += seen.outside;
-        if seen.largest >= INFINITY && self.bad.is_none() {
+        if !seen.finite && self.bad.is_none() {
             self.bad = Some(channel);
         }
     }
 
     /// Ends the sample of this number; gives whether it is bad.
     #[inline(always)]
-    fn finish(&mut self, number: usize) -> bool {
+    pub fn finish(&mut self, number: usize) -> bool {
         let bad = self.bad.take();
-        self.counts.bad.extend(bad.map(|channel| (number, channel)));
-        for (total, count) in self.counts.clipped.iter_mut().zip(&mut self.clipped) {
-            let count = std::mem::take(count);
-            *total += if bad.is_none() { count } else { 0 };
+        if let Some(channel) = bad {
+            self.counts.bad.push((number, channel));
+            for (total, count) in self.counts.clipped.iter_mut().zip(&self.clipped) {
+                *total -= count;
+            }
         }
+        self.clipped.fill(0);
         bad.is_some()
     }
 }
@@ -440,19 +358,20 @@ fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bit
 }
 
 /// What encoding tells of a run of values.
-#[derive(Default)]
 pub(super) struct Seen {
-    /// Values below low or above high.
+    /// Values below low or above high, NaN among them.
     pub outside: u64,
-    /// The largest bits, signs off: at least [`INFINITY`] if a value is not finite.
-    pub largest: u32,
+    /// Whether all of them are numbers.
+    pub finite: bool,
 }
 
 impl Seen {
+    pub const NOTHING: Seen = Seen { outside: 0, finite: true };
+
     #[inline(always)]
     pub fn add(&mut self, other: Seen) {
         self.outside += other.outside;
-        self.largest = self.largest.max(other.largest);
+        self.finite &= other.finite;
     }
 }
 
@@ -480,7 +399,7 @@ fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, cod
         outside += u32::from(inside != x);
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
-    Seen { outside: u64::from(outside), largest }
+    Seen { outside: u64::from(outside), finite: largest < INFINITY }
 }
 
 /// The code of a value in range. (A closure would not be compiled for the instruction set of its caller.)
@@ -571,7 +490,7 @@ impl Encode for Search<'_> {
         let Self(book, bits) = *self;
         let (low, high) = (book.levels[0], book.levels[255]);
         let rest = SearchCode { tree: &book.tree, bits };
-        let mut seen = Seen::default();
+        let mut seen = Seen::NOTHING;
         let mut buffer = [0.0; BLOCK];
         for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let wide = &mut buffer[..x.len()];
@@ -592,7 +511,7 @@ fn observe(x: &[f32], low: f32, high: f32) -> Seen {
         outside += u32::from(clamp(*x, low, high) != *x);
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
-    Seen { outside: u64::from(outside), largest }
+    Seen { outside: u64::from(outside), finite: largest < INFINITY }
 }
 
 struct Dequantize<'a, F: Float> {
@@ -612,9 +531,13 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
         let bits = quantizer.bits();
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut counts = Counts::default();
-        for (number, (codes, out)) in
-            codes.chunks_exact(shape.bytes).zip(out.chunks_exact_mut(shape.elements)).enumerate()
-        {
+        let samples = out.len() / shape.elements;
+        let half = samples.div_ceil(2);
+        for turn in 0..samples {
+            // The two halves in turns: one stream of writes leaves the memory idle, as one of reads does.
+            let number = turn / 2 + turn % 2 * half;
+            let codes = &codes[number * shape.bytes..][..shape.bytes];
+            let out = &mut out[number * shape.elements..][..shape.elements];
             let codes = if shape.packed {
                 unpack_sample(codes, &mut unpacked, bits);
                 &unpacked[..]
@@ -638,6 +561,7 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
                 }
             }
         }
+        counts.bad.sort_unstable();
         counts
     }
 }
@@ -753,6 +677,8 @@ mod tests {
     use super::super::half::{BF16, F16, Float};
     use super::*;
 
+    #[cfg(target_arch = "x86_64")]
+    use super::super::stream::TURN;
     const SHAPE: (usize, usize, usize) = (3, 2, 131);
 
     fn values() -> impl Strategy<Value = Vec<f32>> {

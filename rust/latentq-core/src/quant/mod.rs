@@ -11,6 +11,8 @@ mod moments;
 mod pack;
 mod scheme;
 #[cfg(target_arch = "x86_64")]
+mod stream;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use calibrate::{Calibrator, Cost, Method};

@@ -59,72 +59,131 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
     8 * values.len().min(out.len())
 }
 
-/// The arithmetic of `kernels::Nearest`.
+/// The arithmetic of `kernels::Nearest`, into `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[allow(unsafe_code)]
-pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, Seen) {
-    // SAFETY: each reads no more than an array of 16.
+pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
+    let mut lines = out.chunks_mut(LINE);
+    encode_lines(affine, x, |codes, _| match lines.next() {
+        // SAFETY: the mask leaves as many bytes as there are.
+        Some(to) => unsafe {
+            _mm512_mask_storeu_epi8(to.as_mut_ptr().cast(), u64::MAX >> (LINE - to.len()), codes);
+        },
+        None => {}
+    })
+}
+
+/// The arithmetic of `kernels::Nearest`: gives `put` a cache line of codes at a time, and what is left over (fewer, in the
+/// line's first bytes) last.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
+#[inline]
+#[allow(unsafe_code)]
+pub fn encode_lines(affine: &Affine, x: Floats<'_>, put: impl FnMut(__m512i, usize)) -> Seen {
+    // SAFETY: `at` is 0, 16, 32 or 48, so each reads 16 of an array of 64; for bfloat16 32, at 0 or 32.
     unsafe {
         match x {
-            Floats::F32(x) => encode_vectors(affine, x, out, |x| _mm512_loadu_ps(x.as_ptr())),
-            Floats::F16(x) => {
-                encode_vectors(affine, x, out, |x| _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
-            }
-            Floats::BF16(x) => encode_vectors(affine, x, out, |x| {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            Floats::F32(x) => encode_vectors(affine, x, &IN_ORDER, put, |x| {
+                [0, 16, 32, 48].map(|at| _mm512_loadu_ps(x.as_ptr().add(at)))
             }),
-            Floats::F64(x) => encode_vectors(affine, x, out, |x| {
-                let half = |at| _mm512_cvtpd_ps(_mm512_loadu_pd(x.as_ptr().add(at)));
-                _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(0)), half(8))
+            Floats::F16(x) => encode_vectors(affine, x, &IN_ORDER, put, |x| {
+                [0, 16, 32, 48].map(|at| _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().add(at).cast())))
+            }),
+            Floats::BF16(x) => encode_vectors(affine, x, &BY_PARITY, put, |x| {
+                let [first, second] = [0, 32].map(|at| _mm512_loadu_si512(x.as_ptr().add(at).cast()));
+                let odd = |pairs| _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm512_slli_epi32::<16>(first), odd(first), _mm512_slli_epi32::<16>(second), odd(second)]
+                    .map(|x| _mm512_castsi512_ps(x))
+            }),
+            Floats::F64(x) => encode_vectors(affine, x, &IN_ORDER, put, |x| {
+                [0, 16, 32, 48].map(|at| {
+                    let half = |at| _mm512_cvtpd_ps(_mm512_loadu_pd(x.as_ptr().add(at)));
+                    _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(at)), half(at + 8))
+                })
             }),
         }
     }
 }
 
-/// A cache line of codes at a time; the last one overlaps the one before where there are fewer left.
+/// Where packing four vectors of 16 leaves the elements of a line: the instruction takes four of each vector in turn. With
+/// `by_parity` the first two vectors hold the even and the odd elements of the first half, and so on.
+const fn packed_places(by_parity: bool) -> [u8; LINE] {
+    let mut places = [0; LINE];
+    let mut i = 0;
+    while i < LINE {
+        let (vector, lane) = if by_parity { (i / 32 * 2 + i % 2, i % 32 / 2) } else { (i / 16, i % 16) };
+        places[i] = (16 * (lane / 4) + 4 * vector + lane % 4) as u8;
+        i += 1;
+    }
+    places
+}
+const IN_ORDER: [u8; LINE] = packed_places(false);
+const BY_PARITY: [u8; LINE] = packed_places(true);
+
+/// So many bytes are asked of the memory before they are needed: the processor's own prefetching ends with every page.
+const AHEAD: usize = 512;
+
+/// Quiet and signalling NaN, both infinities.
+const NOT_FINITE: i32 = 0x99;
+
+/// `load` makes vectors of f32 of a line's values, and `places` says where the bytes of their codes are to be found.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
 #[allow(unsafe_code)]
-fn encode_vectors<T>(affine: &Affine, x: &[T], out: &mut [u8], load: impl Fn(&[T; 16]) -> __m512) -> (usize, Seen) {
-    let Some(last) = x.last_chunk::<LINE>() else {
-        return (0, Seen::default());
-    };
+fn encode_vectors<T: Copy>(
+    affine: &Affine,
+    x: &[T],
+    places: &[u8; LINE],
+    mut put: impl FnMut(__m512i, usize),
+    load: impl Fn(&[T; LINE]) -> [__m512; 4],
+) -> Seen {
     let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
-    let (inverse_step, round) = (_mm512_set1_ps(affine.inverse_step), _mm512_set1_ps(ROUND));
-    let lowest: [u8; 64] = std::array::from_fn(|i| 4 * i as u8);
-    // A known index would be made into four cheaper-looking permutes. SAFETY: an array of 64 bytes.
-    let lowest = unsafe { _mm512_loadu_si512(std::hint::black_box(&lowest).as_ptr().cast()) };
-    let (mut outside, mut zeros) = (0, [_mm512_setzero_ps(); 4]);
-    let mut encode = |x: &[T; LINE], wanted: u64| {
-        let x = x.as_chunks::<16>().0;
+    let inverse_step = _mm512_set1_ps(affine.inverse_step);
+    let last_code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(high, low), inverse_step));
+    // A known index would be made into several cheaper-looking permutes. SAFETY: an array of 64 bytes.
+    let places = unsafe { _mm512_loadu_si512(std::hint::black_box(places).as_ptr().cast()) };
+    let (mut inside, mut sums) = (0, [_mm512_setzero_ps(); 4]);
+    let mut encode = |x: &[T; LINE]| {
+        let x = load(x);
+        let mut last = 0;
         let [a, b, c, d] = [0, 1, 2, 3].map(|i| {
-            let x = load(&x[i]);
-            let inside = _mm512_min_ps(_mm512_max_ps(x, low), high);
-            let wanted = (wanted >> (16 * i)) as u16;
-            outside += u64::from((_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(inside, x) & wanted).count_ones());
-            // 0 times what is finite is 0; times the rest it is NaN.
-            zeros[i] = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zeros[i]);
-            _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(inside, low), inverse_step), round))
+            let below_high = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(x[i], high);
+            last = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(below_high, x[i], low);
+            inside += u64::from(last.count_ones());
+            sums[i] = _mm512_add_ps(sums[i], x[i]);
+            // What is below low becomes negative, at most the lowest integer, which packing makes 0.
+            let code = _mm512_mul_ps(_mm512_sub_ps(x[i], low), inverse_step);
+            _mm512_mask_cvtps_epi32(last_code, below_high, code)
         });
-        _mm512_inserti64x4::<1>(
-            _mm512_permutex2var_epi8(a, lowest, b),
-            _mm512_castsi512_si256(_mm512_permutex2var_epi8(c, lowest, d)),
-        )
+        let words = [_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d)];
+        (_mm512_permutexvar_epi8(places, _mm512_packus_epi16(words[0], words[1])), last >> 15)
     };
-    for (x, out) in x.as_chunks::<LINE>().0.iter().zip(out.as_chunks_mut::<LINE>().0) {
-        // SAFETY: out is an array of a line's length.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), encode(x, u64::MAX)) };
+    let (lines, rest) = x.as_chunks::<LINE>();
+    for x in lines {
+        let codes = encode(x).0;
+        for line in 0..size_of::<T>() {
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(AHEAD + LINE * line));
+        }
+        put(codes, LINE);
     }
-    let tail = x.len() % LINE;
-    if tail != 0 {
-        let (wanted, from) = (u64::MAX << (LINE - tail), out.len() - LINE);
-        // SAFETY: x, and so out, has at least a line.
-        unsafe { _mm512_mask_storeu_epi8(out[from..].as_mut_ptr().cast(), wanted, encode(last, wanted)) };
+    let last_line = rest.last().map(|last| {
+        let mut line = [*last; LINE];
+        line[..rest.len()].copy_from_slice(rest);
+        line
+    });
+    if let Some(line) = &last_line {
+        let (codes, last_is_inside) = encode(line);
+        put(codes, rest.len());
+        inside -= (LINE - rest.len()) as u64 * u64::from(last_is_inside);
     }
-    let finite = |a, b| _mm512_cmp_ps_mask::<_CMP_ORD_Q>(a, b) == u16::MAX;
-    let [a, b, c, d] = zeros;
-    (x.len(), Seen { outside, largest: if finite(a, b) && finite(c, d) { 0 } else { INFINITY } })
+    // NaN and infinity stay in a sum. So does an overflow: then the values themselves tell.
+    let [a, b, c, d] = sums;
+    let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+    let mut finite = _mm512_fpclass_ps_mask::<NOT_FINITE>(sum) == 0;
+    if !finite {
+        let line_finite = |x| load(x).into_iter().all(|x| _mm512_fpclass_ps_mask::<NOT_FINITE>(x) == 0);
+        finite = lines.iter().all(line_finite) && last_line.as_ref().is_none_or(line_finite);
+    }
+    Seen { outside: x.len() as u64 - inside, finite }
 }
 
 pub fn has_bfloat16() -> bool {
@@ -165,7 +224,6 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
         let codes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
         _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(codes), zero), step)
     };
-    let (all, codes) = (codes, codes.as_chunks::<16>().0);
     // SAFETY: each writes an array of 16.
     unsafe {
         match out {
@@ -176,7 +234,7 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
                 let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(decode(codes));
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
             }),
-            FloatsMut::BF16(out) if has_bfloat16() && is_coarse(affine) => decode_bfloat16(affine, all, out),
+            FloatsMut::BF16(out) if has_bfloat16() && is_coarse(affine) => decode_bfloat16(affine, codes, out),
             // To nearest even; a code gives no NaN.
             FloatsMut::BF16(out) => each_vector(codes, out, |codes, out| {
                 let bits = _mm512_castps_si512(decode(codes));
@@ -189,15 +247,23 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
     }
 }
 
-/// Calls `work` for every 16 codes and their values; gives the number of elements done.
+/// Calls `work` for every 16 codes and their values, in whole cache lines: what is before the first and after the last is
+/// in a vector that overlaps the next. Gives the number of elements done, all but where there are fewer than 16.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn each_vector<T>(codes: &[[u8; 16]], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T; 16])) -> usize {
-    let out = out.as_chunks_mut::<16>().0;
-    for (codes, out) in codes.iter().zip(out.iter_mut()) {
+fn each_vector<T>(codes: &[u8], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T; 16])) -> usize {
+    let (Some(first), Some(first_out)) = (codes.first_chunk(), out.first_chunk_mut()) else {
+        return 0;
+    };
+    work(first, first_out);
+    let head = out.as_ptr().align_offset(16 * size_of::<T>()).min(16);
+    for (codes, out) in codes[head..].as_chunks().0.iter().zip(out[head..].as_chunks_mut().0) {
         work(codes, out);
     }
-    16 * codes.len().min(out.len())
+    if let (Some(last), Some(last_out)) = (codes.last_chunk(), out.last_chunk_mut()) {
+        work(last, last_out);
+    }
+    out.len()
 }
 
 /// The arithmetic of `kernels::Nearest` on float16, as the processor converts it.
@@ -229,7 +295,7 @@ pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Se
         _mm256_storeu_si256(lanes[1].as_mut_ptr().cast(), largest);
     }
     let outside = lanes[0].iter().map(|count| u64::from(*count)).sum();
-    (8 * x.len().min(out.len()), Seen { outside, largest: lanes[1].iter().copied().max().unwrap_or(0) })
+    (8 * x.len().min(out.len()), Seen { outside, finite: lanes[1].iter().all(|bits| *bits < INFINITY) })
 }
 
 /// Tables of 16 levels: two permutes of 8, and bit 3 of the code chooses.
@@ -343,32 +409,4 @@ pub fn search_avx512(tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) ->
         }
     }
     16 * x.len().min(out.len())
-}
-
-/// Copies with stores of whole cache lines that go past the caches.
-#[target_feature(enable = "avx512f")]
-#[inline]
-#[allow(unsafe_code)]
-pub fn stream(from: &[u8], to: &mut [u8]) {
-    // SAFETY: any bytes are a vector, and align_to_mut keeps to the slice.
-    let (head, lines, tail) = unsafe { to.align_to_mut::<__m512i>() };
-    let (head_from, from) = from.split_at(head.len());
-    let (lines_from, tail_from) = from.split_at(size_of_val(lines));
-    if !head.is_empty() {
-        head.copy_from_slice(head_from);
-    }
-    for (from, to) in lines_from.as_chunks::<LINE>().0.iter().zip(lines) {
-        // SAFETY: `from` is 64 bytes, and `to` is aligned.
-        unsafe { _mm512_stream_si512(to, _mm512_loadu_si512(from.as_ptr().cast())) };
-    }
-    if !tail.is_empty() {
-        tail.copy_from_slice(tail_from);
-    }
-}
-
-/// Orders streaming stores before all that follows.
-#[allow(unsafe_code)]
-pub fn fence() {
-    // SAFETY: every x86-64 processor has SSE.
-    unsafe { _mm_sfence() };
 }

@@ -1,0 +1,17 @@
+"""Conceptual Captions 12M: WebDataset's tars, each picture with its caption in a .txt."""
+
+from __future__ import annotations
+
+from latentq.collect.base import Collection, File, Request
+from latentq.collect.hub import Hub
+
+_REPOSITORY = "pixparse/cc12m-wds"
+
+
+def _files(request: Request, _: Hub) -> list[File]:
+    numbers = request.numbers(range(2176), small=range(23))
+    archives = [File(str(number), f"cc12m-train-{number:04}.tar", _REPOSITORY) for number in numbers]
+    return [File("_info.json", "_info.json", _REPOSITORY), *archives]
+
+
+COLLECTION = Collection(_files)

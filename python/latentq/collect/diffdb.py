@@ -1,0 +1,23 @@
+"""DiffusionDB, large: zips of WebP pictures in two parts, and one parquet of prompts and safety scores."""
+
+from __future__ import annotations
+
+from latentq.collect.base import Collection, File, Request
+from latentq.collect.hub import Hub
+
+_REPOSITORY = "poloclub/diffusiondb"
+_METADATA = "metadata-large.parquet"
+_FIRST_OF_PART_2 = 10_001
+
+
+def _files(request: Request, _: Hub) -> list[File]:
+    numbers = request.numbers(range(1, 14_001), small=range(1, 141))
+    archives = [File(str(number), _path(number), _REPOSITORY) for number in numbers]
+    return [File(_METADATA, _METADATA, _REPOSITORY), *archives]
+
+
+def _path(number: int) -> str:
+    return f"diffusiondb-large-part-{1 if number < _FIRST_OF_PART_2 else 2}/part-{number:06}.zip"
+
+
+COLLECTION = Collection(_files, limits={"image_nsfw": 0.2, "prompt_nsfw": 0.2})

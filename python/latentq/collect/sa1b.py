@@ -1,0 +1,54 @@
+"""Segment Anything: tars by a list of links that its page gives, and LLaVA's captions from the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from latentq._core import FormatError
+from latentq.collect.base import COLUMNS, Collection, File, Request
+from latentq.collect.hub import Hub
+
+_CAPTIONS = File("SA1B_caption.tar.gz", "SA1B_caption.tar.gz", "PixArt-alpha/SAM-LLaVA-Captions10M")
+_NAME = re.compile(r"[\w.-]*?(\d+)\.tar")
+
+
+def _files(request: Request, _: Hub) -> list[File]:
+    assert request.links is not None
+    links = _links(Path(request.links))
+    every = list(links)
+    archives = [links[number] for number in request.numbers(every, small=every[: -(-len(every) // 100)])]
+    return [_CAPTIONS, *archives]
+
+
+def _links(path: Path) -> dict[int, File]:
+    """The archives in the order of the list, by their numbers.
+
+    Raises:
+        OSError: The list cannot be read.
+        FormatError: It is no such list.
+    """
+    archives: dict[int, File] = {}
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise FormatError(f"{path} is not UTF-8 text: give the list of links, file name<TAB>link") from None
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        name, _, link = (cell.strip() for cell in line.partition("\t"))
+        match = _NAME.fullmatch(name)
+        if match is None or not link.startswith(("http://", "https://")):
+            raise FormatError(f"{path}, line {number}: not the name of a tar, a tab and its link")
+        archives.setdefault(int(match[1]), File(str(int(match[1])), name, address=link))
+    if not archives:
+        raise FormatError(f"{path} holds no links: a header, then lines of file name<TAB>link")
+    return archives
+
+
+COLLECTION = Collection(
+    _files,
+    takes=("ids", "links"),
+    advice="links to Segment Anything expire: take its list of links anew from its page, and give that by --links",
+    columns={("caption_syn_pixart_llava15" if name == "caption" else name): what for name, what in COLUMNS.items()},
+)

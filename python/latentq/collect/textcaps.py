@@ -1,0 +1,23 @@
+"""TextCaps: the parquet files of its data set on the hub, those that the hub has converted where it has none itself."""
+
+from __future__ import annotations
+
+import re
+
+from latentq._core import LatentqError
+from latentq.collect.base import COLUMNS, Collection, File, Request
+from latentq.collect.hub import Hub
+
+_REPOSITORY = "HuggingFaceM4/TextCaps"
+_SPLITS = {"train", "validation"}
+
+
+def _files(_: Request, hub: Hub) -> list[File]:
+    for revision in ("main", "refs/convert/parquet"):
+        paths = [path for path in hub.paths(_REPOSITORY, revision) if path.endswith(".parquet")]
+        if wanted := [path for path in paths if _SPLITS & set(re.split(r"[/._-]", path))]:
+            return [File(path, path, _REPOSITORY, revision) for path in wanted]
+    raise LatentqError(f"{_REPOSITORY} has no parquet files of train and validation")
+
+
+COLLECTION = Collection(_files, takes=(), columns={**COLUMNS, "image_id": ("id", "str")})

@@ -1,0 +1,197 @@
+//! Quantising more than the caches hold: codes go past them to memory, in whole cache lines, and values come in two
+//! streams.
+
+use std::arch::x86_64::*;
+
+use super::half::Float;
+use super::kernels::{Counts, LINE, Tally};
+use super::scheme::Affine;
+use super::x86::encode_lines;
+
+/// How many values of one half are encoded before it is the other half's turn.
+pub const TURN: usize = 1024;
+
+/// Writes the codes of `x` (N, C, plane), to the nearest. The two halves are encoded in turns: one stream of reads leaves
+/// the memory idle (on a Zen 4 two of them are read 1.2 times as fast).
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,popcnt")]
+pub fn quantize<F: Float>(affine: &[Affine], x: &[F::Bits], out: &mut [u8], plane: usize) -> Counts {
+    let sample = affine.len() * plane;
+    let first = x.len() / sample / 2;
+    let (x, other_x) = x.split_at(first * sample);
+    let (half_out, other_out) = out.split_at_mut(first * sample);
+    let mut half = Half::<F>::new(affine, x, half_out, plane);
+    let mut other = Half::<F>::new(affine, other_x, other_out, plane);
+    while half.step() | other.step() {}
+    let (mut counts, others) = (half.finish(), other.finish());
+    for (clipped, other) in counts.clipped.iter_mut().zip(others.clipped) {
+        *clipped += other;
+    }
+    counts.bad.extend(others.bad.into_iter().map(|(number, channel)| (first + number, channel)));
+    for (number, _) in &counts.bad {
+        out[number * sample..][..sample].fill(0);
+    }
+    counts
+}
+
+/// Samples on their way.
+struct Half<'a, F: Float> {
+    affine: &'a [Affine],
+    plane: usize,
+    /// What is to be encoded, and of it what belongs to the plane at hand.
+    x: &'a [F::Bits],
+    left: usize,
+    /// The sample and the channel of that plane.
+    at: (usize, usize),
+    lines: Lines<'a>,
+    carry: Carry,
+    tally: Tally,
+}
+
+impl<'a, F: Float> Half<'a, F> {
+    #[target_feature(enable = "avx512f,avx512vbmi")]
+    #[inline]
+    fn new(affine: &'a [Affine], x: &'a [F::Bits], out: &'a mut [u8], plane: usize) -> Self {
+        let lines = Lines::new(out);
+        let carry = Carry::new(&lines);
+        Self { affine, plane, x, left: plane, at: (0, 0), lines, carry, tally: Tally::new(affine.len()) }
+    }
+
+    /// Encodes up to [`TURN`] values of one plane; gives whether there were any.
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,popcnt")]
+    #[inline]
+    fn step(&mut self) -> bool {
+        let turn = TURN.min(self.left);
+        let Some((x, rest)) = self.x.split_at_checked(turn) else {
+            return false;
+        };
+        let (number, channel) = self.at;
+        let mut carry = self.carry;
+        let seen = encode_lines(&self.affine[channel], F::floats(x), |codes, count| {
+            carry.put(&mut self.lines, codes, count);
+        });
+        self.carry = carry;
+        self.tally.see(channel, seen);
+        self.x = rest;
+        self.left -= turn;
+        if self.left == 0 {
+            self.left = self.plane;
+            self.at = if channel + 1 < self.affine.len() {
+                (number, channel + 1)
+            } else {
+                self.tally.finish(number);
+                (number + 1, 0)
+            };
+        }
+        true
+    }
+
+    #[target_feature(enable = "avx512f,avx512vbmi")]
+    #[inline]
+    fn finish(self) -> Counts {
+        let tail = self.lines.tail;
+        tail.copy_from_slice(&bytes(self.carry.codes)[LINE - tail.len()..]);
+        // Orders what was written before all that follows, as other threads see it.
+        _mm_sfence();
+        self.tally.counts
+    }
+}
+
+/// A whole cache line of memory.
+#[repr(align(64))]
+struct Line([u8; LINE]);
+
+/// An output that is written past the caches, wherever it begins.
+struct Lines<'a> {
+    /// Before the first whole line, the whole lines, and after the last.
+    head: &'a mut [u8],
+    whole: &'a mut [Line],
+    tail: &'a mut [u8],
+}
+
+impl<'a> Lines<'a> {
+    #[allow(unsafe_code)]
+    fn new(out: &'a mut [u8]) -> Self {
+        // SAFETY: any bytes are a line.
+        let (head, whole, tail) = unsafe { out.align_to_mut::<Line>() };
+        Self { head, whole, tail }
+    }
+
+    #[cold]
+    fn put_head(&mut self, line: [u8; LINE]) {
+        self.head.copy_from_slice(&line[LINE - self.head.len()..]);
+    }
+}
+
+/// How far an output is written. A value, so that it is kept in registers.
+#[derive(Clone, Copy)]
+struct Carry {
+    /// Its last `held` bytes are codes that did not fill a line.
+    codes: __m512i,
+    held: usize,
+    /// The line that they begin: one of the whole ones, or [`HEAD`].
+    line: usize,
+}
+
+/// The line before the first whole one, of which only the end is the output's.
+const HEAD: usize = usize::MAX;
+
+impl Carry {
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn new(lines: &Lines) -> Self {
+        // As if what is before the output in its first line had been put.
+        let held = (LINE - lines.head.len()) % LINE;
+        Self { codes: _mm512_setzero_si512(), held, line: if held == 0 { 0 } else { HEAD } }
+    }
+
+    /// Adds the first `count` bytes of `codes`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    #[inline]
+    #[allow(unsafe_code)]
+    fn put(&mut self, lines: &mut Lines, codes: __m512i, count: usize) {
+        if count == LINE || self.held + count >= LINE {
+            let line = self.after(LINE - self.held, codes);
+            match lines.whole.get_mut(self.line) {
+                // SAFETY: a line is 64 bytes, aligned.
+                Some(to) => unsafe { _mm512_stream_si512(to.0.as_mut_ptr().cast(), line) },
+                None => lines.put_head(bytes(line)),
+            }
+            self.line = self.line.wrapping_add(1);
+        }
+        if count == LINE {
+            self.codes = codes;
+        } else {
+            self.codes = self.after(count, codes);
+            self.held = (self.held + count) % LINE;
+        }
+    }
+
+    /// The 64 bytes after the first `skipped` of what is carried and then `codes`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    #[inline]
+    #[allow(unsafe_code)]
+    fn after(&self, skipped: usize, codes: __m512i) -> __m512i {
+        const PLACES: [u8; LINE] = {
+            let mut places = [0; LINE];
+            let mut i = 0;
+            while i < LINE {
+                places[i] = i as u8;
+                i += 1;
+            }
+            places
+        };
+        // SAFETY: an array of 64 bytes.
+        let places = unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) };
+        _mm512_permutex2var_epi8(self.codes, _mm512_add_epi8(places, _mm512_set1_epi8(skipped as i8)), codes)
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(unsafe_code)]
+fn bytes(vector: __m512i) -> [u8; LINE] {
+    let mut bytes = [0; LINE];
+    // SAFETY: an array of 64 bytes.
+    unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), vector) };
+    bytes
+}

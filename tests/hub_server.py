@@ -1,0 +1,233 @@
+"""A server on loopback that plays Hugging Face's hub and any other site, and misbehaves as it is told."""
+
+import contextlib
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LFS_FROM = 4096  # bytes; smaller files are in git itself
+
+
+@dataclass
+class Repository:
+    """A data set of the hub: its files at each revision, and the token that it asks for."""
+
+    files: dict[str, dict[str, bytes]]
+    token: str = ""
+
+    def commit(self, revision):
+        return hashlib.sha1("".join(sorted(self.files[revision])).encode()).hexdigest()
+
+    def revision(self, name):
+        return next((revision for revision in self.files if name in (revision, self.commit(revision))), None)
+
+
+@dataclass
+class Server:
+    """What is served, and how badly.
+
+    Attributes:
+        repositories: The hub's data sets.
+        site: Files by path, of a site that is not the hub.
+        headers: By path of the site, what is sent with a file; an ETag if nothing else is said.
+        faults: By path, what comes instead of the next answers, one after the other: a status, `drop`, `short`,
+            `wrong`, `html`, `busy` (429 with Retry-After).
+        rate: Bytes of a second; 0 for all at once.
+        log: Method, path and range of every request.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    site: dict[str, bytes] = field(default_factory=dict)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    faults: dict[str, list] = field(default_factory=lambda: defaultdict(list))
+    rate: float = 0
+    log: list = field(default_factory=list)
+    sent: Counter = field(default_factory=Counter)
+    url: str = ""
+
+    def __enter__(self):
+        handler = type("Handler", (_Handler,), {"at": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    at: Server
+    protocol_version = "HTTP/1.1"
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # of a client that was killed
+            super().handle()
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self._answer()
+
+    def do_GET(self):
+        self._answer()
+
+    def do_POST(self):
+        self._answer()
+
+    def _answer(self):
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.at.log.append((self.command, path, self.headers.get("Range")))
+        split = urlsplit(self.path)
+        api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(revision|tree|paths-info)/([^/]+)/?(.*)", split.path)
+        resolve = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([0-9a-f]{40}|main)/(.+)", path)
+        bucket = re.fullmatch(r"/bucket/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path)
+        if self._misbehave(path):
+            return
+        if api:
+            self._api(*map(unquote, api.groups()), "recursive=true" in split.query.lower(), body)
+        elif resolve:
+            self._resolve(*resolve.groups())
+        elif bucket:
+            assert "Authorization" not in self.headers, "a token must not go to another host"
+            repository = self.at.repositories[bucket[1]]
+            self._send(repository.files[repository.revision(bucket[2])][bucket[3]], path)
+        elif path in self.at.site:
+            data = self.at.site[path]
+            self._send(data, path, self.at.headers.get(path, {"ETag": f'"{hashlib.md5(data).hexdigest()}-2"'}))
+        else:
+            self._json(404, {"error": "Not Found"})
+
+    def _misbehave(self, path):
+        """Whether the next fault is one that needs no content."""
+        faults = self.at.faults[path]
+        if not faults or faults[0] in ("drop", "short", "wrong"):
+            return False
+        fault = faults.pop(0)
+        if fault == "html":
+            self._raw(200, b"<html>Log in</html>", {"Content-Type": "text/html; charset=utf-8"})
+        elif fault == "hang up":
+            self.close_connection = True
+        else:
+            headers = {"Retry-After": "0"} if fault == "busy" else {}
+            self._raw(429 if fault == "busy" else fault, b"{}", headers)
+        return True
+
+    def _api(self, name, what, revision, below, recursive, body):
+        repository = self.at.repositories.get(name)
+        if repository is None:
+            self._json(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+            return
+        found = repository.revision(revision)
+        if found is None:
+            self._json(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+            return
+        files = repository.files[found]
+        if what == "revision":
+            siblings = [{"rfilename": path} for path in files]
+            self._json(200, {"id": name, "sha": repository.commit(found), "siblings": siblings, "gated": False})
+        elif what == "tree":
+            self._json(200, _tree(files, f"{below}/" if below else "", recursive))
+        else:
+            asked = parse_qs(body)["paths"]
+            self._json(200, [_facts(path, files[path]) for path in asked if path in files])
+
+    def _resolve(self, name, revision, path):
+        repository = self.at.repositories[name]
+        if repository.token and self.headers.get("Authorization") != f"Bearer {repository.token}":
+            self._json(401, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
+            return
+        found = repository.revision(revision)
+        data = repository.files[found].get(path)
+        if data is None:
+            self._json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+            return
+        facts = _facts(path, data)
+        commit = repository.commit(found)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{facts["oid"]}"'}
+        if "lfs" not in facts:
+            self._send(data, self.path, headers)
+            return
+        headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{facts["lfs"]["oid"]}"'}
+        # Another host to a client: the same server by another name.
+        port = self.server.server_port
+        self._raw(302, b"", headers | {"Location": f"http://localhost:{port}/bucket/{name}/{commit}/{path}"})
+
+    def _send(self, data, path, headers=None):
+        faults = self.at.faults[path]
+        fault = faults.pop(0) if faults else None
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        status, begin, end = 200, 0, len(data)
+        headers = dict(headers or {})
+        if asked:
+            begin, end = int(asked[1]), min(int(asked[2] or len(data)) + 1, len(data)) if asked[2] else len(data)
+            if begin >= len(data):
+                self._raw(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+                return
+            status, headers["Content-Range"] = 206, f"bytes {begin}-{end - 1}/{len(data)}"
+        part = data[begin:end]
+        if fault == "wrong":
+            part = bytes([part[0] ^ 1]) + part[1:]
+        elif fault == "short":
+            part = part[: len(part) // 2]
+        headers.setdefault("Content-Type", "application/octet-stream")
+        headers["Content-Length"] = str(len(part))
+        self._begin(status, headers)
+        if self.command == "HEAD":
+            return
+        if fault == "drop":
+            part, self.close_connection = part[: min(100_000, len(part) // 2)], True
+        try:
+            for start in range(0, len(part), 1 << 14):
+                self.wfile.write(part[start : start + (1 << 14)])
+                self.at.sent[path] += len(part[start : start + (1 << 14)])
+                if self.at.rate:
+                    time.sleep((1 << 14) / self.at.rate)
+        except OSError:
+            self.close_connection = True
+
+    def _json(self, status, value, headers=None):
+        self._raw(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def _raw(self, status, body, headers):
+        self._begin(status, {"Content-Length": str(len(body)), **headers})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _begin(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _tree(files, below, recursive):
+    """What the hub's API lists below a folder, or in it."""
+    found = {}
+    for path, data in files.items():
+        rest = path.removeprefix(below)
+        if path.startswith(below) and ("/" not in rest or recursive):
+            found[path] = _facts(path, data)
+        elif path.startswith(below):
+            folder = below + rest.partition("/")[0]
+            found[folder] = {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40}
+    return [*found.values()]
+
+
+def _facts(path, data):
+    """What the hub's API says of a file."""
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    facts = {"type": "file", "path": path, "size": len(data), "oid": blob}
+    if len(data) >= LFS_FROM:
+        facts["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    return facts
