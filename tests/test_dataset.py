@@ -17,7 +17,17 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from latentq import FormatError, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds, sending
+from latentq import (
+    FormatError,
+    LatentDataset,
+    LatentMixture,
+    LatentqError,
+    MismatchError,
+    Recipe,
+    RecipeError,
+    mds,
+    sending,
+)
 from latentq.quantizer import Quantizer
 from making import SCALING_FACTOR, make_dataset
 
@@ -330,7 +340,9 @@ def test_the_memory_that_workers_share_is_used_again_and_let_go(made):
     for _ in range(3):
         assert len(list(DataLoader(dataset, **options))) == 20
         assert len(sending._workers) <= 2 + len(multiprocessing.active_children())
-        assert all(len(worker.blocks) <= 4 for worker in sending._workers.values())  # two batches ahead, and two at hand
+        assert all(
+            len(worker.blocks) <= 4 for worker in sending._workers.values()
+        )  # two batches ahead, and two at hand
 
 
 def test_a_dataset_pickles_small_and_works_after_it(made):

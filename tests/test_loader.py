@@ -35,7 +35,6 @@ class Numbers:
     """A source of which a sample is its own number, so that many epochs cost nothing."""
 
     transform = None
-    is_plain = False
 
     def __init__(self, size):
         self.size = size
@@ -51,6 +50,9 @@ class Numbers:
 
     def batch(self, indices, **_):
         return self.read(indices)
+
+    def ahead(self, **_):
+        return None
 
 
 def test_batches_come_in_order_and_hold_what_the_dataset_holds(made, dataset):

@@ -41,7 +41,9 @@ def test_columns_of_strings_are_not_even_read(made, monkeypatch):
     dataset = LatentDataset(made.path)
     read = []
     gatherer = LatentDataset.gatherer
-    monkeypatch.setattr(LatentDataset, "gatherer", lambda self, **options: read.append(options["names"]) or gatherer(self, **options))
+    monkeypatch.setattr(
+        LatentDataset, "gatherer", lambda self, **options: read.append(options["names"]) or gatherer(self, **options)
+    )
     held = dataset.to_device("cpu")
     assert read == [("latent", "label")]
     assert held[[2, 1]]["label"].tolist() == made.labels[[2, 1]].tolist()

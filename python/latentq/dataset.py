@@ -199,6 +199,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
         begun = self.gatherer().begin(checked_indices(indices, len(self)), empty)
         return self.decode_batch(begun() | (noise or {}), empty=empty)
 
+    def ahead(self, *, decoded: bool = True) -> Gatherer | None:
+        """What gathers batches without Python; None where that has a part in them."""
+        return self.gatherer(decoded=decoded) if self.is_plain else None
+
     @property
     def is_plain(self) -> bool:
         """Whether batches of it take no Python: no transform, and of latents only codes."""
@@ -331,7 +335,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
             return Column(name, place, (), torch.int64)
         if fixed is None:
             return Column(
-                name, place, None, convert=lambda values, at: self._value(name, self._reader.decoded_list(stored, values, at))
+                name,
+                place,
+                None,
+                convert=lambda values, at: self._value(name, self._reader.decoded_list(stored, values, at)),
             )
         dtype, shape = np.dtype(fixed[0]), fixed[1]
         size = dtype.itemsize * prod(shape)

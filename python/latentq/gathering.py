@@ -64,7 +64,9 @@ class Gatherer:
 
     def nbytes(self, count: int) -> int:
         """The bytes of the tensors of a batch of so many samples, each rounded up to whole cache lines."""
-        sizes = (count * prod(column.shape) * column.dtype.itemsize for column in self._columns if column.shape is not None)
+        sizes = (
+            count * prod(column.shape) * column.dtype.itemsize for column in self._columns if column.shape is not None
+        )
         return sum(-(-size // _LINE) * _LINE for size in sizes)
 
     def begin(

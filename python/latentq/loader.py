@@ -27,7 +27,6 @@ class Source(Protocol):
     """What a loader reads from: `LatentDataset`, `LatentMixture` or `ResidentDataset`."""
 
     transform: Any
-    is_plain: bool
 
     def __len__(self) -> int: ...
 
@@ -43,8 +42,8 @@ class Source(Protocol):
     def batch(self, indices: NDArray[np.int64], *, noise: Batch, empty: Empty) -> Batch:
         """All of that at once: a batch whose latents are decoded."""
 
-    def gatherer(self, *, decoded: bool) -> Gatherer:
-        """Where it is plain, what makes batches (or, not `decoded`, what `read` gives) without Python."""
+    def ahead(self, *, decoded: bool) -> Gatherer | None:
+        """What makes batches (or, not `decoded`, what `read` gives) without Python; None where it has a part in it."""
 
 
 class _Step(NamedTuple):
@@ -197,7 +196,7 @@ class LatentLoader:
         empty = pinned if self._pin else Recycled()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
         threads = Threads(self.threads)  # of the core; each kind is started when it has something to do
-        gatherer = self.source.gatherer(decoded=self.device is None) if self.source.is_plain else None
+        gatherer = self.source.ahead(decoded=self.device is None)
         whole = gatherer is None or gatherer.is_whole
         ahead: deque[tuple[_Step, Callable[[], Batch]]] = deque()
         try:
@@ -221,7 +220,7 @@ class LatentLoader:
         self._epoch, self._position = epoch + 1, 0
 
     def _steps(self, epoch: int, position: int) -> Iterator[_Step]:
-        """The steps of an epoch from a position on. What is computed for each sample is computed for many steps at once."""
+        """The steps of an epoch from a position on. The order of many is computed at once."""
         step, end = self.batch_size * self.world_size, len(self.order)
         if self.drop_last:
             end -= (end - position) % step

@@ -39,8 +39,6 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         ValueError: There are no datasets, or the weights are not as many, negative or all 0.
     """
 
-    is_plain = False  # what the datasets give is put together by Python
-
     def __init__(self, datasets: Iterable[LatentDataset], weights: Sequence[float] | None = None) -> None:
         self.datasets = tuple(datasets)
         if not self.datasets:
@@ -82,6 +80,9 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
     def batch(self, indices: Indices, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
         """A batch, as of `LatentDataset.batch`."""
         return self.decode_batch(self.read(indices) | (noise or {}), empty=empty)
+
+    def ahead(self, **_: Any) -> None:
+        """None: what the datasets give is put together by Python."""
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored: what `decode_batch` takes."""

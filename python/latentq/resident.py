@@ -70,9 +70,7 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     collate = staticmethod(LatentDataset.collate)
 
-    def batch(
-        self, indices: Indices | torch.Tensor, *, noise: Batch | None = None, empty: Empty = shareable
-    ) -> Batch:
+    def batch(self, indices: Indices | torch.Tensor, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
         """A batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
@@ -92,12 +90,11 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
             indices = torch.from_numpy(indices)
         return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)) | (noise or {}), empty=empty)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether batches of it take no Python; on another device than the CPU there is nothing to prepare."""
-        return self.device.type == "cpu" and self._dataset.is_plain
+    def ahead(self, *, decoded: bool) -> Gatherer | None:  # noqa: ARG002  (on the CPU all are)
+        """As of `LatentDataset`. None also where it lies on another device, which does all the work itself."""
+        return self.gatherer() if self.device.type == "cpu" and self._dataset.is_plain else None
 
-    def gatherer(self, *, decoded: bool = True) -> Gatherer:  # noqa: ARG002  (as of `LatentDataset`)
+    def gatherer(self) -> Gatherer:
         """What gathers batches on the CPU, their latents dequantised where that is one pass over them."""
         layout, columns = self._dataset.layout, []
         for place, (name, table) in enumerate(self.columns.items()):

@@ -1,4 +1,4 @@
-"""How a DataLoader's worker sends a batch: latents as they are stored, through memory that is shared once and used again.
+"""How a DataLoader's worker sends a batch: latents as they are stored, in memory that is shared once and used again.
 
 Shared memory that is fresh for each batch, as torch has it, takes longer to fill than all else together. Here a worker
 gathers the stored bytes into a block that the process that trains has mapped already, sends the block's number, and has
@@ -79,8 +79,9 @@ class Stored(MutableMapping[str, Any]):
         self._places = places
 
     def __del__(self) -> None:
-        if getattr(self, "_block", None) is not None:
-            self._block.mark[0] = 0
+        block: _Block | None = getattr(self, "_block", None)
+        if block is not None:
+            block.mark[0] = 0
 
     @property
     def _values(self) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class Stored(MutableMapping[str, Any]):
         self._block = None
         known, block.is_known = block.is_known, True
         new = None if known else (block.memory, self._layout)
-        sent = []
+        sent: list[Any] = []
         for name, value in self._stored.items():
             place = next((place for tensor, place in self._places if tensor is value), None)
             if place is None and isinstance(value, torch.Tensor):

@@ -7,6 +7,9 @@ use crate::memory::prefetch;
 use crate::quant::{FloatsMut, Quantizer};
 use crate::{Error, Result};
 
+/// Takes the slot and the column of a value, and the value.
+pub type Visit<'a> = dyn FnMut(usize, usize, &[u8]) -> Result<()> + 'a;
+
 /// What the values of samples are read from.
 pub trait Samples {
     /// Calls `visit(slot, column, value)` with each value of `columns` for the samples `indices`, `slot` and `column` counting
@@ -14,21 +17,11 @@ pub trait Samples {
     ///
     /// # Errors
     /// An argument error for a sample or a column that is not there, an I/O or format error, and what `visit` says.
-    fn for_each_value(
-        &self,
-        indices: &[u64],
-        columns: &[usize],
-        visit: &mut dyn FnMut(usize, usize, &[u8]) -> Result<()>,
-    ) -> Result<()>;
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()>;
 }
 
 impl Samples for Reader {
-    fn for_each_value(
-        &self,
-        indices: &[u64],
-        columns: &[usize],
-        visit: &mut dyn FnMut(usize, usize, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
         Reader::for_each_value(self, indices, columns, visit)
     }
 }
@@ -47,12 +40,7 @@ impl Tables<'_> {
 }
 
 impl Samples for Tables<'_> {
-    fn for_each_value(
-        &self,
-        indices: &[u64],
-        columns: &[usize],
-        visit: &mut dyn FnMut(usize, usize, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
         for (slot, index) in indices.iter().enumerate() {
             for (at, column) in columns.iter().enumerate() {
                 if let Some(next) = indices.get(slot + 1) {
@@ -117,4 +105,54 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             quantizer.dequantize_packed(value, out.range(slot * elements..(slot + 1) * elements), *plane, 1)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Sink, Tables, gather};
+    use crate::quant::{FloatsMut, Quantizer, Rounding};
+
+    proptest! {
+        #[test]
+        fn each_sink_has_the_values_of_its_column(
+            indices in prop::collection::vec(0u64..7, 0..20),
+            codes in prop::collection::vec(any::<u8>(), 7 * 6),
+        ) {
+            let quantizer = Quantizer::affine(&[-1.0, 0.5], &[2.0, 3.0], 8, Rounding::Nearest).unwrap();
+            let labels: Vec<u8> = (0..7).collect();
+            let tables = Tables(vec![(6, &codes), (1, &labels)]);
+            let (mut values, mut numbers) = (vec![0.0; 6 * indices.len()], vec![0; indices.len()]);
+            let (mut bytes, mut ranges) = (Vec::new(), Vec::new());
+            let mut sinks = [
+                Sink::Dequantized(&quantizer, 3, FloatsMut::F32(&mut values)),
+                Sink::Fixed(1, &mut numbers),
+                Sink::Each(&mut bytes, &mut ranges),
+            ];
+            gather(&tables, &indices, &[0, 1, 1], &mut sinks).unwrap();
+            let rows: Vec<u8> =
+                indices.iter().flat_map(|index| codes[6 * *index as usize..][..6].to_vec()).collect();
+            let mut expected = vec![0.0; rows.len()];
+            quantizer.dequantize(&rows, FloatsMut::F32(&mut expected), 3, 1).unwrap();
+            prop_assert_eq!(values, expected);
+            prop_assert!(numbers.iter().zip(&indices).all(|(number, index)| u64::from(*number) == *index));
+            prop_assert!(ranges.iter().zip(&numbers).all(|(range, number)| bytes[range.clone()] == [*number]));
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_or_does_not_fit_is_an_error() {
+        let tables = Tables(vec![(2, &[1, 2, 3, 4])]);
+        let refused = |indices: &[u64], columns: &[usize], size: usize, room: usize| {
+            gather(&tables, indices, columns, &mut [Sink::Fixed(size, &mut vec![0; room])]).is_err()
+        };
+        assert!(!refused(&[1, 0], &[0], 2, 4));
+        assert!(refused(&[2], &[0], 2, 2));
+        assert!(refused(&[u64::MAX], &[0], 2, 2));
+        assert!(refused(&[0], &[1], 2, 2));
+        assert!(refused(&[0], &[0], 1, 1));
+        assert!(refused(&[0], &[0], 2, 4));
+        assert!(refused(&[0], &[0, 0], 2, 2));
+    }
 }

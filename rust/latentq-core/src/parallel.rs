@@ -296,7 +296,8 @@ mod tests {
     fn results_come_in_the_order_of_the_parts_whatever_the_number_of_threads() {
         for count in [0, 1, 2, 8] {
             let threads = Threads::new(count);
-            let jobs: Vec<_> = (0..20).map(|n| threads.start((0..n).collect(), |part| Ok(part * part)).unwrap()).collect();
+            let jobs: Vec<_> =
+                (0..20).map(|n| threads.start((0..n).collect(), |part| Ok(part * part)).unwrap()).collect();
             for (n, job) in jobs.iter().enumerate() {
                 assert_eq!(all(job).unwrap(), (0..n).map(|part| part * part).collect::<Vec<_>>());
             }
@@ -306,7 +307,8 @@ mod tests {
     #[test]
     fn the_first_error_is_the_jobs_and_a_panic_is_one() {
         let threads = Threads::new(2);
-        let job = threads.start(vec![1, 2, 3], |n| if n < 2 { Ok(n) } else { Err(Error::argument(n.to_string())) }).unwrap();
+        let job =
+            threads.start(vec![1, 2, 3], |n| if n < 2 { Ok(n) } else { Err(Error::argument(n.to_string())) }).unwrap();
         assert_eq!(all(&job).unwrap_err().to_string(), "2");
         let job = threads.start(vec![0usize], |n| Ok(1 / n)).unwrap();
         assert!(all(&job).is_err());

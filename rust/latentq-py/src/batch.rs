@@ -99,7 +99,11 @@ enum Pointer {
 type Listed = (Vec<u8>, Vec<Range<usize>>);
 
 impl Place {
-    fn new(out: &Option<Bound<'_, PyAny>>, quantizer: &Option<(PyRef<'_, Quantizer>, bool)>, n: usize) -> PyResult<Self> {
+    fn new(
+        out: &Option<Bound<'_, PyAny>>,
+        quantizer: &Option<(PyRef<'_, Quantizer>, bool)>,
+        n: usize,
+    ) -> PyResult<Self> {
         let Some(out) = out else { return Ok(Self::List) };
         if out.cast::<PyUntypedArray>()?.shape().first() != Some(&n) {
             return Err(PyValueError::new_err(format!("out must have {n} rows")));

@@ -552,12 +552,8 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
                 codes.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate()
             {
                 match quantizer.scheme() {
-                    Scheme::Affine(affine, _) => {
-                        decode_plane::<F, _>(isa, &Scale(&affine[channel]), codes, out)
-                    }
-                    Scheme::Codebook(books) => {
-                        decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), codes, out)
-                    }
+                    Scheme::Affine(affine, _) => decode_plane::<F, _>(isa, &Scale(&affine[channel]), codes, out),
+                    Scheme::Codebook(books) => decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), codes, out),
                 }
             }
         }
