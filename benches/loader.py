@@ -1,9 +1,9 @@
 """Shuffled batches of 256 latents (4, 32, 32) to float32, with labels, on the CPU: latentq against what else there is.
 
 Every contender holds the same codes and labels, gives the same values (checked) in torch tensors, and is timed over
-whole epochs after two that warm it up (what fits into memory, latentq's reader holds once it was read in the second), in
-turns, so that what else the machine does meets all alike. The median counts. Rivals may take codes for a whole batch and dequantise it at once, which is the fastest way with each; mosaicml
-decodes as the page of imagenet.int8 does.
+whole epochs after two that warm it up (latentq's reader holds what fits into memory from the second on), in turns, so
+that what else the machine does meets all alike. The median counts. Rivals may take codes for a whole batch and
+dequantise it at once, which is the fastest way with each; mosaicml decodes as the page of imagenet.int8 does.
 
     python benches/loader.py [--samples 25600] [--rounds 5] [--only NAME ...]
 """
