@@ -1,6 +1,6 @@
 """Trains a small class-conditional flow model on a latent dataset, and decodes what it draws to a picture.
 
-    latentq encode photos/ latents/ --size 128
+    latentq encode photos/ latents/ --size 64
     python examples/train.py latents/                       # a minute on a CPU
     python examples/train.py latents/ --reading resident
 
@@ -13,7 +13,7 @@ The three ways of reading, behind one flag:
 The model is a transformer over patches of the latent. At a point x of the straight path from noise to data (Liu et al.,
 "Flow Straight and Fast", 2022) it predicts the data, which needs less width than predicting noise; the velocity at time
 t is (prediction - x) / (1 - t). Labels are dropped now and then, so that samples can be guided. Within a minute it
-learns some dozens of pictures by heart; for more it wants a GPU.
+learns some dozens of small pictures by heart; for more it wants a GPU.
 """
 
 import argparse
@@ -37,11 +37,11 @@ LEARNING_RATE = 2e-3
 class Flow(nn.Module):
     """The data that (B, C, h, w) at times (B,) leads to, for classes (B,); class `classes` stands for any."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 192, depth: int = 4) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 256, depth: int = 2) -> None:
         super().__init__()
         self.shape = shape
         channels, height, _ = shape
-        self.patch = 4 if height % 4 == 0 else 1
+        self.patch = height // 4 if height % 4 == 0 else 1  # 4 x 4 tokens, for a processor's sake
         tokens = height * shape[2] // self.patch**2
         self.embed = nn.Linear(channels * self.patch**2, width)
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)

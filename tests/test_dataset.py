@@ -1,5 +1,6 @@
 """LatentDataset: samples and batches hold what the shards hold, under every way of starting workers."""
 
+import copy
 import itertools
 import multiprocessing
 import os
@@ -13,10 +14,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from latentq import FormatError, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds
+from latentq import (
+    FormatError,
+    LatentDataset,
+    LatentMixture,
+    LatentqError,
+    MismatchError,
+    Recipe,
+    RecipeError,
+    mds,
+    sending,
+)
 from latentq.quantizer import Quantizer
 from making import SCALING_FACTOR, make_dataset
 
@@ -50,6 +61,25 @@ def test_an_index_out_of_range_is_an_index_error(made, index):
 def test_an_index_that_is_no_number_is_a_type_error(made):
     with pytest.raises(TypeError):
         LatentDataset(made.path)[1.5]
+
+
+@pytest.mark.parametrize("indices", [[3, 1], (3, 1), np.array([3, 1])])
+def test_several_indices_give_their_batch(made, indices):
+    batch = LatentDataset(made.path)[indices]
+    np.testing.assert_allclose(batch["latent"], made.values[[3, 1]], atol=2e-6)
+    assert batch["label"].tolist() == made.labels[[3, 1]].tolist()
+    assert LatentMixture([LatentDataset(made.path)])[indices]["key"] == batch["key"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("collated", [True, False])
+def test_a_batch_sampler_may_take_the_place_of_a_sampler(made, workers, collated):
+    dataset = LatentDataset(made.path)
+    sampler = BatchSampler(SequentialSampler(dataset), 7, drop_last=False)
+    options = {"collate_fn": dataset.collate} if collated else {}
+    batches = list(DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, **options))
+    assert [key for b in batches for key in b["key"]] == made.keys
+    np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
 
 
 def test_a_loop_over_a_dataset_ends(made):
@@ -270,10 +300,49 @@ def test_persistent_workers_go_on_after_a_loop_that_was_left(made):
     assert [key for b in loader for key in b["key"]] == made.keys[:35]
 
 
-def test_workers_give_the_same_with_collate(made):
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+@pytest.mark.parametrize(("method", "workers", "persistent", "pin"), WORKERS)
+def test_workers_give_the_same_with_collate(made, method, workers, persistent, pin):
     dataset = LatentDataset(made.path)
-    loader = DataLoader(dataset, batch_size=7, num_workers=2, collate_fn=dataset.collate)
-    np.testing.assert_allclose(torch.cat([b["latent"] for b in loader]), made.values, atol=2e-6)
+    loader = DataLoader(
+        dataset,
+        batch_size=7,
+        num_workers=workers,
+        multiprocessing_context=method,
+        persistent_workers=persistent,
+        pin_memory=pin,
+        collate_fn=dataset.collate,
+    )
+    for _ in range(2):
+        batches = list(loader)  # all are kept, so that what one lies in is not another's
+        assert all(type(batch) is dict for batch in batches)
+        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
+        assert torch.cat([b["label"] for b in batches]).tolist() == made.labels.tolist()
+        assert [key for b in batches for key in b["key"]] == made.keys
+
+
+def test_what_a_worker_makes_of_a_batch_is_what_arrives(made):
+    def changed(samples):
+        batch = dataset.collate(samples)
+        batch["latent"] = 2 * batch["latent"]
+        return {**batch, "count": len(batch["key"]), "again": copy.deepcopy(dataset.collate(samples))["label"]}
+
+    dataset = LatentDataset(made.path)
+    batches = list(DataLoader(dataset, batch_size=7, num_workers=2, collate_fn=changed))
+    np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), 2 * made.values, atol=4e-6)
+    assert sum(b["count"] for b in batches) == 40
+    assert torch.cat([b["again"] for b in batches]).tolist() == made.labels.tolist()
+
+
+def test_the_memory_that_workers_share_is_used_again_and_let_go(made):
+    dataset = LatentDataset(made.path)
+    options = {"batch_size": 2, "collate_fn": dataset.collate, "num_workers": 2}
+    for _ in range(3):
+        assert len(list(DataLoader(dataset, **options))) == 20
+        assert len(sending._workers) <= 2 + len(multiprocessing.active_children())
+        assert all(
+            len(worker.blocks) <= 4 for worker in sending._workers.values()
+        )  # two batches ahead, and two at hand
 
 
 def test_a_dataset_pickles_small_and_works_after_it(made):

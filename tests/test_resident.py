@@ -37,6 +37,18 @@ def test_it_is_a_map_style_dataset_too(made):
         held.batch(torch.tensor([3, 40]))
 
 
+def test_columns_of_strings_are_not_even_read(made, monkeypatch):
+    dataset = LatentDataset(made.path)
+    read = []
+    gatherer = LatentDataset.gatherer
+    monkeypatch.setattr(
+        LatentDataset, "gatherer", lambda self, **options: read.append(options["names"]) or gatherer(self, **options)
+    )
+    held = dataset.to_device("cpu")
+    assert read == [("latent", "label")]
+    assert held[[2, 1]]["label"].tolist() == made.labels[[2, 1]].tolist()
+
+
 def test_packed_codes_stay_packed_in_memory(tmp_path):
     made = make_dataset(tmp_path / "out", 10, bits=4)
     dataset = LatentDataset(made.path)

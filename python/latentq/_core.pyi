@@ -11,15 +11,19 @@ __all__ = [
     "MAX_PIXELS",
     "Calibrator",
     "FormatError",
+    "Gathering",
     "ImageError",
     "LatentqError",
     "MdsReader",
     "MdsWriter",
+    "MemoryTables",
     "MismatchError",
     "Quantizer",
     "RecipeError",
+    "Threads",
     "__version__",
     "convert",
+    "gather",
     "image_decode",
     "image_fit",
     "image_info",
@@ -45,6 +49,30 @@ class FormatError(LatentqError): ...
 class ImageError(LatentqError): ...
 class RecipeError(LatentqError): ...
 class MismatchError(LatentqError): ...
+
+# batch.rs: what `gather` is given may be neither read nor written before `result`, which may be called once
+
+@final
+class Threads:
+    def __new__(cls, count: int) -> Threads: ...
+    def shutdown(self) -> None: ...
+
+@final
+class MemoryTables:
+    def __new__(cls, columns: Sequence[npt.NDArray[np.uint8]]) -> MemoryTables: ...
+
+@final
+class Gathering:
+    def result(self) -> list[list[Any] | None]: ...
+
+def gather(
+    samples: MdsReader | MemoryTables,
+    indices: npt.NDArray[np.int64],
+    columns: Sequence[int],
+    outs: Sequence[npt.NDArray[Any] | None],
+    quantizers: Sequence[tuple[Quantizer, bool] | None],
+    threads: Threads | None,
+) -> Gathering: ...
 
 # order.rs: in place; positions are contiguous
 

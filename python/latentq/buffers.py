@@ -26,6 +26,9 @@ _NUMPY: dict[torch.dtype, Any] = {
 }
 
 
+_SMALL = 1 << 14  # bytes, below which memory is used again by the allocator's own doing
+
+
 def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Fresh memory of this process."""
     return torch.empty(shape, dtype=dtype)
@@ -64,6 +67,8 @@ class Recycled:
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor in memory that was used before, or else in fresh memory."""
         nbytes = prod(shape) * dtype.itemsize
+        if nbytes < _SMALL:
+            return torch.empty(shape, dtype=dtype)
         free = self._free[nbytes]
         try:
             ended = free.pop()

@@ -5,25 +5,28 @@ from __future__ import annotations
 import errno
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.buffers import Empty, private, shareable
 from latentq.card import CARD, Card
-from latentq.layout import LatentColumn, Layout, Scale, TokenColumn
+from latentq.gathering import Column, Gatherer
+from latentq.layout import Layout, Scale, TokenColumn, noise_key
 from latentq.noise import noise
 from latentq.publish import EMPTY_CAPTION
 from latentq.quantizer import Quantizer
 from latentq.recipe import Recipe
+from latentq.sending import Stored
 from latentq.text import empty
 
 if TYPE_CHECKING:
@@ -48,7 +51,9 @@ class Samples(Sequence[dict[str, Any]]):
         batch: The batch, or None.
     """
 
-    def __init__(self, samples: Iterable[dict[str, Any]] = (), *, batch: Batch | None = None) -> None:
+    def __init__(
+        self, samples: Iterable[dict[str, Any]] = (), *, batch: MutableMapping[str, Any] | None = None
+    ) -> None:
         self.batch = batch
         if batch is None:
             self._samples = list(samples)
@@ -152,13 +157,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
             f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.stored)})"
         )
 
-    def __getitem__(self, index: int) -> Any:
-        """One sample.
+    def __getitem__(self, index: int | Indices) -> Any:
+        """One sample; or, of several indices, as a batch sampler in the place of a sampler gives them, their batch.
 
         Raises:
             IndexError: There is no such sample.
         """
-        return self.__getitems__([index])[0]
+        return item_or_batch(self, index)
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together. torch's DataLoader calls this with the indices of a batch.
@@ -166,56 +171,70 @@ class LatentDataset(Dataset[dict[str, Any]]):
         Returns:
             A sequence, for torch's `default_collate` or, without a copy, for `collate`.
         """
+        indices = checked_indices(indices, len(self))
+        if self.is_plain and get_worker_info() is not None:
+            return Samples(batch=Stored(self.layout, self.stored_bytes(len(indices)), partial(self.read, indices)))
         return samples_of(self.batch(indices), self.transform)
 
     @staticmethod
     def collate(samples: Sequence[Any]) -> Any:
         """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
+        if isinstance(samples, MutableMapping):  # a batch already, of a batch sampler in the place of a sampler
+            return samples
         batch = samples.batch if isinstance(samples, Samples) else None
         return default_collate(list(samples)) if batch is None else batch
 
-    def batch(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
         """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
 
         Args:
             indices: Of its samples, in any order, each from -len(self) to len(self) - 1.
+            noise: What `noise_of` gave, where latents are drawn from moments; None draws it by torch's own generator.
+            empty: Makes the tensors of the batch.
 
         Raises:
             IndexError: An index is out of range.
             FormatError: A shard is broken or cut short; the message names it.
         """
-        return self.decode_batch(self.read(indices))
+        begun = self.gatherer().begin(checked_indices(indices, len(self)), empty)
+        return self.decode_batch(begun() | (noise or {}), empty=empty)
 
-    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
+    def ahead(self, *, decoded: bool = True) -> Gatherer | None:
+        """What gathers batches without Python; None where that has a part in them."""
+        return self.gatherer(decoded=decoded) if self.is_plain else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether batches of it take no Python: no transform, and of latents only codes."""
+        return self.transform is None and self.layout.is_plain
+
+    def gatherer(self, *, names: Sequence[str] | None = None, decoded: bool = True) -> Gatherer:
+        """What gathers batches of some columns.
+
+        Args:
+            names: The columns; None for all.
+            decoded: Whether latents are dequantised where that is one pass over them: `decode_batch` does the rest.
+        """
+        columns = [self._column(name, decoded) for name in names or self.layout.stored]
+        return Gatherer(self._reader.core, columns)
+
+    def stored_bytes(self, count: int) -> int:
+        """The bytes of the tensors that `read` makes for so many samples, each rounded up to whole cache lines."""
+        return self.gatherer(decoded=False).nbytes(count)
+
+    def read(self, indices: Indices, *, names: Sequence[str] | None = None, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
 
         Args:
             indices: As of `batch`.
+            names: Which columns it has; None for all.
             empty: Makes the tensors to read into.
         """
-        indices = checked_indices(indices, len(self))
-        encoded = self.layout.encoded
-        raw = {name: empty((len(indices), column.nbytes), torch.uint8) for name, column in encoded.items()}
-        out = {encoded[name].stored: tensor.numpy() for name, tensor in raw.items()}
-        values = self._reader.gather(indices, list(self.layout.stored.values()), out=out)
-        return {
-            name: raw[name] if name in raw else self._value(name, values[stored])
-            for name, stored in self.layout.stored.items()
-        }
+        return self.gatherer(names=names, decoded=False).begin(checked_indices(indices, len(self)), empty)()
 
     def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
-        """The batch that `read` has begun, its latents decoded on the device where they are.
-
-        Where moments are stored and the batch has `noise_key(name)`, latents are drawn with that noise.
-        """
-        keys = {noise_key(name) for name in batch}
-        return {
-            name: self._decoded(name, value, batch.get(noise_key(name)), empty)
-            if name in self.layout.encoded
-            else value
-            for name, value in batch.items()
-            if name not in keys
-        }
+        """The batch that `read` has begun, its latents decoded on the device where they are."""
+        return self.layout.decode_batch(batch, empty=empty)
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
         """The noise by which a loader draws the latents of some samples from their moments, for `decode_batch`."""
@@ -303,24 +322,47 @@ class LatentDataset(Dataset[dict[str, Any]]):
         column = column.in_scale(self.path, self.card, "raw")
         return column.decode(raw, torch.float32, noise=torch.zeros(len(raw), *column.shape))
 
-    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
-        column = self.layout.encoded[name]
-        dtype = column.decoded_type(self.layout.dtype)
-        out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
-        if isinstance(column, LatentColumn):
-            return column.decode(raw, dtype, out=out, noise=noise)
-        return column.decode(raw, dtype, out=out)
+    def _column(self, name: str, decoded: bool) -> Column:
+        """How a column is gathered."""
+        stored, encoded = self.layout.stored[name], self.layout.encoded.get(name)
+        place, fixed = self._reader.stored_as(stored)
+        if encoded is not None:
+            quantizer = encoded.direct(self.layout.dtype) if decoded else None
+            if quantizer is not None:
+                return Column(name, place, encoded.shape, self.layout.dtype, quantizer)
+            return Column(name, place, (encoded.nbytes,), is_code=True)
+        if name in self.layout.labels and fixed == ("int64", []):
+            return Column(name, place, (), torch.int64)
+        if fixed is None:
+            return Column(
+                name,
+                place,
+                None,
+                convert=lambda values, at: self._value(name, self._reader.decoded_list(stored, values, at)),
+            )
+        dtype, shape = np.dtype(fixed[0]), fixed[1]
+        size = dtype.itemsize * prod(shape)
+        return Column(
+            name, place, (size,), convert=lambda raw, _: self._value(name, raw.numpy().view(dtype).reshape(-1, *shape))
+        )
 
     def _value(self, name: str, values: Any) -> Any:
         if name not in self.layout.labels:
             return values
         try:
-            return torch.from_numpy(np.array(values, dtype=np.int64))
+            return torch.from_numpy(np.asarray(values, dtype=np.int64))
         except (ValueError, OverflowError):
             wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
             raise FormatError(
                 f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no label's number"
             ) from None
+
+
+def item_or_batch(dataset: Any, index: int | Indices) -> Any:
+    """What a dataset has at an index, or, of several, their batch."""
+    if isinstance(index, Sequence | np.ndarray) and np.ndim(index):
+        return LatentDataset.collate(dataset.__getitems__(index))
+    return dataset.__getitems__([index])[0]
 
 
 def empty_caption(path: Path, layout: Layout) -> Batch:
@@ -333,11 +375,6 @@ def empty_caption(path: Path, layout: Layout) -> Batch:
         return {name: column.of_array(arrays[column.stored], layout.dtype) for name, column in layout.texts.items()}
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{file} does not go with the columns of the dataset: {error!r}") from None
-
-
-def noise_key(name: str) -> str:
-    """Under which the noise for a column of moments lies in a batch that is not decoded yet."""
-    return f"noise of {name}"
 
 
 def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:

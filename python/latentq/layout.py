@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import FormatError, LatentqError, MismatchError, RecipeError
+from latentq.buffers import Empty
 from latentq.card import CARD, TOKEN_DTYPES, UNKNOWN, Card, EmbeddingFacts, LatentFacts, TokenFacts
 from latentq.quantizer import Quantizer
 from latentq.recipe import FLOATS, TEXT, Column, Recipe
@@ -69,6 +70,15 @@ class LatentColumn:
         """The type of its values in a dataset of a dtype."""
         return dtype
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its values are made of codes, and nothing but dequantised."""
+        return not (self.is_float or self.moments)
+
+    def direct(self, dtype: torch.dtype) -> Quantizer | None:
+        """What makes values of that type of stored samples in one pass; None where there is no such thing."""
+        return self.quantizer if self.is_plain and dtype != torch.uint8 else None
+
     def decode(
         self,
         raw: torch.Tensor,
@@ -89,8 +99,9 @@ class LatentColumn:
             (N, *shape) of the given dtype.
         """
         shape = (len(raw), *self.facts.shape)
-        if dtype != torch.uint8 and not self.is_float and not self.moments:
-            values: torch.Tensor = self.quantizer.dequantize_packed(raw, shape, dtype=dtype, out=out)
+        direct = self.direct(dtype)
+        if direct is not None:
+            values: torch.Tensor = direct.dequantize_packed(raw, shape, dtype=dtype, out=out)
             return values
         codes: torch.Tensor = self.quantizer.unpack(raw, shape)
         if self.moments:
@@ -159,6 +170,11 @@ class TokenColumn:
         """int64, whatever the dtype of latents."""
         return torch.int64
 
+    is_plain = False
+
+    def direct(self, _dtype: torch.dtype) -> None:
+        """None: there is no quantiser."""
+
     def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The tokens of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) int64."""
         if self.facts.dtype == "uint16":  # of which torch can do little
@@ -194,6 +210,11 @@ class EmbeddingColumn:
     def decoded_type(self, dtype: torch.dtype) -> torch.dtype:
         """The type of its values in a dataset of a dtype."""
         return dtype
+
+    is_plain = False
+
+    def direct(self, _dtype: torch.dtype) -> None:
+        """None: it takes more than one pass."""
 
     def decode(self, raw: torch.Tensor, dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The values of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) of the dtype."""
@@ -233,6 +254,11 @@ class MaskColumn:
     def decoded_type(self, _dtype: torch.dtype) -> torch.dtype:
         """uint8, whatever the dtype of latents."""
         return torch.uint8
+
+    is_plain = False
+
+    def direct(self, _dtype: torch.dtype) -> None:
+        """None: it takes more than one pass."""
 
     def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The masks of stored samples, uint8 (N, nbytes): (N, *shape)."""
@@ -275,6 +301,11 @@ class Layout:
         return {name: column for name, column in self.encoded.items() if isinstance(column, LatentColumn)}
 
     @property
+    def is_plain(self) -> bool:
+        """Whether latents, if there are any, are made of codes, and nothing but dequantised."""
+        return all(column.is_plain for column in self.encoded.values())
+
+    @property
     def pictures(self) -> dict[str, LatentColumn | TokenColumn]:
         """The columns that an autoencoder decodes, by their names in samples."""
         return {name: column for name, column in self.encoded.items() if isinstance(column, LatentColumn | TokenColumn)}
@@ -290,6 +321,32 @@ class Layout:
     def labels(self) -> tuple[str, ...]:
         """The columns that hold labels, by their names in samples."""
         return tuple(name for name, stored in self.stored.items() if self.recipe.columns[stored].content == "label")
+
+    def decode_batch(self, batch: dict[str, Any], *, empty: Empty) -> dict[str, Any]:
+        """A batch whose latents, where they are as stored, uint8 (N, bytes), are decoded on the device where they are.
+
+        Where moments are stored and the batch has `noise_key(name)`, latents are drawn with that noise.
+
+        Args:
+            batch: As `LatentDataset.read` gives it.
+            empty: Makes the tensors, on the CPU.
+        """
+        keys = {noise_key(name) for name in batch}
+        return {
+            name: self._decoded(name, value, batch.get(noise_key(name)), empty)
+            if name in self.encoded and value.ndim == 2  # else they are decoded already
+            else value
+            for name, value in batch.items()
+            if name not in keys
+        }
+
+    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
+        column = self.encoded[name]
+        dtype = column.decoded_type(self.dtype)
+        out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
+        if isinstance(column, LatentColumn):
+            return column.decode(raw, dtype, out=out, noise=noise)
+        return column.decode(raw, dtype, out=out)
 
     @classmethod
     def resolve(
@@ -383,6 +440,11 @@ class Layout:
             if isinstance(tokens, TokenColumn):
                 traits.append((f"tokens of {name!r}", tokens.facts, f"{tokens.facts.codebook_size}, {tokens.shape}"))
         return [*traits, ("scale", self.scale, self.scale), ("dtype", self.dtype, str(self.dtype))]
+
+
+def noise_key(name: str) -> str:
+    """Under which the noise for a column of moments lies in a batch that is not decoded yet."""
+    return f"noise of {name}"
 
 
 _SHOWN = 32  # channels whose ranges a message tells

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from operator import index
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
+from latentq._core import Threads
 from latentq.buffers import Empty, Recycled, pinned, private
 from latentq.dataset import Batch, samples_of
+from latentq.gathering import Gatherer
 from latentq.order import Order, bernoulli, slice_of
 from latentq.processors import processors
+
+_STRETCH = 1 << 14  # samples whose order is computed at a time
 
 
 class Source(Protocol):
@@ -34,6 +38,26 @@ class Source(Protocol):
 
     def decode_batch(self, batch: Batch, *, empty: Empty) -> Batch:
         """The same with its latents decoded, on the device where they are."""
+
+    def batch(self, indices: NDArray[np.int64], *, noise: Batch, empty: Empty) -> Batch:
+        """All of that at once: a batch whose latents are decoded."""
+
+    def ahead(self, *, decoded: bool) -> Gatherer | None:
+        """What makes batches (or, not `decoded`, what `read` gives) without Python; None where it has a part in it."""
+
+
+class _Step(NamedTuple):
+    """One step of an epoch, on one rank.
+
+    Attributes:
+        stop: Where the global batch ends, in the global order.
+        indices: This rank's samples.
+        masks: What is known of them beforehand: `valid` and the dropouts.
+    """
+
+    stop: int
+    indices: NDArray[np.int64]
+    masks: dict[str, NDArray[Any]]
 
 
 class LatentLoader:
@@ -55,7 +79,7 @@ class LatentLoader:
         drop_last: Whether a last batch that is not full on every rank is left out.
         device: Where batches go, latents as they are stored, to be decoded there. None leaves them on the CPU.
         threads: How many prepare batches; None for one on each CPU, at most 4.
-        prefetch: How many batches are prepared ahead; None for two a thread.
+        prefetch: How many batches are prepared ahead.
         pin_memory: Whether batches that stay on the CPU lie in page-locked memory, where there is a GPU.
         rank: Of this process; None asks torch.distributed, where it is initialised.
         world_size: The number of processes; None as with rank.
@@ -79,7 +103,7 @@ class LatentLoader:
         drop_last: bool = False,
         device: str | torch.device | None = None,
         threads: int | None = None,
-        prefetch: int | None = None,
+        prefetch: int = 2,
         pin_memory: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -93,7 +117,7 @@ class LatentLoader:
         device = torch.device("cpu" if device is None else device)
         self.device = None if device.type == "cpu" else device
         self.threads = min(4, processors()) if threads is None else threads
-        self.prefetch = 2 * self.threads if prefetch is None else prefetch
+        self.prefetch = prefetch
         self.rank, self.world_size = _ranks(rank, world_size)
         self.order = Order((len(source),), (len(source),), shuffle, seed) if order is None else order
         self.dropouts = {"drop_label": label_dropout, "drop_caption": caption_dropout}
@@ -171,15 +195,23 @@ class LatentLoader:
         epoch = self._epoch
         empty = pinned if self._pin else Recycled()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
-        ahead: deque[tuple[int, Future[Batch]]] = deque()
+        threads = Threads(self.threads)  # of the core; each kind is started when it has something to do
+        gatherer = self.source.ahead(decoded=self.device is None)
+        whole = gatherer is None or gatherer.is_whole
+        ahead: deque[tuple[_Step, Callable[[], Batch]]] = deque()
         try:
-            for start, stop in self._steps(self._position):
-                ahead.append((stop, pool.submit(self._prepare, epoch, start, stop, empty)))
+            for step in self._steps(epoch, self._position):
+                if gatherer is not None:
+                    ahead.append((step, gatherer.begin(step.indices, empty, threads)))
+                else:
+                    ahead.append((step, pool.submit(self._prepare, epoch, step.indices, empty).result))
                 if len(ahead) > self.prefetch:
-                    yield self._next(ahead)
+                    yield self._next(ahead, whole)
             while ahead:
-                yield self._next(ahead)
+                yield self._next(ahead, whole)
         finally:
+            threads.shutdown()
+            ahead.clear()
             try:
                 pool.shutdown(cancel_futures=True)
             except KeyboardInterrupt:  # in the midst of waiting for the threads, which end all the same
@@ -187,52 +219,64 @@ class LatentLoader:
                 raise
         self._epoch, self._position = epoch + 1, 0
 
-    def _steps(self, position: int) -> Iterator[tuple[int, int]]:
-        """The global batches from a position on."""
-        step = self.batch_size * self.world_size
-        for start in range(position, len(self.order), step):
-            stop = min(start + step, len(self.order))
-            if self.drop_last and stop - start < step:
-                return
-            yield start, stop
+    def _steps(self, epoch: int, position: int) -> Iterator[_Step]:
+        """The steps of an epoch from a position on. The order of many is computed at once."""
+        step, end = self.batch_size * self.world_size, len(self.order)
+        if self.drop_last:
+            end -= (end - position) % step
+        own = np.arange(step * self.rank // self.world_size, step * (self.rank + 1) // self.world_size)
+        while position < end:
+            count = min((end - position) // step, -(-_STRETCH // len(own)))
+            if count:
+                stops = range(position + step, position + step * count + 1, step)
+                positions = np.arange(position, stops[-1], step)[:, None] + own
+                valid = np.ones(positions.shape, bool)
+            else:  # the last, which is not full
+                stops = range(end, end + 1)
+                positions, valid = (part[None] for part in slice_of(position, end, self.rank, self.world_size))
+            indices = self.order.indices(epoch, positions.ravel())
+            masks: dict[str, NDArray[Any]] = {"valid": valid}
+            for salt, (name, probability) in enumerate(self.dropouts.items()):
+                if probability:
+                    masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt)).reshape(valid.shape)
+                    if name == "drop_caption":  # as micro_diffusion's loader has it
+                        masks["drop_caption_mask"] = (~masks[name]).astype(np.float32)
+            for stop, mine, *rows in zip(stops, indices.reshape(valid.shape), *masks.values(), strict=True):
+                yield _Step(stop, mine, dict(zip(masks, rows, strict=True)))
+            position = stops[-1]
 
-    def _next(self, ahead: deque[tuple[int, Future[Batch]]]) -> Batch:
-        stop, future = ahead.popleft()
-        batch = self._finish(future.result())
+    def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]], whole: bool) -> Batch:
+        step, begun = ahead.popleft()
+        batch = begun()
+        for name, mask in step.masks.items():
+            batch[name] = torch.from_numpy(mask)
+        if self.device is not None or not whole:
+            batch = self._finish(batch)
         # What is dropped at the end counts as done, so that no other number of ranks takes it up.
-        self._position = stop if ahead or not self.drop_last else len(self.order)
+        self._position = step.stop if ahead or not self.drop_last else len(self.order)
         return batch
 
-    def _prepare(self, epoch: int, start: int, stop: int, empty: Empty) -> Batch:
-        """This rank's part of a global batch, on a thread of the pool."""
-        positions, valid = slice_of(start, stop, self.rank, self.world_size)
-        indices = self.order.indices(epoch, positions)
-        batch = self.source.read(indices, empty=empty)
-        batch |= self.source.noise_of(indices, self.order.seed, epoch, empty=empty)
-        if self.source.transform is not None:
-            samples = samples_of(self.source.decode_batch(batch, empty=private), self.source.transform)
+    def _prepare(self, epoch: int, indices: NDArray[np.int64], empty: Empty) -> Batch:
+        """A batch, on a thread of Python."""
+        source = self.source
+        noise = source.noise_of(indices, self.order.seed, epoch, empty=empty)
+        if source.transform is not None:
+            samples = samples_of(source.batch(indices, noise=noise, empty=private), source.transform)
             batch = default_collate(list(samples))
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
-        elif self.device is None:
-            batch = self.source.decode_batch(batch, empty=empty)
-        batch["valid"] = torch.from_numpy(valid)
-        for salt, (name, probability) in enumerate(self.dropouts.items()):
-            if probability:
-                drop = bernoulli(indices, probability, (self.order.seed, epoch, salt))
-                batch[name] = torch.from_numpy(drop)
-                if name == "drop_caption":  # as micro_diffusion's loader has it
-                    batch["drop_caption_mask"] = torch.from_numpy((~drop).astype(np.float32))
-        return batch
+            return batch
+        if self.device is None:
+            return source.batch(indices, noise=noise, empty=empty)
+        return source.read(indices, empty=empty) | noise
 
     def _finish(self, batch: Batch) -> Batch:
         """What must happen on the caller's thread, and so on its stream: the way to the device, and decoding there."""
-        if self.device is None:
-            return batch
-        batch = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+        if self.device is not None:
+            batch = {
+                name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
         return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=private)
 
 

@@ -212,6 +212,11 @@ class Reader:
         self._place = {name: at for at, name in enumerate(self.columns)}
         self._decode = {name: _DECODERS[text] for name, text in self.columns.items() if text in _DECODERS}
 
+    @property
+    def core(self) -> _core.MdsReader:
+        """What the core's `gather` reads from."""
+        return self._core
+
     def __len__(self) -> int:
         return len(self._core)
 
@@ -280,20 +285,26 @@ class Reader:
             KeyError: There is no such column.
             latentq.FormatError: The shard breaks its format.
         """
-        if column not in self._place:
-            raise KeyError(f"{self.path} has no column {column!r}")
-        values = self._core.gather(np.array([index], np.int64), [self._place[column]], [None])[0]
+        values = self._core.gather(np.array([index], np.int64), [self.stored_as(column)[0]], [None])[0]
         assert values is not None
         return values[0]
+
+    def stored_as(self, column: str) -> tuple[int, tuple[str, list[int]] | None]:
+        """A column's number, and the dtype and shape of its values where all have the same.
+
+        Raises:
+            KeyError: There is no such column.
+        """
+        if column not in self._place:
+            raise KeyError(f"{self.path} has no column {column!r}, but {', '.join(map(repr, self.columns))}")
+        return self._place[column], self._fixed[column]
 
     def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
         n = len(indices)
         arrays: list[Any] = []
         buffers: list[NDArray[np.uint8] | None] = []
         for name, out in zip(names, outs, strict=True):
-            if name not in self._place:
-                raise KeyError(f"{self.path} has no column {name!r}, but {', '.join(map(repr, self.columns))}")
-            fixed = self._fixed[name]
+            _, fixed = self.stored_as(name)
             if out is not None:
                 good = isinstance(out, np.ndarray) and out.dtype == _UINT8 and out.ndim == 2 and len(out) == n
                 if not good or not out.flags.c_contiguous or not out.flags.writeable:
@@ -313,11 +324,12 @@ class Reader:
             raise ValueError("the arrays of out overlap")
         lists = self._core.gather(indices, [self._place[name] for name in names], buffers)
         return [
-            array if values is None else self._decoded_list(name, values, indices)
+            array if values is None else self.decoded_list(name, values, indices)
             for name, array, values in zip(names, arrays, lists, strict=True)
         ]
 
-    def _decoded_list(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
+    def decoded_list(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
+        """Values of a column as `gather` gives them, from what the core makes of them."""
         if name not in self._decode:
             return values
         return [self._decoded(name, value, index) for value, index in zip(values, indices.tolist(), strict=True)]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from latentq._core import MismatchError
 from latentq.buffers import Empty, private, shareable
-from latentq.dataset import Batch, Indices, LatentDataset, checked_indices, samples_of
+from latentq.dataset import Batch, Indices, LatentDataset, Samples, checked_indices, item_or_batch, samples_of
 from latentq.loader import LatentLoader
 from latentq.order import Order, shares_of
+from latentq.sending import Stored
 
 
 class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
@@ -61,15 +64,25 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         parts = ", ".join(f"{share:,} of {str(d.path)!r}" for share, d in zip(self.shares, self.datasets, strict=True))
         return f"LatentMixture(an epoch is {parts})"
 
-    def __getitem__(self, index: int) -> Any:
-        """One sample. Raises IndexError where there is none of that number."""
-        return self.__getitems__([index])[0]
+    def __getitem__(self, index: int | Indices) -> Any:
+        """One sample, or the batch of several. Raises IndexError where there is none of that number."""
+        return item_or_batch(self, index)
 
     def __getitems__(self, indices: Indices) -> Sequence[Any]:
         """Samples, read and dequantised together, as of `LatentDataset`."""
-        return samples_of(self.decode_batch(self.read(indices)), self.transform)
+        indices, first = checked_indices(indices, len(self)), self.datasets[0]
+        if first.is_plain and get_worker_info() is not None:
+            return Samples(batch=Stored(first.layout, first.stored_bytes(len(indices)), partial(self.read, indices)))
+        return samples_of(self.batch(indices), self.transform)
 
     collate = staticmethod(LatentDataset.collate)
+
+    def batch(self, indices: Indices, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
+        """A batch, as of `LatentDataset.batch`."""
+        return self.decode_batch(self.read(indices) | (noise or {}), empty=empty)
+
+    def ahead(self, **_: Any) -> None:
+        """None: what the datasets give is put together by Python."""
 
     def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
         """A batch whose latents are still as stored: what `decode_batch` takes."""

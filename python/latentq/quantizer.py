@@ -400,6 +400,16 @@ class Quantizer:
         self._kernel.dequantize_packed(packed, shape, _bits(out, name), name == "bfloat16", _check_threads(threads))
         return out
 
+    def kernel(self, bfloat16: bool) -> tuple[_core.Quantizer, bool]:
+        """The compiled half, and whether values of 16 bits are bfloat16's: what the core's `gather` takes.
+
+        Raises:
+            ValueError: This is a float kind.
+        """
+        if self._kernel is None:
+            raise ValueError(f"{self.kind} values have no codes")
+        return self._kernel, bfloat16
+
     def packed_bytes(self, elements: int) -> int:
         """The stored bytes of a sample of so many elements."""
         return (elements * self.bits + 7) // 8

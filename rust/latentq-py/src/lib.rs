@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod batch;
 mod error;
 mod image;
 mod mds;
@@ -12,6 +13,7 @@ mod quant;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
+    batch::register(module)?;
     image::register(module)?;
     mds::register(module)?;
     order::register(module)?;

@@ -1,19 +1,20 @@
 //! `latentq.mds`: values of Python to bytes and back, and the writer and reader of the core.
 
-use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytemuck::{Pod, cast_slice};
 use half::f16;
-use latentq_core::mds::{self, Column, DType, Encoding, Sink, Value, Values};
+use latentq_core::mds::{self, Column, DType, Encoding, Value, Values};
 use numpy::ndarray::IxDyn;
 use numpy::prelude::*;
-use numpy::{Element, PyArrayDyn, PyReadonlyArray1, PyReadonlyArrayDyn, PyReadwriteArray2, PyUntypedArray};
+use numpy::{Element, PyArrayDyn, PyReadonlyArray1, PyReadonlyArrayDyn, PyUntypedArray};
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
+use crate::batch::gather;
 use crate::error::to_py;
 
 /// Runs `$body` with the type `T` that `$dtype` names.
@@ -356,8 +357,8 @@ fn item<'py>(sample: &Bound<'py, PyAny>, name: &Bound<'py, PyString>) -> PyResul
 
 /// The core's reader, as `latentq.mds.Reader` uses it.
 #[pyclass(module = "latentq._core", frozen)]
-struct MdsReader {
-    reader: mds::Reader,
+pub struct MdsReader {
+    pub reader: Arc<mds::Reader>,
     names: Vec<Py<PyString>>,
 }
 
@@ -366,7 +367,7 @@ impl MdsReader {
     #[new]
     fn new(py: Python<'_>, path: PathBuf, memory: usize, raw: usize) -> PyResult<Self> {
         let reader = py.detach(|| mds::Reader::open(&path, memory, raw)).map_err(to_py)?;
-        Ok(Self { names: names(py, &reader.schema().columns), reader })
+        Ok(Self { names: names(py, &reader.schema().columns), reader: Arc::new(reader) })
     }
 
     fn __len__(&self) -> usize {
@@ -405,52 +406,40 @@ impl MdsReader {
 
     /// For each column, into the array that is given, of shape (n, bytes of a value), or else as a list.
     fn gather<'py>(
-        &self,
-        py: Python<'py>,
+        this: &Bound<'py, Self>,
         indices: PyReadonlyArray1<'py, i64>,
         columns: Vec<usize>,
-        outs: Vec<Option<PyReadwriteArray2<'py, u8>>>,
+        outs: Vec<Option<Bound<'py, PyAny>>>,
     ) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
-        let indices = indices.as_array().iter().map(|index| self.resolve(*index)).collect::<PyResult<Vec<_>>>()?;
-        let mut outs = outs;
-        let mut lists: Vec<(Vec<u8>, Vec<Range<usize>>)> = outs.iter().map(|_| Default::default()).collect();
-        let mut sinks = Vec::new();
-        for (out, (bytes, ranges)) in outs.iter_mut().zip(&mut lists) {
-            sinks.push(match out {
-                Some(out) => {
-                    let size = out.as_array().ncols();
-                    Sink::Fixed(size, out.as_slice_mut()?)
-                }
-                None => Sink::Each(bytes, ranges),
-            });
-        }
-        py.detach(|| self.reader.gather(&indices, &columns, &mut sinks)).map_err(to_py)?;
-        drop(sinks);
-        let mut found = Vec::new();
-        for ((at, out), (bytes, ranges)) in columns.iter().zip(&outs).zip(&lists) {
-            if out.is_some() {
-                found.push(None);
-                continue;
-            }
-            let list = PyList::empty(py);
-            for (range, index) in ranges.iter().zip(&indices) {
-                match self.reader.schema().columns[*at].encoding.decode(&bytes[range.clone()]) {
-                    Ok(value) => list.append(decode(py, &value)?)?,
-                    Err(fault) => {
-                        let sample = self.reader.sample(*index).map_err(to_py)?;
-                        return Err(to_py(self.reader.fault(&sample, *at, fault)));
-                    }
-                }
-            }
-            found.push(Some(list));
-        }
-        Ok(found)
+        let quantizers = outs.iter().map(|_| None).collect();
+        gather(this.py(), this.as_any(), indices, columns, outs, quantizers, None)?.result(this.py())
     }
 }
 
 impl MdsReader {
+    /// Values of a column, as Python has them.
+    pub fn list<'a, 'py>(
+        &self,
+        py: Python<'py>,
+        indices: &[u64],
+        column: usize,
+        values: impl Iterator<Item = &'a [u8]>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for (value, index) in values.zip(indices) {
+            match self.reader.schema().columns[column].encoding.decode(value) {
+                Ok(value) => list.append(decode(py, &value)?)?,
+                Err(fault) => {
+                    let sample = self.reader.sample(*index).map_err(to_py)?;
+                    return Err(to_py(self.reader.fault(&sample, column, fault)));
+                }
+            }
+        }
+        Ok(list)
+    }
+
     /// An index as NumPy takes it: negative from the end.
-    fn resolve(&self, index: i64) -> PyResult<u64> {
+    pub fn resolve(&self, index: i64) -> PyResult<u64> {
         let len = self.reader.len();
         let found = if index < 0 { len.checked_sub(index.unsigned_abs()) } else { Some(index as u64) };
         found

@@ -1,9 +1,12 @@
 //! `latentq_core::quant` for Python. Arrays must be C-contiguous, aligned and native; `latentq.quantizer` sees to that.
 //! A 16-bit float array comes as uint16, its type beside it.
 
+use std::sync::Arc;
+
 use latentq_core::quant::{self, Floats, FloatsMut, Method, Rounding};
 use numpy::{
-    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
+    Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -78,7 +81,7 @@ fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResu
 }
 
 /// A float array that is written to.
-enum Output<'py> {
+pub enum Output<'py> {
     F32(PyReadwriteArrayDyn<'py, f32>),
     Half(PyReadwriteArrayDyn<'py, u16>, bool),
 }
@@ -91,7 +94,13 @@ impl<'py> Output<'py> {
         Ok(Self::F32(output(array, shape)?))
     }
 
-    fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
+    /// An array (N, C, ...), and the elements of one of its channels in a sample.
+    pub fn of(array: &Bound<'py, PyAny>, bfloat16: bool, channels: usize) -> PyResult<(usize, Self)> {
+        let shape = array.cast::<PyUntypedArray>()?.shape();
+        Ok((plane(shape, channels)?, Self::new(array, bfloat16, shape)?))
+    }
+
+    pub fn floats(&mut self) -> PyResult<FloatsMut<'_>> {
         Ok(match self {
             Self::F32(x) => FloatsMut::F32(x.as_slice_mut()?),
             Self::Half(x, false) => FloatsMut::F16(x.as_slice_mut()?),
@@ -110,19 +119,19 @@ fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
 
 /// The kernels' half of `latentq.quantizer.Quantizer`.
 #[pyclass(frozen, module = "latentq._core")]
-struct Quantizer(quant::Quantizer);
+pub struct Quantizer(pub Arc<quant::Quantizer>);
 
 #[pymethods]
 impl Quantizer {
     #[staticmethod]
     fn affine(low: Vec<f32>, high: Vec<f32>, bits: u32, truncate: bool) -> PyResult<Self> {
         let rounding = if truncate { Rounding::Truncate } else { Rounding::Nearest };
-        quant::Quantizer::affine(&low, &high, bits, rounding).map(Self).map_err(to_py)
+        quant::Quantizer::affine(&low, &high, bits, rounding).map(Arc::new).map(Self).map_err(to_py)
     }
 
     #[staticmethod]
     fn codebook(levels: PyReadonlyArrayDyn<'_, f32>, bits: u32) -> PyResult<Self> {
-        quant::Quantizer::codebook(levels.as_slice()?, bits).map(Self).map_err(to_py)
+        quant::Quantizer::codebook(levels.as_slice()?, bits).map(Arc::new).map(Self).map_err(to_py)
     }
 
     /// Writes codes, packed or one byte each; gives the first bad sample and channel.

@@ -22,7 +22,6 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
     fn run(self) -> Counts {
         let Self { quantizer, isa, codes, out, shape } = self;
         let bits = quantizer.bits();
-        let mut buffer = [0.0; BLOCK];
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut counts = Counts::default();
         let samples = out.len() / shape.elements;
@@ -45,12 +44,8 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
                 codes.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate()
             {
                 match quantizer.scheme() {
-                    Scheme::Affine(affine, _) => {
-                        decode_plane::<F, _>(isa, &Scale(&affine[channel]), &mut buffer, codes, out)
-                    }
-                    Scheme::Codebook(books) => {
-                        decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), &mut buffer, codes, out)
-                    }
+                    Scheme::Affine(affine, _) => decode_plane::<F, _>(isa, &Scale(&affine[channel]), codes, out),
+                    Scheme::Codebook(books) => decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), codes, out),
                 }
             }
         }
@@ -80,18 +75,16 @@ trait Decode {
 }
 
 #[inline(always)]
-fn decode_plane<F: Float, D: Decode>(
-    isa: Isa,
-    scheme: &D,
-    buffer: &mut [f32; BLOCK],
-    codes: &[u8],
-    out: &mut [F::Bits],
-) {
+fn decode_plane<F: Float, D: Decode>(isa: Isa, scheme: &D, codes: &[u8], out: &mut [F::Bits]) {
     let done = F::floats_mut(out).map_or(0, |out| scheme.decode_vectors(isa, codes, out));
     let (codes, out) = (&codes[done..], &mut out[done..]);
+    if codes.is_empty() {
+        return; // without a buffer, which would be filled for nothing
+    }
     if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
         return scheme.decode(isa, codes, out);
     }
+    let mut buffer = [0.0; BLOCK];
     for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
         let buffer = &mut buffer[..codes.len()];
         scheme.decode(isa, codes, buffer);

@@ -1,6 +1,8 @@
 //! The float types that go in and come out. All arithmetic is in f32: a type is how its bits widen to f32 and how an f32
 //! is rounded to it, both without a branch, so that loops over them become vector code.
 
+use std::ops::Range;
+
 use super::isa::Isa;
 
 /// A float type, as the bits that an array of it holds.
@@ -208,6 +210,15 @@ impl FloatsMut<'_> {
     /// Whether there is no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Some of the elements.
+    pub fn range(&mut self, range: Range<usize>) -> FloatsMut<'_> {
+        match self {
+            FloatsMut::F32(x) => FloatsMut::F32(&mut x[range]),
+            FloatsMut::F16(x) => FloatsMut::F16(&mut x[range]),
+            FloatsMut::BF16(x) => FloatsMut::BF16(&mut x[range]),
+        }
     }
 }
 

@@ -1,0 +1,158 @@
+//! A batch: columns of many samples, from where they are stored to where they are wanted, latents dequantised on the way.
+
+use std::ops::Range;
+
+use crate::mds::Reader;
+use crate::memory::prefetch;
+use crate::quant::{FloatsMut, Quantizer};
+use crate::{Error, Result};
+
+/// Takes the slot and the column of a value, and the value.
+pub type Visit<'a> = dyn FnMut(usize, usize, &[u8]) -> Result<()> + 'a;
+
+/// What the values of samples are read from.
+pub trait Samples {
+    /// Calls `visit(slot, column, value)` with each value of `columns` for the samples `indices`, `slot` and `column` counting
+    /// these, in any order.
+    ///
+    /// # Errors
+    /// An argument error for a sample or a column that is not there, an I/O or format error, and what `visit` says.
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()>;
+}
+
+impl Samples for Reader {
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
+        Reader::for_each_value(self, indices, columns, visit)
+    }
+}
+
+/// Columns that lie in memory, each with the bytes of one of its values.
+pub struct Tables<'a>(pub Vec<(usize, &'a [u8])>);
+
+impl Tables<'_> {
+    fn value(&self, index: u64, column: usize) -> Result<&[u8]> {
+        let value = self.0.get(column).and_then(|(size, bytes)| {
+            let start = usize::try_from(index).ok()?.checked_mul(*size)?;
+            bytes.get(start..start.checked_add(*size)?)
+        });
+        value.ok_or_else(|| Error::argument(format!("there is no sample {index} in column {column}")))
+    }
+}
+
+impl Samples for Tables<'_> {
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
+        for (slot, index) in indices.iter().enumerate() {
+            for (at, column) in columns.iter().enumerate() {
+                if let Some(next) = indices.get(slot + 1) {
+                    prefetch(self.value(*next, *column)?);
+                }
+                visit(slot, at, self.value(*index, *column)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where [`gather`] puts the values of one column, one after the other in the order of the indices.
+pub enum Sink<'a> {
+    /// Values of exactly this many bytes.
+    Fixed(usize, &'a mut [u8]),
+    /// Values of any size, and where each lies.
+    Each(&'a mut Vec<u8>, &'a mut Vec<Range<usize>>),
+    /// What packed codes stand for; the number is that of a sample's elements in one channel.
+    Dequantized(&'a Quantizer, usize, FloatsMut<'a>),
+}
+
+/// The values of `columns` for the samples `indices`, in any order, also several times.
+///
+/// # Errors
+/// As [`Samples::for_each_value`]; an argument error also where a value has not the size of its sink.
+pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks: &mut [Sink<'_>]) -> Result<()> {
+    if columns.len() != sinks.len() {
+        return Err(Error::argument(format!("{} sinks for the columns {columns:?}", sinks.len())));
+    }
+    for sink in &mut *sinks {
+        let fits = match sink {
+            Sink::Fixed(size, out) => size.checked_mul(indices.len()) == Some(out.len()),
+            Sink::Each(_, ranges) => {
+                ranges.resize(indices.len(), 0..0);
+                true
+            }
+            Sink::Dequantized(quantizer, plane, out) => {
+                let elements = quantizer.channels().checked_mul(*plane);
+                elements.and_then(|elements| elements.checked_mul(indices.len())) == Some(out.len())
+            }
+        };
+        if !fits {
+            return Err(Error::argument(format!("a sink has not the room of {} values", indices.len())));
+        }
+    }
+    samples.for_each_value(indices, columns, &mut |slot, column, value| match &mut sinks[column] {
+        Sink::Fixed(size, out) if *size == value.len() => {
+            out[slot * *size..][..*size].copy_from_slice(value);
+            Ok(())
+        }
+        Sink::Fixed(size, _) => {
+            Err(Error::argument(format!("a value of {} bytes, where {size} are asked for", value.len())))
+        }
+        Sink::Each(out, ranges) => {
+            ranges[slot] = out.len()..out.len() + value.len();
+            out.extend_from_slice(value);
+            Ok(())
+        }
+        Sink::Dequantized(quantizer, plane, out) => {
+            let elements = quantizer.channels() * *plane;
+            quantizer.dequantize_packed(value, out.range(slot * elements..(slot + 1) * elements), *plane, 1)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Sink, Tables, gather};
+    use crate::quant::{FloatsMut, Quantizer, Rounding};
+
+    proptest! {
+        #[test]
+        fn each_sink_has_the_values_of_its_column(
+            indices in prop::collection::vec(0u64..7, 0..20),
+            codes in prop::collection::vec(any::<u8>(), 7 * 6),
+        ) {
+            let quantizer = Quantizer::affine(&[-1.0, 0.5], &[2.0, 3.0], 8, Rounding::Nearest).unwrap();
+            let labels: Vec<u8> = (0..7).collect();
+            let tables = Tables(vec![(6, &codes), (1, &labels)]);
+            let (mut values, mut numbers) = (vec![0.0; 6 * indices.len()], vec![0; indices.len()]);
+            let (mut bytes, mut ranges) = (Vec::new(), Vec::new());
+            let mut sinks = [
+                Sink::Dequantized(&quantizer, 3, FloatsMut::F32(&mut values)),
+                Sink::Fixed(1, &mut numbers),
+                Sink::Each(&mut bytes, &mut ranges),
+            ];
+            gather(&tables, &indices, &[0, 1, 1], &mut sinks).unwrap();
+            let rows: Vec<u8> =
+                indices.iter().flat_map(|index| codes[6 * *index as usize..][..6].to_vec()).collect();
+            let mut expected = vec![0.0; rows.len()];
+            quantizer.dequantize(&rows, FloatsMut::F32(&mut expected), 3, 1).unwrap();
+            prop_assert_eq!(values, expected);
+            prop_assert!(numbers.iter().zip(&indices).all(|(number, index)| u64::from(*number) == *index));
+            prop_assert!(ranges.iter().zip(&numbers).all(|(range, number)| bytes[range.clone()] == [*number]));
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_or_does_not_fit_is_an_error() {
+        let tables = Tables(vec![(2, &[1, 2, 3, 4])]);
+        let refused = |indices: &[u64], columns: &[usize], size: usize, room: usize| {
+            gather(&tables, indices, columns, &mut [Sink::Fixed(size, &mut vec![0; room])]).is_err()
+        };
+        assert!(!refused(&[1, 0], &[0], 2, 4));
+        assert!(refused(&[2], &[0], 2, 2));
+        assert!(refused(&[u64::MAX], &[0], 2, 2));
+        assert!(refused(&[0], &[1], 2, 2));
+        assert!(refused(&[0], &[0], 1, 1));
+        assert!(refused(&[0], &[0], 2, 4));
+        assert!(refused(&[0], &[0, 0], 2, 2));
+    }
+}
