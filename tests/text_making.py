@@ -27,7 +27,7 @@ def save_open_clip(folder, *, width=32, **text):
 def save_clip(folder, *, seed=0, projected=False, number=""):
     """A part of a diffusers pipeline: `text_encoder` and `tokenizer`, with a vocabulary of single letters."""
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     letters = [chr(code) for code in range(33, 127)]
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "c a", "a t</w>", "<start>", "<end>"]
@@ -36,9 +36,10 @@ def save_clip(folder, *, seed=0, projected=False, number=""):
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\nc a\na t</w>\n")
     special = {"bos_token": "<start>", "eos_token": "<end>", "unk_token": "<end>", "pad_token": "<end>"}
-    tokenizer = CLIPTokenizer(folder / "vocab.json", folder / "merges.txt", model_max_length=16, **special)
-    tokenizer.save_pretrained(folder / f"tokenizer{number}")
-    for name in ("vocab.json", "merges.txt"):
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 16, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder / f"tokenizer{number}")
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (folder / name).unlink()
     torch.manual_seed(seed)
     ids = {
@@ -65,7 +66,7 @@ def save_t5(folder, *, seed=0):
     """A `T5EncoderModel` and, as DeepFloyd's repository has it, the sentencepiece model of its tokenizer."""
     import sentencepiece
     import torch
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
     folder.mkdir(parents=True)
     text = folder / "words.txt"
@@ -81,7 +82,9 @@ def save_t5(folder, *, seed=0):
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    tokenizer = T5Tokenizer(str(folder / "spiece.model"), extra_ids=0, model_max_length=20)
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 20}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for name in ("words.txt", "spiece.vocab"):
         Path(folder / name).unlink()
