@@ -7,9 +7,10 @@ import pickle
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,6 +298,39 @@ def test_a_forked_child_neither_waits_for_nor_spoils_what_its_parent_is_writing(
     assert [len(sample["b"]) for sample in mds.Reader(tmp_path / "out")] == [6 << 20, 6 << 20, 0]
 
 
+def test_a_forked_child_neither_fills_nor_publishes_its_parents_dataset(tmp_path: Path) -> None:
+    writer = mds.Writer(tmp_path / "out", {"b": "bytes"}, size_limit=1 << 12)
+    writer.write({"b": b"parent"})
+
+    def more() -> None:
+        for _ in range(9):
+            writer.write({"b": bytes(1 << 10)})
+
+    for act in [more, lambda: writer.add_file("note", b""), writer.close]:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                act()
+            except ValueError as error:
+                os._exit(0 if "another process" in str(error) else 2)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    more()
+    writer.close()
+    assert [len(sample["b"]) for sample in mds.Reader(tmp_path / "out")] == [6, *[1 << 10] * 9]
+    assert not (tmp_path / "out" / "note").exists()
+
+
+def test_a_writer_of_ones_own_has_its_own_write(tmp_path: Path) -> None:
+    class Doubled(mds.Writer):
+        def write(self, sample: Mapping[str, Any]) -> None:
+            super().write({"n": 2 * sample["n"]})
+
+    with Doubled(tmp_path / "out", {"n": "int"}) as writer:
+        writer.write({"n": 4})
+    assert mds.Reader(tmp_path / "out")[0] == {"n": 8}
+
+
 def test_a_full_disk_is_an_oserror_that_names_the_file_and_nothing_is_published(tmp_path: Path) -> None:
     import resource
     import signal
@@ -476,6 +510,10 @@ def test_gather_takes_indices_as_numpy_does(dataset: Path, cache_bytes: int) -> 
     for index in [50, -51, 2**70, -(2**70)]:
         with pytest.raises(IndexError, match="out of bounds"):
             reader[index]
+        with pytest.raises(IndexError, match="out of bounds"):
+            reader.stored(index, "key")
+    with pytest.raises(TypeError):
+        reader.stored(1.5, "key")
     frozen = np.zeros((1, 8), np.uint8)
     frozen.flags.writeable = False
     for out in [frozen, [1], np.zeros((1, 8), np.int8), np.zeros((2, 8), np.uint8)]:
@@ -601,6 +639,7 @@ def test_all_readers_together_hold_an_eighth_of_the_memory(dataset: Path, monkey
     assert epochs(mds.Reader(dataset), 3)[2] == 0
     with pytest.raises(ValueError, match="negative"):
         mds.Reader(dataset, cache_bytes=-1)
+    assert len(pickle.loads(pickle.dumps(mds.Reader(dataset, cache_bytes=1 << 70)))) == 50
 
 
 def test_a_forked_or_unpickled_reader_holds_nothing_more(dataset: Path) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -41,7 +43,8 @@ class Writer:
     """Writes a dataset into a temporary folder beside `path`, and publishes it with one rename when it is closed.
 
     Used as a context manager: an exception inside `with` publishes nothing and removes the temporary. A full shard is
-    written by a thread of its own while the next is filled: two shards are in memory at most.
+    written by a thread of its own while the next is filled: two shards are in memory at most, while one is compressed
+    also a copy of it and the result. A forked child can neither fill nor publish its parent's dataset.
 
     Args:
         path: The dataset's folder: absent (its parent exists), or empty.
@@ -76,7 +79,7 @@ class Writer:
         )
         self._fixed = {name: fixed for name, _, fixed in self._core.columns}
         self._encode = {name: _ENCODERS[text] for name, text in columns.items() if text in _ENCODERS}
-        if not self._encode:
+        if not self._encode and type(self).write is Writer.write:
             self.write = self._core.write  # type: ignore[method-assign]  # all that is left of `write`, without its frame
 
     def write(self, sample: Mapping[str, Any]) -> None:
@@ -199,6 +202,7 @@ class Reader:
     def __init__(self, path: StrPath, *, cache_bytes: int = 1 << 30) -> None:
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes {cache_bytes} is negative")
+        cache_bytes = min(cache_bytes, sys.maxsize)
         available = available_bytes()
         self._open(path, cache_bytes, cache_bytes if available is None else max(available // _SHARE, 0))
 
@@ -285,7 +289,11 @@ class Reader:
             KeyError: There is no such column.
             latentq.FormatError: The shard breaks its format.
         """
-        values = self._core.gather(np.array([index], np.int64), [self.stored_as(column)[0]], [None])[0]
+        try:
+            places = np.array([operator.index(index)], np.int64)
+        except OverflowError:
+            raise IndexError(f"index {index} is out of bounds for axis 0 with size {len(self)}") from None
+        values = self._core.gather(places, [self.stored_as(column)[0]], [None])[0]
         assert values is not None
         return values[0]
 

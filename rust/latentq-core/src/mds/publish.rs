@@ -23,7 +23,7 @@ pub struct Folder {
     sync: bool,
     /// Names and files written last: the disk works on them while the next are made, and only then are they waited for.
     last: VecDeque<(String, File)>,
-    /// A forked child must not remove its parent's temporary.
+    /// A forked child must neither remove nor fill nor publish its parent's temporary.
     owner: u32,
     done: bool,
 }
@@ -62,6 +62,7 @@ impl Folder {
     /// Writes the file `name`, made of `parts`. An error names where it is to be, not where it is for now; it may be that of
     /// a file before.
     pub fn write(&mut self, name: &str, parts: &[&[u8]]) -> Result<()> {
+        self.own()?;
         let file = write_new(&self.temporary.join(name), parts, self.sync);
         let file = file.map_err(|error| Error::io(self.target.join(name), error))?;
         self.settle(BEHIND - 1)?;
@@ -81,11 +82,19 @@ impl Folder {
         Ok(())
     }
 
+    fn own(&self) -> Result<()> {
+        match self.owner == std::process::id() {
+            true => Ok(()),
+            false => Err(Error::argument(format!("{} is written by another process", self.target.display()))),
+        }
+    }
+
     /// Renames the temporary to its target.
     ///
     /// # Errors
     /// An I/O error; where the target has meanwhile been published by another, one of the kind `AlreadyExists`.
     pub fn publish(mut self) -> Result<()> {
+        self.own()?;
         self.settle(0)?;
         let io = |error| Error::io(&self.target, error);
         if self.sync {
