@@ -199,6 +199,26 @@ def test_an_iteration_that_was_left_starts_again_at_the_start_of_its_epoch(datas
     assert next(iter(loader))["key"] == first["key"]
 
 
+def test_an_iteration_that_gave_its_whole_epoch_but_was_not_asked_for_more_is_done(dataset):
+    loader = dataset.loader(4, shuffle=True, seed=3)
+    whole = dataset.loader(4, shuffle=True, seed=3)
+    epochs = [[batch["key"] for batch in whole] for _ in range(3)]
+    for epoch in epochs:
+        assert [batch["key"] for _, batch in zip(range(len(loader)), loader, strict=False)] == epoch
+    loader.set_epoch(2)  # again
+    assert [batch["key"] for batch in loader] == epochs[2]
+
+
+@pytest.mark.parametrize("transform", [None, "dict"])
+def test_a_loader_that_lives_when_the_interpreter_ends_says_nothing(made, transform):
+    code = (
+        "import sys; from latentq import LatentDataset; "
+        f"batches = iter(LatentDataset(sys.argv[1], transform={transform}).loader(4)); next(batches)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(made.path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_state_of_another_order_is_refused(dataset):
     state = dataset.loader(4, shuffle=True, seed=1).state_dict()
     with pytest.raises(ValueError, match="seed 1, and this one has 2"):

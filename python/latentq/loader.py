@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -150,8 +151,13 @@ class LatentLoader:
         """
         if epoch < 0:
             raise ValueError(f"an epoch is at least 0, not {epoch}")
-        if epoch != self._epoch:
+        if epoch != self._epoch or self._is_given:
             self._epoch, self._position, self._start = index(epoch), 0, 0
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether an iteration gave all of its epoch, but was not asked for more, as `zip` does not."""
+        return not self._start and 0 < self._position == len(self.order)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this loader stands: what came of the epoch in batches already handed out, not those prepared ahead.
@@ -191,6 +197,8 @@ class LatentLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """One epoch, from its start, or from where `load_state_dict` has put it."""
+        if self._is_given:
+            self._epoch += 1
         self._position, self._start = self._start, 0
         epoch = self._epoch
         empty = pinned if self._pin else Recycled()
@@ -199,6 +207,7 @@ class LatentLoader:
         gatherer = self.source.ahead(decoded=self.device is None)
         whole = gatherer is None or gatherer.is_whole
         ahead: deque[tuple[_Step, Callable[[], Batch]]] = deque()
+        is_finalizing = sys.is_finalizing  # when it is, modules have lost what they imported
         try:
             for step in self._steps(epoch, self._position):
                 if gatherer is not None:
@@ -212,11 +221,12 @@ class LatentLoader:
         finally:
             threads.shutdown()
             ahead.clear()
-            try:
-                pool.shutdown(cancel_futures=True)
-            except KeyboardInterrupt:  # in the midst of waiting for the threads, which end all the same
-                pool.shutdown(cancel_futures=True)
-                raise
+            if not is_finalizing():  # its threads were waited for before that
+                try:
+                    pool.shutdown(cancel_futures=True)
+                except KeyboardInterrupt:  # in the midst of waiting for the threads, which end all the same
+                    pool.shutdown(cancel_futures=True)
+                    raise
         self._epoch, self._position = epoch + 1, 0
 
     def _steps(self, epoch: int, position: int) -> Iterator[_Step]:

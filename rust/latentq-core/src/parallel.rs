@@ -1,6 +1,8 @@
 //! The only threading of the crate: scoped threads over disjoint chunks of one buffer, a task that its owner waits for, and
 //! [`Threads`] that work ahead of theirs. None outlives its call or its owner, and no thread is needed by a process that was
-//! forked, so fork and spawn both work.
+//! forked, so fork and spawn both work. The last two outlive the call that starts them, since their work has to go on while
+//! their owner does something else: a loader prepares batches while the model learns, a writer fills the next shard. Their
+//! owner ends them, and in a forked child, which has none of them, what is asked of them is an error or nothing.
 
 use std::collections::VecDeque;
 use std::mem;

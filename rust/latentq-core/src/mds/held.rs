@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::memory::advise_huge;
 use super::reader::read_exact_at;
+use crate::memory::advise_huge;
 
 /// Bytes that are read at a time: what is made room for is still in the processor's cache when it is filled.
 const STRETCH: usize = 1 << 20;

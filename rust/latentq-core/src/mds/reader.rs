@@ -11,8 +11,8 @@ use super::Fault;
 use super::cache::Cache;
 use super::held::{Reservation, read_whole};
 use super::index::{Index, Schema, Shard};
-use super::memory::prefetch;
 use super::shard::{Place, Table, split};
+use crate::memory::prefetch;
 use crate::{Error, Result};
 
 /// Files that a reader keeps open at most.
@@ -130,14 +130,6 @@ impl Sample {
     }
 }
 
-/// Where [`Reader::gather`] puts the values of one column.
-pub enum Sink<'a> {
-    /// Values of exactly this many bytes, one after the other, in the order of the indices.
-    Fixed(usize, &'a mut [u8]),
-    /// Values of any size in one buffer, and where in it each lies, in the order of the indices.
-    Each(&'a mut Vec<u8>, &'a mut Vec<Range<usize>>),
-}
-
 impl Reader {
     /// Opens the dataset in `folder`; of the files, only the index is read.
     ///
@@ -226,57 +218,6 @@ impl Reader {
     /// The error for a fault in the column of a sample that was read.
     pub fn fault(&self, sample: &Sample, column: usize, fault: Fault) -> Error {
         self.error(sample.shard, fault.at(self.place(sample, column).1))
-    }
-
-    /// The values of `columns` for the samples `indices`, in any order, also several times.
-    ///
-    /// # Errors
-    /// As [`Reader::sample`]; an argument error also where a value has not the size of its sink.
-    pub fn gather(&self, indices: &[u64], columns: &[usize], sinks: &mut [Sink<'_>]) -> Result<()> {
-        if columns.len() != sinks.len() || columns.iter().any(|column| *column >= self.schema().columns.len()) {
-            return Err(Error::argument(format!("{} sinks for the columns {columns:?}", sinks.len())));
-        }
-        for sink in &mut *sinks {
-            match sink {
-                Sink::Fixed(size, out) if size.checked_mul(indices.len()) == Some(out.len()) => {}
-                Sink::Fixed(size, _) => {
-                    return Err(Error::argument(format!("no room for {} values of {size} bytes", indices.len())));
-                }
-                Sink::Each(_, ranges) => ranges.resize(indices.len(), 0..0),
-            }
-        }
-        self.for_each_sample(indices, columns, |shard, wanted, range, slot, scratch| {
-            // One fixed column, its place known: from the file straight to where it is wanted.
-            if let (Source::File(_), Some([place]), [Sink::Fixed(size, out)]) =
-                (&shard.source, wanted.places.as_deref(), &mut *sinks)
-                && let at = place.within(range.end - range.start)
-                && at.end - at.start == *size as u64
-            {
-                return self.read(shard, range.start + at.start, &mut out[slot * *size..(slot + 1) * *size]);
-            }
-            let (bytes, ranges) = self.values(shard, wanted, range, scratch)?;
-            for (at, sink) in ranges.iter().zip(&mut *sinks) {
-                let value = &bytes[at.start as usize..at.end as usize];
-                match sink {
-                    Sink::Fixed(size, out) if *size == value.len() => {
-                        out[slot * *size..(slot + 1) * *size].copy_from_slice(value)
-                    }
-                    Sink::Fixed(size, _) => {
-                        let file = self.path(shard.number);
-                        return Err(Error::argument(format!(
-                            "{}: a value of {} bytes, where {size} are asked for",
-                            file.display(),
-                            value.len()
-                        )));
-                    }
-                    Sink::Each(out, ranges) => {
-                        ranges[slot] = out.len()..out.len() + value.len();
-                        out.extend_from_slice(value);
-                    }
-                }
-            }
-            Ok(())
-        })
     }
 
     /// Calls `visit(slot, column, value)` with each value of `columns` for the samples `indices`, `slot` and `column`

@@ -8,9 +8,9 @@ use serde_json::Value as Json;
 
 use super::index::{Config, FileEntry, Schema, ShardEntry, to_bytes};
 use super::json::dumps;
-use super::memory::advise_huge;
 use super::publish::Folder;
 use super::{Algorithm, Column, Compression, INDEX};
+use crate::memory::advise_huge;
 use crate::parallel::Task;
 use crate::{Error, Result};
 
