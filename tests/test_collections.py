@@ -14,13 +14,14 @@ from streaming import StreamingDataset
 from collection_making import KEPT, REJECTS, serve_collections
 from conftest import contents
 from hub_server import Server
-from latentq import LatentDataset, encode, verify
+from latentq import LatentDataset, LatentqError, encode, verify
 from latentq.card import Card
 from latentq.cli import main
 from latentq.collect import COLLECTIONS
 from latentq.shards import ShardsCard, shards
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "examples" / "collection.sh"
 PAGE, REFERENCE = ROOT / "examples" / "collections.md", ROOT / "docs" / "collect.md"
 
 
@@ -114,6 +115,17 @@ def test_every_sample_of_the_shards_has_its_latents(prepared, name):
         assert sample[name].isfinite().all()
 
 
+def test_straight_from_archives_the_same_pictures_are_left_out(prepared, tmp_path):
+    data = prepared / "data" / "diffdb"
+    source, captions = data / "*" / "*.zip", str(data / "metadata-large.parquet")
+    card = encode(source, tmp_path / "out", autoencoder="dct-f8c16", size=32, captions=captions, collection="diffdb")
+    assert (card.counts.samples, card.counts.rejects) == (KEPT["diffdb"], sum(REJECTS["diffdb"].values()))
+    rejects = [place / "rejects.tsv" for place in (tmp_path / "out", prepared / "mds" / "diffdb")]
+    assert rejects[0].read_text() == rejects[1].read_text()
+    with pytest.raises(LatentqError, match="limits on image_nsfw, prompt_nsfw need the file that holds them"):
+        encode(source, tmp_path / "another", autoencoder="dct-f8c16", size=32, collection="diffdb")
+
+
 def test_the_mixture_holds_all_six(prepared, monkeypatch):
     monkeypatch.chdir(prepared)
     place = {}
@@ -137,32 +149,42 @@ def test_every_block_of_the_reference_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "24 []\n"
 
 
-PREPARE = """
-import sys
-from latentq.cli import main
-name, pattern = sys.argv[1:]
-encode = ["--autoencoder", "dct-f8c16", "--size", "64"]
-sys.exit(
-    main(["collect", name, "data", "--subset", "small"])
-    or main(["shards", pattern, "mds", "--collection", name])
-    or main(["encode", "mds", "latents", *encode])
-)
-"""
+def commands_as(folder, program):
+    """An environment in which `latentq` is this text of a script."""
+    file = folder / "latentq"
+    file.write_text(f"#!/bin/sh\n{program}\n")
+    file.chmod(0o755)
+    return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_one_command_does_what_the_page_does(tmp_path):
+    environment = commands_as(tmp_path, f"printf '%s\\t' \"$@\" >> '{tmp_path}/said'; echo >> '{tmp_path}/said'")
+    for name in COLLECTIONS:
+        subprocess.run([SCRIPT, name, ".", "small"], env=environment, cwd=tmp_path, check=True)
+
+    def plain(arguments):
+        kept = [argument.removeprefix("./") for argument in arguments]
+        return [argument for argument in kept if argument not in ("--subset", "small")]
+
+    done = [plain(line.split("\t")[:-1]) for line in (tmp_path / "said").read_text().splitlines()]
+    told = [plain(arguments) for arguments in commands(PAGE, "") if "mds/cc12m-512" not in arguments]
+    assert sorted(done) == sorted(told)
 
 
 def test_two_collections_prepared_at_once_do_not_meet(tmp_path):
     """Each has its folder, and all places that processes share by custom are of no use to them."""
-    patterns = {"cc12m": "data/*.tar", "textcaps": "data/**/*.parquet"}
+    patterns = {"cc12m": "*.tar", "textcaps": "**/*.parquet"}
     home = tmp_path / "home"
     home.mkdir()
     with Server() as server:
         serve_collections(server)
         places = {name: str(home) for name in ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME")}
-        environment = os.environ | places | {"HF_ENDPOINT": server.url, "OMP_NUM_THREADS": "1"}
+        environment = commands_as(tmp_path, f"exec '{sys.executable}' -B -m latentq \"$@\"")
+        environment |= places | {"HF_ENDPOINT": server.url, "OMP_NUM_THREADS": "1"}
 
         def start(name, folder):
             folder.mkdir()
-            command = [sys.executable, "-B", "-c", PREPARE, name, patterns[name]]
+            command = [SCRIPT, name, ".", "small", "--autoencoder", "dct-f8c16", "--size", "64"]
             return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
 
         both = [start(name, tmp_path / name) for name in patterns]
@@ -171,7 +193,7 @@ def test_two_collections_prepared_at_once_do_not_meet(tmp_path):
     for name, pattern in patterns.items():
         folder = tmp_path / name
         assert {path.name for path in folder.iterdir()} == {"data", "mds", "latents"}
-        shards(folder / pattern, folder / "alone", collection=name)
+        shards(folder / "data" / name / pattern, folder / "alone", collection=name)
         encode(folder / "alone", folder / "encoded", autoencoder="dct-f8c16", size=64)
-        assert contents(folder / "mds") == contents(folder / "alone")
-        assert contents(folder / "latents") == contents(folder / "encoded")
+        assert contents(folder / "mds" / name) == contents(folder / "alone")
+        assert contents(folder / "latents" / name) == contents(folder / "encoded")

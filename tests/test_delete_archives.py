@@ -78,6 +78,29 @@ def test_killed_after_the_last_archive_went_it_can_still_be_finished(source, tmp
     assert contents(tmp_path / "out") == whole
 
 
+def test_one_without_images_stays_and_is_in_nobodys_way(source, tmp_path):
+    pattern = copied(source, tmp_path)
+    make_tar(tmp_path / "tars" / "a" / "1.tar", [("readme.md", b"no picture")])
+    (tmp_path / "tars" / "b" / "3.tar").unlink()
+    for rank in (0, 0, 1, 0):
+        options = {"min_size": 32, "unit_size": 4, "delete_archives": True}
+        card = shards(pattern, tmp_path / "out", rank=rank, world_size=2, **options)
+    assert card.counts is not None
+    assert left(tmp_path) == ["a/1.tar", "a/keep.txt"]
+    make_tar(tmp_path / "tars" / "b" / "1.tar", [("new.jpg", b"a picture that nobody has listed")])
+    with pytest.raises(LatentqError):
+        shards(pattern, tmp_path / "out", **options)
+
+
+def test_parquet_without_rows_is_in_nobodys_way_either(tmp_path):
+    pictures = pictures_of(tmp_path / "pictures", 3)
+    for number, rows in enumerate(([], [*pictures.values()])):
+        pq.write_table(pa.table({"jpg": pa.array(rows, pa.binary())}), tmp_path / f"{number}.parquet")
+    for _ in range(2):
+        shards(tmp_path / "*.parquet", tmp_path / "out", min_size=32, delete_archives=True)
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["0.parquet"]
+
+
 def test_an_archive_that_is_gone_too_early_is_named(source, tmp_path):
     pattern = copied(source, tmp_path)
     shards(pattern, tmp_path / "out", min_size=32, unit_size=4, rank=0, world_size=2)

@@ -243,6 +243,11 @@ def _add_encode(commands: Any) -> None:
     text.add_argument("--text-captions", type=int, metavar="N", help="how many captions of an image (default 1)")
     text.add_argument("--pooled", action="store_true", default=None, help="store the pooled embedding too")
     text.add_argument("--image", action="store_true", default=None, help="store the picture itself too, as column jpg")
+    text.add_argument(
+        "--collection",
+        metavar="NAME",
+        help="the limits of a collection whose archives SRC is: diffdb's, with --captions",
+    )
     how = _add_how(parser)
     how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
@@ -311,6 +316,7 @@ def _encode(options: argparse.Namespace) -> int:
         like=options.like,
         class_names=options.class_names,
         captions=options.captions,
+        collection=options.collection,
         device=options.device,
         batch_size=options.batch_size,
         threads=options.threads,

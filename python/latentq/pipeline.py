@@ -17,9 +17,12 @@ from latentq import image, mds
 from latentq._core import LatentqError
 from latentq.autoencoders import Autoencoder, load_autoencoder, subfolder_in
 from latentq.card import CARD, Card, EmbeddingFacts
+from latentq.collect import Collection
 from latentq.plan import (
     check_folder,
     check_same,
+    collection_of,
+    limited,
     open_for,
     plan_card,
     publish_listing,
@@ -60,6 +63,7 @@ def encode(
     like: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
+    collection: str | Collection | None = None,
     device: str | None = None,
     batch_size: int = 64,
     threads: int | None = None,
@@ -86,6 +90,8 @@ def encode(
         like: A dataset whose recipe, quantisers and classes are taken: for a validation split, say.
         class_names: A file of two columns, class folder and readable name.
         captions: Where captions are, as of `open_source`.
+        collection: One of `latentq.collect.COLLECTIONS` or its name, whose limits then hold: with its archives as the
+            source. They need `captions`.
         device: Where the autoencoder computes; `cuda:LOCAL_RANK` where there is one, else `cpu`; an object's own place.
         batch_size: How many images the autoencoder is given at once; half of it, again and again, where the device's
             memory is not enough.
@@ -115,6 +121,7 @@ def encode(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     threads = threads or processors()
+    collection = collection_of(collection)
     model = autoencoder if autoencoder is None or isinstance(autoencoder, str | os.PathLike) else None
     text_model = text_encoder if isinstance(text_encoder, str | os.PathLike) else getattr(text_encoder, "name", None)
     parent = Card.load(like) if like is not None else None
@@ -123,7 +130,7 @@ def encode(
     if delete_archives and (out / CARD).exists() and all_spent(source, out, begun := Card.load(out)):
         return finish(out, begun)
 
-    opened = open_for(source, out, class_names, like, captions, progress)
+    opened = open_for(source, out, class_names, like, limited(captions, collection), progress)
     profile = profile or Profile()
     with profile.timing(LIST, "worked"):
         listing = settle_listing(opened, out, first=rank == 0)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from latentq._core import MismatchError, RecipeError
+from latentq._core import LatentqError, MismatchError, RecipeError
 from latentq.autoencoders import Autoencoder, weight_hash
 from latentq.card import (
     CARD,
@@ -26,6 +26,7 @@ from latentq.card import (
     TextFacts,
     TokenFacts,
 )
+from latentq.collect import COLLECTIONS, Collection
 from latentq.publish import SAMPLES, is_temporary, publish_once
 from latentq.quantizer import Quantizer
 from latentq.recipe import ENCODED, FLOATS, TEXT, Column, Recipe
@@ -86,6 +87,25 @@ def check_folder(out: Path, card: str = CARD) -> None:
     for entry in sorted(out.iterdir()):
         if entry.name != SAMPLES and not is_temporary(entry.name):
             raise MismatchError(f"{out} holds something else ({entry.name}): name a folder that is absent or empty")
+
+
+def collection_of(name: str | Collection | None) -> Collection | None:
+    """A collection by its name."""
+    if not isinstance(name, str):
+        return name
+    if name not in COLLECTIONS:
+        raise ValueError(f"unknown collection {name!r}: {', '.join(COLLECTIONS)}")
+    return COLLECTIONS[name]
+
+
+def limited(captions: str | Captions | None, collection: Collection | None) -> str | Captions | None:
+    """Where captions are, with the collection's limits."""
+    if collection is None or not collection.limits:
+        return captions
+    if captions is None:
+        raise LatentqError(f"limits on {', '.join(collection.limits)} need the file that holds them: name its captions")
+    captions = Captions.parse(captions) if isinstance(captions, str) else captions
+    return replace(captions, limits=collection.limits)
 
 
 def open_for(

@@ -19,8 +19,18 @@ import tomli_w
 from latentq import image, mds
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.card import Counts, SourceFacts
-from latentq.collect import COLLECTIONS, COLUMNS, Collection, Columns
-from latentq.plan import check_folder, open_for, publish_listing, ranks, settle_listing, share_of, source_facts
+from latentq.collect import COLUMNS, Collection, Columns
+from latentq.plan import (
+    check_folder,
+    collection_of,
+    limited,
+    open_for,
+    publish_listing,
+    ranks,
+    settle_listing,
+    share_of,
+    source_facts,
+)
 from latentq.processors import processors
 from latentq.progress import Progress
 from latentq.publish import HASHES, REJECTS, SHARDS, UNIT, publish_once, remove_dead, unit_done
@@ -167,14 +177,11 @@ def shards(
             raise ValueError(f"{name} must be from 1 to {most}, not {value}")
     if unit_size < 1 or (threads is not None and threads < 1):
         raise ValueError("unit_size and threads must be at least 1")
-    if isinstance(collection, str):
-        if collection not in COLLECTIONS:
-            raise ValueError(f"unknown collection {collection!r}: {', '.join(COLLECTIONS)}")
-        collection = COLLECTIONS[collection]
+    collection = collection_of(collection)
     check_folder(out, SHARDS)
     if delete_archives and (out / SHARDS).exists() and all_spent(source, out, begun := ShardsCard.load(out)):
         return finish_units(out, begun, SHARDS, ShardsCard.completed)
-    opened = open_for(source, out, captions=_limited(captions, collection), progress=progress)
+    opened = open_for(source, out, captions=limited(captions, collection), progress=progress)
     listing = settle_listing(opened, out, first=rank == 0)
     card = ShardsCard(
         source=source_facts(opened.kind, listing, unit_size),
@@ -214,16 +221,6 @@ def shards(
     if card.counts is not None and not card.counts.samples:
         raise LatentqError(f"none of the {card.source.samples} samples was kept: see {out / REJECTS}")
     return card
-
-
-def _limited(captions: str | Captions | None, collection: Collection | None) -> str | Captions | None:
-    """Where captions are, with the collection's limits."""
-    if collection is None or not collection.limits:
-        return captions
-    if captions is None:
-        raise LatentqError(f"limits on {', '.join(collection.limits)} need the file that holds them: name its captions")
-    captions = Captions.parse(captions) if isinstance(captions, str) else captions
-    return replace(captions, limits=collection.limits)
 
 
 def _contents(collection: Collection | None, fields: tuple[str, ...]) -> Columns:

@@ -85,7 +85,11 @@ class Archives:
 
     def unchanged(self, listing: Listing) -> bool:
         """As of `unchanged_files`."""
-        return unchanged_files(self.files, listing)
+        return unchanged_files(self.files, listing, self._bare)
+
+    def _bare(self, name: str, path: Path) -> bool:
+        """Whether an archive is whole and holds no image."""
+        return all(sample.fault == _NO_IMAGE for sample in self._list(name, path)[0])
 
     def data(self, sample: Sample) -> bytes:
         """The bytes of a member."""

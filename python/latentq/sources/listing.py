@@ -8,7 +8,7 @@ import itertools
 import json
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,13 +154,16 @@ def _several(cell: str) -> tuple[str, ...] | None:
     return tuple(captions)
 
 
-def unchanged_files(files: Mapping[str, Path], listing: Listing) -> bool:
+def unchanged_files(files: Mapping[str, Path], listing: Listing, bare: Callable[[str, Path], bool]) -> bool:
     """Whether all of these files are those of a listing, by their names and sizes.
 
-    Listed ones may be gone: no matter where the units that need them are done, and elsewhere `data` says so.
+    Listed ones may be gone: no matter where the units that need them are done, and elsewhere `data` says so. One that
+    is not listed must be `bare` of samples, which is then looked at.
     """
     listed = {sample.archive: sample.archive_bytes for sample in listing.samples}
-    return all(listed.get(name) == path.stat().st_size for name, path in files.items())
+    return all(
+        listed[name] == path.stat().st_size if name in listed else bare(name, path) for name, path in files.items()
+    )
 
 
 class Source(Protocol):

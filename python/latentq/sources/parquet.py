@@ -13,6 +13,11 @@ from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, ca
 from latentq.sources.listing import Listing, Sample, unchanged_files
 
 
+def _without_rows(path: Path) -> bool:
+    with opened(path) as file:
+        return bool(file.metadata.num_rows == 0)
+
+
 class Parquet:
     """The rows of parquet files, file by file. A sample's key is `<file>/<row>`, the row in 8 digits or more.
 
@@ -76,7 +81,7 @@ class Parquet:
 
     def unchanged(self, listing: Listing) -> bool:
         """As of `unchanged_files`."""
-        return unchanged_files(self.files, listing)
+        return unchanged_files(self.files, listing, lambda _, path: _without_rows(path))
 
     def data(self, sample: Sample) -> bytes:
         """The image in a row.
