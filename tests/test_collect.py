@@ -352,6 +352,84 @@ def test_arguments_that_cannot_be_right(server, tmp_path, arguments, message, ca
     assert message in capsys.readouterr().err
 
 
+def test_more_ids_than_there_can_be_are_refused_before_they_are_counted_out(server, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["collect", "cc12m", str(tmp_path), "--ids", "1-20000000"])
+    assert "more archives than any collection has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("site", ["127.0.0.1:80", "ftp://a", "http://"])
+def test_an_address_that_is_none_is_not_asked_again(server, tmp_path, site):
+    failed = collect("coco", tmp_path, site=site).failed
+    assert ["is no address: it must begin with http:// or https:// and a host" in each.reason for each in failed] == [
+        True,
+        True,
+    ]
+    assert "given up" not in failed[0].reason
+
+
+def test_where_nothing_answers_the_reason_is_one_clear_line(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(LatentqError, match=r"does not answer for pixparse/cc12m-wds: no answer: \[Errno 111\]"):
+        collect("cc12m", tmp_path, ids=[0])
+
+
+def test_a_wait_that_is_no_number_is_passed_over(server, tmp_path):
+    assert download._retry_after("\u00b2") is None
+
+
+@pytest.mark.parametrize("place", ["../../outside/train.parquet", "{}/outside/train.parquet"])
+def test_a_name_from_the_hub_leads_nowhere_else(server, tmp_path, place):
+    name, data = "HuggingFaceM4/TextCaps", data_of(1, 10)
+    place = place.format(tmp_path)
+    server.repositories[name] = Repository({"main": {place: data, "train.parquet": data}})
+    done = collect("textcaps", tmp_path / "a" / "b")
+    assert [failure.reason for failure in done.failed] == [f"{place} would lie outside {tmp_path / 'a' / 'b'}"]
+    assert arrived(tmp_path / "a" / "b") == {"train.parquet": data} | {
+        "failed.tsv": (tmp_path / "a" / "b" / "failed.tsv").read_bytes()
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_list_of_links_without_a_header_loses_none(server, sa1b, tmp_path):
+    lines = (tmp_path / "links.tsv").read_bytes().splitlines()[1:3]
+    (tmp_path / "bare.tsv").write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines))
+    assert collect("sa1b", tmp_path / "out", links=tmp_path / "bare.tsv").failed == []
+    assert {"sa_000020.tar", "sa_000021.tar"} < set(arrived(tmp_path / "out"))
+
+
+def test_what_failed_and_is_not_in_the_new_list_is_still_a_failure(server, sa1b, tmp_path, capsys):
+    server.faults["/links/21"] = [404]
+    command = ["collect", "sa1b", str(tmp_path / "out")]
+    assert main([*command, "--links", sa1b, "--ids", "20", "21"]) == 1
+    newer = links(server, tmp_path / "newer.tsv", [20])
+    for _ in range(2):
+        assert main([*command, "--links", newer, "--retry-failed"]) == 1
+        assert "no longer among the files" in capsys.readouterr().err.splitlines()[-1]
+        [line] = (tmp_path / "out" / "failed.tsv").read_text().splitlines()
+        assert line.startswith("21\t")
+        assert line.count("no longer") == 1
+    assert main([*command, "--links", sa1b, "--retry-failed"]) == 0
+    assert not (tmp_path / "out" / "failed.tsv").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_file_is_not_taken_for_one(server, tmp_path, kind):
+    server.site |= COCO
+    if kind == "folder":
+        (tmp_path / "val2014.zip").mkdir()
+    else:
+        (tmp_path / "val2014.zip").symlink_to(tmp_path / "nowhere")
+    [failure] = collect("coco", tmp_path, site=server.url).failed
+    assert failure.reason == f"{tmp_path / 'val2014.zip'} is there and is no file: move it away"
+
+
+def test_a_page_in_place_of_a_file_of_the_hub_says_what_to_do(server, tmp_path):
+    server.faults[bucket(server, "cc12m-train-0000.tar")] = ["html"]
+    [failure] = collect("cc12m", tmp_path, ids=[0]).failed
+    assert failure.reason.startswith("a page came instead of the file: a proxy or a login page may be in between")
+
+
 def start(server, folder, home, *options):
     """A process whose every folder but its own is `home`."""
     places = {"HOME": home, "TMPDIR": home, "HF_HOME": home / "hf", "XDG_CACHE_HOME": home / "cache"}

@@ -16,6 +16,7 @@ from conftest import contents, run
 from hub_server import Repository, Server
 from latentq import FormatError, LatentqError, MismatchError, encode, mds
 from latentq.sources import Captions, open_source
+from latentq.sources.columns import captions_of
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,10 @@ def test_captions_are_joined_by_name_and_what_has_none_is_a_reject(tmp_path, pic
         ("", f"no caption in {captions.name}") if n == "003.jpg" else (f"of {n}, this", "") for n in pictures_made
     ]
     assert [(s.caption, s.fault) for s in samples] == expected
+
+
+def test_half_a_surrogate_pair_is_no_caption_and_ends_nothing():
+    assert captions_of(["a \ud800", "b \U0001f600"]) == ("b \U0001f600",)
 
 
 def test_columns_of_captions_may_be_named(tmp_path):

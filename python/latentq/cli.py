@@ -40,6 +40,7 @@ _EPILOG = """examples:
 """
 
 
+_MOST_ARCHIVES = 1_000_000  # of one --ids A-B: more than any collection has
 _SIGPIPE = 141  # what a shell reports of a command that SIGPIPE ended
 
 
@@ -168,6 +169,8 @@ def _numbers(text: str) -> range:
         numbers = range(0)
     if not numbers:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor two as in 0-22")
+    if numbers.stop - numbers.start > _MOST_ARCHIVES:
+        raise argparse.ArgumentTypeError(f"{text!r} are more archives than any collection has")
     return numbers
 
 

@@ -116,8 +116,14 @@ def open_for(
     captions: str | Captions | None = None,
     progress: TextIO | None = None,
 ) -> Source:
-    """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is."""
+    """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is.
+
+    Raises:
+        ValueError: A `Source` with captions beside it.
+    """
     if not isinstance(source, str | os.PathLike):
+        if captions is not None:
+            raise ValueError("captions go with a path; a Source brings its own: open_source(path, captions=...)")
         return source
     classes: dict[str, tuple[int, str]] = {}
     if like is not None:

@@ -120,7 +120,7 @@ def again_of(status: int, headers: Mapping[str, str]) -> TryAgainError | None:
 
 def _retry_after(value: str) -> float | None:
     """Seconds, from seconds or a date."""
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
@@ -217,8 +217,12 @@ def _attempt(
                     tell(begin, remote.size)
                     if remote.size is not None and begin > remote.size:
                         break
+    except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema, requests.exceptions.InvalidURL):
+        raise LatentqError(
+            f"{remote.address} is no address: it must begin with http:// or https:// and a host"
+        ) from None
     except requests.RequestException as error:
-        raise TryAgainError(f"the connection broke: {_cause(error)}") from None
+        raise TryAgainError(f"the connection broke: {cause(error)}") from None
     return _checked(remote, target)
 
 
@@ -268,7 +272,7 @@ def _range_of(response: requests.Response) -> tuple[int, int | None]:
     """Where the body begins in the file, and the file's size."""
     length = response.headers.get("Content-Length", "")
     if response.status_code == 200:
-        return 0, int(length) if length.isdigit() else None
+        return 0, int(length) if length.isdecimal() else None
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if match is None:
         raise TryAgainError("the server sends a part and does not say which")
@@ -348,7 +352,7 @@ def _size(partial: Path | None) -> int:
     return partial.stat().st_size if partial is not None else 0
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The innermost reason, in one line."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner

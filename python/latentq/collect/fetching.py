@@ -10,8 +10,8 @@ import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 from urllib.parse import quote
 
@@ -28,6 +28,8 @@ from latentq.sources.listing import tsv_line, tsv_values
 CARD = "collect.toml"
 FAILED = "failed.tsv"
 _PARTS = ".partial"
+_ASK_AGAIN = "a proxy or a login page may be in between; when it is not, --retry-failed takes it again"
+_LOST = "no longer among the files: give the list that names it, or take its line out of failed.tsv"
 _WORTH_TELLING = 2.0  # seconds of a pause
 
 
@@ -121,10 +123,12 @@ class _Run:
             for dead in self._folder.glob(f".{name}.????????"):  # of a run that was killed
                 dead.unlink()
         before = _read_failures(self._folder)
+        lost: list[Failure] = []
         files = self._collection.files(request, self._hub)
         if retry_failed:
             again = {failure.id for failure in before}
             files = [file for file in files if file.id in again]
+            lost = [failure for failure in before if failure.id not in {file.id for file in files}]
         remotes = self._hub.remotes(file for file in files if file.repository)
         remotes |= {file.path: Remote(file.address) for file in files if file.address}
         publish.replace(self._folder / CARD, _card(self._name, self._hub.commits))
@@ -147,7 +151,8 @@ class _Run:
             for file in files
             if file in reasons
         ]
-        tried = {file.id for file in files}
+        failed += [replace(failure, reason=_LOST) for failure in lost]
+        tried = {file.id for file in files} | {failure.id for failure in lost}
         _write_failures(self._folder, [failure for failure in before if failure.id not in tried] + failed)
         there = [self._folder / file.path for file in files if file not in reasons]
         return Collected(len(there), sum(path.stat().st_size for path in there), failed)
@@ -157,6 +162,10 @@ class _Run:
         if remote is None:
             return f"{file.path} is not in {file.repository} at {file.revision}"
         path = self._folder / file.path
+        if (place := PurePosixPath(file.path)).is_absolute() or ".." in place.parts:
+            return f"{file.path} would lie outside {self._folder}"
+        if os.path.lexists(path) and not path.is_file():
+            return f"{path} is there and is no file: move it away"
         if remote.size is not None and path.exists() and path.stat().st_size != remote.size:
             return f"{path} is there with {path.stat().st_size} bytes instead of {remote.size}: move it away"
         return ""
@@ -195,7 +204,7 @@ class _Run:
             self._stop.set()
             raise
         except MovedError as error:
-            reason = f"{error}: {self._collection.advice}"
+            reason = f"{error}: {self._collection.advice or _ASK_AGAIN}"
         except LatentqError as error:
             reason = " ".join(str(error).split())
         self.bar.end(file.path, reason)

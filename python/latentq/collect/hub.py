@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from latentq._core import LatentqError
 from latentq.collect.base import File
-from latentq.collect.download import Pause, Remote, TryAgainError, again_of, denial, retried
+from latentq.collect.download import Pause, Remote, TryAgainError, again_of, cause, denial, retried
 
 _T = TypeVar("_T")
 _AT_ONCE = 1000  # paths asked for in one request
@@ -124,7 +124,7 @@ class Hub:
                     raise LatentqError(f"{repository}: {str(error).strip().partition(chr(10))[0]}") from None
                 raise again from None
             except _no_answer() as error:
-                raise TryAgainError(f"no answer: {error}") from None
+                raise TryAgainError(f"no answer: {cause(error)}") from None
 
         try:
             return retried(once, self._pause)

@@ -33,11 +33,13 @@ def _links(path: Path) -> dict[int, File]:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise FormatError(f"{path} is not UTF-8 text: give the list of links, file name<TAB>link") from None
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         name, _, link = (cell.strip() for cell in line.partition("\t"))
         match = _NAME.fullmatch(name)
+        if match is None and number == 1:  # the header
+            continue
         if match is None or not link.startswith(("http://", "https://")):
             raise FormatError(f"{path}, line {number}: not the name of a tar, a tab and its link")
         archives.setdefault(int(match[1]), File(str(int(match[1])), name, address=link))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ LABEL = ("label", "class", "class_id", "label_id")
 LABEL_TEXT = ("label_text", "label_as_text", "class_name", "label_name")
 CAPTION = ("caption", "text", "prompt", "captions", "reference_strs")
 ID = ("image_id", "id", "key")
+_HALF = re.compile("[\ud800-\udfff]")  # as JSON may escape it; no file can hold it as UTF-8
 
 
 def column_of(names: tuple[str, ...], columns: Collection[str]) -> str | None:
@@ -25,9 +27,9 @@ def column_of(names: tuple[str, ...], columns: Collection[str]) -> str | None:
 
 
 def captions_of(value: Any) -> tuple[str, ...]:
-    """The captions in a cell: one, or a list of several; an empty one is none."""
+    """The captions in a cell: one, or a list of several; an empty one is none, nor is half a surrogate pair."""
     values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(text for text in values if isinstance(text, str) and text)
+    return tuple(text for text in values if isinstance(text, str) and text and not _HALF.search(text))
 
 
 def caption_facts(captions: tuple[str, ...]) -> dict[str, Any]:
