@@ -291,12 +291,13 @@ def test_an_image_without_caption_and_a_caption_without_image_are_rejects(tmp_pa
         ("alone.txt", b"a caption"),
         ("bare.jpg", next(iter(pictures_made.values()))),
     ]
-    members += [("bad.jpg", b"x"), ("bad.txt", b"\xff")]
+    members += [("bad.jpg", b"x"), ("bad.txt", b"\xff"), ("blank.jpg", b"x"), ("blank.txt", b" \n")]
     found = faults(open_source(make_tar(tmp_path / "a.tar", members)))
     assert found == {
         "a.tar/alone.txt": "no image for this caption",
         "a.tar/bare.jpg": "no caption",
         "a.tar/bad.jpg": "its caption is not UTF-8",
+        "a.tar/blank.jpg": "no caption: it is empty",
     }
 
 

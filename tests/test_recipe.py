@@ -159,5 +159,9 @@ def test_overrides_that_do_not_apply_are_refused():
         Recipe.load("imagenet.int8").override(calibrate="mse")
     with pytest.raises(RecipeError, match="from 2 to 8"):
         Recipe.load("default").override(bits=1)
+    with pytest.raises(RecipeError, match=r"min_size and image\.min_side must be at least 0"):
+        Recipe.load("default").override(min_size=-1)
+    with pytest.raises(RecipeError, match="recipe default embeds no captions: a text encoder must be named"):
+        Recipe.load("default").override(text_length=5)
     with pytest.raises(TypeError, match="batch"):
         Recipe.load("default").override(batch=1)

@@ -17,7 +17,8 @@ from archive_making import make_tar, make_zip, pictures_of, with_captions
 from conftest import contents, paint
 from latentq import LatentqError, MismatchError, encode, mds, verify
 from latentq.cli import main
-from latentq.shards import COLLECTIONS, shards, to_jpeg
+from latentq.collect import COLLECTIONS
+from latentq.shards import shards, to_jpeg
 
 SMALL = {"min_size": 64, "max_size": 128}
 

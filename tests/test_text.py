@@ -101,6 +101,13 @@ def test_what_cannot_be_loaded_gives_one_line(tiny_clip, tiny_vae, tiny_open_cli
     )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    for whole, file in (
+        (tiny_open_clip, "open_clip_model.safetensors"),
+        (tiny_clip, "text_encoder/model.safetensors"),
+    ):
+        short = tmp_path / f"short-{whole.name}"
+        shutil.copytree(whole, short)
+        (short / file).write_bytes((short / file).read_bytes()[:-1000])
     for name, text in (
         ("no-such", "no text encoder 'no-such': it is no folder and no hub name"),
         ("owner/name", "'owner/name': the hub cannot be reached"),
@@ -108,6 +115,8 @@ def test_what_cannot_be_loaded_gives_one_line(tiny_clip, tiny_vae, tiny_open_cli
         (tmp_path / "empty", "holds no text encoder"),
         (f"openclip:{tmp_path / 'empty'}", "open_clip_config.json"),
         (f"openclip:{tmp_path / 'unsaved'}", "cannot load the text encoder 'openclip:unsaved'"),
+        (f"openclip:{tmp_path / f'short-{tiny_open_clip.name}'}", "cannot load the text encoder 'openclip:short-"),
+        (tmp_path / f"short-{tiny_clip.name}", "cannot load the text encoder '"),
         (tmp_path / "other", "is of type bert; the types that can be loaded are: clip, clip_text_model, t5"),
         (tiny_vae, "config.json: KeyError"),
         (tiny_clip / "text_encoder", "holds no tokenizer; name the whole pipeline"),

@@ -17,8 +17,9 @@ from archive_making import make_tar, make_zip, pictures_of, with_captions
 from conftest import contents
 from latentq import Card, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.cli import main
+from latentq.collect import COLLECTIONS
 from latentq.recipe import Column
-from latentq.shards import COLLECTIONS, shards
+from latentq.shards import shards
 from latentq.sources import Captions
 from latentq.sources.listing import Listing
 from latentq.text import Embeddings, load_text_encoder

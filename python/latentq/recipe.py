@@ -266,6 +266,8 @@ class Recipe:
                 raise RecipeError(f"{name} must be a whole number of at least 1, not {value!r}")
         if recipe.text.length < 0 or recipe.text.captions < 1:
             raise RecipeError("text.length must be at least 0, and text.captions at least 1")
+        if recipe.image.min_size < 0 or recipe.image.min_side < 0:
+            raise RecipeError("image.min_size and image.min_side must be at least 0")
         if recipe.texts() and not recipe.text.model:
             raise RecipeError(f"columns.{next(iter(recipe.texts()))} needs a text encoder: text.model names it")
         if not recipe.encoded():
@@ -384,7 +386,10 @@ class Recipe:
             after = Recipe.from_dict(data)
             if replace(after, changed=()) != replace(before, changed=()) and option not in changed:
                 changed.append(option)
-        return replace(Recipe.from_dict(data), changed=tuple(sorted(changed)))
+        recipe = replace(Recipe.from_dict(data), changed=tuple(sorted(changed)))
+        if recipe.text != self.text and not recipe.texts():
+            raise RecipeError(f"recipe {self.name} embeds no captions: a text encoder must be named")
+        return recipe
 
 
 _TEXT_FIELDS = {

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.progress import looking
+from latentq.sources.columns import captions_of
 from latentq.sources.folder import EXTENSIONS
 from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.sources.member import Member
@@ -181,7 +182,8 @@ class Archives:
             return None, "its caption is not UTF-8"
         except (ValueError, KeyError, TypeError, RecursionError):
             return None, f"{NO_CAPTION}: no text {self._field!r} in its JSON"
-        return text.strip(), ""
+        text = text.strip()
+        return (text, "") if captions_of(text) else (None, f"{NO_CAPTION}: it is empty")
 
 
 _NO_IMAGE = "no image for this caption"

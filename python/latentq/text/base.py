@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 
 from latentq.text import Embeddings
+
+UNLOADABLE = (
+    OSError, ValueError, RuntimeError, TypeError, KeyError, AssertionError, EOFError, ImportError,
+    pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
+"""What the libraries raise where a model's files are broken, or not what they say."""
 
 
 class TextNetwork(ABC):

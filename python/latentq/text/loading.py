@@ -11,7 +11,7 @@ from typing import Any
 from latentq._core import LatentqError
 from latentq.autoencoders.base import check_weights
 from latentq.hub import downloaded, matching
-from latentq.text.base import TextNetwork
+from latentq.text.base import UNLOADABLE, TextNetwork
 from latentq.text.clip import ClipText
 from latentq.text.t5 import T5Text
 
@@ -72,9 +72,9 @@ def load(name: str, *, revision: str, subfolder: str, length: int) -> TextNetwor
         with _quiet():
             module, info = model.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(beside)
-    except (OSError, ValueError, RuntimeError, TypeError, ImportError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise
+    except ModuleNotFoundError:
+        raise
+    except UNLOADABLE as error:
         reason = " ".join(str(error).split())
         raise LatentqError(f"cannot load the text encoder {name!r}: {reason}") from None
     # transformers would fill what is missing at random, and only log it. The rest of a larger model may be left over.

@@ -13,7 +13,7 @@ import torch
 from latentq._core import LatentqError
 from latentq.hub import downloaded, matching
 from latentq.text import OPEN_CLIP, Embeddings
-from latentq.text.base import TextNetwork
+from latentq.text.base import UNLOADABLE, TextNetwork
 
 _CONFIG = "open_clip_config.json"
 # The weights that open_clip looks for, in its order.
@@ -99,7 +99,9 @@ class OpenClipText(TextNetwork):
         try:
             model = open_clip.create_model(where, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(where)
-        except (OSError, ValueError, RuntimeError, TypeError, AssertionError) as error:
+        except ModuleNotFoundError:
+            raise
+        except UNLOADABLE as error:
             reason = " ".join(str(error).split())
             raise LatentqError(f"cannot load the text encoder {title!r}: {reason}") from None
         finally:
