@@ -46,8 +46,8 @@ NOTES = """What bounds the rows that say no, where there are any:
 - float16 and bfloat16 to codes are bounded by arithmetic (from the first cache float32 16 * 10^9/s, bfloat16 14, and
   float16, whose conversion is a third of the work, 10.7).
 - Code books of 8 bits to codes are bounded by arithmetic: eight rounds of permutes and comparisons a value.
-- 6 bits packed are bounded by packing, 5 * 10^9/s, which is between 0.56 and 0.68 of the rate of 8 bits from run to run: that
-  rate rose from 7.7 to 8.9 * 10^9/s when quantising past the caches became faster, and packing did not.
+- 6 bits packed are bounded by packing, 5 * 10^9/s, which is between 0.56 and 0.68 of the rate of 8 bits from run to
+  run: that rose from 7.7 to 8.9 * 10^9/s when quantising past the caches became faster, and packing did not.
 - Dequantising is level with torch.compile: 0.99 to 1.12 of its speed from run to run.
 
 On aarch64 the same property tests pass, run by qemu-user, in an unoptimised build: the NEON code that the compiler
