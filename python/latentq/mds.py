@@ -44,7 +44,8 @@ class Writer:
 
     Used as a context manager: an exception inside `with` publishes nothing and removes the temporary. A full shard is
     written by a thread of its own while the next is filled: two shards are in memory at most, while one is compressed
-    also a copy of it and the result. A forked child can neither fill nor publish its parent's dataset.
+    also a copy of it and the result. A forked child can neither fill nor publish its parent's dataset. One thread at a
+    time may use it.
 
     Args:
         path: The dataset's folder: absent (its parent exists), or empty.
