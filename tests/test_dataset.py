@@ -334,6 +334,20 @@ def test_what_a_worker_makes_of_a_batch_is_what_arrives(made):
     assert torch.cat([b["again"] for b in batches]).tolist() == made.labels.tolist()
 
 
+def test_a_batch_that_a_worker_sends_twice_is_an_error_and_no_hang(made):
+    dataset = LatentDataset(made.path)
+    kept = []
+
+    def collate(samples):
+        kept.append(dataset.collate(samples))
+        return kept[0]
+
+    batches = iter(DataLoader(dataset, batch_size=7, num_workers=1, collate_fn=collate, timeout=60))
+    next(batches)
+    with pytest.raises(RuntimeError, match="sent the same batch of latents twice"):
+        next(batches)
+
+
 def test_the_memory_that_workers_share_is_used_again_and_let_go(made):
     dataset = LatentDataset(made.path)
     options = {"batch_size": 2, "collate_fn": dataset.collate, "num_workers": 2}

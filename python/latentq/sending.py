@@ -119,7 +119,7 @@ class Stored(MutableMapping[str, Any]):
         """As the queue between a worker and the process that trains pickles it, once."""
         block = self._block
         if block is None:
-            return self.__reduce__()
+            return self.__reduce__() if self._batch is not None else (_sent_before, ())
         self._block = None
         known, block.is_known = block.is_known, True
         new = None if known else (block.memory, self._layout)
@@ -134,6 +134,11 @@ class Stored(MutableMapping[str, Any]):
 
 
 ForkingPickler.register(Stored, Stored._send)
+
+
+def _sent_before() -> None:
+    """Raises where the batch is received: an error where it is sent would leave the receiver waiting."""
+    raise RuntimeError("a worker has sent the same batch of latents twice: let it keep a copy, dict(batch), instead")
 
 
 class _Worker:
