@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ Scale = Literal["raw", "scaled", "normalized"]
 FloatArray = NDArray[np.float64]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+
+
+class _StoredColumn:
+    """What columns are unless they say otherwise: their bytes are not dequantised in one pass, by the core alone."""
+
+    is_plain: ClassVar[bool] = False
+
+    def direct(self, _dtype: torch.dtype) -> None:
+        """None: there is no quantiser that makes values of that type of stored samples in one pass."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class LatentColumn:
 
 
 @dataclass(frozen=True)
-class TokenColumn:
+class TokenColumn(_StoredColumn):
     """One column of tokens, from stored bytes to int64.
 
     Attributes:
@@ -170,11 +179,6 @@ class TokenColumn:
         """int64, whatever the dtype of latents."""
         return torch.int64
 
-    is_plain = False
-
-    def direct(self, _dtype: torch.dtype) -> None:
-        """None: there is no quantiser."""
-
     def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The tokens of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) int64."""
         if self.facts.dtype == "uint16":  # of which torch can do little
@@ -186,7 +190,7 @@ class TokenColumn:
 
 
 @dataclass(frozen=True)
-class EmbeddingColumn:
+class EmbeddingColumn(_StoredColumn):
     """One column of caption or pooled embeddings, from stored bytes to values.
 
     Attributes:
@@ -211,11 +215,6 @@ class EmbeddingColumn:
         """The type of its values in a dataset of a dtype."""
         return dtype
 
-    is_plain = False
-
-    def direct(self, _dtype: torch.dtype) -> None:
-        """None: it takes more than one pass."""
-
     def decode(self, raw: torch.Tensor, dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The values of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) of the dtype."""
         quantizer, shape = self.facts.quantizer, (len(raw), *self.shape)
@@ -235,7 +234,7 @@ class EmbeddingColumn:
 
 
 @dataclass(frozen=True)
-class MaskColumn:
+class MaskColumn(_StoredColumn):
     """One column of attention masks: uint8, 1 where a token is the caption's.
 
     Attributes:
@@ -254,11 +253,6 @@ class MaskColumn:
     def decoded_type(self, _dtype: torch.dtype) -> torch.dtype:
         """uint8, whatever the dtype of latents."""
         return torch.uint8
-
-    is_plain = False
-
-    def direct(self, _dtype: torch.dtype) -> None:
-        """None: it takes more than one pass."""
 
     def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The masks of stored samples, uint8 (N, nbytes): (N, *shape)."""

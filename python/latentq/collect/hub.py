@@ -133,14 +133,14 @@ class Hub:
 
     def headers(self) -> dict[str, str]:
         """What the hub is told with a request: the token, where there is one."""
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # in its reference, not in __all__
 
         return dict(build_hf_headers())
 
 
 def _no_answer() -> type[Exception]:
     """What is raised where no answer comes, by the library that this version of huggingface_hub asks with."""
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+    from huggingface_hub import get_session
 
     library = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # requests, or an httpx
     error: type[Exception] = getattr(library, "TransportError", None) or library.RequestException

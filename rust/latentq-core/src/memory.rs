@@ -17,7 +17,8 @@ pub fn advise_huge(memory: &mut [MaybeUninit<u8>]) {
 #[cfg(not(target_os = "linux"))]
 pub fn advise_huge(_: &mut [MaybeUninit<u8>]) {}
 
-/// Has the processor fetch `bytes` into its second cache while it does something else. (Into the first was slower: fewer fetches are under way there.)
+/// Has the processor fetch `bytes` into its second cache while it does something else. (Into the first was slower: fewer
+/// fetches are under way there.)
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 #[inline(always)]

@@ -222,6 +222,14 @@ impl Writer {
         }
     }
 
+    /// Refuses to go on after a failure.
+    fn check_going(&self) -> Result<()> {
+        match self.failed {
+            true => Err(Error::argument("the writer failed before: the dataset cannot be completed")),
+            false => Ok(()),
+        }
+    }
+
     /// Bytes of a shard without samples.
     fn empty_len(&self) -> u64 {
         8 + self.form.config_bytes.len() as u64
@@ -235,9 +243,7 @@ impl Writer {
     }
 
     fn push<'a>(&mut self, value: impl Fn(usize) -> &'a [u8]) -> Result<()> {
-        if self.failed {
-            return Err(Error::argument("the writer failed before: the dataset cannot be completed"));
-        }
+        self.check_going()?;
         let size =
             self.schema.header + (0..self.schema.columns.len()).map(|column| value(column).len() as u64).sum::<u64>();
         if !self.fits(size) {
@@ -292,12 +298,13 @@ impl Writer {
     /// A further file, published together with the shards.
     ///
     /// # Errors
-    /// An argument error for a name with a separator, one that is the writer's own, or one that is there.
+    /// An argument error for a name with a separator, one that is the writer's own, or one that is there, and after a failure.
     pub fn add_file(&mut self, name: &str, data: &[u8]) -> Result<()> {
         let own = name == INDEX || (name.starts_with("shard.") && name.contains(".mds"));
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0']) || own {
             return Err(Error::argument(format!("{name:?} cannot be the name of a further file")));
         }
+        self.check_going()?;
         if !self.files.insert(name.to_owned()) {
             return Err(Error::argument(format!("the file {name:?} is there twice")));
         }
