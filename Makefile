@@ -38,6 +38,7 @@ lint: build
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports
 	python -m mypy.stubtest latentq._core
 
 # The whole way once, on the photographs inside scikit-image: see examples/demo.py.

@@ -24,10 +24,10 @@ from PIL import Image
 from streaming import MDSWriter
 
 import latentq
-from latentq.autoencoders.kl import KLAutoencoder
-from latentq.recipe import Recipe
+from latentq.encoding.stages import Profile
+from latentq.format.recipe import Recipe
+from latentq.models.autoencoders.kl import KLAutoencoder
 from latentq.sources import Listing, Sample
-from latentq.stages import Profile
 
 SIZE = 256
 RECIPE = {

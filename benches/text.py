@@ -25,9 +25,9 @@ WIDTH = 1024
 CODE = """
 import resource, sys, time
 from latentq import encode
-from latentq.recipe import Recipe
-from latentq.stages import Profile
-from latentq.text import load_text_encoder
+from latentq.format.recipe import Recipe
+from latentq.encoding.stages import Profile
+from latentq.models.text import load_text_encoder
 model, source, out, batch, recipe = sys.argv[1:]
 start = time.perf_counter()
 if source:

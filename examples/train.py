@@ -28,7 +28,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from latentq import LatentDataset
-from latentq.decode import autoencoder_for, decode_latents
+from latentq.models.decode import decode_latents
+from latentq.models.match import autoencoder_for
 
 LABEL_DROPOUT = 0.1
 LEARNING_RATE = 2e-3

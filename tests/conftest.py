@@ -153,7 +153,7 @@ def tiny_taming(tmp_path_factory: pytest.TempPathFactory, tiny_vq: Path) -> Path
     """The weights of `tiny_vq` as taming-transformers would have saved them: `last.ckpt` and `model.yaml`."""
     from diffusers import VQModel
 
-    from making import save_as_taming
+    from support.making import save_as_taming
 
     folder = tmp_path_factory.mktemp("models") / "tiny-taming"
     save_as_taming(VQModel.from_pretrained(tiny_vq), folder)
@@ -182,7 +182,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def tiny_open_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A randomly initialised open_clip model: captions of 77 tokens, 32 wide, 24 pooled."""
-    from text_making import save_open_clip
+    from support.text_making import save_open_clip
 
     return save_open_clip(tmp_path_factory.mktemp("models") / "tiny-open-clip")
 
@@ -193,7 +193,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Beside them, with the suffix _2, one with projection: 24 pooled.
     """
-    from text_making import save_clip
+    from support.text_making import save_clip
 
     folder = tmp_path_factory.mktemp("models") / "tiny-clip"
     save_clip(folder, seed=1, projected=True, number="_2")
@@ -203,6 +203,6 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A randomly initialised `T5EncoderModel` with its tokenizer: 20 tokens, 32 wide."""
-    from text_making import save_t5
+    from support.text_making import save_t5
 
     return save_t5(tmp_path_factory.mktemp("models") / "tiny-t5")

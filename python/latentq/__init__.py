@@ -10,16 +10,16 @@ from latentq._core import FormatError, ImageError, LatentqError, MismatchError, 
 
 if TYPE_CHECKING:
     from latentq import image, mds
-    from latentq.autoencoders import Autoencoder, load_autoencoder
-    from latentq.card import Card
-    from latentq.checks import verify
-    from latentq.dataset import LatentDataset
-    from latentq.loader import LatentLoader
-    from latentq.mixture import LatentMixture
-    from latentq.pipeline import encode
+    from latentq.encoding.pipeline import encode
+    from latentq.format.card import Card
+    from latentq.format.recipe import Recipe
+    from latentq.inspect.verify import verify
+    from latentq.models.autoencoders import Autoencoder, load_autoencoder
+    from latentq.models.text import TextEncoder, load_text_encoder
     from latentq.quantizer import Quantizer
-    from latentq.recipe import Recipe
-    from latentq.text import TextEncoder, load_text_encoder
+    from latentq.reading.dataset import LatentDataset
+    from latentq.reading.loader import LatentLoader
+    from latentq.reading.mixture import LatentMixture
 
 __all__ = [
     "Autoencoder",
@@ -44,19 +44,20 @@ __all__ = [
     "verify",
 ]
 
+
 _HOMES = {
-    "Autoencoder": "latentq.autoencoders",
-    "Card": "latentq.card",
-    "LatentDataset": "latentq.dataset",
-    "LatentLoader": "latentq.loader",
-    "LatentMixture": "latentq.mixture",
+    "Autoencoder": "latentq.models.autoencoders",
+    "Card": "latentq.format.card",
+    "LatentDataset": "latentq.reading.dataset",
+    "LatentLoader": "latentq.reading.loader",
+    "LatentMixture": "latentq.reading.mixture",
     "Quantizer": "latentq.quantizer",
-    "Recipe": "latentq.recipe",
-    "TextEncoder": "latentq.text",
-    "encode": "latentq.pipeline",
-    "load_autoencoder": "latentq.autoencoders",
-    "load_text_encoder": "latentq.text",
-    "verify": "latentq.checks",
+    "Recipe": "latentq.format.recipe",
+    "TextEncoder": "latentq.models.text",
+    "encode": "latentq.encoding.pipeline",
+    "load_autoencoder": "latentq.models.autoencoders",
+    "load_text_encoder": "latentq.models.text",
+    "verify": "latentq.inspect.verify",
 }
 
 

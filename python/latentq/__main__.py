@@ -2,6 +2,6 @@
 
 import sys
 
-from latentq.cli import main
+from latentq.cli.main import main
 
 sys.exit(main())

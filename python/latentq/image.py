@@ -20,14 +20,28 @@ from latentq import _core
 
 __all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_batch", "load_sizes", "resize"]
 
+
 Alpha: TypeAlias = Literal["white", "black", "drop"]
+
+
 Icc: TypeAlias = Literal["srgb", "ignore"]
+
+
 Filter: TypeAlias = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+
 Crop: TypeAlias = Literal["center", "center-round", "adm"]
+
+
 Layout: TypeAlias = Literal["chw", "hwc"]
+
+
 Item: TypeAlias = bytes | str | os.PathLike[str]
 
+
 MAX_PIXELS: int = _core.MAX_PIXELS
+
+
 """The pixel limit where none is given: the one above which Pillow refuses an image."""
 
 

@@ -25,16 +25,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from latentq import _core
 from latentq._core import FormatError
-from latentq.memory import available_bytes
+from latentq.system.memory import available_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["Finding", "Reader", "Repair", "Writer", "merge", "merged_index", "repair", "verify"]
 
+
 StrPath: TypeAlias = str | os.PathLike[str]
 
+
 _INT64, _UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
+
 
 _SHARE = 8  # of the available memory, what all readers of a process together hold of shards that are not compressed
 
@@ -611,6 +614,7 @@ _ENCODERS: dict[str, Callable[[Any], bytes | str]] = {
     "list[png]": _list_encoder(_encode_png),
 }
 
+
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "json": json.loads,
     "str_int": int,
@@ -626,7 +630,9 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "list[png]": _list_decoder(_decode_image),
 }
 
+
 # Raised by a decoder, these say nothing of what it was given: Pillow is not installed, or memory is short.
 _NOT_THE_VALUE = (ImportError, MemoryError)
+
 
 _IMAGES = {"pil", "jpeg", "png", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]"}

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from latentq.collect.hub import Hub
+from latentq.collect.file import File
 
 Subset = Literal["small", "all"]
+
+
 Columns = Mapping[str, tuple[str, str]]
+
+
 """By the name of a column: what it holds (`image`, `width`, `height`, or a field of `Sample`) and its MDS encoding."""
+
 
 COLUMNS: Columns = {
     "jpg": ("image", "jpeg"),
@@ -19,25 +25,6 @@ COLUMNS: Columns = {
     "width": ("width", "int32"),
     "height": ("height", "int32"),
 }
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a collection.
-
-    Attributes:
-        id: What the user calls it: an archive's number, or its name.
-        path: Where it lies below the collection's folder; in a repository of the hub likewise.
-        repository: The hub's data set that has it; empty where `address` says where it is.
-        revision: Of the repository.
-        address: Its URL, if it is not on the hub.
-    """
-
-    id: str
-    path: str
-    repository: str = ""
-    revision: str = "main"
-    address: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from latentq.collect.base import Collection, File, Request
+from latentq.collect.base import Collection, Request
+from latentq.collect.file import File
 from latentq.collect.hub import Hub
 
 _REPOSITORY = "pixparse/cc12m-wds"

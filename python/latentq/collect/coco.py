@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from latentq.collect.base import COLUMNS, Collection, File, Request
+from latentq.collect.base import COLUMNS, Collection, Request
+from latentq.collect.file import File
 from latentq.collect.hub import Hub
 
 _SITE = "http://images.cocodataset.org"
+
+
 _FILES = ("zips/val2014.zip", "annotations/annotations_trainval2014.zip")
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from latentq.collect.base import Collection, File, Request
+from latentq.collect.base import Collection, Request
+from latentq.collect.file import File
 from latentq.collect.hub import Hub
 
 _REPOSITORY = "poloclub/diffusiondb"
+
+
 _METADATA = "metadata-large.parquet"
+
+
 _FIRST_OF_PART_2 = 10_001
 
 

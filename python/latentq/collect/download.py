@@ -22,23 +22,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from latentq._core import LatentqError
-from latentq.publish import sync
+from latentq.store.local import sync
 
 if TYPE_CHECKING:
     import requests
 
 _T = TypeVar("_T")
+
+
 Pause = Callable[[float, str], None]
+
+
 """Waits so many seconds, for the reason given, or raises where the work is to stop; 0 only looks whether it is."""
 
+
 _ATTEMPTS = 8  # without a new byte
+
+
 _WRONG = 3  # times that a file came whole and was not what it should be
+
+
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds
+
+
 _TIMEOUT = (15, 60)  # seconds: to connect; between bytes
+
+
 _CHUNK = 1 << 16
+
+
 _LATER = (408, 425, 429, 500, 502, 503, 504)
+
+
 _NOT_SATISFIABLE = 416
+
+
 _UNKNOWN = "unknown"
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

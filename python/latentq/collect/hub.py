@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from latentq._core import LatentqError
-from latentq.collect.base import File
 from latentq.collect.download import Pause, Remote, TryAgainError, again_of, cause, denial, retried
+from latentq.collect.file import File
 
 _T = TypeVar("_T")
+
+
 _AT_ONCE = 1000  # paths asked for in one request
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from latentq.collect.base import Collection, File, Request
+from latentq.collect.base import Collection, Request
+from latentq.collect.file import File
 from latentq.collect.hub import Hub
 
 _REPOSITORY = "JourneyDB/JourneyDB"
+
+
 _ANNOTATIONS = ("data/train/train_anno_realease_repath.jsonl.tgz", "data/valid/valid_anno_repath.jsonl.tgz")
 
 

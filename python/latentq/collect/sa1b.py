@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 from latentq._core import FormatError
-from latentq.collect.base import COLUMNS, Collection, File, Request
+from latentq.collect.base import COLUMNS, Collection, Request
+from latentq.collect.file import File
 from latentq.collect.hub import Hub
 
 _CAPTIONS = File("SA1B_caption.tar.gz", "SA1B_caption.tar.gz", "PixArt-alpha/SAM-LLaVA-Captions10M")
+
+
 _NAME = re.compile(r"[\w.-]*?(\d+)\.tar")
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 
 from latentq._core import LatentqError
-from latentq.collect.base import COLUMNS, Collection, File, Request
+from latentq.collect.base import COLUMNS, Collection, Request
+from latentq.collect.file import File
 from latentq.collect.hub import Hub
 
 _REPOSITORY = "HuggingFaceM4/TextCaps"
+
+
 _SPLITS = {"train", "validation"}
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TextIO
 
 from latentq._core import LatentqError
-from latentq.publish import SHARDS
+from latentq.format.files import SHARDS
 from latentq.sources.captions import Captioned, Captions
 from latentq.sources.listing import Listing, Sample, Source
 
 __all__ = ["Captions", "Listing", "Sample", "Source", "exists", "open_source"]
 
+
 _SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".zip": "zip", ".parquet": "parquet"}
+
+
 _HUB = "hf:"
 
 

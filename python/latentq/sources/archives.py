@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.progress import looking
 from latentq.sources.columns import captions_of
 from latentq.sources.folder import EXTENSIONS
 from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.sources.member import Member
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
+from latentq.system.progress import looking
 
 _KINDS: dict[str, type[Tar | Zip]] = {"tar": Tar, "zip": Zip}
+
+
 _SIDECARS = ("txt", "json")
+
+
 NO_CAPTION = "no caption"
 
 

@@ -17,7 +17,11 @@ from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
+
+
 _TABLES = {".csv": ",", ".tsv": "\t"}
+
+
 _Row = Mapping[str, Any]
 
 

@@ -10,14 +10,26 @@ if TYPE_CHECKING:
     from latentq.sources.listing import Sample
 
 IMAGE = ("jpg", "jpeg", "image", "img", "picture", "png", "webp", "image_bytes")
+
+
 KEY = (
     "image_file", "path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path",
     "img_path", "image_name", "key", "id", "image_id",
 )  # fmt: skip
+
+
 LABEL = ("label", "class", "class_id", "label_id")
+
+
 LABEL_TEXT = ("label_text", "label_as_text", "class_name", "label_name")
+
+
 CAPTION = ("caption", "text", "prompt", "captions", "reference_strs")
+
+
 ID = ("image_id", "id", "key")
+
+
 _HALF = re.compile("[\ud800-\udfff]")  # as JSON may escape it; no file can hold it as UTF-8
 
 

@@ -8,15 +8,14 @@ import itertools
 import json
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from latentq._core import FormatError, LatentqError, MismatchError
+from latentq.format.tsv import tsv_line, tsv_values
 
-_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
 _COMPRESSED = (".tgz", ".tar.gz")
 
 
@@ -59,6 +58,8 @@ class Sample:
 
 
 _COLUMNS = tuple(field.name for field in fields(Sample))
+
+
 _NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
 
 
@@ -245,29 +246,3 @@ def _unlike_listing(sample: Sample, path: Path) -> str | None:
         listed = "as missing" if sample.bytes is None else f"with {sample.bytes} bytes"
         raise MismatchError(f"{path} is listed {listed} and has {status.st_size} bytes now")
     return None
-
-
-def tsv_line(values: Iterable[object]) -> str:
-    """A line of tab-separated values, escaped as in samples.tsv; None is empty."""
-    return "\t".join("" if value is None else _escape(str(value)) for value in values)
-
-
-def tsv_values(line: str) -> list[str]:
-    """The values of a line that `tsv_line` wrote, None as an empty text."""
-    return [_unescape(cell) for cell in line.split("\t")]
-
-
-def _escape(text: str) -> str:
-    if not any(character in text for character in _ESCAPES):
-        return text
-    return "".join(_ESCAPES.get(character, character) for character in text)
-
-
-def _unescape(text: str) -> str:
-    if "\\" not in text:
-        return text
-    parts, at = [], 0
-    while (found := text.find("\\", at)) >= 0:
-        parts += [text[at:found], _UNESCAPES.get(text[found : found + 2], text[found : found + 2])]
-        at = found + 2
-    return "".join([*parts, text[at:]])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from latentq._core import FormatError
 
 LARGEST = 1 << 30
+
+
 """Bytes of the largest member that is read at once."""
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.progress import looking
 from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_of, column_of, several
 from latentq.sources.listing import Listing, Sample, unchanged_files
+from latentq.system.progress import looking
 
 
 def _without_rows(path: Path) -> bool:

@@ -13,8 +13,13 @@ from latentq.sources.folder import file_size
 from latentq.sources.listing import Listing, Sample
 
 _DIGITS = 18  # any number of so many digits is an int64
+
+
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
 
 # What a header may call each column; compared without regard to case.
 _NAMES = {"key": KEY, "label": LABEL, "label_text": LABEL_TEXT, "caption": ("caption", "text", "prompt")}

@@ -17,10 +17,20 @@ from latentq.sources.listing import Sample
 from latentq.sources.member import LARGEST, Member, broken
 
 _BLOCK = 512
+
+
 _LONGEST = 1 << 20  # bytes of a long name or of pax records
+
+
 _CHUNK = 1 << 20
+
+
 _REGULAR = (b"0", b"\0", b"7")
+
+
 _FOLDER, _GNU_SPARSE = b"5", b"S"
+
+
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"6", _FOLDER)
 
 

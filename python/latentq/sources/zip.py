@@ -14,8 +14,14 @@ from latentq.sources.listing import Sample
 from latentq.sources.member import LARGEST, Member, broken
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # the header before a member's data
+
+
 _DESCRIPTOR = struct.Struct("<4sL")  # the checksum behind it, where it was not known before
+
+
 _ENCRYPTED, _CHECKSUM_BEHIND = 0x1, 0x8
+
+
 _NOT_A_ZIP = (
     zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OverflowError, IndexError, struct.error
 )  # fmt: skip

@@ -1,0 +1,5 @@
+"""The public path of autoencoders; their home is `latentq.models.autoencoders`."""
+
+from latentq.models.autoencoders import DEFAULT, Autoencoder, Posterior, Tokenizer, load_autoencoder
+
+__all__ = ["DEFAULT", "Autoencoder", "Posterior", "Tokenizer", "load_autoencoder"]

@@ -1,0 +1,156 @@
+"""The TSV of tokens that VQGAN-f16-16384's page writes: columns image_file and encoding, "[1,2,...]"."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq._core import FormatError, LatentqError, MismatchError
+from latentq.converting.foreign import Foreign, Maker, batches, open_columns
+from latentq.format.card import Card
+from latentq.format.recipe import Recipe
+from latentq.sources import Listing, Sample
+from latentq.system.progress import Progress
+
+RECIPE = "vqgan-f16-16384"
+
+
+SUFFIX = ".tsv"
+
+
+HEADER = ("image_file", "encoding")
+
+
+CODEBOOK = 16384
+
+
+_FACTOR = 16  # pixels to a token, along a side
+
+
+def read(path: Path) -> Foreign:
+    """Reads such a file, its tokens into the memory: two bytes each.
+
+    Raises:
+        FormatError: It is something else, or a row is not a path and as many tokens as the first has; the message names
+            the file and the line.
+        OSError: It cannot be read.
+    """
+    samples: list[Sample] = []
+    rows: list[NDArray[np.uint16]] = []
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        lines = _lines(path, file)
+        header = next(lines, (1, []))[1]
+        if tuple(header) != HEADER:
+            have = " and ".join(map(repr, header[:3])) or "nothing"
+            raise FormatError(f"{path}, line 1: the header must be image_file and encoding, not {have[:80]}")
+        for line, cells in lines:
+            if not cells:  # a blank line, which pandas passes over too
+                continue
+            try:
+                key, tokens = _row(cells, len(rows[0]) if rows else None)
+            except ValueError as error:
+                raise FormatError(f"{path}, line {line}: {error}") from None
+            samples.append(Sample(key, bytes=None))
+            rows.append(tokens)
+    if not rows:
+        raise FormatError(f"{path}: holds no samples")
+    side = isqrt(len(rows[0]))
+    if side * side != len(rows[0]):
+        raise FormatError(f"{path}: {len(rows[0])} tokens for an image do not make a square")
+    recipe = Recipe.load(RECIPE)
+    if (side, side) not in [column.shape for column in recipe.tokens().values()]:
+        recipe = recipe.override(size=side * _FACTOR)
+    low, high = recipe.autoencoder.pixel_range
+    maker = Maker(recipe.autoencoder.model, "taming.VQModel", 1.0, (low, high), (1, side, side), CODEBOOK)
+
+    def stored(numbers: Sequence[int]) -> NDArray[np.uint16]:
+        return np.stack([rows[number] for number in numbers]).reshape(-1, side, side)
+
+    return Foreign("TSV of tokens", recipe, maker, Listing(tuple(samples), ()), stored)
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a TSV as pandas writes it, and the lines where they end."""
+    reader = csv.reader(file, delimiter="\t")
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise FormatError(f"{path}, line {reader.line_num}: not a TSV: {error}") from None
+
+
+def _row(cells: list[str], count: int | None) -> tuple[str, NDArray[np.uint16]]:
+    """A row's path and tokens, `count` of them. Raises ValueError."""
+    if len(cells) != len(HEADER):
+        raise ValueError(f"must have {len(HEADER)} columns, not {len(cells)}")
+    key, text = cells
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the path is not UTF-8") from None
+    try:
+        tokens = json.loads(text)
+    except (ValueError, RecursionError):
+        hint = ": NumPy has left tokens out of it" if "..." in text else ""
+        raise ValueError(f"the encoding must be a list of tokens as [1,2,3], not {text[:40]!r}{hint}") from None
+    if not isinstance(tokens, list) or set(map(type, tokens)) != {int}:
+        raise ValueError(f"the encoding must be a list of whole numbers, not {text[:40]!r}")
+    if min(tokens) < 0 or max(tokens) >= CODEBOOK:
+        wrong = next(token for token in tokens if not 0 <= token < CODEBOOK)
+        raise ValueError(f"token {wrong} is outside the code book of {CODEBOOK}")
+    if count is not None and len(tokens) != count:
+        raise ValueError(f"has {len(tokens)} tokens, and the first row {count}")
+    return key, np.array(tokens, np.uint16)
+
+
+def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.int64]) -> None:
+    """Writes rows of the TSV, byte for byte as pandas does.
+
+    Args:
+        file: Opened with newline="".
+        keys: n paths.
+        tokens: (n, ...) whole numbers.
+    """
+    rows = tokens.reshape(len(tokens), -1).tolist()
+    encodings = (json.dumps(row, separators=(",", ":")) for row in rows)
+    csv.writer(file, delimiter="\t", lineterminator="\n").writerows(zip(keys, encodings, strict=True))
+
+
+def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
+    """Writes such a file of a dataset of tokens.
+
+    Args:
+        dataset: The dataset.
+        out: The file, not there yet.
+        progress: Where progress is told.
+
+    Returns:
+        How many samples were written.
+
+    Raises:
+        LatentqError: The dataset has no tokens or no keys, or its code book is larger (`MismatchError`).
+    """
+    card = Card.load(dataset)
+    if not card.tokens:
+        raise LatentqError(f"{dataset} holds no tokens: a {SUFFIX} is of tokens")
+    name, facts = next(iter(card.tokens.items()))
+    if facts.codebook_size > CODEBOOK:
+        raise MismatchError(f"{dataset} has a code book of {facts.codebook_size}, the layout of {RECIPE} of {CODEBOOK}")
+    opened = open_columns(dataset, name, RECIPE, ["key"])
+    with (
+        out.open("x", encoding="utf-8", newline="") as file,
+        Progress(len(opened), "convert", progress) as bar,
+    ):
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerow(HEADER)
+        for numbers in batches(range(len(opened))):
+            tokens, keys = opened.batch(numbers).values()
+            write_rows(file, keys, tokens.numpy())
+            bar.update(len(numbers))
+    return len(opened)

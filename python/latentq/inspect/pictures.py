@@ -1,0 +1,179 @@
+"""From stored latents back to pictures, alone or on a sheet beside their originals."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq._core import LatentqError
+from latentq.format.card import Card
+from latentq.format.recipe import FLOATS
+from latentq.inspect.originals import Originals
+from latentq.sources import Sample
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from latentq.reading.layout import Layout
+from latentq.models.decode import decode_latents
+from latentq.models.match import autoencoder_for
+
+_SHOWN = 8
+
+
+_MARGIN, _LINE, _CAPTION = 6, 15, 250  # pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a sheet.
+
+    Attributes:
+        pixels: (S, S, 3) uint8.
+        lines: What stands under it.
+        psnr: Against the original, in dB, where there is one.
+    """
+
+    pixels: NDArray[np.uint8]
+    lines: tuple[str, ...]
+    psnr: float | None = None
+
+
+def latent_name(path: str | os.PathLike[str], card: Card, column: str | None) -> str:
+    """The column of latents, moments or tokens that is meant: the first where None.
+
+    Raises:
+        LatentqError: There is none of that name.
+    """
+    encoded = card.recipe.encoded()
+    name = column or next(iter(encoded))
+    if name not in encoded:
+        raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(encoded)}")
+    return name
+
+
+def psnr(pixels: NDArray[np.uint8], original: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of 8-bit pictures, in dB; infinite where they are equal."""
+    error = np.mean((pixels.astype(np.float64) - original) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def pictures(
+    path: str | os.PathLike[str],
+    indices: Sequence[int] | None = None,
+    *,
+    column: str | None = None,
+    source: str | os.PathLike[str] | None = None,
+    autoencoder: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+) -> list[list[Picture]]:
+    """Samples of a dataset, or of what `latentq.convert` reads, as pictures.
+
+    Args:
+        path: The dataset, or another tool's file or folder.
+        indices: Which samples; negative ones count from the end; None takes 8, evenly spread.
+        column: Which latent column; the first where None.
+        source: What the dataset was made from, to show beside it.
+        autoencoder: Where the autoencoder is, if its name in the card is not enough.
+        device: Where it computes.
+
+    Returns:
+        For each sample the decoded picture, or, given a source, three: the original, what the autoencoder makes of it,
+        and what it makes of the stored latent.
+
+    Raises:
+        IndexError: There is no such sample.
+        LatentqError: The dataset, the autoencoder or an original cannot be read.
+    """
+    from latentq.converting import open_foreign
+    from latentq.reading.dataset import LatentDataset
+
+    foreign = open_foreign(path)
+    card = Card.load(path) if foreign is None else foreign.card
+    name = latent_name(path, card, column)
+    opened = LatentDataset(path, columns=[name]) if foreign is None else foreign
+    count = len(opened)
+    if indices is None:
+        indices = [place * count // min(count, _SHOWN) for place in range(min(count, _SHOWN))]
+    for index in indices:
+        if not -count <= index < count:
+            raise IndexError(f"index {index}: {path} has {count} samples")
+    if not indices:
+        raise LatentqError(f"{path} holds no samples to decode")
+    network = autoencoder_for(card, autoencoder, device=device)
+    beside: tuple[Originals, Layout] | None = None
+    if source is not None:
+        if not isinstance(opened, LatentDataset):
+            raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to see its originals beside it")
+        beside = Originals(path, card, name, source, network, device=device), opened.layout
+    rows = []
+    for number in [index % count for index in indices]:
+        stored = decode_latents(network, opened.decodable([number]).to(device))[0]
+        rows.append(_compare(*beside, number, stored) if beside else [Picture(stored, (f"#{number}",))])
+    return rows
+
+
+def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
+    """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given.
+
+    Of tokens there are two: what the autoencoder makes of a picture is the stored one.
+    """
+    from latentq.reading.columns import TokenColumn
+
+    column = next(iter(layout.pictures.values()))
+    sample = originals.sample(index)
+    pixels, latents = originals.encode([index])
+    original = pixels[0].transpose(1, 2, 0)
+    result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
+    if isinstance(column, TokenColumn):
+        made = [("tokens", stored, column.nbytes)]
+    else:
+        title = f"{'moments, ' if column.moments else ''}{_title(column.facts.quantizer)}"
+        made = [
+            ("float32", decode_latents(originals.network, latents)[0], latents[0].size * 4),
+            (title, stored, column.nbytes),
+        ]
+    for title, decoded, size in made:
+        value = psnr(decoded, original)
+        result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
+    return result
+
+
+def _title(quantizer: Any) -> str:
+    return str(quantizer.kind) if quantizer.kind in FLOATS else f"{quantizer.bits}-bit integers"
+
+
+def _name(sample: Sample) -> str:
+    name = "".join(letter if letter.isprintable() else "?" for letter in sample.text.rpartition("/")[2])
+    return name if len(name) <= 34 else f"{name[:20]}...{name[-11:]}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} bytes"
+
+
+def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
+    """A contact sheet: the pictures of a sample side by side, samples in as many columns as fit well."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = max(picture.pixels.shape[0] for row in rows for picture in row)
+    across = len(rows[0])
+    groups = max(1, round((len(rows) / across) ** 0.5))
+    lines = max(len(picture.lines) for row in rows for picture in row)
+    width, height = max(side, _CAPTION) + _MARGIN, side + lines * _LINE + 2 * _MARGIN
+    canvas = Image.new("RGB", (_MARGIN + groups * across * width, _MARGIN + -(-len(rows) // groups) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
+    for index, row in enumerate(rows):
+        for place, picture in enumerate(row):
+            left = _MARGIN + (index % groups * across + place) * width
+            top = _MARGIN + index // groups * height
+            canvas.paste(Image.fromarray(np.ascontiguousarray(picture.pixels)), (left, top))
+            for number, line in enumerate(picture.lines):
+                draw.text((left, top + side + 2 + number * _LINE), line, fill="black", font=font)
+    return canvas

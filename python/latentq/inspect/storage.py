@@ -1,0 +1,108 @@
+"""What a dataset takes, beside what its pictures and their latents as floats would."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from latentq import image
+from latentq._core import LatentqError
+from latentq.format.card import Card
+from latentq.inspect.originals import stored_samples
+from latentq.sources import Sample, open_source
+
+QUALITY = 95
+
+
+"""Of the JPEGs that are tried."""
+
+
+_TRIED = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to store the same samples.
+
+    Attributes:
+        what: The way.
+        bytes: All samples together; None where it is not known.
+        each: A sample, on average.
+        note: Why not, or how.
+    """
+
+    what: str
+    bytes: int | None
+    each: int | None
+    note: str = ""
+
+
+def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> list[Row]:
+    """The bytes of a finished dataset's samples as images, as smaller JPEGs, as floats and as stored.
+
+    Args:
+        path: The dataset.
+        source: What it was made from, from which the size of resized and cropped JPEGs is estimated.
+
+    Raises:
+        LatentqError: The dataset is not finished, or an original cannot be read.
+        OSError: Something cannot be read.
+    """
+    path = Path(path)
+    card = Card.load(path)
+    if card.counts is None:
+        raise LatentqError(f"{path} is not finished")
+    samples = [sample for _, sample in stored_samples(path)]
+    if not samples:
+        raise LatentqError(f"{path} holds no samples")
+    sizes = [sample.bytes for sample in samples]
+    images = None if None in sizes else sum(size or 0 for size in sizes)
+    floats = sum(prod(latent.shape) for latent in card.latents.values())
+    stored = sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in card.latents.values())
+    stored += sum(prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in card.tokens.values())
+    count = len(samples)
+    rows = [_row("original images", images, count, "" if images else "their sizes are not in its list")]
+    for side in sorted({column.size for column in card.recipe.encoded().values()}):
+        what = f"JPEG {side} x {side}, quality {QUALITY}"
+        if source is None:
+            rows.append(_row(what, None, count, "no originals to try it with: --source names them"))
+        else:
+            total, tried = _jpegs(card, samples, side, source)
+            rows.append(_row(what, total, count, f"estimated from {tried}"))
+    for name, size in (("float32", 4), ("float16", 2)):
+        rows.append(_row(f"latents, {name}", count * floats * size or None, count, "" if floats else "it holds tokens"))
+    whole = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    rows.append(_row("latents, as stored" if floats else "tokens, as stored", count * stored, count))
+    if card.embeddings:
+        rows.append(_row("embeddings, as stored", count * sum(e.nbytes for e in card.embeddings.values()), count))
+    rows.append(_row("the whole dataset", whole, count))
+    return rows
+
+
+def _row(what: str, total: int | None, count: int, note: str = "") -> Row:
+    return Row(what, total, None if total is None else round(total / count), note)
+
+
+def _jpegs(card: Card, samples: Sequence[Sample], side: int, source: str | os.PathLike[str]) -> tuple[int, int]:
+    """The bytes of all pictures that were encoded, as JPEGs; and on how many, spread evenly, that is estimated."""
+    from PIL import Image
+
+    count = min(len(samples), _TRIED)
+    opened = open_source(source)
+    total = 0
+    for place in range(count):
+        sample = samples[place * len(samples) // count]
+        try:
+            pixels = image.load(opened.data(sample), side, **card.recipe.image.options())
+        except (OSError, LatentqError) as error:
+            raise LatentqError(f"the original {sample.text} cannot be read: {error}") from None
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
+        total += file.tell()
+    return round(total / count * len(samples)), count

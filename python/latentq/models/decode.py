@@ -1,0 +1,30 @@
+"""Decode latents to pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq._core import LatentqError
+from latentq.models.autoencoders import Autoencoder
+
+if TYPE_CHECKING:
+    import torch
+
+
+def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8]:
+    """(n, C, h, w) unscaled latents, or (n, h, w) tokens, to (n, S, S, 3) uint8 pixels, rounded to nearest."""
+    import torch
+
+    low, high = network.pixel_range
+    stored = torch.as_tensor(latents)
+    decode: Any = network.decode if stored.is_floating_point() else getattr(network, "decode_tokens", None)
+    if decode is None:
+        raise LatentqError(f"{network.name} has no code book: it decodes no tokens")
+    with torch.no_grad():
+        pixels = decode(stored)
+    levels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)
+    array: NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return array

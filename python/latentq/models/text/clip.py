@@ -1,0 +1,47 @@
+"""transformers' CLIP text models: those of Stable Diffusion 1 to 3, SDXL and Flux, and of OpenAI's CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from latentq.models.text.base import TextNetwork
+from latentq.models.text.interface import Embeddings
+
+
+class ClipText(TextNetwork):
+    """A `CLIPTextModel`, or one with projection, whose pooled embedding is then the projected one.
+
+    The attention mask tells which tokens are padding; the model itself is not given it, as in diffusers' pipelines: it
+    is causal, and no token sees those after it.
+    """
+
+    family = "CLIPTextModel"
+    masked = True
+
+    def __init__(self, module: Any, tokenizer: Any, name: str, *, length: int) -> None:
+        config = module.config
+        self._projected = hasattr(module, "text_projection")
+        super().__init__(
+            module,
+            name,
+            length=length,
+            longest=config.max_position_embeddings,
+            width=config.hidden_size,
+            pooled_width=config.projection_dim if self._projected else config.hidden_size,
+        )
+        self._tokenizer = tokenizer
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> Embeddings:
+        """B captions to (B, L, D), (B, L) and (B, P)."""
+        tokens = self._tokenizer(
+            list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
+        output = self.module(tokens.input_ids.to(self.device))
+        pooled = output.text_embeds if self._projected else output.pooler_output
+        return Embeddings(
+            output.last_hidden_state.float(), tokens.attention_mask.to(self.device, torch.uint8), pooled.float()
+        )

@@ -1,0 +1,136 @@
+"""The text towers of open_clip's models, DFN5B-CLIP-ViT-H-14 among them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentq._core import LatentqError
+from latentq.models.hub import downloaded, matching
+from latentq.models.text.base import UNLOADABLE, TextNetwork
+from latentq.models.text.interface import OPEN_CLIP, Embeddings
+
+_CONFIG = "open_clip_config.json"
+
+
+# The weights that open_clip looks for, in its order.
+_WEIGHTS = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "model.safetensors", "pytorch_model.bin",
+)  # fmt: skip
+
+
+_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+
+
+class _Tower(torch.nn.Module):
+    """Of a model its text tower alone; `forward` gives every position, and where it pools."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding = tower.positional_embedding
+        self.transformer = tower.transformer
+        self.ln_final = tower.ln_final
+        self.text_projection = tower.text_projection
+        self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L) tokens to (B, L, D), and what is pooled at the last token, which has the highest number: (B, P)."""
+        length = tokens.shape[1]
+        mask: Any = self.attn_mask
+        values = self.token_embedding(tokens) + self.positional_embedding[:length]
+        values = self.transformer(values, attn_mask=None if mask is None else mask[:length, :length])
+        values = self.ln_final(values)
+        pooled = values[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)]
+        projection = self.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, torch.nn.Module) else pooled @ projection
+        return values, pooled
+
+
+class OpenClipText(TextNetwork):
+    """The text tower of an open_clip model: token and positional embedding, transformer, final layer norm.
+
+    Neither pooled nor projected, at all positions; the pooled embedding is the model's own text feature, before it is
+    brought to unit length. Its tokenizer pads with zeros and gives no mask.
+    """
+
+    family = "open_clip"
+    masked = False
+
+    def __init__(self, tower: Any, tokenizer: Any, name: str, *, length: int, longest: int, pooled: bool) -> None:
+        module = _Tower(tower)
+        projection = module.text_projection
+        width = module.ln_final.normalized_shape[0]
+        pooled_width = width
+        if isinstance(projection, torch.nn.Linear):
+            pooled_width = projection.out_features
+        elif projection is not None:
+            pooled_width = projection.shape[1]
+        super().__init__(
+            module, name, length=length, longest=longest, width=width, pooled_width=pooled_width if pooled else 0
+        )
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, name: str, *, revision: str, length: int) -> OpenClipText:
+        """The text tower of a model in a folder, or on the hub.
+
+        Raises:
+            LatentqError: There is none, or it is of a kind that is not known; one line.
+            ModuleNotFoundError: A package is missing.
+            ValueError: It takes fewer tokens than `length`.
+        """
+        import open_clip
+
+        path = Path(name)
+        title = OPEN_CLIP + (path.resolve().name if path.is_dir() else f"hf-hub:{name}")
+        folder = path if path.is_dir() else downloaded("text encoder", name, revision, _wanted)
+        try:
+            config = json.loads((folder / _CONFIG).read_bytes())["model_cfg"]["text_cfg"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LatentqError(f"cannot load the text encoder {title!r}: {folder / _CONFIG}: {error!r}") from None
+        if "hf_model_name" in config or config.get("embed_cls") or config.get("use_pad_mask"):
+            raise LatentqError(f"text encoder {title} is not a text tower of CLIP, and no other can be read")
+        where = f"local-dir:{folder}"
+        noisy, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
+        try:
+            model = open_clip.create_model(where, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(where)
+        except ModuleNotFoundError:
+            raise
+        except UNLOADABLE as error:
+            reason = " ".join(str(error).split())
+            raise LatentqError(f"cannot load the text encoder {title!r}: {reason}") from None
+        finally:
+            logging.root.manager.disable = noisy
+        tower = getattr(model, "text", model)
+        return cls(
+            tower,
+            tokenizer,
+            title,
+            length=length,
+            longest=tower.context_length,
+            pooled=config.get("pool_type", "argmax") == "argmax",
+        )
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> Embeddings:
+        """B captions to (B, L, D) and (B, P)."""
+        tokens = self._tokenizer(list(captions), context_length=self.length)
+        values, pooled = self.module(tokens.to(self.device))
+        return Embeddings(values.float(), None, pooled.float() if self.pooled_width else None)
+
+
+def _wanted(names: list[str]) -> list[str]:
+    """Which of a repository's files make the model."""
+    weights = next((name for name in _WEIGHTS if name in names), None)
+    if _CONFIG not in names or weights is None:
+        raise LatentqError(f"it has no {_CONFIG if _CONFIG not in names else 'weights'} of open_clip")
+    return [_CONFIG, weights, *matching(names, "", *_TOKENIZER)]

@@ -1,0 +1,1 @@
+"""Reading latent datasets for training."""

@@ -1,0 +1,156 @@
+"""The bridge to mosaicml-streaming: its remotes, nodes, shuffles and streams, with latents dequantised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from streaming import Stream, StreamingDataset
+from streaming.base.constant import TICK
+from streaming.base.format.mds.encodings import Encoding, _encodings
+from streaming.base.util import wait_for_file_to_exist
+from streaming.base.world import World
+
+from latentq._core import FormatError, LatentqError
+from latentq.format.card import CARD, Card
+from latentq.format.files import EMPTY_CAPTION
+from latentq.format.recipe import Recipe
+from latentq.quantizer import Quantizer
+from latentq.reading.columns import Scale
+from latentq.reading.dataset import empty_caption
+from latentq.reading.layout import Layout
+from latentq.reading.samples import Batch
+
+
+class RawUint8(Encoding):  # type: ignore[misc]  # streaming has no types
+    """imagenet.int8's encoding `uint8`: the bytes of an array, which come out as a flat uint8 array."""
+
+    def encode(self, obj: Any) -> bytes:
+        """The bytes of an array."""
+        return bytes(obj.tobytes())
+
+    def decode(self, data: bytes) -> Any:
+        """A flat uint8 array."""
+        return np.frombuffer(data, np.uint8)
+
+
+def register_raw_uint8() -> None:
+    """Makes mosaicml-streaming, in this process, read `uint8` columns as imagenet.int8 means them.
+
+    It replaces streaming's own scalar `uint8`, as the loader on that dataset's page does.
+    """
+    _encodings["uint8"] = RawUint8
+
+
+class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streaming has no types
+    """A `StreamingDataset` whose samples are those of `LatentDataset`: latents dequantised, labels as integers.
+
+    The card is fetched from the remote as the index is. Several streams must agree, as in a mixture.
+
+    Args:
+        columns: As of `LatentDataset`; so are `dtype`, `scale`, `recipe` and `quantizer`.
+        dtype: Of latents.
+        scale: Of latents.
+        recipe: For data without a card; none is then looked for.
+        quantizer: For data without a card.
+        raw_uint8: Calls `register_raw_uint8`, for data with that encoding.
+        options: Of `StreamingDataset`: `remote`, `local`, `streams`, `batch_size`, `shuffle` and so on.
+
+    Raises:
+        LatentqError: As of `LatentDataset`; or there is no card at a remote, and no recipe.
+    """
+
+    def __init__(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        scale: Scale = "raw",
+        recipe: str | os.PathLike[str] | Recipe | None = None,
+        quantizer: Quantizer | None = None,
+        raw_uint8: bool = False,
+        **options: Any,
+    ) -> None:
+        if raw_uint8:
+            register_raw_uint8()
+        super().__init__(**options)
+        layouts = []
+        for stream, first in zip(self.streams, self.shard_offset_per_stream, strict=True):
+            path = Path(stream.local, stream.split)
+            shard = self.shards[first]
+            layout = Layout.resolve(
+                path,
+                dict(zip(shard.column_names, shard.column_encodings, strict=True)),
+                card=_fetch_card(stream, path) if recipe is None else None,
+                columns=columns,
+                dtype=dtype,
+                scale=scale,
+                recipe=recipe,
+                quantizer=quantizer,
+            )
+            layouts.append(layout)
+            if layout.texts and layout.card is not None:
+                _fetch(stream, path / EMPTY_CAPTION)
+        for other in layouts[1:]:
+            layouts[0].check_agreement(other)
+        self.layouts = layouts
+        self._raw_uint8 = raw_uint8
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._raw_uint8:  # in a process that was spawned
+            register_raw_uint8()
+
+    @property
+    def empty_caption(self) -> Batch:
+        """As of `LatentDataset`; the first stream's."""
+        return empty_caption(self.layouts[0].path, self.layouts[0])
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
+        """The sample of a number, its shard fetched first where it is not here yet."""
+        stored = super().get_item(sample_id, retry)
+        layout = self.layouts[self.stream_per_shard[self.spanner[sample_id][0]]]
+        return {name: _value(layout, name, stored[column]) for name, column in layout.stored.items()}
+
+
+def _value(layout: Layout, name: str, value: Any) -> Any:
+    if name in layout.labels:
+        return int(value)
+    column = layout.encoded.get(name)
+    if column is None:
+        return value
+    data = np.frombuffer(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes(), np.uint8)
+    if data.size != column.nbytes:
+        hint = "; raw_uint8=True reads the encoding of imagenet.int8" if data.size == 1 else ""
+        raise FormatError(f"{layout.path}: column {column.stored!r} gave {data.size} bytes, not {column.nbytes}{hint}")
+    return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
+
+
+def _fetch(stream: Stream, file: Path) -> None:
+    """A file at the root of a stream, fetched from its remote by one process of a node, as its index is."""
+    if file.exists() or stream.remote is None:
+        return
+    if World.detect().is_local_leader:
+        try:
+            part = stream._download_file(file.name, f"{file.name}.tmp")
+        except Exception as error:  # each kind of remote has its own
+            raise LatentqError(f"{stream.remote} has no {file.name} that could be fetched: {error}") from error
+        Path(part).rename(file)
+    else:
+        wait_for_file_to_exist(str(file), TICK, stream.download_timeout, f"{file} took too long to be fetched")
+
+
+def _fetch_card(stream: Stream, folder: Path) -> Card | None:
+    """A stream's card."""
+    file = folder / CARD
+    _fetch(stream, file)
+    if not file.exists():
+        return None
+    card = Card.load(file)
+    if not card.complete:
+        raise LatentqError(f"{stream.remote or folder} is not finished")
+    return card

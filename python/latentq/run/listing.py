@@ -1,0 +1,114 @@
+"""The list of a run's source: opened, compared, published."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from latentq._core import LatentqError, MismatchError
+from latentq.collect import COLLECTIONS, Collection
+from latentq.format.card import (
+    SourceFacts,
+)
+from latentq.format.files import SAMPLES
+from latentq.sources import Captions, Listing, Sample, Source, open_source
+from latentq.store.local import publish_once
+
+
+def collection_of(name: str | Collection | None) -> Collection | None:
+    """A collection by its name."""
+    if not isinstance(name, str):
+        return name
+    if name not in COLLECTIONS:
+        raise ValueError(f"unknown collection {name!r}: {', '.join(COLLECTIONS)}")
+    return COLLECTIONS[name]
+
+
+def limited(captions: str | Captions | None, collection: Collection | None) -> str | Captions | None:
+    """Where captions are, with the collection's limits."""
+    if collection is None or not collection.limits:
+        return captions
+    if captions is None:
+        raise LatentqError(f"limits on {', '.join(collection.limits)} need the file that holds them: name its captions")
+    captions = Captions.parse(captions) if isinstance(captions, str) else captions
+    return replace(captions, limits=collection.limits)
+
+
+def open_for(
+    source: str | os.PathLike[str] | Source,
+    out: Path,
+    class_names: str | os.PathLike[str] | None = None,
+    like: str | os.PathLike[str] | None = None,
+    captions: str | Captions | None = None,
+    progress: TextIO | None = None,
+) -> Source:
+    """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is.
+
+    Raises:
+        ValueError: A `Source` with captions beside it.
+    """
+    if not isinstance(source, str | os.PathLike):
+        if captions is not None:
+            raise ValueError("captions go with a path; a Source brings its own: open_source(path, captions=...)")
+        return source
+    classes: dict[str, tuple[int, str]] = {}
+    if like is not None:
+        file = Path(like) / SAMPLES
+        for sample in Listing.from_tsv(file.read_bytes(), str(file)).samples:
+            if sample.label is not None and sample.label_text is not None:
+                facts = (sample.label, sample.label_text)
+                classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
+    return open_source(
+        source, class_names=class_names, classes=classes or None, exclude=out, captions=captions, progress=progress
+    )
+
+
+def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
+    """The source's list: the published one, which process 0 compares with what the source holds now."""
+    file = out / SAMPLES
+    if file.exists():
+        published = Listing.from_tsv(file.read_bytes(), str(file))
+        unchanged = getattr(source, "unchanged", None)
+        if not first or (unchanged is not None and unchanged(published)):
+            return published
+    listing = source.listing()
+    _check_listing(file, listing)
+    return listing
+
+
+def publish_listing(out: Path, listing: Listing) -> None:
+    """Publishes samples.tsv, unless it is there; it must then be the same."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not publish_once(out / SAMPLES, listing.to_tsv()):
+        _check_listing(out / SAMPLES, listing)
+
+
+def _check_listing(file: Path, listing: Listing) -> None:
+    published = file.read_bytes() if file.exists() else None
+    if published is not None and published != listing.to_tsv():
+        raise MismatchError(_list_difference(file, Listing.from_tsv(published, str(file)), listing))
+
+
+def _list_difference(file: Path, old: Listing, new: Listing) -> str:
+    counts = f"{file} lists {len(old.samples)} samples, the source has {len(new.samples)} now"
+    for ours, theirs in zip(old.samples, new.samples, strict=False):
+        if ours != theirs:
+            return f"{counts}; the first difference: {_sample_text(ours)} there, {_sample_text(theirs)} now"
+    if len(old.samples) == len(new.samples):
+        return f"{counts}; it has {', '.join(old.fields) or 'no labels'} there, {', '.join(new.fields) or 'none'} now"
+    longer, where = (old, "there") if len(old.samples) > len(new.samples) else (new, "now")
+    extra = longer.samples[min(len(old.samples), len(new.samples))]
+    return f"{counts}; {extra.key!r} only {where}"
+
+
+def _sample_text(sample: Sample) -> str:
+    label = "" if sample.label is None else f", label {sample.label}"
+    return f"{sample.key!r} ({'no file' if sample.bytes is None else f'{sample.bytes} bytes'}{label})"
+
+
+def source_facts(kind: str, listing: Listing, unit_size: int) -> SourceFacts:
+    """What a card says of a source; the number of units where it does not follow from that of the samples."""
+    total, units = len(listing.samples), len(listing.units(unit_size))
+    return SourceFacts(kind, total, listing.sha256(), None if units == -(-total // unit_size) else units)

@@ -1,0 +1,1 @@
+"""From a source to MDS shards of JPEGs."""

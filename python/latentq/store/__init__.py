@@ -1,0 +1,1 @@
+"""Where datasets lie: publishing whole or not at all."""

@@ -1,0 +1,1 @@
+"""Facts of this machine and process: progress, memory, processors."""

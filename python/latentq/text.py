@@ -1,0 +1,5 @@
+"""The public path of text encoders; their home is `latentq.models.text`."""
+
+from latentq.models.text import Embeddings, TextEncoder, load_text_encoder
+
+__all__ = ["Embeddings", "TextEncoder", "load_text_encoder"]

@@ -1,0 +1,471 @@
+"""`latentq collect`: whatever a server does, the files arrive or are listed, and the bytes are right."""
+
+import base64
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import random
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+
+from conftest import contents
+from latentq import LatentqError, MismatchError
+from latentq.cli.main import main
+from latentq.collect import collect, download
+from support.hub_server import Repository, Server
+
+CC12M = "pixparse/cc12m-wds"
+
+
+def data_of(seed, size=300_000):
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    files = {f"cc12m-train-{number:04}.tar": data_of(number) for number in range(23)}
+    files["_info.json"] = b"{}"
+    with Server({CC12M: Repository({"main": files})}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
+        yield server
+
+
+def files_of(server, name=CC12M, revision="main"):
+    return server.repositories[name].files[revision]
+
+
+def arrived(folder):
+    return {name: data for name, data in contents(folder).items() if name != "collect.toml" and not name.endswith("/")}
+
+
+def bucket(server, path, name=CC12M):
+    return f"/bucket/{name}/{server.repositories[name].commit('main')}/{path}"
+
+
+def test_the_small_subset_arrives_as_it_is(server, tmp_path, capsys):
+    assert main(["collect", "cc12m", str(tmp_path / "cc12m"), "--subset", "small"]) == 0
+    assert arrived(tmp_path / "cc12m") == files_of(server)
+    assert "24 files, 6.9 MB" in capsys.readouterr().out
+
+
+def test_what_is_there_is_not_fetched_again(server, tmp_path):
+    collect("cc12m", tmp_path, ids=[0, 1])
+    before = server.sent.copy()
+    done = collect("cc12m", tmp_path, ids=[0, 1, 2])
+    assert (done.files, done.failed) == (4, [])
+    assert {path for path in server.sent if server.sent[path] != before[path]} == {
+        bucket(server, "cc12m-train-0002.tar")
+    }
+
+
+@pytest.mark.parametrize("fault", ["drop", "short", "wrong", "busy", "hang up", 503, 500, 403])
+def test_a_server_that_misbehaves_now_and_then_is_borne_with(server, tmp_path, fault):
+    for number in (0, 1):
+        server.faults[bucket(server, f"cc12m-train-{number:04}.tar")] = [fault, fault]
+    server.faults["/api/datasets/" + CC12M + "/revision/main"] = ["busy", 503, "hang up"]
+    done = collect("cc12m", tmp_path, ids=[0, 1, 2])
+    assert (done.files, done.failed) == (4, [])
+    assert all(data == files_of(server)[name] for name, data in arrived(tmp_path).items())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_server_does_the_files_arrive_or_are_listed(server, tmp_path, seed):
+    moods = random.Random(seed)
+    kinds = ["drop", "short", "wrong", "busy", "hang up", "html", 403, 404, 500, 503]
+    for path in [bucket(server, name) for name in files_of(server)]:
+        server.faults[path] = moods.choices(kinds, k=moods.randrange(12))
+    done = collect("cc12m", tmp_path, subset="small")
+    there = {name: data for name, data in arrived(tmp_path).items() if name in files_of(server)}
+    assert all(data == files_of(server)[name] for name, data in there.items())
+    assert len(there) + len(done.failed) == 24
+    for _ in range(12):
+        done = collect("cc12m", tmp_path, retry_failed=True)
+    assert done.failed == []
+    assert arrived(tmp_path) == files_of(server)
+
+
+def test_patience_begins_anew_with_every_byte_that_comes(server, tmp_path):
+    name, path = "cc12m-train-0000.tar", bucket(server, "cc12m-train-0000.tar")
+    files_of(server)[name] = data_of(0, 1_500_000)
+    server.faults[path] = ["drop"] * 12  # each after 100,000 bytes
+    assert collect("cc12m", tmp_path, ids=[0]).failed == []
+    ranges = [int(asked[len("bytes=") : -1]) for _, at, asked in server.log if at == path and asked]
+    assert ranges == sorted(ranges)
+    assert len(ranges) == 12
+    assert server.sent[path] < 3_000_000
+
+
+def test_what_cannot_be_had_is_listed_and_can_be_asked_for_alone(server, tmp_path, capsys):
+    del files_of(server)["cc12m-train-0003.tar"]
+    server.faults[bucket(server, "cc12m-train-0001.tar")] = ["wrong"] * 99
+    server.faults[bucket(server, "cc12m-train-0002.tar")] = [503] * 99
+    folder = str(tmp_path)
+    assert main(["collect", "cc12m", folder, "--ids", "0-4"]) == 1
+    told = capsys.readouterr()
+    assert "3 files" in told.out
+    assert told.err.splitlines()[-1].startswith("latentq: 3 files failed, see ")
+    failed = [line.split("\t") for line in (tmp_path / "failed.tsv").read_text().splitlines()]
+    assert [line[0] for line in failed] == ["1", "2", "3"]
+    assert failed[0][1].endswith("/cc12m-train-0001.tar")
+    assert "sha256" in failed[0][2]
+    assert "503" in failed[1][2]
+    assert failed[2][2] == f"cc12m-train-0003.tar is not in {CC12M} at main"
+    assert not (tmp_path / "cc12m-train-0001.tar").exists()
+    # A run that does not take them does not forget them.
+    assert main(["collect", "cc12m", folder, "--ids", "5"]) == 0
+    assert len((tmp_path / "failed.tsv").read_text().splitlines()) == 3
+    server.faults.clear()
+    server.log.clear()
+    assert main(["collect", "cc12m", folder, "--retry-failed"]) == 1
+    fetched = {path for _, path, _ in server.log if path.startswith("/bucket/")}
+    assert fetched == {bucket(server, f"cc12m-train-{number:04}.tar") for number in (1, 2)}
+    assert [line.split("\t")[0] for line in (tmp_path / "failed.tsv").read_text().splitlines()] == ["3"]
+
+
+def test_a_server_that_never_gives_the_right_bytes_is_not_asked_for_ever(server, tmp_path):
+    path = bucket(server, "cc12m-train-0000.tar")
+    server.faults[path] = ["drop", "wrong"] * 99
+    [failure] = collect("cc12m", tmp_path, ids=[0]).failed
+    assert "its sha256 is" in failure.reason
+    assert server.sent[path] < 4 * 300_000
+
+
+def test_nothing_failed_leaves_no_list(server, tmp_path):
+    server.faults[bucket(server, "cc12m-train-0000.tar")] = [410]
+    assert len(collect("cc12m", tmp_path, ids=[0]).failed) == 1
+    assert collect("cc12m", tmp_path, ids=[0], retry_failed=True).failed == []
+    assert sorted(contents(tmp_path)) == ["_info.json", "cc12m-train-0000.tar", "collect.toml"]
+
+
+def test_a_gated_data_set_says_what_to_do(server, tmp_path, monkeypatch, capsys):
+    server.repositories["JourneyDB/JourneyDB"] = Repository({"main": journeydb()}, token="mine")
+    for token in ("", "another"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert main(["collect", "jdb", str(tmp_path / "jdb"), "--subset", "small"]) == 1
+        page = f"{server.url}/datasets/JourneyDB/JourneyDB"
+        assert capsys.readouterr().err.splitlines()[-1] == (
+            f"latentq: JourneyDB/JourneyDB is gated: accept its terms at {page}, and give a token of that account "
+            "(HF_TOKEN, or hf auth login)"
+        )
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    assert main(["collect", "jdb", str(tmp_path / "jdb"), "--subset", "small"]) == 0
+    assert arrived(tmp_path / "jdb").items() >= journeydb().items()
+
+
+def journeydb():
+    names = [f"data/{split}/imgs/{number:03}.tgz" for split in ("train", "valid") for number in range(2)]
+    names += ["data/train/train_anno_realease_repath.jsonl.tgz", "data/valid/valid_anno_repath.jsonl.tgz"]
+    return {name: data_of(name, 9000) for name in names}
+
+
+def test_an_unknown_data_set_is_named(server, tmp_path):
+    with pytest.raises(LatentqError, match="has no data set JourneyDB/JourneyDB, or hides it"):
+        collect("jdb", tmp_path)
+
+
+def test_a_full_disk_ends_the_run_with_what_to_do(server, tmp_path, monkeypatch):
+    def full(path):
+        if "0003" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "sync", full)
+        with pytest.raises(LatentqError, match=r"no space left for .*: make room, and the same command goes on"):
+            collect("cc12m", tmp_path, threads=1)
+    server.sent.clear()
+    assert collect("cc12m", tmp_path, ids=range(4), threads=1).failed == []
+    assert server.sent == {}  # what had come was kept
+
+
+def links(server, path, numbers, prefix="/links"):
+    """A list of links as the page of Segment Anything gives it."""
+    lines = [f"sa_{number:06}.tar\t{server.url}{prefix}/{number}?sig=1%2F2\n" for number in numbers]
+    path.write_text("file_name\tcdn_link\n" + "".join(lines))
+    server.site |= {f"{prefix}/{number}": data_of(number, 50_000) for number in numbers}
+    return str(path)
+
+
+@pytest.fixture
+def sa1b(server, tmp_path):
+    captions = {"SA1B_caption.tar.gz": data_of("captions", 9000)}
+    server.repositories["PixArt-alpha/SAM-LLaVA-Captions10M"] = Repository({"main": captions})
+    return links(server, tmp_path / "links.tsv", range(20, 320))
+
+
+def test_links_of_which_the_first_percent_is_small(sa1b, tmp_path):
+    assert main(["collect", "sa1b", str(tmp_path / "out"), "--links", sa1b, "--subset", "small"]) == 0
+    expected = {f"sa_{number:06}.tar": data_of(number, 50_000) for number in (20, 21, 22)}
+    assert arrived(tmp_path / "out") == expected | {"SA1B_caption.tar.gz": data_of("captions", 9000)}
+
+
+@pytest.mark.parametrize("fault", [403, 404, "html"])
+def test_links_that_have_expired_say_so_and_new_ones_are_taken(server, sa1b, tmp_path, fault, capsys):
+    server.faults["/links/21"] = [fault] * 9
+    command = ["collect", "sa1b", str(tmp_path / "out")]
+    assert main([*command, "--links", sa1b, "--ids", "20-22"]) == 1
+    assert "take its list of links anew from its page" in capsys.readouterr().err.splitlines()[-1]
+    assert server.faults["/links/21"] == [fault] * 8  # asked for once
+    failed = (tmp_path / "out" / "failed.tsv").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in failed] == [["21", f"{server.url}/links/21?sig=1%2F2"]]
+    newer = links(server, tmp_path / "newer.tsv", range(20, 320), "/newer")
+    assert main([*command, "--links", newer, "--retry-failed"]) == 0
+    assert server.sent["/newer/21"] == 50_000
+    assert server.sent["/newer/20"] == 0
+
+
+def test_a_list_that_is_none_is_refused(server, tmp_path):
+    (tmp_path / "page.html").write_text("<html>\n<body>\n")
+    for path, message in (("page.html", "line 2: not the name of a tar, a tab and its link"), (None, "--links FILE")):
+        with pytest.raises((LatentqError, ValueError), match=message):
+            collect("sa1b", tmp_path / "out", links=path and tmp_path / path)
+
+
+COCO = {"/zips/val2014.zip": data_of("val", 400_000), "/annotations/annotations_trainval2014.zip": data_of("anno")}
+
+
+def test_a_site_of_ones_own(server, tmp_path):
+    server.site |= {f"/mirror{path}": data for path, data in COCO.items()}
+    assert main(["collect", "coco", str(tmp_path), "--site", f"{server.url}/mirror/"]) == 0
+    assert arrived(tmp_path) == {path.rpartition("/")[2]: data for path, data in COCO.items()}
+
+
+def test_parts_of_two_versions_are_never_joined(server, tmp_path):
+    server.site |= COCO
+    server.faults["/zips/val2014.zip"] = ["drop"] + [503] * 99
+    assert len(collect("coco", tmp_path, site=server.url).failed) == 1
+    server.site["/zips/val2014.zip"] = data_of("another", 400_000)
+    server.faults.clear()
+    assert collect("coco", tmp_path, site=server.url).failed == []
+    assert (tmp_path / "val2014.zip").read_bytes() == server.site["/zips/val2014.zip"]
+
+
+@pytest.mark.parametrize("later", [400_000, 90_000])
+def test_what_nothing_tells_apart_is_begun_anew(server, tmp_path, later):
+    server.site |= COCO
+    server.headers["/zips/val2014.zip"] = {"ETag": 'W/"weak"'}
+    server.faults["/zips/val2014.zip"] = ["drop"] * 2
+    assert collect("coco", tmp_path, site=server.url).failed == []
+    assert {asked for _, path, asked in server.log if path == "/zips/val2014.zip"} == {None}
+
+
+def test_a_file_that_has_become_shorter_is_begun_anew(server, tmp_path):
+    server.site |= COCO
+    server.headers["/zips/val2014.zip"] = {"ETag": '"careless"'}
+    server.faults["/zips/val2014.zip"] = ["drop"] + [503] * 99
+    collect("coco", tmp_path, site=server.url)
+    server.site["/zips/val2014.zip"] = data_of("shorter", 9000)
+    server.faults.clear()
+    assert collect("coco", tmp_path, site=server.url).failed == []
+    assert (tmp_path / "val2014.zip").read_bytes() == server.site["/zips/val2014.zip"]
+
+
+CHECKSUMS = {
+    "Repr-Digest": lambda data: f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:",
+    "Content-MD5": lambda data: base64.b64encode(hashlib.md5(data).digest()).decode(),
+    "x-goog-hash": lambda data: f"crc32c=AAAAAA==,md5={base64.b64encode(hashlib.md5(data).digest()).decode()}",
+    "x-amz-checksum-sha256": lambda data: base64.b64encode(hashlib.sha256(data).digest()).decode(),
+    "x-amz-checksum-crc32": lambda data: base64.b64encode(zlib.crc32(data).to_bytes(4)).decode(),
+}
+
+
+@pytest.mark.parametrize("header", CHECKSUMS)
+def test_what_a_site_says_of_its_content_is_compared(server, tmp_path, header):
+    server.site |= COCO
+    path = "/zips/val2014.zip"
+    server.headers[path] = {header: CHECKSUMS[header](COCO[path])}
+    server.faults[path] = ["wrong"]
+    assert collect("coco", tmp_path, site=server.url).failed == []
+    assert (tmp_path / "val2014.zip").read_bytes() == COCO[path]
+    assert server.sent[path] == 800_000
+
+
+def test_a_small_file_of_the_hub_has_a_hash_too(server, tmp_path):
+    path = f"/datasets/{CC12M}/resolve/{server.repositories[CC12M].commit('main')}/_info.json"
+    server.faults[path] = ["wrong"]
+    assert collect("cc12m", tmp_path, ids=[0]).failed == []
+    assert (tmp_path / "_info.json").read_bytes() == b"{}"
+
+
+def test_textcaps_is_its_parquet_files_or_those_that_the_hub_made(server, tmp_path):
+    names = ["default/train/0000.parquet", "default/validation/0000.parquet", "default/test/0000.parquet"]
+    converted = {name: data_of(name, 9000) for name in names}
+    script = {"TextCaps.py": b"class TextCaps: pass", "README.md": b"#"}
+    own = {f"data/{split}-00000-of-00001.parquet": data_of(split, 9000) for split in ("train", "validation", "test")}
+    for number, revisions in enumerate(({"main": script, "refs/convert/parquet": converted}, {"main": script | own})):
+        server.repositories["HuggingFaceM4/TextCaps"] = Repository(revisions)
+        folder = tmp_path / str(number)
+        assert collect("textcaps", folder).failed == []
+        expected = (converted, own)[number]
+        assert arrived(folder) == {name: data for name, data in expected.items() if "test" not in name}
+
+
+def test_the_commit_is_recorded_and_held(server, tmp_path):
+    collect("cc12m", tmp_path, ids=[0])
+    commit = server.repositories[CC12M].commit("main")
+    assert commit in (tmp_path / "collect.toml").read_text()
+    server.log.clear()
+    collect("cc12m", tmp_path, ids=[1])
+    assert not any("/revision/" in path for _, path, _ in server.log)
+
+
+def test_a_folder_is_of_one_collection_and_of_one_process(server, tmp_path):
+    collect("cc12m", tmp_path, ids=[0])
+    with pytest.raises(MismatchError, match="holds cc12m; jdb needs a folder of its own"):
+        collect("jdb", tmp_path)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(LatentqError, match="another latentq collect is at work"):
+        collect("cc12m", tmp_path, ids=[0])
+    os.close(descriptor)
+
+
+def test_a_file_of_another_size_is_the_users_and_stays(server, tmp_path):
+    (tmp_path / "cc12m-train-0000.tar").write_bytes(b"mine")
+    [failure] = collect("cc12m", tmp_path, ids=[0]).failed
+    assert "is there with 4 bytes instead of 300000: move it away" in failure.reason
+    assert (tmp_path / "cc12m-train-0000.tar").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cc12m", "--ids", "2176"], "there is no archive 2176: they are 0 to 2175"),
+        (["diffdb", "--ids", "0-3"], "there is no archive 0: they are 1 to 14000"),
+        (["coco", "--ids", "1"], "coco takes no ids"),
+        (["sa1b"], "sa1b needs its list of links, from the data set's page: --links FILE"),
+        (["cc12m", "--links", "a.tsv"], "cc12m takes no links"),
+        (["jdb", "--site", "http://a"], "jdb takes no site"),
+        (["jdb", "--threads", "0"], "threads must be at least 1, not 0"),
+    ],
+)
+def test_arguments_that_cannot_be_right(server, tmp_path, arguments, message, capsys):
+    name, *options = arguments
+    assert main(["collect", name, str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_more_ids_than_there_can_be_are_refused_before_they_are_counted_out(server, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["collect", "cc12m", str(tmp_path), "--ids", "1-20000000"])
+    assert "more archives than any collection has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("site", ["127.0.0.1:80", "ftp://a", "http://"])
+def test_an_address_that_is_none_is_not_asked_again(server, tmp_path, site):
+    failed = collect("coco", tmp_path, site=site).failed
+    assert ["is no address: it must begin with http:// or https:// and a host" in each.reason for each in failed] == [
+        True,
+        True,
+    ]
+    assert "given up" not in failed[0].reason
+
+
+def test_where_nothing_answers_the_reason_is_one_clear_line(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(LatentqError, match=r"does not answer for pixparse/cc12m-wds: no answer: \[Errno 111\]"):
+        collect("cc12m", tmp_path, ids=[0])
+
+
+def test_a_wait_that_is_no_number_is_passed_over(server, tmp_path):
+    assert download._retry_after("\u00b2") is None
+
+
+@pytest.mark.parametrize("place", ["../../outside/train.parquet", "{}/outside/train.parquet"])
+def test_a_name_from_the_hub_leads_nowhere_else(server, tmp_path, place):
+    name, data = "HuggingFaceM4/TextCaps", data_of(1, 10)
+    place = place.format(tmp_path)
+    server.repositories[name] = Repository({"main": {place: data, "train.parquet": data}})
+    done = collect("textcaps", tmp_path / "a" / "b")
+    assert [failure.reason for failure in done.failed] == [f"{place} would lie outside {tmp_path / 'a' / 'b'}"]
+    assert arrived(tmp_path / "a" / "b") == {"train.parquet": data} | {
+        "failed.tsv": (tmp_path / "a" / "b" / "failed.tsv").read_bytes()
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_list_of_links_without_a_header_loses_none(server, sa1b, tmp_path):
+    lines = (tmp_path / "links.tsv").read_bytes().splitlines()[1:3]
+    (tmp_path / "bare.tsv").write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines))
+    assert collect("sa1b", tmp_path / "out", links=tmp_path / "bare.tsv").failed == []
+    assert {"sa_000020.tar", "sa_000021.tar"} < set(arrived(tmp_path / "out"))
+
+
+def test_what_failed_and_is_not_in_the_new_list_is_still_a_failure(server, sa1b, tmp_path, capsys):
+    server.faults["/links/21"] = [404]
+    command = ["collect", "sa1b", str(tmp_path / "out")]
+    assert main([*command, "--links", sa1b, "--ids", "20", "21"]) == 1
+    newer = links(server, tmp_path / "newer.tsv", [20])
+    for _ in range(2):
+        assert main([*command, "--links", newer, "--retry-failed"]) == 1
+        assert "no longer among the files" in capsys.readouterr().err.splitlines()[-1]
+        [line] = (tmp_path / "out" / "failed.tsv").read_text().splitlines()
+        assert line.startswith("21\t")
+        assert line.count("no longer") == 1
+    assert main([*command, "--links", sa1b, "--retry-failed"]) == 0
+    assert not (tmp_path / "out" / "failed.tsv").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_file_is_not_taken_for_one(server, tmp_path, kind):
+    server.site |= COCO
+    if kind == "folder":
+        (tmp_path / "val2014.zip").mkdir()
+    else:
+        (tmp_path / "val2014.zip").symlink_to(tmp_path / "nowhere")
+    [failure] = collect("coco", tmp_path, site=server.url).failed
+    assert failure.reason == f"{tmp_path / 'val2014.zip'} is there and is no file: move it away"
+
+
+def test_a_page_in_place_of_a_file_of_the_hub_says_what_to_do(server, tmp_path):
+    server.faults[bucket(server, "cc12m-train-0000.tar")] = ["html"]
+    [failure] = collect("cc12m", tmp_path, ids=[0]).failed
+    assert failure.reason.startswith("a page came instead of the file: a proxy or a login page may be in between")
+
+
+def start(server, folder, home, *options):
+    """A process whose every folder but its own is `home`."""
+    places = {"HOME": home, "TMPDIR": home, "HF_HOME": home / "hf", "XDG_CACHE_HOME": home / "cache"}
+    environment = os.environ | {name: str(path) for name, path in places.items()}
+    command = [sys.executable, "-B", "-m", "latentq", "collect", "cc12m", str(folder), "--threads", "2", *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server, tmp_path):
+    home, out = tmp_path / "home", tmp_path / "out"
+    home.mkdir()
+    server.rate = 500_000
+    moments = random.Random(0)
+    for _ in range(4):
+        process = start(server, out, home, "--ids", "0-7")
+        before, wanted = sum(server.sent.values()), moments.randrange(1, 500_000)
+        while process.poll() is None and sum(server.sent.values()) < before + wanted:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    server.rate = 0
+    assert start(server, out, home, "--ids", "0-7").wait() == 0
+    assert arrived(out) == {name: files_of(server)[name] for name in arrived(out)}
+    assert len(arrived(out)) == 9
+    assert sum(server.sent.values()) < 8 * 300_000 + 4 * 2 * 200_000  # what had come was kept
+    assert [*home.iterdir()] == []
+
+
+def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("latentq.system.progress._EVERY", 0.0)
+    monkeypatch.setattr("latentq.collect.run._WORTH_TELLING", 0.0001)
+    server.faults[bucket(server, "cc12m-train-0001.tar")] = [503]
+    told = io.StringIO()
+    collect("cc12m", tmp_path, ids=[0, 1], threads=1, progress=told)
+    lines = told.getvalue().splitlines()
+    assert lines[0].startswith("to fetch: 3 of 3 files, 600.0 kB; ")
+    assert "cc12m-train-0001.tar: HTTP status 503; again in 0 s" in lines
+    assert any("cc12m-train-0000.tar 43%" in line for line in lines)
+    assert lines[-1].startswith("collect: 3 of 3 files, 600.0 kB of 600.0 kB, ")

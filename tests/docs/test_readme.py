@@ -1,0 +1,75 @@
+"""The README's commands and code are run as they stand there, block by block."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import paint
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_vae):
+    """What the README takes for granted: photographs in class folders, and the autoencoder that it names."""
+    folder = tmp_path_factory.mktemp("readme")
+    for index in range(8):
+        for name in ("photos", "validation"):
+            paint(folder / name / f"class{index % 3}" / f"{index}.jpg", index, (300, 280))
+    (folder / "names.txt").write_text("class0 the first\nclass1 the second\nclass2 the third\n")
+    # A folder of the hub's name is found before the hub is asked.
+    shutil.copytree(tiny_vae, folder / "stabilityai" / "sdxl-vae")
+    return folder
+
+
+def commands():
+    return [line for language, text in BLOCKS if language == "sh" for line in text.splitlines() if line.strip()]
+
+
+def test_commands(folder):
+    ours = [line for line in commands() if line.startswith(("latentq ", "torchrun "))]
+    assert len(ours) >= 9
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in ours:
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=folder,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert (folder / "5.png").exists()
+
+
+def test_python_blocks(streaming_alone, folder):
+    """They follow on each other, and on the commands above."""
+    code = "\n".join(text for language, text in BLOCKS if language == "python")
+    program = folder / "program.py"
+    body = "".join(f"    {line}\n" for line in code.splitlines())
+    program.write_text(f"def main():\n{body}\nif __name__ == '__main__':\n    main()\n")
+    done = subprocess.run([sys.executable, program], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_targets_exist():
+    makefile = (README.parent / "Makefile").read_text() if (README.parent / "Makefile").exists() else None
+    if makefile is None:
+        pytest.skip("there is no Makefile beside the installed package")
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", README.read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_paths_named_exist():
+    root = README.parent
+    if not (root / "rust").exists():
+        pytest.skip("there is no source tree beside the installed package")
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()):
+        assert (root / path).exists(), path

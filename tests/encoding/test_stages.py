@@ -1,0 +1,308 @@
+"""The loop of encoding: guards against NaN, memory that is not enough, threads that end, and what a profile tells."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import latentq
+from conftest import contents, paint
+from latentq import Card, LatentqError, Recipe, mds
+from latentq.encoding.stages import Profile, ahead, behind
+
+
+class Blocks:
+    """Someone's own network: the mean of blocks of pixels. What else it does is for a test to say."""
+
+    name = family = "blocks"
+    scaling_factor = 1.0
+    pixel_range = (0.0, 1.0)
+
+    def latent_shape(self, size):
+        return (3, size // 8, size // 8)
+
+    def encode(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, 8)
+
+    def decode(self, latents):
+        return torch.nn.functional.interpolate(latents, scale_factor=8)
+
+
+class Fragile(Blocks):
+    """In half precision, NaN and infinity for pictures that are bright on the whole, and other numbers for the rest."""
+
+    threshold = 0.5
+
+    def encode(self, pixels):
+        latents = super().encode(pixels)
+        if torch.is_autocast_enabled("cpu"):
+            latents = latents.half().float() + 1
+            latents[latents.mean((1, 2, 3)) > self.threshold + 1, 0, 0, 0] = torch.nan
+            latents[latents[:, 1].mean((1, 2)) > self.threshold + 1, 1, 0, 0] = torch.inf
+        return latents
+
+
+class Hopeless(Fragile):
+    """NaN for the same pictures in float32 too."""
+
+    def encode(self, pixels):
+        latents = super().encode(pixels)
+        latents[Blocks.encode(self, pixels).mean((1, 2, 3)) > self.threshold] = torch.nan
+        return latents
+
+
+class Greedy(Blocks):
+    """Has memory for three pictures at a time."""
+
+    def __init__(self):
+        self.batches = []
+
+    def encode(self, pixels):
+        self.batches.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return super().encode(pixels)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos") / "pictures"
+    for index in range(12):
+        paint(folder / f"{index:02}.png", index, (60, 50))
+    return folder
+
+
+def recipe(kind="float32", **options):
+    data = Recipe.load("default").to_dict()
+    data["columns"]["latent"] |= {"quantizer": {"kind": kind}, "size": 32}
+    return Recipe.from_dict(data).override(**options)
+
+
+def pixels_of(folder):
+    return torch.from_numpy(latentq.image.load_batch(sorted(folder.iterdir()), 32)[0]).float() * (1 / 255)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_is_not_finite_in_half_precision_is_redone_in_float32_and_the_rest_untouched(
+    photos, tmp_path, dtype, batch_size
+):
+    pixels, network = pixels_of(photos), Fragile()
+    exact = network.encode(pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network.encode(pixels)
+    broken = ~half.isfinite().flatten(1).all(1)
+    assert 2 <= broken.sum() <= 10
+    out = tmp_path / "out"
+    card = latentq.encode(
+        photos, out, recipe=recipe(dtype=dtype), autoencoder=network, batch_size=batch_size, flip=True
+    )
+    assert (card.counts.samples, card.counts.rejects, card.counts.redone) == (12, 0, broken.sum())
+    stored = torch.from_numpy(mds.Reader(out).gather(range(12), "latent"))
+    assert torch.equal(stored[broken], exact[broken])
+    assert torch.equal(stored[~broken], half[~broken])
+    assert Card.load(out).counts == card.counts
+    assert latentq.verify(out) == []
+
+
+def test_redoing_reaches_calibration(photos, tmp_path):
+    data = Recipe.load("default").override(dtype="bfloat16", size=32, calibrate="minmax").to_dict()
+    data["columns"]["latent"]["quantizer"] = {"kind": "affine", "method": "minmax"}
+    network = Fragile()
+    card = latentq.encode(photos, tmp_path / "out", recipe=Recipe.from_dict(data), autoencoder=network)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network.encode(pixels_of(photos))
+    broken = ~half.isfinite().flatten(1).all(1)
+    values = torch.where(broken[:, None, None, None], network.encode(pixels_of(photos)), half)
+    np.testing.assert_allclose(card.latents["latent"].quantizer.low, values.amin((0, 2, 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_stays_bad_is_rejected_and_the_run_goes_on(photos, tmp_path, dtype):
+    out = tmp_path / "out"
+    card = latentq.encode(photos, out, recipe=recipe("affine", dtype=dtype), autoencoder=Hopeless(), batch_size=5)
+    hopeless = Blocks().encode(pixels_of(photos)).mean((1, 2, 3)) > Fragile.threshold
+    assert card.counts.rejects == hopeless.sum()
+    assert card.counts.samples == 12 - hopeless.sum()
+    assert (card.counts.redone >= card.counts.rejects) == (dtype == "bfloat16")
+    lines = (out / "rejects.tsv").read_text().splitlines()
+    assert lines == [
+        f"{file.name}\tencode\tits latent holds NaN or infinity"
+        for file, bad in zip(sorted(photos.iterdir()), hopeless, strict=True)
+        if bad
+    ]
+    assert latentq.verify(out) == []
+
+
+class FragileTokens(Blocks):
+    """In half precision, pictures that are bright on the whole have no tokens."""
+
+    codebook_size = 100
+
+    def tokens(self, pixels):
+        tokens = (self.encode(pixels).mean(1) * 99).round().long()
+        if torch.is_autocast_enabled("cpu"):
+            tokens[pixels.mean((1, 2, 3)) > Fragile.threshold] = -1
+        return tokens
+
+
+def test_tokens_of_what_is_not_finite_are_made_again_too(photos, tmp_path):
+    options = {"autoencoder": FragileTokens(), "size": 32, "store": "tokens", "batch_size": 5}
+    card = latentq.encode(photos, tmp_path / "half", **options, dtype="bfloat16")
+    assert card.counts.rejects == 0
+    assert card.counts.redone == (pixels_of(photos).mean((1, 2, 3)) > Fragile.threshold).sum() > 0
+    latentq.encode(photos, tmp_path / "full", **options)
+    half, full = (mds.Reader(tmp_path / name).gather(range(12), "tokens") for name in ("half", "full"))
+    np.testing.assert_array_equal(half, full)
+
+
+def test_compiling_is_of_the_network_in_its_dtype_and_leaves_no_trace(photos, tmp_path, monkeypatch):
+    calls = []
+
+    def compiling(function):
+        def compiled(pixels):
+            calls.append((function.__name__, len(pixels), torch.is_autocast_enabled("cpu")))
+            return function(pixels)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    options = {"recipe": recipe(dtype="bfloat16"), "autoencoder": Fragile(), "batch_size": 6}
+    latentq.encode(photos, tmp_path / "compiled", **options, compiled=True)
+    assert calls == [("encode", 6, True)] * 2
+    latentq.encode(photos, tmp_path / "plain", **options)
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
+
+
+def test_autocast_is_what_the_recipe_says_and_weights_stay(photos, tmp_path, tiny_vae):
+    cards = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        cards[dtype] = latentq.encode(photos, out, recipe=recipe(dtype=dtype, store="mean"), autoencoder=tiny_vae)
+    assert cards["float32"].autoencoder == cards["bfloat16"].autoencoder
+    network = latentq.load_autoencoder(tiny_vae)
+    pixels = pixels_of(photos) * 2 - 1
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = network.encode(pixels)
+    stored = torch.from_numpy(mds.Reader(tmp_path / "bfloat16").gather(range(12), "latent"))
+    torch.testing.assert_close(stored, expected, atol=0.05, rtol=0.05)
+    exact = torch.from_numpy(mds.Reader(tmp_path / "float32").gather(range(12), "latent"))
+    assert not torch.equal(stored, exact)
+
+
+def test_where_memory_is_not_enough_the_batch_is_halved_and_the_run_goes_on(photos, tmp_path):
+    lines = []
+
+    class Lines:
+        isatty = staticmethod(lambda: False)
+        flush = staticmethod(lambda: None)
+        write = staticmethod(lines.append)
+
+    network = Greedy()
+    card = latentq.encode(
+        photos, tmp_path / "out", recipe=recipe("affine", unit_size=8), autoencoder=network, batch_size=64,
+        progress=Lines(),
+    )  # fmt: skip
+    assert card.counts.samples == 12
+    assert "going on with batches of 2\n" in "".join(lines)
+    assert "encode: 12 of 12 images" in "".join(lines)
+    latentq.encode(photos, tmp_path / "two", recipe=recipe("affine", unit_size=8), autoencoder=Blocks(), batch_size=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "two")
+
+
+def test_memory_that_is_not_enough_for_one_is_an_error(photos, tmp_path):
+    class Hungry(Blocks):
+        def encode(self, pixels):
+            raise torch.OutOfMemoryError(f"CUDA out of memory for {len(pixels)}")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        latentq.encode(photos, tmp_path / "out", recipe=recipe(), autoencoder=Hungry())
+    assert not list((tmp_path / "out").glob(".0*"))
+
+
+@pytest.mark.parametrize("stage", ["read", "network", "write"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, LatentqError])
+def test_whatever_stage_fails_no_thread_and_no_temporary_is_left(photos, tmp_path, monkeypatch, stage, error):
+    calls = 0
+
+    def fail(*_, **__):
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise error("enough")
+
+    def failing(function):
+        def wrapped(*arguments, **options):
+            fail()
+            return function(*arguments, **options)
+
+        return wrapped
+
+    network = Blocks()
+    if stage == "read":
+        monkeypatch.setattr(latentq.image, "load_sizes", failing(latentq.image.load_sizes))
+    elif stage == "network":
+        network.encode = failing(network.encode)
+    else:
+        monkeypatch.setattr(mds.Writer, "write_batch", failing(mds.Writer.write_batch))
+    before = threading.active_count()
+    with pytest.raises(error):
+        latentq.encode(photos, tmp_path / "out", recipe=recipe(unit_size=7), autoencoder=network, batch_size=2)
+    assert threading.active_count() == before
+    assert not list((tmp_path / "out").glob(".0*"))
+    monkeypatch.undo()
+    latentq.encode(photos, tmp_path / "out", recipe=recipe(unit_size=7), autoencoder=Blocks(), batch_size=2)
+    latentq.encode(photos, tmp_path / "other", recipe=recipe(unit_size=7), autoencoder=Blocks(), batch_size=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+
+
+def test_stages_work_at_the_same_time_within_their_bounds():
+    made, most = [], 0
+    profile = Profile()
+
+    def make():
+        for item in range(8):
+            time.sleep(0.01)
+            made.append(item)
+            yield item
+
+    taken = []
+
+    def consume(items):
+        nonlocal most
+        for item in items:
+            most = max(most, len(made) - item)
+            time.sleep(0.03)
+            taken.append(item)
+
+    with behind(consume, 2, profile, "write", "network") as hand_over:
+        for item in ahead(make(), 2, profile, "read, decode", "network"):
+            hand_over(item)
+    assert taken == list(range(8))
+    assert most <= 2 + 2 + 3  # two queues, and one in each hand
+    assert profile.seconds["write", "worked"] > 0.2
+    assert profile.seconds["network", "blocked"] > 0.05
+    assert profile.seconds["write", "starved"] < 0.1
+
+
+def test_a_profile_tells_the_share_of_each_stage(photos, tmp_path, capsys):
+    from latentq.cli.main import main
+
+    class Slow(Blocks):
+        def encode(self, pixels):
+            time.sleep(0.05)
+            return super().encode(pixels)
+
+    profile = Profile()
+    latentq.encode(photos, tmp_path / "out", recipe=recipe("affine"), autoencoder=Slow(), batch_size=2, profile=profile)
+    seconds = profile.seconds
+    assert seconds["network", "worked"] >= 12 * 0.05  # six batches, twice: they are calibrated on too
+    assert seconds["read, decode", "blocked"] > seconds["network", "starved"]
+    assert main(["encode", str(photos), str(tmp_path / "cli"), "--size", "32", "--profile"]) == 0
+    table = capsys.readouterr().err.splitlines()[-7:]
+    assert "worked" in table[0]
+    assert [line[:13].strip() for line in table[1:]] == [
+        "list", "read, decode", "copy", "network", "quantise", "write"
+    ]  # fmt: skip

@@ -1,0 +1,114 @@
+"""`latentq measure`: the table by which a quantiser is chosen."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentq.inspect import measure
+from latentq.quantizer import NotFiniteError, Quantizer
+
+
+def latents(samples: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).normal(0.5, 2, (samples, 3, 16, 16)).astype(np.float32)
+
+
+def test_odd_samples_are_measured_with_what_the_even_calibrated() -> None:
+    x = latents()
+    rows = {(row.scheme, row.bits): row for row in measure.measure(x, bits=[8, 5], methods=["mse"])}
+    assert list(rows) == [("float16", 16), ("uniform", 8), ("uniform", 5), ("mse", 8), ("mse", 5)]
+    q = Quantizer.calibrate(x[::2], bits=5)
+    m, row = q.measure(x[1::2]), rows["mse", 5]
+    assert (row.sqnr_db, row.worst_sqnr_db, row.largest_error) == (m.overall_sqnr_db, min(m.sqnr_db), m.largest_error)
+    entropies = []
+    for channel in range(3):
+        share = np.bincount(q.quantize(x[1::2])[:, channel].ravel()) / (10 * 256)
+        entropies.append(-sum(p * math.log2(p) for p in share if p))
+    assert row.entropy == pytest.approx(np.mean(entropies))
+    assert row.psnr_images_db is None
+    assert row.psnr_decoded_db is None
+
+
+def test_samples_may_come_one_by_one_or_from_a_file(tmp_path: Path) -> None:
+    x = latents()
+    np.save(tmp_path / "x.npy", x)
+    rows = measure.measure(x)
+    assert measure.measure(iter(x)) == rows
+    assert measure.measure(measure.load(tmp_path / "x.npy")) == rows
+
+
+class Doubling:
+    """An autoencoder whose pictures are three channels of the latents."""
+
+    pixel_range = (-8.0, 8.0)
+
+    def decode(self, latents: Any) -> Any:
+        return latents[:, :3]
+
+
+def test_pictures_are_compared_with_the_images_and_with_the_unquantised() -> None:
+    pytest.importorskip("torch")
+    x = latents().clip(-8, 8)
+    images = np.round((x + 8) / 16 * 255).astype(np.uint8)
+    rows = measure.measure(x, bits=[8, 4], methods=["mse"], autoencoder=Doubling(), images=images)
+    by_name = {(row.scheme, row.bits): row for row in rows}
+    fine, coarse = by_name["mse", 8], by_name["mse", 4]
+    assert fine.psnr_decoded_db is not None
+    assert coarse.psnr_decoded_db is not None
+    assert fine.psnr_decoded_db > coarse.psnr_decoded_db > 20
+    assert coarse.psnr_images_db == pytest.approx(coarse.psnr_decoded_db, abs=0.5)
+    q = Quantizer.calibrate(x[::2], bits=4)
+    again = q.dequantize(q.quantize(x[1::2]))
+    errors = np.square((again.clip(-8, 8) - x[1::2]) / 16).mean((1, 2, 3))
+    assert coarse.psnr_decoded_db == pytest.approx(np.mean(-10 * np.log10(errors)), abs=1e-3)
+
+
+def test_the_table_has_a_line_for_each_row_and_json_an_object(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", latents())
+    text, objects = io.StringIO(), io.StringIO()
+    measure.main_table(tmp_path / "x.npy", file=text, bits=[8])
+    measure.main_table(tmp_path / "x.npy", file=objects, bits=[8], as_json=True)
+    lines = text.getvalue().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["float16", "uniform", *measure.METHODS]
+    assert "PSNR" not in lines[0]
+    rows = json.loads(objects.getvalue())
+    assert [row["scheme"] for row in rows] == ["float16", "uniform", *measure.METHODS]
+    assert rows[0]["entropy"] is None
+
+
+def test_latents_that_float16_cannot_hold_are_measured_beside_bfloat16() -> None:
+    x = np.random.default_rng(0).normal(0, 3, (4, 2, 8, 8)).astype(np.float32)
+    for largest, scheme in ((65519.0, "float16"), (65520.0, "bfloat16"), (-1e30, "bfloat16")):
+        x[1, 0, 0, 0] = largest
+        kept = measure.measure(x, bits=(8,), methods=("minmax",))[0]
+        assert (kept.scheme, kept.bits) == (scheme, 16)
+        assert kept.sqnr_db > 40
+
+
+@pytest.mark.parametrize("nothing", [[], np.zeros((0, 3, 4), np.float32), np.zeros(3, np.float32)])
+def test_nothing_to_measure_is_an_error(nothing: Any) -> None:
+    with pytest.raises(ValueError, match="no latents"):
+        measure.measure(nothing)
+
+
+@pytest.mark.parametrize("sample", [4, 7])
+def test_what_is_not_finite_is_named_by_its_place_in_what_was_given(sample: int) -> None:
+    x = latents()
+    x[sample, 2, 3, 3] = np.nan
+    with pytest.raises(NotFiniteError, match=f"sample {sample}, channel 2"):
+        measure.measure(x)
+
+
+def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 4), np.longdouble))
+    with pytest.raises(ValueError, match=r"x\.npy"):
+        measure.load(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", np.zeros((3, 4), np.int32))
+    with pytest.raises(ValueError, match=r"x\.npy"):
+        measure.load(tmp_path / "x.npy")
+    with pytest.raises(FileNotFoundError):
+        measure.load(tmp_path / "absent.npy")

@@ -1,0 +1,194 @@
+"""Text encoders: what the libraries themselves give, from a folder, batched and single."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+from latentq import LatentqError
+from latentq.models.text import load_text_encoder
+from latentq.models.text.loading import _wanted
+from latentq.models.weights import weight_hash
+
+CAPTIONS = ["a cat", "", "the small red picture of a large green tree on a photograph", "Ünïcode, 42!"]
+
+
+def _open_clip_says(folder, captions):
+    """Hidden states at all positions, by a hook on the library's own `encode_text`; and what it returns."""
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    states = []
+    model.ln_final.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+    pooled = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(captions))
+    return states[0], None, pooled
+
+
+def _clip_says(folder, captions, number=""):
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    model = (CLIPTextModelWithProjection if number else CLIPTextModel).from_pretrained(folder / f"text_encoder{number}")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{number}")
+    tokens = tokenizer(captions, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    output = model(tokens.input_ids)
+    return output.last_hidden_state, tokens.attention_mask, output.text_embeds if number else output.pooler_output
+
+
+def _projected_clip_says(folder, captions):
+    return _clip_says(folder, captions, "_2")
+
+
+def _t5_says(folder, captions):
+    from transformers import T5EncoderModel, T5Tokenizer
+
+    tokens = T5Tokenizer.from_pretrained(folder)(
+        captions, padding="max_length", max_length=20, truncation=True, return_tensors="pt"
+    )
+    model = T5EncoderModel.from_pretrained(folder)
+    return model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state, tokens.attention_mask, None
+
+
+FAMILIES = {
+    "open_clip": ("tiny_open_clip", "openclip:{}", {}, _open_clip_says, (77, 32, 24)),
+    "clip": ("tiny_clip", "{}", {}, _clip_says, (16, 32, 32)),
+    "projected clip": ("tiny_clip", "{}", {"subfolder": "text_encoder_2"}, _projected_clip_says, (16, 32, 24)),
+    "t5": ("tiny_t5", "{}", {}, _t5_says, (20, 32, 0)),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    fixture, pattern, options, says, shape = FAMILIES[request.param]
+    folder = request.getfixturevalue(fixture)
+    with torch.no_grad():
+        expected = says(folder, CAPTIONS)
+    return load_text_encoder(pattern.format(folder), **options), expected, shape
+
+
+def test_a_text_encoder_gives_what_its_library_gives_batched_and_single(family):
+    encoder, (states, mask, pooled), (length, width, pooled_width) = family
+    assert (encoder.length, encoder.width, encoder.pooled_width) == (length, width, pooled_width)
+    assert states.shape == (4, length, width)
+    for made, rows in ((encoder.encode(CAPTIONS), slice(None)), (encoder.encode(CAPTIONS[2:3]), slice(2, 3))):
+        torch.testing.assert_close(made.embedding, states[rows], rtol=0, atol=2e-6)
+        assert made.embedding.dtype == torch.float32
+        assert (made.mask is None) == (mask is None) == (not encoder.masked)
+        if mask is not None:
+            assert made.mask.dtype == torch.uint8
+            assert torch.equal(made.mask, mask[rows].to(torch.uint8))
+        assert (made.pooled is None) == (pooled is None)
+        if pooled is not None:
+            torch.testing.assert_close(made.pooled, pooled[rows], rtol=0, atol=2e-6)
+
+
+def test_captions_can_be_cut_shorter(tiny_open_clip, tiny_t5):
+    short = load_text_encoder(f"openclip:{tiny_open_clip}", length=8)
+    whole = load_text_encoder(f"openclip:{tiny_open_clip}")
+    # The mask is causal: no position knows of what comes after it.
+    torch.testing.assert_close(short.encode(["a cat"]).embedding, whole.encode(["a cat"]).embedding[:, :8])
+    with pytest.raises(ValueError, match="takes captions of 1 to 77 tokens, not 78"):
+        load_text_encoder(f"openclip:{tiny_open_clip}", length=78)
+    assert load_text_encoder(tiny_t5, length=40).encode(["a cat"]).embedding.shape == (1, 40, 32)
+
+
+def test_what_cannot_be_loaded_gives_one_line(tiny_clip, tiny_vae, tiny_open_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unsaved").mkdir()
+    (tmp_path / "unsaved" / "open_clip_config.json").write_bytes(
+        (tiny_open_clip / "open_clip_config.json").read_bytes()
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    for whole, file in (
+        (tiny_open_clip, "open_clip_model.safetensors"),
+        (tiny_clip, "text_encoder/model.safetensors"),
+    ):
+        short = tmp_path / f"short-{whole.name}"
+        shutil.copytree(whole, short)
+        (short / file).write_bytes((short / file).read_bytes()[:-1000])
+    for name, text in (
+        ("no-such", "no text encoder 'no-such': it is no folder and no hub name"),
+        ("owner/name", "'owner/name': the hub cannot be reached"),
+        ("openclip:hf-hub:owner/name", "'owner/name': the hub cannot be reached"),
+        (tmp_path / "empty", "holds no text encoder"),
+        (f"openclip:{tmp_path / 'empty'}", "open_clip_config.json"),
+        (f"openclip:{tmp_path / 'unsaved'}", "cannot load the text encoder 'openclip:unsaved'"),
+        (f"openclip:{tmp_path / f'short-{tiny_open_clip.name}'}", "cannot load the text encoder 'openclip:short-"),
+        (tmp_path / f"short-{tiny_clip.name}", "cannot load the text encoder '"),
+        (tmp_path / "other", "is of type bert; the types that can be loaded are: clip, clip_text_model, t5"),
+        (tiny_vae, "config.json: KeyError"),
+        (tiny_clip / "text_encoder", "holds no tokenizer; name the whole pipeline"),
+    ):
+        with pytest.raises(LatentqError) as caught:
+            load_text_encoder(name)
+        assert text in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_what_installs_it(tiny_open_clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    monkeypatch.delitem(sys.modules, "latentq.models.text.open_clip", raising=False)
+    with pytest.raises(LatentqError, match=r"needs open_clip: pip install 'latentq\[text\]'"):
+        load_text_encoder(f"openclip:{tiny_open_clip}")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, tiny_clip, tiny_open_clip):
+    """A hub of two repositories with more in them than is needed; `fetched` says what was asked for."""
+    folders = {"owner/pipeline": tiny_clip, "owner/open": tiny_open_clip}
+    others = ["README.md", "unet/config.json", "text_encoder/pytorch_model.bin", "open_clip_pytorch_model.bin"]
+    fetched = []
+
+    def names(_api, name, revision=None):
+        assert revision == "v1"
+        folder = folders[name]
+        return [*others, *(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())]
+
+    def fetch(name, file, revision=None):
+        assert revision == "v1"
+        fetched.append(file)
+        copy = tmp_path / "cache" / name / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folders[name] / file, copy)
+        return str(copy)
+
+    monkeypatch.setattr("latentq.models.hub._reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", names)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    return fetched
+
+
+def test_of_a_repository_only_the_encoder_and_its_tokenizer_are_fetched(hub, tiny_clip, tiny_open_clip):
+    for name, subfolder, local in (
+        ("owner/pipeline", "", tiny_clip),
+        ("owner/pipeline", "text_encoder_2", tiny_clip),
+        ("openclip:hf-hub:owner/open", "", f"openclip:{tiny_open_clip}"),
+    ):
+        hub.clear()
+        encoder = load_text_encoder(name, revision="v1", subfolder=subfolder)
+        assert encoder.name == name
+        assert weight_hash(encoder) == weight_hash(load_text_encoder(local, subfolder=subfolder))
+        if name.startswith("openclip:"):
+            assert hub == ["open_clip_config.json", "open_clip_model.safetensors"]
+        else:
+            number = "_2" if subfolder else ""
+            assert hub[:2] == [f"text_encoder{number}/config.json", f"text_encoder{number}/model.safetensors"]
+            assert len(hub) > 3
+            assert all(file.startswith(f"tokenizer{number}/") for file in hub[2:])
+
+
+def test_what_a_repository_lacks_is_said_in_one_line(hub):
+    for name, text in (
+        ("openclip:hf-hub:owner/pipeline", "it has no open_clip_config.json of open_clip"),
+        ("owner/open", "it has no config.json, and no text_encoder/config.json"),
+    ):
+        with pytest.raises(LatentqError, match=text):
+            load_text_encoder(name, revision="v1")
+        assert not hub
+
+
+def test_weights_in_parts_are_fetched_with_their_index():
+    sharded = ["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "spiece.model"]
+    assert _wanted(["README.md", *sharded], "") == sharded

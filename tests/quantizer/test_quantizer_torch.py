@@ -1,0 +1,133 @@
+"""Tensors give the codes and values of arrays: through Rust on the CPU, and by the operations other devices use."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentq.quantizer import NotFiniteError, Quantizer
+
+torch = pytest.importorskip("torch")
+from latentq.quantizer import tensors as quantizer_torch
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+LEVELS = np.sort(np.random.default_rng(0).normal(0, 2, (3, 32)), axis=1)
+QUANTIZERS = [
+    Quantizer.uniform(-5, 6, channels=3),
+    Quantizer.uniform(-14, 14, channels=3, rounding="truncate"),
+    Quantizer.uniform(-4.7, 5.1, channels=3, rounding="truncate", bits=5),
+    Quantizer.affine([-4.1, 0.7, -900], [5.3, 0.7, 3], bits=6),
+    Quantizer.affine([-3, 0, -1e-3], [5, 0, 2e-3]),
+    Quantizer.codebook(LEVELS),
+    *(Quantizer.floating(kind, channels=3) for kind in ("float16", "bfloat16", "float32")),
+]
+
+
+def latents(dtype: Any, shape: tuple[int, ...] = (5, 3, 17, 9)) -> Any:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    x.view(-1)[::97] *= 20
+    return x.to(dtype)
+
+
+def bits(x: Any) -> np.ndarray:
+    """The memory of a tensor or array, to compare to the bit."""
+    return quantizer_torch.to_numpy(x).view(np.uint8) if isinstance(x, torch.Tensor) else x.view(np.uint8)
+
+
+@pytest.mark.parametrize("q", QUANTIZERS, ids=lambda q: f"{q.kind}{q.bits}{q.rounding[0]}")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 3, 17, 9), (4, 3), (0, 3, 8), (2, 3, 64, 64)])
+def test_codes_values_and_counts_are_those_of_arrays(q: Quantizer, dtype: Any, shape: tuple[int, ...]) -> None:
+    x = latents(dtype, shape)
+    codes, counts = q.quantize_counted(quantizer_torch.to_numpy(x))
+    for device in DEVICES:
+        there = x.to(device)
+        np.testing.assert_array_equal(bits(q.quantize(there)), bits(codes))
+        # The operations that other devices use, here as well.
+        by_operations, clipped, bad = quantizer_torch.encode(q, there)
+        np.testing.assert_array_equal(bits(by_operations), bits(codes))
+        assert clipped.sum(0).tolist() == counts.clipped.tolist()
+        assert not bad.any()
+        for out in ("float32", "float16", "bfloat16"):
+            values = q.dequantize(codes, dtype=out)
+            dtype_out = getattr(torch, out)
+            np.testing.assert_array_equal(bits(q.dequantize(by_operations, dtype=dtype_out)), bits(values))
+            np.testing.assert_array_equal(bits(quantizer_torch.decode(q, by_operations, dtype_out)), bits(values))
+            stored = torch.from_numpy(q.pack(codes).copy()).to(device)
+            np.testing.assert_array_equal(bits(q.dequantize_packed(stored, shape, dtype=dtype_out)), bits(values))
+        packed = q.pack(codes)
+        np.testing.assert_array_equal(bits(q.pack(by_operations)), packed)
+        np.testing.assert_array_equal(bits(quantizer_torch.pack_bits(q, by_operations)), packed)
+        np.testing.assert_array_equal(bits(q.quantize_packed(there)), packed)
+        stored = torch.from_numpy(packed.copy()).to(device)
+        np.testing.assert_array_equal(bits(q.unpack(stored, shape)), bits(codes))
+        np.testing.assert_array_equal(bits(quantizer_torch.unpack_bits(q, stored, shape)), bits(codes))
+
+
+@pytest.mark.parametrize("q", QUANTIZERS, ids=lambda q: f"{q.kind}{q.bits}{q.rounding[0]}")
+def test_what_is_not_finite_is_refused_or_masked(q: Quantizer) -> None:
+    x = latents(torch.float32, (4, 3, 11))
+    x[2, 1, 5] = float("nan")
+    x[2, 2, 5] = float("inf")
+    codes, counts = q.quantize_counted(x.numpy())
+    by_operations, clipped, bad = quantizer_torch.encode(q, x)
+    np.testing.assert_array_equal(bits(by_operations), bits(codes))
+    assert bad.nonzero().tolist() == [[2, 1], [2, 2]]
+    assert clipped[~bad.any(1)].sum(0).tolist() == counts.clipped.tolist()
+    for device in DEVICES:
+        masked, same = q.quantize_counted(x.to(device))
+        np.testing.assert_array_equal(bits(masked), bits(codes))
+        assert same.clipped.tolist() == counts.clipped.tolist()
+        assert same.bad.tolist() == [False, False, True, False]
+        with pytest.raises(NotFiniteError, match="sample 2, channel 1"):
+            q.quantize(x.to(device))
+
+
+def test_every_code_is_met_on_both_sides_of_its_bounds() -> None:
+    q = Quantizer.affine([-4.1, -1e-3, 2], [5.3, 7, 9])
+    middle = (q.table()[:, :-1].astype(np.float64) + q.table()[:, 1:]) / 2
+    around = middle.astype(np.float32)
+    x = np.stack([np.nextafter(around, np.float32(-np.inf)), around, np.nextafter(around, np.float32(np.inf))])
+    for device in DEVICES:
+        codes, _, _ = quantizer_torch.encode(q, torch.from_numpy(x).to(device))
+        np.testing.assert_array_equal(bits(codes), q.quantize(x))
+
+
+def test_cpu_tensors_are_read_and_written_in_place() -> None:
+    q = Quantizer.uniform(-5, 6, channels=3)
+    x = latents(torch.bfloat16)
+    assert quantizer_torch.to_numpy(x).ctypes.data == x.data_ptr()
+    codes = torch.empty(x.shape, dtype=torch.uint8)
+    assert q.quantize(x, out=codes) is codes
+    values = torch.empty(x.shape, dtype=torch.bfloat16)
+    assert q.dequantize(codes, dtype=torch.bfloat16, out=values) is values
+    assert torch.equal(values, q.dequantize(q.quantize(x)).to(torch.bfloat16))
+
+
+def test_out_elsewhere_is_refused_and_not_left_empty() -> None:
+    q = Quantizer.uniform(-5, 6, channels=3)
+    x = latents(torch.float32)
+    codes = q.quantize(x)
+    for device in ["meta", *DEVICES[1:]]:
+        with pytest.raises(ValueError, match="out must be"):
+            q.quantize(x, out=torch.zeros(x.shape, dtype=torch.uint8, device=device))
+        with pytest.raises(ValueError, match="out must be"):
+            q.dequantize(codes, out=torch.zeros(x.shape, device=device))
+    with pytest.raises(ValueError, match="out must be"):
+        q.quantize(x, out=np.zeros(x.shape, np.uint8))
+
+
+def test_gradients_and_layouts_do_not_matter() -> None:
+    q = Quantizer.uniform(-5, 6, channels=3)
+    x = latents(torch.float32).requires_grad_()
+    codes = q.quantize(x)
+    assert torch.equal(q.quantize(x.transpose(2, 3)), codes.transpose(2, 3))
+    assert torch.equal(q.quantize(x.to(memory_format=torch.channels_last)), codes)
+
+
+def test_calibration_and_measuring_take_tensors() -> None:
+    x = latents(torch.bfloat16)
+    q = Quantizer.calibrate(x)
+    assert q == Quantizer.calibrate(x.float().numpy())
+    assert q.measure(x) == q.measure(x.float().numpy())

@@ -1,0 +1,111 @@
+"""LatentStreamingDataset: mosaicml's machinery, latentq's samples."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from latentq import FormatError, LatentDataset, LatentqError, MismatchError, mds
+from support.making import make_dataset
+
+streaming = pytest.importorskip("streaming")
+
+from latentq.reading.streaming import LatentStreamingDataset
+
+
+@pytest.fixture(autouse=True)
+def _clean(streaming_alone):
+    streaming.base.util.clean_stale_shared_memory()
+    encodings = dict(streaming.base.format.mds.encodings._encodings)
+    yield
+    streaming.base.format.mds.encodings._encodings.update(encodings)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("made") / "out", 30, size_limit=1 << 10)
+
+
+def _same(sample, other):
+    assert sample.keys() == other.keys()
+    for name, value in sample.items():
+        assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+
+
+def test_a_remote_dataset_gives_the_samples_of_a_local_one(made, tmp_path):
+    remote = LatentStreamingDataset(remote=str(made.path), local=str(tmp_path), batch_size=4, scale="scaled")
+    local = LatentDataset(made.path, scale="scaled")
+    assert len(remote) == 30
+    for i in (0, 17, 29):
+        _same(remote[i], local[i])
+    assert (tmp_path / "latents.toml").read_bytes() == (made.path / "latents.toml").read_bytes()
+
+
+def test_an_epoch_through_workers_has_every_sample_once(made):
+    dataset = LatentStreamingDataset(local=str(made.path), batch_size=4, shuffle=True, dtype=torch.bfloat16)
+    batches = list(DataLoader(dataset, batch_size=4, num_workers=2))
+    keys = [key for b in batches for key in b["key"]]
+    assert sorted(keys) == made.keys
+    assert batches[0]["latent"].dtype == torch.bfloat16
+    order = [made.keys.index(key) for key in keys]
+    assert torch.cat([b["label"] for b in batches]).tolist() == made.labels[order].tolist()
+    expected = LatentDataset(made.path, dtype=torch.bfloat16).batch(order)["latent"]
+    assert torch.equal(torch.cat([b["latent"] for b in batches]), expected)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "codebook"])
+def test_every_kind(tmp_path, kind):
+    made = make_dataset(tmp_path / "out", 4, kind=kind)
+    dataset = LatentStreamingDataset(local=str(made.path), batch_size=1, scale="normalized")
+    local = LatentDataset(made.path, scale="normalized")
+    for i in range(4):
+        _same(dataset[i], local[i])
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6])
+def test_packed_codes_are_values_here_and_bytes_to_a_stock_reader(tmp_path, bits):
+    made = make_dataset(tmp_path / "out", 4, bits=bits)
+    _same(LatentStreamingDataset(local=str(made.path), batch_size=1)[2], LatentDataset(made.path)[2])
+    streaming.base.util.clean_stale_shared_memory()
+    stored = streaming.StreamingDataset(local=str(made.path), batch_size=1)[2]["latent"]
+    assert stored.dtype == np.uint8
+    np.testing.assert_array_equal(stored, mds.Reader(made.path).gather([2], "latent")[0])
+
+
+def test_streams_that_agree_are_one_dataset_and_others_are_refused(made, tmp_path):
+    twin = make_dataset(tmp_path / "twin", 10, seed=1)
+    other = make_dataset(tmp_path / "other", 10, weights="sha256:2")
+    streams = [streaming.Stream(local=str(made.path)), streaming.Stream(local=str(twin.path))]
+    both = LatentStreamingDataset(streams=streams, batch_size=1)
+    assert len(both) == 40
+    _same(both[35], LatentDataset(twin.path)[5])
+    streams = [streaming.Stream(local=str(made.path)), streaming.Stream(local=str(other.path))]
+    streaming.base.util.clean_stale_shared_memory()
+    with pytest.raises(MismatchError, match=r"sha256:2.*sha256:1"):
+        LatentStreamingDataset(streams=streams, batch_size=1)
+
+
+def test_a_remote_without_a_card_says_so(made, tmp_path):
+    make_dataset(tmp_path / "remote", 4)
+    (tmp_path / "remote" / "latents.toml").unlink()
+    with pytest.raises(LatentqError, match=r"has no latents\.toml"):
+        LatentStreamingDataset(remote=str(tmp_path / "remote"), local=str(tmp_path / "local"), batch_size=1)
+
+
+def test_the_encoding_of_imagenet_int8_is_registered_only_when_asked(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 256, (3, 4, 32, 32), np.uint8)
+    columns = {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
+    with mds.Writer(tmp_path / "out", columns) as writer:
+        for i in range(3):
+            writer.write({"vae_output": codes[i], "label": str(i), "label_as_text": f"class {i}"})
+    entry = json.loads((tmp_path / "out" / "index.json").read_bytes())["shards"][0]
+    assert entry["column_encodings"][entry["column_names"].index("vae_output")] == "uint8"
+    options = {"local": str(tmp_path / "out"), "batch_size": 1, "recipe": "imagenet.int8"}
+    with pytest.raises(FormatError, match="raw_uint8=True"):
+        LatentStreamingDataset(**options)[1]
+    streaming.base.util.clean_stale_shared_memory()
+    sample = LatentStreamingDataset(**options, raw_uint8=True)[1]
+    np.testing.assert_allclose(sample["latent"], codes[1] / 255.0 * 28 - 14, atol=2e-6)
+    assert sample["label"] == 1

@@ -1,0 +1,443 @@
+"""Archives as sources: what is listed, what is read, and what becomes of broken ones."""
+
+import gzip
+import io
+import os
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import contents, paint
+from latentq import FormatError, LatentqError, MismatchError, encode
+from latentq.cli.main import main
+from latentq.sources import open_source
+from latentq.sources.tar import Tar
+from support.archive_making import make_tar, make_zip, pictures_of, with_captions
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+
+
+@pytest.fixture(scope="module")
+def pictures_made(tmp_path_factory):
+    return pictures_of(tmp_path_factory.mktemp("pictures"))
+
+
+def make(path, members):
+    """An archive of the kind that its name says."""
+    if path.suffix == ".zip":
+        return make_zip(path, members, zipfile.ZIP_DEFLATED)
+    return make_tar(path, members, "w" if path.suffix == ".tar" else "w:gz")
+
+
+def faults(source):
+    return {sample.key: sample.fault for sample in source.listing().samples if sample.fault}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.tar.gz", "a.zip"])
+def test_every_member_is_listed_with_its_caption_and_read_by_its_offset(tmp_path, pictures_made, name):
+    source = open_source(make(tmp_path / name, with_captions(pictures_made, "./x/")))
+    listing = source.listing()
+    # Without `./`, in the archive's order.
+    assert [s.key for s in listing.samples] == [f"{name}/x/{picture}" for picture in pictures_made]
+    assert [s.caption for s in listing.samples] == [f"picture {picture}" for picture in pictures_made]
+    assert [source.data(s) for s in listing.samples] == list(pictures_made.values())
+    assert [source.data(s) for s in reversed(listing.samples)] == list(pictures_made.values())[::-1]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.tgz"])
+def test_the_published_list_is_enough_to_read_by(tmp_path, pictures_made, name):
+    path = make(tmp_path / name, with_captions(pictures_made))
+    listing = open_source(path).listing()
+    again = type(listing).from_tsv(listing.to_tsv(), "samples.tsv")
+    source = open_source(path)
+    assert [source.data(s) for s in again.samples] == list(pictures_made.values())
+    assert source.unchanged(again)
+
+
+def test_a_pattern_or_a_folder_of_archives_is_one_source_in_the_order_of_names(tmp_path, pictures_made):
+    (tmp_path / "all").mkdir()
+    for name in ("b.tar", "B.tar", "é.tar", "a.tar"):
+        make_tar(tmp_path / "all" / name, [("x.jpg", b"1")])
+    (tmp_path / "all" / "_info.json").write_text("{}")
+    expected = ["B.tar/x.jpg", "a.tar/x.jpg", "b.tar/x.jpg", "é.tar/x.jpg"]
+    for source in (tmp_path / "all" / "*.tar", tmp_path / "all"):
+        assert [s.key for s in open_source(source).listing().samples] == expected
+
+
+def test_archives_of_one_name_in_two_folders_have_different_keys(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        make_zip(tmp_path / folder / "part.zip", [("x.webp", folder.encode())])
+    source = open_source(tmp_path / "*" / "part.zip")
+    samples = source.listing().samples
+    assert [s.key for s in samples] == ["one/part.zip/x.webp", "two/part.zip/x.webp"]
+    assert [source.data(s) for s in samples] == [b"one", b"two"]
+
+
+def test_several_kinds_in_one_pattern_are_refused(tmp_path):
+    make_tar(tmp_path / "a.tar", [("x.jpg", b"1")])
+    make_zip(tmp_path / "b.zip", [("x.jpg", b"1")])
+    for source in (tmp_path / "*", tmp_path):
+        with pytest.raises(LatentqError, match=r"several kinds \(tar, zip\)"):
+            open_source(source)
+    with pytest.raises(FileNotFoundError):
+        open_source(tmp_path / "*.tgz")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=150),
+            st.binary(max_size=1200),
+        ),
+        max_size=6,
+        unique_by=lambda member: member[0],
+    )
+)
+def test_tars_of_every_format_are_read_as_tarfile_reads_them(tmp_path_factory, name, members):
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    fits = [(n, d) for n, d in members if name != "ustar" or len(n.encode()) <= 100]
+    make_tar(path, [(f"{n}.jpg", d) for n, d in fits if len(f"{n}.jpg".encode()) <= 100 or name != "ustar"],
+             format=FORMATS[name])  # fmt: skip
+    tar = Tar(path)
+    with tarfile.open(path) as reference:
+        assert [(m.name, m.offset, m.size) for m in tar.members(lambda _: False)] == [
+            (m.name, m.offset_data, m.size) for m in reference.getmembers()
+        ]
+    tar.close()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_tar_gives_a_typed_error_and_never_less_than_is_told(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    make_tar(path, [(f"{i}.jpg", bytes([i]) * 700) for i in range(4)], format=tarfile.GNU_FORMAT)
+    raw = bytearray(path.read_bytes()[: data.draw(st.integers(0, 7000))])
+    for _ in range(data.draw(st.integers(0, 3))):
+        if raw:
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    try:
+        listing = open_source(path).listing()
+    except LatentqError:
+        return
+    faulty = {s.key for s in listing.samples if s.fault}
+    assert len(listing.samples) == 4 or "a.tar" in faulty  # whatever is missing is told of
+    source = open_source(path)
+    for sample in listing.samples:
+        if not sample.fault:
+            assert len(source.data(sample)) == sample.bytes
+
+
+def test_what_a_tar_holds_beside_files_is_told_of(tmp_path):
+    link, sparse = tarfile.TarInfo("link.jpg"), tarfile.TarInfo("sparse.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    members = [("a.jpg", b"1"), (link, b""), (sparse, b"x" * 512), ("a.jpg", b"2"), ("._a.jpg", b"3"), ("b.csv", b"4")]
+    path = make_tar(tmp_path / "a.tar", members, format=tarfile.PAX_FORMAT)
+    source = open_source(path)
+    assert faults(source) == {
+        "a.tar/link.jpg": "a link or device, not a file",
+        "a.tar/sparse.jpg": "a sparse member",
+        "a.tar/a.jpg#2": "a member of this name came before",
+    }
+    assert source.listing().notes == ("members without an image's extension are left out: 2",)
+    assert source.data(source.listing().samples[0]) == b"1"
+
+
+def test_a_header_that_promises_too_much_allocates_nothing(tmp_path):
+    info = tarfile.TarInfo("huge.jpg")
+    info.size = 1 << 40
+    head = info.tobuf(tarfile.GNU_FORMAT)
+    first = tarfile.TarInfo("a.jpg")
+    first.size = 1
+    (tmp_path / "a.tar").write_bytes(first.tobuf(tarfile.GNU_FORMAT) + b"1".ljust(512, b"\0") + head)
+    found = faults(open_source(tmp_path / "a.tar"))
+    assert "cut short" in found["a.tar/huge.jpg"]
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    (tmp_path / "a.tar").write_bytes(
+        first.tobuf(tarfile.GNU_FORMAT) + b"1".ljust(512, b"\0") + long.tobuf(tarfile.GNU_FORMAT)
+    )
+    assert "extension of 8589934592 bytes" in faults(open_source(tmp_path / "a.tar"))["a.tar"]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_a_cut_off_archive_loses_nothing_silently(tmp_path, pictures_made, name):
+    path = make(tmp_path / name, [("noise.jpg", np.random.default_rng(0).bytes(9000)), *pictures_made.items()])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    if name == "a.zip":  # its directory stood at the end
+        with pytest.raises(FormatError, match=r"a\.zip hold no images: offset 0: not a zip"):
+            open_source(path).listing()
+        return
+    listing = open_source(path).listing()
+    good = [s for s in listing.samples if not s.fault]
+    assert 0 < len(good) < len(pictures_made) + 1
+    assert listing.samples[-1].key == name
+    assert "cut short" in listing.samples[-1].fault
+    source = open_source(path)
+    inside = {"noise.jpg": None, **pictures_made}
+    assert all(source.data(s) == inside[s.key.partition("/")[2]] for s in good if "noise" not in s.key)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_empty_archives_are_errors_alone_and_rejects_among_others(tmp_path, pictures_made, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FormatError, match="hold no images: offset 0: an empty file"):
+        open_source(tmp_path / name).listing()
+    other = make(tmp_path / f"b{name[1:]}", pictures_made.items())
+    listing = open_source(tmp_path / f"*{other.suffix}").listing()
+    assert [s.key for s in listing.samples if s.fault] == [name]
+    assert len(listing.samples) == 1 + len(pictures_made)
+
+
+def test_zip_members_that_cannot_be_read_say_why(tmp_path, pictures_made):
+    data = next(iter(pictures_made.values()))
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("good.jpg", data)
+        file.writestr("other.jpg", data, zipfile.ZIP_BZIP2)
+        file.writestr("locked.jpg", data)
+        file.writestr("bent.jpg", data, zipfile.ZIP_DEFLATED)
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        places = {info.filename: info for info in file.infolist()}
+    directory = raw.rindex(b"PK\1\2", 0, raw.rindex(b"locked.jpg"))
+    raw[directory + 8] |= 1  # encrypted
+    middle = places["bent.jpg"].header_offset + 40 + len(data) // 3
+    raw[middle : middle + 20] = bytes(20)
+    path.write_bytes(raw)
+    source = open_source(path)
+    assert faults(source) == {
+        "a.zip/other.jpg": "compressed by method 12; only stored and deflated members can be read",
+        "a.zip/locked.jpg": "encrypted",
+    }
+    samples = {s.key: s for s in source.listing().samples}
+    assert source.data(samples["a.zip/good.jpg"]) == data
+    with pytest.raises(FormatError, match=r"compressed data is broken|checksum differs|bytes that are listed"):
+        source.data(samples["a.zip/bent.jpg"])
+
+
+def test_a_zip_written_as_a_stream_is_read_with_its_checksums(tmp_path):
+    class Pipe(io.RawIOBase):
+        """Cannot seek, so that sizes and checksums come behind the data."""
+
+        def __init__(self):
+            self.data = b""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            self.data += bytes(data)
+            return len(data)
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.jpg", b"one" * 100)
+        file.writestr("b.jpg", b"two" * 100, zipfile.ZIP_STORED)
+    (tmp_path / "a.zip").write_bytes(pipe.data)
+    source = open_source(tmp_path / "a.zip")
+    samples = source.listing().samples
+    assert [source.data(s) for s in samples] == [b"one" * 100, b"two" * 100]
+    (tmp_path / "a.zip").write_bytes(pipe.data.replace(b"twotwo", b"twotoo", 1))
+    with pytest.raises(FormatError, match="checksum"):
+        open_source(tmp_path / "a.zip").data(samples[1])
+
+
+def test_a_deflated_bomb_is_unpacked_no_further_than_listed(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("a.jpg", bytes(100_000_000))], zipfile.ZIP_DEFLATED)
+    raw = bytearray(path.read_bytes())
+    directory = raw.rindex(b"PK\1\2")
+    raw[directory + 24 : directory + 28] = struct.pack("<L", 1000)
+    path.write_bytes(raw)
+    source = open_source(path)
+    with pytest.raises(FormatError, match="holds more of the 1000 bytes"):
+        source.data(source.listing().samples[0])
+
+
+def test_names_that_would_leave_a_folder_are_only_names(tmp_path, pictures_made):
+    data = next(iter(pictures_made.values()))
+    members = [("../up.jpg", data), ("/abs.jpg", data), ("a\tb\nc.jpg", data), ("..\\w.jpg", data)]
+    (tmp_path / "in").mkdir()
+    path = make_tar(tmp_path / "in" / "a.tar", members)
+    encode(path, tmp_path / "out", size=64)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"in", "out"}
+    keys = [line.split("\t")[0] for line in (tmp_path / "out" / "samples.tsv").read_text().splitlines()[1:]]
+    assert keys == ["a.tar/../up.jpg", "a.tar//abs.jpg", "a.tar/a\\tb\\nc.jpg", "a.tar/..\\\\w.jpg"]
+
+
+def test_a_name_that_is_not_utf_8_is_a_reject(tmp_path, pictures_made):
+    data = next(iter(pictures_made.values()))
+    make_tar(tmp_path / "a.tar", [(os.fsdecode(b"\xff.jpg"), data), ("b.jpg", data)], format=tarfile.GNU_FORMAT)
+    assert encode(tmp_path / "a.tar", tmp_path / "out", size=64).counts.rejects == 1
+    assert (tmp_path / "out" / "rejects.tsv").read_text() == "a.tar/\\\\udcff.jpg\tlist\tthe file's name is not UTF-8\n"
+
+
+# Captions in the archive.
+
+
+def test_an_image_without_caption_and_a_caption_without_image_are_rejects(tmp_path, pictures_made):
+    members = [
+        *with_captions(pictures_made),
+        ("alone.txt", b"a caption"),
+        ("bare.jpg", next(iter(pictures_made.values()))),
+    ]
+    members += [("bad.jpg", b"x"), ("bad.txt", b"\xff"), ("blank.jpg", b"x"), ("blank.txt", b" \n")]
+    found = faults(open_source(make_tar(tmp_path / "a.tar", members)))
+    assert found == {
+        "a.tar/alone.txt": "no image for this caption",
+        "a.tar/bare.jpg": "no caption",
+        "a.tar/bad.jpg": "its caption is not UTF-8",
+        "a.tar/blank.jpg": "no caption: it is empty",
+    }
+
+
+def test_captions_may_be_a_field_of_json(tmp_path):
+    members = [("1.jpg", b"x"), ("1.json", b'{"caption": "one", "prompt": "uno"}'), ("2.jpg", b"x"), ("2.json", b"{}")]
+    path = make_zip(tmp_path / "a.zip", members)
+    assert open_source(path).listing().fields[0] != "caption"
+    listing = open_source(path, captions="json").listing()
+    assert [(s.caption, s.fault) for s in listing.samples] == [
+        ("one", ""),
+        (None, "no caption: no text 'caption' in its JSON"),
+    ]
+    assert open_source(path, captions="json:prompt").listing().samples[0].caption == "uno"
+    with pytest.raises(LatentqError, match="neither a file, nor txt"):
+        open_source(path, captions="captions.xml")
+
+
+# Units and processes.
+
+
+def test_a_compressed_tar_is_a_unit_of_its_own(tmp_path, pictures_made):
+    for name in ("a.tgz", "b.tar", "c.tgz"):
+        make(tmp_path / name, pictures_made.items())
+    listing = open_source(tmp_path / "*").listing()
+    assert listing.units(3) == [range(8), range(8, 11), range(11, 14), range(14, 16), range(16, 24)]
+    card = encode(tmp_path / "*.tgz", tmp_path / "out", size=64, unit_size=3)
+    assert card.units == 2
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00000", "00001"]
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz", ".zip"])
+def test_any_number_of_processes_makes_the_same_dataset(tmp_path, pictures_made, suffix):
+    for name in ("a", "b", "c"):
+        make(tmp_path / f"{name}{suffix}", with_captions(pictures_made))
+    made = []
+    for world_size in (1, 2, 3):
+        out = tmp_path / f"out{world_size}"
+        for rank in reversed(range(world_size)):
+            encode(tmp_path / f"*{suffix}", out, size=64, unit_size=5, rank=rank, world_size=world_size)
+        made.append(contents(out))
+    assert made[0] == made[1] == made[2]
+    assert b"captions" not in made[0]["rejects.tsv"]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+def test_a_unit_reads_only_its_own_bytes(tmp_path, monkeypatch, name):
+    noise = np.random.default_rng(0)
+    path = make(tmp_path / name, [(f"{i}.jpg", noise.bytes(20_000)) for i in range(40)])
+    listing = open_source(path).listing()
+    source, read, pread = open_source(path), [], os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, count, at: read.append((at, count)) or pread(fd, count, at))
+    unit = [source.data(listing.samples[number]) for number in listing.units(10)[2]]
+    first, last = listing.samples[20].offset, listing.samples[29].offset
+    assert all(first <= at and at + count <= last + 20_200 for at, count in read)
+    assert sum(count for _, count in read) < sum(map(len, unit)) + 10 * 200
+
+
+def test_a_compressed_tar_is_read_once_for_the_list_and_once_for_its_unit(tmp_path, pictures_made, monkeypatch):
+    path = make(tmp_path / "a.tgz", pictures_made.items())
+    opens, gzip_open = [], gzip.open
+    monkeypatch.setattr(gzip, "open", lambda *args: opens.append(args) or gzip_open(*args))
+    source = open_source(path)
+    samples = source.listing().samples
+    assert len(opens) == 1
+    assert [source.data(sample) for sample in samples] == list(pictures_made.values())
+    assert len(opens) == 2
+
+
+def test_the_originals_of_a_dataset_are_found_in_their_archive(tmp_path, pictures_made):
+    path = make(tmp_path / "a.tgz", pictures_made.items())
+    encode(path, tmp_path / "out", size=64)
+    picture = tmp_path / "sheet.png"
+    assert main(["decode", str(tmp_path / "out"), "--source", str(path), "-o", str(picture)]) == 0
+    assert picture.exists()
+
+
+def test_the_output_may_lie_beside_the_archives(tmp_path, pictures_made):
+    make(tmp_path / "a.zip", pictures_made.items())
+    for _ in range(2):
+        assert encode(tmp_path, tmp_path / "out", size=64).source.kind == "zip"
+
+
+def test_an_archive_that_has_changed_is_refused_by_every_process(tmp_path, pictures_made):
+    path = make_tar(tmp_path / "a.tar", pictures_made.items())
+    encode(path, tmp_path / "out", size=64, unit_size=4, rank=0, world_size=2)
+    make_tar(path, [*pictures_made.items(), ("more.jpg", bytes(20_000))])
+    with pytest.raises(MismatchError, match=r"8 samples, the source has 9 now"):
+        encode(path, tmp_path / "out", size=64, unit_size=4, rank=0, world_size=2)
+    with pytest.raises(MismatchError, match=r"a\.tar is listed with \d+ bytes and has \d+ bytes now"):
+        encode(path, tmp_path / "out", size=64, unit_size=4, rank=1, world_size=2)
+
+
+def test_archives_are_listed_once(tmp_path, pictures_made, monkeypatch):
+    path = make(tmp_path / "a.tgz", pictures_made.items())
+    encode(path, tmp_path / "out", size=64, rank=0, world_size=1)
+    monkeypatch.setattr(Tar, "members", lambda *_: pytest.fail("listed again"))
+    encode(path, tmp_path / "out", size=64)
+
+
+def test_webdatasets_own_writer_is_read(tmp_path, pictures_made):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for name, data in pictures_made.items():
+            writer.write({"__key__": name[:3], "jpg": data, "txt": f"of {name}", "json": {"width": 1}})
+    source = open_source(tmp_path / "a.tar")
+    samples = source.listing().samples
+    assert [(s.key, s.caption) for s in samples] == [(f"a.tar/{name}", f"of {name}") for name in pictures_made]
+    assert [source.data(s) for s in samples] == list(pictures_made.values())
+
+
+def test_a_broken_image_in_an_archive_is_one_reject(tmp_path, pictures_made):
+    make(tmp_path / "a.tgz", [*pictures_made.items(), ("broken.jpg", b"no")])
+    assert vars(encode(tmp_path / "a.tgz", tmp_path / "out", size=64).counts)["rejects"] == 1
+    assert (tmp_path / "out" / "rejects.tsv").read_text().startswith("a.tgz/broken.jpg\tdecode\t")
+
+
+def test_a_folder_of_pictures_beside_archives_stays_a_folder(tmp_path):
+    paint(tmp_path / "x.png", 1)
+    make_tar(tmp_path / "a.tar", [("x.jpg", b"1")])
+    assert open_source(tmp_path).kind == "folder"
+
+
+def test_a_name_in_the_list_does_not_depend_on_what_else_is_there(tmp_path):
+    pictures = pictures_of(tmp_path / "pictures", 2)
+    for part in ("a", "b"):
+        (tmp_path / "all" / part).mkdir(parents=True)
+        make_tar(tmp_path / "all" / part / "0.tar", pictures.items())
+    pattern = str(tmp_path / "all" / "*" / "*.tar")
+    assert {sample.archive for sample in open_source(pattern).listing().samples} == {"a/0.tar", "b/0.tar"}
+    (tmp_path / "all" / "a" / "0.tar").unlink()
+    assert {sample.archive for sample in open_source(pattern).listing().samples} == {"b/0.tar"}
+
+
+def test_looking_through_many_archives_is_told_of(tmp_path, monkeypatch):
+    for number in range(3):
+        make_tar(tmp_path / f"{number}.tar", pictures_of(tmp_path / "pictures" / str(number), 1).items())
+    told = io.StringIO()
+    pattern = str(tmp_path / "*.tar")
+    open_source(pattern, progress=told).listing()
+    assert told.getvalue() == ""  # it did not take long
+    monkeypatch.setattr("latentq.system.progress._EVERY", 0.0)
+    open_source(pattern, progress=told).listing()
+    assert told.getvalue().splitlines()[-1].startswith("list: 3 of 3 archives, ")

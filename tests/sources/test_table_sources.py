@@ -1,0 +1,260 @@
+"""Sources with a row for each sample, parquet, MDS and Hugging Face data sets; and captions in files of their own."""
+
+import gzip
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import streaming
+
+from conftest import contents, run
+from latentq import FormatError, LatentqError, MismatchError, encode, mds
+from latentq.sources import Captions, open_source
+from latentq.sources.columns import captions_of
+from support.archive_making import make_tar, make_zip, pictures_of
+from support.collection_making import parquet, picture
+from support.hub_server import Repository, Server
+
+
+@pytest.fixture(scope="module")
+def pictures_made(tmp_path_factory):
+    return pictures_of(tmp_path_factory.mktemp("pictures"))
+
+
+def table_of(pictures, struct):
+    images = [{"bytes": data, "path": name} for name, data in pictures.items()] if struct else list(pictures.values())
+    texts = [[f"first {name}", "second"] for name in pictures]
+    return pa.table(
+        {
+            "image": images,
+            "image_id": [f"id{i}" for i in range(len(images))],
+            "reference_strs": texts,
+            "label": range(8),
+        }
+    )
+
+
+@pytest.mark.parametrize("struct", [True, False], ids=["struct", "binary"])
+def test_parquet_rows_are_samples(tmp_path, pictures_made, struct):
+    for name in ("a", "b"):
+        pq.write_table(table_of(pictures_made, struct), tmp_path / f"{name}.parquet", row_group_size=3)
+    source = open_source(tmp_path / "*.parquet")
+    samples = source.listing().samples
+    assert [s.key for s in samples] == [f"{name}.parquet/{row:08}" for name in ("a", "b") for row in range(8)]
+    assert (samples[1].caption, samples[1].id, samples[1].label) == ("first 001.jpg", "id1", 1)
+    assert [source.data(s) for s in samples] == [*pictures_made.values()] * 2
+    assert [source.data(s) for s in reversed(samples)] == [*pictures_made.values()][::-1] * 2
+
+
+def test_what_a_parquet_row_lacks_is_a_reject(tmp_path, pictures_made):
+    data = next(iter(pictures_made.values()))
+    rows = {"image": [data, None, data], "caption": ["one", "two", None]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert encode(tmp_path / "a.parquet", tmp_path / "out", size=64).counts.rejects == 2
+    assert (tmp_path / "out" / "rejects.tsv").read_text() == (
+        "a.parquet/00000001\tread\tno image in this row\na.parquet/00000002\tlist\tno caption\n"
+    )
+
+
+def test_parquet_that_is_broken_changed_or_without_images_is_an_error(tmp_path, pictures_made):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table_of(pictures_made, True), path)
+    source = open_source(path)
+    sample = source.listing().samples[0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(FormatError, match=r"a\.parquet: not a parquet file"):
+        open_source(path).listing()
+    with pytest.raises(MismatchError, match=r"a\.parquet is listed with \d+ bytes"):
+        source.data(sample)
+    pq.write_table(pa.table({"x": [1], "caption": ["y"]}), path)
+    with pytest.raises(LatentqError, match="no column of image bytes: it has x, caption"):
+        open_source(path).listing()
+
+
+def write_stock(path, pictures, limit=8_000):
+    columns = {"jpg": "jpeg", "caption_syn_pixart_llava15": "str", "width": "int32", "height": "int32"}
+    with streaming.MDSWriter(out=str(path), columns=columns, size_limit=limit) as writer:
+        for name, data in pictures.items():
+            writer.write({"jpg": data, "caption_syn_pixart_llava15": f"of {name}", "width": 1, "height": 2})
+    return path
+
+
+def test_mds_shards_of_the_stock_writer_are_a_source(tmp_path, pictures_made):
+    source = open_source(write_stock(tmp_path / "mds", pictures_made))
+    samples = source.listing().samples
+    assert len({s.archive for s in samples}) > 1
+    assert [s.caption for s in samples] == [f"of {name}" for name in pictures_made]
+    assert [source.data(s) for s in samples] == list(pictures_made.values())
+    assert open_source(tmp_path / "mds", captions="caption_syn_pixart_llava15").listing().samples == samples
+    with pytest.raises(LatentqError, match="no column 'text' of captions"):
+        open_source(tmp_path / "mds", captions="text")
+
+
+def test_other_shards_than_those_listed_are_refused(tmp_path, pictures_made):
+    samples = open_source(write_stock(tmp_path / "a", pictures_made)).listing().samples
+    other = open_source(write_stock(tmp_path / "b", pictures_made, None))
+    with pytest.raises(MismatchError, match="which is not so now"):
+        other.data(samples[0])
+
+
+def test_mds_without_images_is_an_error(tmp_path):
+    with mds.Writer(tmp_path / "mds", {"x": "int"}) as writer:
+        writer.write({"x": 1})
+    with pytest.raises(LatentqError, match="no column of images: it has x"):
+        open_source(tmp_path / "mds")
+
+
+def test_a_saved_data_set_is_a_source(tmp_path, pictures_made):
+    import datasets
+
+    rows = {
+        "image": [{"bytes": data, "path": None} for data in pictures_made.values()],
+        "label": [i % 2 for i in range(8)],
+        "text": [f"of {name}" for name in pictures_made],
+    }
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "text": datasets.Value("string"),
+        }
+    )
+    made = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": made, "test": made.select(range(2))}).save_to_disk(tmp_path / "saved")
+    source = open_source(tmp_path / "saved")
+    samples = source.listing().samples
+    assert [s.key for s in samples[:3]] == ["test/00000000", "test/00000001", "train/00000000"]
+    assert (samples[1].caption, samples[1].label, samples[1].label_text) == ("of 001.jpg", 1, "dog")
+    assert [source.data(s) for s in samples[2:]] == list(pictures_made.values())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "mds"])
+def test_any_number_of_processes_makes_the_same_dataset(tmp_path, pictures_made, kind):
+    path = tmp_path / "in.parquet"
+    if kind == "mds":
+        path = write_stock(tmp_path / "in", pictures_made)
+    else:
+        pq.write_table(table_of(pictures_made, True), path, row_group_size=3)
+    for world_size in (1, 2):
+        for rank in reversed(range(world_size)):
+            encode(path, tmp_path / f"out{world_size}", size=64, unit_size=3, rank=rank, world_size=world_size)
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
+
+
+# Captions in files of their own.
+
+
+def caption_file(folder, kind, rows):
+    """Rows of (image, caption, score) as each kind of file has them."""
+    path = folder / f"captions.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"img_path": f"./{n}", "prompt": c, "score": s}) + "\n" for n, c, s in rows))
+    elif kind == "csv":
+        path.write_text("path,caption,score\n" + "".join(f'{n},"{c}",{s}\n' for n, c, s in rows))
+    elif kind == "parquet":
+        names, texts, scores = zip(*rows, strict=True)
+        pq.write_table(pa.table({"image_name": names, "prompt": texts, "score": scores}), path)
+    elif kind == "json":
+        images = [{"id": i, "file_name": n} for i, (n, _, _) in enumerate(rows)]
+        notes = [{"image_id": i, "caption": t} for i, (_, c, _) in enumerate(rows) for t in (c, "another")]
+        path.write_text(json.dumps({"images": images, "annotations": notes}))
+    elif kind == "tgz":
+        make_tar(path, [(f"{n.rpartition('.')[0]}.txt", c.encode()) for n, c, _ in rows], "w:gz")
+    else:
+        lines = "".join(json.dumps({"img_path": n, "prompt": c}) + "\n" for n, c, _ in rows)
+        make_tar(path, [("train.jsonl", lines.encode())], "w:gz")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "json", "tgz", "jsonl.tgz"])
+def test_captions_are_joined_by_name_and_what_has_none_is_a_reject(tmp_path, pictures_made, kind):
+    rows = [(name, f"of {name}, this", 0.1) for name in pictures_made if name != "003.jpg"]
+    rows.append(("elsewhere.jpg", "an image that is not here", 0.1))
+    captions = caption_file(tmp_path, kind, rows)
+    path = make_tar(tmp_path / "a.tar", pictures_made.items())
+    samples = open_source(path, captions=str(captions)).listing().samples
+    expected = [
+        ("", f"no caption in {captions.name}") if n == "003.jpg" else (f"of {n}, this", "") for n in pictures_made
+    ]
+    assert [(s.caption, s.fault) for s in samples] == expected
+
+
+def test_half_a_surrogate_pair_is_no_caption_and_ends_nothing():
+    assert captions_of(["a \ud800", "b \U0001f600"]) == ("b \U0001f600",)
+
+
+def test_columns_of_captions_may_be_named(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("x/1.jpg", b"1")])
+    (tmp_path / "c.tsv").write_text("a\tb\tcaption\nx/1.jpg\tthis\tthat\n")
+    assert open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,b").listing().samples[0].caption == "this"
+    with pytest.raises(LatentqError, match="no column 'z' for the caption: it has a, b, caption"):
+        open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,z").listing()
+    with pytest.raises(LatentqError, match="no column for the image"):
+        open_source(path, captions=str(tmp_path / "c.tsv")).listing()
+    with pytest.raises(LatentqError, match="two columns: KEY,CAPTION"):
+        open_source(path, captions=f"{tmp_path / 'c.tsv'}:a")
+
+
+def test_captions_go_with_a_folder_of_pictures_too(pictures, tmp_path):
+    names = [path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*")]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"path": n, "caption": n.upper()}) + "\n" for n in names))
+    samples = open_source(pictures, captions=str(tmp_path / "c.jsonl")).listing().samples
+    assert all(s.caption == s.key.upper() for s in samples)
+    assert samples[-1].label == 2
+
+
+def test_captions_for_nothing_or_that_are_broken_are_errors(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("1.jpg", b"1")])
+    (tmp_path / "c.jsonl").write_text('{"path": "2.jpg", "caption": "x"}\n')
+    with pytest.raises(LatentqError, match="no caption for any of the 1 samples"):
+        open_source(path, captions=str(tmp_path / "c.jsonl")).listing()
+    for name, data in {
+        "c.jsonl": b'{"path": "1.jpg", "caption": "x"}\nno\n',
+        "d.json": b"[]",
+        "e.csv": b"\xff\xfe",
+        "f.tgz": gzip.compress(b"no tar" * 200),
+        "g.parquet": b"PAR1",
+        "h.xml": b"<x/>",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(LatentqError, match=name):
+            open_source(path, captions=str(tmp_path / name)).listing()
+
+
+def test_images_above_a_limit_are_rejects_that_say_so(tmp_path, pictures_made):
+    rows = [(name, "a caption", score) for name, score in zip(pictures_made, np.linspace(0, 0.35, 8), strict=True)]
+    path = make_zip(tmp_path / "a.zip", pictures_made.items())
+    captions = Captions(caption_file(tmp_path, "parquet", rows), limits={"score": 0.2})
+    samples = open_source(path, captions=captions).listing().samples
+    assert [s.fault for s in samples if s.fault] == [
+        f"not safe: score is {score}, above 0.2" for score in np.linspace(0, 0.35, 8).tolist() if score > 0.2
+    ]
+
+
+def test_changed_captions_are_another_list(tmp_path, pictures_made):
+    path = make_zip(tmp_path / "a.zip", pictures_made.items())
+    rows = [(name, f"of {name}", 0.0) for name in pictures_made]
+    source = open_source(path, captions=str(caption_file(tmp_path, "jsonl", rows)))
+    listing = source.listing()
+    assert source.unchanged(listing)
+    caption_file(tmp_path, "jsonl", [*rows[:-1], ("007.jpg", "another", 0.0)])
+    assert not source.unchanged(listing)
+    caption_file(tmp_path, "jsonl", rows[:-1])
+    assert not source.unchanged(listing)
+
+
+def test_a_data_set_of_the_hub_is_a_source(tmp_path):
+    """Its files are those of others: parquet with bytes and captions, and nothing that says what the columns are."""
+    images = [{"bytes": picture(seed), "path": f"{seed}.jpg"} for seed in range(3)] + [{"bytes": None, "path": None}]
+    files = {"data/train-00000-of-00001.parquet": parquet({"image": images, "caption": [*"abcd"]}), "README.md": b"#"}
+    with Server({"someone/pictures": Repository({"main": files})}) as server:
+        environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub")}
+        done = run("shards", "hf:someone/pictures:train", tmp_path / "out", env=os.environ | environment)
+    assert done.returncode == 0, done.stderr
+    assert "3 samples, 1 rejects" in done.stdout
+    assert (tmp_path / "out" / "rejects.tsv").read_text() == "train/00000003\tread\tno image in this row\n"
+    assert [sample["caption"] for sample in mds.Reader(tmp_path / "out")] == [*"abc"]
