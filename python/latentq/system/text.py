@@ -1,0 +1,33 @@
+"""Text for people: errors on one line, control characters made visible."""
+
+from __future__ import annotations
+
+import re
+
+_LINE_BREAKS = re.compile(r"\s*[\r\n]\s*")
+# C0, DEL and C1 controls, marks that change the direction of text, line separators, and lone surrogates, which cannot
+# be encoded
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: object) -> str:
+    """Returns a message on one line that is safe to print.
+
+    A line break and the whitespace around it become one space; other control characters are escaped.
+
+    Args:
+        text: A message, or an exception; an exception without a message gives the name of its class.
+    """
+    message = _LINE_BREAKS.sub(" ", str(text).strip())
+    if not message and isinstance(text, BaseException):
+        message = type(text).__name__
+    return escaped(message)
+
+
+def escaped(text: object) -> str:
+    r"""Returns text with its control characters escaped, e.g. `\x1b` and `\n`, so that a terminal does not obey them.
+
+    Args:
+        text: A name, key, path or caption of the data.
+    """
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
