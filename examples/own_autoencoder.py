@@ -33,7 +33,7 @@ class Pooled(torch.nn.Module):
 
     def latent_shape(self, size):
         if size % 4:
-            raise ValueError(f"{self.name} encodes pictures whose side is a multiple of 4, not {size}")
+            raise ValueError(f"{self.name} encodes images whose side is a multiple of 4, not {size}")
         return 3, size // 4, size // 4
 
 

@@ -1,4 +1,4 @@
-"""The public path of autoencoders; their home is `latentq.models.autoencoders`."""
+"""Public alias: autoencoders, implemented in `latentq.models.autoencoders`."""
 
 from latentq.models.autoencoders import DEFAULT, Autoencoder, Posterior, Tokenizer, load_autoencoder
 

@@ -1,4 +1,4 @@
-"""The public path of decoding latents to pixels; its homes are `latentq.models.decode` and `latentq.models.match`."""
+"""Public alias: decoding latents to pixels, implemented in `latentq.models.decode` and `latentq.models.match`."""
 
 from latentq.models.decode import decode_latents
 from latentq.models.match import autoencoder_for

@@ -1,4 +1,4 @@
-"""The public path of `LatentStreamingDataset`; its home is `latentq.reading.streaming`."""
+"""Public alias: `LatentStreamingDataset`, implemented in `latentq.reading.streaming`."""
 
 from latentq.reading.streaming import LatentStreamingDataset, RawUint8, register_raw_uint8
 

@@ -1,4 +1,4 @@
-"""The public path of text encoders; their home is `latentq.models.text`."""
+"""Public alias: text encoders, implemented in `latentq.models.text`."""
 
 from latentq.models.text import Embeddings, TextEncoder, load_text_encoder
 

@@ -209,9 +209,9 @@ def test_a_token_outside_the_code_book_is_found(twelve, tmp_path):
 
 
 def test_what_a_network_does_not_have_is_not_stored(twelve, tmp_path):
-    with pytest.raises(RecipeError, match=r"dct-f8c16 draws from no distribution"):
+    with pytest.raises(RecipeError, match=r"dct-f8c16 has no posterior"):
         latentq.encode(twelve, tmp_path / "out", size=32, store="moments")
-    with pytest.raises(RecipeError, match=r"dct-f8c16 has no code book"):
+    with pytest.raises(RecipeError, match=r"dct-f8c16 has no codebook"):
         latentq.encode(twelve, tmp_path / "out", size=32, store="tokens")
     recipe = Recipe.load("default").override(store="tokens").to_dict()
     recipe["columns"]["tokens"]["encoding"] = "ndarray:uint16:4,4"

@@ -325,7 +325,7 @@ def test_a_taming_folder_that_cannot_be_used_gives_one_line(tmp_path, tiny_vq, t
         ("nothing", "not the configuration of a VQGAN"),
         ("text", "not a checkpoint that can be read"),
         ("short", "not a checkpoint that can be read"),
-        ("alone", r"needs its configuration beside it, as last\.yaml"),
+        ("alone", r"needs its configuration next to it, as last\.yaml"),
         ("alone/absent.ckpt", "there is no checkpoint"),
         ("two", "2 checkpoints: name one"),
     ]:
@@ -453,7 +453,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, capfd):
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
-    with pytest.raises(latentq.LatentqError, match="cannot be reached and its cache does not hold it"):
+    with pytest.raises(latentq.LatentqError, match="cannot be reached and its cache does not hold the model"):
         latentq.load_autoencoder("nobody/nothing")
     assert asked == [1]
     assert capfd.readouterr() == ("", "")

@@ -8,7 +8,7 @@ import torch
 
 from latentq import LatentqError
 from latentq.models.text import load_text_encoder
-from latentq.models.text.loading import _wanted
+from latentq.models.text.loading import _needed_files
 from latentq.models.weights import weight_hash
 
 CAPTIONS = ["a cat", "", "the small red picture of a large green tree on a photograph", "Ünïcode, 42!"]
@@ -117,7 +117,7 @@ def test_what_cannot_be_loaded_gives_one_line(tiny_clip, tiny_vae, tiny_open_cli
         (f"openclip:{tmp_path / 'unsaved'}", "cannot load the text encoder 'openclip:unsaved'"),
         (f"openclip:{tmp_path / f'short-{tiny_open_clip.name}'}", "cannot load the text encoder 'openclip:short-"),
         (tmp_path / f"short-{tiny_clip.name}", "cannot load the text encoder '"),
-        (tmp_path / "other", "is of type bert; the types that can be loaded are: clip, clip_text_model, t5"),
+        (tmp_path / "other", "is of type bert; the supported types are: clip, clip_text_model, t5"),
         (tiny_vae, "config.json: KeyError"),
         (tiny_clip / "text_encoder", "holds no tokenizer; name the whole pipeline"),
     ):
@@ -191,4 +191,4 @@ def test_what_a_repository_lacks_is_said_in_one_line(hub):
 
 def test_weights_in_parts_are_fetched_with_their_index():
     sharded = ["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "spiece.model"]
-    assert _wanted(["README.md", *sharded], "") == sharded
+    assert _needed_files(["README.md", *sharded], "") == sharded

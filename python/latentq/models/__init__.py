@@ -1,1 +1,1 @@
-"""Networks with weights: autoencoders, text encoders."""
+"""Networks with weights: autoencoders and text encoders."""

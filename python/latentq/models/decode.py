@@ -15,14 +15,25 @@ if TYPE_CHECKING:
 
 
 def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8]:
-    """(n, C, h, w) unscaled latents, or (n, h, w) tokens, to (n, S, S, 3) uint8 pixels, rounded to nearest."""
+    """Decode latents or tokens to 8-bit pixels.
+
+    Args:
+        network: The autoencoder.
+        latents: (n, C, h, w) unscaled float latents, or (n, h, w) integer tokens.
+
+    Returns:
+        (n, S, S, 3) uint8 pixels, rounded to nearest.
+
+    Raises:
+        LatentqError: Tokens are given to an autoencoder without a codebook.
+    """
     import torch
 
     low, high = network.pixel_range
     stored = torch.as_tensor(latents)
     decode: Any = network.decode if stored.is_floating_point() else getattr(network, "decode_tokens", None)
     if decode is None:
-        raise LatentqError(f"{network.name} has no code book: it decodes no tokens")
+        raise LatentqError(f"{network.name} has no codebook: it decodes no tokens")
     with torch.no_grad():
         pixels = decode(stored)
     levels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)

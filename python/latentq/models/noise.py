@@ -1,4 +1,4 @@
-"""Normal noise that is a function of what it is for, never of when, where or in which order it is drawn."""
+"""Normal noise as a function of the sample, independent of when, where and in which order it is drawn."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from numpy.typing import NDArray
 def noise(
     seed: int, numbers: Iterable[int], stream: int, shape: tuple[int, ...], *, epoch: int = 0
 ) -> NDArray[np.float32]:
-    """Standard normal noise, (len(numbers), *shape) float32: a function of (seed, number, stream, epoch).
+    """Draw standard normal noise as a function of (seed, number, stream, epoch).
 
-    The generator is Philox (Salmon et al. 2011), keyed by seed and number and counting from stream and epoch, so that
-    neither batches nor processes nor their order matter.
+    The generator is Philox (Salmon et al. 2011), keyed by seed and number, with stream and epoch as its counter, so
+    that batches, processes and their order do not matter.
 
     Args:
-        seed: Of the recipe, or of a loader.
-        numbers: Of the samples.
-        stream: Which of several draws for one sample.
-        shape: Of one draw.
-        epoch: For draws that come again in each; 0 where there is one only.
+        seed: The seed of the recipe or the loader.
+        numbers: The samples' numbers.
+        stream: Distinguishes several draws for one sample.
+        shape: The shape of one draw.
+        epoch: The epoch for draws that differ in each epoch; 0 for a single draw.
+
+    Returns:
+        (len(numbers), *shape) float32.
     """
     rows = [
         np.random.Generator(

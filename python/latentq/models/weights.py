@@ -1,50 +1,74 @@
-"""Weights of networks: hashing and checking them."""
+"""Weights of networks: load them quietly, check and hash them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+import hashlib
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from latentq._core import LatentqError
 
-if TYPE_CHECKING:
-    import torch
-from collections.abc import Collection
 
-import torch
+def weight_hash(network: object) -> str:
+    """Hash a network's weights, independently of the files they were loaded from.
 
+    Args:
+        network: A torch module, or an object whose `module` is one.
 
-def weight_hash(network: Any) -> str:
-    """`sha256:...` over the names, types, shapes and values of a network's tensors, however they were stored.
-
-    Empty for an object without a `state_dict`.
+    Returns:
+        `sha256:...` over the names, dtypes, shapes and values of the tensors in its `state_dict`; empty for an object
+        without one.
     """
-    import hashlib
-
-    module = getattr(network, "module", network)
+    module: Any = getattr(network, "module", network)
     if not hasattr(module, "state_dict"):
         return ""
+    import torch
+
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(dtype=_uint8()).numpy())
+        digest.update(values.reshape(-1).view(dtype=torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _uint8() -> torch.dtype:
-    import torch
-
-    return torch.uint8
-
-
 def check_weights(
-    name: str, *, missing: Collection[str], of_other_shape: Collection[str], left_over: Collection[str]
+    name: str, *, missing: Collection[str], mismatched: Collection[str], unexpected: Collection[str]
 ) -> None:
-    """Refuses weights that are not just those of the network: LatentqError with their number and the first of them."""
-    for keys, what in (
+    """Refuse weights that do not fit their network exactly.
+
+    Args:
+        name: The model's name, for the message.
+        missing: The network's tensors that the file lacks.
+        mismatched: The tensors that have another shape in the file.
+        unexpected: The file's tensors that the network lacks.
+
+    Raises:
+        LatentqError: Any of the three is not empty; the message has their number and the first name.
+    """
+    for keys, problem in (
         (missing, "are missing"),
-        (of_other_shape, "have another shape"),
-        (left_over, "are left over"),
+        (mismatched, "have another shape"),
+        (unexpected, "are left over"),
     ):
         if keys:
-            raise LatentqError(f"the weights of {name} do not fit: {len(keys)} {what}, {min(keys)} first")
+            raise LatentqError(f"the weights of {name} do not fit: {len(keys)} {problem}, {min(keys)} first")
+
+
+@contextlib.contextmanager
+def quiet(logging: Any) -> Iterator[None]:
+    """Silence the hints and progress bars of diffusers or transformers while a model is loaded: errors are raised.
+
+    Args:
+        logging: `diffusers.utils.logging` or `transformers.utils.logging`.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

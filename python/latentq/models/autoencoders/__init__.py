@@ -1,4 +1,4 @@
-"""Autoencoders: pixels to latents and back. One file for each family; torch is imported only when one is loaded."""
+"""Autoencoders: pixels to latents and back. One file per family; torch is imported only when one is loaded."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ def load_autoencoder(
     subfolder: str = "",
     pixel_range: Sequence[float] = (),
 ) -> Autoencoder:
-    """An autoencoder by name; its files tell of which family it is.
+    """Load an autoencoder; its family follows from its files.
 
-    Known are diffusers' `AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny` and `VQModel`, as `save_pretrained` writes
-    them, and VQGAN checkpoints of taming-transformers: a `.ckpt` with its `.yaml` beside it. Weights are float32
-    whatever they are stored as; to compute in another type is the caller's to ask for, by `torch.autocast`.
+    Supported are `AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny` and `VQModel` of diffusers, as `save_pretrained`
+    writes them, and VQGAN checkpoints of taming-transformers: a `.ckpt` with its `.yaml` next to it. Weights are cast
+    to float32; to compute in another dtype, the caller uses `torch.autocast`.
 
     Args:
         name: `dct-f8c16`, a folder, the path of a `.ckpt`, or `owner/name` on the hub.
-        device: Where it computes.
+        device: The device to compute on.
         revision: The hub's branch, tag or commit.
-        subfolder: Where the model lies inside the folder or repository (`vae` in a whole pipeline).
-        pixel_range: Instead of the family's own, for a checkpoint that was trained on another; empty for its own.
+        subfolder: The model's folder inside the folder or repository (`vae` in a pipeline).
+        pixel_range: The pixel values of black and white, for a checkpoint that was trained on another range than its
+            family's; empty for the family's.
 
     Raises:
-        LatentqError: It does not exist, is of a kind that is not known, or needs a package that is not installed; the
-            message is one line and says what to do.
+        LatentqError: The autoencoder does not exist, is of an unknown family, or needs a package that is not installed;
+            the message is one line and says what to do.
     """
     path = Path(name)
-    known = path.is_dir() or path.suffix == ".ckpt" or re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))
-    if str(name) != DEFAULT and not known:
+    plausible = path.is_dir() or path.suffix == ".ckpt" or re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))
+    if str(name) != DEFAULT and not plausible:
         raise LatentqError(
             f"no autoencoder {str(name)!r}: it is no folder, no .ckpt, no hub name (owner/name) and not {DEFAULT}"
         )
@@ -66,6 +67,6 @@ def load_autoencoder(
 
 
 def subfolder_in(name: str | os.PathLike[str], subfolder: str) -> str:
-    """A recipe's sub-folder, where its model lies elsewhere: none in a folder that has none of that name."""
+    """Return the sub-folder of a recipe's model, or an empty string if `name` is a folder without that sub-folder."""
     path = Path(name)
     return "" if path.is_dir() and not (path / subfolder).is_dir() else subfolder

@@ -1,4 +1,4 @@
-"""What the families of networks share."""
+"""Base classes shared by the families of autoencoders."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 
 class Network(ABC):
-    """A torch module that encodes and decodes; its weights are float32, and it learns nothing.
+    """A torch module that encodes and decodes, in evaluation mode, without gradients and with float32 weights.
 
     Attributes:
-        family: The class that implements it, for the card.
+        family: The name of the class that implements it, for the card.
         name: The hub name, or the last part of the path.
         module: The torch module.
         channels: C of the latents.
-        reduction: How many pixels a latent pixel is wide.
-        scaling_factor: What latents are multiplied by for training.
-        shift_factor: What is taken from them before that.
-        pixel_range: The pixel values that stand for black and white.
+        reduction: The number of pixels per latent pixel, along each side.
+        scaling_factor: The factor that latents are multiplied by for training.
+        shift_factor: The value that is subtracted from latents before they are multiplied.
+        pixel_range: The pixel values of black and white.
     """
 
     family: ClassVar[str]
@@ -43,22 +43,43 @@ class Network(ABC):
         self.pixel_range: tuple[float, float] = (-1.0, 1.0)
 
     def to(self, device: str | torch.device) -> Self:
-        """This autoencoder, its weights moved to a device."""
+        """Move the weights to a device, in-place."""
         self.module.to(device)
         return self
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """(C, size / reduction, size / reduction). Raises ValueError where size is not a multiple of the reduction."""
+        """Return (C, size / reduction, size / reduction).
+
+        Raises:
+            ValueError: The size is not a multiple of the reduction.
+        """
         if size < self.reduction or size % self.reduction:
-            raise ValueError(f"{self.name} encodes pictures whose side is a multiple of {self.reduction}, not {size}")
+            raise ValueError(f"{self.name} encodes images whose side is a multiple of {self.reduction}, not {size}")
         return self.channels, size // self.reduction, size // self.reduction
 
     @abstractmethod
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) floats in `pixel_range` to (B, C, h, w) float32 latents, unscaled."""
+        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 unscaled latents."""
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) unscaled latents to (B, 3, S, S) float32 pixels."""
+        """Decode (B, C, h, w) unscaled latents to (B, 3, S, S) float32 pixels."""
         pixels: torch.Tensor = self.module.decode(latents.float()).sample
         return pixels.float()
+
+
+class DiffusersNetwork(Network):
+    """An autoencoder of diffusers; its module's `config` says everything that a family needs."""
+
+    _widths: ClassVar[str] = "block_out_channels"  # the config's list of one width per resolution
+
+    def __init__(self, module: Any, name: str) -> None:
+        config = module.config
+        super().__init__(
+            module,
+            name,
+            channels=config.get("vq_embed_dim") or config.latent_channels,
+            reduction=2 ** (len(config[self._widths]) - 1),
+            scaling_factor=config.scaling_factor,
+            shift_factor=config.get("shift_factor"),
+        )

@@ -1,4 +1,4 @@
-"""What encoding needs of an autoencoder."""
+"""The protocols that encoding and decoding expect of an autoencoder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Autoencoder(Protocol):
-    """What `latentq.encode` needs of a network; any object with these will do.
+    """The protocol that `latentq.encode` needs; any object that has these attributes and methods will do.
 
-    Some have more: a `Posterior` or a `Tokenizer` is one of these too; `shift_factor` (0.0 where it is absent) is taken
-    from latents before they are scaled: (z - shift_factor) * scaling_factor. Ours also have `family`, the class for the
-    card, `module`, the torch module, and `to(device)`.
+    An autoencoder may also be a `Posterior` or a `Tokenizer`, and may have `shift_factor` (0.0 if absent), which is
+    subtracted from latents before they are scaled: (z - shift_factor) * scaling_factor. Our own also have `family`, the
+    name of the class for the card, `module`, the torch module, and `to(device)`.
 
     Attributes:
-        name: What the card calls it.
-        scaling_factor: What its latents are multiplied by for training, so that they have about unit variance.
-        pixel_range: The pixel values that stand for black and white, e.g. (-1.0, 1.0).
+        name: The name for the card.
+        scaling_factor: The factor that latents are multiplied by for training, to give them about unit variance.
+        pixel_range: The pixel values of black and white, e.g. (-1.0, 1.0).
     """
 
     name: str
@@ -27,18 +27,22 @@ class Autoencoder(Protocol):
     pixel_range: tuple[float, float]
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) floats in `pixel_range` to (B, C, h, w) float32 latents, unscaled.
+        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 unscaled latents.
 
-        Of a `Posterior` they are the mean, of a `Tokenizer` what is then quantised to the nearest codes.
+        A `Posterior` returns the mean, a `Tokenizer` the latents that are then quantized to the nearest codes.
         """
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) latents, unscaled, to (B, 3, S, S) floats, in `pixel_range` but for what overshoots it."""
+        """Decode (B, C, h, w) unscaled latents to (B, 3, S, S) float pixels in `pixel_range`; they may overshoot it."""
         ...
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """(C, h, w) for pictures of size x size pixels. Raises ValueError for a size that it cannot encode."""
+        """Return (C, h, w) for images of size x size pixels.
+
+        Raises:
+            ValueError: It cannot encode this size.
+        """
         ...
 
 
@@ -47,24 +51,28 @@ class Posterior(Protocol):
     """An autoencoder whose latents are drawn from a normal distribution."""
 
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, S, S) floats in `pixel_range` to mean and logarithm of the variance, each (B, C, h, w) float32."""
+        """Encode (B, 3, S, S) float pixels in `pixel_range` to mean and log-variance, each (B, C, h, w) float32."""
         ...
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """An autoencoder with a code book: each place of the latents can be stored as one number.
+    """An autoencoder with a codebook: each position of the latents can be stored as one integer.
 
     Attributes:
-        codebook_size: How many codes there are.
+        codebook_size: The number of codes.
     """
 
     codebook_size: int
 
     def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) floats in `pixel_range` to (B, h, w) int64; -1 where the latent is NaN or infinite."""
+        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens; -1 if a latent is not finite."""
         ...
 
     def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, h, w) whole numbers to (B, 3, S, S) float32 pixels. Raises ValueError for a token that is not a code."""
+        """Decode (B, h, w) integer tokens to (B, 3, S, S) float32 pixels.
+
+        Raises:
+            ValueError: A token is not in the codebook.
+        """
         ...

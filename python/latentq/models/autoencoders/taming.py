@@ -1,7 +1,7 @@
 """VQGAN checkpoints of taming-transformers (Esser, Rombach and Ommer 2021): a `.ckpt` of Lightning and a `.yaml`.
 
-The network is written anew after the architecture that the configuration's `ddconfig` describes; its modules have the
-names that the checkpoint's tensors have.
+The network is reimplemented from the architecture that the configuration's `ddconfig` describes; its modules are named
+as the checkpoint's tensors are.
 """
 
 from __future__ import annotations
@@ -24,18 +24,23 @@ from latentq.models.weights import check_weights
 class TamingAutoencoder(VQNetwork):
     """A `taming.models.vqgan.VQModel`.
 
-    Checkpoints of the paper take pixels in [-1, 1]; some that were trained further, `boris/vqgan_f16_16384` among them,
-    take [0, 1], which nothing in their files tells.
+    The paper's checkpoints take pixels in [-1, 1]; some that were trained further, such as `boris/vqgan_f16_16384`,
+    take [0, 1], which their files do not say.
     """
 
     family = "taming.VQModel"
 
     @classmethod
     def load(cls, checkpoint: Path, config: Path, name: str) -> TamingAutoencoder:
-        """Loads a checkpoint.
+        """Load a checkpoint onto the CPU, in float32.
+
+        Args:
+            checkpoint: The `.ckpt`.
+            config: Its `.yaml`.
+            name: The autoencoder's name for the card.
 
         Raises:
-            LatentqError: A file is not what it should be, or the weights are not just those of the network.
+            LatentqError: A file is broken or of another kind, or the weights do not fit the network exactly.
         """
         params = _params(config)
         try:
@@ -44,15 +49,15 @@ class TamingAutoencoder(VQNetwork):
         except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise LatentqError(f"{config}: not the configuration of a VQGAN: {error!r}") from None
         weights = _weights(checkpoint)
-        wanted = module.state_dict()
-        both = wanted.keys() & weights.keys()
+        expected = module.state_dict()
+        both = expected.keys() & weights.keys()
         check_weights(
             str(checkpoint),
-            missing=wanted.keys() - both,
-            of_other_shape=[key for key in both if weights[key].shape != wanted[key].shape],
-            left_over=weights.keys() - both,
+            missing=expected.keys() - both,
+            mismatched=[key for key in both if weights[key].shape != expected[key].shape],
+            unexpected=weights.keys() - both,
         )
-        # Copied, so that the file is let go of.
+        # Copied, so that the memory-mapped file can be closed.
         copied = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
         module.load_state_dict(copied, assign=True)
         levels = len(params["ddconfig"]["ch_mult"])
@@ -60,7 +65,7 @@ class TamingAutoencoder(VQNetwork):
 
 
 def _params(path: Path) -> Mapping[str, Any]:
-    """`model.params` of a configuration."""
+    """Read `model.params` of a configuration."""
     import yaml
 
     try:
@@ -69,12 +74,12 @@ def _params(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise LatentqError(f"{path}: not the configuration of a VQGAN: {' '.join(repr(error).split())}") from None
     if target != "VQModel":
-        raise LatentqError(f"{path}: the model is a {target}; of taming-transformers only VQModel can be loaded")
+        raise LatentqError(f"{path}: the model is a {target}; of taming-transformers only VQModel is supported")
     return params
 
 
 def _ddconfig(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `ddconfig` makes the network; of the rest, dropout is for training."""
+    """Select the entries of `ddconfig` that define the network; `dropout` is for training only."""
     if config.get("double_z", True):
         raise ValueError("double_z must be false for a VQModel")
     names = ("ch", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "in_channels", "resolution", "z_channels")
@@ -82,10 +87,10 @@ def _ddconfig(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, less those of the loss.
+    """Read the tensors of a checkpoint, except those of the loss.
 
-    Nothing that the pickle names is imported or called: what is not a tensor (Lightning's callbacks, OmegaConf's
-    options) becomes a dictionary that is thrown away.
+    Nothing that the pickle names is imported or called: objects that are not tensors (Lightning's callbacks,
+    OmegaConf's options) become dictionaries that are dropped.
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -103,15 +108,15 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 class _Foreign:
-    """Stands in for what a checkpoint names that is not torch's: any use of it makes a dictionary, to be filled."""
+    """A stand-in for a class that is not torch's: any use of it makes a dictionary, which unpickling fills."""
 
-    # torch's unpickler fills what this makes, and takes no instance of a class that it does not know.
+    # torch's unpickler fills dictionaries, but refuses instances of unknown classes.
     def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
 class _Opaque:
-    """Stands in for NumPy's types, whose state is no dictionary."""
+    """A stand-in for NumPy's types, whose state is not a dictionary."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -124,7 +129,7 @@ class _Opaque:
 
 
 class VQGAN(nn.Module):
-    """The encoder, the code book and the decoder; the arguments are those of a configuration's `ddconfig`."""
+    """The encoder, the codebook and the decoder of a VQGAN; the keyword arguments are those of `ddconfig`."""
 
     def __init__(
         self,
@@ -184,14 +189,17 @@ class _Decoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(x)
-        for block in (*self.mid.values(), *reversed(self.up)):  # `up` begins with the widest, as the encoder's `down`
+        for block in (
+            *self.mid.values(),
+            *reversed(self.up),
+        ):  # `up` begins at the highest resolution
             x = block(x)
         result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(x)))
         return result
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution, each followed by attention where it is asked for, and the way to the next."""
+    """The blocks of one resolution, each followed by attention if `attends`, and the step to the next resolution."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attends: bool) -> None:
         super().__init__()
@@ -228,7 +236,7 @@ class _ResnetBlock(nn.Module):
 
 
 class _AttnBlock(nn.Module):
-    """Attention of one head over all places."""
+    """Single-head attention over all positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

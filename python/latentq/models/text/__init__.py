@@ -1,4 +1,4 @@
-"""Text encoders: captions to embeddings. One file for each family; torch is imported only when one is loaded."""
+"""Text encoders: captions to embeddings. One file per family; torch is imported only when one is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OPEN_CLIP", "Embeddings", "TextEncoder", "load_text_encoder"]
 
-
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
@@ -27,29 +26,29 @@ def load_text_encoder(
     subfolder: str = "",
     length: int = 0,
 ) -> TextEncoder:
-    """A text encoder by name; its files tell of which family it is.
+    """Load a text encoder; its family follows from its files.
 
-    Known are transformers' CLIP text models and T5 encoders, alone in a folder or repository with their tokenizer or
-    in a diffusers pipeline (`text_encoder` beside `tokenizer`), and the text towers of open_clip's models. Weights are
-    float32 whatever they are stored as; to compute in another type is the caller's to ask for, by `torch.autocast`.
+    Supported are CLIP text models and T5 encoders of transformers, alone in a folder or repository with their tokenizer
+    or in a diffusers pipeline (`text_encoder` next to `tokenizer`), and the text towers of open_clip's models. Weights
+    are cast to float32; to compute in another dtype, the caller uses `torch.autocast`.
 
     Args:
         name: A folder, or `owner/name` on the hub; for open_clip `openclip:FOLDER` or `openclip:hf-hub:owner/name`.
-        device: Where it computes.
+        device: The device to compute on.
         revision: The hub's branch, tag or commit.
-        subfolder: Of a pipeline's several encoders, another than `text_encoder`: `text_encoder_2`, say.
-        length: How many tokens a caption is padded or cut to; 0 for as many as the model takes.
+        subfolder: The encoder's folder in a pipeline, if it is not `text_encoder`: for example `text_encoder_2`.
+        length: The number of tokens that a caption is padded or truncated to; 0 for the model's maximum.
 
     Raises:
-        LatentqError: It does not exist, is of a kind that is not known, or needs a package that is not installed; the
-            message is one line and says what to do.
-        ValueError: It takes fewer tokens.
+        LatentqError: The text encoder does not exist, is of an unknown family, or needs a package that is not
+            installed; the message is one line and says what to do.
+        ValueError: The model takes fewer tokens than `length`.
     """
     text = os.fspath(name)
     bare = text.removeprefix(OPEN_CLIP).removeprefix("hf-hub:").removeprefix("local-dir:")
     if not Path(bare).is_dir() and not re.fullmatch(_HUB_NAME, bare):
         raise LatentqError(
-            f"no text encoder {text!r}: it is no folder and no hub name (owner/name, of open_clip {OPEN_CLIP}...)"
+            f"no text encoder {text!r}: it is no folder and no hub name (owner/name; for open_clip {OPEN_CLIP}...)"
         )
     try:
         if text.startswith(OPEN_CLIP):

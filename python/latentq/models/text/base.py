@@ -1,4 +1,4 @@
-"""What the families of text encoders share."""
+"""The base class shared by the families of text encoders."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from safetensors import SafetensorError
 
 from latentq.models.text.interface import Embeddings
 
+# The exceptions that the libraries raise for model files that are broken or inconsistent.
 UNLOADABLE = (
     OSError, ValueError, RuntimeError, TypeError, KeyError, AssertionError, EOFError, ImportError,
     pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 
 
-"""What the libraries raise where a model's files are broken, or not what they say."""
-
-
 class TextNetwork(ABC):
-    """A torch module that makes embeddings of captions; its weights are float32, and it learns nothing.
+    """A torch module that embeds captions, in evaluation mode, without gradients and with float32 weights.
 
     Attributes:
-        family: The class that implements it, for the card.
+        family: The name of the class that implements it, for the card.
         name: The hub name, or the last part of the path.
         module: The torch module.
-        length: L, the tokens of every caption, padding included.
-        width: D, the numbers of a token's embedding.
-        pooled_width: P, the numbers of the pooled embedding; 0 where there is none.
-        masked: Whether it gives an attention mask.
+        length: L, the number of tokens of every caption, padding included.
+        width: D, the size of a token's embedding.
+        pooled_width: P, the size of the pooled embedding; 0 if there is none.
+        masked: True if it returns an attention mask.
     """
 
     family: ClassVar[str]
@@ -50,15 +48,15 @@ class TextNetwork(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
-        place: torch.device = next(self.module.parameters()).device
-        return place
+        """The device of the weights."""
+        device: torch.device = next(self.module.parameters()).device
+        return device
 
     def to(self, device: str | torch.device) -> Self:
-        """This encoder, its weights moved to a device."""
+        """Move the weights to a device, in-place."""
         self.module.to(device)
         return self
 
     @abstractmethod
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """B captions to their embeddings."""
+        """Embed B captions."""

@@ -1,4 +1,4 @@
-"""transformers' CLIP text models: those of Stable Diffusion 1 to 3, SDXL and Flux, and of OpenAI's CLIP."""
+"""CLIP text models of transformers: those of Stable Diffusion 1 to 3, SDXL and Flux, and of OpenAI's CLIP."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from latentq.models.text.interface import Embeddings
 
 
 class ClipText(TextNetwork):
-    """A `CLIPTextModel`, or one with projection, whose pooled embedding is then the projected one.
+    """A `CLIPTextModel`, or a `CLIPTextModelWithProjection`, whose pooled embedding is the projected one.
 
-    The attention mask tells which tokens are padding; the model itself is not given it, as in diffusers' pipelines: it
-    is causal, and no token sees those after it.
+    The attention mask says which tokens are padding. The model does not use it, as in diffusers' pipelines: its
+    attention is causal, and no token sees those after it.
     """
 
     family = "CLIPTextModel"
@@ -36,7 +36,7 @@ class ClipText(TextNetwork):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """B captions to (B, L, D), (B, L) and (B, P)."""
+        """Embed B captions: (B, L, D), mask (B, L) and pooled (B, P)."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )

@@ -1,4 +1,4 @@
-"""What encoding needs of a text encoder."""
+"""The protocol that encoding expects of a text encoder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import torch
 
-OPEN_CLIP = "openclip:"
-"""The prefix of open_clip's model names."""
+OPEN_CLIP = "openclip:"  # the prefix of open_clip's model names
 
 
 class Embeddings(NamedTuple):
-    """What a text encoder makes of B captions, each padded or cut to L tokens.
+    """The output of a text encoder for B captions, each padded or truncated to L tokens.
 
     Attributes:
-        embedding: (B, L, D) float32: the last hidden state, at every position.
-        mask: (B, L) uint8: 1 where a token is the caption's, 0 where it is padding; None where the encoder has none.
-        pooled: (B, P) float32: one vector for a caption; None where the encoder has none.
+        embedding: (B, L, D) float32: the last hidden state at every position.
+        mask: (B, L) uint8: 1 for a token of the caption, 0 for padding; None if the encoder returns no mask.
+        pooled: (B, P) float32: one vector per caption; None if the encoder has none.
     """
 
     embedding: torch.Tensor
@@ -28,14 +27,14 @@ class Embeddings(NamedTuple):
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What `latentq.encode` needs of a text encoder; any object with these will do.
+    """The protocol that `latentq.encode` needs; any object that has these attributes and methods will do.
 
     Attributes:
-        name: What the card calls it.
-        length: L, the tokens of every caption, padding included.
-        width: D, the numbers of a token's embedding.
-        pooled_width: P, the numbers of the pooled embedding; 0 where there is none.
-        masked: Whether it gives an attention mask.
+        name: The name for the card.
+        length: L, the number of tokens of every caption, padding included.
+        width: D, the size of a token's embedding.
+        pooled_width: P, the size of the pooled embedding; 0 if there is none.
+        masked: True if it returns an attention mask.
     """
 
     name: str
@@ -45,5 +44,5 @@ class TextEncoder(Protocol):
     masked: bool
 
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """B captions to their embeddings, on the encoder's own device."""
+        """Embed B captions; the result is on the encoder's own device."""
         ...

@@ -1,4 +1,4 @@
-"""The text towers of open_clip's models, DFN5B-CLIP-ViT-H-14 among them."""
+"""The text towers of open_clip's models, including DFN5B-CLIP-ViT-H-14."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from typing import Any
 import torch
 
 from latentq._core import LatentqError
-from latentq.models.hub import downloaded, matching
+from latentq.models.hub import download, matching
 from latentq.models.text.base import UNLOADABLE, TextNetwork
 from latentq.models.text.interface import OPEN_CLIP, Embeddings
 
 _CONFIG = "open_clip_config.json"
-
-
 # The weights that open_clip looks for, in its order.
 _WEIGHTS = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "model.safetensors", "pytorch_model.bin",
 )  # fmt: skip
-
-
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 
 class _Tower(torch.nn.Module):
-    """Of a model its text tower alone; `forward` gives every position, and where it pools."""
+    """A CLIP text tower; `forward` returns all hidden states and the pooled embedding."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -41,24 +37,25 @@ class _Tower(torch.nn.Module):
         self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, L) tokens to (B, L, D), and what is pooled at the last token, which has the highest number: (B, P)."""
+        """Map (B, L) tokens to (B, L, D) and (B, P), pooled at the end token, which has the highest number."""
         length = tokens.shape[1]
         mask: Any = self.attn_mask
-        values = self.token_embedding(tokens) + self.positional_embedding[:length]
-        values = self.transformer(values, attn_mask=None if mask is None else mask[:length, :length])
-        values = self.ln_final(values)
-        pooled = values[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)]
+        states = self.token_embedding(tokens) + self.positional_embedding[:length]
+        states = self.transformer(states, attn_mask=None if mask is None else mask[:length, :length])
+        states = self.ln_final(states)
+        pooled = states[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)]
         projection = self.text_projection
         if projection is not None:
             pooled = projection(pooled) if isinstance(projection, torch.nn.Module) else pooled @ projection
-        return values, pooled
+        return states, pooled
 
 
 class OpenClipText(TextNetwork):
     """The text tower of an open_clip model: token and positional embedding, transformer, final layer norm.
 
-    Neither pooled nor projected, at all positions; the pooled embedding is the model's own text feature, before it is
-    brought to unit length. Its tokenizer pads with zeros and gives no mask.
+    The embedding is the output of the layer norm at all positions, neither pooled nor projected; the pooled embedding
+    is the model's own text feature before it is normalized to unit length. The tokenizer pads with zeros and returns
+    no mask.
     """
 
     family = "open_clip"
@@ -80,36 +77,36 @@ class OpenClipText(TextNetwork):
 
     @classmethod
     def load(cls, name: str, *, revision: str, length: int) -> OpenClipText:
-        """The text tower of a model in a folder, or on the hub.
+        """Load the text tower of a model in a folder or on the hub, onto the CPU.
 
         Raises:
-            LatentqError: There is none, or it is of a kind that is not known; one line.
+            LatentqError: There is none, or its text model is not CLIP's; the message is one line.
             ModuleNotFoundError: A package is missing.
-            ValueError: It takes fewer tokens than `length`.
+            ValueError: The model takes fewer tokens than `length`.
         """
         import open_clip
 
         path = Path(name)
         title = OPEN_CLIP + (path.resolve().name if path.is_dir() else f"hf-hub:{name}")
-        folder = path if path.is_dir() else downloaded("text encoder", name, revision, _wanted)
+        folder = path if path.is_dir() else download("text encoder", name, revision, _needed_files)
         try:
             config = json.loads((folder / _CONFIG).read_bytes())["model_cfg"]["text_cfg"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LatentqError(f"cannot load the text encoder {title!r}: {folder / _CONFIG}: {error!r}") from None
         if "hf_model_name" in config or config.get("embed_cls") or config.get("use_pad_mask"):
-            raise LatentqError(f"text encoder {title} is not a text tower of CLIP, and no other can be read")
-        where = f"local-dir:{folder}"
-        noisy, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
+            raise LatentqError(f"text encoder {title} is not a CLIP text tower, and no other is supported")
+        location = f"local-dir:{folder}"
+        previous, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
         try:
-            model = open_clip.create_model(where, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(where)
+            model = open_clip.create_model(location, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(location)
         except ModuleNotFoundError:
             raise
         except UNLOADABLE as error:
             reason = " ".join(str(error).split())
             raise LatentqError(f"cannot load the text encoder {title!r}: {reason}") from None
         finally:
-            logging.root.manager.disable = noisy
+            logging.root.manager.disable = previous
         tower = getattr(model, "text", model)
         return cls(
             tower,
@@ -122,14 +119,14 @@ class OpenClipText(TextNetwork):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """B captions to (B, L, D) and (B, P)."""
+        """Embed B captions: (B, L, D) and pooled (B, P)."""
         tokens = self._tokenizer(list(captions), context_length=self.length)
-        values, pooled = self.module(tokens.to(self.device))
-        return Embeddings(values.float(), None, pooled.float() if self.pooled_width else None)
+        states, pooled = self.module(tokens.to(self.device))
+        return Embeddings(states.float(), None, pooled.float() if self.pooled_width else None)
 
 
-def _wanted(names: list[str]) -> list[str]:
-    """Which of a repository's files make the model."""
+def _needed_files(names: list[str]) -> list[str]:
+    """Select the files of a repository that make the model and its tokenizer."""
     weights = next((name for name in _WEIGHTS if name in names), None)
     if _CONFIG not in names or weights is None:
         raise LatentqError(f"it has no {_CONFIG if _CONFIG not in names else 'weights'} of open_clip")

@@ -1,4 +1,4 @@
-"""transformers' T5 encoders: those of DeepFloyd IF, PixArt, SD 3 and Flux."""
+"""T5 encoders of transformers: those of DeepFloyd IF, PixArt, SD 3 and Flux."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from latentq._core import LatentqError
 from latentq.models.text.base import TextNetwork
 from latentq.models.text.interface import Embeddings
 
-_UNLIMITED = 1 << 20  # of tokens: a tokenizer's own way to say that it does not know
+_UNLIMITED = 1 << 20  # tokens; tokenizers set an even larger number if they do not know their maximum
 
 
 class T5Text(TextNetwork):
-    """A `T5EncoderModel`. It has no pooled embedding, and sees no padding.
+    """A `T5EncoderModel`. It has no pooled embedding, and its attention skips padding.
 
-    T5 itself has no longest caption: it is the tokenizer's `model_max_length`, and a longer one may be asked for.
+    T5 itself has no maximal length: the default is the tokenizer's `model_max_length`, and a longer one is allowed.
     """
 
     family = "T5EncoderModel"
@@ -32,7 +32,7 @@ class T5Text(TextNetwork):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """B captions to (B, L, D) and (B, L)."""
+        """Embed B captions: (B, L, D) and mask (B, L)."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).to(self.device)
