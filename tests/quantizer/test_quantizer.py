@@ -1,4 +1,4 @@
-"""The quantiser against NumPy in float64, the source system's own formula, and torch."""
+"""Compares the quantizer with NumPy in float64 and with the source system's formula."""
 
 import math
 import pickle
@@ -43,7 +43,7 @@ def per_channel(values: Any, ndim: int) -> np.ndarray:
 
 
 def f32(x: Any) -> np.ndarray:
-    """The float32 operation: in float64, then rounded (which is the same for + - * /)."""
+    """Rounds the result of a float64 operation to float32, which equals the float32 operation for + - * /."""
     with np.errstate(over="ignore"):
         return np.asarray(x, np.float64).astype(np.float32).astype(np.float64)
 
@@ -91,7 +91,7 @@ def test_codes_and_values_are_those_of_the_definition_in_float64(bits: int, shap
         np.testing.assert_array_equal(q.dequantize(codes, dtype=np.float16), values.astype(np.float16))
 
 
-def test_truncation_is_the_encoder_of_imagenet_int8() -> None:
+def test_truncation_equals_the_encoder_of_imagenet_int8() -> None:
     z = np.concatenate([some_latents((1, 4, 500_000), seed=1) * 3, np.full((1, 4, 1), 14.0, np.float32)], axis=2)
     expected = ((np.clip(z, -14, 14) / np.float32(28) + np.float32(0.5)) * np.float32(255)).astype(np.uint8)
     q = Quantizer.uniform(-14, 14, channels=4, rounding="truncate")
@@ -108,7 +108,7 @@ finite = st.floats(-1e6, 1e6, width=32)
     st.lists(st.tuples(finite, finite), min_size=1, max_size=3),
     st.data(),
 )
-def test_error_is_at_most_half_a_step_codes_rise_with_x_and_values_are_fixed_points(
+def test_error_is_at_most_half_a_step_codes_are_monotone_and_values_are_fixed_points(
     bits: int, ranges: list[tuple[float, float]], data: st.DataObject
 ) -> None:
     q = Quantizer.affine([min(r) for r in ranges], [max(r) for r in ranges], bits=bits)
@@ -121,20 +121,20 @@ def test_error_is_at_most_half_a_step_codes_rise_with_x_and_values_are_fixed_poi
     step = (high - low) / (2**bits - 1)
     ulp = np.spacing(np.maximum(abs(low), abs(high)).astype(np.float32)).astype(np.float64)
     inside = np.clip(x.astype(np.float64), low, high)
-    # The last term: a range whose steps are subnormal is one value.
+    # The last term allows for a range with subnormal steps, which decodes to a single value.
     assert (np.abs(values - inside) <= step / 2 * (1 + 1e-4) + 4 * ulp + 1e-36).all()
     resolved = np.broadcast_to(((step > 16 * ulp) & (step > 1e-37)) | (step == 0), x.shape)
     np.testing.assert_array_equal(q.quantize(values)[resolved], codes[resolved])
 
 
 @given(st.integers(2, 8), st.integers(0, 4), st.integers(0, 50), st.integers(0, 2**32 - 1))
-def test_unpacking_gives_back_what_was_packed(bits: int, samples: int, elements: int, seed: int) -> None:
+def test_unpacking_restores_packed_codes(bits: int, samples: int, elements: int, seed: int) -> None:
     q = Quantizer.uniform(-1, 1, channels=1, bits=bits)
     codes = np.random.default_rng(seed).integers(0, 2**bits, (samples, 1, elements)).astype(np.uint8)
     packed = q.pack(codes)
     assert packed.shape == (samples, math.ceil(elements * bits / 8))
     np.testing.assert_array_equal(q.unpack(packed, codes.shape), codes)
-    # NumPy's own view of a bit stream.
+    # NumPy packs the same bit stream.
     stream = np.unpackbits(codes[:, 0, :, None], axis=2, bitorder="little")[..., :bits]
     stream = stream.reshape(samples, elements * bits)
     np.testing.assert_array_equal(packed, np.packbits(stream, axis=1, bitorder="little"))
@@ -142,7 +142,7 @@ def test_unpacking_gives_back_what_was_packed(bits: int, samples: int, elements:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", [*SHAPES, (5, 2, 33, 31)])
-def test_packing_at_once_is_packing_after_quantizing(bits: int, shape: tuple[int, ...]) -> None:
+def test_quantize_packed_equals_quantize_then_pack(bits: int, shape: tuple[int, ...]) -> None:
     x = some_latents(shape)
     for q in [*some_quantizers(bits), Quantizer.floating("bfloat16", channels=2)]:
         codes = q.quantize(x)
@@ -159,7 +159,7 @@ def test_packing_at_once_is_packing_after_quantizing(bits: int, shape: tuple[int
         np.testing.assert_array_equal(values, q.dequantize(codes))
 
 
-def test_bytes_that_do_not_hold_the_codes_are_refused() -> None:
+def test_packed_bytes_of_another_size_are_refused() -> None:
     q = Quantizer.uniform(-1, 1, channels=2, bits=6)
     packed = np.zeros((3, 6), np.uint8)
     for shape in [(3, 2, 5), (2, 2, 4), (3, 1, 8), (), (3,)]:
@@ -172,7 +172,7 @@ def test_bytes_that_do_not_hold_the_codes_are_refused() -> None:
         q.quantize_packed(np.array([[[1.0], [1.0]], [[np.inf], [1.0]]], np.float32))
 
 
-def test_codes_too_large_for_the_bits_are_refused() -> None:
+def test_codes_with_too_many_bits_are_refused() -> None:
     q = Quantizer.uniform(-1, 1, channels=2, bits=4)
     codes = np.array([[[0], [0]], [[1], [16]]], np.uint8)
     for refuse in (q.pack, q.dequantize, q.histogram):
@@ -182,7 +182,7 @@ def test_codes_too_large_for_the_bits_are_refused() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("q", [*some_quantizers(8), Quantizer.floating("float16", channels=2)])
-def test_what_is_not_finite_is_refused_by_sample_and_channel_or_masked(q: Quantizer, bad: float) -> None:
+def test_non_finite_values_are_refused_by_sample_and_channel_or_masked(q: Quantizer, bad: float) -> None:
     x = some_latents((5, 2, 33))
     good = q.quantize(x)
     x[3, 1, 32] = bad
@@ -201,7 +201,7 @@ def test_what_is_not_finite_is_refused_by_sample_and_channel_or_masked(q: Quanti
 
 
 @pytest.mark.parametrize("threads", [-1, 0, -(2**70)])
-def test_fewer_threads_than_one_are_refused(threads: int) -> None:
+def test_less_than_one_thread_is_refused(threads: int) -> None:
     x = np.zeros((2, 4, 4), np.float32)
     for q in (Quantizer.uniform(-1, 1, channels=4, bits=4), Quantizer.floating("bfloat16", channels=4)):
         with pytest.raises(ValueError, match="threads"):
@@ -211,7 +211,7 @@ def test_fewer_threads_than_one_are_refused(threads: int) -> None:
         assert q.quantize(x, threads=2**70).shape == x.shape
 
 
-def test_threads_change_nothing() -> None:
+def test_number_of_threads_does_not_change_results() -> None:
     x = some_latents((50, 2, 63, 41))
     for q in some_quantizers(6):
         codes, counts = q.quantize_counted(x)
@@ -225,8 +225,8 @@ def test_threads_change_nothing() -> None:
 
 @pytest.mark.parametrize("plane", [(8, 8), (17, 61), (2049, 1025)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_large_array_has_the_codes_of_the_definition(plane: tuple[int, int], dtype: Any) -> None:
-    """8 Mi codes and more are written past the caches, half and half in turns."""
+def test_a_large_array_gets_the_codes_of_the_definition(plane: tuple[int, int], dtype: Any) -> None:
+    """Arrays of 8 Mi codes and more are written by non-temporal stores, in two streams."""
     samples = math.ceil(2**23 / (2 * math.prod(plane)))
     x = some_latents((samples, 2, *plane), np.float32).astype(dtype)
     bad = sorted({0, samples // 2, samples - 1}) if samples > 4 else [1]
@@ -249,7 +249,7 @@ def test_a_large_array_has_the_codes_of_the_definition(plane: tuple[int, int], d
 
 
 def layouts(x: np.ndarray) -> list[np.ndarray]:
-    """The same values: strided, transposed, big-endian, unaligned, read-only."""
+    """Returns the same values strided, transposed, big-endian, unaligned and read-only."""
     wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
     wide[..., ::2] = x
     raw = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:]
@@ -260,7 +260,7 @@ def layouts(x: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
-def test_any_layout_of_memory_gives_the_same_codes(dtype: Any) -> None:
+def test_every_memory_layout_gives_the_same_codes(dtype: Any) -> None:
     q = Quantizer.uniform(-4, 4, channels=2)
     x = some_latents((3, 2, 5, 7), dtype)
     codes = q.quantize(x)
@@ -277,7 +277,7 @@ def test_measuring_bfloat16_bits_does_not_depend_on_their_byte_order() -> None:
     assert q.measure(bits.astype(">u2")) == q.measure(bits)
 
 
-def test_out_is_filled_and_given_back_or_refused() -> None:
+def test_out_is_filled_and_returned_or_refused() -> None:
     q = Quantizer.uniform(-4, 4, channels=2)
     x = some_latents((3, 2, 4, 4))
     codes, values = np.full(x.shape, 9, np.uint8), np.full(x.shape, 9, np.float32)
@@ -301,7 +301,7 @@ def test_out_is_filled_and_given_back_or_refused() -> None:
 @pytest.mark.parametrize(
     "x", [np.zeros((2, 3, 4), np.float32), np.zeros(2, np.float32), np.float32(1), np.zeros((2, 0))]
 )
-def test_another_shape_is_refused(x: Any) -> None:
+def test_a_wrong_shape_is_refused(x: Any) -> None:
     for q in (Quantizer.uniform(-4, 4, channels=2), Quantizer.floating("float16", channels=2)):
         with pytest.raises((ValueError, TypeError), match="expected an array"):
             q.quantize(x)
@@ -310,7 +310,7 @@ def test_another_shape_is_refused(x: Any) -> None:
 @pytest.mark.parametrize(
     "x", [np.zeros((1, 2, 3), np.int32), np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2), bool), [[1.0]]]
 )
-def test_another_type_is_refused(x: Any) -> None:
+def test_a_wrong_dtype_is_refused(x: Any) -> None:
     with pytest.raises(TypeError):
         Quantizer.uniform(-4, 4, channels=2).quantize(x)
 
@@ -334,7 +334,7 @@ def test_another_type_is_refused(x: Any) -> None:
         lambda: Quantizer.codebook([[0.0, 2.0, 1.0, 3.0]]),
         lambda: Quantizer.codebook([[0.0, 1.0, 2.0, math.nan]]),
         lambda: Quantizer.from_dict({"kind": "affine", "low": [0.0]}),
-        lambda: Quantizer.from_dict({"kind": "uniform", "low": 0.0, "high": 1.0, "channels": 1, "colour": 3}),
+        lambda: Quantizer.from_dict({"kind": "uniform", "low": 0.0, "high": 1.0, "channels": 1, "color": 3}),
         lambda: Quantizer.from_dict({"kind": "float8", "channels": 1}),
         lambda: Quantizer.from_dict({}),
         lambda: Quantizer.calibrate(np.zeros((0, 2, 3), np.float32)),
@@ -374,7 +374,7 @@ def test_a_recipe_writes_the_source_systems_quantizer() -> None:
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
-def test_floats_are_stored_as_they_are(kind: str) -> None:
+def test_floats_are_stored_unchanged(kind: str) -> None:
     q = Quantizer.floating(kind, channels=2)
     x = some_latents((3, 2, 5))
     codes = q.quantize(x)
@@ -416,7 +416,7 @@ def error(q: Quantizer, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize("shape", ["normal", "laplace", "uniform", "skewed", "outlier"])
-def test_mse_finds_the_best_range_that_a_search_over_many_finds(bits: int, shape: str) -> None:
+def test_mse_is_as_good_as_the_best_of_a_grid_search(bits: int, shape: str) -> None:
     rng = np.random.default_rng(3)
     draw = {
         "normal": lambda n: rng.normal(5, 2, n),
@@ -433,7 +433,7 @@ def test_mse_finds_the_best_range_that_a_search_over_many_finds(bits: int, shape
             assert best <= error(Quantizer.affine([low], [high], bits=bits), x)[0] * 1.02
 
 
-def test_minmax_clips_nothing_and_percentile_leaves_the_tails() -> None:
+def test_minmax_clips_nothing_and_percentile_clips_the_tails() -> None:
     x = some_latents((100, 2, 30, 30))
     minmax = Quantizer.calibrate(x, method="minmax")
     assert minmax.low == tuple(x.min((0, 2, 3)).tolist())
@@ -443,13 +443,13 @@ def test_minmax_clips_nothing_and_percentile_leaves_the_tails() -> None:
 
 
 @pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "lloyd-max"])
-def test_a_channel_of_one_value_comes_back_exactly(method: str) -> None:
+def test_a_constant_channel_is_restored_exactly(method: str) -> None:
     x = np.broadcast_to(per_channel([0.0, -7.25, 1e-40], 3), (2, 3, 5)).astype(np.float32)
     q = Quantizer.calibrate(x, bits=4, method=method)
     np.testing.assert_array_equal(q.dequantize(q.quantize(x)), x)
 
 
-def test_a_calibrator_refuses_what_is_not_finite_and_counts_none_of_it() -> None:
+def test_a_calibrator_refuses_a_batch_with_non_finite_values_and_counts_none_of_it() -> None:
     x = some_latents((3, 2, 4))
     calibrator = Calibrator(2, bits=8, method="minmax")
     calibrator.update(x)
@@ -475,7 +475,7 @@ def test_measure_is_the_definition_of_sqnr() -> None:
 
 
 @pytest.mark.parametrize("method", ["mse", "minmax", "percentile", "lloyd-max"])
-def test_a_calibrator_reports_what_its_quantizer_costs(method: str) -> None:
+def test_a_calibrator_measures_the_error_of_its_quantizer(method: str) -> None:
     x = some_latents((30, 2, 9, 9), np.float16)
     calibrator = Calibrator(2, bits=5, method=method)
     calibrator.update(x[:10])
@@ -522,12 +522,12 @@ def test_moments_of_samples_merge_to_those_of_the_column(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
-def test_there_are_no_moments_of_what_is_not_finite(bad: float) -> None:
+def test_moments_refuse_non_finite_values(bad: float) -> None:
     with pytest.raises(NotFiniteError, match="channel 1"):
         Moments.of(np.array([[1.0, 2.0], [bad, 3.0]]))
 
 
-def test_nothing_has_no_mean() -> None:
+def test_the_mean_of_no_values_is_nan() -> None:
     q = Quantizer.uniform(-1, 1, channels=2)
     nothing = Statistics.from_histogram(q, q.histogram(np.zeros((0, 2, 3), np.uint8)))
     assert nothing.count == (0, 0)
@@ -555,7 +555,7 @@ def test_the_quantizer_is_imported_without_torch() -> None:
     ("method", "bits", "decibels"),
     [("mse", 8, 39.5), ("lloyd-max", 8, 42), ("lloyd-max", 6, 30), ("lloyd-max", 4, 19.7)],
 )
-def test_real_latents_keep_their_decibels(latents: Path, method: str, bits: int, decibels: float) -> None:
+def test_sqnr_on_real_latents(latents: Path, method: str, bits: int, decibels: float) -> None:
     x = np.load(latents / "f8c32.npy")
     q = Quantizer.calibrate(x[::2], bits=bits, method=method)
     assert q.measure(x[1::2]).overall_sqnr_db >= decibels

@@ -1,4 +1,4 @@
-"""Tensors give the codes and values of arrays: through Rust on the CPU, and by the operations other devices use."""
+"""Checks that tensors give the codes and values of arrays, by the Rust kernels and by torch operations."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from latentq.quantizer import NotFiniteError, Quantizer
 
 torch = pytest.importorskip("torch")
-from latentq.quantizer import tensors as quantizer_torch
+tensors = pytest.importorskip("latentq.quantizer.tensors")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -31,21 +31,21 @@ def latents(dtype: Any, shape: tuple[int, ...] = (5, 3, 17, 9)) -> Any:
 
 
 def bits(x: Any) -> np.ndarray:
-    """The memory of a tensor or array, to compare to the bit."""
-    return quantizer_torch.to_numpy(x).view(np.uint8) if isinstance(x, torch.Tensor) else x.view(np.uint8)
+    """Returns the bytes of a tensor or array."""
+    return tensors.to_numpy(x).view(np.uint8) if isinstance(x, torch.Tensor) else x.view(np.uint8)
 
 
 @pytest.mark.parametrize("q", QUANTIZERS, ids=lambda q: f"{q.kind}{q.bits}{q.rounding[0]}")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 3, 17, 9), (4, 3), (0, 3, 8), (2, 3, 64, 64)])
-def test_codes_values_and_counts_are_those_of_arrays(q: Quantizer, dtype: Any, shape: tuple[int, ...]) -> None:
+def test_tensors_give_the_codes_values_and_counts_of_arrays(q: Quantizer, dtype: Any, shape: tuple[int, ...]) -> None:
     x = latents(dtype, shape)
-    codes, counts = q.quantize_counted(quantizer_torch.to_numpy(x))
+    codes, counts = q.quantize_counted(tensors.to_numpy(x))
     for device in DEVICES:
-        there = x.to(device)
-        np.testing.assert_array_equal(bits(q.quantize(there)), bits(codes))
-        # The operations that other devices use, here as well.
-        by_operations, clipped, bad = quantizer_torch.encode(q, there)
+        on_device = x.to(device)
+        np.testing.assert_array_equal(bits(q.quantize(on_device)), bits(codes))
+        # On the CPU, too, the torch operations give the codes of the kernels.
+        by_operations, clipped, bad = tensors.encode(q, on_device)
         np.testing.assert_array_equal(bits(by_operations), bits(codes))
         assert clipped.sum(0).tolist() == counts.clipped.tolist()
         assert not bad.any()
@@ -53,25 +53,25 @@ def test_codes_values_and_counts_are_those_of_arrays(q: Quantizer, dtype: Any, s
             values = q.dequantize(codes, dtype=out)
             dtype_out = getattr(torch, out)
             np.testing.assert_array_equal(bits(q.dequantize(by_operations, dtype=dtype_out)), bits(values))
-            np.testing.assert_array_equal(bits(quantizer_torch.decode(q, by_operations, dtype_out)), bits(values))
+            np.testing.assert_array_equal(bits(tensors.decode(q, by_operations, dtype_out)), bits(values))
             stored = torch.from_numpy(q.pack(codes).copy()).to(device)
             np.testing.assert_array_equal(bits(q.dequantize_packed(stored, shape, dtype=dtype_out)), bits(values))
         packed = q.pack(codes)
         np.testing.assert_array_equal(bits(q.pack(by_operations)), packed)
-        np.testing.assert_array_equal(bits(quantizer_torch.pack_bits(q, by_operations)), packed)
-        np.testing.assert_array_equal(bits(q.quantize_packed(there)), packed)
+        np.testing.assert_array_equal(bits(tensors.pack(q, by_operations)), packed)
+        np.testing.assert_array_equal(bits(q.quantize_packed(on_device)), packed)
         stored = torch.from_numpy(packed.copy()).to(device)
         np.testing.assert_array_equal(bits(q.unpack(stored, shape)), bits(codes))
-        np.testing.assert_array_equal(bits(quantizer_torch.unpack_bits(q, stored, shape)), bits(codes))
+        np.testing.assert_array_equal(bits(tensors.unpack(q, stored, shape)), bits(codes))
 
 
 @pytest.mark.parametrize("q", QUANTIZERS, ids=lambda q: f"{q.kind}{q.bits}{q.rounding[0]}")
-def test_what_is_not_finite_is_refused_or_masked(q: Quantizer) -> None:
+def test_non_finite_values_are_refused_or_masked(q: Quantizer) -> None:
     x = latents(torch.float32, (4, 3, 11))
     x[2, 1, 5] = float("nan")
     x[2, 2, 5] = float("inf")
     codes, counts = q.quantize_counted(x.numpy())
-    by_operations, clipped, bad = quantizer_torch.encode(q, x)
+    by_operations, clipped, bad = tensors.encode(q, x)
     np.testing.assert_array_equal(bits(by_operations), bits(codes))
     assert bad.nonzero().tolist() == [[2, 1], [2, 2]]
     assert clipped[~bad.any(1)].sum(0).tolist() == counts.clipped.tolist()
@@ -84,20 +84,20 @@ def test_what_is_not_finite_is_refused_or_masked(q: Quantizer) -> None:
             q.quantize(x.to(device))
 
 
-def test_every_code_is_met_on_both_sides_of_its_bounds() -> None:
+def test_values_next_to_every_bound_get_equal_codes() -> None:
     q = Quantizer.affine([-4.1, -1e-3, 2], [5.3, 7, 9])
     middle = (q.table()[:, :-1].astype(np.float64) + q.table()[:, 1:]) / 2
     around = middle.astype(np.float32)
     x = np.stack([np.nextafter(around, np.float32(-np.inf)), around, np.nextafter(around, np.float32(np.inf))])
     for device in DEVICES:
-        codes, _, _ = quantizer_torch.encode(q, torch.from_numpy(x).to(device))
+        codes, _, _ = tensors.encode(q, torch.from_numpy(x).to(device))
         np.testing.assert_array_equal(bits(codes), q.quantize(x))
 
 
 def test_cpu_tensors_are_read_and_written_in_place() -> None:
     q = Quantizer.uniform(-5, 6, channels=3)
     x = latents(torch.bfloat16)
-    assert quantizer_torch.to_numpy(x).ctypes.data == x.data_ptr()
+    assert tensors.to_numpy(x).ctypes.data == x.data_ptr()
     codes = torch.empty(x.shape, dtype=torch.uint8)
     assert q.quantize(x, out=codes) is codes
     values = torch.empty(x.shape, dtype=torch.bfloat16)
@@ -105,7 +105,7 @@ def test_cpu_tensors_are_read_and_written_in_place() -> None:
     assert torch.equal(values, q.dequantize(q.quantize(x)).to(torch.bfloat16))
 
 
-def test_out_elsewhere_is_refused_and_not_left_empty() -> None:
+def test_out_on_another_device_is_refused() -> None:
     q = Quantizer.uniform(-5, 6, channels=3)
     x = latents(torch.float32)
     codes = q.quantize(x)
@@ -118,7 +118,7 @@ def test_out_elsewhere_is_refused_and_not_left_empty() -> None:
         q.quantize(x, out=np.zeros(x.shape, np.uint8))
 
 
-def test_gradients_and_layouts_do_not_matter() -> None:
+def test_gradients_and_memory_formats_do_not_matter() -> None:
     q = Quantizer.uniform(-5, 6, channels=3)
     x = latents(torch.float32).requires_grad_()
     codes = q.quantize(x)
@@ -131,3 +131,15 @@ def test_calibration_and_measuring_take_tensors() -> None:
     q = Quantizer.calibrate(x)
     assert q == Quantizer.calibrate(x.float().numpy())
     assert q.measure(x) == q.measure(x.float().numpy())
+
+
+def test_quantizing_without_waiting_gives_the_same_codes_and_counts() -> None:
+    x = latents(torch.float32, (4, 3, 11))
+    x[2, 1, 5] = float("nan")
+    for q in QUANTIZERS:
+        expected, counts = q.quantize_counted(x)
+        for device in DEVICES:
+            codes, clipped, bad = q.quantize_on_device(x.to(device))
+            np.testing.assert_array_equal(bits(codes), bits(expected))
+            assert codes.dtype == expected.dtype
+            assert (clipped.tolist(), bad.tolist()) == (counts.clipped.tolist(), counts.bad.tolist())

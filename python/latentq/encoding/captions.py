@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from latentq.format.recipe import FLOATS, Column, TextOptions
 from latentq.models.text import Embeddings, TextEncoder
 from latentq.quantizer import Quantizer
-from latentq.quantizer.tensors import quantize_there, to_numpy
+from latentq.quantizer.tensors import to_numpy
 from latentq.sources import Sample
 from latentq.sources.listing import captions_of
 
@@ -67,7 +67,7 @@ class CaptionEncoder:
                 continue
             quantizer = quantizers[name]
             rows = values.float().reshape(-1, values.shape[-1])
-            codes, _, bad_rows = quantize_there(quantizer, rows)
+            codes, _, bad_rows = quantizer.quantize_on_device(rows)
             bad |= bad_rows.reshape(len(captions), -1).any(1)
             if quantizer.kind not in FLOATS:
                 low, high = (torch.tensor(side, device=self._device) for side in (quantizer.low, quantizer.high))

@@ -17,7 +17,7 @@ from latentq.format.recipe import AutoencoderOptions, Column
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.noise import noise
 from latentq.quantizer import Quantizer
-from latentq.quantizer.tensors import quantize_there, to_numpy
+from latentq.quantizer.tensors import to_numpy
 
 cuda: Any = torch.cuda  # half of it has no types
 
@@ -229,7 +229,7 @@ class Encoder:
     def _quantise(self, flight: Flight, quantizers: Mapping[str, Quantizer]) -> None:
         for name, values in flight.encoded.items():
             if name in quantizers:
-                codes, clipped, bad = quantize_there(quantizers[name], values)
+                codes, clipped, bad = quantizers[name].quantize_on_device(values)
                 flight.clipped[name] = self._fetched(clipped)
             else:
                 codes, bad = values.to(torch.int32), (values < 0).flatten(1).any(1)

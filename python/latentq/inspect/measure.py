@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentq._core import LatentqError
-from latentq.quantizer import Quantizer
+from latentq.quantizer import Method, Quantizer
 
 __all__ = ["Row", "load", "main_table", "measure", "of_dataset", "print_table"]
 
@@ -25,7 +25,7 @@ __all__ = ["Row", "load", "main_table", "measure", "of_dataset", "print_table"]
 BITS = (8, 6, 4)
 
 
-METHODS = ("minmax", "percentile", "mse", "lloyd-max")
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max")
 
 
 SAMPLES = 4096
@@ -88,7 +88,7 @@ def measure(
     latents: Any,
     *,
     bits: Sequence[int] = BITS,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[Method] = METHODS,
     autoencoder: Any = None,
     images: npt.NDArray[np.uint8] | None = None,
 ) -> list[Row]:

@@ -1,7 +1,9 @@
 """Quantizers: floats to small integers and back, calibrated, per channel, equal on every device."""
 
-from latentq.quantizer.floats import FLOAT_BITS, FLOAT_MAX, Counts, NotFiniteError
-from latentq.quantizer.quantizer import Calibrator, Measurement, Quantizer
+from latentq.quantizer.floats import FLOAT_BITS, FLOAT_MAX
+from latentq.quantizer.quantizer import Calibrator, Quantizer
+from latentq.quantizer.results import Counts, Measurement, NotFiniteError
+from latentq.quantizer.scheme import Kind, Method, Rounding
 from latentq.quantizer.statistics import Moments, Statistics
 
 __all__ = [
@@ -9,9 +11,12 @@ __all__ = [
     "FLOAT_MAX",
     "Calibrator",
     "Counts",
+    "Kind",
     "Measurement",
+    "Method",
     "Moments",
     "NotFiniteError",
     "Quantizer",
+    "Rounding",
     "Statistics",
 ]

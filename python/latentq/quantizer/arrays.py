@@ -1,4 +1,4 @@
-"""NumPy arrays as the kernels take them, and whether a value is a torch tensor."""
+"""NumPy arrays in the form that the compiled kernels take, and the choice between arrays and torch tensors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,36 @@ import numpy.typing as npt
 from latentq.quantizer.floats import FLOAT_DTYPES
 
 FLOAT32 = np.dtype(np.float32)
+UINT8 = np.dtype(np.uint8)
+
+
+def tensors_for(x: object) -> ModuleType | None:
+    """Returns the module `latentq.quantizer.tensors` if x is a torch tensor, else None.
+
+    torch takes seconds to import, so it is imported only by callers who have a tensor.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(x, torch.Tensor):
+        return None
+    from latentq.quantizer import tensors
+
+    return tensors
+
+
+def as_array(x: Any) -> Any:
+    """Returns the memory of a torch tensor as an array (bfloat16 as its bits in uint16), and anything else as it is."""
+    if type(x) is not np.ndarray and (tensors := tensors_for(x)):
+        return tensors.to_numpy(x)
+    return x
 
 
 def native_array(array: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The array itself if it is C-contiguous, aligned and native, else a copy that is. Its type must be dtype."""
-    # The first two comparisons are the common case, and cheap beside a call on one latent.
+    """Returns the array if it is C-contiguous, aligned and of native byte order, else a copy that is.
+
+    Raises:
+        TypeError: the dtype of the array is not `dtype` in some byte order.
+    """
+    # The first two comparisons are the common case, and cheap compared with a call on one latent.
     if array.dtype is dtype and array.flags.carray:
         return array  # type: ignore[no-any-return]
     if array.dtype.newbyteorder("=") != dtype:
@@ -25,7 +50,11 @@ def native_array(array: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def float_array(x: Any) -> tuple[npt.NDArray[Any], bool]:
-    """A float array as the kernels take it, and whether its 16 bits are bfloat16's."""
+    """Returns a float array in the form that the kernels take, and True if its 16-bit items are bfloat16 bits.
+
+    Raises:
+        TypeError: x is not an array of float16, float32, float64 or uint16 (the bits of bfloat16).
+    """
     if type(x) is np.ndarray and x.dtype is FLOAT32:
         return native_array(x, FLOAT32), False
     if not isinstance(x, np.ndarray):
@@ -38,7 +67,11 @@ def float_array(x: Any) -> tuple[npt.NDArray[Any], bool]:
 
 
 def as_bits(out: Any, name: str) -> Any:
-    """An output of that float type as the kernels take it: float16 as uint16."""
+    """Returns an output array of that float type in the form that the kernels take: float16 viewed as uint16.
+
+    Raises:
+        ValueError: `out` is of another type.
+    """
     dtype = FLOAT_DTYPES[name]
     given = getattr(out, "dtype", None)
     if given is not dtype and given != dtype:
@@ -47,24 +80,30 @@ def as_bits(out: Any, name: str) -> Any:
 
 
 def as_float64(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Float values, bfloat16's bits among them, as float64."""
+    """Returns float values as float64; uint16 items are read as the bits of bfloat16."""
     if x.dtype.newbyteorder("=") == np.uint16:
         x = (x.astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float64)
 
 
 def fill(out: Any, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Copies the values into `out` and returns it.
+
+    Raises:
+        ValueError: `out` is not an array of the same shape and dtype.
+    """
     if not isinstance(out, np.ndarray) or out.shape != values.shape or out.dtype != values.dtype:
         raise ValueError(f"out must be an array of {values.dtype} of shape {values.shape}")
     out[...] = values
     return out
 
 
-def torch_of(x: Any) -> ModuleType | None:
-    """The module for torch tensors if x is one. torch is imported only by whoever has a tensor."""
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(x, torch.Tensor):
-        return None
-    from latentq.quantizer import tensors as quantizer_torch
+def check_threads(threads: int) -> int:
+    """Returns the number of threads as the kernels take it; they never start more threads than there are chunks.
 
-    return quantizer_torch
+    Raises:
+        ValueError: it is less than 1.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be 1 or more, not {threads}")
+    return min(threads, 1 << 16)

@@ -1,8 +1,9 @@
-"""Floats to small integers and back: calibrated, per channel, equal on every device.
+"""Floats to small integers and back: calibrated, per channel, with equal results on every device.
 
-The arithmetic, the packed layout and the methods of calibration are written down in docs/quantizer.md. NumPy arrays
-and torch tensors on the CPU go through the Rust kernels; tensors on other devices through torch operations with equal
-results.
+docs/quantizer.md specifies the arithmetic, the packed layout and the calibration methods. NumPy arrays and CPU tensors
+go through the Rust kernels without copies; tensors on other devices go through torch operations with equal results.
+
+Over 500 lines: most of them are the docstrings and overloads of one class, whose methods belong together.
 """
 
 from __future__ import annotations
@@ -10,144 +11,108 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from latentq import _core
-from latentq.quantizer.arrays import as_bits, as_float64, fill, float_array, native_array, torch_of
-from latentq.quantizer.floats import FLOAT_BITS, FLOAT_DTYPES, FLOAT_MAX, Counts, float_name, not_finite
+from latentq.quantizer.arrays import (
+    UINT8,
+    as_array,
+    as_bits,
+    as_float64,
+    check_threads,
+    fill,
+    float_array,
+    native_array,
+    tensors_for,
+)
+from latentq.quantizer.floats import FLOAT_BITS, FLOAT_DTYPES, FLOAT_MAX, float_name
+from latentq.quantizer.results import Counts, Measurement, not_finite
+from latentq.quantizer.scheme import (
+    Method,
+    Rounding,
+    Scheme,
+    check_bits,
+    check_channels,
+    check_choices,
+    check_fields,
+    float32_values,
+    unknown_kind,
+)
 
-_UINT8 = np.dtype(np.uint8)
+if TYPE_CHECKING:
+    import torch
 
+    from latentq.quantizer.floats import FloatDType
 
-_CHANNELS = 1 << 16  # more than any autoencoder has; a number in a file may be any
-
-
-_METHODS = ("mse", "minmax", "percentile", "lloyd-max")
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """What quantising costs.
-
-    Attributes:
-        sqnr_db: for each channel, 10 log10 of the sum of squares of the values over that of the errors. Infinite where
-            there is no error.
-        overall_sqnr_db: the same over all channels together.
-        clip_rate: for each channel, the share of values outside [low, high].
-        largest_error: the largest difference between a value and what its code gives back.
-    """
-
-    sqnr_db: tuple[float, ...]
-    overall_sqnr_db: float
-    clip_rate: tuple[float, ...]
-    largest_error: float
-
-    @classmethod
-    def _of(
-        cls, signal: Sequence[float], noise: Sequence[float], clip_rate: Sequence[float], largest: float
-    ) -> Measurement:
-        ratios = tuple(_decibels(s, n) for s, n in zip(signal, noise, strict=True))
-        return cls(ratios, _decibels(math.fsum(signal), math.fsum(noise)), tuple(clip_rate), largest)
+    Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Quantizer:
-    """A frozen value: how floats become codes, and codes floats. Made by its class methods.
+class Quantizer(Scheme):
+    """A frozen map from floats to codes and back. Its class methods make it.
 
-    Attributes:
-        kind: "uniform" (one given range), "affine" (a range for each channel), "codebook", or the float type in which
-            values are stored as they are: "float16", "bfloat16", "float32".
-        bits: of one stored element: 2 to 8, or the float type's.
-        rounding: "nearest" (halfway to even), or "truncate" for reproducing old data.
-        low: for each channel the value of code 0, exact in float32; for a float type its smallest number.
-        high: for each channel the value of the last code; for a float type its largest number.
-        levels: for a code book, for each channel the value of every code; else empty.
+    Methods take NumPy arrays or torch tensors and return the same kind of object. C is the number of channels; a
+    sample is (C, ...), usually (C, h, w).
     """
 
-    kind: str
-    bits: int
-    rounding: str
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    levels: tuple[tuple[float, ...], ...] = ()
     _kernel: _core.Quantizer | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         kernel = None
-        if self.kind not in FLOAT_BITS and not 2 <= self.bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, not {self.bits}")
-        if self.kind in ("uniform", "affine"):
-            if self.rounding not in ("nearest", "truncate"):
-                raise ValueError(f'rounding must be "nearest" or "truncate", not {self.rounding!r}')
-            kernel = _core.Quantizer.affine(self.low, self.high, self.bits, self.rounding == "truncate")
-        elif self.kind == "codebook":
+        if self.kind == "codebook":
             kernel = _core.Quantizer.codebook(np.array(self.levels, np.float32), self.bits)
-        elif self.kind not in FLOAT_BITS:
-            raise ValueError(f"there is no quantiser of kind {self.kind!r}")
-        if not self._is_of_its_kind():
-            raise ValueError(f"these are not the fields of a quantiser of kind {self.kind!r}: {self!r:.200}")
+        elif self.kind in ("uniform", "affine"):
+            kernel = _core.Quantizer.affine(self.low, self.high, self.bits, self.rounding == "truncate")
+        check_fields(self)
         object.__setattr__(self, "_kernel", kernel)
 
-    def _is_of_its_kind(self) -> bool:
-        """Whether the fields are such as the kind's class method gives."""
-        _check_channels(len(self.low))
-        if self.kind == "codebook":
-            ends = tuple(row[0] for row in self.levels), tuple(row[-1] for row in self.levels)
-            return self.rounding == "nearest" and ends == (self.low, self.high)
-        if self.levels:
-            return False
-        if self.kind in FLOAT_BITS:
-            top = FLOAT_MAX[self.kind]
-            ends = (-top,) * len(self.low), (top,) * len(self.low)
-            return (self.bits, self.rounding) == (FLOAT_BITS[self.kind], "nearest") and ends == (self.low, self.high)
-        exact = (_float32s(self.low), _float32s(self.high)) == (self.low, self.high)
-        one_range = len(set(zip(self.low, self.high, strict=True))) == 1
-        return exact and (one_range if self.kind == "uniform" else self.rounding == "nearest")
-
     @classmethod
-    def uniform(cls, low: float, high: float, *, channels: int, bits: int = 8, rounding: str = "nearest") -> Quantizer:
-        """A given range for all channels: the scheme of the source systems.
+    def uniform(
+        cls, low: float, high: float, *, channels: int, bits: int = 8, rounding: Rounding = "nearest"
+    ) -> Quantizer:
+        """Makes a quantizer with one given range for all channels, the scheme of the source systems.
 
         Args:
             low: the value of code 0; rounded to float32.
             high: the value of the last code; rounded to float32.
-            channels: how many.
+            channels: the number of channels.
             bits: 2 to 8.
-            rounding: "nearest", or "truncate" to reproduce the encoder of imagenet.int8 bit for bit; its codes are
+            rounding: `nearest`, or `truncate` to reproduce the encoder of imagenet.int8 bit for bit; its codes are
                 decoded at the lower edge of their step.
 
         Raises:
             ValueError: an argument is out of range, low > high, or one of them is not finite.
         """
-        _check_channels(channels)
-        return cls("uniform", bits, rounding, _float32s([low]) * channels, _float32s([high]) * channels)
+        check_channels(channels)
+        return cls("uniform", bits, rounding, float32_values([low]) * channels, float32_values([high]) * channels)
 
     @classmethod
     def affine(cls, low: Sequence[float], high: Sequence[float], *, bits: int = 8) -> Quantizer:
-        """A range for each channel.
+        """Makes a quantizer with a range for each channel.
 
         Args:
             low: (C,) the values of code 0; rounded to float32.
-            high: (C,) the values of the last code; rounded to float32. Where it equals low, every code is 0.
+            high: (C,) the values of the last code; rounded to float32. If it equals low, every code is 0.
             bits: 2 to 8.
 
         Raises:
-            ValueError: an argument is out of range, low > high somewhere, or a value is not finite.
+            ValueError: an argument is out of range, low > high in a channel, or a value is not finite.
         """
-        return cls("affine", bits, "nearest", _float32s(low), _float32s(high))
+        return cls("affine", bits, "nearest", float32_values(low), float32_values(high))
 
     @classmethod
-    def codebook(cls, levels: Sequence[Sequence[float]] | npt.NDArray[Any]) -> Quantizer:
-        """A code book for each channel. A value takes the nearest level; halfway, the lower.
+    def codebook(cls, levels: Sequence[Sequence[float]] | Array) -> Quantizer:
+        """Makes a quantizer with a code book for each channel. A value takes the nearest level; halfway, the lower one.
 
         Args:
             levels: (C, 2^bits) finite values, ascending in each channel, for 2 to 8 bits; rounded to float32.
 
         Raises:
-            ValueError: the shape is another, or the levels do not ascend.
+            ValueError: levels has another shape, or does not ascend.
         """
         array = np.asarray(levels, np.float32)
         if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] not in (4, 8, 16, 32, 64, 128, 256):
@@ -157,28 +122,32 @@ class Quantizer:
         return cls("codebook", array.shape[1].bit_length() - 1, "nearest", low, high, rows)
 
     @classmethod
-    def floating(cls, dtype: Any, *, channels: int) -> Quantizer:
-        """Values stored as they are, rounded to float16, bfloat16 or float32.
+    def floating(cls, dtype: FloatDType, *, channels: int) -> Quantizer:
+        """Makes a quantizer that stores values unchanged but for rounding to a float type.
 
-        Their "codes" are an array of that type; bfloat16 has none in NumPy, so there they are its bits, as uint16.
+        Its codes are values of that type. NumPy has no bfloat16, so in arrays the codes are its bits, as uint16.
 
         Args:
-            dtype: "float16", "bfloat16", "float32", or the NumPy or torch dtype.
-            channels: how many.
+            dtype: `float16`, `bfloat16` or `float32`, as a name, a NumPy dtype or a torch dtype.
+            channels: the number of channels.
+
+        Raises:
+            TypeError: dtype is another type.
+            ValueError: channels is out of range.
         """
-        _check_channels(channels)
+        check_channels(channels)
         kind = float_name(dtype)
         top = FLOAT_MAX[kind]
         return cls(kind, FLOAT_BITS[kind], "nearest", (-top,) * channels, (top,) * channels)
 
     @classmethod
-    def calibrate(cls, latents: Any, *, bits: int = 8, method: str = "mse") -> Quantizer:
-        """A range, or a code book, for each channel, measured on samples; see `Calibrator`.
+    def calibrate(cls, latents: Array | torch.Tensor, *, bits: int = 8, method: Method = "mse") -> Quantizer:
+        """Makes a quantizer whose ranges, or code books, fit given samples; see `Calibrator` for samples in batches.
 
         Args:
-            latents: (N, C, ...) floats: an array or a tensor.
+            latents: (N, C, ...) finite floats.
             bits: 2 to 8.
-            method: "mse", "minmax", "percentile", or "lloyd-max" for a code book.
+            method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for code books.
 
         Raises:
             NotFiniteError: a value is NaN or infinite.
@@ -190,128 +159,190 @@ class Quantizer:
         calibrator.update(latents)
         return calibrator.quantizer()
 
-    @property
-    def channels(self) -> int:
-        """How many channels."""
-        return len(self.low)
-
+    @overload
+    def quantize(self, x: Array, *, out: Array | None = None, threads: int = 1) -> Array: ...
+    @overload
+    def quantize(self, x: torch.Tensor, *, out: torch.Tensor | None = None, threads: int = 1) -> torch.Tensor: ...
     def quantize(self, x: Any, *, out: Any = None, threads: int = 1) -> Any:
-        """The codes of x.
+        """Converts values to codes.
 
         Args:
             x: (N, C, ...) float32, float16, float64, or bfloat16 as its bits in uint16; or a torch tensor of a float
-                type on any device. What is not C-contiguous and native is copied first.
-            out: a buffer for the codes, C-contiguous and of the shape of x.
-            threads: at most so many work on it.
+                type on any device. An array that is not C-contiguous and of native byte order is copied first.
+            out: a C-contiguous buffer for the codes, of the shape of x.
+            threads: the largest number of threads to use on the CPU.
 
         Returns:
-            uint8 codes of the shape of x, or for the float kinds an array of that type: `out` where it was given.
+            uint8 codes of the shape of x, or for float kinds values of that type; `out` if it is given.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite (or too large for a float kind). `out` then holds the codes of
-                the other samples, and 0 for those with such values.
-            ValueError: x is not (N, C, ...), or `out` does not go with it.
-            TypeError: x is no float array.
+            NotFiniteError: a value is NaN or infinite, or too large for a float kind. `out` then holds the codes of the
+                other samples, and 0 for samples with such values.
+            ValueError: x is not (N, C, ...), or `out` does not match it.
+            TypeError: x is not an array or tensor of floats.
         """
-        if type(x) is not np.ndarray and (torch := torch_of(x)):
-            return torch.quantize(self, x, out, threads)
-        x, bfloat16 = float_array(x)
+        if type(x) is not np.ndarray and (tensors := tensors_for(x)):
+            if x.device.type != "cpu":
+                return tensors.quantize(self, x, out)
+            codes = self.quantize(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
+            return tensors.from_numpy(codes, self.kind, out)
+        x, is_bfloat16 = float_array(x)
         if self._kernel is None:
-            out, bad, _ = self._store(x, bfloat16, out, threads)
+            out, bad, _ = self._store(x, is_bfloat16, out, threads)
         else:
             if out is None:
-                out = np.empty(x.shape, _UINT8)
-            bad = self._kernel.quantize(x, bfloat16, out, False, _check_threads(threads))
+                out = np.empty(x.shape, UINT8)
+            bad = self._kernel.quantize(x, is_bfloat16, out, False, check_threads(threads))
         if bad is not None:
             raise not_finite(*bad)
         return out
 
+    @overload
+    def quantize_counted(self, x: Array, *, out: Array | None = None, threads: int = 1) -> tuple[Array, Counts]: ...
+    @overload
+    def quantize_counted(
+        self, x: torch.Tensor, *, out: torch.Tensor | None = None, threads: int = 1
+    ) -> tuple[torch.Tensor, Counts]: ...
     def quantize_counted(self, x: Any, *, out: Any = None, threads: int = 1) -> tuple[Any, Counts]:
-        """The codes of x as from `quantize`, but samples that hold a NaN or an infinity are masked, not refused.
+        """Converts values to codes, counts clipped values, and masks samples that hold a NaN or an infinity.
 
-        Counting costs no second pass.
+        Counting costs no second pass over memory. Arguments and other errors are those of `quantize`.
 
         Returns:
             The codes, which are 0 throughout a bad sample; and the counts, as NumPy arrays.
         """
-        if type(x) is not np.ndarray and (torch := torch_of(x)):
-            codes, counts = torch.quantize_counted(self, x, out, threads)
-            return codes, counts
-        x, bfloat16 = float_array(x)
+        if type(x) is not np.ndarray and (tensors := tensors_for(x)):
+            if x.device.type != "cpu":
+                codes, clipped, bad = tensors.quantize_counted(self, x, out)
+                return codes, Counts(clipped.cpu().numpy(), bad.cpu().numpy())
+            codes, counts = self.quantize_counted(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
+            return tensors.from_numpy(codes, self.kind, out), counts
+        x, is_bfloat16 = float_array(x)
         if self._kernel is None:
-            out, _, mask = self._store(x, bfloat16, out, threads)
+            out, _, mask = self._store(x, is_bfloat16, out, threads)
             return out, Counts(np.zeros(self.channels, np.int64), mask)
         if out is None:
-            out = np.empty(x.shape, _UINT8)
-        return out, Counts(*self._kernel.quantize_counted(x, bfloat16, out, _check_threads(threads)))
+            out = np.empty(x.shape, UINT8)
+        return out, Counts(*self._kernel.quantize_counted(x, is_bfloat16, out, check_threads(threads)))
 
-    def dequantize(self, codes: Any, *, dtype: Any = np.float32, out: Any = None, threads: int = 1) -> Any:
-        """The values of codes.
+    def quantize_on_device(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Quantizes and counts as `quantize_counted` does, without waiting for the device.
 
         Args:
-            codes: (N, C, ...) uint8, or for the float kinds of that type; an array, or a torch tensor on any device.
-            dtype: float32, float16 or bfloat16, by name or as a NumPy or torch dtype. In NumPy bfloat16 is given as its
-                bits, in uint16. Values are computed in float32 and rounded to it.
-            out: a buffer for the values, C-contiguous and of the shape of codes.
-            threads: at most so many work on it.
+            x: (N, C, ...) floats on any device.
+
+        Returns:
+            The codes, (C,) int64 numbers of clipped values and (N,) bool, True for bad samples; all on x's device.
+        """
+        from latentq.quantizer import tensors
+
+        if x.device.type != "cpu":
+            return tensors.quantize_counted(self, x, None)
+        codes, counts = self.quantize_counted(x)
+        clipped, bad = (tensors.from_numpy(count, "", None) for count in (counts.clipped, counts.bad))
+        return codes, clipped, bad
+
+    @overload
+    def dequantize(
+        self, codes: Array, *, dtype: FloatDType = np.float32, out: Array | None = None, threads: int = 1
+    ) -> Array: ...
+    @overload
+    def dequantize(
+        self, codes: torch.Tensor, *, dtype: FloatDType = np.float32, out: torch.Tensor | None = None, threads: int = 1
+    ) -> torch.Tensor: ...
+    def dequantize(self, codes: Any, *, dtype: FloatDType = np.float32, out: Any = None, threads: int = 1) -> Any:
+        """Converts codes to values.
+
+        Args:
+            codes: (N, C, ...) uint8, or for float kinds values of that type.
+            dtype: `float32`, `float16` or `bfloat16`, as a name, a NumPy dtype or a torch dtype. In NumPy, bfloat16 is
+                returned as its bits in uint16. Values are computed in float32 and rounded to dtype.
+            out: a C-contiguous buffer for the values, of the shape of codes.
+            threads: the largest number of threads to use on the CPU.
+
+        Returns:
+            Values of the shape of codes; `out` if it is given.
 
         Raises:
-            ValueError: codes are not (N, C, ...), a code has more than `bits` bits, or `out` does not go with them.
-            TypeError: codes are of another type, or dtype is none of the three.
+            ValueError: codes is not (N, C, ...), a code has more than `bits` bits, or `out` does not match.
+            TypeError: codes has another dtype, or dtype is none of the three.
         """
-        if type(codes) is not np.ndarray and (torch := torch_of(codes)):
-            return torch.dequantize(self, codes, dtype, out, threads)
+        if type(codes) is not np.ndarray and (tensors := tensors_for(codes)):
+            name = float_name(dtype)
+            if codes.device.type != "cpu":
+                return tensors.dequantize(self, codes, name, out)
+            array = tensors.to_numpy(codes)
+            values = self.dequantize(array, dtype=name, out=tensors.out_array(out), threads=threads)
+            return tensors.from_numpy(values, name, out)
         name = float_name(dtype)
         if out is None:
             out = np.empty(codes.shape, FLOAT_DTYPES[name])
         bits = as_bits(out, name)
         if self._kernel is None:
-            x, bfloat16 = float_array(native_array(codes, FLOAT_DTYPES[self.kind]))
-            _core.convert(x, bfloat16, bits, name == "bfloat16", _check_threads(threads))
+            x, is_bfloat16 = float_array(native_array(codes, FLOAT_DTYPES[self.kind]))
+            _core.convert(x, is_bfloat16, bits, name == "bfloat16", check_threads(threads))
         else:
-            self._kernel.dequantize(native_array(codes, _UINT8), bits, name == "bfloat16", _check_threads(threads))
+            self._kernel.dequantize(native_array(codes, UINT8), bits, name == "bfloat16", check_threads(threads))
         return out
 
+    @overload
+    def pack(self, codes: Array, *, threads: int = 1) -> Array: ...
+    @overload
+    def pack(self, codes: torch.Tensor, *, threads: int = 1) -> torch.Tensor: ...
     def pack(self, codes: Any, *, threads: int = 1) -> Any:
-        """Codes as they are stored: (N, bytes) uint8, without gaps.
+        """Packs codes into the bytes that are stored, without gaps.
 
         Code i of a sample is bits i*bits to (i+1)*bits - 1 of its bytes, counted from the least significant bit of the
-        first; each sample begins on a byte. 8-bit codes and floats (little-endian) are stored as they are.
+        first byte. Each sample begins on a byte. 8-bit codes and floats (little-endian) are stored unchanged.
 
         Args:
-            codes: (N, ...) as `quantize` gives them.
-            threads: at most so many work on it.
+            codes: (N, ...) codes from `quantize`.
+            threads: the largest number of threads to use on the CPU.
+
+        Returns:
+            (N, packed_bytes) uint8.
 
         Raises:
             ValueError: a code has more than `bits` bits.
         """
-        if type(codes) is not np.ndarray and (torch := torch_of(codes)):
-            return torch.pack(self, codes, threads)
+        if type(codes) is not np.ndarray and (tensors := tensors_for(codes)):
+            if codes.device.type != "cpu":
+                return tensors.pack(self, codes)
+            return tensors.from_numpy(self.pack(tensors.to_numpy(codes), threads=threads), "uint8", None)
         samples, elements = codes.shape[0], math.prod(codes.shape[1:])
         if self._kernel is None:
             codes = native_array(codes, FLOAT_DTYPES[self.kind])
             stored = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
             return stored.reshape(samples, elements).view(np.uint8).reshape(samples, self.packed_bytes(elements))
-        codes = native_array(codes, _UINT8)
+        codes = native_array(codes, UINT8)
         if self.bits == 8:
             return codes.reshape(samples, elements)
         packed = np.empty((samples, self.packed_bytes(elements)), np.uint8)
-        _core.pack(codes, packed, elements, self.bits, _check_threads(threads))
+        _core.pack(codes, packed, elements, self.bits, check_threads(threads))
         return packed
 
+    @overload
+    def unpack(self, packed: Array, shape: Sequence[int], *, threads: int = 1) -> Array: ...
+    @overload
+    def unpack(self, packed: torch.Tensor, shape: Sequence[int], *, threads: int = 1) -> torch.Tensor: ...
     def unpack(self, packed: Any, shape: Sequence[int], *, threads: int = 1) -> Any:
-        """The codes that `pack` stored.
+        """Restores the codes that `pack` packed.
 
         Args:
-            packed: (N, bytes) uint8.
-            shape: of the codes of all samples (N, C, ...).
-            threads: at most so many work on it.
+            packed: (N, packed_bytes) uint8.
+            shape: the shape (N, C, ...) of the codes.
+            threads: the largest number of threads to use on the CPU.
+
+        Returns:
+            Codes of that shape.
 
         Raises:
             ValueError: packed does not hold that many codes.
         """
-        if type(packed) is not np.ndarray and (torch := torch_of(packed)):
-            return torch.unpack(self, packed, shape, threads)
+        if type(packed) is not np.ndarray and (tensors := tensors_for(packed)):
+            if packed.device.type != "cpu":
+                return tensors.unpack(self, packed, shape)
+            return tensors.from_numpy(self.unpack(tensors.to_numpy(packed), shape, threads=threads), self.kind, None)
         shape = tuple(shape)
         packed = self._check_packed(packed, shape)
         if self._kernel is None:
@@ -320,99 +351,140 @@ class Quantizer:
         if self.bits == 8:
             return packed.reshape(shape)
         codes = np.empty(shape, np.uint8)
-        _core.unpack(packed, codes, math.prod(shape[1:]), self.bits, _check_threads(threads))
+        _core.unpack(packed, codes, math.prod(shape[1:]), self.bits, check_threads(threads))
         return codes
 
+    @overload
+    def quantize_packed(self, x: Array, *, out: Array | None = None, threads: int = 1) -> Array: ...
+    @overload
+    def quantize_packed(
+        self, x: torch.Tensor, *, out: torch.Tensor | None = None, threads: int = 1
+    ) -> torch.Tensor: ...
     def quantize_packed(self, x: Any, *, out: Any = None, threads: int = 1) -> Any:
-        """`pack(quantize(x))` in one pass over memory: (N, bytes) uint8.
+        """Computes `pack(quantize(x))` in one pass over memory.
 
         Args:
             x: (N, C, ...) floats, as for `quantize`.
-            out: a buffer for the bytes, C-contiguous.
-            threads: at most so many work on it.
+            out: a C-contiguous buffer for the bytes.
+            threads: the largest number of threads to use on the CPU.
+
+        Returns:
+            (N, packed_bytes) uint8; `out` if it is given.
 
         Raises:
-            NotFiniteError, ValueError, TypeError: as `quantize`.
+            NotFiniteError: as in `quantize`; also `ValueError` and `TypeError`.
         """
-        if type(x) is not np.ndarray and (torch := torch_of(x)):
-            return torch.quantize_packed(self, x, out, threads)
+        if type(x) is not np.ndarray and (tensors := tensors_for(x)):
+            if x.device.type != "cpu":
+                return tensors.quantize_packed(self, x, out)
+            packed = self.quantize_packed(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
+            return tensors.from_numpy(packed, "uint8", out)
         if self._kernel is None:
             packed = self.pack(self.quantize(x, threads=threads))
             return packed if out is None else fill(out, packed)
-        x, bfloat16 = float_array(x)
+        x, is_bfloat16 = float_array(x)
         shape = (*x.shape[:1], self.packed_bytes(math.prod(x.shape[1:])))
         if out is None:
-            out = np.empty(shape, _UINT8)
-        bad = self._kernel.quantize(x, bfloat16, out, True, _check_threads(threads))
+            out = np.empty(shape, UINT8)
+        bad = self._kernel.quantize(x, is_bfloat16, out, True, check_threads(threads))
         if bad is not None:
             raise not_finite(*bad)
         return out
 
+    @overload
     def dequantize_packed(
-        self, packed: Any, shape: Sequence[int], *, dtype: Any = np.float32, out: Any = None, threads: int = 1
+        self,
+        packed: Array,
+        shape: Sequence[int],
+        *,
+        dtype: FloatDType = np.float32,
+        out: Array | None = None,
+        threads: int = 1,
+    ) -> Array: ...
+    @overload
+    def dequantize_packed(
+        self,
+        packed: torch.Tensor,
+        shape: Sequence[int],
+        *,
+        dtype: FloatDType = np.float32,
+        out: torch.Tensor | None = None,
+        threads: int = 1,
+    ) -> torch.Tensor: ...
+    def dequantize_packed(
+        self, packed: Any, shape: Sequence[int], *, dtype: FloatDType = np.float32, out: Any = None, threads: int = 1
     ) -> Any:
-        """`dequantize(unpack(packed, shape))` in one pass over memory.
+        """Computes `dequantize(unpack(packed, shape))` in one pass over memory.
 
         Args:
-            packed: (N, bytes) uint8.
-            shape: of the values of all samples (N, C, ...).
-            dtype: as for `dequantize`.
-            out: a buffer for the values, C-contiguous and of that shape.
-            threads: at most so many work on it.
+            packed: (N, packed_bytes) uint8.
+            shape: the shape (N, C, ...) of the values.
+            dtype: the dtype of the values, as for `dequantize`.
+            out: a C-contiguous buffer for the values, of that shape.
+            threads: the largest number of threads to use on the CPU.
+
+        Returns:
+            Values of that shape; `out` if it is given.
 
         Raises:
-            ValueError: packed does not hold that many codes, or `out` does not go with the shape.
+            ValueError: packed does not hold that many codes, or `out` does not match the shape.
+            TypeError: dtype is none of the three.
         """
-        if type(packed) is not np.ndarray and (torch := torch_of(packed)):
-            return torch.dequantize_packed(self, packed, shape, dtype, out, threads)
+        if type(packed) is not np.ndarray and (tensors := tensors_for(packed)):
+            name = float_name(dtype)
+            if packed.device.type != "cpu":
+                return tensors.dequantize(self, tensors.unpack(self, packed, shape), name, out)
+            array = tensors.to_numpy(packed)
+            values = self.dequantize_packed(array, shape, dtype=name, out=tensors.out_array(out), threads=threads)
+            return tensors.from_numpy(values, name, out)
         if self._kernel is None:
             return self.dequantize(self.unpack(packed, shape), dtype=dtype, out=out, threads=threads)
         name, shape = float_name(dtype), tuple(shape)
         packed = self._check_packed(packed, shape)
         if out is None:
             out = np.empty(shape, FLOAT_DTYPES[name])
-        self._kernel.dequantize_packed(packed, shape, as_bits(out, name), name == "bfloat16", _check_threads(threads))
+        self._kernel.dequantize_packed(packed, shape, as_bits(out, name), name == "bfloat16", check_threads(threads))
         return out
 
-    def kernel(self, bfloat16: bool) -> tuple[_core.Quantizer, bool]:
-        """The compiled half, and whether values of 16 bits are bfloat16's: what the core's `gather` takes.
+    def kernel(self, is_bfloat16: bool) -> tuple[_core.Quantizer, bool]:
+        """Returns what `_core.gather` takes: the compiled quantizer, and `is_bfloat16`.
+
+        Args:
+            is_bfloat16: True if values of 16 bits are to be bfloat16, False for float16.
 
         Raises:
-            ValueError: This is a float kind.
+            ValueError: this is a float kind.
         """
         if self._kernel is None:
             raise ValueError(f"{self.kind} values have no codes")
-        return self._kernel, bfloat16
+        return self._kernel, is_bfloat16
 
-    def packed_bytes(self, elements: int) -> int:
-        """The stored bytes of a sample of so many elements."""
-        return (elements * self.bits + 7) // 8
-
-    def histogram(self, codes: Any) -> npt.NDArray[np.int64]:
-        """How often each code occurs in each channel: (C, 2^bits), for `Statistics.from_histogram`.
+    def histogram(self, codes: Array | torch.Tensor) -> npt.NDArray[np.int64]:
+        """Counts the codes in each channel, for `Statistics.from_histogram`.
 
         Args:
             codes: (N, C, ...) uint8.
+
+        Returns:
+            (C, 2^bits) int64: how often each code occurs.
 
         Raises:
             ValueError: this is a float kind, or a code has more than `bits` bits.
         """
         if self._kernel is None:
             raise ValueError(f"{self.kind} values have no histogram: use Moments")
-        if type(codes) is not np.ndarray and torch_of(codes):
-            codes = codes.cpu().numpy()
         counts = np.zeros((self.channels, 2**self.bits), np.int64)
-        self._kernel.histogram(native_array(codes, _UINT8), counts)
+        self._kernel.histogram(native_array(as_array(codes), UINT8), counts)
         return counts
 
     def table(self) -> npt.NDArray[np.float32]:
-        """The value of every code in every channel: (C, 2^bits) float32."""
+        """Returns the value of every code in every channel: (C, 2^bits) float32."""
         codes = np.arange(2**self.bits, dtype=np.uint8)
-        values = self.dequantize(np.tile(codes, (1, self.channels, 1)))
-        return values[0]  # type: ignore[no-any-return]
+        values: npt.NDArray[np.float32] = self.dequantize(np.tile(codes, (1, self.channels, 1)))[0]
+        return values
 
-    def measure(self, x: Any) -> Measurement:
-        """What quantising x costs.
+    def measure(self, x: Array | torch.Tensor) -> Measurement:
+        """Measures the error of quantizing x.
 
         Args:
             x: (N, C, ...) finite floats.
@@ -420,30 +492,29 @@ class Quantizer:
         Raises:
             NotFiniteError: a value is NaN or infinite.
         """
-        if type(x) is not np.ndarray and (torch := torch_of(x)):
-            x = torch.to_numpy(x)
+        values = as_array(x)
         signal = np.zeros(self.channels)
         noise = np.zeros(self.channels)
         clipped = np.zeros(self.channels, np.int64)
-        largest = 0.0
-        step = max(1, 2**20 // max(1, math.prod(x.shape[1:])))
-        for start in range(0, len(x), step):
-            batch = x[start : start + step]
+        largest_error = 0.0
+        step = max(1, 2**20 // max(1, math.prod(values.shape[1:])))
+        for start in range(0, len(values), step):
+            batch = values[start : start + step]
             codes, counts = self.quantize_counted(batch)
             if counts.bad.any():
-                self.quantize(batch)
-            values = as_float64(batch)
-            error = values - self.dequantize(codes)
+                self.quantize(batch)  # raises the error that names the sample and channel
+            exact = as_float64(batch)
+            error = exact - self.dequantize(codes)
             axes = (0, *range(2, error.ndim))
-            signal += np.square(values).sum(axes)
+            signal += np.square(exact).sum(axes)
             noise += np.square(error).sum(axes)
             clipped += counts.clipped
-            largest = max(largest, float(np.abs(error).max(initial=0.0)))
-        count = max(1, math.prod(x.shape) // self.channels)
-        return Measurement._of(signal.tolist(), noise.tolist(), (clipped / count).tolist(), largest)
+            largest_error = max(largest_error, float(np.abs(error).max(initial=0.0)))
+        count = max(1, math.prod(values.shape) // self.channels)
+        return Measurement.from_sums(signal.tolist(), noise.tolist(), (clipped / count).tolist(), largest_error)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary, which survives TOML exactly: `from_dict` gives an equal quantiser."""
+        """Returns a dictionary that TOML stores exactly and from which `from_dict` makes an equal quantizer."""
         if self._kernel is None:
             return {"kind": self.kind, "channels": self.channels}
         if self.kind == "codebook":
@@ -461,7 +532,7 @@ class Quantizer:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Quantizer:
-        """The quantiser that `to_dict` described.
+        """Makes the quantizer that `to_dict` described.
 
         Raises:
             ValueError: an entry is missing, unknown or out of range.
@@ -483,66 +554,73 @@ class Quantizer:
                 return cls.floating(kind, **entries)
         except TypeError as error:
             message = str(error).removeprefix("Quantizer.")
-            raise ValueError(f"a quantiser of kind {kind!r}: {message}") from None
-        raise ValueError(f"there is no quantiser of kind {kind!r}")
+            raise ValueError(f"a quantizer of kind {kind!r}: {message}") from None
+        raise ValueError(unknown_kind(kind))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Quantizer.from_dict, (self.to_dict(),)
 
-    def _check_packed(self, packed: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    def _check_packed(self, packed: Array, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Returns packed bytes as the kernels take them, or raises ValueError if they do not hold codes of the shape."""
         if not shape or packed.shape != (shape[0], self.packed_bytes(math.prod(shape[1:]))):
             raise ValueError(f"{packed.shape} packed bytes do not hold codes of shape {shape} at {self.bits} bits")
-        return native_array(packed, _UINT8)
+        return native_array(packed, UINT8)
 
     def _store(
-        self, x: npt.NDArray[Any], bfloat16: bool, out: Any, threads: int
+        self, x: Array, is_bfloat16: bool, out: Any, threads: int
     ) -> tuple[Any, tuple[int, int] | None, npt.NDArray[np.bool_]]:
-        """Values as they are, rounded to a float kind: the array, the first bad sample and channel, all bad samples."""
-        dtype = FLOAT_DTYPES[self.kind]
+        """Rounds values to a float kind: returns the array, the first bad (sample, channel), and (N,) bad samples."""
         if x.ndim < 2 or x.shape[1] != self.channels:
             raise ValueError(f"expected an array (N, {self.channels}, ...), not one of shape {x.shape}")
         if out is None:
-            out = np.empty(x.shape, dtype)
-        bad, mask = _core.convert(
-            x, bfloat16, as_bits(out, self.kind), self.kind == "bfloat16", _check_threads(threads)
-        )
+            out = np.empty(x.shape, FLOAT_DTYPES[self.kind])
+        bits = as_bits(out, self.kind)
+        bad, mask = _core.convert(x, is_bfloat16, bits, self.kind == "bfloat16", check_threads(threads))
         return out, bad, mask
 
 
 class Calibrator:
     """Finds ranges or code books for samples that come in batches.
 
-    It holds a histogram for each channel, so its memory is bounded (4 MiB a channel, usually less than a tenth of that)
-    however much it is fed, and neither batches nor their order change the result.
+    It keeps a histogram for each channel, so its memory is bounded (4 MiB per channel, usually less than a tenth of
+    that) for any number of samples. Neither the batches nor their order change the result.
+
+    Args:
+        channels: the number of channels, C.
+        bits: 2 to 8.
+        method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for code books.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
-    def __init__(self, channels: int, *, bits: int = 8, method: str = "mse") -> None:
-        _check_channels(channels)
-        if method not in _METHODS:
-            raise ValueError(f"method must be one of {', '.join(_METHODS)}, not {method!r}")
-        if not 2 <= bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, not {bits}")
+    def __init__(self, channels: int, *, bits: int = 8, method: Method = "mse") -> None:
+        check_channels(channels)
+        if method not in get_args(Method):
+            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
+        check_bits(bits)
         self.bits = bits
-        self.method = method
+        self.method: Method = method
         self._core = _core.Calibrator(channels)
 
-    def update(self, x: Any) -> None:
-        """Counts the values of x, (N, C, ...) floats: an array or a tensor.
+    def update(self, x: Array | torch.Tensor) -> None:
+        """Counts the values of a batch.
+
+        Args:
+            x: (N, C, ...) finite floats.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite. Nothing of x is then counted.
+            NotFiniteError: a value is NaN or infinite. No value of x is counted then.
         """
-        if type(x) is not np.ndarray and (torch := torch_of(x)):
-            x = torch.to_numpy(x)
-        bad = self._core.update(*float_array(x))
+        bad = self._core.update(*float_array(as_array(x)))
         if bad is not None:
             raise not_finite(*bad)
 
     def quantizer(self) -> Quantizer:
-        """The quantiser for what was seen.
+        """Returns the quantizer that fits the counted values.
 
         Raises:
-            ValueError: a channel has seen no value.
+            ValueError: no value of a channel was counted.
         """
         if self.method == "lloyd-max":
             return Quantizer.codebook(np.reshape(self._core.levels(self.bits), (-1, 2**self.bits)))
@@ -550,36 +628,12 @@ class Calibrator:
         return Quantizer.affine(low, high, bits=self.bits)
 
     def measure(self, quantizer: Quantizer) -> Measurement:
-        """What quantising the values that were seen costs, to the 11 significant bits of the histogram.
+        """Measures the error of a quantizer on the counted values, to the 11 significant bits of the histogram.
 
         Raises:
-            ValueError: quantizer is of a float kind, or of another number of channels.
+            ValueError: the quantizer is of a float kind, or has another number of channels.
         """
-        if quantizer._kernel is None:
-            raise ValueError(f"{quantizer.kind} values have no codes to measure")
-        count, clipped, signal, noise, largest = zip(*self._core.measure(quantizer._kernel), strict=True)
+        sums = self._core.measure(quantizer.kernel(False)[0])
+        count, clipped, signal, noise, largest_error = zip(*sums, strict=True)
         rates = [c / max(n, 1) for c, n in zip(clipped, count, strict=True)]
-        return Measurement._of(signal, noise, rates, max(largest))
-
-
-def _check_channels(channels: int) -> None:
-    if not 1 <= channels <= _CHANNELS:
-        raise ValueError(f"channels must be 1 to {_CHANNELS}, not {channels}")
-
-
-def _check_threads(threads: int) -> int:
-    """As many threads as the kernels take: more than there are chunks of work are never started."""
-    if threads < 1:
-        raise ValueError(f"threads must be 1 or more, not {threads}")
-    return min(threads, 1 << 16)
-
-
-def _float32s(values: Sequence[float]) -> tuple[float, ...]:
-    with np.errstate(over="ignore"):
-        return tuple(np.asarray(values, np.float64).astype(np.float32).tolist())
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return math.inf
-    return 10.0 * math.log10(signal / noise) if signal else -math.inf
+        return Measurement.from_sums(signal, noise, rates, max(largest_error))

@@ -1,4 +1,4 @@
-"""Exact statistics of columns: from histograms of codes, or from sums over floats."""
+"""Exact statistics of columns, from histograms of codes or from sums over floats."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from latentq import _core
-from latentq.quantizer.arrays import float_array, torch_of
-from latentq.quantizer.floats import NotFiniteError
+from latentq.quantizer.arrays import as_array, float_array
 from latentq.quantizer.quantizer import Quantizer
+from latentq.quantizer.results import NotFiniteError
+
+if TYPE_CHECKING:
+    import torch
+
+_NO_VALUES = (0, math.nan, math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of a column, by channel. The standard deviation is that of the population.
+    """Statistics of a column for each of its C channels. In a channel without values all but the count are NaN.
 
     Attributes:
-        count: the values in each channel.
-        mean: NaN in a channel without values, as are the others.
-        std: in the unit of the values.
-        min: the smallest.
-        max: the largest.
+        count: (C,) ints, the number of values.
+        mean: (C,) floats.
+        std: (C,) floats, the standard deviation of the population, in the unit of the values.
+        min: (C,) floats, the smallest value.
+        max: (C,) floats, the largest value.
     """
 
     count: tuple[int, ...]
@@ -37,13 +42,16 @@ class Statistics:
 
     @classmethod
     def from_histogram(cls, quantizer: Quantizer, histogram: npt.NDArray[np.int64]) -> Statistics:
-        """Of the values that a reader sees, from how often each code occurs.
+        """Computes the statistics of dequantized values from how often each code occurs.
 
-        Computed in rational numbers and rounded once, so it depends on the counts alone.
+        Computed in rational numbers and rounded once, so the result depends on the counts alone.
 
         Args:
-            quantizer: the one that made the codes.
-            histogram: (C, 2^bits) counts, as the sum of any number of `Quantizer.histogram`.
+            quantizer: the quantizer that made the codes.
+            histogram: (C, 2^bits) int64 counts: the sum of any number of results of `Quantizer.histogram`.
+
+        Raises:
+            ValueError: histogram has another shape.
         """
         levels = quantizer.table()
         if histogram.shape != levels.shape:
@@ -53,7 +61,7 @@ class Statistics:
             seen = [(n, Fraction(value)) for n, value in zip(counts, values, strict=True) if n]
             total = sum(n for n, _ in seen)
             if not total:
-                rows.append((0, math.nan, math.nan, math.nan, math.nan))
+                rows.append(_NO_VALUES)
                 continue
             mean = sum((n * value for n, value in seen), Fraction()) / total
             variance = sum((n * (value - mean) ** 2 for n, value in seen), Fraction()) / total
@@ -64,14 +72,14 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums of a float column, by channel, in float64: merged in the order of the samples, always the same.
+    """Sums over a float column for each of its C channels, in float64. Merged in sample order they are deterministic.
 
     Attributes:
-        count: the values in each channel.
-        sum: of the values.
-        square: the sum of their squares.
-        min: the smallest; infinity where there is none.
-        max: the largest; minus infinity where there is none.
+        count: (C,) ints, the number of values.
+        sum: (C,) floats, the sum of the values.
+        square: (C,) floats, the sum of their squares.
+        min: (C,) floats, the smallest value; infinity if there is none.
+        max: (C,) floats, the largest value; minus infinity if there is none.
     """
 
     count: tuple[int, ...]
@@ -81,25 +89,31 @@ class Moments:
     max: tuple[float, ...]
 
     @classmethod
-    def of(cls, sample: Any) -> Moments:
-        """The sums of one sample (C, ...) of floats: an array (bfloat16 as its bits in uint16) or a tensor.
+    def of(cls, sample: npt.NDArray[Any] | torch.Tensor) -> Moments:
+        """Computes the sums over one sample.
+
+        Args:
+            sample: (C, ...) floats: an array (bfloat16 as its bits in uint16) or a tensor.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite, or its square is more than float64 can hold.
+            NotFiniteError: a value is NaN or infinite, or its square is too large for float64.
             ValueError: the sample has no channels.
         """
-        if type(sample) is not np.ndarray and (torch := torch_of(sample)):
-            sample = torch.to_numpy(sample)
-        if sample.ndim == 0 or sample.shape[0] == 0:
-            raise ValueError(f"a sample must be (C, ...), not of shape {sample.shape}")
-        rows = _core.moments(*float_array(sample)) or [(0.0, 0.0, math.inf, -math.inf)] * sample.shape[0]
+        array = as_array(sample)
+        if array.ndim == 0 or array.shape[0] == 0:
+            raise ValueError(f"a sample must be (C, ...), not of shape {array.shape}")
+        rows = _core.moments(*float_array(array)) or [(0.0, 0.0, math.inf, -math.inf)] * array.shape[0]
         for channel, (_, square, *_) in enumerate(rows):
             if not math.isfinite(square):
                 raise NotFiniteError(f"channel {channel} holds a NaN, an infinity or a number too large")
-        return cls((math.prod(sample.shape[1:]),) * sample.shape[0], *zip(*rows, strict=True))
+        return cls((math.prod(array.shape[1:]),) * array.shape[0], *zip(*rows, strict=True))
 
     def merge(self, other: Moments) -> Moments:
-        """The sums of both together."""
+        """Returns the sums over both.
+
+        Raises:
+            ValueError: they have different numbers of channels.
+        """
         if len(self.count) != len(other.count):
             raise ValueError(f"{len(self.count)} and {len(other.count)} channels cannot be merged")
 
@@ -115,11 +129,11 @@ class Moments:
         )
 
     def statistics(self) -> Statistics:
-        """Mean, standard deviation and extremes."""
+        """Computes mean, standard deviation and extremes from the sums."""
         rows = []
         for count, total, square, low, high in zip(self.count, self.sum, self.square, self.min, self.max, strict=True):
             if not count:
-                rows.append((0, math.nan, math.nan, math.nan, math.nan))
+                rows.append(_NO_VALUES)
                 continue
             mean = Fraction(total) / count
             variance = max(Fraction(square) / count - mean**2, Fraction())
@@ -127,12 +141,12 @@ class Moments:
         return Statistics(*zip(*rows, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary of lists, which survives TOML exactly."""
+        """Returns a dictionary of lists that TOML stores exactly."""
         return {name: list(getattr(self, name)) for name in ("count", "sum", "square", "min", "max")}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Moments:
-        """The sums that `to_dict` described."""
+        """Makes the sums that `to_dict` described."""
         count = tuple(int(n) for n in d["count"])
         rows = (tuple(float(x) for x in d[name]) for name in ("sum", "square", "min", "max"))
         return cls(count, *rows)

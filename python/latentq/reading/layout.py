@@ -139,8 +139,8 @@ class Layout:
             moments = column.content == "moments"
             latent = LatentColumn(stored, facts, moments, column.scaled, facts.quantizer).in_scale(path, card, scale)
             if dtype == torch.uint8 and (latent.is_float or moments):
-                kind = "moments" if moments else facts.quantizer.kind
-                raise ValueError(f"{path}: column {stored!r} is stored as {kind} and its latents have no codes")
+                encoding = "moments" if moments else facts.quantizer.kind
+                raise ValueError(f"{path}: column {stored!r} is stored as {encoding} and its latents have no codes")
             encoded[name] = latent
         return cls(path, card, known, selected, encoded, dtype, scale)
 
