@@ -1,11 +1,11 @@
-"""Images as arrays, fast: the pixels of Pillow, to the last bit.
+"""Decodes, resizes and crops images: bit for bit the pixels of Pillow, several times as fast.
 
-Arrays are ``uint8`` of shape (height, width, 3), RGB, C-contiguous and writable. The format of a file is found from its
-bytes, never from its name. ``orient=False, alpha="drop", icc="ignore"`` gives what
-``PIL.Image.open(file).convert("RGB")`` gives.
+Arrays are ``uint8`` of shape (height, width, 3), RGB, C-contiguous and writable. The format of a file is detected from
+its bytes, never from its name. ``orient=False, alpha="drop", icc="ignore"`` gives the pixels of
+``PIL.Image.open(file).convert("RGB")``.
 
-Every function releases the interpreter while it works, keeps no threads between calls, and so can be called from
-threads, from ``DataLoader`` workers and after a fork.
+Every function releases the GIL while it works and keeps no threads between calls, so it can be called from threads,
+from ``DataLoader`` workers and after a fork.
 """
 
 import os
@@ -22,39 +22,26 @@ __all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_bat
 
 
 Alpha: TypeAlias = Literal["white", "black", "drop"]
-
-
 Icc: TypeAlias = Literal["srgb", "ignore"]
-
-
 Filter: TypeAlias = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
-
-
 Crop: TypeAlias = Literal["center", "center-round", "adm"]
-
-
 Layout: TypeAlias = Literal["chw", "hwc"]
-
-
 Item: TypeAlias = bytes | str | os.PathLike[str]
 
-
 MAX_PIXELS: int = _core.MAX_PIXELS
-
-
-"""The pixel limit where none is given: the one above which Pillow refuses an image."""
+"""The default pixel limit, above which Pillow refuses an image."""
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image's header tells.
+    """The properties of an image, from its header.
 
     Attributes:
-        format: ``"JPEG"``, ``"PNG"``, ``"WEBP"``, ...: the names that Pillow uses.
-        width: Pixels in a row as stored, before any orientation is applied.
-        height: Rows as stored.
-        channels: Channels once a palette is looked up, alpha included: 1 to 4.
-        orientation: The camera's, 1 (upright) to 8.
+        format: The name that Pillow uses: ``"JPEG"``, ``"PNG"``, ``"WEBP"``, ...
+        width: Pixels in a stored row, before any orientation is applied.
+        height: Stored rows.
+        channels: The number of channels with alpha, after the lookup in a palette: 1 to 4.
+        orientation: The EXIF orientation, 1 (upright) to 8.
     """
 
     format: str
@@ -77,32 +64,32 @@ def decode(
 
     Args:
         data: The bytes of a file, or its path.
-        orient: Turn the image the way its camera was held (EXIF, else XMP).
-        alpha: The ground under transparent pixels, or ``"drop"`` to leave out the alpha channel.
-        icc: ``"srgb"`` converts the colours by an embedded profile, ``"ignore"`` takes them as they are.
-        min_side: Inexact, for JPEG only: decode at 1/2, 1/4 or 1/8 of the size as long as the short side stays at
-            least this many pixels.
-        max_pixels: Images of more pixels are refused before anything is allocated.
+        orient: Rotate and mirror the image to upright by its EXIF orientation, else by its XMP orientation.
+        alpha: The background color under transparent pixels, or ``"drop"`` to ignore the alpha channel.
+        icc: ``"srgb"`` converts the colors from the embedded profile, ``"ignore"`` ignores the profile.
+        min_side: Inexact, for JPEG only: decode at 1/2, 1/4 or 1/8 of the size if the short side stays at least this
+            many pixels long.
+        max_pixels: The largest number of pixels to accept, checked before anything is allocated.
 
     Returns:
         uint8 (height, width, 3).
 
     Raises:
         OSError: The file cannot be read.
-        ImageError: It is no image of a known format, or broken, cut off or over the limit.
+        ImageError: It is not an image of a known format, or it is broken, truncated or over the limit.
     """
     _positive(min_side=min_side, max_pixels=max_pixels)
     return _core.image_decode(_source(data), orient, alpha, icc, min_side, max_pixels)
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int, *, filter: Filter = "bicubic") -> NDArray[np.uint8]:
-    """Resizes as ``PIL.Image.resize`` does.
+    """Resizes an image, with the pixels of ``PIL.Image.resize``.
 
     Args:
         pixels: uint8 (rows, columns, 3).
         height: Rows of the result, at least 1.
         width: Columns of the result, at least 1.
-        filter: The kernel.
+        filter: The resampling filter.
 
     Returns:
         uint8 (height, width, 3).
@@ -114,15 +101,15 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, *, filter: Filter
 def fit(
     pixels: NDArray[np.uint8], size: int, *, crop: Crop = "center", filter: Filter = "bicubic"
 ) -> NDArray[np.uint8]:
-    """Resizes and crops to a square.
+    """Resizes an image and crops it to a square.
 
     Args:
         pixels: uint8 (rows, columns, 3).
         size: The side of the square, at least 1.
         crop: ``"center"`` resizes the long side to ``int(size * long / short)``, as torchvision does;
-            ``"center-round"`` rounds both sides; ``"adm"`` halves by a box filter while the short side is at least
+            ``"center-round"`` rounds both sides; ``"adm"`` halves with a box filter while the short side is at least
             twice the size, then resizes, as ADM and DiT do.
-        filter: The kernel (of the last step, for ``"adm"``).
+        filter: The resampling filter (of the last step, for ``"adm"``).
 
     Returns:
         uint8 (size, size, 3).
@@ -143,7 +130,7 @@ def load(
     min_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """Decodes and fits, without computing what the crop throws away.
+    """Decodes and fits an image, without computing the pixels that the crop discards.
 
     Args:
         data: The bytes of a file, or its path.
@@ -161,7 +148,7 @@ def load(
 
     Raises:
         OSError: The file cannot be read.
-        ImageError: It is no image of a known format, or broken, cut off or over the limit.
+        ImageError: It is not an image of a known format, or it is broken, truncated or over the limit.
     """
     _positive(size=size, min_side=min_side, max_pixels=max_pixels)
     return _core.image_load(_source(data), size, crop, filter, orient, alpha, icc, min_side, max_pixels)
@@ -182,13 +169,13 @@ def load_batch(
     min_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[NDArray[np.uint8], list[Exception | None]]:
-    """Loads many images into one array. A bad one leaves zeros and its error; the others are unharmed.
+    """Loads many images into one array. An item that fails gets zeros and its error, and does not affect the others.
 
     Args:
-        items: Bytes or paths, mixed as you like.
+        items: Bytes and paths, in any mixture.
         size: See `fit`.
-        threads: How many threads work at once, at least 1. They end with the call, and do not change the result.
-        out: Where to write: uint8, C-contiguous, of the shape of the result (a view of pinned memory, say).
+        threads: The number of threads, at least 1. They end with the call, and do not change the result.
+        out: The array to write to: uint8, C-contiguous, of the shape of the result (for example in pinned memory).
         layout: ``"chw"`` for planes, ``"hwc"`` for pixels.
         crop: See `fit`.
         filter: See `fit`.
@@ -199,8 +186,8 @@ def load_batch(
         max_pixels: See `decode`.
 
     Returns:
-        The array, uint8 (N, 3, size, size) or (N, size, size, 3), which is `out` if that was given; and for each item
-        None, its OSError or its ImageError.
+        The array, uint8 (N, 3, size, size) or (N, size, size, 3), which is `out` if it is given; and a list with None,
+        an OSError or an ImageError for each item.
     """
     arrays, errors = load_sizes(
         items,
@@ -234,13 +221,13 @@ def load_sizes(
     min_side: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[list[NDArray[np.uint8]], list[Exception | None]]:
-    """`load_batch` for several sizes, each image decoded once: the same pixels as one size at a time.
+    """Loads many images at several sizes, decoding each once. The pixels are those of `load_batch` at each size.
 
     Args:
-        items: See `load_batch`; so are the options that are not said here.
-        sizes: See `fit`.
+        items: See `load_batch`.
+        sizes: Each as `size` in `fit`.
         threads: See `load_batch`.
-        out: Where to write: an array for each size.
+        out: The arrays to write to, one for each size.
         layout: See `load_batch`.
         crop: See `fit`.
         filter: See `fit`.
@@ -251,7 +238,7 @@ def load_sizes(
         max_pixels: See `decode`.
 
     Returns:
-        For each size its array; and for each item None or its error.
+        An array for each size; and a list with None or the error for each item.
     """
     _positive(threads=threads, min_side=min_side, max_pixels=max_pixels)
     for size in sizes:
@@ -272,7 +259,7 @@ def load_sizes(
 
 
 def _out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The array to write to."""
+    """Returns the array to write to: `out` if it is given, else a new one."""
     if out is None:
         return np.empty(shape, dtype=np.uint8)
     if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
@@ -281,26 +268,27 @@ def _out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.ui
 
 
 def info(data: Item) -> ImageInfo:
-    """Reads an image's header and none of its pixels.
+    """Reads an image's header, and none of its pixels.
 
     Args:
         data: The bytes of a file, or its path.
 
     Raises:
         OSError: The file cannot be read.
-        ImageError: It is no image of a known format, or its header is broken.
+        ImageError: It is not an image of a known format, or its header is broken.
     """
     return ImageInfo(*_core.image_info(_source(data)))
 
 
 def _positive(**numbers: int | None) -> None:
+    """Raises ValueError if one of the named numbers is given and less than 1."""
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
 
 
 def _source(data: Item) -> bytes | str:
-    """Bytes as they are, a path as text (what the core takes)."""
+    """Returns bytes unchanged and a path as text, as the core takes them."""
     if isinstance(data, bytes):
         return data
     path = os.fspath(data)
@@ -310,7 +298,7 @@ def _source(data: Item) -> bytes | str:
 
 
 def _pixels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Checked, and C-contiguous."""
+    """Returns the array C-contiguous, or raises ValueError if it is not uint8 (height, width, 3)."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels must be uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")
     return np.ascontiguousarray(pixels)

@@ -1,4 +1,4 @@
-"""The image path against Pillow, which it must equal to the last bit."""
+"""Compares `latentq.image` with Pillow, whose pixels it must equal bit for bit."""
 
 import functools
 import io
@@ -38,7 +38,7 @@ PLAIN: dict[str, Any] = {"orient": False, "alpha": "drop", "icc": "ignore"}
 
 @functools.cache
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
-    """A smooth picture with noise on it, so that every coefficient of every codec is used."""
+    """Returns a smooth picture with added noise, which uses every coefficient of every codec."""
     rng = np.random.default_rng(seed)
     y, x, c = np.mgrid[:height, :width, :channels]
     waves = 127 + 80 * np.sin(x / 7 + c) * np.cos(y / 5 - c)
@@ -63,7 +63,7 @@ def picture_of(mode: str, height: int, width: int, seed: int = 0) -> Image.Image
     pixels = noise(height, width, channels, seed)
     if mode in ("P", "PA"):
         return Image.fromarray(pixels).quantize(37).convert(mode)
-    if mode in ("I;16", "I", "F"):  # Also what 8 bits cannot hold.
+    if mode in ("I;16", "I", "F"):  # with values that do not fit into 8 bits
         wide = (pixels[..., 0] - np.float32(20.3)) * 1.3
         return Image.fromarray(
             wide.clip(0 if mode == "I;16" else None).astype({"I;16": "u2", "I": "i4", "F": "f4"}[mode])
@@ -76,7 +76,7 @@ def picture_of(mode: str, height: int, width: int, seed: int = 0) -> Image.Image
 
 
 def crop_with_pillow(picture: Image.Image, size: int, crop: str, filter: str) -> Pixels:
-    """The crops as their authors write them."""
+    """Crops with the code of the crop's authors."""
     width, height = picture.size
     short = min(width, height)
     if crop == "center":  # torchvision's Resize and CenterCrop
@@ -122,7 +122,7 @@ def test_jpegs_decode_to_the_pixels_of_pillow(size: tuple[int, int], subsampling
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_grey_and_ink_jpegs_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str) -> None:
+def test_gray_and_cmyk_jpegs_decode_to_the_pixels_of_pillow(size: tuple[int, int], mode: str) -> None:
     for options in ({}, {"progressive": True}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}):
         data = saved(picture_of(mode, *size), "JPEG", **options)
         np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
@@ -168,13 +168,13 @@ TIFF_MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", 
 @pytest.mark.parametrize("mode", TIFF_MODES)
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "zstd"])
 def test_tiffs_decode_to_the_pixels_of_pillow(mode: str, compression: str | None) -> None:
-    # Pillow takes 50 ms to make its conversion from LAB, each time.
+    # Pillow needs 50 ms for each conversion from LAB.
     for size in [(33, 31)] if mode == "LAB" else SIZES:
         picture = picture_of(mode, *size)
         variants: list[dict[str, Any]] = [{}, {"strip_size": 100}]
         if size in ((2, 3), (33, 31)):
             variants += [{"tiffinfo": {274: 6}}, {"big_tiff": True}]
-            # Differences of bits or of floats are not written, nor any without a dictionary.
+            # Pillow does not write predictors for bits, floats or uncompressed data.
             if mode not in ("1", "F") and compression not in (None, "packbits"):
                 variants.append({"tiffinfo": {317: 2}})
         for options in variants:
@@ -187,8 +187,8 @@ def test_tiffs_decode_to_the_pixels_of_pillow(mode: str, compression: str | None
 @pytest.mark.parametrize(
     ("compression", "flags"), [("tiff_ccitt", 0), ("group3", 0), ("group3", 1), ("group3", 4), ("group4", 0)]
 )
-def test_faxes_in_tiffs_decode_to_what_was_written(compression: str, flags: int) -> None:
-    # Not to what Pillow reads: of the smallest of tiff_ccitt, libtiff loses the last run.
+def test_faxes_in_tiffs_decode_to_the_written_pixels(compression: str, flags: int) -> None:
+    # Not compared with Pillow, because libtiff loses the last run of the smallest tiff_ccitt files.
     for size in [*SIZES, (50, 5000)]:
         for picture in (picture_of("1", *size), picture_of("L", *size).point(lambda level: 255 * (level > 150), "1")):
             expected = np.asarray(picture.convert("RGB"))
@@ -219,7 +219,7 @@ def test_sixteen_bits_become_eight_as_in_pillow() -> None:
 
 
 def bmp(bits: int, compression: int, size: tuple[int, int], pixels: bytes, masks: tuple[int, ...] = ()) -> bytes:
-    """A BMP of a kind that Pillow does not write."""
+    """Returns a BMP of a kind that Pillow does not write."""
     header = struct.pack("<IiiHHIIiiII", 40 if len(masks) < 4 else 56, *size, 1, bits, compression, 0, 0, 0, 0, 0)
     header += struct.pack(f"<{len(masks)}I", *masks)
     palette = bytes(range(256)) * 4 if bits <= 8 else b""
@@ -253,7 +253,7 @@ def test_bmps_of_every_kind_decode_to_the_pixels_of_pillow() -> None:
         np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
 
 
-def test_what_tiff_can_hold_and_latentq_cannot_read_is_named() -> None:
+def test_unsupported_tiffs_are_refused_by_name() -> None:
     for compression, number in (("lzma", 34925), ("tiff_raw_16", 32771)):
         data = saved(picture_of("1", 20, 30), "TIFF", compression=compression)
         with pytest.raises(ImageError, match=f"TIFF: compression {number} is not supported"):
@@ -282,7 +282,7 @@ def test_decoded_arrays_are_writable_and_contiguous() -> None:
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of the given chunks."""
+    """Returns a PNG with the given chunks."""
     body = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
@@ -324,18 +324,18 @@ def test_orientation_is_applied_as_pillow_applies_it(orientation: int, format: s
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_of_a_tiff_is_applied_whatever_is_asked_for(orientation: int) -> None:
+def test_the_orientation_of_a_tiff_is_always_applied(orientation: int) -> None:
     data = saved(picture_of("RGB", 21, 34), "TIFF", tiffinfo={274: orientation})
     for orient in (True, False):
         np.testing.assert_array_equal(image.decode(data, orient=orient), pillow(data))
     assert (image.info(data).height, image.info(data).width) == pillow(data).shape[:2]
 
 
-def test_orientation_is_found_in_xmp_where_exif_has_none() -> None:
+def test_orientation_is_read_from_xmp_if_exif_has_none() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     for format in ("JPEG", "WEBP"):
         assert image.info(saved(picture_of("RGB", 4, 6), format, xmp=xmp)).orientation == 6
-    # Of a TIFF it is part of the pixels, as its own tag is, which goes before.
+    # In a TIFF the orientation is part of the format, and the TIFF tag has precedence over XMP.
     for tags, shape in (({700: xmp}, (6, 4, 3)), ({700: xmp, 274: 3}, (4, 6, 3))):
         data = saved(picture_of("RGB", 4, 6), "TIFF", tiffinfo=tags)
         pixels = image.decode(data, **PLAIN)
@@ -346,7 +346,7 @@ def test_orientation_is_found_in_xmp_where_exif_has_none() -> None:
 @pytest.mark.parametrize(("alpha", "ground"), [("white", 255), ("black", 0)])
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_alpha_is_laid_over_a_ground_as_paste_does(alpha: Any, ground: int, mode: str, format: str) -> None:
+def test_alpha_is_composited_over_the_background_as_paste_does(alpha: Any, ground: int, mode: str, format: str) -> None:
     if (mode, format) == ("LA", "WEBP"):
         mode = "RGBA"
     data = saved(picture_of(mode, 40, 50), format)
@@ -357,7 +357,7 @@ def test_alpha_is_laid_over_a_ground_as_paste_does(alpha: Any, ground: int, mode
     np.testing.assert_array_equal(image.decode(data, alpha=alpha), np.asarray(expected))
 
 
-def test_transparent_colours_become_the_ground() -> None:
+def test_transparent_colors_become_the_background() -> None:
     for mode, transparent in (("P", 3), ("P", bytes(range(37))), ("L", 127), ("RGB", (127, 130, 90))):
         picture = picture_of(mode, 30, 40)
         if mode == "RGB":
@@ -372,7 +372,7 @@ def test_transparent_colours_become_the_ground() -> None:
 
 
 def wide_profile() -> bytes:
-    """sRGB's own profile with red and green swapped: a profile whose effect nobody can miss."""
+    """Returns the profile of sRGB with red and green swapped, whose effect is large."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
@@ -399,7 +399,7 @@ def test_an_srgb_profile_and_an_unreadable_one_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("side", [20, 60, 61, 119, 120, 480, 1000])
-def test_min_side_is_jpegs_own_scaled_decoding(side: int) -> None:
+def test_min_side_equals_pillows_draft(side: int) -> None:
     data = saved(picture_of("RGB", 480, 643), "JPEG")
     with Image.open(io.BytesIO(data)) as picture:
         picture.draft("RGB", (side, side))
@@ -420,14 +420,14 @@ def test_info_reads_the_header() -> None:
 
 
 @pytest.mark.parametrize("filter", FILTERS)
-def test_resizes_are_pillows(filter: Any) -> None:
+def test_resizes_equal_pillows(filter: Any) -> None:
     pixels = noise(97, 131)
     for height, width in [(97, 131), (97, 50), (40, 131), (256, 256), (1, 1), (3, 500), (96, 130), (98, 132)]:
         expected = np.asarray(Image.fromarray(pixels).resize((width, height), FILTERS[filter]))
         np.testing.assert_array_equal(image.resize(pixels, height, width, filter=filter), expected)
 
 
-# 20,000 were tried once.
+# 20,000 examples were run once.
 @settings(max_examples=int(os.environ.get("LATENTQ_RESIZES", "5000")), deadline=None)
 @given(
     source=st.tuples(st.integers(1, 300), st.integers(1, 300)),
@@ -435,7 +435,7 @@ def test_resizes_are_pillows(filter: Any) -> None:
     filter=st.sampled_from(sorted(FILTERS)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_resize_is_pillows(source: tuple[int, int], target: tuple[int, int], filter: Any, seed: int) -> None:
+def test_random_resizes_equal_pillows(source: tuple[int, int], target: tuple[int, int], filter: Any, seed: int) -> None:
     # Extreme values, which overshoot in both directions.
     pixels = np.random.default_rng(seed).choice(np.array([0, 1, 128, 254, 255], np.uint8), (*source, 3))
     expected = np.asarray(Image.fromarray(pixels).resize(target[::-1], FILTERS[filter]))
@@ -444,7 +444,7 @@ def test_any_resize_is_pillows(source: tuple[int, int], target: tuple[int, int],
 
 @pytest.mark.parametrize("crop", ["center", "center-round", "adm"])
 @pytest.mark.parametrize("filter", FILTERS)
-def test_crops_are_those_of_their_authors(crop: Any, filter: Any) -> None:
+def test_crops_equal_those_of_their_authors(crop: Any, filter: Any) -> None:
     for height, width in [(64, 64), (65, 64), (333, 500), (500, 333), (667, 1000), (63, 40), (1, 3), (700, 1201)]:
         pixels = noise(height, width)
         for size in (64, 65):
@@ -454,8 +454,8 @@ def test_crops_are_those_of_their_authors(crop: Any, filter: Any) -> None:
 
 @pytest.mark.parametrize("crop", ["center", "center-round", "adm"])
 @pytest.mark.parametrize("filter", FILTERS)
-def test_photographs_are_cropped_as_by_their_authors(photographs: Path, crop: Any, filter: Any) -> None:
-    # Every eighth; LATENTQ_ALL=1 takes them all, which was done once.
+def test_crops_of_photographs_equal_those_of_their_authors(photographs: Path, crop: Any, filter: Any) -> None:
+    # Every eighth photograph; with LATENTQ_ALL=1 all of them, which was run once.
     for path in sorted(photographs.rglob("*.JPEG"))[:: 1 if os.environ.get("LATENTQ_ALL") else 8]:
         with Image.open(path) as picture:
             whole = picture.convert("RGB")
@@ -466,7 +466,7 @@ def test_photographs_are_cropped_as_by_their_authors(photographs: Path, crop: An
 
 @pytest.mark.parametrize("sampling", [444, 422, 420, 440, 411])
 @pytest.mark.parametrize("options", [{}, {cv2.IMWRITE_JPEG_PROGRESSIVE: 1}, {cv2.IMWRITE_JPEG_RST_INTERVAL: 2}])
-def test_what_the_crop_throws_away_changes_nothing(sampling: int, options: dict[int, int]) -> None:
+def test_discarded_parts_do_not_change_the_crop(sampling: int, options: dict[int, int]) -> None:
     options = {**options, cv2.IMWRITE_JPEG_SAMPLING_FACTOR: getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")}
     flat = [value for pair in options.items() for value in pair]
     for height, width in [(50, 400), (400, 50), (131, 233), (233, 131), (63, 64), (90, 1000), (1000, 90), (480, 641)]:
@@ -483,7 +483,7 @@ def test_what_the_crop_throws_away_changes_nothing(sampling: int, options: dict[
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
-def test_loading_is_decoding_and_fitting(mode: str) -> None:
+def test_load_equals_decode_and_fit(mode: str) -> None:
     profile = wide_profile() if mode == "RGB" else None
     for format in ("JPEG", "PNG", "WEBP"):
         if (mode, format) not in (("CMYK", "PNG"), ("CMYK", "WEBP")):
@@ -496,7 +496,7 @@ def test_loading_is_decoding_and_fitting(mode: str) -> None:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> list[bytes | str | Path]:
-    """Good and bad items, as bytes and as paths."""
+    """Returns good and bad items, as bytes and as paths."""
     good = [saved(picture_of("RGB", 50 + i, 70 - i, i), format) for i, format in enumerate(["JPEG", "PNG", "WEBP"])]
     (tmp_path / "good.dat").write_bytes(good[0])
     (tmp_path / "cut.jpg").write_bytes(good[0][:600])
@@ -504,7 +504,7 @@ def mixed(tmp_path: Path) -> list[bytes | str | Path]:
     return [good[0], tmp_path / "cut.jpg", good[1], tmp_path / "none.jpg", str(tmp_path / "good.dat"), b"text", good[2]]
 
 
-def test_a_bad_item_leaves_zeros_and_its_error(mixed: list[bytes | str | Path], tmp_path: Path) -> None:
+def test_a_bad_item_gets_zeros_and_its_error(mixed: list[bytes | str | Path], tmp_path: Path) -> None:
     for threads in (1, 2, 5):
         for layout in ("chw", "hwc"):
             out, errors = image.load_batch(mixed, 32, threads=threads, layout=layout)  # type: ignore[arg-type]
@@ -520,7 +520,7 @@ def test_a_bad_item_leaves_zeros_and_its_error(mixed: list[bytes | str | Path], 
                 np.testing.assert_array_equal(pixels, expected.transpose(2, 0, 1) if layout == "chw" else expected)
 
 
-def test_a_batch_is_written_where_the_caller_says(mixed: list[bytes | str | Path]) -> None:
+def test_a_batch_is_written_to_out(mixed: list[bytes | str | Path]) -> None:
     whole = np.full((9, 3, 32, 32), 7, np.uint8)
     out, _ = image.load_batch(mixed, 32, out=whole[1:8])
     assert np.shares_memory(out, whole)
@@ -542,7 +542,7 @@ def load_small(data: bytes) -> Pixels:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_processes_load_however_they_were_started(method: str) -> None:
+def test_images_load_in_processes_of_every_start_method(method: str) -> None:
     data = saved(picture_of("RGB", 50, 60), "JPEG")
     expected = load_small(data)  # So that a fork finds a library that was used before.
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
@@ -565,7 +565,7 @@ def test_the_documented_data_loader_runs(tmp_path: Path) -> None:
     ]
 
 
-def test_many_python_threads_may_load_at_once(mixed: list[bytes | str | Path]) -> None:
+def test_python_threads_can_load_at_the_same_time(mixed: list[bytes | str | Path]) -> None:
     expected = image.load_batch(mixed, 32)[0]
     results: list[Pixels] = []
     threads = [
@@ -580,7 +580,7 @@ def test_many_python_threads_may_load_at_once(mixed: list[bytes | str | Path]) -
         np.testing.assert_array_equal(result, expected)
 
 
-# What is refused
+# Refused input
 
 
 def test_files_that_cannot_be_read_are_os_errors(tmp_path: Path) -> None:
@@ -591,7 +591,7 @@ def test_files_that_cannot_be_read_are_os_errors(tmp_path: Path) -> None:
             function(tmp_path)
 
 
-def test_what_is_no_image_is_an_image_error_that_names_the_file(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_an_image_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "text.jpg"
     path.write_text("not an image")
     with pytest.raises(ImageError, match=r"text\.jpg: not an image"):
@@ -609,7 +609,7 @@ def test_the_pixel_limit_is_checked_on_the_header() -> None:
             image.decode(data, max_pixels=599)
 
 
-def test_a_header_of_a_giant_is_refused_at_once() -> None:
+def test_a_giant_size_in_a_header_is_refused_at_once() -> None:
     data = png((b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", b"\0" * 20))
     start = time.process_time()
     with pytest.raises(ImageError, match="60000 x 60000 pixels are over the limit"):
@@ -640,7 +640,7 @@ def test_arguments_out_of_range_are_value_errors() -> None:
         image.decode(5)  # type: ignore[arg-type]
 
 
-# Corruption: what Pillow refuses is refused, what it accepts gives its pixels
+# Corruption: latentq refuses what Pillow refuses, and gives its pixels for what it accepts
 
 
 def judged_by_pillow(data: bytes) -> Pixels | None:
@@ -662,7 +662,7 @@ def assert_judged_as_by_pillow(data: bytes) -> None:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have right checksums, as far as it has chunks."""
+    """Returns a PNG whose complete chunks have correct checksums."""
     fixed, at = bytearray(data), 8
     while at + 12 <= len(fixed):
         end = at + 8 + int.from_bytes(fixed[at : at + 4])
@@ -688,7 +688,7 @@ def small_files() -> dict[str, bytes]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_png_without_its_palette_is_judged_as_by_pillow() -> None:
+def test_a_png_without_its_palette_is_refused_or_decoded_as_by_pillow() -> None:
     header = (b"IHDR", struct.pack(">IIBBBBB", 9, 7, 8, 3, 0, 0, 0))
     for alphas in (None, b"", b"\0", b"\xff\0\xff", b"\xff", b"\0\0", b"\0\x80"):
         for palette in ([], [(b"PLTE", b"")], [(b"PLTE", b"\1\2\3")]):
@@ -700,7 +700,7 @@ def test_a_png_without_its_palette_is_judged_as_by_pillow() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", small_files())
-def test_every_prefix_is_judged_as_by_pillow(name: str) -> None:
+def test_every_prefix_is_refused_or_decoded_as_by_pillow(name: str) -> None:
     data = small_files()[name]
     for length in range(len(data)):
         assert_judged_as_by_pillow(data[:length])
@@ -708,18 +708,18 @@ def test_every_prefix_is_judged_as_by_pillow(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("options", [{}, *({"compression": name} for name in ("tiff_lzw", "zstd", "jpeg"))])
-def test_a_cut_off_tiff_is_refused_or_whole(options: dict[str, str]) -> None:
+def test_a_truncated_tiff_is_refused_or_complete(options: dict[str, str]) -> None:
     data = saved(picture_of("RGB", 9, 11), "TIFF", **options)
-    assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data)
+    assert_every_prefix_of_a_tiff_is_refused_or_decoded_as_by_pillow(data)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_fax_whose_directory_is_cut_off_is_refused() -> None:
+def test_a_fax_with_a_truncated_directory_is_refused() -> None:
     data = saved(picture_of("1", 9, 11), "TIFF", compression="group3", tiffinfo={292: 1})
-    assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data)
+    assert_every_prefix_of_a_tiff_is_refused_or_decoded_as_by_pillow(data)
 
 
-def assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data: bytes) -> None:
+def assert_every_prefix_of_a_tiff_is_refused_or_decoded_as_by_pillow(data: bytes) -> None:
     for length in range(len(data)):
         if judged_by_pillow(data[:length]) is None:
             with pytest.raises(ImageError):
@@ -729,7 +729,7 @@ def assert_every_prefix_of_a_tiff_is_judged_as_by_pillow(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 300), (300, 20), (64, 64)])
-def test_a_cut_off_jpeg_is_refused_whatever_the_crop_keeps(size: tuple[int, int]) -> None:
+def test_a_truncated_jpeg_is_refused_for_every_crop(size: tuple[int, int]) -> None:
     data = saved(picture_of("RGB", *size), "JPEG")
     for length in range(len(data) - 200, len(data)):
         if judged_by_pillow(data[:length]) is None:
@@ -741,13 +741,13 @@ def test_a_cut_off_jpeg_is_refused_whatever_the_crop_keeps(size: tuple[int, int]
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", small_files())
-def test_random_corruptions_are_judged_as_by_pillow(name: str) -> None:
+def test_random_corruptions_are_refused_or_decoded_as_by_pillow(name: str) -> None:
     data = small_files()[name]
     rng = np.random.default_rng(int(os.environ.get("LATENTQ_SEED", "0")))
-    # 100,000 of each were tried once, with other seeds; see docs/image.md.
+    # 100,000 of each were run once, with other seeds; see docs/image.md.
     for _ in range(int(os.environ.get("LATENTQ_CORRUPTIONS", "500"))):
         corrupt = bytearray(data)
-        # A size with a right checksum is a size: giants are another test.
+        # Repaired checksums make any size valid; another test covers giant sizes.
         first = 24 if name == "png-repaired" else 0
         for position in rng.integers(first, len(data), rng.integers(1, 4)):
             corrupt[position] = rng.integers(0, 256)
@@ -756,7 +756,7 @@ def test_random_corruptions_are_judged_as_by_pillow(name: str) -> None:
 
 
 @pytest.mark.parametrize("items", ["photos", b"photos", Path("photos")])
-def test_one_path_is_no_batch_of_paths(items):
+def test_a_single_path_is_refused_as_a_batch(items):
     with pytest.raises(TypeError, match="sequence of paths"):
         image.load_batch(items, 8)
 
@@ -785,11 +785,11 @@ for work in (
 """
 
 
-def test_what_there_is_no_memory_for_is_an_error_and_not_the_end_of_the_process():
+def test_short_memory_is_an_error_and_does_not_end_the_process():
     subprocess.run([sys.executable, "-c", NO_ROOM], check=True)
 
 
-def test_a_result_of_more_pixels_than_any_memory_is_refused():
+def test_a_result_too_large_for_any_memory_is_refused():
     with pytest.raises(ValueError, match="too many"):
         image.resize(np.zeros((2, 2, 3), np.uint8), 10**6, 10**7)
 

@@ -1,4 +1,4 @@
-"""A writer that is killed, or refused, at every system call that writes: what it leaves is nothing or everything."""
+"""Kills a writer, or makes its system call fail, at every call that writes: it leaves nothing or everything."""
 
 import errno
 import inspect
@@ -17,14 +17,14 @@ SYSCALLS = ["mkdir", "write", "sync_file_range", "fsync", "rename"]
 
 
 def write_dataset(path: str | Path) -> None:
-    """Two shards, a further file and the index."""
+    """Writes two shards, an added file and the index."""
     with mds.Writer(path, {"b": "bytes", "n": "int"}, size_limit=2000, hashes=["xxh3_64"]) as writer:
         for n in range(20):
             writer.write({"b": bytes([n]) * 100, "n": n})
         writer.add_file("unit.toml", b"count = 20")
 
 
-# The same in a process of its own, which tells an error by its number.
+# The same in a separate process, whose exit code is the number of the error.
 WRITE = f"""
 import os, sys
 from pathlib import Path
@@ -41,8 +41,8 @@ def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
-# strace counts the calls of each thread apart. Refused a thread of its own, a writer does everything on its caller's,
-# and every call has its number.
+# strace counts the calls of each thread separately. A writer that is refused a thread does everything on its caller's,
+# so every call has a number.
 ALONE = ["-e", "inject=clone3,clone:error=EAGAIN"]
 
 
@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """How often each system call is made in an undisturbed run."""
+    """Returns the number of calls of each system call in an undisturbed run."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not here")
     path = tmp_path_factory.mktemp("calls") / "out"
@@ -77,7 +77,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", SYSCALLS)
-def test_killed_at_any_call_a_writer_leaves_nothing_or_everything(
+def test_a_writer_killed_at_any_call_leaves_nothing_or_everything(
     tmp_path: Path, whole: dict[str, bytes], calls: dict[str, int], name: str
 ) -> None:
     states = set()
@@ -98,7 +98,7 @@ def test_killed_at_any_call_a_writer_leaves_nothing_or_everything(
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EIO"])
 @pytest.mark.parametrize("name", SYSCALLS)
-def test_refused_at_any_call_a_writer_says_so_and_leaves_nothing_or_everything(
+def test_a_writer_whose_call_fails_raises_and_leaves_nothing_or_everything(
     tmp_path: Path, whole: dict[str, bytes], calls: dict[str, int], name: str, code: str
 ) -> None:
     for number in range(1, calls[name] + 1):
@@ -106,7 +106,7 @@ def test_refused_at_any_call_a_writer_says_so_and_leaves_nothing_or_everything(
         path.parent.mkdir()
         done = write(path, name, "-e", f"inject={name}:error={code}:when={number}")
         assert done.returncode == getattr(errno, code), done.stderr
-        # Only the sync of the parent, when all is done, comes too late.
+        # Only the fsync of the parent comes after the rename.
         last = name == "fsync" and number == calls[name]
         assert [file.name for file in path.parent.iterdir()] == (["out"] if last else [])
         if number == 1:
@@ -116,7 +116,7 @@ def test_refused_at_any_call_a_writer_says_so_and_leaves_nothing_or_everything(
 
 
 @pytest.mark.parametrize("name", ["write", "sync_file_range", "fsync"])
-def test_killed_or_refused_at_the_calls_of_either_thread_a_writer_leaves_nothing_or_everything(
+def test_a_fault_at_a_call_of_either_thread_leaves_nothing_or_everything(
     tmp_path: Path, whole: dict[str, bytes], calls: dict[str, int], name: str
 ) -> None:
     for fault, code in [("signal=KILL", None), ("error=ENOSPC", errno.ENOSPC)]:

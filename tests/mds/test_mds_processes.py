@@ -1,4 +1,4 @@
-"""Readers in other processes: started in every way, and killed."""
+"""Tests readers in other processes, of every start method, and killed."""
 
 import multiprocessing
 import subprocess
@@ -42,7 +42,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *[(method, n, p) for method in ["fork", "spawn", "forkserver"] for n in [1, 4] for p in [False, True]],
     ],
 )
-def test_a_loader_reads_the_same_however_its_workers_are_started(
+def test_a_loader_reads_the_same_with_every_start_method(
     dataset: Path, method: str, workers: int, persistent: bool
 ) -> None:
     samples = Samples(dataset)

@@ -1,4 +1,4 @@
-"""Ten thousand random schemas: what is written here is what the stock writer writes, and each reads the other."""
+"""Compares ten thousand random schemas with the stock writer and reader."""
 
 import logging
 import warnings
@@ -22,7 +22,7 @@ def root() -> Iterator[Path]:
 
 @settings(max_examples=500, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**64 - 1))
-def test_twenty_random_datasets_are_alike_and_so_is_the_index_merged_of_some(root: Path, seed: int) -> None:
+def test_random_datasets_and_merged_indexes_equal_the_stock_ones(root: Path, seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy on a float16 out of range
         compare_many(seed, 20, root)

@@ -1,4 +1,4 @@
-"""What `verify` finds, and what `repair` makes good."""
+"""Tests `verify` and `repair` on damaged datasets."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_every_flipped_bit_of_a_hashed_shard_is_found(tmp_path: Path, compressio
         assert {finding.file for finding in findings} == {file.name}
 
 
-def test_what_is_wrong_without_a_hash_is_found_where_it_is(tmp_path: Path) -> None:
+def test_faults_of_a_shard_without_hash_are_found_with_their_offset(tmp_path: Path) -> None:
     write(tmp_path / "out", 3, hashes=(), size_limit=None)
     file = tmp_path / "out" / "shard.00000.mds"
     data = file.read_bytes()
@@ -104,7 +104,7 @@ def test_an_image_that_cannot_be_decoded_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zstd:5", "gz"])
-def test_a_lost_index_is_made_again_to_the_byte(tmp_path: Path, compression: str | None) -> None:
+def test_a_lost_index_is_restored_byte_for_byte(tmp_path: Path, compression: str | None) -> None:
     write(tmp_path / "out", compression=compression, hashes=["md5", "xxh64"])
     before = contents(tmp_path)
     shards = len(before) - 1
@@ -116,7 +116,7 @@ def test_a_lost_index_is_made_again_to_the_byte(tmp_path: Path, compression: str
     assert contents(tmp_path) == before
 
 
-def test_a_broken_shard_is_left_out_and_a_broken_index_is_kept(tmp_path: Path) -> None:
+def test_a_broken_shard_is_skipped_and_a_broken_index_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "out"
     write(path)
     counts = [shard["samples"] for shard in json.loads((path / "index.json").read_text())["shards"]]
@@ -136,7 +136,7 @@ def test_a_broken_shard_is_left_out_and_a_broken_index_is_kept(tmp_path: Path) -
     assert found == [n for n in range(12) if n not in lost]
 
 
-def test_a_merged_dataset_gets_its_indexes_back(tmp_path: Path) -> None:
+def test_the_indexes_of_a_merged_dataset_are_restored(tmp_path: Path) -> None:
     for name in ["00000", "00001", "00002"]:
         write(tmp_path / name)
     mds.merge(tmp_path)

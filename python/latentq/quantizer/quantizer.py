@@ -561,7 +561,7 @@ class Quantizer(Scheme):
         return Quantizer.from_dict, (self.to_dict(),)
 
     def _check_packed(self, packed: Array, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Returns packed bytes as the kernels take them, or raises ValueError if they do not hold codes of the shape."""
+        """Returns packed bytes as the kernels take them, or raises ValueError if they do not hold such codes."""
         if not shape or packed.shape != (shape[0], self.packed_bytes(math.prod(shape[1:]))):
             raise ValueError(f"{packed.shape} packed bytes do not hold codes of shape {shape} at {self.bits} bits")
         return native_array(packed, UINT8)

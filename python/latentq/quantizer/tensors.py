@@ -1,7 +1,7 @@
 """The quantizer's arithmetic in torch operations, for tensors on any device, and CPU tensors as arrays.
 
-Every operation is a float32 operation of its own, rounded on its own, so a device gives the results of the CPU. Divisors
-are tensors, because a division by a Python number may become a multiplication by its rounded inverse.
+Every operation is one float32 operation, rounded on its own, so every device gives the results of the CPU. Divisors are
+tensors, because a division by a Python number may become a multiplication by its rounded inverse.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def unpack(scheme: Scheme, packed: torch.Tensor, shape: Sequence[int]) -> torch.
 
 
 def _steps(scheme: Scheme) -> tuple[npt.NDArray[np.float32], ...]:
-    """Returns four (C,) arrays, computed as in the Rust core: 1 if the range is a single value, zero, step, 1 / step."""
+    """Returns four (C,) arrays, computed as in Rust: 1 if the range is a single value, zero, step and 1 / step."""
     low, high = np.array(scheme.low, np.float32), np.array(scheme.high, np.float32)
     with np.errstate(all="ignore"):
         step = (high - low) / np.float32(2**scheme.bits - 1)

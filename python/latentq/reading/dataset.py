@@ -280,7 +280,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def _column(self, name: str, decoded: bool) -> Column:
         """How a column is gathered."""
         stored, encoded = self.layout.stored[name], self.layout.encoded.get(name)
-        place, fixed = self._reader.stored_as(stored)
+        place, fixed = self._reader.column_place(stored)
         if encoded is not None:
             quantizer = encoded.direct(self.layout.dtype) if decoded else None
             if quantizer is not None:
