@@ -198,7 +198,7 @@ def main() -> None:
     print(f"\nThe image side alone, {cores} cores: {len(files) / statistics.median(seconds):.0f} images/s\n")
     print("\n".join(table))
     if gpu:
-        used = sum(profile.seconds[stage, "worked"] for stage in ("network", "quantise"))
+        used = sum(profile.seconds[stage, "worked"] for stage in ("network", "quantize"))
         print(f"GPU busy for {used:.1f} s")
 
 

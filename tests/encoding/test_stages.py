@@ -10,7 +10,7 @@ import torch
 import latentq
 from conftest import contents, paint
 from latentq import Card, LatentqError, Recipe, mds
-from latentq.encoding.stages import Profile, ahead, behind
+from latentq.encoding.stages import Profile, background_consumer, prefetched
 
 
 class Blocks:
@@ -277,8 +277,8 @@ def test_stages_work_at_the_same_time_within_their_bounds():
             time.sleep(0.03)
             taken.append(item)
 
-    with behind(consume, 2, profile, "write", "network") as hand_over:
-        for item in ahead(make(), 2, profile, "read, decode", "network"):
+    with background_consumer(consume, 2, profile, "write", "network") as hand_over:
+        for item in prefetched(make(), 2, profile, "read, decode", "network"):
             hand_over(item)
     assert taken == list(range(8))
     assert most <= 2 + 2 + 3  # two queues, and one in each hand
@@ -304,5 +304,5 @@ def test_a_profile_tells_the_share_of_each_stage(photos, tmp_path, capsys):
     table = capsys.readouterr().err.splitlines()[-7:]
     assert "worked" in table[0]
     assert [line[:13].strip() for line in table[1:]] == [
-        "list", "read, decode", "copy", "network", "quantise", "write"
+        "list", "read, decode", "copy", "network", "quantize", "write"
     ]  # fmt: skip

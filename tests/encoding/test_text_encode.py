@@ -17,7 +17,7 @@ from conftest import contents
 from latentq import Card, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.cli.main import main
 from latentq.collect import COLLECTIONS
-from latentq.encoding import captions as at_work
+from latentq.encoding import captions as caption_encoding
 from latentq.format.recipe import Column
 from latentq.models.text import Embeddings, load_text_encoder
 from latentq.sharding.pipeline import shards
@@ -115,19 +115,19 @@ def test_equal_captions_are_embedded_once_in_batches_of_one_size(tar, tmp_path):
 
 
 def test_what_is_kept_for_later_is_bounded(tar, tmp_path, monkeypatch):
-    monkeypatch.setattr(at_work, "KEPT", 0)
+    monkeypatch.setattr(caption_encoding, "CACHE_BYTES", 0)
     captions = [f"caption {i % 50}" for i in range(200)]
     samples = [latentq.sources.Sample(str(i), 1, caption=caption) for i, caption in enumerate(captions)]
     network = Counting()
     columns = {"caption_embedding": Column("caption_embedding")}
-    encoder = at_work.CaptionEncoder(network, Recipe.load("default").text, "cpu", columns)
+    encoder = caption_encoding.CaptionEncoder(network, Recipe.load("default").text, "cpu", columns)
     quantizers = {"caption_embedding": latentq.Quantizer.floating("float16", channels=8)}
-    unit = at_work.UnitCaptions(encoder, quantizers, samples, 4)
+    unit = caption_encoding.UnitCaptions(encoder, quantizers, samples, 4)
     stored = []
     for start in range(0, 200, 4):
-        rows = unit.launch(samples[start : start + 4])
-        stored += [unit.land(of)[0].stored["caption_embedding"] for of in rows]
-        assert len(unit._kept) <= 8
+        rows = unit.start(samples[start : start + 4])
+        stored += [unit.wait(of)[0].stored["caption_embedding"] for of in rows]
+        assert len(unit._cache) <= 8
     np.testing.assert_array_equal(np.stack(stored), _stored(captions)[:, 0])
     assert {len(asked) for asked in network.asked} == {4}
 

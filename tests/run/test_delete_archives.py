@@ -116,6 +116,6 @@ def test_zips_and_parquet_go_too_and_a_folder_does_not(tmp_path):
     for name in ("a.zip", "a.parquet"):
         shards(tmp_path / name, tmp_path / f"{name}-out", min_size=32, delete_archives=True)
         assert not (tmp_path / name).exists()
-    with pytest.raises(LatentqError, match="the source is of kind folder, without archives"):
+    with pytest.raises(LatentqError, match="a source of kind folder has no archives"):
         shards(tmp_path / "pictures", tmp_path / "out", min_size=32, delete_archives=True)
     assert len([*(tmp_path / "pictures").iterdir()]) == 3

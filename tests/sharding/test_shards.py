@@ -149,7 +149,7 @@ def test_damage_to_shards_is_found(collection, tmp_path):
 
 def test_nothing_kept_is_an_error(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("a.jpg", picture((63, 63)))])
-    with pytest.raises(LatentqError, match="none of the 1 samples was kept"):
+    with pytest.raises(LatentqError, match="none of the 1 samples could be stored"):
         shards(path, tmp_path / "out", **SMALL)
 
 

@@ -12,15 +12,15 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
 from latentq.converting.foreign import Foreign, batches
 from latentq.format.card import CARD, Card
-from latentq.format.files import HASHES, UNIT
 from latentq.format.recipe import ENCODED
+from latentq.run.finish import finish
 from latentq.run.listing import publish_listing
-from latentq.run.units import LatentSums, UnitFacts, finish, unit_names
+from latentq.run.unit_writer import UnitWriter, publish_unit
+from latentq.run.units import LatentSums, UnitFacts, unit_names
 from latentq.store.local import whole
 from latentq.system.progress import Progress
 
@@ -102,8 +102,9 @@ def _write_dataset(foreign: Foreign, out: Path, progress: TextIO | None) -> int:
 
 
 def _write_unit(path: Path, card: Card, foreign: Foreign, numbers: range, bar: Progress) -> None:
-    facts = UnitFacts(len(numbers), latents={name: LatentSums.of(of.quantizer) for name, of in card.latents.items()})
-    with mds.Writer(path, dict(card.columns), hashes=HASHES) as writer:
+    facts = UnitFacts(latents={name: LatentSums.of(of.quantizer) for name, of in card.latents.items()})
+
+    def fill(writer: UnitWriter) -> None:
         for batch in batches(numbers):
             columns: dict[str, Any] = {}
             for name, encoding in card.columns.items():
@@ -117,6 +118,6 @@ def _write_unit(path: Path, card: Card, foreign: Foreign, numbers: range, bar: P
                 quantizer = card.latents[name].quantizer
                 clipped = np.zeros(quantizer.channels, np.int64)
                 sums.add(LatentSums(clipped, quantizer.histogram(columns[name])))
-            writer.write_batch(columns)
-            bar.update(len(batch))
-        writer.add_file(UNIT, facts.to_toml())
+            writer.write(columns, len(batch))
+
+    publish_unit(path, card.columns, facts, bar, fill)

@@ -1,1 +1,1 @@
-"""From a source to a latent dataset."""
+"""Encode a source into a latent dataset."""

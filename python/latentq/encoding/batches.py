@@ -1,4 +1,4 @@
-"""Batches of a unit: images in, codes out."""
+"""Encode units in batches: images in, codes out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentq import image
 from latentq._core import LatentqError
-from latentq.encoding.stages import CAPTIONS, IMAGES, NETWORK, ahead
+from latentq.encoding.run import EncodingRun
+from latentq.encoding.stages import CAPTIONS, IMAGES, NETWORK, prefetched
+from latentq.sources import Sample
 from latentq.sources.listing import REJECTED, fetch
 from latentq.system.progress import Progress
 
@@ -21,91 +23,170 @@ if TYPE_CHECKING:
     import torch
 
     from latentq.encoding.captions import Embedded, UnitCaptions
-    from latentq.encoding.latents import Flight
-from latentq.encoding.job import Job
+    from latentq.encoding.latents import PendingLatents
 
 _T = TypeVar("_T")
-
-
-# From images to latents.
+Units: TypeAlias = Iterable[tuple[int, Sequence[int]]]
+"""Units to encode: each a number, and the indices of its samples in the list."""
+Refusal: TypeAlias = tuple[str, Exception]
+"""The stage that rejects a sample, and its error."""
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Decoded images of one unit.
+class Batch:
+    """The decoded images of a batch of samples, all of one unit.
 
     Attributes:
         unit: The unit's number.
-        numbers: The samples' numbers in the source, n of them.
-        pixels: For each size: (B, 3, S, S) uint8, B >= n, in memory of the encoder's `host`; rows of samples that
-            failed, and those past n, are zero.
-        failed: What the image stage refused, by place in the batch.
-        images: The pictures' files, where they are stored.
-        captions: Those of the unit, where they are embedded.
-        last: Whether it is the unit's last.
+        indices: Indices of the n samples in the list.
+        pixels: By size: (B, 3, S, S) uint8, B >= n, in a `host_buffer` of the encoder. Rows of rejected samples, and
+            rows after the first n, are zero.
+        rejected: The rejected samples, by position in the batch.
+        images: The image files, if the recipe stores them.
+        captions: Embeds the unit's captions, if the recipe stores embeddings.
+        last: True for the last batch of a unit.
     """
 
     unit: int
-    numbers: Sequence[int]
+    indices: Sequence[int]
     pixels: dict[int, torch.Tensor]
-    failed: dict[int, tuple[str, Exception]]
+    rejected: dict[int, Refusal]
     images: Sequence[bytes]
     captions: UnitCaptions | None
     last: bool
 
 
-def _batches(job: Job, units: Iterable[tuple[int, Sequence[int]]]) -> Iterator[_Batch]:
-    """The decoded images of units, in order.
+@dataclass(frozen=True)
+class EncodedBatch:
+    """The codes of a batch.
 
-    How a unit is cut into batches depends on its length and the batch size alone, and every batch of a unit has one
-    shape, since a network's results may depend, in the last bit, on the shape that it is given.
+    Attributes:
+        batch: The batch; its `rejected` is complete now.
+        places: Positions in the batch of the n samples to store.
+        codes: By column: (n, C, h, w) or (n, h, w) codes, floats or tokens; (n, captions, ...) for captions.
+        clipped: By column with a quantizer, (C,) int64: the number of values outside its range; for embeddings (1,),
+            over all channels.
+        redone: Number of samples that were encoded again in float32.
     """
-    options = job.card.recipe.image.options()
-    smallest = job.card.recipe.image.min_size
-    sizes = sorted({column.size for column in job.card.recipe.encoded().values()})
-    keeps_images = any(column.content == "image" for column in job.card.recipe.columns.values())
-    for unit, numbers in units:
-        count = -(-len(numbers) // job.batch_size)
-        length = -(-len(numbers) // count)
+
+    batch: Batch
+    places: Sequence[int]
+    codes: Mapping[str, NDArray[Any]]
+    clipped: Mapping[str, NDArray[np.int64]]
+    redone: int
+
+
+@dataclass(frozen=True)
+class _PendingBatch:
+    """A batch that the device is encoding; `captions` has the rows of each sample's captions."""
+
+    batch: Batch
+    latents: PendingLatents
+    captions: list[list[Any]]
+
+
+def encode_batches(run: EncodingRun, units: Units) -> Generator[EncodedBatch, None, None]:
+    """Yields the encoded batches of units, in order.
+
+    The next batch is started before the results of the last are waited for, so that a GPU always has work.
+    """
+    batches = prefetched(_decoded_batches(run, units), 2, run.profile, IMAGES, NETWORK)
+    pending: deque[_PendingBatch] = deque()
+    try:
+        for batch in batches:
+            pending.append(_start(run, batch))
+            if len(pending) > 1:
+                yield _wait(run, pending.popleft())
+        while pending:
+            yield _wait(run, pending.popleft())
+    finally:
+        batches.close()
+
+
+def retry_with_smaller_batches(run: EncodingRun, bar: Progress, work: Callable[[EncodingRun], _T]) -> _T:
+    """Calls `work`, again with half the batch size each time that the device runs out of memory.
+
+    Raises:
+        torch.OutOfMemoryError: The memory is not enough for a single image.
+    """
+    import torch
+
+    while True:
+        try:
+            return work(run)
+        except torch.OutOfMemoryError:
+            if run.batch_size == 1:
+                raise
+        # Outside the handler, where the exception's frames no longer hold the memory of the failed attempt.
+        run = replace(run, batch_size=run.batch_size // 2)
+        bar.note(f"out of memory on {run.encoder.device}: going on with batches of {run.batch_size}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _decoded_batches(run: EncodingRun, units: Units) -> Iterator[Batch]:
+    """Yields the decoded images of units, in order.
+
+    A unit's batches follow from its length and the batch size alone, and all have one shape: the last bit of a
+    model's result may depend on the shape of its input.
+    """
+    for unit, indices in units:
+        batch_count = -(-len(indices) // run.batch_size)
+        length = -(-len(indices) // batch_count)
         captions = None
-        if job.captions is not None:
+        if run.captions is not None:
             from latentq.encoding.captions import UnitCaptions
 
-            of_unit = [job.listing.samples[number] for number in numbers]
-            captions = UnitCaptions(job.captions, job.text_quantizers, of_unit, length)
-        for start in range(0, len(numbers), length):
-            chosen = numbers[start : start + length]
-            samples = [job.listing.samples[number] for number in chosen]
-            failed: dict[int, tuple[str, Exception]] = {}
-            pixels = {size: job.encoder.host((length, 3, size, size)) for size in sizes}
-            data = []
-            for place, sample in enumerate(samples):
-                datum, refusal = fetch(job.source, sample)
-                if refusal is None and smallest:
-                    refusal = _too_small(datum, smallest)
-                data.append(datum if refusal is None else b"")
-                if refusal is not None:
-                    failed[place] = refusal
-            out = [of_size.numpy()[: len(data)] for of_size in pixels.values()]
-            _, errors = image.load_sizes(data, sizes, threads=job.threads, out=out, **options)
-            for place, error in enumerate(errors):
-                if isinstance(error, OSError) and error.errno not in REJECTED:
-                    raise error  # of the machine, not of the file: the unit can be encoded another time
-                if error is not None:
-                    failed.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
-            for place, sample in enumerate(samples):
-                try:
-                    sample.key.encode()
-                except UnicodeEncodeError:
-                    failed[place] = ("list", LatentqError("the file's name is not UTF-8"))
-            images = []
-            if keeps_images:
-                images = [b"" if place in failed else _bytes_of(datum) for place, datum in enumerate(data)]
-            yield _Batch(unit, chosen, pixels, failed, images, captions, start + length >= len(numbers))
+            samples = [run.listing.samples[index] for index in indices]
+            captions = UnitCaptions(run.captions, run.text_quantizers, samples, length)
+        for start in range(0, len(indices), length):
+            chosen = indices[start : start + length]
+            yield _decoded_batch(run, unit, chosen, length, captions, last=start + length >= len(indices))
 
 
-def _too_small(data: bytes | Path, smallest: int) -> tuple[str, Exception] | None:
-    """Why a picture is rejected for its size; one that cannot be read is left to the decoder."""
+def _decoded_batch(
+    run: EncodingRun, unit: int, indices: Sequence[int], length: int, captions: UnitCaptions | None, *, last: bool
+) -> Batch:
+    recipe = run.card.recipe
+    samples = [run.listing.samples[index] for index in indices]
+    sizes = sorted({column.size for column in recipe.encoded().values()})
+    data, rejected = _read(run, samples)
+    pixels = {size: run.encoder.host_buffer((length, 3, size, size)) for size in sizes}
+    outputs = [buffer.numpy()[: len(data)] for buffer in pixels.values()]
+    _, errors = image.load_sizes(data, sizes, threads=run.threads, out=outputs, **recipe.image.options())
+    for place, error in enumerate(errors):
+        if isinstance(error, OSError) and error.errno not in REJECTED:
+            raise error  # the machine's fault, not the file's: the unit can be encoded another time
+        if error is not None:
+            rejected.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
+    for place, sample in enumerate(samples):
+        try:
+            sample.key.encode()
+        except UnicodeEncodeError:
+            rejected[place] = ("list", LatentqError("the file's name is not UTF-8"))
+    images = []
+    if any(column.content == "image" for column in recipe.columns.values()):
+        images = [b"" if place in rejected else _file_bytes(item) for place, item in enumerate(data)]
+    return Batch(unit, indices, pixels, rejected, images, captions, last)
+
+
+def _read(run: EncodingRun, samples: Sequence[Sample]) -> tuple[list[bytes | Path], dict[int, Refusal]]:
+    """Returns each sample's data, empty if it is rejected, and the rejected samples by position."""
+    smallest = run.card.recipe.image.min_size
+    data: list[bytes | Path] = []
+    rejected: dict[int, Refusal] = {}
+    for place, sample in enumerate(samples):
+        item, refusal = fetch(run.source, sample)
+        if refusal is None and smallest:
+            refusal = _too_small(item, smallest)
+        data.append(item if refusal is None else b"")
+        if refusal is not None:
+            rejected[place] = refusal
+    return data, rejected
+
+
+def _too_small(data: bytes | Path, smallest: int) -> Refusal | None:
+    """Returns the refusal of an image with a side below `smallest`. The decoder reports images that cannot be read."""
     try:
         info = image.info(data)
     except (OSError, LatentqError):
@@ -115,91 +196,41 @@ def _too_small(data: bytes | Path, smallest: int) -> tuple[str, Exception] | Non
     return "size", LatentqError(f"{info.width} x {info.height} pixels, below {smallest}")
 
 
-def _bytes_of(data: bytes | Path) -> bytes:
+def _file_bytes(data: bytes | Path) -> bytes:
     return data.read_bytes() if isinstance(data, Path) else data
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """What became of a batch.
-
-    Attributes:
-        batch: The batch; what it `failed` is complete now.
-        places: The places in it of the samples to be stored, n of them.
-        codes: By column, (n, C, h, w) or (n, h, w), as the quantiser gives them; (n, captions, ...) of captions.
-        clipped: By column with a quantiser, (C,) int64; of embeddings, of all channels together.
-        redone: How many samples were encoded again in float32.
-    """
-
-    batch: _Batch
-    places: Sequence[int]
-    codes: Mapping[str, NDArray[Any]]
-    clipped: Mapping[str, NDArray[np.int64]]
-    redone: int
+def _start(run: EncodingRun, batch: Batch) -> _PendingBatch:
+    rows: list[list[Any]] = []
+    if batch.captions is not None:  # first, because they are waited for first
+        with run.profile.timing(CAPTIONS, "worked"):
+            rows = batch.captions.start(run.listing.samples[index] for index in batch.indices)
+    places = [place for place in range(len(batch.indices)) if place not in batch.rejected]
+    latents = run.encoder.start(batch.pixels, run.card.recipe.encoded(), run.quantizers, batch.indices, places)
+    return _PendingBatch(batch, latents, rows)
 
 
-def encode_batches(job: Job, units: Iterable[tuple[int, Sequence[int]]]) -> Generator[Encoded, None, None]:
-    """The batches of units through the network, in order.
+def _wait(run: EncodingRun, pending: _PendingBatch) -> EncodedBatch:
+    batch, latents = pending.batch, pending.latents
+    embedded: dict[int, list[Embedded]] = {}
+    if batch.captions is not None:
+        with run.profile.timing(CAPTIONS, "worked"):
+            embedded = {place: batch.captions.wait(pending.captions[place]) for place in latents.places}
+    bad_captions = [place for place, captions in embedded.items() if any(caption.bad for caption in captions)]
+    bad = run.encoder.wait(latents, run.card.recipe.encoded(), run.quantizers, run.profile, bad_captions)
+    rejected = dict(batch.rejected)
+    for place in bad:
+        name = "its caption's embedding" if place in bad_captions else "its latent"
+        rejected[place] = ("encode", LatentqError(f"{name} holds NaN or infinity"))
+    clipped = {name: values.numpy() for name, values in latents.clipped.items()}
+    codes, redone = latents.arrays(), latents.redone
+    if embedded:
+        from latentq.encoding.captions import stacked
 
-    A batch is launched before the one before it has landed, so that a GPU always has its next.
-    """
-    columns, quantizers = job.card.recipe.encoded(), job.quantizers
-
-    def launched(batch: _Batch) -> tuple[_Batch, Flight, list[list[Any]]]:
-        rows: list[list[Any]] = []
-        if batch.captions is not None:  # before the pictures: what is asked for first has landed first
-            with job.profile.timing(CAPTIONS, "worked"):
-                rows = batch.captions.launch(job.listing.samples[number] for number in batch.numbers)
-        places = [place for place in range(len(batch.numbers)) if place not in batch.failed]
-        return batch, job.encoder.launch(batch.pixels, columns, quantizers, batch.numbers, places), rows
-
-    def landed(batch: _Batch, flight: Flight, rows: list[list[Any]]) -> Encoded:
-        embedded: dict[int, list[Embedded]] = {}
-        if batch.captions is not None:
-            with job.profile.timing(CAPTIONS, "worked"):
-                embedded = {place: batch.captions.land(rows[place]) for place in flight.places}
-        refused = [place for place, of in embedded.items() if any(one.bad for one in of)]
-        bad = job.encoder.land(flight, columns, quantizers, job.profile, refused)
-        what = {place: "its caption's embedding" if place in refused else "its latent" for place in bad}
-        reasons = {place: ("encode", LatentqError(f"{name} holds NaN or infinity")) for place, name in what.items()}
-        batch = replace(batch, failed={**batch.failed, **reasons})
-        clipped = {name: values.numpy() for name, values in flight.clipped.items()}
-        codes, redone = flight.arrays(), flight.redone
-        if embedded:
-            from latentq.encoding.captions import stacked
-
-            kept = [embedded[place] for place in flight.places]
-            codes |= stacked(kept)
-            redone += sum(any(one.redone for one in of) for of in embedded.values())
-            for name in job.text_quantizers:
-                clipped[name] = np.array([sum(one.clipped.get(name, 0) for of in kept for one in of)], np.int64)
-        return Encoded(batch, flight.places, codes, clipped, redone)
-
-    batches = ahead(_batches(job, units), 2, job.profile, IMAGES, NETWORK)
-    flying: deque[tuple[_Batch, Flight, list[list[Any]]]] = deque()
-    try:
-        for batch in batches:
-            flying.append(launched(batch))
-            if len(flying) > 1:
-                yield landed(*flying.popleft())
-        while flying:
-            yield landed(*flying.popleft())
-    finally:
-        batches.close()
-
-
-def halving(job: Job, bar: Progress, work: Callable[[Job], _T]) -> _T:
-    """Does a piece of work, anew with half the batch as often as the device's memory is not enough for it."""
-    import torch
-
-    while True:
-        try:
-            return work(job)
-        except torch.OutOfMemoryError:
-            if job.batch_size == 1:
-                raise
-        # Not in the handler: the exception's frames hold what the failed attempt had allocated.
-        job = replace(job, batch_size=job.batch_size // 2)
-        bar.note(f"out of memory on {job.encoder.device}: going on with batches of {job.batch_size}")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        kept = [embedded[place] for place in latents.places]
+        codes |= stacked(kept)
+        redone += sum(any(caption.redone for caption in captions) for captions in embedded.values())
+        for name in run.text_quantizers:
+            total = sum(caption.clipped.get(name, 0) for captions in kept for caption in captions)
+            clipped[name] = np.array([total], np.int64)
+    return EncodedBatch(replace(batch, rejected=rejected), latents.places, codes, clipped, redone)

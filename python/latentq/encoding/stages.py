@@ -1,4 +1,4 @@
-"""Stages that work at the same time, each a thread away from the next, and where their time goes."""
+"""Pipeline stages that run at the same time, each in a thread, and the time that each takes."""
 
 from __future__ import annotations
 
@@ -8,67 +8,78 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 _T = TypeVar("_T")
 
-
-_POLL = 0.1  # seconds after which a thread that waits looks whether it is to stop
-
-
-LIST, IMAGES, COPY, NETWORK, QUANTISE, WRITE = "list", "read, decode", "copy", "network", "quantise", "write"
-
-
+_POLL = 0.1  # seconds between a waiting thread's checks whether it is to stop
+LIST, IMAGES, COPY, NETWORK, QUANTIZE, WRITE = "list", "read, decode", "copy", "network", "quantize", "write"
 CAPTIONS = "captions"
+
+State = Literal["worked", "starved", "blocked"]
+"""A stage computes, waits for the stage before it, or waits for the stage after it."""
 
 
 class Profile:
-    """How long each stage worked, waited for what the stage before it makes, or for the stage after it to take more.
+    """The time that each stage works and waits.
 
     Attributes:
-        seconds: By stage and one of `worked`, `starved`, `blocked`. Each is added to by one thread alone. Those of
-            `copy`, `network` and `quantise` are the device's.
+        seconds: By stage and `State`. Only one thread adds to each entry. The entries of `copy`, `network` and
+            `quantize` are measured by the device's clock.
     """
 
     def __init__(self) -> None:
-        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self.seconds: defaultdict[tuple[str, State], float] = defaultdict(float)
         self._start = time.perf_counter()
 
     @contextmanager
-    def timing(self, stage: str, what: str) -> Iterator[None]:
-        """Adds what passes inside."""
+    def timing(self, stage: str, state: State) -> Iterator[None]:
+        """Adds the time that passes inside the block."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage, what] += time.perf_counter() - start
+            self.seconds[stage, state] += time.perf_counter() - start
 
     def table(self) -> list[str]:
-        """Lines to print: shares of the time since this profile was made."""
+        """Returns lines to print: each stage's shares of the time since this profile was made."""
         wall = time.perf_counter() - self._start
         lines = [f"{'':<13} {'worked':>7} {'starved':>8} {'blocked':>8}   of {wall:.1f} s"]
         with_captions = (CAPTIONS,) if any(stage == CAPTIONS for stage, _ in self.seconds) else ()
-        for stage in (LIST, IMAGES, COPY, NETWORK, QUANTISE, *with_captions, WRITE):
-            shares = [self.seconds.get((stage, what), 0.0) / wall for what in ("worked", "starved", "blocked")]
+        states: tuple[State, ...] = ("worked", "starved", "blocked")
+        for stage in (LIST, IMAGES, COPY, NETWORK, QUANTIZE, *with_captions, WRITE):
+            shares = [self.seconds.get((stage, state), 0.0) / wall for state in states]
             lines.append(f"{stage:<13} {shares[0]:>7.1%} {shares[1]:>8.1%} {shares[2]:>8.1%}")
         return lines
 
 
-class _StopError(Exception):
-    """Ends a stage whose work nobody wants any more."""
+class _StoppedError(Exception):
+    """Ends a stage whose results are no longer needed."""
 
 
-def ahead(items: Iterable[_T], depth: int, profile: Profile, stage: str, following: str) -> Generator[_T, None, None]:
-    """The items, made by a thread that is up to `depth` ahead."""
-    waiting: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+def prefetched(
+    items: Iterable[_T], depth: int, profile: Profile, stage: str, consumer: str
+) -> Generator[_T, None, None]:
+    """Yields the items, which a thread makes ahead of time.
+
+    An exception of the thread is raised here. Closing the generator stops the thread.
+
+    Args:
+        items: Iterated in the thread.
+        depth: The largest number of items made ahead.
+        profile: Collects the time of both stages.
+        stage: Name of the stage that makes items.
+        consumer: Name of the stage that takes them.
+    """
+    results: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stop = threading.Event()
 
     def put(kind: str, value: Any) -> None:
         with profile.timing(stage, "blocked"):
             while not stop.is_set():
                 with suppress(queue.Full):
-                    return waiting.put((kind, value), timeout=_POLL)
-            raise _StopError
+                    return results.put((kind, value), timeout=_POLL)
+            raise _StoppedError
 
     def make() -> None:
         try:
@@ -81,18 +92,18 @@ def ahead(items: Iterable[_T], depth: int, profile: Profile, stage: str, followi
                         break
                 put("item", item)
             put("end", None)
-        except _StopError:
+        except _StoppedError:
             pass
-        except BaseException as error:  # the consumer raises it
-            with suppress(_StopError):
+        except BaseException as error:
+            with suppress(_StoppedError):
                 put("error", error)
 
     thread = threading.Thread(target=make, name=f"latentq: {stage}", daemon=True)
     thread.start()
     try:
         while True:
-            with profile.timing(following, "starved"):
-                kind, value = waiting.get()
+            with profile.timing(consumer, "starved"):
+                kind, value = results.get()
             if kind == "item":
                 yield value
             elif kind == "error":
@@ -105,13 +116,20 @@ def ahead(items: Iterable[_T], depth: int, profile: Profile, stage: str, followi
 
 
 @contextmanager
-def behind(
-    consume: Callable[[Iterator[_T]], None], depth: int, profile: Profile, stage: str, before: str
+def background_consumer(
+    consume: Callable[[Iterator[_T]], None], depth: int, profile: Profile, stage: str, producer: str
 ) -> Iterator[Callable[[_T], None]]:
-    """A function that hands items to a thread, in which `consume` goes through them; up to `depth` wait for it.
+    """Runs `consume` in a thread, and gives the block a function that sends it items.
 
-    At the end of the block all are consumed. What `consume` raises is raised by that function or at the end of the
-    block. What the block raises stops `consume`, by an exception at its next item.
+    At the end of the block every item is consumed. An exception of `consume` is raised by the sending function, or at
+    the end of the block. An exception of the block stops `consume` at its next item.
+
+    Args:
+        consume: Iterates over the items in the thread.
+        depth: The largest number of items that wait for it.
+        profile: Collects the time of both stages.
+        stage: Name of the stage that consumes items.
+        producer: Name of the stage that sends them.
     """
     waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stop = threading.Event()
@@ -122,7 +140,7 @@ def behind(
             while not stop.is_set():
                 with suppress(queue.Empty):
                     return waiting.get(timeout=_POLL)
-            raise _StopError
+            raise _StoppedError
 
     def items() -> Iterator[_T]:
         while True:
@@ -135,11 +153,11 @@ def behind(
     def run() -> None:
         try:
             consume(items())
-        except BaseException as error:  # whoever hands items over raises it
+        except BaseException as error:
             failures.append(error)
 
     def put(more: bool, item: Any) -> None:
-        with profile.timing(before, "blocked"):
+        with profile.timing(producer, "blocked"):
             while thread.is_alive():
                 with suppress(queue.Full):
                     waiting.put((more, item), timeout=_POLL)

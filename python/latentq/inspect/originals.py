@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentq import image
 from latentq._core import LatentqError
-from latentq.encoding.latents import Encoder
+from latentq.encoding.latents import LatentEncoder
 from latentq.format.card import Card
 from latentq.format.files import REJECTS, SAMPLES
 from latentq.format.tsv import tsv_line
@@ -65,7 +65,7 @@ class Originals:
         self._stored = stored_samples(path)
         self._source = open_source(source)
         self._card, self._column = card, column
-        self._encoder = Encoder(network, card.recipe.autoencoder, device)
+        self._encoder = LatentEncoder(network, card.recipe.autoencoder, device)
 
     def sample(self, index: int) -> Sample:
         """What the list says of a stored sample."""

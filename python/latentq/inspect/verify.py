@@ -14,7 +14,8 @@ from latentq._core import LatentqError
 from latentq.format.card import CARD, Card, LatentFacts
 from latentq.format.files import EMPTY_CAPTION, INDEX, REJECTS, SAMPLES, SHARDS, UNIT
 from latentq.format.tsv import tsv_line
-from latentq.run.units import LatentSums, UnitFacts, completed, unit_done, unit_names
+from latentq.run.finish import completed
+from latentq.run.units import LatentSums, UnitFacts, unit_done, unit_names
 from latentq.sharding.card import ShardsCard
 from latentq.sources.listing import Listing
 

@@ -20,6 +20,7 @@ from latentq.reading.gather import Gatherer
 from latentq.reading.order import Order, bernoulli, slice_of
 from latentq.reading.samples import Batch, samples_of
 from latentq.system.processors import processors
+from latentq.system.ranks import distributed_ranks
 
 _STRETCH = 1 << 14  # samples whose order is computed at a time
 
@@ -119,7 +120,7 @@ class LatentLoader:
         self.device = None if device.type == "cpu" else device
         self.threads = min(4, processors()) if threads is None else threads
         self.prefetch = prefetch
-        self.rank, self.world_size = _ranks(rank, world_size)
+        self.rank, self.world_size = distributed_ranks(rank, world_size)
         self.order = Order((len(source),), (len(source),), shuffle, seed) if order is None else order
         self.dropouts = {"drop_label": label_dropout, "drop_caption": caption_dropout}
         for name, value in (("batch_size", batch_size), ("threads", self.threads), ("prefetch", self.prefetch)):
@@ -288,17 +289,3 @@ class LatentLoader:
                 for name, value in batch.items()
             }
         return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=private)
-
-
-def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """The rank and world size given, or torch.distributed's, or 0 of 1."""
-    if (rank is None) != (world_size is None):
-        raise ValueError("rank and world_size must be given together")
-    if rank is None or world_size is None:
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return 0, 1
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
-    return rank, world_size

@@ -1,1 +1,1 @@
-"""What every long run shares: ranks, listing, units, finishing."""
+"""The parts that all long runs share: options, list, plan, units, finish."""

@@ -1,4 +1,4 @@
-"""The list of a run's source: opened, compared, published."""
+"""Open the source of a run, and publish its list or compare it with the published one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import TextIO
 
 from latentq._core import LatentqError, MismatchError
 from latentq.collect import COLLECTIONS, Collection
-from latentq.format.card import (
-    SourceFacts,
-)
+from latentq.format.card import SourceFacts
 from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 from latentq.store.local import publish_once
 
 
 def collection_of(name: str | Collection | None) -> Collection | None:
-    """A collection by its name."""
+    """Returns the collection of a name; a `Collection` or None is returned as it is.
+
+    Raises:
+        ValueError: No collection has the name.
+    """
     if not isinstance(name, str):
         return name
     if name not in COLLECTIONS:
@@ -26,8 +28,12 @@ def collection_of(name: str | Collection | None) -> Collection | None:
     return COLLECTIONS[name]
 
 
-def limited(captions: str | Captions | None, collection: Collection | None) -> str | Captions | None:
-    """Where captions are, with the collection's limits."""
+def with_limits(captions: str | Captions | None, collection: Collection | None) -> str | Captions | None:
+    """Adds the collection's limits to a description of where captions are.
+
+    Raises:
+        LatentqError: The collection has limits, and no file of captions is named to hold the limited values.
+    """
     if collection is None or not collection.limits:
         return captions
     if captions is None:
@@ -36,7 +42,7 @@ def limited(captions: str | Captions | None, collection: Collection | None) -> s
     return replace(captions, limits=collection.limits)
 
 
-def open_for(
+def open_run_source(
     source: str | os.PathLike[str] | Source,
     out: Path,
     class_names: str | os.PathLike[str] | None = None,
@@ -44,10 +50,18 @@ def open_for(
     captions: str | Captions | None = None,
     progress: TextIO | None = None,
 ) -> Source:
-    """The source, its classes numbered as in the dataset `like` where one is given; a `Source` is taken as it is.
+    """Opens the source of a run that writes to `out`, which is not listed even if it lies inside the source.
+
+    Args:
+        source: A path for `open_source`, or a `Source`, which is returned as it is.
+        out: The folder that the run writes to.
+        class_names: A file of readable class names, for `open_source`.
+        like: A dataset whose class numbers are used.
+        captions: Where captions are, for `open_source`.
+        progress: Stream that the progress of a long listing is printed to.
 
     Raises:
-        ValueError: A `Source` with captions beside it.
+        ValueError: Captions are given with a `Source`.
     """
     if not isinstance(source, str | os.PathLike):
         if captions is not None:
@@ -65,13 +79,22 @@ def open_for(
     )
 
 
-def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
-    """The source's list: the published one, which process 0 compares with what the source holds now."""
+def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
+    """Returns the published list of a source, or lists the source if none is published.
+
+    Args:
+        source: The source.
+        out: The folder of the run.
+        compare: Check that the source still holds what is published: one process of a run is enough.
+
+    Raises:
+        MismatchError: The source differs from the published list.
+    """
     file = out / SAMPLES
     if file.exists():
         published = Listing.from_tsv(file.read_bytes(), str(file))
         unchanged = getattr(source, "unchanged", None)
-        if not first or (unchanged is not None and unchanged(published)):
+        if not compare or (unchanged is not None and unchanged(published)):
             return published
     listing = source.listing()
     _check_listing(file, listing)
@@ -79,7 +102,11 @@ def settle_listing(source: Source, out: Path, *, first: bool) -> Listing:
 
 
 def publish_listing(out: Path, listing: Listing) -> None:
-    """Publishes samples.tsv, unless it is there; it must then be the same."""
+    """Publishes samples.tsv.
+
+    Raises:
+        MismatchError: Another list is published already.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if not publish_once(out / SAMPLES, listing.to_tsv()):
         _check_listing(out / SAMPLES, listing)
@@ -93,9 +120,9 @@ def _check_listing(file: Path, listing: Listing) -> None:
 
 def _list_difference(file: Path, old: Listing, new: Listing) -> str:
     counts = f"{file} lists {len(old.samples)} samples, the source has {len(new.samples)} now"
-    for ours, theirs in zip(old.samples, new.samples, strict=False):
-        if ours != theirs:
-            return f"{counts}; the first difference: {_sample_text(ours)} there, {_sample_text(theirs)} now"
+    for listed, found in zip(old.samples, new.samples, strict=False):
+        if listed != found:
+            return f"{counts}; the first difference: {_sample_text(listed)} there, {_sample_text(found)} now"
     if len(old.samples) == len(new.samples):
         return f"{counts}; it has {', '.join(old.fields) or 'no labels'} there, {', '.join(new.fields) or 'none'} now"
     longer, where = (old, "there") if len(old.samples) > len(new.samples) else (new, "now")
@@ -109,6 +136,6 @@ def _sample_text(sample: Sample) -> str:
 
 
 def source_facts(kind: str, listing: Listing, unit_size: int) -> SourceFacts:
-    """What a card says of a source; the number of units where it does not follow from that of the samples."""
+    """Returns a card's facts of a source; `units` is None if it follows from the number of samples."""
     total, units = len(listing.samples), len(listing.units(unit_size))
     return SourceFacts(kind, total, listing.sha256(), None if units == -(-total // unit_size) else units)

@@ -1,32 +1,32 @@
-"""Units: the facts that each one records, and the finish, a pure function of the units."""
+"""Units: their names, and the facts that each one records in `unit.toml`."""
 
 from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
-from latentq import mds
 from latentq._core import FormatError
-from latentq.format.card import CARD, Card, Counts, LatentFacts
-from latentq.format.files import INDEX, REJECTS, UNIT
-from latentq.format.tsv import tsv_line
+from latentq.format.card import Counts, SourceFacts
+from latentq.format.files import INDEX
 from latentq.quantizer import Moments, Quantizer, Statistics
-from latentq.store.local import remove_dead, replace_file
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A sample that was left out: its key, the stage that refused it, and why.
+    """A sample that is not stored.
 
-    The stages are `list`, `read`, `decode`, `size` and `encode`.
+    Attributes:
+        key: The sample's key, as text.
+        stage: The stage that rejected it: `list`, `read`, `decode`, `size` or `encode`.
+        error: The reason, on one line.
     """
 
     key: str
@@ -36,13 +36,13 @@ class Reject:
 
 @dataclass
 class LatentSums:
-    """What a unit records of one latent column.
+    """Sums over one latent column of a unit, from which the card's statistics follow.
 
     Attributes:
-        clipped: (C,) int64: how many values were outside the quantiser's range.
-        histogram: (C, levels) int64: how often each code occurs, for quantisers with codes.
-        moments: float64 sums, for columns of floats, of samples or units in their order: adding up is left to the end,
-            so that it does not depend on how they came together.
+        clipped: (C,) int64, the number of values outside the quantizer's range.
+        histogram: (C, levels) int64, the number of times each code occurs; None if the quantizer has no codes.
+        moments: float64 sums of each sample or unit, in order, for columns of floats. They are added up at the end, so
+            that the result does not depend on how samples were grouped into batches.
     """
 
     clipped: NDArray[np.int64]
@@ -51,18 +51,18 @@ class LatentSums:
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> LatentSums:
-        """The sums of nothing."""
+        """Returns the sums over no samples."""
         return cls(np.zeros(quantizer.channels, np.int64))
 
     def add(self, other: LatentSums) -> None:
-        """Adds what came after."""
+        """Adds the sums of samples that follow these."""
         self.clipped = self.clipped + other.clipped
         if other.histogram is not None:
             self.histogram = other.histogram if self.histogram is None else self.histogram + other.histogram
         self.moments = self.moments + other.moments
 
     def statistics(self, quantizer: Quantizer) -> Statistics:
-        """Of the values that a reader will see."""
+        """Returns the statistics of the dequantized values, which are what a reader sees."""
         if self.moments:
             return functools.reduce(Moments.merge, self.moments).statistics()
         assert self.histogram is not None
@@ -71,14 +71,14 @@ class LatentSums:
 
 @dataclass
 class UnitFacts:
-    """What `unit.toml` holds.
+    """The contents of `unit.toml`.
 
     Attributes:
-        samples: How many samples are stored.
-        redone: How many samples were encoded again in float32.
-        rejects: Those that were left out.
+        samples: Number of samples that are stored.
+        redone: Number of samples that were encoded again in float32.
+        rejects: The samples that are not stored.
         latents: Sums of each column of latents or moments.
-        clipped: Of each column of embeddings, how many values were outside the quantiser's range.
+        clipped: For each column of embeddings, the number of values outside the quantizer's range.
     """
 
     samples: int = 0
@@ -88,7 +88,7 @@ class UnitFacts:
     clipped: dict[str, int] = field(default_factory=dict)
 
     def to_toml(self) -> bytes:
-        """The bytes of `unit.toml`: a pure function of the facts."""
+        """Returns the bytes of `unit.toml`, a pure function of the facts."""
         data: dict[str, Any] = {
             "samples": self.samples,
             "redone": self.redone,
@@ -107,7 +107,12 @@ class UnitFacts:
 
     @classmethod
     def load(cls, path: Path) -> UnitFacts:
-        """Reads a unit's facts. Raises FormatError where they cannot be understood, naming the file."""
+        """Reads `unit.toml`.
+
+        Raises:
+            FormatError: The file is not a valid `unit.toml`; the message names it.
+            OSError: The file cannot be read.
+        """
         try:
             data = tomllib.loads(path.read_bytes().decode())
             return cls(
@@ -130,92 +135,41 @@ def _sums(table: Mapping[str, Any]) -> LatentSums:
 
 
 class UnitCard(Protocol):
-    """What says of itself how many units it has: `Card`, and that of converted shards."""
+    """The card of anything that is made unit by unit: `Card` and `ShardsCard`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def source(self) -> SourceFacts:
+        """The source that the samples come from."""
+        ...
+
+    @property
+    def counts(self) -> Counts | None:
+        """Numbers of samples stored and rejected; None until all units are published."""
+        ...
 
     @property
     def units(self) -> int:
-        """How many units there are."""
+        """Number of units that the samples are cut into."""
         ...
 
     def to_toml(self) -> bytes:
-        """Its file's bytes."""
+        """Returns the bytes of the card's file."""
         ...
 
 
-_C = TypeVar("_C", bound=UnitCard)
-
-
 def unit_names(card: UnitCard) -> list[str]:
-    """The folders of a dataset's units. Their order as text is their order, since all are of one width."""
+    """Returns the folder names of all units. They have one width, so that text order is unit order."""
     width = max(5, len(str(card.units - 1)))
     return [f"{number:0{width}}" for number in range(card.units)]
 
 
 def unit_done(out: Path, name: str) -> bool:
-    """Whether a unit is published."""
+    """True if a unit is published."""
     return (out / name / INDEX).is_file()
 
 
 def units_done(out: Path, card: UnitCard) -> int:
-    """How many units are published."""
+    """Returns the number of published units."""
     return sum(unit_done(out, name) for name in unit_names(card))
-
-
-def finish(out: Path, card: Card) -> Card:
-    """Completes a dataset whose units are all there."""
-    return finish_units(out, card, CARD, completed)
-
-
-def finish_units(out: Path, card: _C, file: str, complete: Callable[[_C, list[UnitFacts]], _C]) -> _C:
-    """Publishes what follows from the units, which are all there: rejects, card, and last of all the index.
-
-    Whoever does it, however often, writes the same bytes. The index comes last, since by it a stock reader knows the
-    dataset.
-
-    Args:
-        out: The dataset.
-        card: Its card as it was published first.
-        file: The card's name.
-        complete: Makes the card complete.
-    """
-    names = unit_names(card)
-    units = [UnitFacts.load(out / name / UNIT) for name in names]
-    rejects = [reject for unit in units for reject in unit.rejects]
-    whole = complete(card, units)
-    files = {
-        REJECTS: "".join(f"{tsv_line((reject.key, reject.stage, reject.error))}\n" for reject in rejects).encode(),
-        file: whole.to_toml(),
-        INDEX: mds.merged_index(out, names),
-    }
-    for name, data in files.items():
-        path = out / name
-        if not path.is_file() or path.read_bytes() != data:
-            replace_file(path, data)
-    remove_dead(out)
-    return whole
-
-
-def completed(card: Card, units: list[UnitFacts]) -> Card:
-    """The card with counts and statistics."""
-    latents: dict[str, LatentFacts] = {}
-    for name, facts in card.latents.items():
-        total = LatentSums.of(facts.quantizer)
-        for unit in units:
-            if name in unit.latents:
-                total.add(unit.latents[name])
-        stored = total.histogram is not None or bool(total.moments)
-        latents[name] = replace(
-            facts,
-            statistics=total.statistics(facts.quantizer) if stored else None,
-            clipped=tuple(total.clipped.tolist()),
-        )
-    embeddings = {
-        name: replace(facts, clipped=sum(unit.clipped.get(name, 0) for unit in units))
-        for name, facts in card.embeddings.items()
-    }
-    counts = Counts(
-        samples=sum(unit.samples for unit in units),
-        rejects=sum(len(unit.rejects) for unit in units),
-        redone=sum(unit.redone for unit in units),
-    )
-    return replace(card, latents=latents, embeddings=embeddings, counts=counts)

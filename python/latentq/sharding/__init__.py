@@ -1,1 +1,1 @@
-"""From a source to MDS shards of JPEGs."""
+"""Convert a source to MDS shards of JPEGs."""

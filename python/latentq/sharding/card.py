@@ -22,17 +22,17 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class ShardsCard:
-    """`shards.toml`: what a folder of converted shards says of itself.
+    """The contents of `shards.toml`.
 
     Attributes:
-        source: Where the samples came from.
-        contents: The columns: what each holds, and its encoding.
-        min_size: Both sides have at least so many pixels.
-        max_size: The short side has at most so many.
-        quality: Of the JPEGs that were made anew.
-        unit_size: Samples in a unit.
-        counts: What became of the samples; None until all units are there.
-        versions: Of what made the bytes.
+        source: The source of the samples.
+        contents: Content and MDS encoding of each column.
+        min_size: Smallest side in pixels.
+        max_size: Longest short side in pixels.
+        quality: JPEG quality of images that were encoded again.
+        unit_size: Samples per unit.
+        counts: Numbers of samples stored and rejected; None until all units are published.
+        versions: Versions of the packages that made the bytes.
     """
 
     source: SourceFacts
@@ -46,7 +46,7 @@ class ShardsCard:
 
     @property
     def units(self) -> int:
-        """How many units the source is cut into."""
+        """Number of units that the samples are cut into."""
         return self.source.units or -(-self.source.samples // self.unit_size)
 
     @property
@@ -56,11 +56,11 @@ class ShardsCard:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ShardsCard:
-        """The card in a folder.
+        """Reads the card in a folder.
 
         Raises:
-            FileNotFoundError: There is none.
-            FormatError: It cannot be understood.
+            FileNotFoundError: The folder has no card.
+            FormatError: The card is not valid.
         """
         file = Path(path) / SHARDS
         try:
@@ -74,7 +74,7 @@ class ShardsCard:
             raise FormatError(f"{file}: not the card of converted shards: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """As TOML has it."""
+        """Returns the tables of `shards.toml`."""
         data: dict[str, Any] = {"format": _FORMAT}
         for name in ("min_size", "max_size", "quality", "unit_size"):
             data[name] = getattr(self, name)
@@ -87,10 +87,10 @@ class ShardsCard:
         return data
 
     def to_toml(self) -> bytes:
-        """The bytes of `shards.toml`: a pure function of the card."""
+        """Returns the bytes of `shards.toml`, a pure function of the card."""
         return ("# Shards made by `latentq shards`.\n" + tomli_w.dumps(self.to_dict())).encode()
 
     def completed(self, units: list[UnitFacts]) -> ShardsCard:
-        """The card with counts."""
+        """Returns the card with the counts of its units."""
         counts = Counts(samples=sum(unit.samples for unit in units), rejects=sum(len(unit.rejects) for unit in units))
         return replace(self, counts=counts)

@@ -1,0 +1,94 @@
+"""The options of `latentq.encode`: how it is run, and fields of the recipe to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from latentq.encoding.stages import Profile
+from latentq.run.options import RunOptions, RunSettings, run_settings
+
+
+class RecipeOverrides(TypedDict, total=False):
+    """Keyword arguments of `latentq.encode` that change fields of the recipe; None changes nothing."""
+
+    revision: Any
+    subfolder: Any
+    pixel_range: Any
+    dtype: Any
+    seed: Any
+    size: Any
+    crop: Any
+    filter: Any
+    orient: Any
+    alpha: Any
+    icc: Any
+    min_size: Any
+    min_side: Any
+    store: Any
+    scaled: Any
+    flip: Any
+    bits: Any
+    calibrate: Any
+    calibration: Any
+    unit_size: Any
+    image: Any
+    text_revision: Any
+    text_subfolder: Any
+    text_dtype: Any
+    text_length: Any
+    text_captions: Any
+    pooled: Any
+
+
+class EncodeRunOptions(RunOptions, total=False):
+    """How encoding is run. None of it leaves a trace in the dataset.
+
+    Attributes:
+        device: Device that the models compute on; by default `cuda:LOCAL_RANK` if there is a GPU, else `cpu`. An
+            autoencoder that is an object stays on its own device.
+        batch_size: Images per batch of the autoencoder, 64 by default. It is halved each time that the device runs out
+            of memory.
+        compiled: Compile the autoencoder with torch.compile; latents may then differ in the last bit.
+        profile: Collects the time that each stage works and waits.
+    """
+
+    device: str | None
+    batch_size: int
+    compiled: bool
+    profile: Profile | None
+
+
+class EncodeOptions(EncodeRunOptions, RecipeOverrides, total=False):
+    """Every option of `encode` beyond what it encodes, and with which models."""
+
+
+@dataclass(frozen=True)
+class EncodeSettings(RunSettings):
+    """`EncodeRunOptions` with every default filled in."""
+
+    device: str | None
+    batch_size: int
+    compiled: bool
+    profile: Profile
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[EncodeSettings, dict[str, Any]]:
+    """Splits `EncodeOptions` into settings, checked and with defaults, and the overrides of the recipe.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+    given = {key: value for key, value in options.items() if key in EncodeRunOptions.__annotations__}
+    overrides = {key: value for key, value in options.items() if key not in given}
+    device = given.pop("device", None)
+    batch_size = given.pop("batch_size", 64)
+    compiled = given.pop("compiled", False)
+    profile = given.pop("profile", None)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    run = run_settings(**given)
+    return EncodeSettings(
+        **vars(run), device=device, batch_size=batch_size, compiled=compiled, profile=profile or Profile()
+    ), overrides

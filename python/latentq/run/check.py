@@ -1,0 +1,102 @@
+"""Check that a run fits what is in its folder already."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latentq._core import MismatchError
+from latentq.format.card import CARD, Card
+from latentq.format.files import SAMPLES
+from latentq.store.local import is_temporary
+
+_PLACE_OF_AUTOENCODER = (
+    "autoencoder.name",
+    *(f"recipe.autoencoder.{key}" for key in ("model", "revision", "subfolder")),
+)
+_PLACE_OF_TEXT_ENCODER = ("text.name", *(f"recipe.text.{key}" for key in ("model", "revision", "subfolder")))
+
+
+def check_output_folder(out: Path, card: str = CARD) -> None:
+    """Refuses an output folder that cannot be written, or that holds anything but a run with this card.
+
+    It is checked before anything is computed.
+
+    Args:
+        out: The folder, which need not exist.
+        card: The card's file name.
+
+    Raises:
+        MismatchError: The folder holds something else, or is a file.
+        PermissionError: The folder, or its nearest existing parent, cannot be written.
+    """
+    if (out / card).exists():
+        return
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise MismatchError(f"{existing} is a file; a dataset is a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "cannot be written", str(existing))
+    if existing != out:
+        return
+    for entry in sorted(out.iterdir()):
+        if entry.name != SAMPLES and not is_temporary(entry.name):
+            raise MismatchError(f"{out} holds something else ({entry.name}): name a folder that is absent or empty")
+
+
+def check_same_work(out: Path, published: Card, planned: Card, *, frozen: bool) -> None:
+    """Refuses to continue what another recipe, other weights or another list began.
+
+    The same weights under another name or in another place are the same work. Other versions of libraries are warned
+    of.
+
+    Args:
+        out: The dataset's folder.
+        published: The card in it.
+        planned: The card of this run.
+        frozen: The planned quantizers come from another dataset, and the published ones must equal them.
+
+    Raises:
+        MismatchError: They differ; the message names the field and both values.
+    """
+    before, now = _identity(published), _identity(planned)
+    if published.autoencoder.same_as(planned.autoencoder):
+        for key in _PLACE_OF_AUTOENCODER:
+            del before[key], now[key]
+    if published.text is not None and planned.text is not None and published.text.same_as(planned.text):
+        for key in _PLACE_OF_TEXT_ENCODER:
+            del before[key], now[key]
+    if frozen:
+        for identity, card in ((before, published), (now, planned)):
+            identity |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in card.latents.items()}
+            identity |= {f"embeddings.{name}.quantizer": e.quantizer.to_dict() for name, e in card.embeddings.items()}
+    # The recipe comes first: a difference that follows from it is harder to understand.
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (not key.startswith("recipe"), key)):
+        if before.get(key) != now.get(key):
+            raise MismatchError(f"{out} was made with {key} = {before.get(key)!r}; this run has {now.get(key)!r}")
+    for package in sorted(published.versions.keys() | planned.versions.keys()):
+        old, new = published.versions.get(package), planned.versions.get(package)
+        if old != new:
+            warnings.warn(f"{out} was begun with {package} {old}; here is {new}", stacklevel=4)
+
+
+def _identity(card: Card) -> dict[str, Any]:
+    """Returns the fields that must be equal in every run on one folder, as a flat dictionary."""
+
+    def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from flat(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, value
+
+    data = card.to_dict()
+    data["recipe"].pop("changed", None)
+    data["latents"] = {name: facts.shape for name, facts in card.latents.items()}
+    data["embeddings"] = {name: facts.shape for name, facts in card.embeddings.items()}
+    kept = ("source", "recipe", "autoencoder", "columns", "latents", "tokens", "text", "embeddings")
+    return dict(flat("", {key: data[key] for key in kept if key in data}))
