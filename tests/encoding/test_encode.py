@@ -1,4 +1,4 @@
-"""Encoding: from pictures to a finished dataset, whatever lies between."""
+"""`latentq.encode`: from images to a finished dataset."""
 
 import dataclasses
 import errno
@@ -23,7 +23,7 @@ from latentq.models.noise import noise
 SMALL = {"autoencoder": "dct-f8c16", "size": 64}
 
 
-def test_a_folder_becomes_a_dataset(pictures, tmp_path):
+def test_folder_is_encoded(pictures, tmp_path):
     card = latentq.encode(pictures, tmp_path / "out", **SMALL)
     assert card.complete
     assert (card.counts.samples, card.counts.rejects) == (12, 0)
@@ -39,7 +39,7 @@ def test_a_folder_becomes_a_dataset(pictures, tmp_path):
     assert (sample["key"], sample["label"], sample["label_text"]) == ("bee/04.png", 1, "bee")
 
 
-def test_the_latents_are_those_of_pillows_pixels(pictures, tmp_path):
+def test_latents_are_computed_from_the_pixels_of_pillow(pictures, tmp_path):
     out = tmp_path / "out"
     card = latentq.encode(pictures, out, **SMALL)
     dataset = LatentDataset(out)
@@ -58,7 +58,7 @@ def test_the_latents_are_those_of_pillows_pixels(pictures, tmp_path):
         assert inside.mean() > 0.99  # the rest is clipped, and counted
 
 
-def test_pictures_below_the_smallest_size_are_rejected(pictures, tmp_path):
+def test_images_below_min_size_are_rejected(pictures, tmp_path):
     (pictures / "ant" / "broken.jpg").write_bytes(b"no picture")
     card = latentq.encode(pictures, tmp_path / "out", **SMALL, min_size=90)
     rows = [line.split("\t") for line in (tmp_path / "out" / "rejects.tsv").read_text().splitlines()]
@@ -70,7 +70,7 @@ def test_pictures_below_the_smallest_size_are_rejected(pictures, tmp_path):
     assert ["ant/00.jpg", "size", "90 x 70 pixels, below 90"] in rows
 
 
-def test_statistics_are_of_what_a_reader_sees(pictures, tmp_path):
+def test_statistics_are_of_dequantized_values(pictures, tmp_path):
     card = latentq.encode(pictures, tmp_path / "out", **SMALL, bits=4)
     values = torch.stack([sample["latent"] for sample in LatentDataset(tmp_path / "out")]).double()
     statistics = card.latents["latent"].statistics
@@ -94,7 +94,7 @@ def test_clipped_values_are_counted(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
-def test_floats_can_be_stored_as_they_are(pictures, tmp_path, kind):
+def test_float_columns_are_stored(pictures, tmp_path, kind):
     recipe = Recipe.load("default").to_dict()
     recipe["columns"]["latent"]["quantizer"] = {"kind": kind}
     card = latentq.encode(pictures, tmp_path / "out", recipe=Recipe.from_dict(recipe), size=64)
@@ -119,12 +119,12 @@ def test_fewer_bits_are_stored_packed_and_read_back(pictures, tmp_path, bits):
     values = torch.stack([sample["latent"] for sample in LatentDataset(tmp_path / "out")])
     np.testing.assert_array_equal(values.numpy(), expected)
     assert latentq.verify(tmp_path / "out") == []
-    _, unquantised, decoded = (picture.pixels for picture in decode_pictures(tmp_path / "out", [5], source=pictures)[0])
-    assert psnr(decoded, unquantised) > 5 * bits
+    _, unquantized, decoded = (picture.pixels for picture in decode_pictures(tmp_path / "out", [5], source=pictures)[0])
+    assert psnr(decoded, unquantized) > 5 * bits
 
 
 @pytest.mark.parametrize("bits", [3, 8])
-def test_code_books_are_stored_and_read_back(pictures, tmp_path, bits):
+def test_codebook_latents_are_stored_and_read_back(pictures, tmp_path, bits):
     out = tmp_path / "out"
     card = latentq.encode(pictures, out, **SMALL, bits=bits, calibrate="lloyd-max")
     quantizer = card.latents["latent"].quantizer
@@ -139,7 +139,7 @@ def test_code_books_are_stored_and_read_back(pictures, tmp_path, bits):
     assert latentq.verify(out) == []
 
 
-def test_jpegs_may_be_decoded_at_no_more_than_is_needed_and_the_card_says_so(tmp_path):
+def test_min_side_decodes_jpegs_at_reduced_scale_and_is_in_the_card(tmp_path):
     paint(tmp_path / "photos" / "large.jpg", 1, (800, 600))
     card = latentq.encode(tmp_path / "photos", tmp_path / "fast", **SMALL, min_side=64)
     assert (card.recipe.image.min_side, card.recipe.changed) == (64, ("min_side", "size"))
@@ -149,7 +149,7 @@ def test_jpegs_may_be_decoded_at_no_more_than_is_needed_and_the_card_says_so(tmp
     assert (fast - exact).abs().mean() < 0.1
 
 
-def test_a_table_with_labels_and_captions(pictures, tmp_path):
+def test_table_with_labels_and_captions_is_encoded(pictures, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("path,label,caption\npictures/cat/02.png,4,a cat\npictures/ant/00.jpg,9,\n")
     latentq.encode(table, tmp_path / "out", **SMALL)
@@ -168,7 +168,7 @@ def spoil(pictures: Path) -> None:
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
 
 
-def test_what_cannot_be_decoded_is_rejected_and_the_rest_goes_on(pictures, tmp_path):
+def test_undecodable_images_are_rejected_and_the_rest_is_stored(pictures, tmp_path):
     clean = latentq.encode(pictures, tmp_path / "clean", **SMALL, calibration=1)
     spoil(pictures)
     card = latentq.encode(pictures, tmp_path / "out", **SMALL, calibration=1)
@@ -183,20 +183,20 @@ def test_what_cannot_be_decoded_is_rejected_and_the_rest_goes_on(pictures, tmp_p
     assert latentq.verify(tmp_path / "out") == []
 
 
-def test_strict_ends_at_the_first_and_names_it(pictures, tmp_path):
+def test_strict_run_ends_at_the_first_reject_and_names_it(pictures, tmp_path):
     spoil(pictures)
     with pytest.raises(LatentqError, match=r"pictures/ant/text\.jpg: decode: "):
         latentq.encode(pictures, tmp_path / "out", **SMALL, strict=True)
 
 
-def test_a_missing_file_of_a_table_is_rejected(pictures, tmp_path):
+def test_missing_file_of_a_table_is_rejected(pictures, tmp_path):
     table = tmp_path / "table.tsv"
     table.write_text("pictures/ant/00.jpg\nnowhere.png\n")
     latentq.encode(table, tmp_path / "out", **SMALL)
     assert (tmp_path / "out" / "rejects.tsv").read_text() == "nowhere.png\tread\tNo such file or directory\n"
 
 
-def test_reasons_do_not_tell_where_the_source_lies(tmp_path):
+def test_reject_reasons_do_not_contain_the_path_of_the_source(tmp_path):
     folder = tmp_path / "two  spaces"
     paint(folder / "a.png", 1)
     for name in ("b  c.jpg", "n\nl.jpg", "u\u2028.jpg"):
@@ -208,13 +208,13 @@ def test_reasons_do_not_tell_where_the_source_lies(tmp_path):
     assert right[0].lines[0] == "a.png"
 
 
-def test_what_is_no_regular_file_is_rejected(pictures, tmp_path):
+def test_file_that_is_not_regular_is_rejected(pictures, tmp_path):
     os.mkfifo(pictures / "ant" / "fifo.jpg")
     latentq.encode(pictures, tmp_path / "out", **SMALL)
     assert (tmp_path / "out" / "rejects.tsv").read_text() == "ant/fifo.jpg\tread\tnot a regular file\n"
 
 
-def test_a_source_that_is_not_there_for_another_process_is_refused(pictures, tmp_path):
+def test_source_that_is_missing_on_another_machine_ends_the_run(pictures, tmp_path):
     options = {**SMALL, "unit_size": 5, "world_size": 2}
     latentq.encode(pictures, tmp_path / "out", **options, rank=0)
     pictures.rename(tmp_path / "moved")
@@ -227,7 +227,7 @@ def test_a_source_that_is_not_there_for_another_process_is_refused(pictures, tmp
         latentq.encode(pictures, tmp_path / "out", **options, rank=1)
 
 
-def test_a_fault_of_the_machine_is_no_reject(pictures, tmp_path, monkeypatch):
+def test_fault_of_the_machine_is_not_a_reject(pictures, tmp_path, monkeypatch):
     load_sizes = latentq.image.load_sizes
 
     def failing(items, sizes, **options):
@@ -239,14 +239,14 @@ def test_a_fault_of_the_machine_is_no_reject(pictures, tmp_path, monkeypatch):
         latentq.encode(pictures, tmp_path / "out", **SMALL)
 
 
-def test_a_name_that_is_not_utf8_is_rejected(pictures, tmp_path):
+def test_file_name_that_is_not_utf8_is_rejected(pictures, tmp_path):
     paint(pictures / "cat" / "plain.png", 3)
     (pictures / "cat" / "plain.png").rename(os.fsdecode(os.fsencode(pictures / "cat") + b"/\xff.png"))
     latentq.encode(pictures, tmp_path / "out", **SMALL)
     assert (tmp_path / "out" / "rejects.tsv").read_text() == "cat/\\\\udcff.png\tlist\tthe file's name is not UTF-8\n"
 
 
-def test_nothing_that_can_be_encoded_is_an_error(tmp_path):
+def test_source_without_usable_images_is_an_error(tmp_path):
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_text("no")
     with pytest.raises(LatentqError, match=r"none of 2 samples can be encoded, the first is 'a\.jpg': decode: "):
@@ -254,7 +254,7 @@ def test_nothing_that_can_be_encoded_is_an_error(tmp_path):
 
 
 class Doubling:
-    """Someone's own network: two channels, the mean of blocks; NaN for pictures that are dark on the whole."""
+    """A user's own autoencoder: two channels, the mean of blocks; NaN for dark images."""
 
     name = "doubling"
     scaling_factor = 2.0
@@ -273,13 +273,13 @@ class Doubling:
         return (2, size // 4, size // 4)
 
 
-def test_someones_own_network_can_be_used(pictures, tmp_path):
+def test_autoencoder_may_be_an_object(pictures, tmp_path):
     card = latentq.encode(pictures, tmp_path / "out", autoencoder=Doubling(), size=32)
     assert card.autoencoder.name == "doubling"
     assert card.latents["latent"].shape == (2, 8, 8)
 
 
-def test_a_latent_that_is_not_finite_is_rejected(pictures, tmp_path):
+def test_latent_that_is_not_finite_is_rejected(pictures, tmp_path):
     Image.new("RGB", (40, 40)).save(pictures / "bee" / "dark.png")
     card = latentq.encode(pictures, tmp_path / "out", autoencoder=Doubling(), size=32)
     assert card.counts.rejects == 1
@@ -287,7 +287,7 @@ def test_a_latent_that_is_not_finite_is_rejected(pictures, tmp_path):
     assert "bee/dark.png" not in {sample["key"] for sample in LatentDataset(tmp_path / "out")}
 
 
-def test_mirrored_twins_are_encodes_of_the_mirrored_picture(pictures, tmp_path):
+def test_flip_columns_encode_the_mirrored_image(pictures, tmp_path):
     latentq.encode(pictures, tmp_path / "out", autoencoder=Doubling(), size=32, flip=True)
     mirrored = tmp_path / "mirrored"
     for file in sorted(pictures.rglob("*.*")):
@@ -303,7 +303,7 @@ def test_mirrored_twins_are_encodes_of_the_mirrored_picture(pictures, tmp_path):
     np.testing.assert_array_equal(ours, mds.Reader(tmp_path / "other").gather(range(12), "latent"))
 
 
-def test_the_posterior_is_sampled_with_noise_of_seed_and_sample(pictures, tmp_path, tiny_vae):
+def test_posterior_is_sampled_with_noise_of_seed_and_sample(pictures, tmp_path, tiny_vae):
     recipe = Recipe.load("default").to_dict()
     recipe["columns"]["latent"]["quantizer"] = {"kind": "float32"}
     recipe["columns"]["latent"]["scaled"] = True
@@ -328,8 +328,8 @@ def test_noise_is_normal_and_depends_on_seed_sample_and_stream():
         assert not np.array_equal(other[0], drawn[7])
 
 
-def test_units_threads_batches_and_ranks_leave_no_trace(pictures, tmp_path):
-    """One process or several, in either order, at any batch size: the same bytes for the built-in transform."""
+def test_bytes_do_not_depend_on_threads_batch_size_or_ranks(pictures, tmp_path):
+    """For the built-in transform, one process or several, in either order, write the same bytes."""
     latentq.encode(pictures, tmp_path / "one", **SMALL, unit_size=5)
     expected = contents(tmp_path / "one")
     for name, ranks, batch, threads in [("a", [0, 1], 7, 1), ("b", [1, 0], 64, 3), ("c", [2, 0, 1], 1, 2)]:
@@ -345,7 +345,7 @@ def test_units_threads_batches_and_ranks_leave_no_trace(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
-def test_float_columns_do_not_depend_on_the_batch_size_either(pictures, tmp_path, kind):
+def test_float_columns_do_not_depend_on_the_batch_size(pictures, tmp_path, kind):
     recipe = Recipe.load("default").to_dict()
     recipe["columns"]["latent"]["quantizer"] = {"kind": kind}
     for batch in (1, 5, 64):
@@ -353,7 +353,7 @@ def test_float_columns_do_not_depend_on_the_batch_size_either(pictures, tmp_path
     assert contents(tmp_path / "1") == contents(tmp_path / "5") == contents(tmp_path / "64")
 
 
-def test_ranks_of_torchrun_are_found(pictures, tmp_path, monkeypatch):
+def test_rank_and_world_size_come_from_the_environment(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     card = latentq.encode(pictures, tmp_path / "out", **SMALL, unit_size=5)
@@ -361,7 +361,7 @@ def test_ranks_of_torchrun_are_found(pictures, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00001"]
 
 
-def test_a_kl_dataset_does_not_depend_on_ranks_or_image_threads(pictures, tmp_path, tiny_vae):
+def test_kl_latents_do_not_depend_on_ranks_or_threads(pictures, tmp_path, tiny_vae):
     options = {"autoencoder": tiny_vae, "size": 64, "unit_size": 5, "batch_size": 4}
     latentq.encode(pictures, tmp_path / "one", **options, threads=1)
     for rank in (1, 0):
@@ -369,14 +369,14 @@ def test_a_kl_dataset_does_not_depend_on_ranks_or_image_threads(pictures, tmp_pa
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_a_finished_dataset_is_left_as_it_is(pictures, tmp_path):
+def test_finished_dataset_is_not_changed(pictures, tmp_path):
     latentq.encode(pictures, tmp_path / "out", **SMALL)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
     assert latentq.encode(pictures, tmp_path / "out", **SMALL).complete
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
 
 
-def test_a_temporary_of_a_killed_run_is_removed(pictures, tmp_path):
+def test_temporary_of_a_killed_run_is_removed(pictures, tmp_path):
     latentq.encode(pictures, tmp_path / "out", **SMALL)
     expected = contents(tmp_path / "out")
     (tmp_path / "out" / ".00000.0123abcd").mkdir()
@@ -386,7 +386,7 @@ def test_a_temporary_of_a_killed_run_is_removed(pictures, tmp_path):
     assert contents(tmp_path / "out") == expected
 
 
-def test_a_unit_that_another_process_publishes_counts_as_done(pictures, tmp_path, monkeypatch):
+def test_unit_that_another_process_publishes_counts_as_done(pictures, tmp_path, monkeypatch):
     latentq.encode(pictures, tmp_path / "other", **SMALL, unit_size=5)
     out = tmp_path / "out"
     expected = contents(tmp_path / "other")
@@ -412,7 +412,7 @@ def test_a_unit_that_another_process_publishes_counts_as_done(pictures, tmp_path
         ({"bits": 6}, r"recipe\.columns\.latent\.quantizer\.bits = 8; this run has 6"),
     ],
 )
-def test_another_recipe_is_refused_with_both_values(pictures, tmp_path, change, message):
+def test_another_recipe_is_refused_naming_both_values(pictures, tmp_path, change, message):
     latentq.encode(pictures, tmp_path / "out", **SMALL)
     before = contents(tmp_path / "out")
     with pytest.raises(MismatchError, match=message):
@@ -420,7 +420,7 @@ def test_another_recipe_is_refused_with_both_values(pictures, tmp_path, change, 
     assert contents(tmp_path / "out") == before
 
 
-def test_other_weights_are_refused_and_a_moved_model_is_not(pictures, tmp_path, tiny_vae):
+def test_other_weights_are_refused_but_a_moved_model_is_not(pictures, tmp_path, tiny_vae):
     from diffusers import AutoencoderKL
 
     latentq.encode(pictures, tmp_path / "out", autoencoder=tiny_vae, size=64)
@@ -434,7 +434,7 @@ def test_other_weights_are_refused_and_a_moved_model_is_not(pictures, tmp_path, 
         latentq.encode(pictures, tmp_path / "out", autoencoder=tmp_path / "tiny-vae", size=64)
 
 
-def test_another_list_is_refused_with_both_sides(pictures, tmp_path):
+def test_changed_source_is_refused_naming_both_sides(pictures, tmp_path):
     latentq.encode(pictures, tmp_path / "out", **SMALL)
     before = contents(tmp_path / "out")
     paint(pictures / "bee" / "02.png", 5)
@@ -450,7 +450,7 @@ def test_another_list_is_refused_with_both_sides(pictures, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
-def test_a_folder_that_holds_something_else_is_refused(pictures, tmp_path):
+def test_output_folder_with_other_files_is_refused(pictures, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(MismatchError, match=r"holds something else \(thesis\.tex\)"):
@@ -461,15 +461,15 @@ def test_a_folder_that_holds_something_else_is_refused(pictures, tmp_path):
             latentq.encode(pictures, tmp_path / "out" / "thesis.tex" / inside, **SMALL)
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_any_work(pictures, tmp_path, monkeypatch):
-    """The tests may run as root, who may write everywhere: so access is refused by a stand-in."""
+def test_unwritable_output_folder_is_refused_before_any_work(pictures, tmp_path, monkeypatch):
+    """Replaces os.access, because the tests may run as root, who can write everywhere."""
     monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)
     with pytest.raises(PermissionError, match="cannot be written"):
         latentq.encode(pictures, tmp_path / "deep" / "out", **SMALL)
     assert not (tmp_path / "deep").exists()
 
 
-def test_a_finished_dataset_is_visited_again_without_writing(pictures, tmp_path, monkeypatch):
+def test_finished_dataset_is_opened_again_without_writing(pictures, tmp_path, monkeypatch):
     card = latentq.encode(pictures, tmp_path / "out", **SMALL)
 
     def refuse(path, data):
@@ -479,7 +479,7 @@ def test_a_finished_dataset_is_visited_again_without_writing(pictures, tmp_path,
     assert latentq.encode(pictures, tmp_path / "out", **SMALL) == card
 
 
-def test_a_dataset_like_another_shares_its_recipe_quantiser_and_classes(pictures, tmp_path):
+def test_like_uses_recipe_quantizers_and_classes_of_a_dataset(pictures, tmp_path):
     card = latentq.encode(pictures, tmp_path / "train", **SMALL, bits=6)
     shutil.rmtree(pictures / "ant")
     validation = latentq.encode(pictures, tmp_path / "validation", like=tmp_path / "train")
@@ -490,7 +490,7 @@ def test_a_dataset_like_another_shares_its_recipe_quantiser_and_classes(pictures
         latentq.encode(pictures, tmp_path / "x", like=tmp_path / "train", bits=4)
 
 
-def test_a_dataset_begun_alone_does_not_go_on_like_another(pictures, tmp_path):
+def test_dataset_begun_without_like_is_not_continued_with_it(pictures, tmp_path):
     for index, name in enumerate(("ant", "bee", "cat")):
         paint(tmp_path / "others" / name / "x.png", 50 + index)
     latentq.encode(tmp_path / "others", tmp_path / "train", **SMALL)
@@ -499,7 +499,7 @@ def test_a_dataset_begun_alone_does_not_go_on_like_another(pictures, tmp_path):
         latentq.encode(pictures, tmp_path / "alone", like=tmp_path / "train")
 
 
-def test_like_carries_class_numbers_to_and_from_tables(pictures, tmp_path):
+def test_like_uses_class_numbers_across_tables_and_folders(pictures, tmp_path):
     rows = [f"pictures/{name}\t{label}\n" for name, label in [("ant/00.jpg", "dog"), ("bee/01.png", "emu")]]
     (tmp_path / "train.tsv").write_text("path\tlabel\npictures/cat/02.png\tcow\n" + "".join(rows))
     (tmp_path / "validation.tsv").write_text("path\tlabel\n" + "".join(rows))
@@ -518,7 +518,7 @@ def test_like_needs_the_same_weights(pictures, tmp_path, tiny_vae):
         latentq.encode(pictures, tmp_path / "x", like=tmp_path / "train", autoencoder="dct-f8c16")
 
 
-def test_a_recipe_that_asks_for_what_is_not_there_is_refused(pictures, tmp_path, tiny_vae):
+def test_recipe_that_stores_what_the_source_lacks_is_refused(pictures, tmp_path, tiny_vae):
     shutil.move(pictures / "ant" / "00.jpg", pictures / "00.jpg")
     with pytest.raises(RecipeError, match=r"imagenet\.int8 stores label as label, which the source does not have"):
         latentq.encode(pictures, tmp_path / "out", recipe="imagenet.int8", autoencoder=tiny_vae)
@@ -536,7 +536,7 @@ def test_bad_arguments_are_value_errors(pictures, tmp_path, options, message):
 
 
 @pytest.mark.parametrize("text", ["", "format = 1", "format = 9", "complete =", "\x00", 'format = 1\nsource = "x"'])
-def test_a_broken_card_is_an_error_that_names_it(pictures, tmp_path, text):
+def test_broken_card_is_an_error_that_names_the_file(pictures, tmp_path, text):
     latentq.encode(pictures, tmp_path / "out", **SMALL)
     (tmp_path / "out" / "latents.toml").write_text(text)
     with pytest.raises(latentq.FormatError, match=r"latents\.toml: "):
@@ -544,7 +544,7 @@ def test_a_broken_card_is_an_error_that_names_it(pictures, tmp_path, text):
     assert [finding.file for finding in latentq.verify(tmp_path / "out")] == ["latents.toml"]
 
 
-def test_every_field_of_a_card_that_is_missing_or_of_another_type_is_an_error(pictures, tmp_path):
+def test_card_with_a_missing_or_mistyped_field_is_an_error(pictures, tmp_path):
     card = latentq.encode(pictures, tmp_path / "out", **SMALL).to_dict()
     for key in card:
         for changed in ({k: v for k, v in card.items() if k != key}, {**card, key: 3.5}, {**card, key: [1]}):
@@ -572,14 +572,14 @@ def test_every_field_of_a_card_that_is_missing_or_of_another_type_is_an_error(pi
         ("latent", "quantizer", {"kind": "affine", "bits": 8, "low": [0.0], "high": [1.0]}),
     ],
 )
-def test_a_field_of_a_card_that_makes_no_sense_is_an_error(pictures, tmp_path, table, field, value):
+def test_card_with_an_invalid_value_is_an_error(pictures, tmp_path, table, field, value):
     data = latentq.encode(pictures, tmp_path / "out", **SMALL).to_dict()
     (data["latents"]["latent"] if table == "latent" else data[table])[field] = value
     with pytest.raises((latentq.FormatError, RecipeError)):
         Card.from_dict(data)
 
 
-def test_verify_finds_what_was_changed(pictures, tmp_path):
+def test_verify_finds_every_change(pictures, tmp_path):
     out = tmp_path / "out"
     latentq.encode(pictures, out, **SMALL, unit_size=5)
     assert latentq.verify(out) == []
@@ -611,14 +611,14 @@ def test_verify_finds_what_was_changed(pictures, tmp_path):
     assert "2 of 3 units" in latentq.verify(out)[0].message
 
 
-def test_an_unfinished_dataset_says_so(pictures, tmp_path):
+def test_unfinished_dataset_is_not_complete(pictures, tmp_path):
     latentq.encode(pictures, tmp_path / "out", **SMALL, unit_size=5, rank=0, world_size=2)
     with pytest.raises(LatentqError, match="2 of 3 units"):
         LatentDataset(tmp_path / "out")
     assert "2 of 3 units" in latentq.verify(tmp_path / "out")[0].message
 
 
-def test_another_version_is_a_warning(pictures, tmp_path):
+def test_another_version_of_a_library_is_a_warning(pictures, tmp_path):
     out = tmp_path / "out"
     card = latentq.encode(pictures, out, **SMALL)
     changed = dataclasses.replace(card, versions={**card.versions, "torch": "1.0"})
@@ -627,14 +627,14 @@ def test_another_version_is_a_warning(pictures, tmp_path):
         latentq.encode(pictures, out, **SMALL)
 
 
-def test_nothing_in_the_dataset_tells_where_or_when(pictures, tmp_path):
+def test_dataset_contains_no_time_or_path(pictures, tmp_path):
     latentq.encode(pictures, tmp_path / "a", **SMALL)
     shutil.copytree(pictures, tmp_path / "elsewhere" / "photos")
     latentq.encode(tmp_path / "elsewhere" / "photos", tmp_path / "b", **SMALL)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_stock_readers_read_it(streaming_alone, pictures, tmp_path):
+def test_stock_reader_reads_the_dataset(streaming_alone, pictures, tmp_path):
     from streaming import StreamingDataset
 
     out = tmp_path / "out"
@@ -649,7 +649,7 @@ def test_stock_readers_read_it(streaming_alone, pictures, tmp_path):
     assert json.loads((out / "index.json").read_bytes())["version"] == 2
 
 
-def test_the_shared_photographs_are_encoded_without_rejects(photographs, tmp_path):
+def test_shared_photographs_are_encoded_without_rejects(photographs, tmp_path):
     card = latentq.encode(photographs, tmp_path / "out", autoencoder="dct-f8c16", size=256)
     assert (card.counts.samples, card.counts.rejects) == (64, 0)
     labels = [sample["label"] for sample in LatentDataset(tmp_path / "out")]

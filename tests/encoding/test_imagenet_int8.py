@@ -1,4 +1,4 @@
-"""imagenet.int8: what its page's own loader reads of us, and what we read of it."""
+"""imagenet.int8: its own loader reads our datasets, and we read its shards."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from latentq.models.noise import noise
 
 pytestmark = pytest.mark.usefixtures("streaming_alone")
 
-# The page's loader, to the letter.
+# The loader of the project's page, verbatim.
 SEED = textwrap.dedent("""
     from streaming.base.format.mds.encodings import Encoding, _encodings
     import numpy as np
@@ -79,21 +79,21 @@ def encoded(classes, tmp_path, tiny_vae):
     return out
 
 
-def test_the_pages_code_is_the_pages():
+def test_copied_loader_equals_the_page():
     page = SHARED / "seeds" / "imagenet-int8.md"
     if not page.exists():
         pytest.skip("the seed's page is not here")
     assert SEED in page.read_text()
 
 
-def test_the_codes_are_the_seeds_to_the_bit(encoded, classes, tiny_vae):
+def test_codes_equal_those_of_the_original_script(encoded, classes, tiny_vae):
     network = latentq.load_autoencoder(tiny_vae)
     reader = mds.Reader(encoded)
     stored = np.empty((6, 4096), np.uint8)
     reader.gather(range(6), "vae_output", out=stored)
     files = sorted(classes.rglob("*.jpg"))
     for number in range(6):
-        # With the batch's own shape: a convolution's last bit may depend on it.
+        # In the same batch shape: the last bit of a convolution may depend on it.
         pair = [files[number - number % 2], files[number - number % 2 + 1]]
         pixels, _ = latentq.image.load_batch(pair, 256, orient=False, alpha="drop", icc="ignore")
         mean, logvar = network.posterior(torch.from_numpy(pixels).float() * (2 / 255) - 1)
@@ -103,8 +103,8 @@ def test_the_codes_are_the_seeds_to_the_bit(encoded, classes, tiny_vae):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_the_pages_loader_reads_our_output_unchanged(encoded, tmp_path, plain):
-    """The dataset, and the plain folder that it is converted to."""
+def test_original_loader_reads_our_output(encoded, tmp_path, plain):
+    """Reads the dataset, and the plain folder that it is converted to."""
     if plain:
         encoded = encoded.rename(tmp_path / "dataset")
         convert(encoded, tmp_path / "vae_mds")
@@ -121,7 +121,7 @@ def test_the_pages_loader_reads_our_output_unchanged(encoded, tmp_path, plain):
     assert texts == {"0": "acoustic guitar", "1": "thunder snake"}
 
 
-def test_the_card_says_how_it_was_made_and_our_reader_decodes_it(encoded):
+def test_card_names_the_recipe_and_our_reader_dequantizes(encoded):
     card = Card.load(encoded)
     assert card.columns == {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
     quantizer = card.latents["vae_output"].quantizer
@@ -137,7 +137,7 @@ def test_the_card_says_how_it_was_made_and_our_reader_decodes_it(encoded):
     assert latentq.verify(encoded) == []
 
 
-def test_a_folder_as_the_seeds_scripts_write_it_opens(int8_folder):
+def test_folder_of_the_original_scripts_opens(int8_folder):
     dataset = LatentDataset(int8_folder, recipe="imagenet.int8")
     assert len(dataset) == 10
     for index, sample in enumerate(dataset):

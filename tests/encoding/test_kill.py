@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a run leaves what an undisturbed one leaves."""
+"""A run that is killed at any moment and started again writes the same bytes as an undisturbed run."""
 
 import random
 import signal
@@ -24,7 +24,7 @@ def make_source(folder):
 
 
 def test_kill_9_at_ten_random_moments(tmp_path):
-    """Each kill waits for a few changes in the folder, so that it falls into the work and not into the start."""
+    """Each kill waits for a few changes in the folder, so that it hits the work and not the start."""
     source, out = make_source(tmp_path / "source"), tmp_path / "out"
     assert start(source, tmp_path / "whole").wait() == 0
     moments = random.Random(0)
@@ -57,7 +57,7 @@ def test_two_processes_at_once(tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_the_same_work_started_twice(tmp_path):
+def test_same_work_started_twice_at_once(tmp_path):
     source = make_source(tmp_path / "source")
     assert start(source, tmp_path / "whole").wait() == 0
     both = [start(source, tmp_path / "out") for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The recipe micro-diffusion: its shards as micro_diffusion's own loader reads them, and as ours does."""
+"""The recipe micro-diffusion: micro_diffusion's loader and ours read the same values."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from support.archive_making import make_tar, pictures_of, with_captions
 
 
 def tiny_recipe():
-    """The recipe, but for a text encoder that is 32 wide and for computing in float32."""
+    """Returns the recipe for a text encoder of width 32, in float32."""
     recipe = latentq.Recipe.load("micro-diffusion").to_dict()
     recipe["columns"]["caption_latents"]["shape"] = [1, 77, 32]
     recipe["text"]["dtype"] = recipe["autoencoder"]["dtype"] = "float32"
@@ -33,7 +33,9 @@ def captioned(tmp_path_factory):
     return folder
 
 
-def test_its_loader_finds_scaled_samples_of_two_sizes(streaming_alone, captioned, tiny_vae, tiny_open_clip, tmp_path):
+def test_original_loader_finds_scaled_samples_of_two_sizes(
+    streaming_alone, captioned, tiny_vae, tiny_open_clip, tmp_path
+):
     options = {"recipe": tiny_recipe(), "autoencoder": tiny_vae, "text_encoder": f"openclip:{tiny_open_clip}"}
     latentq.encode(captioned / "list.tsv", tmp_path / "out", **options)
     network = latentq.load_autoencoder(tiny_vae)
@@ -46,7 +48,7 @@ def test_its_loader_finds_scaled_samples_of_two_sizes(streaming_alone, captioned
             latent = np.frombuffer(dataset[index][f"latents_{size}"], np.float16).reshape(-1, size // 8, size // 8)
             pixels = latentq.image.fit(np.asarray(picture), size).transpose(2, 0, 1)[None]
             mean, logvar = network.posterior(torch.from_numpy(pixels) * (2 / 255) - 1)
-            # Noise by counter: whatever it is, it has the posterior's spread about its mean.
+            # The noise is normal, so samples have the posterior's mean and spread.
             drawn = (torch.from_numpy(latent.astype(np.float32)) / 0.13025 - mean[0]) / torch.exp(logvar[0] / 2)
             assert latent.shape == (4, size // 8, size // 8)
             assert abs(float(drawn.mean())) < 0.1
@@ -55,7 +57,7 @@ def test_its_loader_finds_scaled_samples_of_two_sizes(streaming_alone, captioned
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory, tiny_vae, tiny_open_clip):
-    """Two datasets of the recipe: of the shards of a converted collection, and of a tar as it was downloaded."""
+    """Encodes two datasets: from the shards of a converted collection, and from a tar as it is downloaded."""
     folder = tmp_path_factory.mktemp("collections")
     pictures = pictures_of(folder / "pictures", 3, (520, 516))
     make_tar(folder / "cc12m.tar", with_captions(pictures))
@@ -67,7 +69,7 @@ def encoded(tmp_path_factory, tiny_vae, tiny_open_clip):
 
 
 class PlainLoader:
-    """Samples as latents_loader.py of micro_diffusion makes them of a StreamingDataset's: by shape alone."""
+    """Decodes samples of a StreamingDataset as latents_loader.py of micro_diffusion does, by shape alone."""
 
     def __init__(self, path, size, seq, dim):
         self._dataset = StreamingDataset(local=str(path), batch_size=1)
@@ -89,7 +91,7 @@ class PlainLoader:
 
 @pytest.mark.parametrize("source", ["from-shards", "from-tar"])
 @pytest.mark.parametrize("size", [256, 512])
-def test_our_loader_gives_what_its_loader_gives(streaming_alone, encoded, source, size):
+def test_our_loader_equals_the_original_loader(streaming_alone, encoded, source, size):
     plain = PlainLoader(encoded / source, size, 77, 32)
     ours = latentq.LatentDataset(encoded / source, dtype=torch.float16, scale="scaled")
     batches = list(ours.loader(2, shuffle=True, seed=3, caption_dropout=0.5))
@@ -106,7 +108,7 @@ def test_our_loader_gives_what_its_loader_gives(streaming_alone, encoded, source
         assert torch.equal(latents, sample["image_latents"])
 
 
-def test_its_columns_are_the_encoders_own_output(encoded, tiny_open_clip):
+def test_columns_hold_the_output_of_the_encoders(encoded, tiny_open_clip):
     dataset = latentq.LatentDataset(encoded / "from-shards")
     assert dict(dataset._reader.columns) == {
         "caption": "str", "caption_latents": "bytes", "latents_256": "bytes", "latents_512": "bytes"
@@ -119,7 +121,7 @@ def test_its_columns_are_the_encoders_own_output(encoded, tiny_open_clip):
     assert [sample["image"].size for sample in jpegs] == [(520, 516), (521, 517), (522, 518)]
 
 
-def test_a_mixture_takes_both_and_drops_captions_by_chance(encoded):
+def test_mixture_of_both_drops_captions_at_random(encoded):
     columns = ["caption", "caption_embedding", "latents_256"]
     parts = [latentq.LatentDataset(encoded / name, columns=columns) for name in ("from-shards", "from-tar")]
     mixture = latentq.LatentMixture(parts, [1, 2])
@@ -139,7 +141,7 @@ def test_a_mixture_takes_both_and_drops_captions_by_chance(encoded):
     assert torch.equal(without, empty.expand(3, 1, 77, 32))
 
 
-def test_what_its_own_scripts_made_is_read_without_a_card(encoded, tmp_path):
+def test_shards_of_the_original_scripts_are_read_without_a_card(encoded, tmp_path):
     shutil.copytree(encoded / "from-shards", tmp_path / "theirs")
     for name in ("latents.toml", "empty_caption.npz"):
         (tmp_path / "theirs" / name).unlink()
@@ -151,7 +153,7 @@ def test_what_its_own_scripts_made_is_read_without_a_card(encoded, tmp_path):
         _ = theirs.empty_caption
 
 
-def test_streams_give_embeddings_and_the_empty_caption_too(streaming_alone, encoded, tmp_path):
+def test_streams_give_embeddings_and_the_empty_caption(streaming_alone, encoded, tmp_path):
     from latentq.reading.streaming import LatentStreamingDataset
 
     remote = LatentStreamingDataset(remote=str(encoded / "from-shards"), local=str(tmp_path), batch_size=1)

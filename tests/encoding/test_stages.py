@@ -1,4 +1,4 @@
-"""The loop of encoding: guards against NaN, memory that is not enough, threads that end, and what a profile tells."""
+"""The encoding loop: NaN guards, out of memory, threads that end, and profiles."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from latentq.encoding.stages import Profile, background_consumer, prefetched
 
 
 class Blocks:
-    """Someone's own network: the mean of blocks of pixels. What else it does is for a test to say."""
+    """A user's own autoencoder: the mean of blocks of pixels. Tests override its methods."""
 
     name = family = "blocks"
     scaling_factor = 1.0
@@ -31,7 +31,7 @@ class Blocks:
 
 
 class Fragile(Blocks):
-    """In half precision, NaN and infinity for pictures that are bright on the whole, and other numbers for the rest."""
+    """In half precision, gives NaN and infinity for bright images, and other numbers for the rest."""
 
     threshold = 0.5
 
@@ -45,7 +45,7 @@ class Fragile(Blocks):
 
 
 class Hopeless(Fragile):
-    """NaN for the same pictures in float32 too."""
+    """Gives NaN for the same images in float32 as well."""
 
     def encode(self, pixels):
         latents = super().encode(pixels)
@@ -54,7 +54,7 @@ class Hopeless(Fragile):
 
 
 class Greedy(Blocks):
-    """Has memory for three pictures at a time."""
+    """Runs out of memory for more than three images."""
 
     def __init__(self):
         self.batches = []
@@ -86,9 +86,7 @@ def pixels_of(folder):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_what_is_not_finite_in_half_precision_is_redone_in_float32_and_the_rest_untouched(
-    photos, tmp_path, dtype, batch_size
-):
+def test_nonfinite_samples_are_redone_in_float32_and_others_are_untouched(photos, tmp_path, dtype, batch_size):
     pixels, network = pixels_of(photos), Fragile()
     exact = network.encode(pixels)
     with torch.autocast("cpu", torch.bfloat16):
@@ -107,7 +105,7 @@ def test_what_is_not_finite_in_half_precision_is_redone_in_float32_and_the_rest_
     assert latentq.verify(out) == []
 
 
-def test_redoing_reaches_calibration(photos, tmp_path):
+def test_calibration_redoes_nonfinite_samples(photos, tmp_path):
     data = Recipe.load("default").override(dtype="bfloat16", size=32, calibrate="minmax").to_dict()
     data["columns"]["latent"]["quantizer"] = {"kind": "affine", "method": "minmax"}
     network = Fragile()
@@ -120,7 +118,7 @@ def test_redoing_reaches_calibration(photos, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_stays_bad_is_rejected_and_the_run_goes_on(photos, tmp_path, dtype):
+def test_sample_that_stays_nonfinite_is_rejected(photos, tmp_path, dtype):
     out = tmp_path / "out"
     card = latentq.encode(photos, out, recipe=recipe("affine", dtype=dtype), autoencoder=Hopeless(), batch_size=5)
     hopeless = Blocks().encode(pixels_of(photos)).mean((1, 2, 3)) > Fragile.threshold
@@ -137,7 +135,7 @@ def test_what_stays_bad_is_rejected_and_the_run_goes_on(photos, tmp_path, dtype)
 
 
 class FragileTokens(Blocks):
-    """In half precision, pictures that are bright on the whole have no tokens."""
+    """In half precision, bright images have no tokens."""
 
     codebook_size = 100
 
@@ -148,7 +146,7 @@ class FragileTokens(Blocks):
         return tokens
 
 
-def test_tokens_of_what_is_not_finite_are_made_again_too(photos, tmp_path):
+def test_missing_tokens_are_redone_in_float32(photos, tmp_path):
     options = {"autoencoder": FragileTokens(), "size": 32, "store": "tokens", "batch_size": 5}
     card = latentq.encode(photos, tmp_path / "half", **options, dtype="bfloat16")
     assert card.counts.rejects == 0
@@ -158,7 +156,7 @@ def test_tokens_of_what_is_not_finite_are_made_again_too(photos, tmp_path):
     np.testing.assert_array_equal(half, full)
 
 
-def test_compiling_is_of_the_network_in_its_dtype_and_leaves_no_trace(photos, tmp_path, monkeypatch):
+def test_compiled_run_computes_in_the_recipes_dtype_and_leaves_no_trace(photos, tmp_path, monkeypatch):
     calls = []
 
     def compiling(function):
@@ -176,7 +174,7 @@ def test_compiling_is_of_the_network_in_its_dtype_and_leaves_no_trace(photos, tm
     assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
 
 
-def test_autocast_is_what_the_recipe_says_and_weights_stay(photos, tmp_path, tiny_vae):
+def test_autocast_uses_the_recipes_dtype_and_weights_keep_theirs(photos, tmp_path, tiny_vae):
     cards = {}
     for dtype in ("float32", "bfloat16"):
         out = tmp_path / dtype
@@ -192,7 +190,7 @@ def test_autocast_is_what_the_recipe_says_and_weights_stay(photos, tmp_path, tin
     assert not torch.equal(stored, exact)
 
 
-def test_where_memory_is_not_enough_the_batch_is_halved_and_the_run_goes_on(photos, tmp_path):
+def test_batch_is_halved_when_the_device_runs_out_of_memory(photos, tmp_path):
     lines = []
 
     class Lines:
@@ -212,7 +210,7 @@ def test_where_memory_is_not_enough_the_batch_is_halved_and_the_run_goes_on(phot
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
 
 
-def test_memory_that_is_not_enough_for_one_is_an_error(photos, tmp_path):
+def test_out_of_memory_for_one_image_is_an_error(photos, tmp_path):
     class Hungry(Blocks):
         def encode(self, pixels):
             raise torch.OutOfMemoryError(f"CUDA out of memory for {len(pixels)}")
@@ -224,7 +222,7 @@ def test_memory_that_is_not_enough_for_one_is_an_error(photos, tmp_path):
 
 @pytest.mark.parametrize("stage", ["read", "network", "write"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, LatentqError])
-def test_whatever_stage_fails_no_thread_and_no_temporary_is_left(photos, tmp_path, monkeypatch, stage, error):
+def test_failure_of_any_stage_leaves_no_thread_and_no_temporary(photos, tmp_path, monkeypatch, stage, error):
     calls = 0
 
     def fail(*_, **__):
@@ -258,7 +256,7 @@ def test_whatever_stage_fails_no_thread_and_no_temporary_is_left(photos, tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
-def test_stages_work_at_the_same_time_within_their_bounds():
+def test_stages_overlap_within_their_queue_depths():
     made, most = [], 0
     profile = Profile()
 
@@ -287,7 +285,7 @@ def test_stages_work_at_the_same_time_within_their_bounds():
     assert profile.seconds["write", "starved"] < 0.1
 
 
-def test_a_profile_tells_the_share_of_each_stage(photos, tmp_path, capsys):
+def test_profile_prints_the_share_of_each_stage(photos, tmp_path, capsys):
     from latentq.cli.main import main
 
     class Slow(Blocks):

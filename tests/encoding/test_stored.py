@@ -1,4 +1,4 @@
-"""What can be stored: samples, means, moments and tokens, of one or several sizes, as they come back from a reader."""
+"""Samples, means, moments and tokens of one or several sizes are stored and read back."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from latentq.models.noise import noise
 
 
 class Tokens:
-    """Someone's own network with a code book: the mean of 8x8 pixels, as one of `codebook_size` greys."""
+    """A user's own autoencoder with a codebook: the mean of 8x8 pixels, as one of `codebook_size` grays."""
 
     name = "greys"
     scaling_factor = 1.0
@@ -51,7 +51,7 @@ def as_floats(pixels):
 
 
 def default(**changes):
-    """The default recipe, its latent column with these fields."""
+    """Returns the default recipe with these fields in its latent column."""
     data = Recipe.load("default").to_dict()
     data["columns"]["latent"] |= changes
     return Recipe.from_dict(data)
@@ -67,21 +67,21 @@ def twelve(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def moments(twelve, tiny_vae, tmp_path_factory):
-    """A dataset of moments at 32 pixels, with mirrored twins."""
+    """Encodes moments of 32 pixels, with flipped columns."""
     out = tmp_path_factory.mktemp("moments") / "out"
     latentq.encode(twelve, out, autoencoder=tiny_vae, size=32, store="moments", flip=True, unit_size=5, batch_size=4)
     return out
 
 
 def stored_moments(path, column="moments"):
-    """Mean and variance of every sample's latent, as the codes say them."""
+    """Returns mean and variance of every sample's latent, dequantized."""
     facts = Card.load(path).latents[column]
     codes = mds.Reader(path).gather(range(12), column)
     mean, logvar = np.split(facts.quantizer.dequantize(codes).astype(np.float64), 2, axis=1)
     return mean, np.exp(logvar)
 
 
-def test_moments_are_mean_and_log_variance_quantised_each_for_itself(moments, twelve, tiny_vae):
+def test_moments_are_quantized_mean_and_log_variance(moments, twelve, tiny_vae):
     card = Card.load(moments)
     assert list(card.latents) == ["moments", "moments_flip"]
     facts = card.latents["moments"]
@@ -97,7 +97,7 @@ def test_moments_are_mean_and_log_variance_quantised_each_for_itself(moments, tw
     assert latentq.verify(moments) == []
 
 
-def test_latents_are_drawn_from_moments_anew_at_every_reading(moments):
+def test_every_read_draws_new_latents_from_moments(moments):
     dataset = LatentDataset(moments, columns=["moments"])
     assert dataset[0]["moments"].shape == (4, 4, 4)
     mean, variance = stored_moments(moments)
@@ -108,7 +108,7 @@ def test_latents_are_drawn_from_moments_anew_at_every_reading(moments):
     assert np.abs(draws.var(0).numpy() / variance - 1).max() < 6 * np.sqrt(2 / 2000)
 
 
-def test_a_scale_is_taken_after_drawing(moments):
+def test_scale_is_applied_after_drawing(moments):
     for scale, factor in (("raw", 1.0), ("scaled", 0.13025)):
         torch.manual_seed(3)
         values = LatentDataset(moments, columns=["moments"], scale=scale)[4]
@@ -123,7 +123,7 @@ def test_a_scale_is_taken_after_drawing(moments):
 
 
 @pytest.mark.parametrize("kind", ["dataset", "resident", "mixture", "transform"])
-def test_a_loaders_noise_is_a_function_of_seed_epoch_and_sample(moments, kind):
+def test_noise_of_a_loader_depends_on_seed_epoch_and_sample(moments, kind):
     def loader(batch_size, seed):
         if kind == "mixture":
             return LatentMixture([LatentDataset(moments)]).loader(batch_size, seed=seed)
@@ -146,7 +146,7 @@ def test_a_loaders_noise_is_a_function_of_seed_epoch_and_sample(moments, kind):
     assert not torch.equal(epochs(5, 8)[0], first)
 
 
-def test_moments_decode_to_the_picture_of_their_mean(moments, tiny_vae, twelve):
+def test_moments_decode_to_the_image_of_their_mean(moments, tiny_vae, twelve):
     network = latentq.load_autoencoder(tiny_vae)
     mean = torch.from_numpy(stored_moments(moments)[0]).float()
     expected = network.decode(mean[3:4])[0].add(1).mul(127.5).round().clamp(0, 255).permute(1, 2, 0)
@@ -156,7 +156,7 @@ def test_moments_decode_to_the_picture_of_their_mean(moments, tiny_vae, twelve):
     assert floats.psnr == pytest.approx(stored.psnr, abs=0.5)
 
 
-def test_mirrored_twins_of_moments_and_tokens_are_of_the_mirrored_picture(moments, twelve, tiny_vae, tmp_path):
+def test_flip_columns_of_moments_and_tokens_encode_the_mirrored_image(moments, twelve, tiny_vae, tmp_path):
     network = latentq.load_autoencoder(tiny_vae)
     pixels = pixels_of(LatentDataset(moments), twelve, 32)[..., ::-1].copy()
     mean, _ = network.posterior(as_floats(pixels))
@@ -171,7 +171,7 @@ def test_mirrored_twins_of_moments_and_tokens_are_of_the_mirrored_picture(moment
 
 
 @pytest.mark.parametrize(("codebook_size", "dtype"), [(1000, "uint16"), (65536, "uint16"), (70000, "int32")])
-def test_tokens_are_stored_in_the_smallest_type_and_read_as_int64(twelve, tmp_path, codebook_size, dtype):
+def test_tokens_are_stored_in_the_smallest_dtype_and_read_as_int64(twelve, tmp_path, codebook_size, dtype):
     out = tmp_path / "out"
     network = Tokens(codebook_size)
     card = latentq.encode(twelve, out, autoencoder=network, size=32, store="tokens", batch_size=5)
@@ -193,14 +193,14 @@ def test_tokens_are_stored_in_the_smallest_type_and_read_as_int64(twelve, tmp_pa
     assert latentq.verify(out) == []
 
 
-def test_tokens_decode_to_pictures(twelve, tmp_path):
+def test_tokens_decode_to_images(twelve, tmp_path):
     latentq.encode(twelve, tmp_path / "out", autoencoder=Tokens(256), size=32, store="tokens")
     picture = np.asarray(LatentDataset(tmp_path / "out").decode(2, autoencoder=Tokens(256)))
     tokens = LatentDataset(tmp_path / "out")[2]["tokens"].numpy()
     np.testing.assert_array_equal(picture, np.kron(tokens, np.ones((8, 8)))[..., None].repeat(3, -1))
 
 
-def test_a_token_outside_the_code_book_is_found(twelve, tmp_path):
+def test_token_outside_the_codebook_is_found(twelve, tmp_path):
     out = tmp_path / "out"
     latentq.encode(twelve, out, autoencoder=Tokens(), size=32, store="tokens")
     text = (out / "latents.toml").read_text().replace("codebook_size = 1000", "codebook_size = 10")
@@ -208,25 +208,25 @@ def test_a_token_outside_the_code_book_is_found(twelve, tmp_path):
     assert any("outside its code book of 10" in finding.message for finding in latentq.verify(out))
 
 
-def test_what_a_network_does_not_have_is_not_stored(twelve, tmp_path):
+def test_autoencoder_without_moments_or_tokens_is_refused(twelve, tmp_path):
     with pytest.raises(RecipeError, match=r"dct-f8c16 has no posterior"):
         latentq.encode(twelve, tmp_path / "out", size=32, store="moments")
     with pytest.raises(RecipeError, match=r"dct-f8c16 has no codebook"):
         latentq.encode(twelve, tmp_path / "out", size=32, store="tokens")
     recipe = Recipe.load("default").override(store="tokens").to_dict()
     recipe["columns"]["tokens"]["encoding"] = "ndarray:uint16:4,4"
-    with pytest.raises(RecipeError, match="does not hold a code book of 70000"):
+    with pytest.raises(RecipeError, match="does not hold a codebook of 70000"):
         latentq.encode(twelve, tmp_path / "out", recipe=Recipe.from_dict(recipe), autoencoder=Tokens(70000), size=32)
 
 
-def test_mixtures_of_unlike_things_are_refused(moments, twelve, tmp_path, tiny_vae):
+def test_mixture_of_different_contents_is_refused(moments, twelve, tmp_path, tiny_vae):
     latentq.encode(twelve, tmp_path / "out", autoencoder=tiny_vae, size=32)
     with pytest.raises(MismatchError):
         LatentMixture([LatentDataset(moments, columns=["moments", "key"]), LatentDataset(tmp_path / "out")])
 
 
 class Shifted:
-    """Someone's own network with a shift factor, as Flux has."""
+    """A user's own autoencoder with a shift factor, as Flux has."""
 
     name = "shifted"
     scaling_factor = 0.25
@@ -257,7 +257,7 @@ def test_scaled_latents_are_shifted_and_then_scaled(twelve, tmp_path, quantizer,
     torch.testing.assert_close(scaled, (raw - 0.5) * 0.25, atol=1e-6, rtol=1e-5)
 
 
-def test_several_sizes_are_stored_beside_each_other(twelve, tmp_path):
+def test_several_sizes_are_stored_in_one_dataset(twelve, tmp_path):
     data = Recipe.load("default").to_dict()
     latent = data["columns"].pop("latent") | {"quantizer": {"kind": "float16"}, "scaled": True, "encoding": "bytes"}
     data["columns"] = {"latents_32": {**latent, "size": 32}, "latents_64": {**latent, "size": 64}} | data["columns"]
@@ -277,7 +277,7 @@ def test_several_sizes_are_stored_beside_each_other(twelve, tmp_path):
     assert latentq.verify(out) == []
 
 
-def test_the_recipe_of_the_page_stores_what_micro_diffusion_reads():
+def test_recipe_in_the_docs_stores_what_micro_diffusion_reads():
     page = (Path(__file__).resolve().parents[2] / "docs" / "encoding.md").read_text()
     (block,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     recipe = Recipe.from_dict(tomllib.loads(block))
@@ -287,7 +287,7 @@ def test_the_recipe_of_the_page_stores_what_micro_diffusion_reads():
     }
 
 
-def test_a_pass_over_several_sizes_gives_the_pixels_of_each(twelve, photographs):
+def test_one_decode_gives_the_pixels_of_every_size(twelve, photographs):
     files = sorted(twelve.iterdir()) + sorted(photographs.rglob("*.JPEG"))[:6] + [twelve / "none.png"]
     for options in ({"crop": "center"}, {"crop": "adm"}, {"crop": "center-round", "filter": "lanczos"}):
         together, errors = latentq.image.load_sizes(files, [64, 24, 100], threads=2, **options)
@@ -299,7 +299,7 @@ def test_a_pass_over_several_sizes_gives_the_pixels_of_each(twelve, photographs)
         latentq.image.load_sizes(files, [32, 0])
 
 
-def test_the_command_line_stores_moments_and_shows_them(twelve, tiny_vae, tmp_path, capsys):
+def test_command_line_stores_moments_and_shows_them(twelve, tiny_vae, tmp_path, capsys):
     from latentq.cli.main import main
 
     arguments = ["encode", str(twelve), str(tmp_path / "out"), "--autoencoder", str(tiny_vae), "--size", "32"]
@@ -313,7 +313,7 @@ def test_the_command_line_stores_moments_and_shows_them(twelve, tiny_vae, tmp_pa
     assert recipe.override(store="mean").columns["latent"].store == "mean"
 
 
-def test_one_or_more_processes_store_the_same(twelve, tiny_vae, tmp_path, moments):
+def test_bytes_do_not_depend_on_the_number_of_processes(twelve, tiny_vae, tmp_path, moments):
     options = {"autoencoder": tiny_vae, "size": 32, "store": "moments", "flip": True, "unit_size": 5, "batch_size": 4}
     for rank in (2, 0, 1):
         latentq.encode(twelve, tmp_path / "out", **options, rank=rank, world_size=3, threads=2)

@@ -1,4 +1,4 @@
-"""Captions in the pipeline: embedded once each, stored as asked, the same bytes however often a run is stopped."""
+"""Captions in the pipeline: each is embedded once, and stopped runs write the same bytes."""
 
 import dataclasses
 import io
@@ -32,7 +32,7 @@ CAPTIONS = [f"a picture of {what}" for what in ("a cat", "a dog", "a cat", "a tr
 
 @pytest.fixture(scope="module")
 def tar(tmp_path_factory):
-    """Seven pictures in a WebDataset tar; three of them have one caption."""
+    """Makes a WebDataset tar of seven images, three of which share a caption."""
     folder = tmp_path_factory.mktemp("captioned")
     pictures = pictures_of(folder / "pictures", len(CAPTIONS), (40, 36))
     members = []
@@ -43,7 +43,7 @@ def tar(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    """Four pictures in parquet with one to three captions each."""
+    """Makes a parquet file of four images with one to three captions each."""
     folder = tmp_path_factory.mktemp("several")
     pictures = pictures_of(folder / "pictures", 4, (40, 36))
     captions = [[f"picture {i}, {j}" for j in range(1 + i % 3)] for i in range(4)]
@@ -53,7 +53,7 @@ def several(tmp_path_factory):
 
 
 class Counting:
-    """A text encoder that counts what it is asked for."""
+    """A text encoder that records the captions it is given."""
 
     name, length, width, pooled_width, masked = "counting", 5, 8, 3, True
 
@@ -77,7 +77,7 @@ def _stored(captions, dtype=np.float16):
 
 
 @pytest.mark.parametrize("family", ["tiny_open_clip", "tiny_clip", "tiny_t5"])
-def test_what_is_stored_is_what_the_encoder_makes(request, tar, tmp_path, family):
+def test_stored_embeddings_equal_the_text_encoders_output(request, tar, tmp_path, family):
     folder = request.getfixturevalue(family)
     name = f"openclip:{folder}" if family == "tiny_open_clip" else str(folder)
     card = latentq.encode(tar, tmp_path / "out", **SMALL, text_encoder=name, pooled=family != "tiny_t5" or None)
@@ -106,7 +106,7 @@ def test_what_is_stored_is_what_the_encoder_makes(request, tar, tmp_path, family
 def test_equal_captions_are_embedded_once_in_batches_of_one_size(tar, tmp_path):
     encoder = Counting()
     latentq.encode(tar, tmp_path / "out", **SMALL, text_encoder=encoder, batch_size=3)
-    assert encoder.asked[0] == [""]  # for the file beside the card
+    assert encoder.asked[0] == [""]  # for empty_caption.npz
     assert [len(asked) for asked in encoder.asked[1:]] == [3, 3]
     texts = [text for asked in encoder.asked[1:] for text in asked]
     assert texts == [*dict.fromkeys(CAPTIONS), ""]
@@ -114,7 +114,7 @@ def test_equal_captions_are_embedded_once_in_batches_of_one_size(tar, tmp_path):
     np.testing.assert_array_equal(stored, _stored(CAPTIONS).astype(np.float32))
 
 
-def test_what_is_kept_for_later_is_bounded(tar, tmp_path, monkeypatch):
+def test_cache_of_embeddings_is_bounded(tar, tmp_path, monkeypatch):
     monkeypatch.setattr(caption_encoding, "CACHE_BYTES", 0)
     captions = [f"caption {i % 50}" for i in range(200)]
     samples = [latentq.sources.Sample(str(i), 1, caption=caption) for i, caption in enumerate(captions)]
@@ -133,7 +133,7 @@ def test_what_is_kept_for_later_is_bounded(tar, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
-def test_a_run_that_goes_on_gives_the_same_bytes(tar, tiny_open_clip, tmp_path, batch_size):
+def test_continued_run_writes_the_same_bytes(tar, tiny_open_clip, tmp_path, batch_size):
     recipe = Recipe.load("default").to_dict()
     recipe["columns"]["caption_embedding"] = {"from": "caption_embedding", "quantizer": {"kind": "affine"}}
     recipe["text"] = {"model": f"openclip:{tiny_open_clip}", "dtype": "bfloat16"}
@@ -151,7 +151,7 @@ def test_a_run_that_goes_on_gives_the_same_bytes(tar, tiny_open_clip, tmp_path, 
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("affine", 8), ("affine", 6), ("codebook", 4), ("bfloat16", 16)])
-def test_embeddings_are_quantised_by_their_last_axis(tar, tmp_path, kind, bits):
+def test_embeddings_are_quantized_along_their_last_axis(tar, tmp_path, kind, bits):
     options = {} if kind == "bfloat16" else {"bits": bits}
     recipe = Recipe.load("default").to_dict()
     recipe["text"] = {"model": "counting"}
@@ -178,7 +178,7 @@ def test_embeddings_are_quantised_by_their_last_axis(tar, tmp_path, kind, bits):
     assert card == Card.load(tmp_path / "out")
 
 
-def test_several_captions_of_an_image_are_stored_side_by_side(several, tmp_path):
+def test_several_captions_of_an_image_are_stored(several, tmp_path):
     source, captions = several
     latentq.encode(source, tmp_path / "out", **SMALL, text_encoder=Counting(), text_captions=3, pooled=True)
     batch = LatentDataset(tmp_path / "out").batch(range(4))
@@ -204,7 +204,7 @@ def test_embeddings_can_be_resident(several, tmp_path):
         assert torch.equal(held.batch([3, 0])[name], dataset.batch([3, 0])[name])
 
 
-def test_several_captions_come_from_several_rows_too(tmp_path):
+def test_several_captions_come_from_several_rows(tmp_path):
     pictures = pictures_of(tmp_path / "pictures", 2, (40, 36))
     images = [{"id": i, "file_name": name} for i, name in enumerate(pictures)]
     annotations = [{"image_id": i % 2, "caption": f"caption {i}"} for i in range(5)]
@@ -217,8 +217,8 @@ def test_several_captions_come_from_several_rows_too(tmp_path):
     assert Listing.from_tsv(listing.to_tsv(), "x").samples == listing.samples
 
 
-def test_a_mixture_takes_all_six_collections(tmp_path):
-    """Each straight from archives of its layout, but for sa1b, which comes from converted shards."""
+def test_mixture_of_all_six_collections(tmp_path):
+    """Each is encoded from archives of its layout, except sa1b, which comes from converted shards."""
     jpegs = pictures_of(tmp_path / "pictures", 3, (300, 280))
     names = list(jpegs)
     webp = {}
@@ -270,7 +270,7 @@ def test_a_mixture_takes_all_six_collections(tmp_path):
     np.testing.assert_array_equal(embeddings, _stored(captions).astype(np.float32))
 
 
-def test_a_caption_whose_embedding_is_not_finite_is_rejected_or_embedded_again(tar, tmp_path):
+def test_nonfinite_embedding_is_redone_in_float32_or_rejected(tar, tmp_path):
     card = latentq.encode(tar, tmp_path / "out", **SMALL, text_encoder=Counting(spoil=CAPTIONS[0]))
     assert (card.counts.samples, card.counts.rejects) == (4, 3)
     assert "encode\tits caption's embedding holds NaN or infinity" in (tmp_path / "out" / "rejects.tsv").read_text()
@@ -285,7 +285,7 @@ def test_a_caption_whose_embedding_is_not_finite_is_rejected_or_embedded_again(t
     np.testing.assert_array_equal(stored, _stored(CAPTIONS).astype(np.float32))
 
 
-def test_the_picture_is_stored_where_it_is_asked_for(tar, tmp_path):
+def test_image_file_is_stored_on_request(tar, tmp_path):
     latentq.encode(tar, tmp_path / "out", **SMALL, image=True)
     source, reader = latentq.sources.open_source(tar), mds.Reader(tmp_path / "out")
     for number, sample in enumerate(source.listing().samples):
@@ -293,7 +293,7 @@ def test_the_picture_is_stored_where_it_is_asked_for(tar, tmp_path):
     assert LatentDataset(tmp_path / "out")[1]["image"].size == (41, 37)
 
 
-def test_a_picture_that_is_no_jpeg_becomes_one(pictures, tmp_path):
+def test_stored_image_that_is_not_a_jpeg_becomes_one(pictures, tmp_path):
     latentq.encode(pictures, tmp_path / "out", **SMALL, image=True)
     reader = mds.Reader(tmp_path / "out")
     for number, key in enumerate(reader.gather(range(12), "key")):
@@ -304,7 +304,7 @@ def test_a_picture_that_is_no_jpeg_becomes_one(pictures, tmp_path):
             assert stored == (pictures / key).read_bytes()
 
 
-def test_what_cannot_be_had_is_refused_in_one_line(pictures, tar, tiny_open_clip, tmp_path):
+def test_impossible_text_options_are_one_line_errors(pictures, tar, tiny_open_clip, tmp_path):
     for source, options, error, text in (
         (pictures, {"text_encoder": Counting()}, RecipeError, "needs captions: the source has none"),
         (
@@ -329,7 +329,7 @@ def test_what_cannot_be_had_is_refused_in_one_line(pictures, tar, tiny_open_clip
         )
 
 
-def test_other_weights_are_refused_and_a_copy_is_not(tar, tiny_clip, tmp_path):
+def test_other_text_weights_are_refused_but_a_copy_is_not(tar, tiny_clip, tmp_path):
     out = tmp_path / "out"
     latentq.encode(tar, out, **SMALL, text_encoder=tiny_clip)
     before = contents(out)
@@ -354,7 +354,7 @@ def test_other_weights_are_refused_and_a_copy_is_not(tar, tiny_clip, tmp_path):
         LatentMixture([LatentDataset(path, columns=columns) for path in (out, tmp_path / "second")])
 
 
-def test_the_command_line_stores_and_tells_of_captions(tar, tiny_clip, tmp_path, capsys):
+def test_command_line_stores_captions_and_reports_them(tar, tiny_clip, tmp_path, capsys):
     arguments = ["encode", tar, tmp_path / "out", "--size", "32", "--text-encoder", tiny_clip, "--pooled", "--image"]
     assert main([*map(str, arguments), "--text-length", "12", "--profile"]) == 0
     assert "captions " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`--delete-archives`: an archive goes as soon as nothing needs it, and not before; nothing else goes."""
+"""`--delete-archives` deletes an archive as soon as no unit needs it, and nothing else."""
 
 import shutil
 
@@ -18,7 +18,7 @@ ENCODE = ["--autoencoder", "dct-f8c16", "--size", "32", "--unit-size", "4"]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Four tars of three captioned pictures in two folders, the last tar cut short, and a file beside them."""
+    """Makes four tars of three captioned images in two folders, the last one truncated, and another file."""
     folder = tmp_path_factory.mktemp("source")
     members = list(with_captions(pictures_of(folder / "pictures", 12)))
     for number in range(4):
@@ -41,7 +41,7 @@ def left(tmp_path):
 
 
 @pytest.mark.parametrize(("command", "options"), [("shards", SHARDS), ("encode", ENCODE)])
-def test_what_is_done_goes_and_the_same_command_ends_as_before(source, tmp_path, command, options, capsys):
+def test_archives_are_deleted_and_the_same_command_succeeds_again(source, tmp_path, command, options, capsys):
     pattern = copied(source, tmp_path)
     assert main([command, pattern, str(tmp_path / "whole"), *options]) == 0
     assert len(left(tmp_path)) == 5
@@ -55,11 +55,11 @@ def test_what_is_done_goes_and_the_same_command_ends_as_before(source, tmp_path,
     assert "No such file" in capsys.readouterr().err
 
 
-def test_an_archive_stays_until_every_unit_that_it_reaches_into_is_there(source, tmp_path):
+def test_archive_stays_until_all_of_its_units_are_published(source, tmp_path):
     pattern = copied(source, tmp_path)
     options = {"min_size": 32, "unit_size": 4, "delete_archives": True}
     assert shards(pattern, tmp_path / "out", rank=0, world_size=2, **options).counts is None
-    # In order: a/0 (3), a/2 (3), b/1 (3), ...; units 0 and 2 are done, so only a/0 is behind us.
+    # In order: a/0 (3), a/2 (3), b/1 (3), ...; units 0 and 2 are done, so only a/0 is no longer needed.
     assert left(tmp_path) == ["a/2.tar", "a/keep.txt", "b/1.tar", "b/3.tar"]
     assert shards(pattern, tmp_path / "out", rank=1, world_size=2, **options).counts is not None
     assert left(tmp_path) == ["a/keep.txt", "b/3.tar"]
@@ -68,7 +68,7 @@ def test_an_archive_stays_until_every_unit_that_it_reaches_into_is_there(source,
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_killed_after_the_last_archive_went_it_can_still_be_finished(source, tmp_path):
+def test_run_killed_after_the_last_deletion_can_be_finished(source, tmp_path):
     pattern = copied(source, tmp_path)
     (tmp_path / "tars" / "b" / "3.tar").unlink()
     shards(pattern, tmp_path / "out", min_size=32, delete_archives=True)
@@ -78,7 +78,7 @@ def test_killed_after_the_last_archive_went_it_can_still_be_finished(source, tmp
     assert contents(tmp_path / "out") == whole
 
 
-def test_one_without_images_stays_and_is_in_nobodys_way(source, tmp_path):
+def test_archive_without_images_stays(source, tmp_path):
     pattern = copied(source, tmp_path)
     make_tar(tmp_path / "tars" / "a" / "1.tar", [("readme.md", b"no picture")])
     (tmp_path / "tars" / "b" / "3.tar").unlink()
@@ -92,7 +92,7 @@ def test_one_without_images_stays_and_is_in_nobodys_way(source, tmp_path):
         shards(pattern, tmp_path / "out", **options)
 
 
-def test_parquet_without_rows_is_in_nobodys_way_either(tmp_path):
+def test_parquet_without_rows_stays(tmp_path):
     pictures = pictures_of(tmp_path / "pictures", 3)
     for number, rows in enumerate(([], [*pictures.values()])):
         pq.write_table(pa.table({"jpg": pa.array(rows, pa.binary())}), tmp_path / f"{number}.parquet")
@@ -101,7 +101,7 @@ def test_parquet_without_rows_is_in_nobodys_way_either(tmp_path):
     assert [path.name for path in tmp_path.glob("*.parquet")] == ["0.parquet"]
 
 
-def test_an_archive_that_is_gone_too_early_is_named(source, tmp_path):
+def test_archive_that_is_missing_too_early_is_named(source, tmp_path):
     pattern = copied(source, tmp_path)
     shards(pattern, tmp_path / "out", min_size=32, unit_size=4, rank=0, world_size=2)
     (tmp_path / "tars" / "a" / "2.tar").unlink()
@@ -109,7 +109,7 @@ def test_an_archive_that_is_gone_too_early_is_named(source, tmp_path):
         shards(pattern, tmp_path / "out", min_size=32, unit_size=4)
 
 
-def test_zips_and_parquet_go_too_and_a_folder_does_not(tmp_path):
+def test_zips_and_parquet_are_deleted_and_a_folder_is_not(tmp_path):
     pictures = pictures_of(tmp_path / "pictures", 3)
     make_zip(tmp_path / "a.zip", pictures.items())
     pq.write_table(pa.table({"jpg": list(pictures.values())}), tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""`latentq shards`: which images are kept, as which bytes, in which columns."""
+"""`latentq shards`: the images that are kept, their bytes, and their columns."""
 
 import io
 import json
@@ -25,7 +25,7 @@ SMALL = {"min_size": 64, "max_size": 128}
 
 
 def picture(size, form="JPEG", mode="RGB", **options):
-    """The file of a smooth random picture."""
+    """Returns the file of a smooth random image."""
     random = np.random.default_rng(sum(size))
     channels = {"RGB": 3, "RGBA": 4, "L": 1}[mode]
     small = random.integers(0, 256, (5, 6, channels), np.uint8)
@@ -40,7 +40,7 @@ def opened(data):
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
-    """A tar of pictures, three of them below 64 pixels, one broken, one without caption."""
+    """Makes a tar of images: three below 64 pixels, one broken, one without caption."""
     folder = tmp_path_factory.mktemp("collection")
     members = [*with_captions(pictures_of(folder / "pictures", 9, (120, 100)))]
     members += [*with_captions({f"small{i}.jpg": picture((63, 100 + i)) for i in range(3)})]
@@ -48,14 +48,14 @@ def collection(tmp_path_factory):
     return make_tar(folder / "a.tar", members)
 
 
-def test_a_jpeg_that_needs_no_shrinking_keeps_its_bytes():
+def test_jpeg_that_needs_no_shrinking_keeps_its_bytes():
     for data in (picture((100, 64)), picture((300, 128), mode="L"), picture((128, 128), exif=exif(6))):
         assert to_jpeg(data, quality=95, **SMALL).data == data
 
 
 @pytest.mark.parametrize("size", [(129, 128 * 3), (333, 257), (500, 129), (1000, 999)])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_what_is_shrunk_is_what_torchvision_and_pillow_make(size, form):
+def test_shrunk_image_equals_that_of_torchvision_and_pillow(size, form):
     data = picture(size, form)
     resize = Resize(128, InterpolationMode.BICUBIC, antialias=True)
     expected = resize(opened(data).convert("RGB"))
@@ -66,7 +66,7 @@ def test_what_is_shrunk_is_what_torchvision_and_pillow_make(size, form):
     assert (made.width, made.height) == expected.size == opened(made.data).size
 
 
-def test_what_is_no_jpeg_becomes_one():
+def test_image_that_is_not_a_jpeg_becomes_one():
     made = to_jpeg(picture((100, 90), "WEBP", "RGBA"), quality=95, **SMALL)
     assert opened(made.data).format == "JPEG"
     assert (made.width, made.height) == (100, 90)
@@ -78,7 +78,7 @@ def exif(orientation):
     return tags
 
 
-def test_orientation_and_profile_are_neither_applied_nor_lost():
+def test_orientation_and_profile_are_kept_and_not_applied():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     original = picture((300, 200), exif=exif(6), icc_profile=profile)
     made = opened(to_jpeg(original, quality=95, **SMALL).data)
@@ -88,12 +88,12 @@ def test_orientation_and_profile_are_neither_applied_nor_lost():
 
 
 @pytest.mark.parametrize("size", [(63, 500), (500, 63), (63, 63)])
-def test_a_side_below_the_smallest_is_refused_with_its_size(size):
+def test_image_below_min_size_is_refused_naming_its_size(size):
     with pytest.raises(LatentqError, match=f"{size[0]} x {size[1]} pixels, below 64"):
         to_jpeg(picture(size), quality=95, **SMALL)
 
 
-def test_a_stock_reader_finds_the_columns_and_counts_add_up(streaming_alone, collection, tmp_path):
+def test_stock_reader_finds_the_columns_and_counts_add_up(streaming_alone, collection, tmp_path):
     card = shards(collection, tmp_path / "out", unit_size=4, **SMALL)
     assert (card.counts.samples, card.counts.rejects) == (9, 5)
     assert card.counts.samples + card.counts.rejects == card.source.samples
@@ -109,7 +109,7 @@ def test_a_stock_reader_finds_the_columns_and_counts_add_up(streaming_alone, col
     assert verify(tmp_path / "out") == []
 
 
-def test_any_number_of_processes_or_threads_makes_the_same_bytes(collection, tmp_path):
+def test_bytes_do_not_depend_on_processes_or_threads(collection, tmp_path):
     shards(collection, tmp_path / "whole", unit_size=4, threads=1, **SMALL)
     assert shards(collection, tmp_path / "parts", unit_size=4, rank=1, world_size=3, **SMALL).counts is None
     for rank in (0, 2):
@@ -147,13 +147,13 @@ def test_damage_to_shards_is_found(collection, tmp_path):
     assert "not the card of converted shards" in verify(tmp_path / "out")[0].message
 
 
-def test_nothing_kept_is_an_error(tmp_path):
+def test_source_without_usable_images_is_an_error(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("a.jpg", picture((63, 63)))])
     with pytest.raises(LatentqError, match="none of the 1 samples could be stored"):
         shards(path, tmp_path / "out", **SMALL)
 
 
-def test_killed_at_any_moment_and_started_again_it_leaves_the_same_bytes(tmp_path):
+def test_killed_run_that_is_started_again_writes_the_same_bytes(tmp_path):
     make_tar(tmp_path / "a.tar", with_captions(pictures_of(tmp_path / "pictures", 80, (400, 300))))
     command = [sys.executable, "-m", "latentq", "shards", "a.tar", "out", "--unit-size", "4", "--max-size", "280"]
     for changes in (1, 2, 5, 9):
@@ -172,7 +172,7 @@ def test_killed_at_any_moment_and_started_again_it_leaves_the_same_bytes(tmp_pat
 # Collections.
 
 
-def test_diffusiondb_leaves_out_what_is_not_safe(tmp_path):
+def test_diffusiondb_skips_unsafe_images(tmp_path):
     make_zip(
         tmp_path / "part-000001.zip",
         [*((f"{i}.webp", picture((90, 80), "WEBP")) for i in range(4)), ("part.json", b"{}")],
@@ -192,7 +192,7 @@ def test_diffusiondb_leaves_out_what_is_not_safe(tmp_path):
         shards(tmp_path / "*.zip", tmp_path / "more", collection="diffdb", **SMALL)
 
 
-def test_textcaps_keeps_its_ids_and_coco_its_json(tmp_path):
+def test_textcaps_keeps_ids_and_coco_keeps_json(tmp_path):
     data = picture((100, 90))
     rows = {"image": [{"bytes": data, "path": "x"}], "image_id": ["ab12"], "reference_strs": [["one", "two"]]}
     pq.write_table(pa.table(rows), tmp_path / "t.parquet")
@@ -209,7 +209,7 @@ def test_textcaps_keeps_its_ids_and_coco_its_json(tmp_path):
     assert mds.Reader(tmp_path / "coco")[0]["caption"] == "a dog"
 
 
-def test_a_collection_whose_columns_the_source_lacks_is_refused(tmp_path):
+def test_collection_whose_columns_the_source_lacks_is_refused(tmp_path):
     make_zip(tmp_path / "a.zip", [("a.jpg", picture((90, 90)))])
     with pytest.raises(
         LatentqError, match="stores caption as caption_syn_pixart_llava15, which the source does not have"
@@ -219,7 +219,7 @@ def test_a_collection_whose_columns_the_source_lacks_is_refused(tmp_path):
         shards(tmp_path / "a.zip", tmp_path / "out", collection="x", **SMALL)
 
 
-def test_the_command_line_tells_what_was_kept(collection, tmp_path, capsys):
+def test_command_line_prints_counts(collection, tmp_path, capsys):
     out = tmp_path / "out"
     sizes = ("--min-size", "64", "--max-size", "128")
     assert main(["shards", str(collection.parent / "*.tar"), str(out), *sizes]) == 0

@@ -219,7 +219,7 @@ def _token_dtype(name: str, column: Column, autoencoder: Autoencoder) -> str:
     fits = [dtype for dtype, largest in TOKEN_DTYPES.items() if size <= largest]
     dtype = column.encoding.split(":")[1] if column.encoding.startswith("ndarray:") else next(iter(fits), "")
     if dtype not in fits:
-        raise RecipeError(f"columns.{name}: {column.encoding or 'int32'} does not hold a code book of {size} tokens")
+        raise RecipeError(f"columns.{name}: {column.encoding or 'int32'} does not hold a codebook of {size} tokens")
     return dtype
 
 
