@@ -178,7 +178,7 @@ def test_a_full_disk_ends_the_run_with_what_to_do(server, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(download, "sync", full)
-        with pytest.raises(LatentqError, match=r"no space left for .*: make room, and the same command goes on"):
+        with pytest.raises(LatentqError, match=r"no space left for .*: make room, and run the same command again"):
             collect("cc12m", tmp_path, threads=1)
     server.sent.clear()
     assert collect("cc12m", tmp_path, ids=range(4), threads=1).failed == []
@@ -211,7 +211,7 @@ def test_links_that_have_expired_say_so_and_new_ones_are_taken(server, sa1b, tmp
     server.faults["/links/21"] = [fault] * 9
     command = ["collect", "sa1b", str(tmp_path / "out")]
     assert main([*command, "--links", sa1b, "--ids", "20-22"]) == 1
-    assert "take its list of links anew from its page" in capsys.readouterr().err.splitlines()[-1]
+    assert "download the list of links again from its page" in capsys.readouterr().err.splitlines()[-1]
     assert server.faults["/links/21"] == [fault] * 8  # asked for once
     failed = (tmp_path / "out" / "failed.tsv").read_text().splitlines()
     assert [line.split("\t")[:2] for line in failed] == [["21", f"{server.url}/links/21?sig=1%2F2"]]
@@ -223,7 +223,10 @@ def test_links_that_have_expired_say_so_and_new_ones_are_taken(server, sa1b, tmp
 
 def test_a_list_that_is_none_is_refused(server, tmp_path):
     (tmp_path / "page.html").write_text("<html>\n<body>\n")
-    for path, message in (("page.html", "line 2: not the name of a tar, a tab and its link"), (None, "--links FILE")):
+    for path, message in (
+        ("page.html", "line 2: expected the name of a tar, a tab and its link"),
+        (None, "--links FILE"),
+    ):
         with pytest.raises((LatentqError, ValueError), match=message):
             collect("sa1b", tmp_path / "out", links=path and tmp_path / path)
 
@@ -322,7 +325,7 @@ def test_a_folder_is_of_one_collection_and_of_one_process(server, tmp_path):
         collect("jdb", tmp_path)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(LatentqError, match="another latentq collect is at work"):
+    with pytest.raises(LatentqError, match="another latentq collect is working"):
         collect("cc12m", tmp_path, ids=[0])
     os.close(descriptor)
 
@@ -330,7 +333,7 @@ def test_a_folder_is_of_one_collection_and_of_one_process(server, tmp_path):
 def test_a_file_of_another_size_is_the_users_and_stays(server, tmp_path):
     (tmp_path / "cc12m-train-0000.tar").write_bytes(b"mine")
     [failure] = collect("cc12m", tmp_path, ids=[0]).failed
-    assert "is there with 4 bytes instead of 300000: move it away" in failure.reason
+    assert "exists with 4 bytes instead of 300000: move it away" in failure.reason
     assert (tmp_path / "cc12m-train-0000.tar").read_bytes() == b"mine"
 
 
@@ -361,7 +364,9 @@ def test_more_ids_than_there_can_be_are_refused_before_they_are_counted_out(serv
 @pytest.mark.parametrize("site", ["127.0.0.1:80", "ftp://a", "http://"])
 def test_an_address_that_is_none_is_not_asked_again(server, tmp_path, site):
     failed = collect("coco", tmp_path, site=site).failed
-    assert ["is no address: it must begin with http:// or https:// and a host" in each.reason for each in failed] == [
+    assert [
+        "is not an address: it must begin with http:// or https:// and a host" in each.reason for each in failed
+    ] == [
         True,
         True,
     ]
@@ -421,13 +426,13 @@ def test_what_is_no_file_is_not_taken_for_one(server, tmp_path, kind):
     else:
         (tmp_path / "val2014.zip").symlink_to(tmp_path / "nowhere")
     [failure] = collect("coco", tmp_path, site=server.url).failed
-    assert failure.reason == f"{tmp_path / 'val2014.zip'} is there and is no file: move it away"
+    assert failure.reason == f"{tmp_path / 'val2014.zip'} exists and is not a file: move it away"
 
 
 def test_a_page_in_place_of_a_file_of_the_hub_says_what_to_do(server, tmp_path):
     server.faults[bucket(server, "cc12m-train-0000.tar")] = ["html"]
     [failure] = collect("cc12m", tmp_path, ids=[0]).failed
-    assert failure.reason.startswith("a page came instead of the file: a proxy or a login page may be in between")
+    assert failure.reason.startswith("a web page came instead of the file: a proxy or a login page may be in between")
 
 
 def start(server, folder, home, *options):
@@ -460,12 +465,12 @@ def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server,
 
 def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch):
     monkeypatch.setattr("latentq.system.progress._EVERY", 0.0)
-    monkeypatch.setattr("latentq.collect.run._WORTH_TELLING", 0.0001)
+    monkeypatch.setattr("latentq.collect.pipeline._SHORTEST_NOTED_PAUSE", 0.0001)
     server.faults[bucket(server, "cc12m-train-0001.tar")] = [503]
     told = io.StringIO()
     collect("cc12m", tmp_path, ids=[0, 1], threads=1, progress=told)
     lines = told.getvalue().splitlines()
-    assert lines[0].startswith("to fetch: 3 of 3 files, 600.0 kB; ")
-    assert "cc12m-train-0001.tar: HTTP status 503; again in 0 s" in lines
+    assert lines[0].startswith("to download: 3 of 3 files, 600.0 kB; ")
+    assert "cc12m-train-0001.tar: HTTP status 503; trying again in 0 s" in lines
     assert any("cc12m-train-0000.tar 43%" in line for line in lines)
     assert lines[-1].startswith("collect: 3 of 3 files, 600.0 kB of 600.0 kB, ")

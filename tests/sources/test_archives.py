@@ -148,7 +148,7 @@ def test_what_a_tar_holds_beside_files_is_told_of(tmp_path):
         "a.tar/sparse.jpg": "a sparse member",
         "a.tar/a.jpg#2": "a member of this name came before",
     }
-    assert source.listing().notes == ("members without an image's extension are left out: 2",)
+    assert source.listing().notes == ("members without an image's extension are skipped: 2",)
     assert source.data(source.listing().samples[0]) == b"1"
 
 

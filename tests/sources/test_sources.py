@@ -65,7 +65,7 @@ def test_other_files_are_left_out_and_counted(pictures):
     (pictures / "labels.txt").write_text("not an image")
     listing = open_source(pictures).listing()
     assert len(listing.samples) == 12
-    assert listing.notes == ("files without an image's extension are left out: 1",)
+    assert listing.notes == ("files without an image's extension are skipped: 1",)
 
 
 def test_links_are_followed_and_circles_end(pictures, tmp_path):

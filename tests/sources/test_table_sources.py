@@ -13,7 +13,7 @@ import streaming
 from conftest import contents, run
 from latentq import FormatError, LatentqError, MismatchError, encode, mds
 from latentq.sources import Captions, open_source
-from latentq.sources.columns import captions_of
+from latentq.sources.columns import captions_in
 from support.archive_making import make_tar, make_zip, pictures_of
 from support.collection_making import parquet, picture
 from support.hub_server import Repository, Server
@@ -97,7 +97,7 @@ def test_mds_shards_of_the_stock_writer_are_a_source(tmp_path, pictures_made):
 def test_other_shards_than_those_listed_are_refused(tmp_path, pictures_made):
     samples = open_source(write_stock(tmp_path / "a", pictures_made)).listing().samples
     other = open_source(write_stock(tmp_path / "b", pictures_made, None))
-    with pytest.raises(MismatchError, match="which is not so now"):
+    with pytest.raises(MismatchError, match="the shards have changed since"):
         other.data(samples[0])
 
 
@@ -184,7 +184,7 @@ def test_captions_are_joined_by_name_and_what_has_none_is_a_reject(tmp_path, pic
 
 
 def test_half_a_surrogate_pair_is_no_caption_and_ends_nothing():
-    assert captions_of(["a \ud800", "b \U0001f600"]) == ("b \U0001f600",)
+    assert captions_in(["a \ud800", "b \U0001f600"]) == ("b \U0001f600",)
 
 
 def test_columns_of_captions_may_be_named(tmp_path):

@@ -1,4 +1,4 @@
-"""What a public collection is: its files, and how its shards differ from others'."""
+"""The description of a public collection: its files, the columns of its shards, its limits."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from latentq.collect.hub import Hub
 from latentq.collect.file import File
 
+if TYPE_CHECKING:
+    from latentq.collect.hub_files import HubFiles
+
 Subset = Literal["small", "all"]
-
-
 Columns = Mapping[str, tuple[str, str]]
-
-
-"""By the name of a column: what it holds (`image`, `width`, `height`, or a field of `Sample`) and its MDS encoding."""
-
+"""Maps a column's name to its content (`image`, `width`, `height`, or a field of `Sample`) and its MDS encoding."""
 
 COLUMNS: Columns = {
     "jpg": ("image", "jpeg"),
@@ -29,13 +25,13 @@ COLUMNS: Columns = {
 
 @dataclass(frozen=True)
 class Request:
-    """What a user wants of a collection.
+    """The files of a collection that a user asks for.
 
     Attributes:
-        subset: About 1% of it, or all.
-        ids: The numbers of the archives instead; None for the subset's.
-        links: The list of links, for a collection whose page gives one.
-        site: Another address than its own, for a collection that has a site.
+        subset: `small` (about 1%) or `all`.
+        ids: The numbers of the archives; None takes those of the subset.
+        links: The path of the list of links, for a collection whose page gives one.
+        site: The address of a mirror, for a collection that has its own site.
     """
 
     subset: Subset = "all"
@@ -44,10 +40,14 @@ class Request:
     site: str | None = None
 
     def numbers(self, every: Sequence[int], small: Sequence[int]) -> Sequence[int]:
-        """The archives that are wanted, of those that there are and those of the small subset.
+        """Returns the numbers of the requested archives.
+
+        Args:
+            every: The numbers of all archives.
+            small: The numbers of the small subset.
 
         Raises:
-            ValueError: There is none of a number.
+            ValueError: There is no archive of a requested number.
         """
         if self.ids is None:
             return small if self.subset == "small" else every
@@ -62,14 +62,14 @@ class Collection:
     """A public collection.
 
     Attributes:
-        files: The files of a request: archives, and what goes with them.
-        takes: Which of `ids`, `links` and `site` a request may say; `links` is then needed.
-        advice: What to do where its addresses no longer lead to files.
+        files: Returns the files of a request: archives, captions and metadata.
+        takes: The options that a request may have, of `ids`, `links` and `site`; `links` is then required.
+        advice: What to do if an address no longer leads to its file.
         columns: The columns of its shards.
-        limits: An image is rejected where one of these columns of its captions' file is above its limit.
+        limits: Rejects an image if one of these columns in the file of captions is above its limit.
     """
 
-    files: Callable[[Request, Hub], list[File]]
+    files: Callable[[Request, HubFiles], list[File]]
     takes: tuple[str, ...] = ("ids",)
     advice: str = ""
     columns: Columns = field(default_factory=lambda: COLUMNS)

@@ -1,4 +1,4 @@
-"""The public collections by name."""
+"""The public collections, by name."""
 
 from latentq.collect import cc12m, coco, diffdb, jdb, sa1b, textcaps
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -14,11 +10,11 @@ class File:
     """A file of a collection.
 
     Attributes:
-        id: What the user calls it: an archive's number, or its name.
-        path: Where it lies below the collection's folder; in a repository of the hub likewise.
-        repository: The hub's data set that has it; empty where `address` says where it is.
-        revision: Of the repository.
-        address: Its URL, if it is not on the hub.
+        id: The archive's number, or the file's name; users and `failed.tsv` name files by it.
+        path: The path in the collection's folder, and in the repository if there is one.
+        repository: The data set on the Hub that has the file; empty if `address` is given.
+        revision: The revision of the repository.
+        address: The URL of a file that is not on the Hub.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""TextCaps: the parquet files of its data set on the hub, those that the hub has converted where it has none itself."""
+"""TextCaps: the parquet files of its data set on the Hub, or those that the Hub converted if it has none."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import re
 from latentq._core import LatentqError
 from latentq.collect.base import COLUMNS, Collection, Request
 from latentq.collect.file import File
-from latentq.collect.hub import Hub
+from latentq.collect.hub_files import HubFiles
 
 _REPOSITORY = "HuggingFaceM4/TextCaps"
-
-
 _SPLITS = {"train", "validation"}
 
 
-def _files(_: Request, hub: Hub) -> list[File]:
+def _files(_: Request, hub: HubFiles) -> list[File]:
     for revision in ("main", "refs/convert/parquet"):
         paths = [path for path in hub.paths(_REPOSITORY, revision) if path.endswith(".parquet")]
         if wanted := [path for path in paths if _SPLITS & set(re.split(r"[/._-]", path))]:

@@ -21,7 +21,7 @@ from latentq.run.finish import finish
 from latentq.run.listing import publish_listing
 from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import LatentSums, UnitFacts, unit_names
-from latentq.store.local import whole
+from latentq.store.local import published_whole
 from latentq.system.progress import Progress
 
 __all__ = ["convert", "open_foreign"]
@@ -60,7 +60,7 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
     source, out = Path(source), Path(out)
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", str(out.parent))
-    with whole(out) as temporary:
+    with published_whole(out) as temporary:
         if progress is not None and source.is_file() and source.stat().st_size > _LARGE:
             progress.write(f"reading {source}\n")
         foreign = open_foreign(source)

@@ -16,7 +16,7 @@ from latentq._core import LatentqError
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import CAPTIONS, IMAGES, NETWORK, prefetched
 from latentq.sources import Sample
-from latentq.sources.listing import REJECTED, fetch
+from latentq.sources.listing import FILE_ERRNOS, read_sample
 from latentq.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _decoded_batch(
     outputs = [buffer.numpy()[: len(data)] for buffer in pixels.values()]
     _, errors = image.load_sizes(data, sizes, threads=run.threads, out=outputs, **recipe.image.options())
     for place, error in enumerate(errors):
-        if isinstance(error, OSError) and error.errno not in REJECTED:
+        if isinstance(error, OSError) and error.errno not in FILE_ERRNOS:
             raise error  # the machine's fault, not the file's: the unit can be encoded another time
         if error is not None:
             rejected.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
@@ -176,7 +176,7 @@ def _read(run: EncodingRun, samples: Sequence[Sample]) -> tuple[list[bytes | Pat
     data: list[bytes | Path] = []
     rejected: dict[int, Refusal] = {}
     for place, sample in enumerate(samples):
-        item, refusal = fetch(run.source, sample)
+        item, refusal = read_sample(run.source, sample)
         if refusal is None and smallest:
             refusal = _too_small(item, smallest)
         data.append(item if refusal is None else b"")

@@ -18,7 +18,7 @@ from latentq.models.text import Embeddings, TextEncoder
 from latentq.quantizer import Quantizer
 from latentq.quantizer.tensors import to_numpy
 from latentq.sources import Sample
-from latentq.sources.listing import captions_of
+from latentq.sources.listing import cycled_captions
 
 cuda: Any = torch.cuda  # partly untyped
 
@@ -206,7 +206,7 @@ class UnitCaptions:
         return [row.wait(self._encoder, self._quantizers) for row in rows]
 
     def _texts(self, sample: Sample) -> list[str]:
-        return [] if sample.fault else captions_of(sample, self._encoder.options.captions)
+        return [] if sample.fault else cycled_captions(sample, self._encoder.options.captions)
 
     def _row(self, text: str) -> _Row:
         row = self._cache.pop(text, None) or self._embed(text)

@@ -19,7 +19,7 @@ from latentq.quantizer import Moments, Quantizer
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import LatentSums, UnitFacts
-from latentq.sources.listing import captions_of
+from latentq.sources.listing import cycled_captions
 from latentq.system.progress import Progress
 
 
@@ -97,7 +97,7 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
         files = [encoded.batch.images[place] for place in encoded.places]
         return [_as_jpeg(file) for file in files] if encoding == "jpeg" else files
     elif content == "captions":
-        values = [captions_of(sample, card.recipe.text.captions) for sample in samples]
+        values = [cycled_captions(sample, card.recipe.text.captions) for sample in samples]
     else:
         values = [getattr(sample, content) for sample in samples]
         if encoding == "str":

@@ -32,7 +32,7 @@ from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import UnitFacts
 from latentq.sharding.card import ShardsCard
 from latentq.sources import Captions, Listing, Sample, Source
-from latentq.sources.listing import REJECTED, fetch
+from latentq.sources.listing import FILE_ERRNOS, read_sample
 from latentq.store.local import publish_once
 from latentq.system.progress import Progress
 
@@ -191,7 +191,7 @@ def _converted(
         return sample, result.result() if isinstance(result, Future) else result
 
     for sample in samples:
-        data, refusal = fetch(source, sample)
+        data, refusal = read_sample(source, sample)
         if refusal is None and sample.text != sample.key:
             refusal = ("list", LatentqError("the file's name is not UTF-8"))
         pending.append((sample, refusal if refusal is not None else pool.submit(_convert, data, card)))
@@ -211,6 +211,6 @@ def _convert(data: bytes | Path, card: ShardsCard) -> Jpeg | _Refusal:
     except LatentqError as error:
         return "decode", error
     except OSError as error:
-        if not isinstance(data, Path) or error.errno not in REJECTED:
+        if not isinstance(data, Path) or error.errno not in FILE_ERRNOS:
             raise  # the machine's fault, not the file's
         return "read", error

@@ -1,4 +1,4 @@
-"""Sources: ordered collections of samples, each a key, the bytes of an image, and perhaps a label and a caption."""
+"""Sources: ordered collections of samples, each a key and an image, with an optional label and caption."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import TextIO
 
 from latentq._core import LatentqError
 from latentq.format.files import SHARDS
-from latentq.sources.captions import Captioned, Captions
+from latentq.sources.archives import Archives
+from latentq.sources.captions import Captions, WithCaptions
+from latentq.sources.datasets import PREFIX, Datasets
+from latentq.sources.folder import EXTENSIONS, Folder, read_class_names
 from latentq.sources.listing import Listing, Sample, Source
+from latentq.sources.mds import Mds
+from latentq.sources.parquet import Parquet
+from latentq.sources.table import DELIMITERS, Table
 
 __all__ = ["Captions", "Listing", "Sample", "Source", "exists", "open_source"]
 
-
 _SUFFIXES = {".tar": "tar", ".tar.gz": "tar", ".tgz": "tar", ".zip": "zip", ".parquet": "parquet"}
-
-
-_HUB = "hf:"
 
 
 def open_source(
@@ -31,33 +33,34 @@ def open_source(
     captions: str | Captions | None = None,
     progress: TextIO | None = None,
 ) -> Source:
-    """The source at a path.
+    """Opens the source at a path.
 
     Args:
-        path: A folder of images; a CSV or TSV table of their paths; a .tar, .tgz, .zip or .parquet file, a pattern of
-            such (`cc12m/*.tar`) or a folder that holds only such; a folder of MDS shards; a data set that Hugging
-            Face's `save_to_disk` wrote, or the name of one on the hub as `hf:NAME` or `hf:NAME:SPLIT`.
+        path: A folder of images; a CSV or TSV table of image paths; .tar, .tgz, .zip or .parquet files, named by one
+            file, a pattern (`cc12m/*.tar`) or a folder that holds nothing else; a folder of MDS shards; a data set
+            written by Hugging Face's `save_to_disk`, or on the Hub as `hf:NAME` or `hf:NAME:SPLIT`.
         class_names: For a folder: a file of two columns, folder name and readable name.
-        classes: Label and readable name of each class, by the name of its folder or in a table, instead of numbering
-            names in their order.
-        exclude: For a folder: a folder inside it that is left out (the output, say).
-        captions: Where captions are, if not where they are looked for: a file, as `Captions.parse` takes it; in tars
-            and zips `txt`, `json` or `json:FIELD`, members named as the image; otherwise the name of their column.
-        progress: Where looking through archives is told, if it takes long; None tells nothing.
+        classes: Label and readable name of each class, by the name of its folder or its name in a table. None numbers
+            the names in sorted order.
+        exclude: For a folder: a folder inside it to skip, such as the output.
+        captions: Where the captions are: a file, as `Captions.parse` takes it; in tars and zips `txt`, `json` or
+            `json:FIELD`, for members named as the image; otherwise the name of a column. None looks in the usual
+            places.
+        progress: The stream for progress, if listing takes long; None prints nothing.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        LatentqError: It is of no kind that can be read, or of several.
+        LatentqError: The path is of no kind that can be read, or of several.
     """
     if isinstance(captions, str) and Path(captions.rpartition(":")[0] or captions).is_file():
         captions = Captions.parse(captions)
     if isinstance(captions, Captions):
         source = open_source(path, class_names=class_names, classes=classes, exclude=exclude, progress=progress)
-        return Captioned(source, captions)
+        return WithCaptions(source, captions)
     source = _open(os.fspath(path), class_names, classes, exclude, captions, progress)
     if source.kind not in ("folder", "table"):
         if class_names is not None:
-            raise LatentqError(f"class names are for a folder of class folders; {path} is none")
+            raise LatentqError(f"class names are for a folder of class folders, which {path} is not")
     elif captions is not None:
         Path(captions).stat()
         raise LatentqError(f"captions {captions}: not a file")
@@ -72,12 +75,7 @@ def _open(
     captions: str | None,
     progress: TextIO | None,
 ) -> Source:
-    from latentq.sources.folder import Folder, read_class_names
-    from latentq.sources.table import DELIMITERS, Table
-
-    if path.startswith(_HUB):
-        from latentq.sources.datasets import Datasets
-
+    if path.startswith(PREFIX):
         return Datasets(path, captions)
     folder = Path(path)
     if not folder.is_dir():
@@ -87,12 +85,8 @@ def _open(
             return Table(folder, classes)
         return _open_files(path, _matching(path), captions, progress)
     if (folder / "index.json").is_file():
-        from latentq.sources.mds import Mds
-
         return Mds(folder, captions)
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):  # of save_to_disk
-        from latentq.sources.datasets import Datasets
-
         return Datasets(path, captions)
     if (folder / SHARDS).is_file():
         raise LatentqError(f"{path} is not finished: latentq shards must finish it")
@@ -103,33 +97,31 @@ def _open(
 
 
 def exists(path: str) -> bool:
-    """Whether there is anything at a path, or that a pattern matches; a name on the hub is taken on trust."""
-    return path.startswith(_HUB) or bool(_matching(path))
+    """True if a path exists or a pattern matches; the name of a data set on the Hub is not checked."""
+    return path.startswith(PREFIX) or bool(_matching(path))
 
 
 def _matching(path: str) -> list[Path]:
-    """The file at a path, or those that a pattern matches."""
+    """The file at a path, or the files that a pattern matches."""
     if os.path.lexists(path):
         return [Path(path)]
-    return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207  (pathlib has none for absolute patterns)
+    return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207  (pathlib takes no absolute patterns)
 
 
-def _above(path: str) -> Path:
-    """The folder that a pattern's files go by their names in: the same whichever of them are there."""
+def _root(path: str) -> Path:
+    """The folder that file names are relative to, which does not depend on which files of a pattern are there."""
     parts = Path(path).parts
     fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part) and not os.path.lexists(path)), len(parts))
-    above = Path(*parts[:fixed])
-    return above if above.is_dir() else above.parent
+    root = Path(*parts[:fixed])
+    return root if root.is_dir() else root.parent
 
 
 def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:
-    """The archives of a folder that holds neither images nor folders beside them, but for the one that is left out."""
-    from latentq.sources.folder import EXTENSIONS
-
+    """The archives of a folder that holds neither images nor folders, apart from `exclude`; otherwise none."""
     archives = []
     for entry in os.scandir(folder):
-        left_out = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
-        if entry.name.startswith(".") or left_out:
+        excluded = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
+        if entry.name.startswith(".") or excluded:
             continue
         if entry.is_dir() or entry.name.lower().endswith(EXTENSIONS):
             return []
@@ -143,10 +135,7 @@ def _kind(name: str) -> str | None:
 
 
 def _open_files(path: str, files: list[Path], captions: str | None, progress: TextIO | None) -> Source:
-    """The source of these files, in the order of their names as bytes."""
-    from latentq.sources.archives import Archives
-    from latentq.sources.parquet import Parquet
-
+    """The source that these files make, in the order of their names as bytes."""
     if not files:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     unknown = next((file for file in files if _kind(file.name) is None), None)
@@ -156,10 +145,10 @@ def _open_files(path: str, files: list[Path], captions: str | None, progress: Te
         raise LatentqError(f"{unknown} is neither a folder of images nor a table nor an archive ({known})")
     kinds = sorted({str(_kind(file.name)) for file in files})
     if len(kinds) > 1:
-        raise LatentqError(f"{path} holds files of several kinds ({', '.join(kinds)}): name those of one")
-    above = _above(path)
-    named = [(file.relative_to(above).as_posix(), file) for file in files]
+        raise LatentqError(f"{path} holds files of several kinds ({', '.join(kinds)}): name files of one kind")
+    root = _root(path)
+    named = [(file.relative_to(root).as_posix(), file) for file in files]
     named.sort(key=lambda file: os.fsencode(file[0]))
     if kinds == ["parquet"]:
         return Parquet(named, captions, progress)
-    return Archives(kinds[0], named, captions, progress)
+    return Archives("tar" if kinds == ["tar"] else "zip", named, captions, progress)

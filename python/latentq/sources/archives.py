@@ -1,108 +1,109 @@
-"""Archives as sources: tar (also compressed) and zip, one or many, with captions beside the images in them."""
+"""Archives as a source: one or many tars (plain or gzip) or zips, with captions next to the images in them."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.sources.columns import captions_of
+from latentq.sources.columns import captions_in
 from latentq.sources.folder import EXTENSIONS
 from latentq.sources.listing import Listing, Sample, unchanged_files
-from latentq.sources.member import Member
+from latentq.sources.member import Member, plain_name
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.system.progress import looking
 
-_KINDS: dict[str, type[Tar | Zip]] = {"tar": Tar, "zip": Zip}
+ArchiveKind = Literal["tar", "zip"]
 
-
+_OPENERS: dict[ArchiveKind, type[Tar | Zip]] = {"tar": Tar, "zip": Zip}
 _SIDECARS = ("txt", "json")
-
-
-NO_CAPTION = "no caption"
+_NO_CAPTION = "no caption"
+_NO_IMAGE = "no image for this caption"
 
 
 class Archives:
     """The images in archives of one kind: archive by archive, each in its own order.
 
-    A sample's key is `<archive>/<member>`. What cannot be used is listed too, with its fault; so is an archive that is
-    broken, under its own name.
+    A sample's key is `<archive>/<member>`. Members that cannot be used are listed with their fault; so is a broken
+    archive, under its own name.
 
     Args:
         kind: `tar` (plain or gzip) or `zip`.
-        files: The archives in order, by the names they go by.
-        captions: The members that hold captions: `txt`, `json` or `json:FIELD`, named as the image but for this
-            extension. None takes those in .txt where there are any.
-        progress: Where looking through them is told, if it takes long; None tells nothing.
+        files: The archives in order, by their names in the source.
+        captions: Which members hold captions: `txt`, `json` or `json:FIELD`, named as the image but for this
+            extension. None takes those in .txt, if there are any.
+        progress: The stream for progress, if listing takes long; None prints nothing.
     """
 
     def __init__(
         self,
-        kind: str,
+        kind: ArchiveKind,
         files: Sequence[tuple[str, Path]],
         captions: str | None = None,
         progress: TextIO | None = None,
     ) -> None:
-        self.kind = kind
+        self.kind: ArchiveKind = kind
         self.files = dict(files)
         self._progress = progress
-        extension, _, field = (captions or "txt").partition(":")
+        extension, _, json_field = (captions or "txt").partition(":")
         if extension not in _SIDECARS:
-            raise LatentqError(f"captions {captions!r}: neither a file, nor txt, json or json:FIELD beside each image")
+            raise LatentqError(
+                f"captions {captions!r}: neither a file, nor txt, json or json:FIELD for members next to each image"
+            )
         self._sidecar = f".{extension}"
-        self._field = (field or "caption") if extension == "json" else None
+        self._json_field = (json_field or "caption") if extension == "json" else None
         self._required = captions is not None
         self._open: tuple[str, Tar | Zip] | None = None
         self._lock = threading.Lock()
 
     def listing(self) -> Listing:
-        """Looks through every archive once; a compressed tar is decompressed for it.
+        """Looks through every archive once; a gzip tar is decompressed for it.
 
         Raises:
             OSError: An archive cannot be read.
-            FormatError: No archive holds anything that can be used.
+            FormatError: No archive holds an image that can be used.
         """
         samples: list[Sample] = []
         others = 0
         for name, path in looking(self.files.items(), self._progress):
-            found, left_out = self._list(name, path)
+            found, others_found = self._list(name, path)
             samples += found
-            others += left_out
+            others += others_found
         if not any(sample.offset is not None for sample in samples):
             first = next(iter(self.files.values()))
             reason = f": {samples[0].fault}" if samples else ""
-            raise FormatError(f"{first}{f' and {len(self.files) - 1} more' if len(self.files) > 1 else ''}"
-                              f" hold no images{reason}")  # fmt: skip
+            more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+            raise FormatError(f"{first}{more} hold no images{reason}")
         captioned = self._required or any(sample.caption for sample in samples if not sample.fault)
         if captioned:
-            samples = [s if s.fault or s.caption is not None else replace(s, fault=NO_CAPTION) for s in samples]
-        else:  # texts that belong to no image are then just other files
+            samples = [s if s.fault or s.caption is not None else replace(s, fault=_NO_CAPTION) for s in samples]
+        else:  # texts that belong to no image are ordinary other members then
             others += sum(sample.fault == _NO_IMAGE for sample in samples)
             samples = [sample for sample in samples if sample.fault != _NO_IMAGE]
-        notes = (f"members without an image's extension are left out: {others}",) if others else ()
+        notes = (f"members without an image's extension are skipped: {others}",) if others else ()
         fields = ("archive", "archive_bytes", "offset", "packed", "fault")
         return Listing(tuple(samples), (*(("caption",) if captioned else ()), *fields), notes)
 
     def unchanged(self, listing: Listing) -> bool:
-        """As of `unchanged_files`."""
-        return unchanged_files(self.files, listing, self._bare)
+        """True if the archives are those of a listing, as `unchanged_files` compares them."""
+        return unchanged_files(self.files, listing, self._has_no_images)
 
-    def _bare(self, name: str, path: Path) -> bool:
-        """Whether an archive is whole and holds no image."""
+    def _has_no_images(self, name: str, path: Path) -> bool:
+        """True if an archive is intact and holds no image."""
         return all(sample.fault == _NO_IMAGE for sample in self._list(name, path)[0])
 
     def data(self, sample: Sample) -> bytes:
-        """The bytes of a member."""
+        """Returns the bytes of a member."""
         with self._lock:
             return self._opened(sample).read(sample)
 
     def _opened(self, sample: Sample) -> Tar | Zip:
-        """The sample's archive; the one before is closed."""
+        """The sample's archive, open; the archive before it is closed."""
         assert sample.archive is not None
         if self._open is not None:
             if self._open[0] == sample.archive:
@@ -111,7 +112,7 @@ class Archives:
             self._open = None
         path = self.files.get(sample.archive)
         try:
-            archive = _KINDS[self.kind](path) if path is not None else None
+            archive = _OPENERS[self.kind](path) if path is not None else None
         except (FileNotFoundError, NotADirectoryError):
             archive = None
         if archive is None:
@@ -125,78 +126,89 @@ class Archives:
         return archive
 
     def _list(self, name: str, path: Path) -> tuple[list[Sample], int]:
-        """The samples of one archive, and how many other members it has."""
-        images: dict[str, tuple[str, Sample]] = {}  # by key: the member's stem
-        captions: dict[str, tuple[str, str | None, str]] = {}  # by stem: the member, the caption, the fault
-        others = 0
-        archive = _KINDS[self.kind](path)
-        whole = Sample(name, None, archive=name, archive_bytes=archive.bytes)
-        fault = ""
+        """The samples of one archive, and the number of its other members."""
+        archive = _OPENERS[self.kind](path)
+        contents = _Contents(Sample(name, None, archive=name, archive_bytes=archive.bytes))
         try:
             for member in archive.members(lambda name: name.lower().endswith(self._sidecar)):
-                inside = _plain(member.name)
+                inside = plain_name(member.name)
                 base = inside.rpartition("/")[2].lower()
-                if base.endswith(EXTENSIONS) and not base.startswith("._"):  # macOS's shadows of files
-                    key, again = f"{name}/{inside}", 2
-                    while key in images:
-                        key, again = f"{name}/{inside}#{again}", again + 1
-                    twice = "" if again == 2 else "a member of this name came before"
-                    sample = replace(
-                        whole,
-                        key=key,
-                        bytes=member.size,
-                        offset=member.offset,
-                        packed=member.packed,
-                        fault=twice or member.fault,
-                    )
-                    images[key] = (_stem(inside), sample)
+                if base.endswith(EXTENSIONS) and not base.startswith("._"):  # macOS puts `._x.jpg` next to `x.jpg`
+                    contents.add_image(inside, member)
                 elif base.endswith(self._sidecar):
-                    captions.setdefault(_stem(inside), (inside, *self._caption(member)))
+                    contents.captions.setdefault(_stem(inside), (inside, *self._caption(member)))
                 else:
-                    others += 1
+                    contents.others += 1
         except FormatError as error:
-            fault = str(error)
+            contents.fault = str(error)
         finally:
             archive.close()
-        samples = []
-        for stem, sample in images.values():
-            _, caption, wrong = captions.get(stem, ("", None, ""))
-            samples.append(replace(sample, caption=caption, fault=sample.fault or wrong))
-        alone = captions.keys() - {stem for stem, _ in images.values()}
-        samples += [
-            replace(whole, key=f"{name}/{inside}", fault=_NO_IMAGE)
-            for stem, (inside, _, _) in captions.items()
-            if stem in alone
-        ]
-        if fault:
-            samples.append(replace(whole, fault=fault))
-        return samples, others
+        return list(contents.samples()), contents.others
 
     def _caption(self, member: Member) -> tuple[str | None, str]:
-        """A sidecar's caption, and what is wrong with it."""
+        """The caption in a member, and its fault."""
         if member.content is None:
             return None, f"its caption: {member.fault}"
         try:
             text = member.content.decode("utf-8-sig")
-            if self._field is not None:
-                text = json.loads(text)[self._field]
+            if self._json_field is not None:
+                text = json.loads(text)[self._json_field]
                 if not isinstance(text, str):
                     raise TypeError
         except UnicodeDecodeError:
             return None, "its caption is not UTF-8"
         except (ValueError, KeyError, TypeError, RecursionError):
-            return None, f"{NO_CAPTION}: no text {self._field!r} in its JSON"
+            return None, f"{_NO_CAPTION}: no text {self._json_field!r} in its JSON"
         text = text.strip()
-        return (text, "") if captions_of(text) else (None, f"{NO_CAPTION}: it is empty")
+        return (text, "") if captions_in(text) else (None, f"{_NO_CAPTION}: it is empty")
 
 
-_NO_IMAGE = "no image for this caption"
+@dataclass
+class _Contents:
+    """The members found in one archive.
 
+    Attributes:
+        archive: A sample that stands for the archive.
+        images: By key: the member's stem and its sample.
+        captions: By stem: the member's name, the caption and its fault.
+        others: How many other members there are.
+        fault: Why the rest of the archive cannot be read, or empty.
+    """
 
-def _plain(name: str) -> str:
-    while name.startswith("./"):
-        name = name[2:]
-    return name
+    archive: Sample
+    images: dict[str, tuple[str, Sample]] = field(default_factory=dict)
+    captions: dict[str, tuple[str, str | None, str]] = field(default_factory=dict)
+    others: int = 0
+    fault: str = ""
+
+    def add_image(self, inside: str, member: Member) -> None:
+        """Adds an image by its name in the archive; the second image of a name is a reject, as `name#2`."""
+        key, count = f"{self.archive.key}/{inside}", 1
+        while key in self.images:
+            count += 1
+            key = f"{self.archive.key}/{inside}#{count}"
+        duplicate = "a member of this name came before" if count > 1 else ""
+        sample = replace(
+            self.archive,
+            key=key,
+            bytes=member.size,
+            offset=member.offset,
+            packed=member.packed,
+            fault=duplicate or member.fault,
+        )
+        self.images[key] = (_stem(inside), sample)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yields the images with their captions, then captions without an image, then the archive if it is broken."""
+        for stem, sample in self.images.values():
+            _, caption, fault = self.captions.get(stem, ("", None, ""))
+            yield replace(sample, caption=caption, fault=sample.fault or fault)
+        stems = {stem for stem, _ in self.images.values()}
+        for stem, (inside, _, _) in self.captions.items():
+            if stem not in stems:
+                yield replace(self.archive, key=f"{self.archive.key}/{inside}", fault=_NO_IMAGE)
+        if self.fault:
+            yield replace(self.archive, fault=self.fault)
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Captions in a file of their own, joined to the samples of a source by name."""
+"""Captions in a separate file, joined to the samples of a source by name."""
 
 from __future__ import annotations
 
@@ -11,33 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from latentq._core import FormatError, LatentqError
-from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_of, column_of, several
+from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_field, captions_in, column_of
 from latentq.sources.listing import Listing, Sample, Source
+from latentq.sources.member import plain_name
+from latentq.sources.parquet import open_parquet, rows_of
+from latentq.sources.table import DELIMITERS
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
-
-
-_TABLES = {".csv": ",", ".tsv": "\t"}
-
-
-_Row = Mapping[str, Any]
+_CaptionRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Captions:
-    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON or the .zip that holds it, or a .tgz of JSON lines
-    or of one .txt for each.
+    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON or .zip, or a .tgz of JSON lines or .txt files.
 
-    A row belongs to the image whose path, file name, or file name without its extension its key is. An image may have
+    The key of a row is the path of an image, its file name, or its file name without the extension. An image may have
     several rows, and a row several captions.
 
     Attributes:
         path: The file.
-        key: The column that names the image; found by its name where None.
-        caption: The column of captions; likewise.
-        limits: An image is rejected where one of these columns is above its limit.
+        key: The column that names the image; None looks for a usual name.
+        caption: The column of captions; None looks for a usual name.
+        limits: Rejects an image if one of these columns is above its limit.
     """
 
     path: str | os.PathLike[str]
@@ -47,11 +44,11 @@ class Captions:
 
     @classmethod
     def parse(cls, text: str) -> Captions:
-        """`FILE`, or `FILE:KEY,CAPTION` to name the columns.
+        """Parses `FILE`, or `FILE:KEY,CAPTION` to name the columns.
 
         Raises:
             FileNotFoundError: There is no such file.
-            LatentqError: What follows the colon is not two names.
+            LatentqError: The text after the colon is not two names.
         """
         path, colon, names = text.rpartition(":")
         if Path(text).exists() or not colon:
@@ -60,16 +57,16 @@ class Captions:
         Path(path).stat()
         key, comma, caption = names.partition(",")
         if not (key and comma and caption):
-            raise LatentqError(f"captions {text}: after the colon, two columns: KEY,CAPTION")
+            raise LatentqError(f"captions {text}: name two columns: KEY,CAPTION")
         return cls(path, key, caption)
 
     def join(self, listing: Listing) -> Listing:
-        """The listing with captions; a sample without one, or above a limit, has that as its fault.
+        """Returns the listing with captions; a sample without a caption, or above a limit, gets that as its fault.
 
         Raises:
             OSError: The file cannot be read.
-            FormatError: It cannot be understood.
-            LatentqError: It has not the columns that are needed, or holds no caption for any sample.
+            FormatError: The file cannot be understood.
+            LatentqError: The file lacks a needed column, or has no caption for any sample.
         """
         wanted: dict[str, list[int]] = {}
         for number, sample in enumerate(listing.samples):
@@ -78,8 +75,8 @@ class Captions:
         found: dict[int, tuple[tuple[str, ...], str]] = {}
         for name, captions, fault in self._rows():
             for number in wanted.get(name, ()):
-                before, first_fault = found.get(number, ((), fault))
-                found[number] = (before + captions, first_fault)
+                earlier, first_fault = found.get(number, ((), fault))
+                found[number] = (earlier + captions, first_fault)
         if not found:
             raise LatentqError(f"{self.path} has no caption for any of the {len(listing.samples)} samples")
         missing = f"{_NO_CAPTION} {Path(self.path).name}"
@@ -90,42 +87,41 @@ class Captions:
             facts = {**caption_facts(captions), "fault": sample.fault or fault}
             samples.append(replace(sample, **facts | {"caption": facts["caption"] or ""}))
         fields = [name for name in listing.fields if name not in ("caption", "captions", "fault")]
-        return Listing(tuple(samples), ("caption", *several(samples), *fields, "fault"), listing.notes)
+        return Listing(tuple(samples), ("caption", *captions_field(samples), *fields, "fault"), listing.notes)
 
     def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
-        """Of each row: the image's name, the captions and the fault."""
+        """Yields each row's image name, captions and fault."""
         path = Path(self.path)
         columns: tuple[str, str] | None = None
-        for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows_of(path):
+        for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows(path):
             if columns is None:
                 columns = self._columns(row)
             key, caption = row.get(columns[0]), row.get(columns[1])
             if key is None:
                 continue
-            yield _plain(str(key)), captions_of(caption), self._fault(row)
+            yield plain_name(str(key)), captions_in(caption), self._fault(row)
 
-    def _columns(self, row: _Row) -> tuple[str, str]:
+    def _columns(self, row: _CaptionRow) -> tuple[str, str]:
         key = self.key or column_of(KEY, row)
         caption = self.caption or column_of(CAPTION, row)
-        for name, what in ((key, "the image"), (caption, "the caption"), *((name, "a limit") for name in self.limits)):
+        needed = ((key, "the image"), (caption, "the caption"), *((name, "a limit") for name in self.limits))
+        for name, purpose in needed:
             if name is None or name not in row:
                 raise LatentqError(
-                    f"{self.path} has no column {f'{name!r} ' if name else ''}for {what}: it has {', '.join(row)}"
+                    f"{self.path} has no column {f'{name!r} ' if name else ''}for {purpose}: it has {', '.join(row)}"
                 )
         assert key is not None
         assert caption is not None
         return key, caption
 
-    def _parquet(self, path: Path) -> Iterator[_Row]:
-        """Only the columns that are needed: there may be millions of rows."""
-        from latentq.sources.parquet import opened, rows_of
-
-        with opened(path) as file:
+    def _parquet(self, path: Path) -> Iterator[_CaptionRow]:
+        """Yields rows of the needed columns only: there may be millions of rows."""
+        with open_parquet(path) as file:
             columns = self._columns(dict.fromkeys(file.schema_arrow.names))
             for rows in rows_of(path, file, [*columns, *self.limits]):
                 yield from rows
 
-    def _fault(self, row: _Row) -> str:
+    def _fault(self, row: _CaptionRow) -> str:
         for name, limit in self.limits.items():
             value = row[name]
             if value is None or not float(value) <= limit:
@@ -133,8 +129,8 @@ class Captions:
         return ""
 
 
-class Captioned:
-    """A source whose captions are in a file of their own."""
+class WithCaptions:
+    """A source whose captions are in a separate file."""
 
     def __init__(self, source: Source, captions: Captions) -> None:
         self.kind = source.kind
@@ -146,7 +142,7 @@ class Captioned:
         return self._captions.join(self._source.listing())
 
     def unchanged(self, listing: Listing) -> bool:
-        """Whether both the source and the captions are still those of a listing."""
+        """True if both the source and the captions are still those of a listing."""
         unchanged = getattr(self._source, "unchanged", None)
         if unchanged is None or not unchanged(listing):
             return False
@@ -157,25 +153,19 @@ class Captioned:
         return self._captions.join(replace(listing, samples=bare)).to_tsv() == listing.to_tsv()
 
     def data(self, sample: Sample) -> bytes | Path:
-        """What the source has."""
+        """Returns the sample's data, as the source does."""
         return self._source.data(sample)
 
 
 def _names(sample: Sample) -> Iterable[str]:
-    """What a row may call a sample: its path (in its archive), its file's name, that without extension, its id."""
+    """The names that a row may use for a sample: its path (in its archive), file name, stem, or id."""
     path = sample.key[len(sample.archive) + 1 :] if sample.archive else sample.key
     base = path.rpartition("/")[2]
     stem = base.rpartition(".")[0]
-    return dict.fromkeys(name for name in (_plain(path), base, stem, sample.id) if name)
+    return dict.fromkeys(name for name in (plain_name(path), base, stem, sample.id) if name)
 
 
-def _plain(name: str) -> str:
-    while name.startswith("./"):
-        name = name[2:]
-    return name
-
-
-def _rows_of(path: Path) -> Iterator[_Row]:
+def _rows(path: Path) -> Iterator[_CaptionRow]:
     name = path.name.lower()
     try:
         if name.endswith((".tgz", ".tar.gz", ".tar")):
@@ -184,15 +174,15 @@ def _rows_of(path: Path) -> Iterator[_Row]:
             yield from _coco(path.read_bytes())
         elif name.endswith(".zip"):
             yield from _zip(path)
-        elif path.suffix.lower() in _TABLES:
+        elif path.suffix.lower() in DELIMITERS:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file, delimiter=_TABLES[path.suffix.lower()])
+                yield from csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()])
         elif name.endswith(".jsonl"):
             with path.open("rb") as lines:
                 yield from _json_lines(path.name, lines)
         else:
             raise LatentqError(
-                f"{path}: captions are in a .jsonl, .csv, .tsv, .parquet, .json or .zip (COCO's), .tar or .tgz file"
+                f"{path}: a file of captions is a .jsonl, .csv, .tsv, .parquet, .json or .zip (COCO's), .tar or .tgz"
             )
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
@@ -202,7 +192,7 @@ def _rows_of(path: Path) -> Iterator[_Row]:
         raise FormatError(f"{path}: not a table: {error}") from None
 
 
-def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_Row]:
+def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_CaptionRow]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -215,13 +205,13 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_Row]:
         yield row
 
 
-def _zip(path: Path) -> Iterator[_Row]:
-    """COCO's annotations as they come: those of captions among others."""
+def _zip(path: Path) -> Iterator[_CaptionRow]:
+    """Yields the captions in COCO's zip of annotations, which holds other annotations too."""
     zipped = Zip(path)
     found = False
     try:
-        for member in zipped.members(_of_captions):
-            if not _of_captions(member.name):
+        for member in zipped.members(_is_coco_captions):
+            if not _is_coco_captions(member.name):
                 continue
             if member.content is None:
                 raise FormatError(f"{member.name}: {member.fault}")
@@ -230,16 +220,16 @@ def _zip(path: Path) -> Iterator[_Row]:
     finally:
         zipped.close()
     if not found:
-        raise FormatError("it holds no captions_*.json")
+        raise FormatError("the zip holds no captions_*.json")
 
 
-def _of_captions(name: str) -> bool:
+def _is_coco_captions(name: str) -> bool:
     base = name.rpartition("/")[2]
     return base.startswith("captions_") and base.endswith(".json")
 
 
-def _coco(content: bytes) -> Iterator[_Row]:
-    """COCO's annotations: captions by the number of an image, and the file's name of each number."""
+def _coco(content: bytes) -> Iterator[_CaptionRow]:
+    """Yields the captions of COCO's JSON, joined to file names by the image's number."""
     try:
         data = json.loads(content)
         names = {image["id"]: image["file_name"] for image in data["images"]}
@@ -249,8 +239,8 @@ def _coco(content: bytes) -> Iterator[_Row]:
         raise FormatError(f"not COCO's captions (images and annotations): {error!r}") from None
 
 
-def _tar(path: Path) -> Iterator[_Row]:
-    """A .txt for each image, named as it, or JSON lines."""
+def _tar(path: Path) -> Iterator[_CaptionRow]:
+    """Yields the captions of a tar with a .txt per image, named as the image, or with JSON lines."""
     tar = Tar(path)
     tables = []
     try:
@@ -262,7 +252,7 @@ def _tar(path: Path) -> Iterator[_Row]:
                 tables.append(member)
             elif member.content is not None:
                 yield {"key": base.removesuffix(".txt"), "caption": member.content.decode("utf-8-sig").strip()}
-        for member in tables:  # of any size, so line by line
+        for member in tables:  # line by line, because they may be of any size
             yield from _json_lines(member.name, tar.lines(member))
     finally:
         tar.close()

@@ -1,13 +1,13 @@
-"""A data set of Hugging Face `datasets`: a folder that `save_to_disk` wrote, or a name on the hub."""
+"""A data set of Hugging Face `datasets` as a source: a folder written by `save_to_disk`, or a name on the Hub."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, column_of, several
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, captions_field, column_of
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.parquet import facts_of, image_bytes
+from latentq.sources.parquet import image_bytes, row_facts
 
 PREFIX = "hf:"
 
@@ -16,8 +16,8 @@ class Datasets:
     """The rows of a data set, split by split in the order of their names. A sample's key is `<split>/<row>`.
 
     Args:
-        name: A folder, or `hf:NAME` or `hf:NAME:SPLIT` for the hub's.
-        caption: The column of captions; found by its name where None.
+        name: A folder, or `hf:NAME` or `hf:NAME:SPLIT` for a data set on the Hub.
+        caption: The column of captions; None looks for a usual name.
     """
 
     kind = "datasets"
@@ -28,8 +28,8 @@ class Datasets:
         self._name, self._caption = name, caption
         try:
             if name.startswith(PREFIX):
-                hub, _, split = name.removeprefix(PREFIX).partition(":")
-                loaded = datasets.load_dataset(hub, split=split or None)
+                hub_name, _, split = name.removeprefix(PREFIX).partition(":")
+                loaded = datasets.load_dataset(hub_name, split=split or None)
             else:
                 loaded = datasets.load_from_disk(name)
                 split = ""
@@ -40,20 +40,20 @@ class Datasets:
         for split in sorted(splits, key=str.encode):
             dataset = splits[split]
             images = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-            # Parquet that others wrote has the bytes, and does not say that they are images.
-            stored = [name for name, kind in dataset.features.items() if _holds_bytes(kind)]
-            image = next(iter(images), None) or column_of(IMAGE, stored) or next(iter(stored), None)
+            # Parquet that was not written by `datasets` has bytes, without the type Image.
+            binary = [name for name, kind in dataset.features.items() if _holds_bytes(kind)]
+            image = next(iter(images), None) or column_of(IMAGE, binary) or next(iter(binary), None)
             if image is None:
                 raise LatentqError(f"{name} has no column of images: it has {', '.join(dataset.features)}")
-            if image in images:  # the bytes as they are stored, not Pillow's picture of them
+            if image in images:  # the stored bytes, not Pillow's decoded image
                 dataset = dataset.cast_column(image, datasets.Image(decode=False))
             self._splits[split] = (image, dataset)
 
     def listing(self) -> Listing:
-        """Reads every column that is needed but the images.
+        """Reads every needed column except the images.
 
         Raises:
-            LatentqError: There are no rows, or not the column of captions that was named.
+            LatentqError: There are no rows, or the column of captions does not exist.
         """
         samples: list[Sample] = []
         found: set[str] = set()
@@ -66,7 +66,7 @@ class Datasets:
                 "label": column_of(LABEL, columns),
                 "id": column_of(ID, columns),
             }
-            chosen = {what: column for what, column in chosen.items() if column is not None}
+            chosen = {field: column for field, column in chosen.items() if column is not None}
             found |= chosen.keys()
             names = getattr(dataset.features.get(chosen.get("label")), "names", None)
             if names:
@@ -74,17 +74,17 @@ class Datasets:
             narrow = dataset.select_columns(list(chosen.values()))
             for row in range(len(dataset)):
                 values = narrow[row] if chosen else {}
-                facts = facts_of({what: values[column] for what, column in chosen.items()})
+                facts = row_facts({field: values[column] for field, column in chosen.items()})
                 if names and facts.get("label") is not None and facts["label"] < len(names):
                     facts["label_text"] = names[facts["label"]]
                 samples.append(Sample(f"{split}/{row:08}", None, archive=split, offset=row, **facts))
         if not samples:
             raise LatentqError(f"{self._name} has no rows: there are no images")
         fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in found)
-        return Listing(tuple(samples), (*fields, *several(samples), "archive", "offset", "fault"))
+        return Listing(tuple(samples), (*fields, *captions_field(samples), "archive", "offset", "fault"))
 
     def data(self, sample: Sample) -> bytes:
-        """The image in a row.
+        """Returns the image in a row.
 
         Raises:
             MismatchError: There is no such split or row.
@@ -99,7 +99,7 @@ class Datasets:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Whether a column is of bytes, or of the structs {bytes, path}."""
+    """True if a column holds bytes, or structs {bytes, path}."""
     if isinstance(kind, dict):
         kind = kind.get("bytes")
     return getattr(kind, "dtype", None) in ("binary", "large_binary")

@@ -1,4 +1,4 @@
-"""What every source gives: a listing, written as samples.tsv and cut into units, and the bytes of a sample."""
+"""The listing of a source, written as samples.tsv and split into units, and the protocol that sources follow."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _COMPRESSED = (".tgz", ".tar.gz")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image and what is known of it.
+    """One image and its facts.
 
     Attributes:
-        key: Its name, unique in a folder: the relative path with `/`; in a table the path as it stands there.
-        bytes: The size of its file; None where there is no such file.
-        label: Its class, a number of at least 0.
-        label_text: The name of its class.
-        caption: A text that describes it.
-        captions: All of them, where there are several; the first is the caption.
-        id: What its collection calls it, where that is not the key.
-        archive: The file that holds it among others, by its name in the source; None for a file of its own.
-        archive_bytes: The size of that file.
-        offset: Where it begins there: in bytes (of a compressed tar, of what is in it), or as a row's number.
-        packed: Its size in the archive, where it is deflated.
-        fault: Why it cannot be used, where the listing knows already; empty otherwise.
+        key: The name, unique in a folder: the relative path with `/`; in a table the path as the table gives it.
+        bytes: The size of the file, or None if there is no such file.
+        label: The class, a number of at least 0.
+        label_text: The name of the class.
+        caption: A text that describes the image.
+        captions: All captions, if there are several; the first is `caption`.
+        id: The image's name in its collection, if that is not the key.
+        archive: The archive or table that holds the image, by its name in the source; None for a file of its own.
+        archive_bytes: The size of that archive.
+        offset: Where the image begins in the archive: in bytes (uncompressed, in a gzip tar), or as a row number.
+        packed: Deflated size in bytes, if the image is deflated.
+        fault: Why the image cannot be used, if the listing already knows; otherwise empty.
     """
 
     key: str
@@ -53,13 +53,11 @@ class Sample:
 
     @property
     def text(self) -> str:
-        r"""The key as text: what of a file's name is not UTF-8 is written `\\udc80` and so on."""
+        r"""The key as text; bytes of a file name that are not UTF-8 are written `\\udc80` and so on."""
         return self.key.encode("utf-8", "backslashreplace").decode()
 
 
 _COLUMNS = tuple(field.name for field in fields(Sample))
-
-
 _NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
 
 
@@ -69,8 +67,8 @@ class Listing:
 
     Attributes:
         samples: The samples.
-        fields: What is known of every sample beside `key` and `bytes`: names of `Sample`'s attributes.
-        notes: What a user should be told of how the listing was made, one line each.
+        fields: The attributes of `Sample` that the source knows, without `key` and `bytes`.
+        notes: Lines for the user about how the listing was made.
     """
 
     samples: tuple[Sample, ...]
@@ -78,10 +76,10 @@ class Listing:
     notes: tuple[str, ...] = ()
 
     def to_tsv(self) -> bytes:
-        r"""The bytes of samples.tsv: a header, then a line for each sample.
+        r"""Returns the bytes of samples.tsv: a header, then one line per sample.
 
         Tabs, line ends and backslashes inside a value are written `\t`, `\n`, `\r` and `\\`. A key that is not UTF-8
-        (a file's name may be any bytes) keeps its bytes. Several captions are a JSON list.
+        (a file name may be any bytes) keeps its bytes. Several captions are a JSON list.
         """
         columns = ("key", "bytes", *self.fields)
         lines = ["\t".join(columns)]
@@ -89,16 +87,20 @@ class Listing:
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
     @classmethod
-    def from_tsv(cls, data: bytes, where: str) -> Listing:
-        """The listing that `to_tsv` wrote.
+    def from_tsv(cls, data: bytes, name: str) -> Listing:
+        """Reads what `to_tsv` wrote.
+
+        Args:
+            data: The bytes of the file.
+            name: The file's name, for messages.
 
         Raises:
-            FormatError: The bytes are not such a listing; the message begins with `where` and names the line.
+            FormatError: The bytes are not a listing; the message names the file and the line.
         """
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         columns = lines[0].split("\t")
         if columns[:2] != ["key", "bytes"] or not set(columns) <= set(_COLUMNS) or lines.pop() != "":
-            raise FormatError(f"{where}: not a list of samples")
+            raise FormatError(f"{name}: not a list of samples")
         samples = []
         for number, line in enumerate(lines[1:], start=2):
             cells = dict(zip(columns, tsv_values(line), strict=False))
@@ -110,18 +112,21 @@ class Listing:
                     if column in cells:
                         values[column] = int(cells[column]) if cells[column] else None
                 if "captions" in cells:
-                    values["captions"] = _several(cells["captions"])
+                    values["captions"] = _captions_from(cells["captions"])
                 if "archive" in cells:
-                    values["archive"] = sys.intern(cells["archive"]) or None  # one for all its samples
+                    values["archive"] = (
+                        sys.intern(cells["archive"]) or None
+                    )  # one string for all samples of the archive
                 samples.append(Sample(**values))
             except ValueError:
-                raise FormatError(f"{where}, line {number}: not a sample") from None
+                raise FormatError(f"{name}, line {number}: not a sample") from None
         return cls(tuple(samples), tuple(columns[2:]))
 
     def units(self, unit_size: int) -> list[range]:
-        """The units, each a range of samples' numbers: `unit_size` of them, or the fewer that are left.
+        """Splits the samples into units, each a range of sample numbers.
 
-        A compressed tar is one unit whatever its size: it can only be read from its start.
+        A unit has `unit_size` samples, or those that are left. A gzip tar is one unit whatever its size, because it can
+        only be read from the start.
         """
 
         def compressed(sample: Sample) -> str | None:
@@ -132,12 +137,12 @@ class Listing:
         for archive, run in itertools.groupby(self.samples, key=compressed):
             stop = start + sum(1 for _ in run)
             step = stop - start if archive else unit_size
-            units += [range(at, min(at + step, stop)) for at in range(start, stop, step)]
+            units += [range(first, min(first + step, stop)) for first in range(start, stop, step)]
             start = stop
         return units
 
     def sha256(self) -> str:
-        """The hash of samples.tsv, by which two listings are told apart."""
+        """Returns the SHA-256 of samples.tsv, in hexadecimal."""
         return hashlib.sha256(self.to_tsv()).hexdigest()
 
 
@@ -145,8 +150,8 @@ def _cell(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
 
 
-def _several(cell: str) -> tuple[str, ...] | None:
-    """The captions in a cell. Raises ValueError where they are none."""
+def _captions_from(cell: str) -> tuple[str, ...] | None:
+    """Several captions, from a JSON list. Raises ValueError if the cell is something else."""
     captions = json.loads(cell) if cell else None
     if captions is None:
         return None
@@ -155,15 +160,21 @@ def _several(cell: str) -> tuple[str, ...] | None:
     return tuple(captions)
 
 
-def unchanged_files(files: Mapping[str, Path], listing: Listing, bare: Callable[[str, Path], bool]) -> bool:
-    """Whether all of these files are those of a listing, by their names and sizes.
+def unchanged_files(files: Mapping[str, Path], listing: Listing, has_no_samples: Callable[[str, Path], bool]) -> bool:
+    """True if the files have the names and sizes of the listed archives.
 
-    Listed ones may be gone: no matter where the units that need them are done, and elsewhere `data` says so. One that
-    is not listed must be `bare` of samples, which is then looked at.
+    A listed file may be gone: its units may be done already, and if they are not, `Source.data` raises. A file that is
+    not listed must hold no samples.
+
+    Args:
+        files: The files by their names in the source.
+        listing: The listing.
+        has_no_samples: Looks into a file; returns True if it is intact and holds no samples.
     """
     listed = {sample.archive: sample.archive_bytes for sample in listing.samples}
     return all(
-        listed[name] == path.stat().st_size if name in listed else bare(name, path) for name, path in files.items()
+        listed[name] == path.stat().st_size if name in listed else has_no_samples(name, path)
+        for name, path in files.items()
     )
 
 
@@ -172,36 +183,39 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """`folder`, `table`, `tar` and so on; the card names it."""
+        """The kind that the card names: `folder`, `table`, `tar`, ..."""
         ...
 
     def listing(self) -> Listing:
-        """Looks at everything there is, in the order of the dataset."""
+        """Lists every sample, in the order of the dataset."""
         ...
 
     def data(self, sample: Sample) -> bytes | Path:
-        """What `latentq.image` decodes for a sample of the listing: its bytes, or the path of a file of its own.
+        """Returns a sample's image file, as bytes or as the path of a file of its own.
 
         Samples are asked for in the order of the listing, by one thread at a time.
 
         Raises:
-            MismatchError: What holds the sample is not what was listed.
+            MismatchError: The file or archive is not the one that was listed.
             LatentqError: The sample cannot be read.
         """
         ...
 
 
-def captions_of(sample: Sample, count: int) -> list[str]:
-    """So many captions of a sample: its first, and again from the first where it has fewer; empty where it has none."""
-    all_of_them = sample.captions or (sample.caption or "",)
-    return [all_of_them[place % len(all_of_them)] for place in range(count)]
+def cycled_captions(sample: Sample, count: int) -> list[str]:
+    """The first `count` captions, cycling if there are fewer; empty strings if there are none."""
+    captions = sample.captions or (sample.caption or "",)
+    return [captions[index % len(captions)] for index in range(count)]
 
 
-def fetch(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str, Exception] | None]:
-    """A sample's data, and why it cannot be used if so: the stage that refuses it (`list` or `read`) and the error.
+def read_sample(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str, Exception] | None]:
+    """Reads a sample.
+
+    Returns:
+        The sample's data; and None, or the stage that rejects the sample (`list` or `read`) with its error.
 
     Raises:
-        MismatchError: What holds the sample is not what was listed: here the source is another, or not there.
+        MismatchError: The file or archive is not the one that was listed, or is gone.
         OSError: The machine cannot read.
     """
     if sample.fault:
@@ -212,24 +226,24 @@ def fetch(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str, Exce
         raise
     except LatentqError as error:
         return b"", ("read", error)
-    reason = _unlike_listing(sample, data) if isinstance(data, Path) else None
+    reason = _unreadable(sample, data) if isinstance(data, Path) else None
     return (data, None) if reason is None else (b"", ("read", LatentqError(reason)))
 
 
 def reason_of(error: Exception, path: Path | None = None) -> str:
-    """Why a sample was refused, without its path, which is another on another machine."""
+    """Why a sample was rejected, in one line, without its path, which differs between machines."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error) if path is None else str(error).removeprefix(f"{path}: ")
     return " ".join(text.split())
 
 
-# What the system says of a single file; anything else is a fault of the machine, and ends the run.
-REJECTED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
+FILE_ERRNOS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
+"""Errors of a single file, which make its sample a reject. Any other error is the machine's, and ends the run."""
 
 
-def _unlike_listing(sample: Sample, path: Path) -> str | None:
-    """Why a file cannot be read at all. Raises MismatchError where it is not the one that was listed."""
+def _unreadable(sample: Sample, path: Path) -> str | None:
+    """Why a file cannot be read, or None. Raises MismatchError if it is not the file that was listed."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -237,7 +251,7 @@ def _unlike_listing(sample: Sample, path: Path) -> str | None:
             return "No such file or directory"
         raise MismatchError(f"{path} is listed with {sample.bytes} bytes and is not there now") from None
     except OSError as error:
-        if error.errno not in REJECTED:
+        if error.errno not in FILE_ERRNOS:
             raise
         return error.strerror
     if not stat.S_ISREG(status.st_mode):

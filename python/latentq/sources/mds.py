@@ -1,7 +1,8 @@
-"""A folder of MDS shards as a source: a column of images, and perhaps captions."""
+"""A folder of MDS shards as a source: a column of images, and optional captions and labels."""
 
 from __future__ import annotations
 
+import bisect
 import json
 from pathlib import Path
 
@@ -9,19 +10,19 @@ import numpy as np
 
 from latentq import mds
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, LABEL_TEXT, column_of, several
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, LABEL_TEXT, captions_field, column_of
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.parquet import facts_of
+from latentq.sources.parquet import row_facts
 
-_CHUNK = 4096  # samples whose captions are read at once
+_CHUNK = 4096  # samples per read
 
 
 class Mds:
-    """The samples of MDS shards, in their order. A sample's key is its number, in 8 digits or more.
+    """The samples of MDS shards, in their order. A sample's key is its number, in at least 8 digits.
 
     Args:
         path: The folder.
-        caption: The column of captions; where None, the first that is called so or begins with `caption`.
+        caption: The column of captions; None takes the first with a usual name, or one that begins with `caption`.
     """
 
     kind = "mds"
@@ -44,7 +45,7 @@ class Mds:
         }
         if caption is not None and caption not in columns:
             raise LatentqError(f"{path} has no column {caption!r} of captions: it has {', '.join(columns)}")
-        # Where each shard ends, its name and its size: by these a folder is told from another.
+        # Each shard's end, name and size, which identify the folder.
         self._shards: list[tuple[int, str, int]] = []
         stop = 0
         for shard in json.loads((path / "index.json").read_bytes())["shards"]:
@@ -52,7 +53,7 @@ class Mds:
             self._shards.append((stop, shard["raw_data"]["basename"], shard["raw_data"]["bytes"]))
 
     def listing(self) -> Listing:
-        """Reads every column that is needed but the images.
+        """Reads every needed column except the images.
 
         Raises:
             FormatError: A shard is broken.
@@ -61,44 +62,39 @@ class Mds:
         total = len(self._reader)
         if not total:
             raise LatentqError(f"{self._path} holds no samples")
-        known = {what: column for what, column in self._columns.items() if column is not None}
+        known = {field: column for field, column in self._columns.items() if column is not None}
         samples: list[Sample] = []
         for start in range(0, total, _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, total))
             values = self._reader.gather(indices, list(known.values()))
-            for place, number in enumerate(indices.tolist()):
-                row = {what: values[column][place] for what, column in known.items()}
+            for row_index, number in enumerate(indices.tolist()):
+                row = {field: values[column][row_index] for field, column in known.items()}
                 if "label" in row:
                     row["label"] = int(row["label"]) if str(row["label"]).isdecimal() else None
                 _, shard, size = self._shard(number)
-                facts = facts_of(row)
+                facts = row_facts(row)
                 samples.append(Sample(f"{number:08}", None, archive=shard, archive_bytes=size, offset=number, **facts))
-        fields = (*(what for what in ("label", "label_text", "caption", "id") if what in known), "archive")
-        return Listing(tuple(samples), (*fields, *several(samples), "archive_bytes", "offset", "fault"))
+        fields = (*(field for field in ("label", "label_text", "caption", "id") if field in known), "archive")
+        return Listing(tuple(samples), (*fields, *captions_field(samples), "archive_bytes", "offset", "fault"))
 
     def data(self, sample: Sample) -> bytes:
-        """The image's bytes as they are stored.
+        """Returns the stored bytes of an image.
 
         Raises:
-            MismatchError: The shards are not those that were listed.
+            MismatchError: The shards are not the listed ones.
             FormatError: The shard is broken.
         """
         assert sample.offset is not None
-        if sample.offset >= len(self._reader) or self._shard(sample.offset)[1:] != (
-            sample.archive,
-            sample.archive_bytes,
-        ):
+        listed = (sample.archive, sample.archive_bytes)
+        if sample.offset >= len(self._reader) or self._shard(sample.offset)[1:] != listed:
             raise MismatchError(
                 f"{self._path}: sample {sample.offset} is listed in {sample.archive} of {sample.archive_bytes} bytes,"
-                " which is not so now"
+                " but the shards have changed since"
             )
         data = self._reader.stored(sample.offset, self._image)
         assert isinstance(data, bytes)
         return data
 
     def _shard(self, number: int) -> tuple[int, str, int]:
-        low, high = 0, len(self._shards) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if number < self._shards[middle][0] else (middle + 1, high)
-        return self._shards[low]
+        """The end, name and size of the shard that holds a sample."""
+        return self._shards[bisect.bisect_right(self._shards, number, key=lambda shard: shard[0])]

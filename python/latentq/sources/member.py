@@ -1,4 +1,4 @@
-"""What the kinds of archives have in common: a member, and how a fault in an archive is told."""
+"""Members of archives, whatever the kind of archive."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from latentq._core import FormatError
 
-LARGEST = 1 << 30
-
-
-"""Bytes of the largest member that is read at once."""
+MAX_MEMBER_BYTES = 1 << 30
+"""The largest member that is read into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +15,12 @@ class Member:
     """A file in an archive.
 
     Attributes:
-        name: As it stands there; what is not UTF-8 is escaped as in the names of files.
-        offset: Where it begins: its data in a tar, its header in a zip.
-        size: In bytes.
-        packed: Its size in the archive, where it is deflated.
-        fault: Why it cannot be read; empty where it can.
-        content: Its bytes, where they were asked for.
+        name: The name in the archive; bytes that are not UTF-8 are escaped as in file names (`surrogateescape`).
+        offset: Where the member begins, in bytes: its data in a tar, its header in a zip.
+        size: Uncompressed size in bytes.
+        packed: Deflated size in bytes, or None if the member is not deflated.
+        fault: Why the member cannot be read, or empty.
+        content: The bytes, if they were asked for and can be read.
     """
 
     name: str
@@ -33,6 +31,13 @@ class Member:
     content: bytes | None = None
 
 
-def broken(offset: int, what: str) -> FormatError:
-    """What is wrong with an archive from some offset on."""
-    return FormatError(f"offset {offset}: {what}; what follows cannot be read")
+def broken_archive(offset: int, reason: str) -> FormatError:
+    """The error for an archive that cannot be read past `offset`."""
+    return FormatError(f"offset {offset}: {reason}; the rest of the archive cannot be read")
+
+
+def plain_name(name: str) -> str:
+    """A name without leading `./`."""
+    while name.startswith("./"):
+        name = name[2:]
+    return name

@@ -1,33 +1,31 @@
-"""Parquet files as sources: a row for each sample, its image's bytes in one of the columns."""
+"""Parquet files as a source: one row per sample, with the image's bytes in one of the columns."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_of, column_of, several
+from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_field, captions_in, column_of
 from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.system.progress import looking
 
-
-def _without_rows(path: Path) -> bool:
-    with opened(path) as file:
-        return bool(file.metadata.num_rows == 0)
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 
 class Parquet:
-    """The rows of parquet files, file by file. A sample's key is `<file>/<row>`, the row in 8 digits or more.
+    """The rows of parquet files, file by file. A sample's key is `<file>/<row>`, the row in at least 8 digits.
 
-    The image is a column of bytes, or of the structs {bytes, path} that Hugging Face writes. Its row group is read
-    when one of its rows is asked for, and kept until another is.
+    The image is a column of bytes, or of the structs {bytes, path} that Hugging Face writes. A row group is read when
+    one of its rows is asked for, and cached until a row of another group is.
 
     Args:
-        files: The files in order, by the names they go by.
-        caption: The column of captions; found by its name where None.
-        progress: Where looking through them is told, if it takes long; None tells nothing.
+        files: The files in order, by their names in the source.
+        caption: The column of captions; None looks for a usual name.
+        progress: The stream for progress, if listing takes long; None prints nothing.
     """
 
     kind = "parquet"
@@ -38,22 +36,21 @@ class Parquet:
         self.files = dict(files)
         self._progress = progress
         self._caption = caption
-        self._open: tuple[str, Any, str] | None = None
         self._rows: tuple[str, range, Any] | None = None
         self._lock = threading.Lock()
 
     def listing(self) -> Listing:
-        """Reads every column that is needed but the images.
+        """Reads every needed column except the images.
 
         Raises:
             OSError: A file cannot be read.
-            FormatError: A file is no parquet.
+            FormatError: A file is not parquet.
             LatentqError: There is no column of images, or no row.
         """
         samples: list[Sample] = []
         found: set[str] = set()
         for name, path in looking(self.files.items(), self._progress):
-            with opened(path) as file:
+            with open_parquet(path) as file:
                 columns = file.schema_arrow.names
                 _image_column(path, file)
                 chosen = {
@@ -65,26 +62,28 @@ class Parquet:
                     raise LatentqError(
                         f"{path} has no column {self._caption!r} of captions: it has {', '.join(columns)}"
                     )
-                known = {what: column for what, column in chosen.items() if column is not None}
+                known = {field: column for field, column in chosen.items() if column is not None}
                 found |= known.keys()
                 size, row = path.stat().st_size, 0
                 for batch in rows_of(path, file, list(known.values())):
                     for values in batch:
-                        facts = facts_of({what: values[column] for what, column in known.items()})
+                        facts = row_facts({field: values[column] for field, column in known.items()})
                         key = f"{name}/{row:08}"
                         samples.append(Sample(key, None, archive=name, archive_bytes=size, offset=row, **facts))
                         row += 1
         if not samples:
             raise LatentqError(f"{next(iter(self.files.values()))} has no rows: there are no images")
         fields = tuple(name for name in ("label", "caption", "id") if name in found)
-        return Listing(tuple(samples), (*fields, *several(samples), "archive", "archive_bytes", "offset", "fault"))
+        return Listing(
+            tuple(samples), (*fields, *captions_field(samples), "archive", "archive_bytes", "offset", "fault")
+        )
 
     def unchanged(self, listing: Listing) -> bool:
-        """As of `unchanged_files`."""
-        return unchanged_files(self.files, listing, lambda _, path: _without_rows(path))
+        """True if the files are those of a listing, as `unchanged_files` compares them."""
+        return unchanged_files(self.files, listing, lambda _, path: _has_no_rows(path))
 
     def data(self, sample: Sample) -> bytes:
-        """The image in a row.
+        """Returns the image in a row.
 
         Raises:
             MismatchError: The file is not the one that was listed.
@@ -106,7 +105,7 @@ class Parquet:
             raise MismatchError(
                 f"{path} is listed with {sample.archive_bytes} bytes and has {path.stat().st_size} bytes now"
             )
-        with opened(path) as file:
+        with open_parquet(path) as file:
             column = _image_column(path, file)
             start = 0
             for group in range(file.num_row_groups):
@@ -125,12 +124,12 @@ class Parquet:
         return range(start, stop), table.column(0)
 
 
-def facts_of(values: dict[str, Any]) -> dict[str, Any]:
-    """Caption, label and id of a row as a sample has them, and a fault where one of the first two is missing."""
+def row_facts(values: dict[str, Any]) -> dict[str, Any]:
+    """The caption, label and id of a row as fields of a sample, with a fault if the caption or label is missing."""
     facts = dict(values)
     faults = []
     if "caption" in facts:
-        facts |= caption_facts(captions_of(facts["caption"]))
+        facts |= caption_facts(captions_in(facts["caption"]))
         if not facts["caption"]:
             faults.append("no caption")
     if "label" in facts and (not isinstance(facts["label"], int) or facts["label"] < 0):
@@ -141,26 +140,31 @@ def facts_of(values: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "fault": " and ".join(faults)}
 
 
-def image_bytes(value: Any) -> bytes:
-    """The image in a cell: bytes, or a struct {bytes, path} with a file of its own where it has no bytes.
+def image_bytes(cell: object) -> bytes:
+    """Returns the image in a cell: bytes, or a struct {bytes, path} that names a file if it has no bytes.
 
     Raises:
-        FormatError: There is none.
+        FormatError: The cell has no image.
     """
-    if isinstance(value, dict):
-        if value.get("bytes") is None and value.get("path"):
+    if isinstance(cell, dict):
+        if cell.get("bytes") is None and cell.get("path"):
             try:
-                return Path(value["path"]).read_bytes()
+                return Path(cell["path"]).read_bytes()
             except (OSError, ValueError) as error:
                 raise FormatError(f"no image: {getattr(error, 'strerror', None) or error}") from None
-        value = value.get("bytes")
-    if not isinstance(value, bytes):
+        cell = cell.get("bytes")
+    if not isinstance(cell, bytes):
         raise FormatError("no image in this row")
-    return value
+    return cell
 
 
-def opened(path: Path) -> Any:
-    """A parquet file, open. Raises FormatError where it is none."""
+def _has_no_rows(path: Path) -> bool:
+    with open_parquet(path) as file:
+        return bool(file.metadata.num_rows == 0)
+
+
+def open_parquet(path: Path) -> ParquetFile:
+    """Opens a parquet file. Raises FormatError if it is not one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -170,7 +174,7 @@ def opened(path: Path) -> Any:
         raise FormatError(f"{path}: not a parquet file: {str(error).partition(chr(10))[0]}") from None
 
 
-def _image_column(path: Path, file: Any) -> str:
+def _image_column(path: Path, file: ParquetFile) -> str:
     import pyarrow.types as types
 
     def holds_bytes(kind: Any) -> bool:
@@ -188,8 +192,8 @@ def _image_column(path: Path, file: Any) -> str:
     return column
 
 
-def rows_of(path: Path, file: Any, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """The rows as dicts of these columns, some at a time. Raises FormatError where they are broken."""
+def rows_of(path: Path, file: ParquetFile, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yields batches of rows, each row a dict of the columns. Raises FormatError if the file is broken."""
     import pyarrow as pa
 
     if not columns:

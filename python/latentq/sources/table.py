@@ -1,4 +1,4 @@
-"""A CSV or TSV table of image paths, with or without a header."""
+"""A CSV or TSV table of image paths as a source, with or without a header."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from latentq.sources.columns import KEY, LABEL, LABEL_TEXT
 from latentq.sources.folder import file_size
 from latentq.sources.listing import Listing, Sample
 
-_DIGITS = 18  # any number of so many digits is an int64
-
-
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-
-
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
-
-# What a header may call each column; compared without regard to case.
+_MAX_DIGITS = 18  # every number of 18 digits is an int64
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+# The names of each column in a header, in any case.
 _NAMES = {"key": KEY, "label": LABEL, "label_text": LABEL_TEXT, "caption": ("caption", "text", "prompt")}
 
 
@@ -29,12 +24,12 @@ _NAMES = {"key": KEY, "label": LABEL, "label_text": LABEL_TEXT, "caption": ("cap
 class Table:
     """The images that a table names, in the order of its rows.
 
-    Paths are relative to the table, or absolute. A first row that names a column of paths is a header; without one the
-    path is the first column and there is nothing else.
+    Paths are relative to the table, or absolute. If the first row names a column of paths, it is a header. Without a
+    header the first column is the path, and the other columns are ignored.
 
     Attributes:
         path: The table.
-        classes: Label and readable name of each class that is given by name; None numbers them by sorted name.
+        classes: Label and readable name of each class name in the table; None numbers the names in sorted order.
     """
 
     path: Path
@@ -42,14 +37,15 @@ class Table:
     kind: str = "table"
 
     def data(self, sample: Sample) -> Path:
-        """The path of a sample's file."""
+        """Returns the path of a sample's file."""
         return self.path.parent / sample.key
 
     def listing(self) -> Listing:
         """Reads the table.
 
         Raises:
-            LatentqError: It is not text, has no rows, or a row that cannot be understood; the message names the line.
+            LatentqError: The table is not text, has no rows, or has a row that cannot be understood; the message names
+                the line.
         """
         rows = self._rows()
         columns, rows = self._header(rows)
@@ -82,7 +78,7 @@ class Table:
         return Listing(samples, tuple(field for field, values in present.items() if values))
 
     def _rows(self) -> list[tuple[int, list[str]]]:
-        """The rows that are not blank, each with the number of its last line."""
+        """The rows that are not blank, each with the line number where it ends."""
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.reader(file, delimiter=DELIMITERS[self.path.suffix.lower()])
@@ -93,7 +89,7 @@ class Table:
             raise LatentqError(f"{self.path}: not a table: {error}") from None
 
     def _header(self, rows: list[tuple[int, list[str]]]) -> tuple[dict[str, int], list[tuple[int, list[str]]]]:
-        """Where each field stands, and the rows below the header."""
+        """The column index of each field, and the rows below the header."""
         if not rows:
             return {"key": 0}, []
         first = [cell.strip().lower() for cell in rows[0][1]]
@@ -106,10 +102,10 @@ class Table:
         return {"key": 0}, rows
 
     def _labels(self, cells: list[str], lines: list[int]) -> tuple[list[int], list[str] | None]:
-        """Labels as numbers: as they are where all are, otherwise numbered by name, which is then their text."""
+        """The labels as numbers, and their names unless every label is a number already."""
         if all(cell.strip().isdecimal() for cell in cells):
             for cell, line in zip(cells, lines, strict=True):
-                if len(cell.strip()) > _DIGITS:
+                if len(cell.strip()) > _MAX_DIGITS:
                     raise LatentqError(f"{self.path}, line {line}: the label {cell[:30]} is too large")
             return [int(cell) for cell in cells], None
         for cell, line in zip(cells, lines, strict=True):
@@ -121,5 +117,5 @@ class Table:
                 )
         classes = self.classes or {name: (number, name) for number, name in enumerate(sorted(set(cells)))}
         if unknown := sorted(set(cells) - classes.keys()):
-            raise MismatchError(f"{self.path} has a class {unknown[0]!r} that the dataset named by --like lacks")
+            raise MismatchError(f"{self.path} has a class {unknown[0]!r} that the dataset of --like does not have")
         return [classes[cell][0] for cell in cells], [classes[cell][1] for cell in cells]

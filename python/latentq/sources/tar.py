@@ -1,6 +1,6 @@
-"""Tar archives, plain and compressed, read by position: what is in them, and the bytes of one member.
+"""Tar archives, plain and gzip, read by position: their members, and the bytes of each member.
 
-Read here and not by `tarfile`, which takes a broken header for the end of the archive and says nothing.
+`tarfile` is not used because it silently takes a broken header for the end of the archive.
 """
 
 from __future__ import annotations
@@ -9,45 +9,40 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
-from latentq.sources.member import LARGEST, Member, broken
+from latentq.sources.member import MAX_MEMBER_BYTES, Member, broken_archive
 
 _BLOCK = 512
-
-
-_LONGEST = 1 << 20  # bytes of a long name or of pax records
-
-
+_MAX_EXTENSION_BYTES = 1 << 20  # a long name, or pax records
 _CHUNK = 1 << 20
-
-
 _REGULAR = (b"0", b"\0", b"7")
-
-
 _FOLDER, _GNU_SPARSE = b"5", b"S"
-
-
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"6", _FOLDER)
+_LONG_NAME, _LONG_LINK, _PAX_GLOBAL = b"L", b"K", b"g"
+_EXTENSIONS = (_LONG_NAME, _LONG_LINK, _PAX_GLOBAL, b"x", b"X")
 
 
 class _Bytes(Protocol):
+    """The uncompressed bytes of a tar."""
+
     def read(self, offset: int, count: int) -> bytes:
-        """So many bytes from there, or the fewer that there are."""
+        """Reads up to `count` bytes from `offset`; fewer only at the end."""
         ...
 
     def reaches(self, offset: int) -> bool:
-        """Whether there are so many bytes."""
+        """True if the archive has at least `offset` bytes."""
         ...
 
     def close(self) -> None: ...
 
 
 class Tar:
-    """A tar that is open for reading. Offsets count from the start of the tar, uncompressed."""
+    """An open tar. Offsets count from the start of the uncompressed tar."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,59 +51,64 @@ class Tar:
         self._bytes = self._open()
 
     def _open(self) -> _Bytes:
-        return _Stream(self._path) if self._compressed else _File(self._path)
+        return _GzipBytes(self._path) if self._compressed else _FileBytes(self._path)
 
     def close(self) -> None:
         """Closes the file."""
         self._bytes.close()
 
     def members(self, wanted: Callable[[str], bool]) -> Iterator[Member]:
-        """Everything in it but folders, in order; with its content where `wanted` says so of a name.
+        """Yields every member except folders, in order.
+
+        Args:
+            wanted: Takes a member's name; returns True if its content is to be read.
 
         Raises:
-            FormatError: From some offset on it is no tar, or it is cut short; what came before has been given.
+            FormatError: The archive is broken or cut short at some offset; the members before it have been yielded.
         """
         return _members(self._bytes, wanted)
 
     def read(self, sample: Sample) -> bytes:
-        """A member's bytes.
+        """Returns the bytes of a member.
 
         Raises:
-            FormatError: The archive is broken or ends before it.
+            FormatError: The archive is broken, or ends within the member.
         """
         assert sample.offset is not None
         assert sample.bytes is not None
-        data = self._at(sample.offset).read(sample.offset, sample.bytes)
+        data = self._bytes_at(sample.offset).read(sample.offset, sample.bytes)
         if len(data) < sample.bytes:
             raise FormatError(f"cut short: the archive ends after {len(data)} of its {sample.bytes} bytes")
         return data
 
     def lines(self, member: Member) -> Iterator[bytes]:
-        """The lines of a member, whatever its size.
+        """Yields the lines of a member of any size.
 
         Raises:
-            FormatError: The archive is broken or ends before it.
+            FormatError: The archive is broken, or ends within the member.
         """
-        rest, at = b"", member.offset
-        end = at + member.size
-        while at < end:
-            chunk = self._at(at).read(at, min(_CHUNK, end - at))
+        rest, offset = b"", member.offset
+        end = offset + member.size
+        while offset < end:
+            chunk = self._bytes_at(offset).read(offset, min(_CHUNK, end - offset))
             if not chunk:
-                raise broken(at, f"the archive ends within {member.name}")
-            at += len(chunk)
-            *whole, rest = (rest + chunk).split(b"\n")
-            yield from whole
+                raise broken_archive(offset, f"the archive ends within {member.name}")
+            offset += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
         yield rest
 
-    def _at(self, offset: int) -> _Bytes:
-        """The archive, opened anew where a stream is past the offset."""
-        if isinstance(self._bytes, _Stream) and offset < self._bytes.at:
+    def _bytes_at(self, offset: int) -> _Bytes:
+        """The archive's bytes, reopened if a gzip stream has already passed the offset."""
+        if isinstance(self._bytes, _GzipBytes) and offset < self._bytes.position:
             self._bytes.close()
             self._bytes = self._open()
         return self._bytes
 
 
-class _File:
+class _FileBytes:
+    """The bytes of a plain tar."""
+
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
         self._size = os.fstat(self._file.fileno()).st_size
@@ -123,12 +123,12 @@ class _File:
         self._file.close()
 
 
-class _Stream:
-    """What is in a gzip file, forwards."""
+class _GzipBytes:
+    """The bytes of a gzip tar, forward only."""
 
     def __init__(self, path: Path) -> None:
         self._file = gzip.open(path, "rb")  # noqa: SIM115  (closed by `close`)
-        self.at = 0
+        self.position = 0
 
     def read(self, offset: int, count: int) -> bytes:
         if not self.reaches(offset):
@@ -139,8 +139,8 @@ class _Stream:
         return data
 
     def reaches(self, offset: int) -> bool:
-        while self.at < offset:
-            if not self._read(min(offset - self.at, _CHUNK)):
+        while self.position < offset:
+            if not self._read(min(offset - self.position, _CHUNK)):
                 return False
         return True
 
@@ -148,90 +148,124 @@ class _Stream:
         try:
             data = self._file.read(count)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise broken(self.at, f"the compressed data is broken or cut short: {error}") from None
-        self.at += len(data)
+            raise broken_archive(self.position, f"the compressed data is broken or cut short: {error}") from None
+        self.position += len(data)
         return data
 
     def close(self) -> None:
         self._file.close()
 
 
-def _members(source: _Bytes, wanted: Callable[[str], bool]) -> Iterator[Member]:
-    at = 0
+@dataclass
+class _Extensions:
+    """What extension headers say of the member after them."""
+
     long_name: str | None = None
-    records: dict[str, str] = {}
-    everywhere: dict[str, str] = {}
+    records: dict[str, str] = field(default_factory=dict)
+    global_records: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: bytes, block: bytes, offset: int) -> None:
+        """Adds the content of an extension header."""
+        if kind == _LONG_NAME:
+            self.long_name = _text(block)
+        elif kind == _PAX_GLOBAL:
+            self.global_records |= _records(block, offset)
+        elif kind != _LONG_LINK:
+            self.records = _records(block, offset)
+
+    def next_member(self) -> None:
+        """Forgets what was said of one member only."""
+        self.long_name, self.records = None, {}
+
+
+def _members(source: _Bytes, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    offset = 0
+    extensions = _Extensions()
     while True:
-        header = source.read(at, _BLOCK)
+        header = source.read(offset, _BLOCK)
         if len(header) == _BLOCK and not any(header):
             return
         if len(header) < _BLOCK:
-            raise broken(at, "the archive is cut short: it has no end mark" if at or header else "an empty file")
-        size, kind = _header(header, at)
-        data = at + _BLOCK
-        if kind in (b"L", b"K", b"x", b"g", b"X"):
-            block = source.read(data, size) if size <= _LONGEST else b""
+            reason = "the archive is cut short: it has no end mark" if offset or header else "an empty file"
+            raise broken_archive(offset, reason)
+        size, kind = _size_and_kind(header, offset)
+        if kind in _EXTENSIONS:
+            block = source.read(offset + _BLOCK, size) if size <= _MAX_EXTENSION_BYTES else b""
             if len(block) < size or not size:
-                raise broken(at, f"a header's extension of {size} bytes, too long or cut short")
-            if kind == b"L":
-                long_name = _text(block)
-            elif kind == b"g":
-                everywhere |= _records(block, at)
-            elif kind != b"K":
-                records = _records(block, at)
-            at = data + _rounded(size)
+                raise broken_archive(offset, f"a header extension of {size} bytes is too long or cut short")
+            extensions.add(kind, block, offset)
+            offset += _BLOCK + _padded(size)
             continue
-        known = everywhere | records
-        name = known.get("path") or long_name or _name(header)
-        try:
-            size = int(known.get("size", size))
-        except ValueError:
-            raise broken(at, "a pax record of the size that is no number") from None
-        sparse = kind == _GNU_SPARSE or any(key.startswith("GNU.sparse.") for key in known)
-        if kind == _GNU_SPARSE and header[482]:
-            more = True
-            while more:
-                block = source.read(data, _BLOCK)
-                data, more = data + _BLOCK, len(block) == _BLOCK and block[504] != 0
-        if not 0 <= size < 1 << 62:
-            raise broken(at, f"a member of {size} bytes")
-        stored = 0 if kind in _WITHOUT_DATA else size
-        if kind != _FOLDER and not (kind == b"\0" and name.endswith("/")):
-            fault = ""
-            if sparse:
-                fault = "a sparse member"
-            elif kind not in _REGULAR:
-                fault = "a link or device, not a file"
-            elif size > LARGEST:
-                fault = f"{size} bytes are more than a picture has"
-            content = None
-            if not fault and wanted(name):
-                content = source.read(data, size)
-            try:
-                whole = source.reaches(data + stored)
-            except FormatError:
-                whole = False
-            if not whole:
-                fault = f"cut short: the archive ends within its {size} bytes"
-            yield Member(name, data, size, fault=fault, content=None if fault else content)
-        at = data + _rounded(stored)
-        long_name, records = None, {}
+        member, offset = _member(source, header, offset, size, kind, extensions, wanted)
+        if member is not None:
+            yield member
+        extensions.next_member()
 
 
-def _header(header: bytes, at: int) -> tuple[int, bytes]:
-    """Size and type, the checksum checked."""
+def _member(
+    source: _Bytes,
+    header: bytes,
+    offset: int,
+    size: int,
+    kind: bytes,
+    extensions: _Extensions,
+    wanted: Callable[[str], bool],
+) -> tuple[Member | None, int]:
+    """The member of a header, or None for a folder; and the offset of the next header."""
+    known = extensions.global_records | extensions.records
+    name = known.get("path") or extensions.long_name or _name(header)
+    try:
+        size = int(known.get("size", size))
+    except ValueError:
+        raise broken_archive(offset, "a pax record of the size is not a number") from None
+    if not 0 <= size < 1 << 62:
+        raise broken_archive(offset, f"a member of {size} bytes")
+    data = _data_offset(source, header, offset, kind)
+    stored = 0 if kind in _WITHOUT_DATA else size
+    next_offset = data + _padded(stored)
+    if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
+        return None, next_offset
+    fault = ""
+    if kind == _GNU_SPARSE or any(key.startswith("GNU.sparse.") for key in known):
+        fault = "a sparse member"
+    elif kind not in _REGULAR:
+        fault = "a link or device, not a file"
+    elif size > MAX_MEMBER_BYTES:
+        fault = f"{size} bytes are more than an image has"
+    content = source.read(data, size) if not fault and wanted(name) else None
+    try:
+        complete = source.reaches(data + stored)
+    except FormatError:
+        complete = False
+    if not complete:
+        fault = f"cut short: the archive ends within its {size} bytes"
+    return Member(name, data, size, fault=fault, content=None if fault else content), next_offset
+
+
+def _data_offset(source: _Bytes, header: bytes, offset: int, kind: bytes) -> int:
+    """Where a member's data begins: after its header and, for GNU's sparse members, the blocks of their maps."""
+    data = offset + _BLOCK
+    more = kind == _GNU_SPARSE and header[482] != 0
+    while more:
+        block = source.read(data, _BLOCK)
+        data, more = data + _BLOCK, len(block) == _BLOCK and block[504] != 0
+    return data
+
+
+def _size_and_kind(header: bytes, offset: int) -> tuple[int, bytes]:
+    """The size and type in a header, whose checksum is verified."""
     try:
         size = _number(header[124:136])
-        found = _number(header[148:156])
+        checksum = _number(header[148:156])
     except ValueError:
-        raise broken(at, "not a tar header: a number cannot be read") from None
-    if found != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise broken(at, "not a tar header: its checksum differs")
+        raise broken_archive(offset, "not a tar header: a number cannot be read") from None
+    if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        raise broken_archive(offset, "not a tar header: its checksum differs")
     return size, header[156:157]
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or GNU's binary form. Raises ValueError."""
+    """A number in octal digits or GNU's binary form. Raises ValueError."""
     if field[0] & 0x80:
         if field[0] & 0x40:
             raise ValueError
@@ -252,9 +286,9 @@ def _text(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def _records(block: bytes, at: int) -> dict[str, str]:
-    """The records of a pax header: `LENGTH KEY=VALUE` and a line end, one after the other."""
-    found = {}
+def _records(block: bytes, offset: int) -> dict[str, str]:
+    """The records of a pax header: lines of `LENGTH KEY=VALUE`."""
+    records = {}
     start = 0
     while start < len(block) and block[start]:
         digits, _, _ = block[start : start + 20].partition(b" ")
@@ -262,11 +296,11 @@ def _records(block: bytes, at: int) -> dict[str, str]:
         record = block[start : start + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not equals or len(record) < length:
-            raise broken(at, "a pax header that cannot be understood")
-        found[_text(key)] = value.decode("utf-8", "surrogateescape")
+            raise broken_archive(offset, "a pax header that cannot be understood")
+        records[_text(key)] = value.decode("utf-8", "surrogateescape")
         start += length
-    return found
+    return records
 
 
-def _rounded(size: int) -> int:
+def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK

@@ -1,4 +1,4 @@
-"""Zip archives, read by position: what is in them, and the bytes of one member."""
+"""Zip archives, read by position: their members, and the bytes of each member."""
 
 from __future__ import annotations
 
@@ -11,24 +11,18 @@ from pathlib import Path
 
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
-from latentq.sources.member import LARGEST, Member, broken
+from latentq.sources.member import MAX_MEMBER_BYTES, Member, broken_archive
 
-_LOCAL = struct.Struct("<4s5H3L2H")  # the header before a member's data
-
-
-_DESCRIPTOR = struct.Struct("<4sL")  # the checksum behind it, where it was not known before
-
-
-_ENCRYPTED, _CHECKSUM_BEHIND = 0x1, 0x8
-
-
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+_DESCRIPTOR = struct.Struct("<4sL")  # after the data, if the checksum was not known when the header was written
+_ENCRYPTED, _HAS_DESCRIPTOR = 0x1, 0x8
 _NOT_A_ZIP = (
     zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OverflowError, IndexError, struct.error
 )  # fmt: skip
 
 
 class Zip:
-    """A zip that is open for reading."""
+    """An open zip."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -39,30 +33,23 @@ class Zip:
         self._file.close()
 
     def members(self, wanted: Callable[[str], bool]) -> Iterator[Member]:
-        """Everything in its directory but folders, in order; with its content where `wanted` says so of a name.
+        """Yields every member of the directory except folders, in order.
+
+        Args:
+            wanted: Takes a member's name; returns True if its content is to be read.
 
         Raises:
-            FormatError: It is no zip, or its directory is broken or cut off.
+            FormatError: The file is not a zip, or its directory is broken or cut off.
         """
         try:
             with zipfile.ZipFile(self._file) as archive:
-                found = archive.infolist()
+                infos = archive.infolist()
         except _NOT_A_ZIP as error:
-            raise broken(0, f"not a zip: {error}" if self.bytes else "an empty file") from None
-        for info in found:
+            raise broken_archive(0, f"not a zip: {error}" if self.bytes else "an empty file") from None
+        for info in infos:
             if info.is_dir():
                 continue
-            fault = ""
-            if info.flag_bits & _ENCRYPTED:
-                fault = "encrypted"
-            elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                fault = f"compressed by method {info.compress_type}; only stored and deflated members can be read"
-            elif info.file_size > LARGEST or info.compress_size > LARGEST:
-                fault = f"{info.file_size} bytes are more than a picture has"
-            elif info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
-                fault = f"{info.compress_size} bytes are stored of {info.file_size}"
-            elif not 0 <= info.header_offset <= self.bytes - _LOCAL.size - info.compress_size:
-                fault = "its place is outside the archive"
+            fault = self._fault(info)
             packed = info.compress_size if info.compress_type == zipfile.ZIP_DEFLATED else None
             content = None
             if not fault and wanted(info.filename):
@@ -72,8 +59,22 @@ class Zip:
                     fault = str(error)
             yield Member(info.filename, info.header_offset, info.file_size, packed, fault, content)
 
+    def _fault(self, info: zipfile.ZipInfo) -> str:
+        """Why a member cannot be read, as far as the directory tells; otherwise empty."""
+        if info.flag_bits & _ENCRYPTED:
+            return "encrypted"
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            return f"compressed by method {info.compress_type}; only stored and deflated members can be read"
+        if info.file_size > MAX_MEMBER_BYTES or info.compress_size > MAX_MEMBER_BYTES:
+            return f"{info.file_size} bytes are more than an image has"
+        if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
+            return f"{info.compress_size} bytes are stored of {info.file_size}"
+        if not 0 <= info.header_offset <= self.bytes - _LOCAL_HEADER.size - info.compress_size:
+            return "its place is outside the archive"
+        return ""
+
     def read(self, sample: Sample) -> bytes:
-        """A member's bytes, its checksum checked.
+        """Returns the bytes of a member, whose checksum is verified.
 
         Raises:
             FormatError: The member is broken.
@@ -83,28 +84,33 @@ class Zip:
         return self._read(sample.offset, sample.bytes, sample.packed)
 
     def _read(self, offset: int, size: int, packed: int | None) -> bytes:
-        header = os.pread(self._file.fileno(), _LOCAL.size, offset)
-        if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
-            raise FormatError(f"offset {offset}: no member's header")
-        _, _, flags, _, _, _, checksum, _, _, name, extra = _LOCAL.unpack(header)
+        header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
+        if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
+            raise FormatError(f"offset {offset}: not the header of a member")
+        _, _, flags, _, _, _, checksum, _, _, name, extra = _LOCAL_HEADER.unpack(header)
         stored = size if packed is None else packed
-        behind = _DESCRIPTOR.size if flags & _CHECKSUM_BEHIND else 0
-        data = os.pread(self._file.fileno(), stored + behind, offset + _LOCAL.size + name + extra)
-        if len(data) < stored + behind:
+        descriptor = _DESCRIPTOR.size if flags & _HAS_DESCRIPTOR else 0
+        data = os.pread(self._file.fileno(), stored + descriptor, offset + _LOCAL_HEADER.size + name + extra)
+        if len(data) < stored + descriptor:
             raise FormatError(f"cut short: the archive ends after {len(data)} of its {stored} bytes")
-        if behind:
+        if descriptor:
             first, second = _DESCRIPTOR.unpack(data[stored:])
             checksum = second if first == b"PK\7\x08" else int.from_bytes(first, "little")
             data = data[:stored]
         if packed is not None:
-            unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-            try:
-                data = unpack.decompress(data, size + 1)  # no more than listed, whatever it would become
-            except zlib.error as error:
-                raise FormatError(f"the compressed data is broken: {error}") from None
-            if len(data) != size:
-                held = "more" if len(data) > size else f"only {len(data)}"
-                raise FormatError(f"it holds {held} of the {size} bytes that are listed")
+            data = _inflated(data, size)
         if zlib.crc32(data) != checksum:
             raise FormatError("its checksum differs")
         return data
+
+
+def _inflated(data: bytes, size: int) -> bytes:
+    """Inflates a member to its listed size, and never further. Raises FormatError if it has another size."""
+    try:
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+    except zlib.error as error:
+        raise FormatError(f"the compressed data is broken: {error}") from None
+    if len(inflated) != size:
+        found = "more" if len(inflated) > size else f"only {len(inflated)}"
+        raise FormatError(f"it holds {found} of the {size} bytes that are listed")
+    return inflated

@@ -1,1 +1,1 @@
-"""Where datasets lie: publishing whole or not at all."""
+"""Publishing files and units where a dataset lies: complete, or not at all."""

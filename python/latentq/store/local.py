@@ -1,7 +1,7 @@
-"""The seam between the pipeline and where a dataset lies: files are there whole or not at all, and so are units.
+"""Publishing on a local or shared file system: a file or unit is there complete, or not at all.
 
-A file is published by link or rename here; a unit by the one rename of `latentq.mds.Writer`. An object store would have
-conditional puts in their place, and nothing else would change.
+A file is published by a link or a rename, and a unit by the rename of `latentq.mds.Writer`. An object store would use
+conditional puts instead.
 """
 
 from __future__ import annotations
@@ -18,31 +18,27 @@ from pathlib import Path
 _TEMPORARY = re.compile(
     r"\.(\d{5,}|empty_caption\.npz|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
 )
-
-
 _ATTEMPTS = 10
-
-
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_LINKS_UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def publish_once(path: Path, data: bytes) -> bool:
-    """Publishes a file unless one of its name is there already; whoever comes first wins. True if that was us."""
-    if path.exists():  # so that a finished dataset may be visited where it cannot be written
+    """Publishes a file unless it exists already. Returns True if this call published it; the first process wins."""
+    if path.exists():  # without this, a run on a finished dataset would need write permission
         return False
     temporary = _write(path, data)
     try:
-        os.link(temporary, path)  # unlike a rename, it fails where the name exists
+        os.link(temporary, path)  # unlike a rename, a link fails if the name exists
     except FileExistsError:
         return False
-    except FileNotFoundError:  # another process has published it, and cleaned up after us
+    except FileNotFoundError:  # another process published it and removed our temporary
         if path.exists():
             return False
         raise
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in _LINKS_UNSUPPORTED:
             raise
-        if path.exists():  # without links, the window between this look and the rename is all there is
+        if path.exists():  # without links, another process can only win between this check and the rename
             return False
         temporary.replace(path)
     finally:
@@ -52,13 +48,13 @@ def publish_once(path: Path, data: bytes) -> bool:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Publishes a file in the place of whatever is there."""
+    """Publishes a file, replacing any file of its name."""
     for attempt in range(_ATTEMPTS):
         temporary = _write(path, data)
         try:
             temporary.replace(path)
             break
-        except FileNotFoundError:  # another process, at its finish, has cleaned up after us
+        except FileNotFoundError:  # another process finished and removed our temporary
             if attempt + 1 == _ATTEMPTS:
                 raise
         except OSError:
@@ -68,13 +64,13 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary beside `path`, not there yet, for the body to make as a file or a folder.
+def published_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path next to `path`, which the body creates as a file or folder.
 
-    Published where the body ends well, and removed where it does not.
+    The temporary is renamed to `path` if the body succeeds, and removed if it raises.
 
     Raises:
-        FileExistsError: There is something at `path`.
+        FileExistsError: `path` exists.
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "is there already", str(path))
@@ -94,7 +90,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def remove_dead(out: Path) -> None:
-    """Removes temporaries whose file or unit is published: their writer was killed, or came second."""
+    """Removes temporaries whose file or unit is published; their writer was killed, or lost the race."""
     for entry in list(os.scandir(out)):
         match = _TEMPORARY.fullmatch(entry.name)
         if not match or not (out / match[1]).exists():
@@ -106,7 +102,7 @@ def remove_dead(out: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is one that an unfinished run may leave in a dataset's folder."""
+    """True if an unfinished run may have left a file or folder of this name in a dataset."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -119,14 +115,14 @@ def _write(path: Path, data: bytes) -> Path:
             os.fsync(file.fileno())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.filename is None:  # a failed write does not say where
+        if error.filename is None:  # a failed write does not name the file
             error.filename = str(path)
         raise
     return temporary
 
 
 def sync(path: Path) -> None:
-    """Has the system bring a file, or the names in a folder, to the disk."""
+    """Fsync a file or directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
