@@ -18,7 +18,7 @@ from latentq import Card, LatentDataset, LatentMixture, LatentqError, MismatchEr
 from latentq.cli.main import main
 from latentq.collect import COLLECTIONS
 from latentq.encoding import captions as caption_encoding
-from latentq.format.recipe import Column
+from latentq.format.options import Column
 from latentq.models.text import Embeddings, load_text_encoder
 from latentq.sharding.pipeline import shards
 from latentq.sources import Captions

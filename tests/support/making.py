@@ -9,7 +9,8 @@ from types import ModuleType
 import numpy as np
 
 from latentq import mds
-from latentq.format.card import CARD, AutoencoderFacts, Card, Counts, LatentFacts, SourceFacts
+from latentq.format.card import CARD, Card
+from latentq.format.facts import AutoencoderFacts, Counts, LatentFacts, SourceFacts
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer, Statistics
 

@@ -7,107 +7,140 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from latentq.system.progress import size_text as _size
+from latentq.system.text import escaped, one_line, size_text
 
 if TYPE_CHECKING:
-    from latentq.format.card import Counts
+    from latentq.format.facts import Counts
     from latentq.run.units import UnitCard
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 class UsageError(Exception):
-    """Arguments that cannot be right; exit code 2."""
+    """Wrong arguments; exit code 2."""
 
 
 def fail(message: str, code: int) -> int:
+    """Prints an error on one line to stderr and returns the exit code."""
     with contextlib.suppress(OSError):
-        print(f"latentq: {' '.join(message.split())}", file=sys.stderr)
+        print(f"latentq: {one_line(message)}", file=sys.stderr)
     return code
 
 
-def command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+def add_command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    examples: str,
+    *,
+    resumable: bool = False,
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+    """Adds a command and returns its parser.
+
+    Args:
+        commands: The sub-parsers of the program.
+        name: The command's name.
+        run: Runs the command and returns its exit code.
+        summary: One sentence for the list of commands and the top of the command's help.
+        examples: Lines for the end of the command's help, each indented by two spaces.
+        resumable: True if the same command, run again after an interruption, continues its work.
+    """
+    parser = commands.add_parser(
         name,
-        help=text,
-        description=text,
-        epilog=f"example:\n{example}",
+        help=summary,
+        description=summary,
+        epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run, resumable=False)
+    parser.set_defaults(run=run, resumable=resumable)
     return parser
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """What every command that reads a source asks for."""
+    """Adds the options of every command that reads a source."""
     parser.add_argument(
         "source",
         metavar="SRC",
         help="a folder of images or of MDS shards, a table of image paths, .tar, .tgz, .zip or .parquet files (also as "
-        "a quoted pattern, 'cc12m/*.tar'), what datasets' save_to_disk wrote, or hf:NAME",
+        "a quoted pattern, 'cc12m/*.tar'), a folder that datasets' save_to_disk wrote, or hf:NAME",
     )
     parser.add_argument(
         "--captions",
         metavar="WHERE",
-        help="a file of them (.jsonl, .csv, .tsv, .parquet, COCO's .json, .tgz), as FILE or FILE:KEY,CAPTION; txt or "
-        "json:FIELD for members of archives named as the image; or the name of their column",
+        help="a file of captions (.jsonl, .csv, .tsv, .parquet, COCO's .json, .tgz), as FILE or FILE:KEY,CAPTION; txt "
+        "or json:FIELD for members of archives that are named like the image; or the name of a column",
     )
 
 
-def add_how(parser: argparse.ArgumentParser) -> Any:
-    """What every command that works unit by unit asks for."""
-    how = parser.add_argument_group("how it is run (leaves no trace)")
-    how.add_argument("--threads", type=int, metavar="N", help="that decode images (default: one per processor)")
-    how.add_argument("--rank", type=int, metavar="N", help="which process this is (default: $RANK or 0)")
-    how.add_argument("--world-size", type=int, metavar="N", help="how many there are (default: $WORLD_SIZE or 1)")
-    how.add_argument("--strict", action="store_true", help="end at the first image that cannot be used")
-    how.add_argument(
+def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the options of every command that works unit by unit, and returns their group."""
+    group = parser.add_argument_group("how to run (does not change the result)")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="threads that decode images (default: one per processor)"
+    )
+    group.add_argument("--rank", type=int, metavar="N", help="number of this process (default: $RANK or 0)")
+    group.add_argument("--world-size", type=int, metavar="N", help="number of processes (default: $WORLD_SIZE or 1)")
+    group.add_argument("--strict", action="store_true", help="stop at the first image that cannot be used")
+    group.add_argument(
         "--delete-archives", action="store_true", help="delete each archive of SRC once all of its units are published"
     )
-    return how
+    return group
 
 
-def tell_counts(named: Path, out: Path, card: UnitCard, counts: Counts | None) -> int:
-    """The last line of a command that works unit by unit in `out`, for what the user `named`."""
+def print_result(named: Path, out: Path, card: UnitCard, counts: Counts | None) -> int:
+    """Prints the last line of a command that works unit by unit, and returns its exit code.
+
+    Args:
+        named: The output as the user named it.
+        out: The folder of the units.
+        card: The card of the output.
+        counts: The number of samples and rejects; None if units of other processes are missing.
+    """
     from latentq.run.units import units_done
 
     if counts is None:
         done = units_done(out, card)
         print(
-            f"{out}: {done} of {card.units} units are done; {card.units - done} are other processes' and still missing"
+            f"{escaped(out)}: {done} of {card.units} units are done; {card.units - done} of other processes are missing"
         )
         return 0
     rejects = f", {counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else ", no rejects"
-    print(f"{named}: {counts.samples} samples{rejects}, {_size(bytes_of(named))}")
+    print(escaped(f"{named}: {counts.samples} samples{rejects}, {size_text(disk_bytes(named))}"))
     return 0
 
 
 def check_source(path: str) -> None:
+    """Raises UsageError if a source does not exist."""
     from latentq.sources import exists
 
     if not exists(path):
         raise UsageError(f"{path}: no such file or folder")
 
 
-def dataset(path: str) -> Path:
-    from latentq.converting.tokens_tsv import dataset_of
+def dataset_folder(path: str) -> Path:
+    """Returns the folder of a dataset. Raises UsageError if there is none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        from latentq.converting.tokens_tsv import dataset_of
 
-    if not Path(path).is_dir():
-        beside = dataset_of(Path(path))
-        hint = f", but its dataset is {beside}" if beside.is_dir() else ""
+        of_table = dataset_of(folder)
+        hint = f", but its dataset is {of_table}" if of_table.is_dir() else ""
         raise UsageError(f"{path}: no such folder{hint}")
-    return Path(path)
+    return folder
 
 
-def table(rows: Sequence[tuple[str, str]]) -> None:
+def print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Prints names and values in two aligned columns, control characters escaped."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        print(escaped(f"{name:<{width}}  {value}"))
 
 
-def bytes_of(path: Path) -> int:
+def disk_bytes(path: Path) -> int:
+    """Returns the size of a file, or of all files below a folder, in bytes."""
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

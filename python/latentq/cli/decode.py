@@ -4,39 +4,50 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, check_source, command
+from latentq.cli.common import UsageError, add_command, check_source
+from latentq.system.text import escaped
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from latentq.cli.common import Commands
 
 
-def add_decode(commands: Any) -> None:
-    parser = command(
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(
         commands,
         "decode",
-        _decode,
-        "turn stored latents back into pictures",
+        _run,
+        "decode stored latents to images",
         "  latentq decode out/ --index 5 -o 5.png\n"
-        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   beside their originals, with PSNR\n"
-        "  latentq decode imagenet_3gb.pt --index 5         so are the files that latentq convert reads",
+        "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   next to their originals, with PSNR\n"
+        "  latentq decode imagenet_3gb.pt --index 5                            also any file that convert reads",
     )
     parser.add_argument("dataset", metavar="SRC", help="a dataset's folder, or a file or folder that convert reads")
-    parser.add_argument("--index", type=int, nargs="+", metavar="I", help="which samples (default: 8, evenly spread)")
     parser.add_argument(
-        "-o", "--output", default="decoded.png", metavar="FILE", help="the picture (default decoded.png)"
+        "--index", type=int, nargs="+", metavar="I", help="samples to decode (default: 8, evenly spread)"
     )
-    parser.add_argument("--source", metavar="SRC", help="what it was made from: original, from float, as stored")
-    parser.add_argument("--column", help="which latent column (default: the first)")
-    parser.add_argument("--autoencoder", metavar="NAME", help="where it is, if the card's name does not say it")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
+    parser.add_argument(
+        "-o", "--output", default="decoded.png", metavar="FILE", help="output image (default: decoded.png)"
+    )
+    parser.add_argument(
+        "--source", metavar="SRC", help="the dataset's source; shows original, decoded from floats, decoded as stored"
+    )
+    parser.add_argument("--column", help="latent column (default: the first)")
+    parser.add_argument("--autoencoder", metavar="NAME", help="the autoencoder, if the card's name does not find it")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
 
 
-def _decode(options: argparse.Namespace) -> int:
-    from latentq.inspect.pictures import pictures, sheet
-
+def _run(options: argparse.Namespace) -> int:
     if not Path(options.dataset).exists():
         raise UsageError(f"{options.dataset}: no such file or folder")
     if options.source is not None:
         check_source(options.source)
+    from latentq.inspect.pictures import pictures, sheet
+
     try:
         rows = pictures(
             options.dataset,
@@ -54,15 +65,19 @@ def _decode(options: argparse.Namespace) -> int:
         picture = Image.fromarray(rows[0][0].pixels)
     else:
         picture = sheet(rows)
+    _save(picture, options.output)
+    scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
+    mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
+    print(escaped(f"{options.output}: {len(rows)} samples{mean}"))
+    return 0
+
+
+def _save(picture: Image.Image, output: str) -> None:
     try:
-        picture.save(options.output)
+        picture.save(output)
     except ValueError:
-        raise UsageError(f"-o {options.output}: name a picture by its extension, e.g. .png") from None
+        raise UsageError(f"-o {output}: unknown image format; name a file such as decoded.png") from None
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
-        raise OSError(error.errno, error.strerror, str(options.output)) from None
-    scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
-    mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
-    print(f"{options.output}: {len(rows)} samples{mean}")
-    return 0
+        raise OSError(error.errno, error.strerror, output) from None

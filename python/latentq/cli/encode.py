@@ -5,95 +5,110 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from latentq.cli.common import UsageError, add_how, add_source, check_source, command, tell_counts
-from latentq.format.recipe import STORES, Alpha, Crop, Dtype, Filter, Icc, Recipe
-from latentq.models.autoencoders import DEFAULT
+from latentq.cli.common import UsageError, add_command, add_run_options, add_source, check_source, print_result
+from latentq.format.options import AutoencoderOptions
+from latentq.format.overrides import OVERRIDES, Override, PixelRange
+from latentq.format.recipe import Recipe
+
+if TYPE_CHECKING:
+    from latentq.cli.common import Commands
+
+# The help's groups of overrides, by the table of the recipe that they change.
+_GROUPS = {
+    "autoencoder": "recipe: autoencoder (the card keeps it, as all of the recipe)",
+    "image": "recipe: from image file to pixels",
+    "columns": "recipe: columns",
+    "text": "recipe: text encoder",
+    "": "recipe: calibration and units",
+}
 
 
-def add_encode(commands: Any) -> None:
-    parser = command(
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(
         commands,
         "encode",
-        _encode,
-        "encode images into a latent dataset, or go on where an earlier run stopped",
+        _run,
+        "encode images to a latent dataset, or continue an earlier run",
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
+        resumable=True,
     )
-    parser.set_defaults(resumable=True)
     add_source(parser)
-    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a .tsv gets a table of tokens")
+    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a name ending in .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
-    what = parser.add_argument_group("what is stored (the card keeps it)")
-    which = what.add_mutually_exclusive_group()
-    which.add_argument("--recipe", metavar="NAME", help=f"a TOML file or one of {', '.join(Recipe.names())}")
-    which.add_argument("--like", metavar="DATASET", help="recipe, quantisers and class numbers of another dataset")
-    what.add_argument("--autoencoder", metavar="NAME", help=f"a hub name, a folder, or {DEFAULT}")
-    what.add_argument("--revision", help="the hub's branch, tag or commit")
-    what.add_argument("--subfolder", help="where the autoencoder lies in its folder or repository")
-    what.add_argument(
-        "--pixel-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="where a checkpoint takes another"
-    )
-    what.add_argument("--dtype", choices=get_args(Dtype), help="what the autoencoder computes in")
-    what.add_argument("--size", type=int, metavar="PIXELS", help="the side of the square that is encoded")
-    what.add_argument("--crop", choices=get_args(Crop), help="how the square is cut out")
-    what.add_argument("--filter", choices=get_args(Filter), help="Pillow's resampling filter")
-    what.add_argument("--orient", action=argparse.BooleanOptionalAction, help="apply the EXIF orientation")
-    what.add_argument("--alpha", choices=get_args(Alpha), help="what lies behind transparent pixels")
-    what.add_argument("--icc", choices=get_args(Icc), help="whether embedded colour profiles are applied")
-    what.add_argument("--min-size", type=int, metavar="PIXELS", help="of both sides; smaller pictures are rejected")
-    what.add_argument("--min-side", type=int, metavar="PIXELS", help="inexact: decode JPEGs at no more than is needed")
-    what.add_argument("--store", choices=STORES, help="a draw from the posterior, its mean, both moments, or tokens")
-    what.add_argument("--scaled", action=argparse.BooleanOptionalAction, help="multiply by the scaling factor")
-    what.add_argument("--bits", type=int, metavar="2..8", help="bits of each stored number")
-    what.add_argument("--calibrate", metavar="METHOD", help="minmax, percentile, mse, or lloyd-max for code books")
-    what.add_argument("--calibration", type=int, metavar="N", help="how many images quantisers are calibrated on")
-    what.add_argument("--flip", action="store_true", default=None, help="store the mirrored pictures too")
-    what.add_argument("--seed", type=int, help="of the posterior's noise")
-    what.add_argument("--unit-size", type=int, metavar="N", help="samples in a unit, which is done or not done")
-    text = parser.add_argument_group("captions and pictures (the card keeps it)")
-    text.add_argument(
-        "--text-encoder", metavar="NAME", help="store captions' embeddings: a hub name, a folder, or openclip:NAME"
-    )
-    text.add_argument("--text-revision", metavar="REVISION", help="the hub's branch, tag or commit")
-    text.add_argument("--text-subfolder", metavar="NAME", help="of several in a pipeline another, text_encoder_2 say")
-    text.add_argument("--text-dtype", choices=get_args(Dtype), help="what the text encoder computes in")
-    text.add_argument("--text-length", type=int, metavar="N", help="tokens that a caption is padded or cut to")
-    text.add_argument("--text-captions", type=int, metavar="N", help="how many captions of an image (default 1)")
-    text.add_argument("--pooled", action="store_true", default=None, help="store the pooled embedding too")
-    text.add_argument("--image", action="store_true", default=None, help="store the picture itself too, as column jpg")
-    text.add_argument(
+    parser.add_argument(
         "--collection",
         metavar="NAME",
-        help="the limits of a collection whose archives SRC is: diffdb's, with --captions",
+        help="apply the limits of a collection to its archives: diffdb's, with --captions",
     )
-    how = add_how(parser)
-    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default 64)")
-    how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK where there is one)")
+    recipe = parser.add_argument_group(
+        "recipe", "An option below overrides the field of the recipe that is chosen here."
+    )
+    choice = recipe.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--recipe", metavar="NAME", help=f"a TOML file or one of {', '.join(Recipe.names())} (default: default)"
+    )
+    choice.add_argument("--like", metavar="DATASET", help="recipe, quantizers and class numbers of another dataset")
+    _add_overrides(parser)
+    how = add_run_options(parser)
+    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default: 64)")
+    how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK if there is one, else cpu)")
     how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
     how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
 
 
-_OVERRIDES = (
-    "revision", "subfolder", "pixel_range", "dtype", "size", "crop", "filter", "orient", "alpha", "icc", "min_size",
-    "min_side", "store", "scaled", "bits", "calibrate", "calibration", "flip", "seed", "unit_size", "text_revision",
-    "text_subfolder", "text_dtype", "text_length", "text_captions", "pooled", "image",
-)  # fmt: skip
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds one option for each field of the recipe that can be overridden, with the default recipe's value."""
+    groups = {table: parser.add_argument_group(title) for table, title in _GROUPS.items()}
+    default = Recipe.load("default").to_dict()
+    for override in OVERRIDES:
+        table, dot, _ = override.field.partition(".")
+        group = groups[table if dot or table in groups else ""]
+        value = _default_of(override, default)
+        group.add_argument(override.option, **_argument(override, f" (default: {value})" if value else ""))
 
 
-def _encode(options: argparse.Namespace) -> int:
+def _argument(override: Override, default: str) -> dict[str, Any]:
+    """Returns the keyword arguments of `add_argument` for an override."""
+    options: dict[str, Any] = {"default": None, "help": f"{override.help}{default}".replace("%", "%%")}
+    if override.type is bool:
+        return options | {"action": "store_true" if override.adds_columns else argparse.BooleanOptionalAction}
+    if get_origin(override.type) is Literal:
+        return options | {"choices": get_args(override.type)}
+    if override.type is PixelRange:
+        return options | {"type": float, "nargs": 2, "metavar": tuple(override.metavar.split())}
+    return options | {"type": override.type, "metavar": override.metavar}
+
+
+def _default_of(override: Override, default: dict[str, Any]) -> str:
+    """Returns the value of an override's field in the default recipe, as the command line writes it; may be empty."""
+    value: Any = {**default, "text": {"captions": 1, "length": 0, "dtype": "float32"}}
+    if override.name == "store":
+        return str(value["columns"]["latent"]["store"])
+    if override.adds_columns:
+        return ""
+    for key in override.field.split("."):
+        value = value.get("latent" if key == "*" else key, "")
+    if isinstance(value, bool):
+        return override.option if value else f"--no-{override.option.removeprefix('--')}"
+    return str(value) if value != () else ""
+
+
+def _run(options: argparse.Namespace) -> int:
     from latentq.converting.tokens_tsv import dataset_of
     from latentq.encoding.pipeline import encode
     from latentq.encoding.stages import Profile
 
-    if not options.delete_archives:  # otherwise they may be gone
+    if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads must be at least 1, not {options.threads}")
     if options.autoencoder is None and options.recipe is None and options.like is None:
         print(
-            f"latentq: no --autoencoder: taking the built-in {DEFAULT}, which is for trying things out; "
-            "for training name one, e.g. stabilityai/sdxl-vae",
+            f"latentq: no --autoencoder: using the built-in {AutoencoderOptions.model}, which is for trying things "
+            "out; for training name a real one, e.g. stabilityai/sdxl-vae",
             file=sys.stderr,
         )
     profile = Profile()
@@ -101,8 +116,6 @@ def _encode(options: argparse.Namespace) -> int:
         options.source,
         options.out,
         recipe=options.recipe,
-        autoencoder=options.autoencoder,
-        text_encoder=options.text_encoder,
         like=options.like,
         class_names=options.class_names,
         captions=options.captions,
@@ -117,8 +130,8 @@ def _encode(options: argparse.Namespace) -> int:
         compiled=options.compile,
         profile=profile,
         progress=sys.stderr,
-        **{name: getattr(options, name) for name in _OVERRIDES},
+        **{override.name: getattr(options, override.name) for override in OVERRIDES},
     )
     if options.profile:
         print("\n".join(profile.table()), file=sys.stderr)
-    return tell_counts(Path(options.out), dataset_of(Path(options.out)), card, card.counts)
+    return print_result(Path(options.out), dataset_of(Path(options.out)), card, card.counts)

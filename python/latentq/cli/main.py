@@ -1,8 +1,12 @@
-"""The command line: `latentq` or `python -m latentq`. Exit codes: 0 good, 1 the data is wrong, 2 the arguments are."""
+"""The command line: `latentq` or `python -m latentq`.
+
+Exit codes: 0 good, 1 wrong data, 2 wrong arguments, 130 interrupted, 141 nobody reads the output.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import warnings
@@ -10,53 +14,50 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from latentq._core import LatentqError, RecipeError, __version__
-from latentq.cli.collect import add_collect
 from latentq.cli.common import UsageError, fail
-from latentq.cli.convert import add_convert
-from latentq.cli.decode import add_decode
-from latentq.cli.encode import add_encode
-from latentq.cli.info import add_info
-from latentq.cli.measure import add_measure
-from latentq.cli.recipes import add_recipes
-from latentq.cli.shards import add_shards
-from latentq.cli.verify import add_repair, add_verify
+from latentq.system.text import one_line
 
+_COMMANDS = (
+    "encode", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure"
+)  # fmt: skip
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
-  latentq encode photos/ out/ --recipe imagenet.int8            what the published dataset holds
-  latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   a table of paths becomes one of tokens
-  latentq recipes                                               what can be named as --recipe
+  latentq encode photos/ out/ --recipe imagenet.int8            the layout of the published dataset
+  latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   from a table of paths to a table of tokens
+  latentq recipes                                               names for --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq collect cc12m cc12m/ --subset small                   the archives of a public collection
-  latentq encode 'cc12m/*.tar' out/ --recipe micro-diffusion     latents and captions' embeddings
+  latentq encode 'cc12m/*.tar' out/ --recipe micro-diffusion    latents and embeddings of captions
   latentq shards 'cc12m/*.tar' shards/                          MDS shards of JPEGs and captions, at most 512 pixels
   latentq info out/
   latentq verify out/
   latentq decode out/ --index 5 -o 5.png
-  latentq convert imagenet_3gb.pt out/                          other tools' latents, and back
-  latentq measure out/ --source photos/                         what other schemes and bits would cost
+  latentq convert imagenet_3gb.pt out/                          from other tools' latents, and back
+  latentq measure out/ --source photos/                         the error of other schemes and bits
 """
-
-
-_SIGPIPE = 141  # what a shell reports of a command that SIGPIPE ended
+_SIGPIPE = 141  # the exit code that a shell reports for a command ended by SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    code = _main(arguments)
+    """Runs one command and returns its exit code.
+
+    Args:
+        arguments: The command line without the program's name; None for the process's own.
+    """
+    code = _main(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # nobody listens any more; without this the interpreter's own flush would end it with 120
+        except OSError:  # nobody reads it; without this, Python's own flush at exit would end with code 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if stream is sys.stdout:
                 code = code or _SIGPIPE
     return code
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+def _main(arguments: Sequence[str]) -> int:
+    options = _parser(arguments).parse_args(arguments)
     warnings.showwarning = _show_warning
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -71,7 +72,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return fail(str(error) or "out of memory", 1)
     except ValueError as error:
         return fail(str(error), 2)
-    except RuntimeError as error:  # torch's, out of memory on a device say
+    except RuntimeError as error:  # for example torch's, if a device is out of memory
         return fail(str(error).strip().partition("\n")[0], 1)
     except ModuleNotFoundError as error:
         extra = {
@@ -83,27 +84,25 @@ def _main(arguments: Sequence[str] | None) -> int:
         }.get(error.name or "", "encode")
         return fail(f"this needs {error.name}: pip install 'latentq[{extra}]'", 1)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from there" if options.resumable else ""
-        return fail(f"interrupted{goes_on}", 130)
+        hint = "; the same command continues from there" if options.resumable else ""
+        return fail(f"interrupted{hint}", 130)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"latentq: warning: {message}", file=sys.stderr)
+    print(f"latentq: warning: {one_line(message)}", file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Returns the parser, with all commands only if the first argument names none: importing takes time."""
     parser = argparse.ArgumentParser(
         prog="latentq",
-        description="Turns images into a compact latent dataset, and looks at such datasets.",
+        description="Turns images into a compact latent dataset, and inspects such datasets.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    adders = (
-        add_encode, add_collect, add_shards, add_recipes, add_info, add_verify, add_repair, add_decode,
-        add_convert, add_measure,
-    )  # fmt: skip
-    for add in adders:
-        add(commands)
+    named = tuple(arguments[:1])
+    for name in named if named and named[0] in _COMMANDS else _COMMANDS:
+        importlib.import_module(f"latentq.cli.{name}").add(commands)
     return parser

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
-from latentq.cli.common import command, table
-from latentq.format.recipe import Recipe
+from latentq.cli.common import add_command, print_rows
+
+if TYPE_CHECKING:
+    from latentq.cli.common import Commands
 
 
-def add_recipes(commands: Any) -> None:
-    parser = command(
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(
         commands,
         "recipes",
-        _recipes,
-        "list the recipes that encode takes, or show one, to be copied and changed",
+        _run,
+        "list the recipes that come with latentq, or print one to copy and change",
         "  latentq recipes\n  latentq recipes sdxl > mine.toml; latentq encode photos/ out/ --recipe mine.toml",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the recipe to show")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe to print")
 
 
-def _recipes(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
+    from latentq.format.recipe import Recipe
+
     if options.name is not None:
         print(Recipe.toml(options.name), end="")
         return 0
-    table([(name, Recipe.toml(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
+    print_rows([(name, Recipe.toml(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0

@@ -5,38 +5,56 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from latentq.cli.common import add_how, add_source, check_source, command, tell_counts
+from latentq.cli.common import add_command, add_run_options, add_source, check_source, print_result
+
+if TYPE_CHECKING:
+    from latentq.cli.common import Commands
 
 
-def add_shards(commands: Any) -> None:
-    parser = command(
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(
         commands,
         "shards",
-        _shards,
-        "convert a source into MDS shards of JPEGs and captions, filtered and shrunk, or go on where a run stopped",
+        _run,
+        "convert a source to MDS shards of filtered, downscaled JPEGs and captions, or continue an earlier run",
         "  latentq shards 'cc12m/*.tar' cc12m-mds/\n"
         "  latentq shards 'diffdb/*/*.zip' diffdb-mds/ --collection diffdb --captions metadata-large.parquet",
+        resumable=True,
     )
-    parser.set_defaults(resumable=True)
     add_source(parser)
-    parser.add_argument("out", metavar="OUT", help="the folder of the shards")
-    what = parser.add_argument_group("what is stored")
-    what.add_argument(
-        "--collection", metavar="NAME", help="columns and limits of jdb, cc12m, diffdb, sa1b, textcaps, coco"
+    parser.add_argument("out", metavar="OUT", help="folder of the shards")
+    stored = parser.add_argument_group("what is stored")
+    stored.add_argument(
+        "--collection", metavar="NAME", help="columns and limits of jdb, cc12m, diffdb, sa1b, textcaps or coco"
     )
-    what.add_argument("--min-size", type=int, default=256, metavar="PIXELS", help="of both sides (default 256)")
-    what.add_argument("--max-size", type=int, default=512, metavar="PIXELS", help="of the short side (default 512)")
-    what.add_argument("--quality", type=int, default=95, metavar="1..100", help="of JPEGs made anew (default 95)")
-    what.add_argument("--unit-size", type=int, default=4096, metavar="N", help="samples in a unit (default 4096)")
-    add_how(parser)
+    stored.add_argument(
+        "--min-size",
+        type=int,
+        default=256,
+        metavar="PIXELS",
+        help="reject images with a side below this (default: 256)",
+    )
+    stored.add_argument(
+        "--max-size", type=int, default=512, metavar="PIXELS", help="downscale the short side to this (default: 512)"
+    )
+    stored.add_argument(
+        "--quality",
+        type=int,
+        default=95,
+        metavar="1..100",
+        help="quality of JPEGs that are encoded again (default: 95)",
+    )
+    stored.add_argument("--unit-size", type=int, default=4096, metavar="N", help="samples per unit (default: 4096)")
+    add_run_options(parser)
 
 
-def _shards(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     from latentq.sharding.pipeline import shards
 
-    if not options.delete_archives:  # otherwise they may be gone
+    if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
     card = shards(
         options.source,
@@ -54,4 +72,4 @@ def _shards(options: argparse.Namespace) -> int:
         delete_archives=options.delete_archives,
         progress=sys.stderr,
     )
-    return tell_counts(Path(options.out), Path(options.out), card, card.counts)
+    return print_result(Path(options.out), Path(options.out), card, card.counts)

@@ -25,7 +25,8 @@ from latentq.collect.file import File
 from latentq.collect.hub_files import HubFiles
 from latentq.format.tsv import tsv_line, tsv_values
 from latentq.store.local import replace_file
-from latentq.system.progress import Transfer, size_text
+from latentq.system.progress import Transfer
+from latentq.system.text import size_text
 
 CARD = "collect.toml"
 FAILED = "failed.tsv"

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import LatentqError, MismatchError
-from latentq.format.card import UNKNOWN, Card
-from latentq.format.recipe import Column, Recipe
+from latentq.format.card import Card
+from latentq.format.facts import UNKNOWN
+from latentq.format.options import Column
+from latentq.format.recipe import Recipe
 from latentq.run.plan import plan_card
 from latentq.sources import Listing
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentq.format.recipe import FLOATS, Column, TextOptions
+from latentq.format.options import FLOATS, Column, TextOptions
 from latentq.models.text import Embeddings, TextEncoder
 from latentq.quantizer import Quantizer
 from latentq.quantizer.tensors import to_numpy

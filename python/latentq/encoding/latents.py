@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq.encoding.stages import COPY, NETWORK, QUANTIZE, Profile
-from latentq.format.recipe import AutoencoderOptions, Column
+from latentq.format.options import AutoencoderOptions, Column
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.noise import noise
 from latentq.quantizer import Quantizer

@@ -4,42 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, cast
 
 from latentq.encoding.stages import Profile
+from latentq.format.overrides import RecipeOverrides
 from latentq.run.options import RunOptions, RunSettings, run_settings
-
-
-class RecipeOverrides(TypedDict, total=False):
-    """Keyword arguments of `latentq.encode` that change fields of the recipe; None changes nothing."""
-
-    revision: Any
-    subfolder: Any
-    pixel_range: Any
-    dtype: Any
-    seed: Any
-    size: Any
-    crop: Any
-    filter: Any
-    orient: Any
-    alpha: Any
-    icc: Any
-    min_size: Any
-    min_side: Any
-    store: Any
-    scaled: Any
-    flip: Any
-    bits: Any
-    calibrate: Any
-    calibration: Any
-    unit_size: Any
-    image: Any
-    text_revision: Any
-    text_subfolder: Any
-    text_dtype: Any
-    text_length: Any
-    text_captions: Any
-    pooled: Any
 
 
 class EncodeRunOptions(RunOptions, total=False):
@@ -74,14 +43,14 @@ class EncodeSettings(RunSettings):
     profile: Profile
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[EncodeSettings, dict[str, Any]]:
+def split_options(options: Mapping[str, Any]) -> tuple[EncodeSettings, RecipeOverrides]:
     """Splits `EncodeOptions` into settings, checked and with defaults, and the overrides of the recipe.
 
     Raises:
         ValueError: An option is out of range.
     """
     given = {key: value for key, value in options.items() if key in EncodeRunOptions.__annotations__}
-    overrides = {key: value for key, value in options.items() if key not in given}
+    overrides = cast(RecipeOverrides, {key: value for key, value in options.items() if key not in given})
     device = given.pop("device", None)
     batch_size = given.pop("batch_size", 64)
     compiled = given.pop("compiled", False)

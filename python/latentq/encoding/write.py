@@ -13,8 +13,8 @@ from latentq import image
 from latentq.encoding.batches import EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import NETWORK, WRITE, background_consumer
-from latentq.format.card import EmbeddingFacts
-from latentq.format.recipe import FLOATS, TEXT
+from latentq.format.facts import EmbeddingFacts
+from latentq.format.options import FLOATS, TEXT
 from latentq.quantizer import Moments, Quantizer
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit

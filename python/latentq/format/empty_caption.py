@@ -1,4 +1,4 @@
-"""The empty caption's embedding, a file beside the card: what training without captions gives in a caption's place."""
+"""The embedding of the empty caption, a file next to the card: unconditional training takes it for the caption's."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ _BROKEN = (
 
 
 def to_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """The bytes of `empty_caption.npz`: by column what is stored of a sample, before it is packed."""
+    """Returns the bytes of `empty_caption.npz`.
+
+    Args:
+        arrays: For each column the values that a sample stores, before they are packed.
+    """
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
 def load(path: Path) -> dict[str, NDArray[Any]]:
-    """What `to_bytes` wrote.
+    """Reads the arrays that `to_bytes` wrote.
 
     Raises:
         FileNotFoundError: There is no such file.
-        FormatError: It is broken; its checksums are looked at.
+        FormatError: It is broken; its checksums are verified.
     """
     data = path.read_bytes()
     try:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
+# The hashes that the index holds of every shard of a unit.
 HASHES = ("xxh3_64",)
 
-
-"""What the shards of a unit are hashed with."""
-
-
 EMPTY_CAPTION = "empty_caption.npz"
-
-
 INDEX = "index.json"
-
-
 REJECTS = "rejects.tsv"
-
-
-SHARDS = "shards.toml"
-
-
 SAMPLES = "samples.tsv"
-
-
+SHARDS = "shards.toml"
 UNIT = "unit.toml"

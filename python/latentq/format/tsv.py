@@ -1,22 +1,20 @@
-"""Lines of tab-separated values, with escapes."""
+"""Lines of tab-separated values, with backslash escapes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-
-
 _UNESCAPES = {escaped: character for character, escaped in _ESCAPES.items()}
 
 
 def tsv_line(values: Iterable[object]) -> str:
-    """A line of tab-separated values, escaped as in samples.tsv; None is empty."""
+    """Returns a line of tab-separated values, without a line break; None becomes an empty value."""
     return "\t".join("" if value is None else _escape(str(value)) for value in values)
 
 
 def tsv_values(line: str) -> list[str]:
-    """The values of a line that `tsv_line` wrote, None as an empty text."""
+    """Returns the values of a line that `tsv_line` wrote; None comes back as an empty string."""
     return [_unescape(cell) for cell in line.split("\t")]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latentq._core import LatentqError
 from latentq.format.card import Card
-from latentq.format.recipe import FLOATS
+from latentq.format.options import FLOATS
 from latentq.inspect.originals import Originals
 from latentq.sources import Sample
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from latentq import mds
 from latentq._core import LatentqError
-from latentq.format.card import CARD, Card, LatentFacts
+from latentq.format.card import CARD, Card
+from latentq.format.facts import LatentFacts
 from latentq.format.files import EMPTY_CAPTION, INDEX, REJECTS, SAMPLES, SHARDS, UNIT
 from latentq.format.tsv import tsv_line
 from latentq.run.finish import completed

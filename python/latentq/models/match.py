@@ -6,8 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError, MismatchError, RecipeError
-from latentq.format.card import UNKNOWN, Card
-from latentq.format.recipe import Column, Recipe
+from latentq.format.card import Card
+from latentq.format.facts import UNKNOWN
+from latentq.format.options import Column
+from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder, load_autoencoder, subfolder_in
 from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import LatentqError
-from latentq.format.card import Card, EmbeddingFacts, LatentFacts, TokenFacts
-from latentq.format.recipe import FLOATS
+from latentq.format.card import Card
+from latentq.format.facts import EmbeddingFacts, LatentFacts, TokenFacts
+from latentq.format.options import FLOATS
 from latentq.quantizer import Quantizer
 
 Scale = Literal["raw", "scaled", "normalized"]

@@ -12,8 +12,10 @@ from typing import Any, get_args
 import torch
 
 from latentq._core import FormatError, MismatchError, RecipeError
-from latentq.format.card import CARD, TOKEN_DTYPES, UNKNOWN, Card, EmbeddingFacts, LatentFacts, TokenFacts
-from latentq.format.recipe import FLOATS, TEXT, Column, Recipe
+from latentq.format.card import CARD, Card
+from latentq.format.facts import TOKEN_DTYPES, UNKNOWN, EmbeddingFacts, LatentFacts, TokenFacts
+from latentq.format.options import FLOATS, TEXT, Column
+from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer
 from latentq.reading.buffers import Empty
 from latentq.reading.columns import EmbeddingColumn, EncodedColumn, LatentColumn, MaskColumn, Scale, TokenColumn

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from latentq import mds
-from latentq.format.card import CARD, Card, Counts, LatentFacts
+from latentq.format.card import CARD, Card
+from latentq.format.facts import Counts, LatentFacts
 from latentq.format.files import INDEX, REJECTS, UNIT
 from latentq.format.tsv import tsv_line
 from latentq.run.units import LatentSums, UnitCard, UnitFacts, unit_names

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from latentq._core import LatentqError, MismatchError
 from latentq.collect import COLLECTIONS, Collection
-from latentq.format.card import SourceFacts
+from latentq.format.facts import SourceFacts
 from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 from latentq.store.local import publish_once

@@ -6,21 +6,15 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from latentq._core import MismatchError, RecipeError
-from latentq.format.card import (
-    TOKEN_DTYPES,
-    AutoencoderFacts,
-    Card,
-    EmbeddingFacts,
-    LatentFacts,
-    TextFacts,
-    TokenFacts,
-)
-from latentq.format.recipe import ENCODED, FLOATS, TEXT, Column, Recipe
+from latentq.format.card import Card
+from latentq.format.facts import TOKEN_DTYPES, AutoencoderFacts, EmbeddingFacts, LatentFacts, TextFacts, TokenFacts
+from latentq.format.options import ENCODED, FLOATS, TEXT, Column
+from latentq.format.overrides import RecipeOverrides
+from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.match import codebook_size, shape_of, text_shape
 from latentq.models.text import TextEncoder
@@ -37,7 +31,7 @@ def resolve_recipe(
     model: str | os.PathLike[str] | None,
     text_model: str | os.PathLike[str] | None,
     parent: Card | None,
-    overrides: Mapping[str, Any],
+    overrides: RecipeOverrides,
 ) -> Recipe:
     """Returns the recipe of a run.
 
@@ -51,7 +45,7 @@ def resolve_recipe(
     Raises:
         RecipeError: The recipe is not valid, or a field is given that `parent` decides.
     """
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given = [name for name, value in overrides.items() if value is not None]
     if parent is not None:
         if recipe is not None or given:
             named = "a recipe" if recipe is not None else ", ".join(given)
@@ -59,8 +53,7 @@ def resolve_recipe(
         return parent.recipe
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load("default" if recipe is None else recipe)
-    models = {"autoencoder": model, "text_encoder": text_model}
-    return recipe.override(**{key: os.fspath(name) for key, name in models.items() if name is not None}, **given)
+    return recipe.override(autoencoder=model, text_encoder=text_model, **overrides)
 
 
 def plan_card(

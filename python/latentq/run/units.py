@@ -14,7 +14,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
-from latentq.format.card import Counts, SourceFacts
+from latentq.format.facts import Counts, SourceFacts
 from latentq.format.files import INDEX
 from latentq.quantizer import Moments, Quantizer, Statistics
 

@@ -13,7 +13,7 @@ import tomli_w
 
 from latentq._core import FormatError
 from latentq.collect import Columns
-from latentq.format.card import Counts, SourceFacts
+from latentq.format.facts import Counts, SourceFacts
 from latentq.format.files import SHARDS
 from latentq.run.units import UnitFacts
 

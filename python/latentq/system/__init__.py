@@ -1,1 +1,1 @@
-"""Facts of this machine and process: progress, memory, processors."""
+"""This machine and process: progress, text for people, memory, processors."""

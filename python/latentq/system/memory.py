@@ -1,12 +1,12 @@
-"""How much memory this process may still take."""
+"""The memory that this process may still allocate."""
 
 from pathlib import Path
 
 
 def available_bytes() -> int | None:
-    """Memory that the system and the control group still grant, the page cache counted as free; None where not told."""
-    told = [_in_system(), _in_cgroup()]
-    return min((number for number in told if number is not None), default=None)
+    """Returns the bytes that system and control group still grant, page cache counted as free; None if unknown."""
+    limits = [_in_system(), _in_cgroup()]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _in_system() -> int | None:
@@ -17,7 +17,7 @@ def _in_system() -> int | None:
 
 
 def _in_cgroup() -> int | None:
-    """What the control group that a container sees, version 2 or 1, still grants."""
+    """Returns what the container's control group, version 2 or 1, still grants."""
     for folder, limit, used in (
         (Path("/sys/fs/cgroup"), "memory.max", "anon"),
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"),

@@ -1,8 +1,8 @@
-"""How many processors this process may use."""
+"""The number of processors that this process may use."""
 
 import os
 
 
 def processors() -> int:
-    """The processors that this process may run on, where the system tells; all of them elsewhere."""
+    """Returns the number of processors in the process's affinity mask; all processors if the system has no mask."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

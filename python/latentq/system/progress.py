@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
 
+from latentq.system.text import duration_text, size_text
+
 _T = TypeVar("_T")
 
 
@@ -84,7 +86,7 @@ class Progress:
         self._told, self._told_of = time.monotonic(), self._done
         rate = self._done / max(self._told - self._start, 1e-9)
         left = (self._total - self._skipped - self._done) / rate if rate else 0.0
-        self.note(self._line(rate, _duration(left)))
+        self.note(self._line(rate, duration_text(left)))
 
     def _line(self, rate: float, left: str) -> str:
         return (
@@ -191,19 +193,3 @@ class Transfer(Progress):
         parts = (f"{name.rpartition('/')[2]} {100 * done // size}%" for name, (done, size) in self._now.items() if size)
         text = ", ".join(parts)
         return f"; {text}" if text else ""
-
-
-def size_text(count: int) -> str:
-    """A number of bytes as people read it."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Text for people: errors on one line, control characters made visible."""
+"""Text for people: errors on one line, control characters escaped, sizes and durations."""
 
 from __future__ import annotations
 
@@ -31,3 +31,20 @@ def escaped(text: object) -> str:
         text: A name, key, path or caption of the data.
     """
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def size_text(count: int) -> str:
+    """Returns a number of bytes in decimal units, e.g. `1.5 MB`."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Returns a duration as `minutes:seconds`, or `hours:minutes:seconds` from an hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,37 @@
+"""The command `latentq repair`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from latentq.cli.common import add_command, dataset_folder
+from latentq.system.text import escaped
+
+if TYPE_CHECKING:
+    from latentq.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "repair",
+        _run,
+        "rebuild a lost or broken index.json from the MDS shards; deletes nothing",
+        "  latentq repair shards/",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of MDS shards")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from latentq import mds
+
+    path = dataset_folder(options.folder)
+    done = mds.repair(path)
+    for finding in done.left_out:
+        print(escaped(f"{path / finding.file}: skipped: {finding.message}"))
+    for name in done.kept:
+        print(escaped(f"{path / name}: the previous index"))
+    print(escaped(f"{path}: {done.shards} shards, {done.samples} samples"))
+    return 1 if done.left_out else 0

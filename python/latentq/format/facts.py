@@ -1,0 +1,208 @@
+"""The tables of a card: facts about source, autoencoder, text encoder and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+from latentq.quantizer import Quantizer, Statistics
+
+# The types of stored tokens, and the largest codebook of each.
+TOKEN_DTYPES = {"uint16": 2**16, "int32": 2**31}
+# The weights of an autoencoder that was never loaded: the latents came from elsewhere.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """Where the samples came from.
+
+    Attributes:
+        kind: `folder`, `table`, `tar`, `zip`, `mds`, `parquet` or `datasets`; for converted latents, their layout.
+        samples: Number of samples that the source lists, rejects included.
+        sha256: The hash of samples.tsv.
+        units: Number of units, if it does not follow from samples and unit size.
+    """
+
+    kind: str
+    samples: int
+    sha256: str
+    units: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the card's table."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class AutoencoderFacts:
+    """The autoencoder that made the latents.
+
+    Attributes:
+        name: `dct-f8c16`, a hub name, or the last part of a folder's path.
+        family: The class that implements it.
+        weights: `sha256:...` over names, types, shapes and values of its tensors; empty if it has none; `unknown` if
+            the latents were made elsewhere.
+        scaling_factor: Latents are multiplied by it for training, so that they have about unit variance.
+        pixel_range: The pixel values of black and white.
+        shift_factor: Subtracted from latents before they are scaled.
+    """
+
+    name: str
+    family: str
+    weights: str
+    scaling_factor: float
+    pixel_range: tuple[float, float]
+    shift_factor: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> AutoencoderFacts:
+        """Returns the facts of the card's table."""
+        low, high = data["pixel_range"]
+        return cls(**{**data, "pixel_range": (low, high)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the card's table."""
+        return {**vars(self), "pixel_range": list(self.pixel_range)}
+
+    def same_as(self, other: AutoencoderFacts) -> bool:
+        """True if both compute the same: same weights under any name, or the same name if weights are unknown."""
+        if UNKNOWN in (self.weights, other.weights):
+            return self == replace(other, weights=self.weights)
+        return self == (replace(other, name=self.name) if self.weights else other)
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """The text encoder that made the embeddings.
+
+    Attributes:
+        name: A hub name, or the last part of a folder's path.
+        family: The class that implements it.
+        weights: `sha256:...` over names, types, shapes and values of its tensors; empty if it has none.
+        length: Tokens of every caption, padding included.
+    """
+
+    name: str
+    family: str
+    weights: str
+    length: int
+
+    def same_as(self, other: TextFacts) -> bool:
+        """True if both compute the same: same weights under any name."""
+        return self == (replace(other, name=self.name) if self.weights else other)
+
+
+@dataclass(frozen=True)
+class EmbeddingFacts:
+    """One column of embeddings.
+
+    Attributes:
+        shape: (captions, tokens, width) of a sample, or (captions, width) of pooled embeddings.
+        quantizer: The quantizer of each token's, or of the pooled, vector; its channels are the width.
+        clipped: Number of values outside the quantizer's range; None until the dataset is complete.
+    """
+
+    shape: tuple[int, ...]
+    quantizer: Quantizer
+    clipped: int | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EmbeddingFacts:
+        """Returns the facts of the card's table."""
+        return cls(tuple(data["shape"]), Quantizer.from_dict(data["quantizer"]), data.get("clipped"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the card's table."""
+        clipped = {} if self.clipped is None else {"clipped": self.clipped}
+        return {"shape": list(self.shape), **clipped, "quantizer": self.quantizer.to_dict()}
+
+    @property
+    def rows(self) -> int:
+        """Number of vectors in a sample."""
+        return prod(self.shape[:-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a stored sample."""
+        return self.rows * self.quantizer.packed_bytes(self.shape[-1])
+
+
+@dataclass(frozen=True)
+class LatentFacts:
+    """One column of latents or moments.
+
+    Attributes:
+        shape: (C, h, w) of a sample's latent, or (2C, h, w) of its moments, means before log-variances.
+        quantizer: The quantizer, frozen before the first unit was encoded.
+        statistics: Statistics of the values that a reader sees, per channel; None until the dataset is complete.
+        clipped: Number of values outside the quantizer's range, per channel; None until the dataset is complete.
+    """
+
+    shape: tuple[int, ...]
+    quantizer: Quantizer
+    statistics: Statistics | None = None
+    clipped: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LatentFacts:
+        """Returns the facts of the card's table."""
+        statistics = data.get("statistics")
+        return cls(
+            shape=tuple(data["shape"]),
+            quantizer=Quantizer.from_dict(data["quantizer"]),
+            statistics=None if statistics is None else Statistics(**{k: tuple(v) for k, v in statistics.items()}),
+            clipped=tuple(data["clipped"]) if "clipped" in data else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the card's table."""
+        data: dict[str, Any] = {"shape": list(self.shape)}
+        if self.clipped is not None:
+            data["clipped"] = list(self.clipped)
+        data["quantizer"] = self.quantizer.to_dict()
+        if self.statistics is not None:
+            data["statistics"] = {key: list(value) for key, value in asdict(self.statistics).items()}
+        return data
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """One column of tokens.
+
+    Attributes:
+        shape: (h, w) of a sample.
+        dtype: `uint16` or `int32`.
+        codebook_size: Tokens are from 0 to `codebook_size - 1`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    codebook_size: int
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TokenFacts:
+        """Returns the facts of the card's table."""
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the card's table."""
+        return {**vars(self), "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of the source's samples are stored and rejected.
+
+    Attributes:
+        samples: Number of stored samples.
+        rejects: Number of samples in rejects.tsv.
+        redone: Number of samples, of both kinds, that held NaN or infinity in the recipe's dtype and were encoded
+            again in float32.
+    """
+
+    samples: int
+    rejects: int
+    redone: int = 0

@@ -1,0 +1,125 @@
+"""TOML tables of a recipe, checked field by field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, get_args
+
+from latentq._core import RecipeError
+from latentq.format.options import (
+    COLUMN_FIELDS,
+    DEFAULT_QUANTIZERS,
+    QUANTIZER_FIELDS,
+    Alpha,
+    Column,
+    Content,
+    Crop,
+    Dtype,
+    Filter,
+    Icc,
+    Store,
+)
+
+_CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
+_Options = TypeVar("_Options")
+
+
+def field_names(table: type) -> set[str]:
+    """Returns the names of a dataclass's fields."""
+    return {entry.name for entry in fields(table)}
+
+
+def options_from(data: Mapping[str, Any], name: str, options: type[_Options]) -> _Options:
+    """Returns the options of the sub-table `name`, each checked against its declared type.
+
+    Raises:
+        RecipeError: A field is unknown, of the wrong type or out of range.
+    """
+    values = data.get(name, {})
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name!r} must be a table")
+    return options(**{key: _checked(f"{name}.{key}", key, value, options) for key, value in values.items()})
+
+
+def column_from(name: str, data: Any) -> Column:
+    """Returns the column of the table `[columns.NAME]`.
+
+    Raises:
+        RecipeError: A field is unknown, missing, of the wrong type or out of range, or its content does not have it.
+    """
+    where = f"columns.{name}"
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where!r} must be a table")
+    content: Any = data.get("from")
+    if content not in get_args(Content):
+        raise RecipeError(f"{where}.from must be one of {', '.join(get_args(Content))}, not {content!r}")
+    values = {key: value for key, value in data.items() if key not in ("from", "shape", "quantizer")}
+    if "content" in values:
+        raise RecipeError(f"unknown field '{where}.content'")
+    values = {key: _checked(f"{where}.{key}", key, value, Column) for key, value in values.items()}
+    for key in data.keys() & (set().union(*COLUMN_FIELDS.values()) - COLUMN_FIELDS.get(content, set())):
+        the = "" if content in COLUMN_FIELDS else "the "
+        raise RecipeError(f"{where}.{key} is for latents, and this column holds {the}{content}")
+    if content not in COLUMN_FIELDS:
+        if not values.get("encoding"):
+            raise RecipeError(f"{where} needs an encoding")
+        return Column(content=content, **values)
+    shape = data.get("shape", [])
+    if not isinstance(shape, list | tuple) or not all(type(side) is int and side > 0 for side in shape):
+        raise RecipeError(f"{where}.shape must be a list of whole numbers, not {shape!r}")
+    if values.get("size", 1) < 1:
+        raise RecipeError(f"{where}.size must be at least 1, not {values['size']!r}")
+    quantizer = data.get("quantizer", DEFAULT_QUANTIZERS.get(content, {}))
+    if content in DEFAULT_QUANTIZERS:
+        _check_quantizer(f"{where}.quantizer", quantizer)
+    return Column(content=content, shape=tuple(shape), quantizer=dict(quantizer), **values)
+
+
+def column_table(column: Column) -> dict[str, Any]:
+    """Returns the table that `column_from` reads."""
+    table: dict[str, Any] = {"from": column.content, "encoding": column.encoding, "optional": column.optional}
+    for key in fields(Column):
+        if key.name in COLUMN_FIELDS.get(column.content, ()):
+            value = getattr(column, key.name)
+            table[key.name] = list(value) if key.name == "shape" else dict(value) if key.name == "quantizer" else value
+    return table
+
+
+def _checked(where: str, key: str, value: Any, table: type) -> Any:
+    """Returns the value of the field `key` of a dataclass, checked against its declared type."""
+    types = {entry.name: str(entry.type) for entry in fields(table)}
+    if key not in types:
+        raise RecipeError(f"unknown field {where!r}")
+    declared = types[key]
+    if declared in _CHOICES:
+        choices = get_args(_CHOICES[declared])
+        if value not in choices:
+            raise RecipeError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
+    elif key == "pixel_range":
+        numbers = isinstance(value, list | tuple) and all(
+            type(side) in (int, float) and math.isfinite(side) for side in value
+        )
+        if not numbers or (value and not (len(value) == 2 and value[0] < value[1])):
+            raise RecipeError(f"{where} must be two numbers, black's and white's, not {value!r}")
+        return tuple(map(float, value))
+    elif (expected := {"str": str, "int": int, "bool": bool}.get(declared)) and type(value) is not expected:
+        raise RecipeError(f"{where} must be of type {declared}, not {value!r}")
+    return value
+
+
+def _check_quantizer(where: str, data: Any) -> None:
+    if not isinstance(data, dict) or data.get("kind") not in QUANTIZER_FIELDS:
+        raise RecipeError(f"{where}.kind must be one of {', '.join(QUANTIZER_FIELDS)}")
+    for key in data.keys() - QUANTIZER_FIELDS[data["kind"]]:
+        raise RecipeError(f"unknown field '{where}.{key}' for kind {data['kind']!r}")
+    bits = data.get("bits", 8)
+    if type(bits) is not int or not 2 <= bits <= 8:
+        raise RecipeError(f"{where}.bits must be a whole number from 2 to 8, not {bits!r}")
+    if data["kind"] == "uniform" and not {"low", "high"} <= data.keys():
+        raise RecipeError(f"{where} of kind 'uniform' needs low and high")
+    methods = ("lloyd-max",) if data["kind"] == "codebook" else ("mse", "minmax", "percentile")
+    for key, choices in (("method", methods), ("rounding", ("nearest", "truncate"))):
+        if key in data and data[key] not in choices:
+            raise RecipeError(f"{where}.{key} must be one of {', '.join(choices)}, not {data[key]!r}")

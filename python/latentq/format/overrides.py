@@ -1,0 +1,292 @@
+"""Overrides: the fields of a recipe that an option of `encode` changes, in one table.
+
+The table gives the command line its options and their help, `docs/encoding.md` its table, and `Recipe.override` its
+work. `RecipeOverrides` spells the same names and types for type checkers, which need them literally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, get_args
+
+from latentq._core import RecipeError
+from latentq.format.options import (
+    ENCODED,
+    QUANTIZER_FIELDS,
+    TEXT,
+    Alpha,
+    Crop,
+    Dtype,
+    Filter,
+    Icc,
+    TextOptions,
+)
+
+StoreOption = Literal["sample", "mean", "moments", "tokens"]
+CalibrationMethod = Literal["mse", "minmax", "percentile", "lloyd-max"]
+PixelRange = tuple[float, float]
+Tables = dict[str, Any]
+
+
+class RecipeOverrides(TypedDict, total=False):
+    """Keyword arguments of `latentq.encode` that change fields of the recipe; None changes nothing."""
+
+    revision: str | None
+    subfolder: str | None
+    pixel_range: PixelRange | None
+    dtype: Dtype | None
+    seed: int | None
+    size: int | None
+    crop: Crop | None
+    filter: Filter | None
+    orient: bool | None
+    alpha: Alpha | None
+    icc: Icc | None
+    min_size: int | None
+    min_side: int | None
+    store: StoreOption | None
+    scaled: bool | None
+    flip: bool | None
+    bits: int | None
+    calibrate: CalibrationMethod | None
+    calibration: int | None
+    unit_size: int | None
+    image: bool | None
+    text_revision: str | None
+    text_subfolder: str | None
+    text_dtype: Dtype | None
+    text_length: int | None
+    text_captions: int | None
+    pooled: bool | None
+
+
+@dataclass(frozen=True)
+class Override:
+    """One option that changes a recipe.
+
+    Attributes:
+        name: The keyword of `latentq.encode`. The option of the command line is `--name`, with dashes.
+        field: The recipe's field that it sets. `columns.*` stands for every column that the autoencoder computes;
+            `columns` alone means that the option adds columns.
+        type: The type of its value.
+        help: What it does, in one line.
+        metavar: The placeholder of its value in help texts; empty where the type gives the choices.
+    """
+
+    name: str
+    field: str
+    type: Any
+    help: str
+    metavar: str = ""
+
+    @property
+    def option(self) -> str:
+        """The option of the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def adds_columns(self) -> bool:
+        """True if the option adds columns to the recipe, False if it sets a field."""
+        return self.field == "columns"
+
+
+OVERRIDES = (
+    Override("autoencoder", "autoencoder.model", str, "a hub name, a folder, a checkpoint, or dct-f8c16", "NAME"),
+    Override("revision", "autoencoder.revision", str, "the hub's branch, tag or commit", "REVISION"),
+    Override(
+        "subfolder", "autoencoder.subfolder", str, "the autoencoder's folder inside its repository or folder", "NAME"
+    ),
+    Override(
+        "pixel_range", "autoencoder.pixel_range", PixelRange,
+        "pixel values of black and white, for a checkpoint trained on another range than its family", "LOW HIGH",
+    ),
+    Override("dtype", "autoencoder.dtype", Dtype, "type that the autoencoder computes in"),
+    Override("seed", "autoencoder.seed", int, "seed of the posterior's noise", "N"),
+    Override("size", "columns.*.size", int, "side of the square that is encoded", "PIXELS"),
+    Override("crop", "image.crop", Crop, "how the square is cut out"),
+    Override("filter", "image.filter", Filter, "Pillow's resampling filter"),
+    Override("orient", "image.orient", bool, "apply the EXIF orientation"),
+    Override("alpha", "image.alpha", Alpha, "background of transparent pixels; drop ignores the alpha channel"),
+    Override("icc", "image.icc", Icc, "convert embedded color profiles to sRGB, or ignore them"),
+    Override("min_size", "image.min_size", int, "reject images with a side below this; 0 accepts all", "PIXELS"),
+    Override(
+        "min_side", "image.min_side", int,
+        "decode large JPEGs at reduced scale, short side at least this (faster, not bit-exact); 0: full size", "PIXELS",
+    ),
+    Override(
+        "store", "columns.*.from", StoreOption, "store a draw from the posterior, its mean, both its moments, or tokens"
+    ),
+    Override("scaled", "columns.*.scaled", bool, "store (latent - shift factor) * scaling factor"),
+    Override("flip", "columns", bool, "store the mirrored images too, in columns NAME_flip"),
+    Override("bits", "columns.*.quantizer.bits", int, "bits of each stored value", "2..8"),
+    Override(
+        "calibrate", "columns.*.quantizer.method", CalibrationMethod,
+        "how quantizers are calibrated; lloyd-max makes codebooks",
+    ),
+    Override("calibration", "calibration", int, "number of images that quantizers are calibrated on", "N"),
+    Override("unit_size", "unit_size", int, "samples per unit, which is published as a whole", "N"),
+    Override("image", "columns", bool, "store the image file too, in column jpg"),
+    Override(
+        "text_encoder", "text.model", str, "embed the captions with a hub name, a folder, or openclip:NAME", "NAME"
+    ),
+    Override("text_revision", "text.revision", str, "the hub's branch, tag or commit", "REVISION"),
+    Override(
+        "text_subfolder", "text.subfolder", str,
+        "the text encoder of a pipeline that has several, e.g. text_encoder_2", "NAME",
+    ),
+    Override("text_dtype", "text.dtype", Dtype, "type that the text encoder computes in"),
+    Override(
+        "text_length", "text.length", int, "tokens that a caption is padded or cut to; 0: as many as the model takes",
+        "N",
+    ),
+    Override("text_captions", "text.captions", int, "number of captions embedded per image", "N"),
+    Override("pooled", "columns", bool, "store the pooled embedding too"),
+)  # fmt: skip
+_BY_NAME = {override.name: override for override in OVERRIDES}
+
+_EMBEDDING_COLUMNS = {
+    "caption_embedding": {"from": "caption_embedding"},
+    "attention_mask": {"from": "attention_mask", "optional": True},
+}
+_POOLED_COLUMN = {"pooled_embedding": {"from": "pooled_embedding"}}
+_CAPTIONS_COLUMN = {"captions": {"from": "captions", "encoding": "json"}}
+_IMAGE_COLUMN = {"jpg": {"from": "image", "encoding": "jpeg"}}
+
+
+def apply_override(tables: Tables, name: str, value: Any) -> None:
+    """Changes a recipe's tables in place, by one option.
+
+    Args:
+        tables: The tables of a valid recipe, every field in its place. The result may be invalid.
+        name: The option's name.
+        value: Its value, not yet checked.
+
+    Raises:
+        RecipeError: The recipe has nothing that the option could change.
+        TypeError: There is no such option.
+    """
+    if name not in _BY_NAME:
+        raise TypeError(f"{name!r} is not a field of a recipe that can be overridden")
+    if name in _CHANGES:
+        _CHANGES[name](tables, value)
+    elif (field := _BY_NAME[name].field).startswith("text."):
+        _change_text(tables, field.removeprefix("text."), value)
+    else:
+        *parents, key = field.split(".")
+        for parent in parents:
+            tables = tables[parent]
+        tables[key] = value
+
+
+def _change_text(tables: Tables, key: str, value: Any) -> None:
+    """Sets a field of the text encoder, drops the shapes that no longer hold and adds the columns that it needs."""
+    columns = tables["columns"]
+    text = tables.setdefault("text", vars(TextOptions()).copy())
+    embeddings = [column for column in columns.values() if column["from"] in TEXT]
+    if key in ("model", "length", "captions") and value != text[key]:
+        for column in embeddings:
+            column["shape"] = []
+    text[key] = value
+    if key == "model" and not embeddings:
+        columns |= _EMBEDDING_COLUMNS
+    if key == "captions" and value != 1:
+        _add_column(tables, _CAPTIONS_COLUMN)
+
+
+def _add_column(tables: Tables, column: Tables) -> None:
+    """Adds a column unless the recipe has one of the same content."""
+    contents = {present["from"] for present in tables["columns"].values()}
+    if not contents & {added["from"] for added in column.values()}:
+        tables["columns"] |= column
+
+
+def _add_pooled(tables: Tables, wanted: Any) -> None:
+    if wanted:
+        _add_column(tables, _POOLED_COLUMN)
+
+
+def _add_image(tables: Tables, wanted: Any) -> None:
+    if wanted:
+        _add_column(tables, _IMAGE_COLUMN)
+
+
+def _add_flipped(tables: Tables, wanted: Any) -> None:
+    for name, column in _encoded(tables).items() if wanted else ():
+        if not column["flip"]:
+            tables["columns"].setdefault(f"{name}_flip", {**column, "flip": True})
+
+
+def _change_size(tables: Tables, size: Any) -> None:
+    encoded = _encoded(tables)
+    if len({column["size"] for column in encoded.values()}) > 1:
+        raise RecipeError(f"recipe {tables['name']} stores several sizes: --size cannot say which to change")
+    for column in encoded.values():
+        column.update(size=size, shape=[])
+
+
+def _change_scaled(tables: Tables, scaled: Any) -> None:
+    for name, column in _encoded(tables).items():
+        if column["from"] != "latent":
+            raise RecipeError(f"column {name} holds {column['from']}: scaled does not apply")
+        column["scaled"] = scaled
+
+
+def _change_bits(tables: Tables, bits: Any) -> None:
+    for column in _quantized(tables, "bits", "bits"):
+        column["quantizer"] = {**column["quantizer"], "bits": bits}
+
+
+def _change_method(tables: Tables, method: Any) -> None:
+    for column in _quantized(tables, "calibrate", "method"):
+        kind = "codebook" if method == "lloyd-max" else "affine"
+        column["quantizer"] = {**column["quantizer"], "method": method, "kind": kind}
+
+
+def _quantized(tables: Tables, option: str, key: str) -> list[Tables]:
+    """Returns the columns that the autoencoder computes, whose quantizers must all have the field `key`."""
+    encoded = _encoded(tables)
+    for name, column in encoded.items():
+        if column["from"] == "tokens":
+            raise RecipeError(f"column {name} holds tokens: {option} does not apply")
+        kind = column["quantizer"]["kind"]
+        if key not in QUANTIZER_FIELDS[kind]:
+            raise RecipeError(f"recipe {tables['name']} stores {kind} latents: {option} does not apply")
+    return list(encoded.values())
+
+
+def _encoded(tables: Tables) -> dict[str, Tables]:
+    return {name: column for name, column in tables["columns"].items() if column["from"] in ENCODED}
+
+
+def _change_store(tables: Tables, store: Any) -> None:
+    """Makes columns hold samples, means, moments or tokens; a column named by its content is renamed with it."""
+    if store not in get_args(StoreOption):
+        raise RecipeError(f"store must be one of {', '.join(get_args(StoreOption))}, not {store!r}")
+    content = store if store in ENCODED else "latent"
+    columns = {}
+    for name, column in tables["columns"].items():
+        before = column["from"]
+        if before in ENCODED:
+            if name in (before, f"{before}_flip"):
+                name = content + name.removeprefix(before)
+            if before != content:
+                # Type, shape and the like belong to the old content.
+                column = {key: value for key, value in column.items() if key in {"size", "flip", "optional"}}
+            column = {**column, "from": content}
+            if content == "latent":
+                column["store"] = store
+        columns[name] = column
+    tables["columns"] = columns
+
+
+_CHANGES: dict[str, Callable[[Tables, Any], None]] = {
+    "size": _change_size,
+    "store": _change_store,
+    "scaled": _change_scaled,
+    "flip": _add_flipped,
+    "bits": _change_bits,
+    "calibrate": _change_method,
+    "pooled": _add_pooled,
+    "image": _add_image,
+}
