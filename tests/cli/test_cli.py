@@ -204,7 +204,7 @@ def test_several_processes_say_what_is_missing(pictures, tmp_path):
     command = ("encode", "pictures", "out", *SMALL, "--unit-size", 5, "--world-size", 2)
     ranks = [run(*command, "--rank", rank, cwd=tmp_path) for rank in (0, 1)]
     assert [done.returncode for done in ranks] == [0, 0]
-    assert "2 of 3 units are done; 1 are other processes' and still missing" in ranks[0].stdout
+    assert "2 of 3 units are done; other processes have the remaining 1" in ranks[0].stdout
     assert "12 samples, no rejects" in ranks[1].stdout
 
 
@@ -269,7 +269,7 @@ def test_decode_takes_the_right_originals_where_some_were_rejected(pictures, tmp
     [
         (("--index", "12"), 2, "has 12 samples"),
         (("--column", "x"), 1, "no latent column 'x'"),
-        (("-o", "x.nonsense"), 2, "name a picture by its extension"),
+        (("-o", "x.nonsense"), 2, "unknown image format; name a file such as decoded.png"),
         (("--source", "nowhere"), 2, "no such file or folder"),
     ],
 )
@@ -332,7 +332,7 @@ def test_ctrl_c_ends_with_one_line(tmp_path):
         process.send_signal(2)
         error = process.communicate()[1]
     assert process.returncode == 130
-    assert "the same command goes on" in error.strip().splitlines()[-1]
+    assert "the same command continues from there" in error.strip().splitlines()[-1]
     assert "Traceback" not in error
     assert not list((tmp_path / "out").glob(".0*"))
 
@@ -353,7 +353,7 @@ def test_measure_tells_what_schemes_and_bits_would_cost(dataset, pictures, tmp_p
 def test_measure_of_a_dataset_alone_says_what_it_measures(dataset, capsys):
     assert main(["measure", str(dataset)]) == 0
     told = capsys.readouterr()
-    assert "quantised once already" in told.err
+    assert "already quantized once" in told.err
     assert "lloyd-max" in told.out
 
 

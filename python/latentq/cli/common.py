@@ -104,7 +104,7 @@ def print_result(named: Path, out: Path, card: UnitCard, counts: Counts | None) 
     if counts is None:
         done = units_done(out, card)
         print(
-            f"{escaped(out)}: {done} of {card.units} units are done; {card.units - done} of other processes are missing"
+            f"{escaped(out)}: {done} of {card.units} units are done; other processes have the remaining {card.units - done}"
         )
         return 0
     rejects = f", {counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else ", no rejects"
