@@ -1,6 +1,8 @@
-"""How long a fresh process waits for its first shuffled batch of 256 from a dataset of 1,000 shards, imports apart.
+"""Time a fresh process until its first shuffled batch of 256 from a dataset of 1,000 shards, without the imports.
 
-The median of 11 fresh interpreters, each with the files in the page cache.
+    python benches/processes/first_batch.py
+
+Prints the median of 11 processes. The files are in the page cache.
 """
 
 import statistics
@@ -10,15 +12,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from loader import RECIPE, SHAPE
 
 from latentq import mds
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from loader_rivals import RECIPE, SHAPE
 
 CODE = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
-from loader import BATCH, QUANTIZER, RECIPE
-from latentq import LatentDataset, LatentLoader
+from loader_rivals import BATCH, QUANTIZER, RECIPE
+from latentq import LatentDataset
 start = time.perf_counter()
 dataset = LatentDataset(sys.argv[1], recipe=RECIPE, quantizer=QUANTIZER)
 opened = time.perf_counter()
@@ -39,7 +43,7 @@ def main() -> None:
         shards = len(list(folder.glob("*.mds")))
         times = []
         for _ in range(11):
-            command = [sys.executable, "-c", CODE, str(folder), str(Path(__file__).parent)]
+            command = [sys.executable, "-c", CODE, str(folder), str(Path(__file__).parents[1])]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             times.append(tuple(map(float, done.stdout.split())))
     opened, first = (statistics.median(column) for column in zip(*times, strict=True))

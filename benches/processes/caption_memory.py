@@ -1,10 +1,11 @@
-"""Captions' embeddings of the size of DFN5B-CLIP-ViT-H-14's, (1, 77, 1024) in float16: memory and rate.
+"""Memory and rate of encoding with caption embeddings of the size of DFN5B-CLIP-ViT-H-14, (1, 77, 1024) in float16.
 
-A tar of generated pictures with captions, half of which come again, through `latentq.encode` with an open_clip text
-tower of that width and of one thin layer, random weights. Prints the peak memory of three processes: one that only
-loads the model and embeds one batch, and two that encode a tenth and all of the samples; and where the time went.
+    python benches/processes/caption_memory.py [--samples 10000] [--batch 32]
 
-    python benches/text.py [--samples 10000] [--batch 32]
+A tar of generated pictures with captions, half of them repeated, goes through `latentq.encode` with an open_clip text
+tower of that width, one thin layer deep, with random weights. Prints the peak memory of three processes: one that only
+loads the model and embeds one batch, one that encodes a tenth of the samples, and one that encodes them all; then each
+stage's share of the time.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""WebDataset tars to a latent dataset (`dct-f8c16`, 256 x 256, 8 bits), against webdataset + torchvision + MDSWriter.
+"""WebDataset tars to a latent dataset: `latentq.encode` against webdataset + torchvision + MDSWriter.
 
-Both read the same tars, resize and crop alike, encode by the same transform in batches of 64 on the CPU, quantise by
-one fixed range, and write MDS shards of latent, key and caption. The rival has its images decoded by the workers of a
-DataLoader (none, or two; the better counts). Whole runs in turns, after one that warms the files up; the median counts.
-latentq's time includes listing the archives and syncing what it writes, which the rival does not.
+    python benches/processes/tar_to_latents.py [--samples 400] [--rounds 2]
 
-    python benches/tar.py [--samples 400] [--rounds 2]
+Both read the same tars, resize and crop alike, encode by the same transform (`dct-f8c16` at 256 x 256) in batches of 64
+on the CPU, quantize to 8 bits by one fixed range, and write MDS shards of latent, key and caption; their codes are
+compared. The rival decodes images in the workers of a DataLoader (none or two). Whole runs take turns after one that
+brings the files into the page cache; the median counts. The time of latentq includes listing the archives and fsync,
+which the rival does not do.
 """
 
 import argparse
@@ -48,7 +49,7 @@ RECIPE = Recipe.from_dict(
 
 
 def make_tars(folder: Path, samples: int) -> None:
-    """Pictures with detail at every scale, 512 x 384, as JPEGs of quality 90, each with a caption."""
+    """Write tars of pictures with detail at every scale, 512 x 384, as JPEGs of quality 90, each with a caption."""
     random = np.random.default_rng(0)
     pictures = []
     for _ in range(32):
@@ -76,7 +77,7 @@ def ours(tars: Path, out: Path) -> None:
 
 
 class Prepare:
-    """One sample of webdataset's as tensors, in a worker."""
+    """Turns a sample of webdataset into tensors, in a worker."""
 
     def __init__(self) -> None:
         steps = [Resize(SIZE, InterpolationMode.BICUBIC, antialias=True), CenterCrop(SIZE), PILToTensor()]

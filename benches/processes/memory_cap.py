@@ -1,6 +1,9 @@
-"""Reads an epoch of a dataset ten times as large as the memory that its process may take, page cache included.
+"""Read an epoch of a dataset ten times as large as the memory that its process may take, page cache included.
 
-Needs the right to make a memory control group (version 1 or 2) below the process's own. Prints the group's peak.
+    python benches/processes/memory_cap.py
+
+Prints the peak of the process's control group. Needs permission to make a memory control group (version 1 or 2) below
+the one of this process.
 """
 
 import os
@@ -10,15 +13,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from loader import RECIPE, SHAPE
 
 from latentq import mds
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from loader_rivals import RECIPE, SHAPE
 
 CAP = 512 << 20
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from loader import BATCH, QUANTIZER, RECIPE
+from loader_rivals import BATCH, QUANTIZER, RECIPE
 from latentq import LatentDataset
 dataset = LatentDataset(sys.argv[1], recipe=RECIPE, quantizer=QUANTIZER)
 print(sum(len(batch["label"]) for batch in dataset.loader(BATCH, shuffle=True)))
@@ -26,7 +31,7 @@ print(sum(len(batch["label"]) for batch in dataset.loader(BATCH, shuffle=True)))
 
 
 def group() -> tuple[Path, str, str]:
-    """A new group's folder, and the names of its limit and peak."""
+    """Make a control group: its folder, and the names of the files that hold its limit and its peak."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":
@@ -53,7 +58,7 @@ def main() -> None:
         try:
             (folder / limit).write_text(str(CAP))
             done = subprocess.run(
-                [sys.executable, "-c", CODE, str(dataset), str(Path(__file__).parent)],
+                [sys.executable, "-c", CODE, str(dataset), str(Path(__file__).parents[1])],
                 preexec_fn=lambda: (folder / "cgroup.procs").write_text(str(os.getpid())),
                 capture_output=True,
                 text=True,

@@ -1,11 +1,16 @@
-"""Encoding with an SDXL-sized `AutoencoderKL` (the real configuration, random weights) at 256 pixels.
+"""Encode with an `AutoencoderKL` of SDXL's configuration (random weights) at 256 pixels.
 
-The pipeline, images on disk to a published dataset, against the network's bare forward at the same batch, dtype and
-compilation, and against a loop as imagenet.int8 was made by: Pillow in a DataLoader's workers, the network, codes,
-mosaicml's MDSWriter. In turns; the median of the rounds counts. Then the image side alone, on all cores, and the
-profile of the last round: where a stage waits. On a GPU the idle share is what its network and quantiser leave.
+    python benches/processes/encode_sdxl.py [--images 16] [--batch 2] [--rounds 2] [--dtype float32] [--compile]
+        [--source FOLDER]
 
-    python benches/encode.py [--images 16] [--batch 2] [--rounds 2] [--dtype float32] [--compile] [--source FOLDER]
+In turns, by the median of the rounds:
+
+- the network's forward pass alone, at the same batch size, dtype and compilation;
+- `latentq.encode`, from images on disk to a published dataset;
+- a loop like the one that made imagenet.int8: Pillow in DataLoader workers, the network, mosaicml's MDSWriter.
+
+Then image loading alone, on all cores, and the profile of the last round, which shows where each stage waits. On a GPU
+its idle share is what the network and the quantizer leave.
 """
 
 import argparse
@@ -43,13 +48,13 @@ RECIPE = {
 
 
 class Repeated:
-    """A source of `count` samples: the same photographs again and again."""
+    """A source of `count` samples that repeats the same photographs."""
 
     kind = "repeated"
 
     def __init__(self, files: list[Path], count: int) -> None:
         self._files = [files[number % len(files)] for number in range(count)]
-        self.start: float | None = None  # when it was first asked for an image: what comes before is start-up
+        self.start: float | None = None  # when the first image was asked for; what comes before is start-up
 
     def listing(self) -> Listing:
         return Listing(tuple(Sample(f"{i:06}", file.stat().st_size) for i, file in enumerate(self._files)), ())
@@ -79,7 +84,7 @@ def synchronize(device: str) -> None:
 
 
 def bare(network: Any, options: argparse.Namespace) -> float:
-    """Images a second of the forward alone, on pixels that lie there."""
+    """Images per second of the forward pass alone, on pixels in memory."""
     memory = torch.channels_last if options.device.startswith("cuda") else torch.contiguous_format
     pixels = torch.rand(options.batch, 3, SIZE, SIZE, device=options.device).contiguous(memory_format=memory) * 2 - 1
     forward = torch.compile(network.posterior) if options.compile else network.posterior
@@ -98,7 +103,7 @@ def bare(network: Any, options: argparse.Namespace) -> float:
 
 
 def pipeline(network: Any, files: list[Path], options: argparse.Namespace, profile: Profile | None = None) -> float:
-    """Images a second from the first image's reading until the dataset is published."""
+    """Images per second from reading the first image until the dataset is published."""
     source = Repeated(files, options.images)
     recipe = Recipe.from_dict(RECIPE).override(dtype=options.dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +122,7 @@ def pipeline(network: Any, files: list[Path], options: argparse.Namespace, profi
 
 
 class Photographs(torch.utils.data.Dataset[torch.Tensor]):
-    """As imagenet.int8's script prepares them."""
+    """Photographs prepared like those of imagenet.int8."""
 
     def __init__(self, files: list[Path], count: int) -> None:
         self._files, self._count = files, count
@@ -135,8 +140,8 @@ class Photographs(torch.utils.data.Dataset[torch.Tensor]):
         return torch.from_numpy(pixels / np.float32(127.5) - 1).permute(2, 0, 1)
 
 
-def seed_loop(network: Any, files: list[Path], options: argparse.Namespace) -> float:
-    """Images a second of the other loop, in float32 and uncompiled as it is written, from its first batch on."""
+def reference_loop(network: Any, files: list[Path], options: argparse.Namespace) -> float:
+    """Images per second of the loop of imagenet.int8 from its first batch on; it is float32 and not compiled."""
     workers = len(os.sched_getaffinity(0))
     loader = torch.utils.data.DataLoader(
         Photographs(files, options.images), batch_size=options.batch, num_workers=workers
@@ -167,7 +172,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
     parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
-    shared = Path(__file__).resolve().parents[2] / "shared" / "images"
+    shared = Path(__file__).resolve().parents[3] / "shared" / "images"
     parser.add_argument("--source", type=Path, default=shared, help="a folder of photographs")
     options = parser.parse_args()
     files = sorted(file for file in options.source.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -175,13 +180,13 @@ def main() -> None:
     network = sdxl(options.device)
     if gpu:
         pipeline(network, files, options)  # compiles
-    rates: dict[str, list[float]] = {"bare forward": [], "latentq.encode": [], "a loop as imagenet.int8's": []}
+    rates: dict[str, list[float]] = {"bare forward": [], "latentq.encode": [], "a loop like imagenet.int8's": []}
     for _ in range(options.rounds):
         rates["bare forward"].append(bare(network, options))
         profile = Profile()
         rates["latentq.encode"].append(pipeline(network, files, options, profile))
         table = profile.table()
-        rates["a loop as imagenet.int8's"].append(seed_loop(network, files, options))
+        rates["a loop like imagenet.int8's"].append(reference_loop(network, files, options))
     whole = statistics.median(rates["bare forward"])
     compiled = ", compiled" if options.compile else ""
     print(f"{options.device}, {options.dtype}{compiled}, {options.images} images in batches of {options.batch}\n")
@@ -195,7 +200,7 @@ def main() -> None:
         start = time.perf_counter()
         latentq.image.load_batch(files, SIZE, threads=cores)
         seconds.append(time.perf_counter() - start)
-    print(f"\nThe image side alone, {cores} cores: {len(files) / statistics.median(seconds):.0f} images/s\n")
+    print(f"\nImage loading alone, {cores} cores: {len(files) / statistics.median(seconds):.0f} images/s\n")
     print("\n".join(table))
     if gpu:
         used = sum(profile.seconds[stage, "worked"] for stage in ("network", "quantize"))

@@ -1,0 +1,261 @@
+"""Decoding, resizing and cropping against Pillow, torchvision, OpenCV and libjpeg-turbo alone.
+
+Every contender gets the same files, as bytes in memory, and goes over all of them in every round. Work on one thread is
+timed by the CPU time of the process, so that other work on the machine does not count.
+
+The files are the photographs of `../shared/images` if they are there, else one that scikit-image ships; those four of
+`make demo`; and mosaics of the photographs, as large as pictures of a camera. OpenCV has no antialiased bicubic filter,
+so it resizes by area means, which is less work.
+"""
+
+import atexit
+import functools
+import io
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import torchvision
+from PIL import Image
+from torchvision.transforms.v2 import functional
+from turns import CORES, Measured
+
+from latentq import image
+
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOGRAPHS = ROOT.parent / "shared" / "images"
+SIZE = 256
+PLAIN = {"orient": False, "alpha": "drop", "icc": "ignore"}
+BICUBIC = Image.Resampling.BICUBIC
+ROUNDS = 15
+
+
+def pillow_decode(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def resized(width: int, height: int) -> tuple[int, int, int, int]:
+    """Width and height with a short side of SIZE, and left and top of the center crop, as torchvision computes them."""
+    wide, tall = (SIZE, int(SIZE * height / width)) if width <= height else (int(SIZE * width / height), SIZE)
+    return wide, tall, round((wide - SIZE) / 2), round((tall - SIZE) / 2)
+
+
+def pillow_fit(picture: Image.Image) -> Image.Image:
+    wide, tall, left, top = resized(*picture.size)
+    return picture.resize((wide, tall), BICUBIC).crop((left, top, left + SIZE, top + SIZE))
+
+
+def torchvision_decode(data: bytes) -> torch.Tensor:
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return torchvision.io.decode_image(encoded, torchvision.io.ImageReadMode.RGB)
+
+
+def torchvision_fit(pixels: torch.Tensor) -> torch.Tensor:
+    interpolation = torchvision.transforms.InterpolationMode.BICUBIC
+    return functional.center_crop(functional.resize(pixels, SIZE, interpolation, antialias=True), SIZE)
+
+
+def opencv_decode(data: bytes) -> Any:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def opencv_fit(pixels: Any) -> Any:
+    wide, tall, left, top = resized(pixels.shape[1], pixels.shape[0])
+    pixels = cv2.resize(pixels, (wide, tall), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
+
+
+def pillow_load(data: bytes) -> Any:
+    return np.asarray(pillow_fit(pillow_decode(data)))
+
+
+def torchvision_load(data: bytes) -> torch.Tensor:
+    return torchvision_fit(torchvision_decode(data))
+
+
+def opencv_load(data: bytes) -> Any:
+    return opencv_fit(opencv_decode(data))
+
+
+def mosaic(pictures: list[Image.Image], width: int, height: int) -> bytes:
+    """A JPEG of the size of a camera's, with the detail of photographs: they lie next to each other, not resized."""
+    canvas = Image.new("RGB", (width, height))
+    x = y = row = 0
+    for index in range(10_000):
+        picture = pictures[index % len(pictures)]
+        canvas.paste(picture, (x, y))
+        x, row = x + picture.width, max(row, picture.height)
+        if x >= width:
+            x, y, row = 0, y + row, 0
+        if y >= height:
+            break
+    buffer = io.BytesIO()
+    canvas.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Files:
+    """Encoded files and their pixels in the type of each rival."""
+
+    encoded: list[bytes]
+    arrays: list[Any]
+    pictures: list[Image.Image]
+    tensors: list[torch.Tensor]
+
+    @property
+    def many(self) -> list[bytes]:
+        """At least eight files, for several threads."""
+        return self.encoded * max(1, 8 // len(self.encoded))
+
+
+@functools.cache
+def files(name: str) -> Files:
+    demo = [Path(skimage.data.__file__).parent / file for file in DEMO]
+    small = sorted(PHOTOGRAPHS.rglob("*.JPEG")) or demo[-1:]
+    if name == "photographs":
+        encoded = [path.read_bytes() for path in small]
+    elif name == "photographs of the demo":
+        encoded = [path.read_bytes() for path in demo]
+    else:
+        pictures = [pillow_decode(path.read_bytes()) for path in small]
+        width, height, count = CAMERAS[name]
+        encoded = [mosaic(pictures[shift:] + pictures[:shift], width, height) for shift in range(count)]
+    arrays = [image.decode(data, **PLAIN) for data in encoded]
+    tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in arrays]
+    return Files(encoded, arrays, [pillow_decode(data) for data in encoded], tensors)
+
+
+DEMO = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+CAMERAS = {"3 megapixels": (2048, 1536, 4), "12 megapixels": (4000, 3000, 2)}  # width, height, number of files
+SETS = ["photographs", "photographs of the demo", *CAMERAS]
+JPEGS = ["photographs", *CAMERAS]  # the demo's are PNG but for one
+
+
+def each(function: Callable[[Any], object], attribute: str = "encoded") -> Callable[[Files], object]:
+    """The work of one function on every file, one after the other."""
+    return lambda files: [function(item) for item in getattr(files, attribute)] and None
+
+
+@functools.cache
+def threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(CORES)
+
+
+def in_threads(function: Callable[[bytes], object]) -> Callable[[Files], object]:
+    return lambda files: list(threads().map(function, files.many)) and None
+
+
+@functools.cache
+def libjpeg_program() -> Path:
+    """The core's example program `jpeg_rate`, compiled."""
+    command = ["cargo", "build", "--quiet", "--release", "-p", "latentq-core", "--example", "jpeg_rate"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "examples" / "jpeg_rate"
+
+
+@functools.cache
+def on_disk(encoded: tuple[bytes, ...]) -> list[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="latentq-bench-"))
+    atexit.register(shutil.rmtree, folder)
+    paths = [folder / f"{index}.jpg" for index in range(len(encoded))]
+    for path, data in zip(paths, encoded, strict=True):
+        path.write_bytes(data)
+    return paths
+
+
+def libjpeg_decode(files: Files) -> Measured:
+    """Decoding by libjpeg-turbo without anything around it, in a process of its own that times itself."""
+    command = [libjpeg_program(), "3", *on_disk(tuple(files.encoded))]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Measured(statistics.median(map(float, printed.split())))
+
+
+DECODE = {
+    "Pillow": each(pillow_decode),
+    "torchvision": each(torchvision_decode),
+    "OpenCV": each(opencv_decode),
+    "latentq": each(lambda data: image.decode(data, **PLAIN)),
+    "libjpeg-turbo alone": libjpeg_decode,
+}
+FIT = {
+    "Pillow": each(pillow_fit, "pictures"),
+    "torchvision": each(torchvision_fit, "tensors"),
+    "OpenCV (area)": each(opencv_fit, "arrays"),
+    "latentq": each(lambda array: image.fit(array, SIZE), "arrays"),
+}
+LOAD = {
+    "Pillow": each(pillow_load),
+    "torchvision": each(torchvision_load),
+    "OpenCV (area)": each(opencv_load),
+    "latentq": each(lambda data: image.load(data, SIZE, **PLAIN)),
+    "latentq, min_side (not exact)": each(lambda data: image.load(data, SIZE, min_side=SIZE, **PLAIN)),
+    "libjpeg-turbo alone": libjpeg_decode,
+}
+LOAD_IN_THREADS = {
+    "Pillow": in_threads(pillow_load),
+    "torchvision": in_threads(torchvision_load),
+    "OpenCV (area)": in_threads(opencv_load),
+    "latentq": lambda files: image.load_batch(files.many, SIZE, threads=CORES, **PLAIN),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread_each() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+sets = pytest.mark.parametrize("name", SETS)
+
+
+def compare(turns: Callable[..., Any], contenders: Any, title: str, name: str) -> None:
+    turns(
+        contenders, files(name), group=f"{name}: {title}, 1 thread", reference="Pillow", rounds=ROUNDS,
+        items=len(files(name).encoded), unit="images", clock=time.process_time,
+    )  # fmt: skip
+
+
+def with_libjpeg(contenders: dict[str, Any]) -> Any:
+    """Parametrizes by contender and set of files; libjpeg-turbo takes part where all files are JPEGs."""
+    pairs = [(name, files) for files in SETS for name in contenders if files in JPEGS or "libjpeg" not in name]
+    return pytest.mark.parametrize(("contender", "name"), pairs)
+
+
+@with_libjpeg(DECODE)
+def bench_decode(turns, name, contender):
+    compare(turns, DECODE, "decode", name)
+
+
+@sets
+@pytest.mark.parametrize("contender", FIT)
+def bench_resize_and_crop(turns, name, contender):
+    compare(turns, FIT, f"resize to {SIZE} and crop", name)
+
+
+@with_libjpeg(LOAD)
+def bench_load(turns, name, contender):
+    compare(turns, LOAD, f"file to {SIZE} crop", name)
+
+
+@sets
+@pytest.mark.parametrize("contender", LOAD_IN_THREADS)
+def bench_load_in_threads(turns, name, contender):
+    turns(
+        LOAD_IN_THREADS, files(name), group=f"{name}: file to {SIZE} crop, {CORES} threads", reference="Pillow",
+        rounds=ROUNDS, items=len(files(name).many), unit="images",
+    )  # fmt: skip

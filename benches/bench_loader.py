@@ -1,0 +1,111 @@
+"""Whole shuffled epochs of batches of 256 latents (4, 32, 32) to float32, with labels: latentq against its rivals.
+
+Every contender gives the same values (checked) as torch tensors. Two epochs warm it up, unless the epochs themselves
+are compared. All files are in the page cache.
+"""
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loader_rivals import BATCH, BOUNDS, CONTENDERS, HIGH, LOW, Epoch, latent_dataset, write_numpy
+
+from latentq import LatentLoader
+
+SAMPLES = 25_600
+SAMPLES_OF_EPOCHS = 60_000
+ROUNDS = 5
+
+
+def folder_of(samples: int, request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Iterator[Path]:
+    parent = request.config.getoption("--folder") or factory.mktemp("loader")
+    folder = parent / f"latentq-bench-{os.getpid()}-{samples}"
+    folder.mkdir(parents=True)
+    write_numpy(folder, samples)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(request, tmp_path_factory):
+    yield from folder_of(SAMPLES, request, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def large_folder(request, tmp_path_factory):
+    yield from folder_of(SAMPLES_OF_EPOCHS, request, tmp_path_factory)
+
+
+@functools.cache
+def prepared(name: str, folder: Path) -> Epoch:
+    """The contender, ready and warmed up by two epochs in which it gave every sample once, with the right values."""
+    epoch = {**CONTENDERS, **BOUNDS}[name](folder)
+    for _ in range(2):
+        if name in CONTENDERS:
+            check(epoch, folder)
+        else:
+            run(epoch)
+    return epoch
+
+
+def check(epoch: Epoch, folder: Path) -> None:
+    codes = np.load(folder / "codes.npy", mmap_mode="r")
+    seen: list[int] = []
+    for latents, labels in epoch():
+        if not seen:
+            expected = torch.from_numpy(codes[labels.numpy()] * ((HIGH - LOW) / 255) + LOW)
+            tolerance = 1e-5 if latents.dtype == torch.float32 else 0.05
+            torch.testing.assert_close(latents.double(), expected, atol=tolerance, rtol=0)
+        seen += labels.tolist()
+    assert sorted(seen) == list(range(len(codes)))
+
+
+def run(epoch: Epoch) -> None:
+    for _batch in epoch():
+        pass
+
+
+def one_epoch(name: str) -> Callable[[Path], None]:
+    return lambda folder: run(prepared(name, folder))
+
+
+EPOCH = {name: one_epoch(name) for name in (*CONTENDERS, *BOUNDS)}
+
+
+@pytest.mark.parametrize("contender", EPOCH)
+def bench_epoch(turns, folder, contender):
+    turns(
+        EPOCH, folder, group="shuffled epochs, warm", reference="NumPy memmap, 0 workers", rounds=ROUNDS, items=SAMPLES,
+        unit="samples",
+    )  # fmt: skip
+
+
+class FirstEpochs:
+    """The epochs of a loader from the opening of its dataset on, each a contender."""
+
+    def __init__(self) -> None:
+        self._loader: LatentLoader | None = None
+
+    def run(self, number: int, folder: Path) -> None:
+        if number == 1:
+            self._loader = None  # drop the cache of the round before
+            self._loader = latent_dataset(folder).loader(BATCH, shuffle=True)
+        for _batch in self._loader:
+            pass
+
+
+FIRST_EPOCHS = FirstEpochs()
+EPOCHS = {f"epoch {number}": functools.partial(FIRST_EPOCHS.run, number) for number in range(1, 6)}
+
+
+@pytest.mark.parametrize("contender", EPOCHS)
+def bench_first_epochs(turns, large_folder, contender):
+    turns(
+        EPOCHS, large_folder, group="the first epochs after opening a dataset", reference="epoch 1", rounds=ROUNDS,
+        items=SAMPLES_OF_EPOCHS, unit="samples",
+    )  # fmt: skip
