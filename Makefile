@@ -1,4 +1,4 @@
-# The whole vocabulary: build, test, lint, demo, bench, wheel, test-wheel, clean. Each does its own set-up, and nothing twice.
+# `make` prints the targets. Each does its own set-up, in .venv and target/, and nothing twice.
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
@@ -6,60 +6,92 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 RUST := $(shell find rust -name '*.rs' -o -name '*.c' -o -name Cargo.toml) Cargo.toml Cargo.lock
+# On a terminal, cargo and uv show their own progress.
+QUIET := $(shell test -t 2 || echo --quiet)
+SAY := @printf '\nlatentq: %s\n'
+INSTALL := uv pip install $(QUIET) --python $(BIN)/python -r pyproject.toml --extra encode --extra streaming
+# The tests use the dependencies that the release build compiled; only the core is compiled again, with its checks on.
+CHECKED := --config 'profile.release.package.latentq-core.debug-assertions=true' \
+	--config 'profile.release.package.latentq-core.overflow-checks=true'
 
-.PHONY: build test test-rust test-python lint demo bench wheel test-wheel clean
+.DEFAULT_GOAL := help
+.PHONY: help build test test-rust test-python lint demo bench bench-results docs wheel test-wheel clean
 
-# The extension, compiled in release mode, beside the Python package; the package itself is installed editable.
-build: .venv/.built
+help: ## print this list
+	@echo 'usage: make TARGET'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: .venv/.built ## compile the Rust core and install the package editable in .venv
 
 .venv/.bootstrapped: .ci/bootstrap
-	.ci/bootstrap
-	touch $@
+	$(SAY) 'looking for the tools of the build, and making .venv'
+	@.ci/bootstrap
+	@touch $@
 
 .venv/.installed: pyproject.toml .venv/.bootstrapped
-	uv pip install -q --python $(BIN)/python -r pyproject.toml --extra encode --extra streaming --group dev
-	touch $@
+	$(SAY) 'installing Python packages into .venv; the first time about 3 GB, mostly torch: some minutes'
+	@$(INSTALL) --group dev
+	@touch $@
 
 .venv/.built: $(RUST) .venv/.installed
-	maturin develop --release --uv --quiet
-	touch $@
+	$(SAY) 'compiling the Rust core and the C libraries in it; the first time about 3 minutes on two cores'
+	@maturin develop --release --uv $(QUIET)
+	@touch $@
 
-test: test-rust test-python
+test: test-rust test-python ## run all tests
 
-test-rust: .venv/.bootstrapped
-	cargo test --workspace --quiet
+test-rust: build ## run the tests of the Rust core
+	$(SAY) 'compiling and running the Rust tests; about 2 minutes on two cores'
+	@cargo test --workspace --release $(CHECKED) $(QUIET)
 
-test-python: build
-	python -m pytest -n auto --dist loadfile
+test-python: build ## run the tests of the Python package
+	$(SAY) 'running the Python tests; about 6 minutes on two cores'
+	@python -m pytest -n auto --dist loadfile
 
-lint: build
-	cargo fmt --check
-	cargo clippy --workspace --all-targets --quiet -- -D warnings
-	ruff format --check .
-	ruff check .
-	mypy
-	lint-imports
-	python -m mypy.stubtest latentq._core
+lint: build ## check formatting, lints, types, import layers and stubs
+	$(SAY) 'checking Rust'
+	@cargo fmt --check
+	@cargo clippy --workspace --release --all-targets $(QUIET) -- -D warnings
+	$(SAY) 'checking Python'
+	@ruff format --check .
+	@ruff check .
+	@mypy
+	@lint-imports
+	@python -m mypy.stubtest latentq._core
+	@! command -v actionlint >/dev/null || actionlint
 
-# The whole way once, on the photographs inside scikit-image: see examples/demo.py.
-demo: build
-	python examples/demo.py
+demo: build ## photographs to a dataset, through a training epoch and back to pictures (examples/demo.py)
+	$(SAY) 'running examples/demo.py; about 20 seconds'
+	@python examples/demo.py
 
-# Everything in benches/RESULTS.md is made by these; BENCH=quantizer runs one of them.
-BENCH ?= *
-bench: build
-	uv pip install -q --python $(BIN)/python -r pyproject.toml --extra encode --extra streaming --group dev --group bench
-	for script in benches/$(BENCH).py; do python $$script || exit 1; done
+# make bench K=dequantize runs the groups with that word in their name.
+K ?=
+bench: build ## run the benchmarks (K=WORD: some of them)
+	$(SAY) 'installing the rivals'
+	@$(INSTALL) --group dev --group bench
+	$(SAY) 'running the benchmarks; all of them take about 15 minutes'
+	@python -m pytest benches/ -k '$(K)' --benchmark-json target/bench.json
 
-# One wheel for every Python >= 3.11 and every Linux with glibc >= 2.17: zig links against that glibc's symbols.
-wheel: .venv/.installed
-	rm -rf dist
-	maturin build --release --zig --compatibility manylinux_2_17 --out dist
-	ls -l dist
+bench-results: bench ## run the benchmarks and write their tables into benches/RESULTS.md
+	@python benches/write_results.py target/bench.json
 
-# The test suite against the wheel, in a fresh environment without a compiler on its path.
-test-wheel: wheel
-	.ci/test-wheel dist/*.whl
+docs: build ## build the documentation site in site/
+	$(SAY) 'building the documentation; about 20 seconds'
+	@$(INSTALL) --group dev --group docs
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict $(QUIET)
+	@echo 'the site: site/index.html'
 
-clean:
-	rm -rf .venv target dist demo python/latentq/*.so
+# One wheel for every Python >= 3.11. On Linux it is for every glibc >= 2.17: zig links against that version's symbols.
+PORTABLE := $(if $(filter Linux,$(shell uname -s)),--zig --compatibility manylinux_2_17)
+wheel: .venv/.installed ## build a wheel in dist/
+	$(SAY) 'compiling a wheel in dist/; about 3 minutes on two cores'
+	@rm -rf dist
+	@maturin build --release $(PORTABLE) --out dist $(QUIET)
+	@ls -l dist
+
+TESTS ?= tests
+test-wheel: wheel ## run the Python tests against the wheel, in a fresh environment without a compiler
+	@.ci/test-wheel dist/*.whl $(TESTS)
+
+clean: ## remove everything that was built
+	rm -rf .venv target dist demo site python/latentq/*.so
