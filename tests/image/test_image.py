@@ -208,9 +208,9 @@ def test_jpegs_in_tiffs_decode_to_the_pixels_of_pillow(mode: str) -> None:
 
 
 def test_sixteen_bits_become_eight_as_in_pillow() -> None:
-    grey = (np.arange(24 * 31, dtype=np.uint16).reshape(24, 31) * 88).byteswap().view(">u2").astype(np.uint16)
+    gray = (np.arange(24 * 31, dtype=np.uint16).reshape(24, 31) * 88).byteswap().view(">u2").astype(np.uint16)
     color = np.random.default_rng(0).integers(0, 1 << 16, (24, 31, 4)).astype(np.uint16)
-    picture = Image.fromarray(grey)
+    picture = Image.fromarray(gray)
     files = [saved(picture, "PNG"), *(saved(picture, "TIFF", compression=c) for c in (None, "tiff_lzw"))]
     for channels in (3, 4):
         files += [cv2.imencode(extension, color[..., :channels])[1].tobytes() for extension in (".png", ".tiff")]
@@ -767,13 +767,13 @@ import numpy as np
 from PIL import Image
 from latentq import ImageError, image
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-grey = np.zeros((2, 2, 3), np.uint8)
+gray = np.zeros((2, 2, 3), np.uint8)
 file = io.BytesIO()
 Image.new("L", (13000, 13000)).save(file, "PNG")
 for work in (
-    lambda: image.resize(grey, 20_000, 30_000),
-    lambda: image.fit(grey, 40_000),
-    lambda: image.resize(grey, 1, 2**31),
+    lambda: image.resize(gray, 20_000, 30_000),
+    lambda: image.fit(gray, 40_000),
+    lambda: image.resize(gray, 1, 2**31),
     lambda: image.decode(file.getvalue()),
 ):
     try:
@@ -796,12 +796,12 @@ def test_a_result_too_large_for_any_memory_is_refused():
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_sizes_and_limits_below_one_are_refused_by_name(number):
-    grey = np.zeros((2, 2, 3), np.uint8)
-    file = saved(Image.fromarray(grey), "PNG")
+    gray = np.zeros((2, 2, 3), np.uint8)
+    file = saved(Image.fromarray(gray), "PNG")
     for name, work in {
-        "height": lambda: image.resize(grey, number, 1),
-        "width": lambda: image.resize(grey, 1, number),
-        "size": lambda: image.fit(grey, number),
+        "height": lambda: image.resize(gray, number, 1),
+        "width": lambda: image.resize(gray, 1, number),
+        "size": lambda: image.fit(gray, number),
         "min_side": lambda: image.load(file, 8, min_side=number),
         "max_pixels": lambda: image.decode(file, max_pixels=number),
         "threads": lambda: image.load_batch([file], 8, threads=number),

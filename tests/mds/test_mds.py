@@ -94,6 +94,13 @@ def test_files_equal_those_of_the_stock_writer_byte_for_byte(tmp_path: Path, siz
     assert contents(tmp_path / "ours") == contents(tmp_path / "stock")
 
 
+@pytest.mark.parametrize("size_limit", ["1kb", "4000", "3000b", " 0.5 KB ", "1.5mb", "1gb"])
+def test_size_limits_in_text_are_those_of_the_stock_writer(tmp_path: Path, size_limit: str) -> None:
+    write_stock(tmp_path / "stock", COLUMNS, samples(40), size_limit=size_limit)
+    write_ours(tmp_path / "ours", COLUMNS, samples(40), size_limit=size_limit)
+    assert contents(tmp_path / "ours") == contents(tmp_path / "stock")
+
+
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_writing_a_batch_equals_writing_its_samples(tmp_path: Path, n: int) -> None:
     rows = samples(n)
@@ -200,6 +207,11 @@ def test_a_missing_column_is_an_error_and_another_key_is_not(tmp_path: Path) -> 
         {"hashes": ["md5", "md5"]},
         {"size_limit": 1 << 32},
         {"size_limit": -1},
+        {"size_limit": "4gb"},
+        {"size_limit": "-1kb"},
+        {"size_limit": "1 kib"},
+        {"size_limit": "infkb"},
+        {"size_limit": ""},
     ],
 )
 def test_unsupported_options_are_refused_before_anything_is_written(tmp_path: Path, options: dict) -> None:

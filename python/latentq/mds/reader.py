@@ -145,7 +145,7 @@ class Reader:
             positions = np.array([operator.index(index)], np.int64)
         except OverflowError:
             raise self._out_of_bounds(index) from None
-        values = self._core.gather(positions, [self.column_place(column)[0]], [None])[0]
+        values = _gather(self._core, positions, [self.column_place(column)[0]], [None])[0]
         assert values is not None
         return values[0]
 
@@ -182,7 +182,7 @@ class Reader:
         given = [out for out in outs if out is not None]
         if len(given) > 1 and any(np.may_share_memory(*pair) for pair in combinations(given, 2)):
             raise ValueError("the arrays of out overlap")
-        lists = self._core.gather(indices, [self.column_place(name)[0] for name in names], buffers)
+        lists = _gather(self._core, indices, [self.column_place(name)[0] for name in names], buffers)
         return [
             array if values is None else self.decoded_list(name, values, indices)
             for name, array, values in zip(names, arrays, lists, strict=True)
@@ -210,6 +210,16 @@ def _unpickled(path: str, cache_bytes: int) -> Reader:
     reader = Reader.__new__(Reader)
     reader._open(path, cache_bytes, 0)
     return reader
+
+
+def _gather(
+    reader: _core.MdsReader,
+    indices: NDArray[np.int64],
+    columns: Sequence[int],
+    outs: Sequence[NDArray[np.uint8] | None],
+) -> list[list[Any] | None]:
+    """Fills `outs` on the calling thread; returns a list of values for each column whose `out` is None."""
+    return _core.gather(reader, indices, columns, outs, [None] * len(columns), None).result()
 
 
 def _index_array(indices: ArrayLike) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +29,8 @@ class Writer:
             array's bytes alone, which imagenet.int8 types as the scalar.
         compression: `br`, `bz2`, `gz`, `snappy` or `zstd`, all except `snappy` also with a level, as in `zstd:7`.
         hashes: Algorithms of `hashlib` and `xxhash`, in any order; the index holds the digests of every shard.
-        size_limit: The maximum size of a shard in bytes, below 2**32; a larger sample gets a shard of its own. With
+        size_limit: The maximum size of a shard, below 2**32 bytes: a number of bytes, or a number with a unit as
+            mosaicml-streaming writes it (`1kb` is 1024 bytes, `64mb`). A larger sample gets a shard of its own. With
             None or 0, all samples go into one shard of less than 4 GiB.
         sync: True if `close` returns only after everything was fsynced.
 
@@ -45,13 +47,12 @@ class Writer:
         *,
         compression: str | None = None,
         hashes: Iterable[str] = (),
-        size_limit: int | None = 1 << 26,
+        size_limit: int | str | None = 1 << 26,
         sync: bool = True,
     ) -> None:
-        if size_limit is not None and size_limit < 0:
-            raise ValueError(f"size_limit {size_limit} is negative")
+        limit = _size_in_bytes(size_limit)
         self._core = _core.MdsWriter(
-            os.fspath(path), list(columns.items()), compression, list(hashes), min(size_limit or 0, 1 << 32), sync
+            os.fspath(path), list(columns.items()), compression, list(hashes), min(limit, 1 << 32), sync
         )
         self._fixed = {name: fixed for name, _, fixed in self._core.columns}
         self._encoders = {name: ENCODERS[encoding] for name, encoding in columns.items() if encoding in ENCODERS}
@@ -146,6 +147,23 @@ class Writer:
             raise TypeError(f"column {name!r}: {error}") from None
         except ValueError as error:
             raise ValueError(f"column {name!r}: {error}") from None
+
+
+def _size_in_bytes(size: int | str | None) -> int:
+    """Returns a size limit in bytes, 0 for none.
+
+    Raises:
+        ValueError: It is negative, or a text that mosaicml-streaming does not take.
+    """
+    if isinstance(size, str):
+        match = re.fullmatch(r"(\d+)b?|(\d+\.?\d*|\.\d+)\s*([kmgt])b", size.strip().lower())
+        if match is None:
+            raise ValueError(f"size_limit {size!r} is not a number of bytes, kb, mb, gb or tb, such as 64mb")
+        whole, number, unit = match.groups()
+        return int(whole) if number is None else int(float(number) * 1024 ** ("kmgt".index(unit) + 1))
+    if size is not None and size < 0:
+        raise ValueError(f"size_limit {size} is negative")
+    return size or 0
 
 
 def _array_values(values: NDArray[Any], dtype: str, shape: list[int]) -> Any:
