@@ -21,7 +21,7 @@ from conftest import contents, heed_interrupts, paint, run
 from latentq import LatentDataset
 from latentq.cli.main import main
 from latentq.inspect.pictures import pictures as decode_pictures
-from latentq.inspect.pictures import psnr
+from latentq.inspect.psnr import psnr
 from latentq.models.decode import decode_latents
 
 SMALL = ("--autoencoder", "dct-f8c16", "--size", "64")

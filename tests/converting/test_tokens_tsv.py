@@ -1,4 +1,4 @@
-"""`latentq encode list.tsv tokens.tsv`: the job that VQGAN-f16-16384's page does, against the page's own code."""
+"""`latentq encode list.tsv tokens.tsv`: VQGAN-f16-16384's own task, compared with its page's code."""
 
 import json
 
@@ -19,7 +19,7 @@ SIZE = 64  # 16 x 16 tokens by `tiny_taming`
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Seven pictures and their list: absolute paths, no header, another column beside."""
+    """Seven pictures and their list: absolute paths, no header, and another column."""
     folder = tmp_path_factory.mktemp("work")
     files = [folder / f"{index}.jpg" for index in range(7)]
     for index, file in enumerate(files):
@@ -35,14 +35,14 @@ def job(work, out, model, **options):
 
 @pytest.fixture(scope="module")
 def tokens(work, tmp_path_factory, tiny_taming):
-    """The job, done once."""
+    """The result of the task."""
     out = tmp_path_factory.mktemp("out") / "tokens.tsv"
     assert job(work, out, tiny_taming).counts.samples == 7
     return out
 
 
 def page_pixels(path):
-    """`resize_image` of the page, and its picture as floats from 0 to 1."""
+    """Load an image by the page's `resize_image`: floats from 0 to 1."""
     image = default_loader(path)
     r = SIZE / min(image.size)
     s = (round(r * image.size[1]), round(r * image.size[0]))
@@ -50,7 +50,7 @@ def page_pixels(path):
     return TF.to_tensor(TF.center_crop(image, output_size=2 * [SIZE]))
 
 
-def test_pandas_reads_every_path_with_the_tokens_of_its_picture(work, tokens, tiny_taming):
+def test_pandas_reads_every_path_with_the_tokens_of_its_image(work, tokens, tiny_taming):
     table = pd.read_csv(tokens, sep="\t")
     paths = pd.read_csv(work / "list.tsv", sep="\t", header=None)[0]
     assert list(table.columns) == ["image_file", "encoding"]
@@ -62,7 +62,7 @@ def test_pandas_reads_every_path_with_the_tokens_of_its_picture(work, tokens, ti
     assert np.array_equal(encoded, expected.numpy())
 
 
-def test_the_file_is_what_the_page_writes_to_the_last_byte(tokens, tmp_path):
+def test_the_file_equals_the_pages_byte_for_byte(tokens, tmp_path):
     table = pd.read_csv(tokens, sep="\t")
     encoded = [np.array(json.loads(encoding)) for encoding in table["encoding"]]
     as_string = [
@@ -82,14 +82,14 @@ def test_several_processes_one_after_another_write_the_same_file(work, tokens, t
     assert card.complete
     assert out.read_bytes() == tokens.read_bytes()
     before = contents(tmp_path)
-    job(work, out, tiny_taming, unit_size=3)  # all is done
+    job(work, out, tiny_taming, unit_size=3)  # everything is done
     assert contents(tmp_path) == before
     out.unlink()
     job(work, out, tiny_taming, unit_size=3)
     assert contents(tmp_path) == before
 
 
-def test_the_command_says_what_it_made_and_leaves_rejects_out(work, tmp_path, tiny_taming, capsys):
+def test_the_command_reports_its_output_and_skips_rejects(work, tmp_path, tiny_taming, capsys):
     (tmp_path / "bad.jpg").write_text("no")
     (tmp_path / "list.tsv").write_text(f"{work / '3.jpg'}\nbad.jpg\n{work / '5.jpg'}\n")
     out = tmp_path / "tokens.tsv"
@@ -101,7 +101,7 @@ def test_the_command_says_what_it_made_and_leaves_rejects_out(work, tmp_path, ti
     assert f"{out}: no such folder, but its dataset is {out}.latentq\n" in capsys.readouterr().err
 
 
-def test_what_cannot_be_written_is_refused_before_anything_is_encoded(work, tmp_path, tiny_taming, monkeypatch):
+def test_an_impossible_output_is_refused_before_anything_is_encoded(work, tmp_path, tiny_taming, monkeypatch):
     (tmp_path / "mine.tsv").write_text("mine")
     with pytest.raises(latentq.MismatchError, match=r"mine\.tsv is there already"):
         job(work, tmp_path / "mine.tsv", tiny_taming)
@@ -109,6 +109,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is_encoded(work, tmp_
         job(work, tmp_path / "tokens.tsv", "dct-f8c16", recipe="default")
     network = latentq.load_autoencoder(tiny_taming)
     monkeypatch.setattr(type(network), "codebook_size", 20000)
-    with pytest.raises(latentq.MismatchError, match="16384 codes, tiny-taming has 20000"):
+    with pytest.raises(latentq.MismatchError, match="at most 16384 codes, tiny-taming has 20000"):
         job(work, tmp_path / "tokens.tsv", network)
     assert list(tmp_path.iterdir()) == [tmp_path / "mine.tsv"]

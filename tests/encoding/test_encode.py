@@ -17,7 +17,7 @@ import latentq
 from conftest import contents, paint
 from latentq import Card, LatentDataset, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.inspect.pictures import pictures as decode_pictures
-from latentq.inspect.pictures import psnr
+from latentq.inspect.psnr import psnr
 from latentq.models.noise import noise
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64}

@@ -11,7 +11,7 @@ import torch
 import latentq
 from conftest import SHARED, paint
 from latentq import Card, LatentDataset, mds
-from latentq.converting import convert
+from latentq.converting.pipeline import convert
 from latentq.models.noise import noise
 
 pytestmark = pytest.mark.usefixtures("streaming_alone")

@@ -205,7 +205,7 @@ def test_token_outside_the_codebook_is_found(twelve, tmp_path):
     latentq.encode(twelve, out, autoencoder=Tokens(), size=32, store="tokens")
     text = (out / "latents.toml").read_text().replace("codebook_size = 1000", "codebook_size = 10")
     (out / "latents.toml").write_text(text)
-    assert any("outside its code book of 10" in finding.message for finding in latentq.verify(out))
+    assert any("outside its codebook of 10" in finding.message for finding in latentq.verify(out))
 
 
 def test_autoencoder_without_moments_or_tokens_is_refused(twelve, tmp_path):

@@ -1,4 +1,4 @@
-"""`latentq measure`: the table by which a quantiser is chosen."""
+"""`latentq measure`: the table for choosing a quantizer."""
 
 import io
 import json
@@ -17,7 +17,7 @@ def latents(samples: int = 20) -> np.ndarray:
     return np.random.default_rng(0).normal(0.5, 2, (samples, 3, 16, 16)).astype(np.float32)
 
 
-def test_odd_samples_are_measured_with_what_the_even_calibrated() -> None:
+def test_even_samples_calibrate_and_odd_samples_are_measured() -> None:
     x = latents()
     rows = {(row.scheme, row.bits): row for row in measure.measure(x, bits=[8, 5], methods=["mse"])}
     assert list(rows) == [("float16", 16), ("uniform", 8), ("uniform", 5), ("mse", 8), ("mse", 5)]
@@ -33,7 +33,7 @@ def test_odd_samples_are_measured_with_what_the_even_calibrated() -> None:
     assert row.psnr_decoded_db is None
 
 
-def test_samples_may_come_one_by_one_or_from_a_file(tmp_path: Path) -> None:
+def test_samples_can_be_an_iterator_or_a_file(tmp_path: Path) -> None:
     x = latents()
     np.save(tmp_path / "x.npy", x)
     rows = measure.measure(x)
@@ -41,8 +41,8 @@ def test_samples_may_come_one_by_one_or_from_a_file(tmp_path: Path) -> None:
     assert measure.measure(measure.load(tmp_path / "x.npy")) == rows
 
 
-class Doubling:
-    """An autoencoder whose pictures are three channels of the latents."""
+class ChannelsAsImages:
+    """An autoencoder that decodes to the first three channels of the latents."""
 
     pixel_range = (-8.0, 8.0)
 
@@ -50,11 +50,11 @@ class Doubling:
         return latents[:, :3]
 
 
-def test_pictures_are_compared_with_the_images_and_with_the_unquantised() -> None:
+def test_decoded_images_are_compared_with_the_originals_and_with_the_unquantized() -> None:
     pytest.importorskip("torch")
     x = latents().clip(-8, 8)
     images = np.round((x + 8) / 16 * 255).astype(np.uint8)
-    rows = measure.measure(x, bits=[8, 4], methods=["mse"], autoencoder=Doubling(), images=images)
+    rows = measure.measure(x, bits=[8, 4], methods=["mse"], autoencoder=ChannelsAsImages(), images=images)
     by_name = {(row.scheme, row.bits): row for row in rows}
     fine, coarse = by_name["mse", 8], by_name["mse", 4]
     assert fine.psnr_decoded_db is not None
@@ -67,7 +67,7 @@ def test_pictures_are_compared_with_the_images_and_with_the_unquantised() -> Non
     assert coarse.psnr_decoded_db == pytest.approx(np.mean(-10 * np.log10(errors)), abs=1e-3)
 
 
-def test_the_table_has_a_line_for_each_row_and_json_an_object(tmp_path: Path) -> None:
+def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", latents())
     text, objects = io.StringIO(), io.StringIO()
     measure.main_table(tmp_path / "x.npy", file=text, bits=[8])
@@ -80,7 +80,7 @@ def test_the_table_has_a_line_for_each_row_and_json_an_object(tmp_path: Path) ->
     assert rows[0]["entropy"] is None
 
 
-def test_latents_that_float16_cannot_hold_are_measured_beside_bfloat16() -> None:
+def test_latents_that_overflow_float16_are_compared_with_bfloat16() -> None:
     x = np.random.default_rng(0).normal(0, 3, (4, 2, 8, 8)).astype(np.float32)
     for largest, scheme in ((65519.0, "float16"), (65520.0, "bfloat16"), (-1e30, "bfloat16")):
         x[1, 0, 0, 0] = largest
@@ -90,20 +90,20 @@ def test_latents_that_float16_cannot_hold_are_measured_beside_bfloat16() -> None
 
 
 @pytest.mark.parametrize("nothing", [[], np.zeros((0, 3, 4), np.float32), np.zeros(3, np.float32)])
-def test_nothing_to_measure_is_an_error(nothing: Any) -> None:
+def test_no_latents_are_an_error(nothing: Any) -> None:
     with pytest.raises(ValueError, match="no latents"):
         measure.measure(nothing)
 
 
 @pytest.mark.parametrize("sample", [4, 7])
-def test_what_is_not_finite_is_named_by_its_place_in_what_was_given(sample: int) -> None:
+def test_a_value_that_is_not_finite_is_named_by_its_index(sample: int) -> None:
     x = latents()
     x[sample, 2, 3, 3] = np.nan
     with pytest.raises(NotFiniteError, match=f"sample {sample}, channel 2"):
         measure.measure(x)
 
 
-def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
+def test_a_file_with_other_content_is_an_error(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, 4), np.longdouble))
     with pytest.raises(ValueError, match=r"x\.npy"):
         measure.load(tmp_path / "x.npy")

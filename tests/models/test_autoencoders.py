@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 import latentq
 from conftest import contents
-from latentq.inspect.pictures import psnr
+from latentq.inspect.psnr import psnr
 from latentq.models.autoencoders import Autoencoder, Posterior, Tokenizer
 from latentq.models.autoencoders.taming import VQGAN
 from latentq.models.decode import decode_latents

@@ -1,4 +1,4 @@
-"""Archives of generated pictures, for tests."""
+"""Make archives of generated pictures for tests."""
 
 import io
 import tarfile
@@ -8,14 +8,14 @@ from conftest import paint
 
 
 def pictures_of(folder, count=8, size=(100, 80)):
-    """Paths and bytes of so many pictures, of different sizes."""
+    """Paint `count` pictures of different sizes into a folder; returns their bytes by name."""
     for index in range(count):
         paint(folder / f"{index:03}.jpg", index, (size[0] + index, size[1] + index))
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def make_tar(path, members, mode="w", **options):
-    """A tar of (name, bytes), or of (TarInfo, bytes)."""
+    """Write a tar of (name, bytes) or (TarInfo, bytes) pairs; returns its path."""
     with tarfile.open(path, mode, **options) as tar:
         for name, data in members:
             info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
@@ -26,7 +26,7 @@ def make_tar(path, members, mode="w", **options):
 
 
 def make_zip(path, members, method=zipfile.ZIP_STORED):
-    """A zip of (name, bytes)."""
+    """Write a zip of (name, bytes) pairs; returns its path."""
     with zipfile.ZipFile(path, "w", method) as file:
         for name, data in members:
             file.writestr(name, data)
@@ -34,7 +34,7 @@ def make_zip(path, members, method=zipfile.ZIP_STORED):
 
 
 def with_captions(pictures, folder=""):
-    """WebDataset's members: of each picture the image and a caption in .txt."""
+    """Yield the members of a WebDataset tar: for each picture the image and its caption in a .txt."""
     for name, data in pictures.items():
         yield f"{folder}{name}", data
         yield f"{folder}{name.removesuffix('.jpg')}.txt", f"picture {name}".encode()

@@ -1,4 +1,4 @@
-"""The six public collections in small, in their real layout, of generated pictures."""
+"""Make small copies of the six public collections, in their real layouts, from generated pictures."""
 
 import io
 import json
@@ -13,6 +13,7 @@ from PIL import Image
 
 from support.hub_server import Repository
 
+# Samples kept and rejected in each collection's small subset.
 KEPT = {"jdb-train": 3, "jdb-valid": 2, "cc12m": 3, "cc12m-512": 1, "diffdb": 2, "sa1b": 3, "textcaps": 3, "coco": 2}
 REJECTS = {
     "jdb-train": Counter(size=1, decode=1),
@@ -24,7 +25,6 @@ REJECTS = {
     "textcaps": Counter(read=1),
     "coco": Counter(list=1),
 }
-"""Of the small subsets."""
 
 
 def picture(seed, size=(300, 280), form="JPEG"):
@@ -96,7 +96,7 @@ def diffusiondb():
     for number in range(1, 141):
         members = [(f"{number:03}-x.webp", kinds[number % 4]), (f"part-{number:06}.json", b"{}")]
         files[f"diffusiondb-large-part-1/part-{number:06}.zip"] = zipped(members)
-    numbers = range(1, 200)  # of archives that are not in the small subset too
+    numbers = range(1, 200)  # also for archives that are not in the small subset
     files["metadata-large.parquet"] = parquet(
         {
             "image_name": [f"{number:03}-x.webp" for number in numbers],
@@ -135,7 +135,7 @@ def coco():
 
 
 def serve_collections(server):
-    """Puts all six on a server, and gives the list of links to Segment Anything as its page does."""
+    """Serve all six collections; returns Segment Anything's list of links, as its page gives it."""
     server.repositories |= {
         "JourneyDB/JourneyDB": Repository({"main": journeydb()}, token="mine"),
         "pixparse/cc12m-wds": Repository({"main": cc12m()}),

@@ -1,4 +1,4 @@
-"""A server on loopback that plays Hugging Face's hub and any other site, and misbehaves as it is told."""
+"""A loopback server that imitates the Hugging Face hub and any other site, with faults on request."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ LFS_FROM = 4096  # bytes; smaller files are in git itself
 
 @dataclass
 class Repository:
-    """A data set of the hub: its files at each revision, and the token that it asks for."""
+    """A dataset repository of the hub: its files by revision, and the token that it requires, if any."""
 
     files: dict[str, dict[str, bytes]]
     token: str = ""
@@ -30,16 +30,16 @@ class Repository:
 
 @dataclass
 class Server:
-    """What is served, and how badly.
+    """The content of the server and its faults.
 
     Attributes:
-        repositories: The hub's data sets.
-        site: Files by path, of a site that is not the hub.
-        headers: By path of the site, what is sent with a file; an ETag if nothing else is said.
-        faults: By path, what comes instead of the next answers, one after the other: a status, `drop`, `short`,
-            `wrong`, `html`, `busy` (429 with Retry-After).
-        rate: Bytes of a second; 0 for all at once.
-        log: Method, path and range of every request.
+        repositories: The hub's dataset repositories by name.
+        site: The files of a site that is not the hub, by path.
+        headers: The response headers of the site's files, by path; an ETag by default.
+        faults: The faults of the next responses in order, by path: a status, `drop`, `short`, `wrong`, `html`, `busy`
+            (429 with Retry-After) or `hang up`.
+        rate: Bytes per second; 0 for no limit.
+        log: The method, path and range of every request.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Server:
 
 class _Listener(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # a full queue would cost clients seconds
+    request_queue_size = 128  # clients wait for seconds if the queue is full
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle(self):
-        with contextlib.suppress(ConnectionError):  # of a client that was killed
+        with contextlib.suppress(ConnectionError):  # the client was killed
             super().handle()
 
     def log_message(self, *_):
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(404, {"error": "Not Found"})
 
     def _misbehave(self, path):
-        """Whether the next fault is one that needs no content."""
+        """Send the next fault if it needs no content; returns True if it did."""
         faults = self.at.faults[path]
         if not faults or faults[0] in ("drop", "short", "wrong"):
             return False
@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(data, self.path, headers)
             return
         headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{facts["lfs"]["oid"]}"'}
-        # Another host to a client: the same server by another name.
+        # To a client this is another host: the same server by another name.
         port = self.server.server_port
         self._raw(302, b"", headers | {"Location": f"http://localhost:{port}/bucket/{name}/{commit}/{path}"})
 
@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _tree(files, below, recursive):
-    """What the hub's API lists below a folder, or in it."""
+    """List a folder as the hub's API does, recursively or not."""
     found = {}
     for path, data in files.items():
         rest = path.removeprefix(below)
@@ -229,7 +229,7 @@ def _tree(files, below, recursive):
 
 
 def _facts(path, data):
-    """What the hub's API says of a file."""
+    """Describe a file as the hub's API does."""
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     facts = {"type": "file", "path": path, "size": len(data), "oid": blob}
     if len(data) >= LFS_FROM:

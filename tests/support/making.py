@@ -1,4 +1,4 @@
-"""Small latent datasets for tests, made without the pipeline, and a checkpoint as taming-transformers writes it."""
+"""Make small latent datasets without the pipeline, and checkpoints as taming-transformers writes them."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ SCALING_FACTOR = 0.25
 
 @dataclass(frozen=True)
 class Made:
-    """What a dataset was made from: `values` are the float64 values of its codes, computed here and not by latentq."""
+    """A dataset and its contents; `values` are the float64 values of the codes, computed here and not by latentq."""
 
     path: Path
     codes: np.ndarray
@@ -47,7 +47,7 @@ def make_dataset(
     latents=("latent",),
     seed=0,
 ):
-    """A finished dataset with columns latent, key, label and caption."""
+    """Write a finished dataset with the columns latent, key, label and caption."""
     rng = np.random.default_rng(seed)
     channels = shape[0]
     if kind in ("float32", "float16", "bfloat16"):
@@ -110,7 +110,7 @@ def _card(columns, latents, shape, quantizer, values, scaled, weights):
     )
 
 
-# What diffusers renamed when it took over taming-transformers' network, as patterns of keys.
+# Patterns of the keys that diffusers renamed in taming-transformers' network, and their names there.
 _TAMING_NAMES = {
     r"mid_block\.resnets\.0": "mid.block_1",
     r"mid_block\.resnets\.1": "mid.block_2",
@@ -128,12 +128,12 @@ _TAMING_NAMES = {
 
 
 def taming_state_dict(model):
-    """A diffusers VQModel's weights under the names, and in the shapes, of taming-transformers."""
+    """Return a diffusers VQModel's weights with the names and shapes of taming-transformers."""
     levels = len(model.config.block_out_channels)
     state = {}
     for key, value in model.state_dict().items():
         key = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}", key)
-        attention = "attentions" in key and value.ndim == 2  # a 1x1 convolution there, a matrix in diffusers
+        attention = "attentions" in key and value.ndim == 2  # a 1x1 convolution in taming, a matrix in diffusers
         for pattern, name in _TAMING_NAMES.items():
             key = re.sub(pattern, name, key)
         state[key] = value[:, :, None, None] if attention else value
@@ -141,7 +141,7 @@ def taming_state_dict(model):
 
 
 def save_as_taming(model, folder, *, state=None, target="taming.models.vqgan.VQModel"):
-    """`last.ckpt` and `model.yaml` as Lightning leaves them: with the loss, and classes that nobody here has."""
+    """Write `last.ckpt` and `model.yaml` as Lightning does: with the loss, and with classes that are not installed."""
     import torch
     import yaml
 

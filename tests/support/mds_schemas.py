@@ -1,6 +1,6 @@
-"""Random schemas with random samples, and the comparison of what two writers make of them.
+"""Write random samples of random schemas with two writers, and compare the files.
 
-As a script, `python tests/mds_schemas.py COUNT [SEED]` compares that many schemas; the suite does 10,000.
+As a script, `python tests/support/mds_schemas.py COUNT [SEED]` compares COUNT schemas; the test suite compares 10,000.
 """
 
 import json
@@ -38,7 +38,7 @@ CHARACTERS = string.ascii_letters + string.digits + ' "\\/\n\t\x00\x7f.:é中\U0
 
 @contextmanager
 def stock_without_naps() -> Iterator[None]:
-    """The stock writer looks once a second whether its threads are done: here it looks more often."""
+    """Make the stock writer poll its threads every 0.1 ms instead of once per second."""
     nap, stock_writer.sleep = stock_writer.sleep, lambda _: time.sleep(1e-4)
     try:
         yield
@@ -107,7 +107,7 @@ def some(value: Value) -> Value:
 
 
 def encodings(rng: random.Random) -> tuple[str, Value]:
-    """An encoding and what makes a value of it. Where both writers take an object, it is one; else its bytes."""
+    """Draw an encoding and a function that draws values: objects if both writers accept them, else bytes."""
     dtype = rng.choice(DTYPES)
     dims = shape(rng)
     integral = rng.choice(INTEGERS)
@@ -139,7 +139,7 @@ def encodings(rng: random.Random) -> tuple[str, Value]:
 
 
 def draw(rng: random.Random) -> tuple[dict[str, str], list[dict[str, Any]], dict[str, Any]]:
-    """Columns, samples and the options of a writer."""
+    """Draw columns, samples and a writer's options."""
     made = {text(rng, 6): encodings(rng) for _ in range(rng.randrange(1, 6))}
     columns = {name: encoding for name, (encoding, _) in made.items()}
     samples = [{name: value(rng) for name, (_, value) in made.items()} for _ in range(rng.randrange(5))]
@@ -152,7 +152,7 @@ def draw(rng: random.Random) -> tuple[dict[str, str], list[dict[str, Any]], dict
 
 
 def unpacked(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Uncompressed shards by name, and the index without what depends on the compressor."""
+    """Return the uncompressed shards by name, and the index without the fields that depend on the compressor."""
     index = json.loads((folder / "index.json").read_bytes())
     shards = {}
     for shard in index["shards"]:
@@ -180,7 +180,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def compare(rng: random.Random, stock: Path, ours: Path) -> None:
-    """Writes one random dataset with both writers, and reads it with both readers."""
+    """Write one random dataset with both writers, and read it with both readers."""
     columns, samples, options = draw(rng)
     with MDSWriter(out=str(stock), columns=columns, **options) as writer:
         for sample in samples:
@@ -202,7 +202,7 @@ def compare(rng: random.Random, stock: Path, ours: Path) -> None:
 
 
 def read(stock: Path, ours: Path) -> None:
-    """What the stock reader makes of the uncompressed form of our shards is what ours makes of the stock's."""
+    """Compare our reader's samples of the stock shards with the stock reader's samples of our uncompressed shards."""
     index = json.loads((ours / "index.json").read_bytes())
     expected = []
     for shard in index["shards"]:
@@ -211,7 +211,7 @@ def read(stock: Path, ours: Path) -> None:
             (ours / shard["raw_data"]["basename"]).write_bytes(decompress(shard["compression"], content))
         reader = MDSReader.from_json(str(ours), None, shard)
         for i in range(len(reader)):
-            # The stock reader has no empty sample, no empty jpeg_array and no bytes that are no JPEG in one.
+            # The stock reader fails for empty samples, an empty jpeg_array, and bytes in one that are not a JPEG.
             try:
                 expected.append(reader[i])
             except (IndexError, ValueError, OSError):
@@ -227,7 +227,7 @@ def read(stock: Path, ours: Path) -> None:
 
 
 def compare_many(seed: int, count: int, root: Path) -> None:
-    """Compares `count` datasets, and the index merged of some. Folders are used again: removing one is slow."""
+    """Compare `count` datasets, and a merged index of some. Folders are reused, since removing one is slow."""
     rng = random.Random(seed)
     stock, merged = root / "stock", root / "merged"
     folders = [merged / f"{number:05}" for number in range(count)]
@@ -252,7 +252,7 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder in memory, where there is such."""
+    """Yield a temporary folder, in memory if possible."""
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="latentq-mds-", dir=memory if memory.is_dir() else None))
     try:

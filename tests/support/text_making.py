@@ -1,4 +1,4 @@
-"""Tiny text encoders of the real classes with random weights, saved as their libraries save them."""
+"""Make tiny text encoders of the real classes with random weights, saved as their libraries save them."""
 
 import json
 import re
@@ -8,7 +8,7 @@ WORDS = "a an the of on in picture photograph cat dog bee ant tree red green blu
 
 
 def save_open_clip(folder, *, width=32, **text):
-    """`open_clip_config.json` and `open_clip_model.safetensors`; the tokenizer is the one in open_clip's package."""
+    """Save `open_clip_config.json` and `open_clip_model.safetensors`; the tokenizer is open_clip's built-in one."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -25,7 +25,7 @@ def save_open_clip(folder, *, width=32, **text):
 
 
 def save_clip(folder, *, seed=0, projected=False, number=""):
-    """A part of a diffusers pipeline: `text_encoder` and `tokenizer`, with a vocabulary of single letters."""
+    """Save the `text_encoder` and `tokenizer` of a diffusers pipeline, with a vocabulary of single letters."""
     import torch
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -63,7 +63,7 @@ def save_clip(folder, *, seed=0, projected=False, number=""):
 
 
 def save_t5(folder, *, seed=0):
-    """A `T5EncoderModel` and, as DeepFloyd's repository has it, the sentencepiece model of its tokenizer."""
+    """Save a `T5EncoderModel` and, as in DeepFloyd's repository, the sentencepiece model of its tokenizer."""
     import sentencepiece
     import torch
     from transformers import AutoTokenizer, T5Config, T5EncoderModel

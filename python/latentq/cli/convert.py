@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.converting import convert
+    from latentq.converting.pipeline import convert
 
     if not Path(options.source).exists():
         raise UsageError(f"{options.source}: no such file or folder")

@@ -1,4 +1,4 @@
-"""What the layouts share: what reading one gives, and what writing one asks of a dataset."""
+"""Shared by the layouts: the result of reading one, and checks of a dataset before it is written as one."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ if TYPE_CHECKING:
 
     from latentq.reading.dataset import LatentDataset
 
+KNOWN_LAYOUTS = (
+    "Known layouts: imagenet_3gb's torch file (.pt: a list of id, latent and label), VQGAN-f16-16384's TSV (columns "
+    "image_file and encoding), imagenet.int8's MDS folder (columns vae_output, label and label_as_text), and latentq's "
+    "own datasets"
+)
 _BATCH = 1024
 
 
 @dataclass(frozen=True)
-class Maker:
-    """The autoencoder that made someone else's latents, as far as it is known without loading it.
+class ForeignAutoencoder:
+    """The autoencoder that made another tool's latents, described without loading it.
 
     Attributes:
-        name: On the hub.
-        family: The class that diffusers has for it.
-        scaling_factor: As of `Autoencoder`; so is `pixel_range`.
-        pixel_range: The pixel values that stand for black and white.
+        name: The name on the hub.
+        family: The name of its class in diffusers.
+        scaling_factor: The factor that latents are multiplied by for training.
+        pixel_range: The pixel values of black and white.
         shape: (C, h, w) of a latent.
-        codebook_size: How many tokens there are; 0 where it makes none.
+        codebook_size: The number of tokens; 0 for an autoencoder without a codebook.
     """
 
     name: str
@@ -48,68 +53,68 @@ class Maker:
     codebook_size: int = 0
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:  # noqa: ARG002  (the protocol's name)
-        """(C, h, w) of the latents that are there, whatever the size."""
+        """Return (C, h, w) of the stored latents, for any size."""
         return self.shape
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """Someone else's file or folder, opened.
+class ForeignDataset:
+    """Another tool's file or folder, opened.
 
     Attributes:
-        kind: What it is, for the card's `source.kind`.
-        recipe: What made it.
-        maker: The autoencoder that made it.
-        listing: Its samples, in their order.
-        stored: The stored values of samples by number, (n, *shape), of the recipe's only latent column.
+        kind: The layout, for the card's `source.kind`.
+        recipe: The recipe that it was made by.
+        autoencoder: The autoencoder that made it.
+        listing: Its samples, in order.
+        read_stored: Reads the stored values of samples by index: (n, *shape), of the recipe's only encoded column.
     """
 
     kind: str
     recipe: Recipe
-    maker: Maker
+    autoencoder: ForeignAutoencoder
     listing: Listing
-    stored: Callable[[Sequence[int]], NDArray[Any]]
+    read_stored: Callable[[Sequence[int]], NDArray[Any]]
 
     def __len__(self) -> int:
         return len(self.listing.samples)
 
     @cached_property
     def card(self) -> Card:
-        """Its card, but for counts and statistics."""
-        # Planning asks a network for its name and shapes only, and that is all that is known of this one.
-        card, _ = plan_card(self.recipe, self.kind, self.listing, self.maker, None)  # type: ignore[arg-type]
+        """The card, still without counts and statistics."""
+        # Planning reads an autoencoder's name and shapes only, which is all that is known of this one.
+        card, _ = plan_card(self.recipe, self.kind, self.listing, self.autoencoder, None)  # type: ignore[arg-type]
         return replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN))
 
     def decodable(self, indices: Sequence[int]) -> torch.Tensor:
-        """What an autoencoder decodes of some samples, as of `LatentDataset.decodable`."""
+        """Return samples as an autoencoder decodes them: unscaled latents or tokens, as `LatentDataset.decodable`."""
         import torch
 
-        stored = self.stored(indices)
+        stored = self.read_stored(indices)
         for facts in self.card.latents.values():
             return torch.from_numpy(facts.quantizer.dequantize(stored))
         return torch.from_numpy(stored.astype(np.int64))
 
 
-def batches(numbers: range) -> Iterator[range]:
-    """The numbers, some at a time."""
-    for start in range(0, len(numbers), _BATCH):
-        yield numbers[start : start + _BATCH]
+def batches(indices: range) -> Iterator[range]:
+    """Split indices into batches of at most 1,024."""
+    for start in range(0, len(indices), _BATCH):
+        yield indices[start : start + _BATCH]
 
 
 def open_columns(path: Path, column: str, layout: str, contents: Sequence[str]) -> LatentDataset:
-    """A dataset for writing it in a layout.
+    """Open the columns of a dataset that a layout needs.
 
     Args:
         path: The dataset.
         column: Its column of latents or tokens.
         layout: The layout's name, for messages.
-        contents: What else is needed: `key`, `label` and so on.
+        contents: The other contents that the layout needs: `key`, `label` and so on.
 
     Returns:
-        The dataset, opened so that a batch holds the column as it is stored, and the contents, in this order.
+        The dataset; a batch of it holds the stored values of `column`, then `contents`, in this order.
 
     Raises:
-        LatentqError: It has no column of what is needed, or is not finished.
+        LatentqError: The dataset lacks one of the contents, or is not finished.
     """
     import torch
 
@@ -126,41 +131,45 @@ def open_columns(path: Path, column: str, layout: str, contents: Sequence[str]) 
 
 
 def column_of(card: Card, content: str) -> str | None:
-    """The first column that holds `key`, `label` or the like, if any does."""
+    """Return the name of the first column with a content (`key`, `label`, ...), or None."""
     return next((name for name in card.columns if card.recipe.columns[name].content == content), None)
 
 
-def same_codes(path: Path, recipe: Recipe) -> str:
-    """The latent column of a dataset whose codes mean what a recipe's do.
+def matching_column(path: Path, recipe: Recipe) -> str:
+    """Find the latent column of a dataset whose codes mean the same as those of a layout's recipe.
 
     Raises:
-        MismatchError: None is; both sides are named. Codes are copied, and nothing is quantised again.
+        MismatchError: There is none. Codes are copied unchanged, so nothing can be adapted; both sides are named.
     """
     card = Card.load(path)
-    ((_, wanted),) = recipe.latents().items()
-    given = wanted.quantizer
+    ((_, column),) = recipe.latents().items()
+    expected = column.quantizer
     for name, facts in card.latents.items():
-        ours = facts.quantizer
-        same_range = set(ours.low) == {given["low"]} and set(ours.high) == {given["high"]}
-        same_scheme = ours.kind in ("uniform", "affine") and ours.bits == given["bits"]
-        column = card.recipe.columns[name]
-        if same_range and same_scheme and (facts.shape, _what(column)) == (wanted.shape, _what(wanted)):
+        quantizer = facts.quantizer
+        same_range = set(quantizer.low) == {expected["low"]} and set(quantizer.high) == {expected["high"]}
+        same_scheme = quantizer.kind in ("uniform", "affine") and quantizer.bits == expected["bits"]
+        stored = _content(card.recipe.columns[name])
+        if same_range and same_scheme and (facts.shape, stored) == (column.shape, _content(column)):
             return name
     if not card.latents:
         raise MismatchError(f"{path} holds no latents, and the layout of {recipe.name} does")
     name, facts = next(iter(card.latents.items()))
-    ours = facts.quantizer
-    have = _told(_what(card.recipe.columns[name]), facts.shape, ours.bits, ours.kind, ours.low, ours.high)
-    needed = _told(_what(wanted), wanted.shape, given["bits"], "uniform", [given["low"]], [given["high"]])
-    raise MismatchError(f"{path} holds {have}, the layout of {recipe.name} {needed}: codes are copied as they are")
+    quantizer = facts.quantizer
+    have = _described(
+        _content(card.recipe.columns[name]), facts.shape, quantizer.bits, quantizer.kind, quantizer.low, quantizer.high
+    )
+    low, high = [expected["low"]], [expected["high"]]
+    needed = _described(_content(column), column.shape, expected["bits"], "uniform", low, high)
+    raise MismatchError(f"{path} holds {have}, the layout of {recipe.name} {needed}: codes are copied unchanged")
 
 
-def _what(column: Column) -> str:
-    """What a column's codes are of."""
+def _content(column: Column) -> str:
     if column.content != "latent":
         return column.content
     return "scaled latents" if column.scaled else "latents"
 
 
-def _told(what: str, shape: Sequence[int], bits: int, kind: str, low: Sequence[float], high: Sequence[float]) -> str:
-    return f"{what} {tuple(shape)} in {bits} bits, {kind} from {min(low):g} to {max(high):g}"
+def _described(
+    content: str, shape: Sequence[int], bits: int, kind: str, low: Sequence[float], high: Sequence[float]
+) -> str:
+    return f"{content} {tuple(shape)} in {bits} bits, {kind} from {min(low):g} to {max(high):g}"

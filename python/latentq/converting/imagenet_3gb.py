@@ -1,119 +1,129 @@
-"""imagenet_3gb's torch file: a list of {'id', 'latent', 'label'}, DC-AE latents as bytes."""
+"""imagenet_3gb's torch file: a list of {'id', 'latent', 'label'}, DC-AE latents as uint8 codes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
-from latentq.converting.foreign import Foreign, Maker, batches, column_of, open_columns, same_codes
-from latentq.converting.torch_file import Tensor, TorchFile, TorchWriter
+from latentq.converting.foreign import (
+    KNOWN_LAYOUTS,
+    ForeignAutoencoder,
+    ForeignDataset,
+    batches,
+    column_of,
+    matching_column,
+    open_columns,
+)
+from latentq.converting.torch_file import TensorRecord, TorchFile, TorchWriter
 from latentq.format.card import Card
 from latentq.format.recipe import Recipe
 from latentq.sources import Listing, Sample
 from latentq.system.progress import Progress
 
 RECIPE = "imagenet-3gb"
-
-
 SUFFIX = ".pt"
-
-
 _SHAPE = (32, 8, 8)
+_AUTOENCODER = ForeignAutoencoder(
+    "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "AutoencoderDC", 0.41407, (-1.0, 1.0), _SHAPE
+)
 
 
-_MAKER = Maker("mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "AutoencoderDC", 0.41407, (-1.0, 1.0), _SHAPE)
-
-
-def read(path: Path) -> Foreign:
-    """Opens such a file. Nothing in it is executed, and latents stay on the disk until they are asked for.
+def read(path: Path) -> ForeignDataset:
+    """Open such a file. Nothing in it is executed, and latents stay on disk until they are requested.
 
     Raises:
-        FormatError: It is cut short or something else; the message names the file and the first sample that is wrong.
+        FormatError: It is truncated or of another kind; the message names the file and the first sample that is wrong.
         OSError: It cannot be read.
     """
-    file = TorchFile(path)
+    try:
+        file = TorchFile(path)
+    except FormatError as error:
+        raise FormatError(f"{error}. {KNOWN_LAYOUTS}") from None
     items = file.load()
     if not isinstance(items, list) or not items:
-        raise FormatError(f"{path}: holds {'no samples' if items == [] else 'no list of samples'}")
+        problem = "no samples" if items == [] else "no list of samples"
+        raise FormatError(f"{path}: holds {problem}. {KNOWN_LAYOUTS}")
     samples = []
-    for number, item in enumerate(items):
+    for index, item in enumerate(items):
         try:
             key, latent, label = _fields(file, item)
         except ValueError as error:
-            raise FormatError(f"{path}: sample {number}: {error}") from None
+            raise FormatError(f"{path}: sample {index}: {error}") from None
         samples.append(Sample(key=str(key), bytes=None, label=label))
-        items[number] = latent
+        items[index] = latent
 
-    def stored(numbers: Sequence[int]) -> NDArray[np.uint8]:
-        return np.stack([file.read(items[number]) for number in numbers])
+    def read_stored(indices: Sequence[int]) -> NDArray[np.uint8]:
+        return np.stack([file.read(items[index]) for index in indices])
 
-    return Foreign("torch file", Recipe.load(RECIPE), _MAKER, Listing(tuple(samples), ("label",)), stored)
+    listing = Listing(tuple(samples), ("label",))
+    return ForeignDataset("torch file", Recipe.load(RECIPE), _AUTOENCODER, listing, read_stored)
 
 
-def _fields(file: TorchFile, item: Any) -> tuple[int, Tensor, int]:
-    """A sample's id, latent and label. Raises ValueError."""
+def _fields(file: TorchFile, item: object) -> tuple[int, TensorRecord, int]:
+    """Return a sample's id, latent and label, or raise ValueError."""
     if not isinstance(item, dict) or not {"id", "latent", "label"} <= item.keys():
-        held = ", ".join(map(str, item)) if isinstance(item, dict) else _told(item)
-        raise ValueError(f"must be a dict of id, latent and label, not {held or 'empty'}")
+        found = ", ".join(map(str, item)) if isinstance(item, dict) else _type_of(item)
+        raise ValueError(f"must be a dict of id, latent and label, not {found or 'empty'}")
     latent = item["latent"]
-    if not isinstance(latent, Tensor) or (latent.dtype, latent.shape) != ("uint8", _SHAPE):
-        raise ValueError(f"its latent must be a uint8 tensor {_SHAPE}, not {_told(latent)}")
-    numbers = []
+    if not isinstance(latent, TensorRecord) or (latent.dtype, latent.shape) != ("uint8", _SHAPE):
+        raise ValueError(f"its latent must be a uint8 tensor {_SHAPE}, not {_type_of(latent)}")
+    integers = []
     for name in ("id", "label"):
         value = item[name]
-        if not isinstance(value, Tensor) or value.shape != () or np.dtype(value.dtype).kind not in "iu":
-            raise ValueError(f"its {name} must be a whole number as a tensor (), not {_told(value)}")
-        numbers.append(int(file.read(value)))
-    return numbers[0], latent, numbers[1]
+        if not isinstance(value, TensorRecord) or value.shape != () or np.dtype(value.dtype).kind not in "iu":
+            raise ValueError(f"its {name} must be an integer as a tensor (), not {_type_of(value)}")
+        integers.append(int(file.read(value)))
+    return integers[0], latent, integers[1]
 
 
-def _told(value: Any) -> str:
-    if isinstance(value, Tensor):
+def _type_of(value: object) -> str:
+    if isinstance(value, TensorRecord):
         return f"a {value.dtype} tensor {value.shape}"
     return f"of type {type(value).__name__}"
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
-    """Writes such a file of a dataset, as it reads it. All latents are views of one storage, ids and labels of another.
+    """Write such a file from a dataset. All latents are views of one storage, ids and labels of another.
 
-    An id is the sample's key where all keys are whole numbers, as in a dataset that was converted, else its number.
+    An id is the sample's key if all keys are integers, as in a converted dataset; otherwise it is the sample's index.
 
     Args:
-        dataset: A dataset whose codes mean what this layout's do.
-        out: The file, not there yet.
-        progress: Where progress is told.
+        dataset: A dataset whose codes mean the same as this layout's.
+        out: The file, which must not exist.
+        progress: The stream for progress, or None.
 
     Returns:
-        How many samples were written.
+        The number of samples written.
 
     Raises:
-        LatentqError: The dataset has no labels, or its codes mean something else (`MismatchError`).
+        LatentqError: The dataset has no labels.
+        MismatchError: Its codes have another meaning.
     """
     contents = ["label", "key"] if column_of(Card.load(dataset), "key") else ["label"]
-    opened = open_columns(dataset, same_codes(dataset, Recipe.load(RECIPE)), RECIPE, contents)
+    opened = open_columns(dataset, matching_column(dataset, Recipe.load(RECIPE)), RECIPE, contents)
     count = len(opened)
     ids, labels = np.empty(count, np.int64), np.empty(count, np.int64)
-    whole = "key" in contents
+    keys_are_ids = "key" in contents
     with TorchWriter(out) as file:
         with file.storage("uint8", count * prod(_SHAPE)) as latents, Progress(count, "convert", progress) as bar:
-            for numbers in batches(range(count)):
-                here = slice(numbers.start, numbers.stop)
-                codes, classes, *keys = opened.batch(numbers).values()
-                labels[here] = classes.numpy()
+            for batch in batches(range(count)):
+                rows = slice(batch.start, batch.stop)
+                codes, classes, *keys = opened.batch(batch).values()
+                labels[rows] = classes.numpy()
                 latents.write(codes.numpy().data)
-                whole = whole and all(map(_is_whole, keys[0]))
-                if whole:
-                    ids[here] = list(map(int, keys[0]))
-                bar.update(len(numbers))
-        with file.storage("int64", 2 * count) as wholes:
-            wholes.write((ids if whole else np.arange(count)).data)
-            wholes.write(labels.data)
+                keys_are_ids = keys_are_ids and all(map(_is_integer, keys[0]))
+                if keys_are_ids:
+                    ids[rows] = list(map(int, keys[0]))
+                bar.update(len(batch))
+        with file.storage("int64", 2 * count) as integers:
+            integers.write((ids if keys_are_ids else np.arange(count)).data)
+            integers.write(labels.data)
         size = prod(_SHAPE)
         file.write_list(
             {"id": (1, i, ()), "latent": (0, i * size, _SHAPE), "label": (1, count + i, ())} for i in range(count)
@@ -121,5 +131,5 @@ def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
     return count
 
 
-def _is_whole(key: str) -> bool:
+def _is_integer(key: str) -> bool:
     return key.removeprefix("-").isdecimal() and len(key) < 19 and str(int(key)) == key

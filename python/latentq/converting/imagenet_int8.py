@@ -10,74 +10,84 @@ from numpy.typing import NDArray
 
 from latentq import mds
 from latentq._core import FormatError, MismatchError
-from latentq.converting.foreign import Foreign, Maker, batches, open_columns, same_codes
+from latentq.converting.foreign import (
+    KNOWN_LAYOUTS,
+    ForeignAutoencoder,
+    ForeignDataset,
+    batches,
+    matching_column,
+    open_columns,
+)
 from latentq.format.card import CARD
+from latentq.format.files import INDEX
 from latentq.format.recipe import Recipe
 from latentq.sources import Listing, Sample
 from latentq.system.progress import Progress
+from latentq.system.text import one_line
 
 RECIPE = "imagenet.int8"
+_AUTOENCODER = ForeignAutoencoder("stabilityai/sdxl-vae", "AutoencoderKL", 0.13025, (-1.0, 1.0), (4, 32, 32))
 
 
-_MAKER = Maker("stabilityai/sdxl-vae", "AutoencoderKL", 0.13025, (-1.0, 1.0), (4, 32, 32))
-
-
-def read(path: Path) -> Foreign:
-    """Opens such a folder. Its samples have no names: their keys are their numbers.
+def read(path: Path) -> ForeignDataset:
+    """Open such a folder. Its samples have no names: their keys are their indices.
 
     Raises:
-        FormatError: The shards are broken, or a label is no number.
-        MismatchError: The shards have other columns.
-        OSError: There is no index.json in it, or it cannot be read.
+        FormatError: The shards are broken, or a label is not a number.
+        MismatchError: There are no shards, or they have other columns.
+        OSError: A file cannot be read.
     """
     import torch
 
     from latentq.reading.dataset import LatentDataset
 
+    if not (path / INDEX).exists():
+        raise MismatchError(f"{path} holds no dataset: it has neither {CARD} nor {INDEX}. {KNOWN_LAYOUTS}")
     try:
         dataset = LatentDataset(path, columns=["latent"], dtype=torch.uint8, recipe=RECIPE)
         classes = LatentDataset(path, columns=["label", "label_text"], recipe=RECIPE)
     except MismatchError as error:
-        raise MismatchError(f"{path} has no {CARD}, and is no folder of imagenet.int8 either: {error}") from None
+        problem = f"{path} has no {CARD}, and is no folder of imagenet.int8 either"
+        raise MismatchError(f"{problem}: {one_line(error)}. {KNOWN_LAYOUTS}") from None
     samples: list[Sample] = []
-    for numbers in batches(range(len(classes))):
-        labels, names = classes.batch(numbers).values()
-        for number, label, name in zip(numbers, labels.tolist(), names, strict=True):
-            samples.append(Sample(str(number), None, label, name))
+    for batch in batches(range(len(classes))):
+        labels, names = classes.batch(batch).values()
+        for index, label, name in zip(batch, labels.tolist(), names, strict=True):
+            samples.append(Sample(str(index), None, label, name))
 
-    def stored(numbers: Sequence[int]) -> NDArray[Any]:
+    def read_stored(indices: Sequence[int]) -> NDArray[Any]:
         try:
-            codes: NDArray[Any] = dataset.batch(numbers)["latent"].numpy()
+            codes: NDArray[Any] = dataset.batch(indices)["latent"].numpy()
         except ValueError as error:
             raise FormatError(str(error)) from None
         return codes
 
     listing = Listing(tuple(samples), ("label", "label_text"))
-    return Foreign("imagenet.int8 folder", Recipe.load(RECIPE), _MAKER, listing, stored)
+    return ForeignDataset("imagenet.int8 folder", Recipe.load(RECIPE), _AUTOENCODER, listing, read_stored)
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
-    """Writes such a folder of a dataset.
+    """Write such a folder from a dataset.
 
     Args:
-        dataset: A dataset whose codes mean what this layout's do.
-        out: The folder, not there yet.
-        progress: Where progress is told.
+        dataset: A dataset whose codes mean the same as this layout's.
+        out: The folder, which must not exist.
+        progress: The stream for progress, or None.
 
     Returns:
-        How many samples were written.
+        The number of samples written.
 
     Raises:
-        LatentqError: The dataset has no labels or no names of classes, or its codes mean something else
-            (`MismatchError`).
+        LatentqError: The dataset has no labels or no class names.
+        MismatchError: Its codes have another meaning.
     """
     recipe = Recipe.load(RECIPE)
-    opened = open_columns(dataset, same_codes(dataset, recipe), RECIPE, ["label", "label_text"])
+    opened = open_columns(dataset, matching_column(dataset, recipe), RECIPE, ["label", "label_text"])
     encodings = {name: column.encoding for name, column in recipe.columns.items()}
     with mds.Writer(out, encodings) as writer, Progress(len(opened), "convert", progress) as bar:
-        for numbers in batches(range(len(opened))):
-            codes, labels, names = opened.batch(numbers).values()
+        for batch in batches(range(len(opened))):
+            codes, labels, names = opened.batch(batch).values()
             columns = (codes.numpy(), list(map(str, labels.tolist())), names)
             writer.write_batch(dict(zip(recipe.columns, columns, strict=True)))
-            bar.update(len(numbers))
+            bar.update(len(batch))
     return len(opened)

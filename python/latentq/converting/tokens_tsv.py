@@ -1,7 +1,7 @@
-"""`latentq encode list.tsv tokens.tsv`: the job of VQGAN-f16-16384's page, a TSV of image paths to one of their tokens.
+"""`latentq encode list.tsv tokens.tsv`: image paths to their tokens, as on VQGAN-f16-16384's page.
 
-The tokens are encoded as a dataset in `tokens.tsv.latentq/`, which is what can be stopped and shared among processes;
-whoever finishes it writes the file, a pure function of it.
+The tokens are encoded as a dataset in `tokens.tsv.latentq/`, which can be stopped, resumed and shared among processes;
+the process that completes it writes the TSV, a pure function of the dataset.
 """
 
 from __future__ import annotations
@@ -16,32 +16,37 @@ _SUFFIX = ".tsv"
 
 
 def dataset_of(out: Path) -> Path:
-    """The dataset's folder for what was named as output: itself, but for a `.tsv` the folder beside it."""
+    """Return the dataset's folder for an output path: the path itself, or for a `.tsv` the folder next to it."""
     return out.with_name(f"{out.name}.latentq") if out.suffix == _SUFFIX else out
 
 
 def check_table(out: Path, card: Card) -> None:
-    """Refuses a `.tsv` that could not be written in the end, before anything is encoded."""
+    """Refuse a `.tsv` that could not be written at the end, before anything is encoded.
+
+    Raises:
+        MismatchError: The file exists without its dataset, or the codebook is too large for the layout.
+        RecipeError: The recipe stores no tokens or no keys.
+    """
     if dataset_of(out) == out:
         return
-    from latentq.converting.vqgan import CODEBOOK
+    from latentq.converting.vqgan import CODEBOOK_SIZE
 
     if out.exists() and not dataset_of(out).exists():
-        raise MismatchError(f"{out} is there already, and no {dataset_of(out).name} beside it: name another file")
-    lacking = {"tokens", "key"} - {column.content for column in card.recipe.columns.values()}
-    if lacking:
-        raise RecipeError(f"{out}: a {_SUFFIX} is of tokens, and recipe {card.recipe.name} stores no {max(lacking)}")
+        raise MismatchError(f"{out} is there already, and no {dataset_of(out).name} next to it: name another file")
+    missing = {"tokens", "key"} - {column.content for column in card.recipe.columns.values()}
+    if missing:
+        raise RecipeError(f"{out}: a {_SUFFIX} holds tokens, and recipe {card.recipe.name} stores no {max(missing)}")
     for facts in card.tokens.values():
-        if facts.codebook_size > CODEBOOK:
+        if facts.codebook_size > CODEBOOK_SIZE:
             have = f"{card.autoencoder.name} has {facts.codebook_size}"
-            raise MismatchError(f"{out}: its layout is of {CODEBOOK} codes, {have}")
+            raise MismatchError(f"{out}: its layout has at most {CODEBOOK_SIZE} codes, {have}")
 
 
 def write_table(out: Path) -> None:
-    """Writes the `.tsv` of a dataset that is complete, unless it is there."""
+    """Write the `.tsv` of a complete dataset, unless it exists."""
     if dataset_of(out) == out or out.exists():
         return
-    from latentq.converting import convert
+    from latentq.converting.pipeline import convert
 
-    with contextlib.suppress(FileExistsError):  # another process was faster, and wrote the same
+    with contextlib.suppress(FileExistsError):  # another process was first, and wrote the same
         convert(dataset_of(out), out)

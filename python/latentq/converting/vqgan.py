@@ -1,4 +1,4 @@
-"""The TSV of tokens that VQGAN-f16-16384's page writes: columns image_file and encoding, "[1,2,...]"."""
+"""The TSV of tokens that VQGAN-f16-16384's page writes: columns image_file and encoding, `[1,2,...]`."""
 
 from __future__ import annotations
 
@@ -13,33 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.converting.foreign import Foreign, Maker, batches, open_columns
+from latentq.converting.foreign import KNOWN_LAYOUTS, ForeignAutoencoder, ForeignDataset, batches, open_columns
 from latentq.format.card import Card
 from latentq.format.recipe import Recipe
 from latentq.sources import Listing, Sample
 from latentq.system.progress import Progress
 
 RECIPE = "vqgan-f16-16384"
-
-
 SUFFIX = ".tsv"
-
-
 HEADER = ("image_file", "encoding")
+CODEBOOK_SIZE = 16384
+_REDUCTION = 16  # pixels per token, along each side
 
 
-CODEBOOK = 16384
-
-
-_FACTOR = 16  # pixels to a token, along a side
-
-
-def read(path: Path) -> Foreign:
-    """Reads such a file, its tokens into the memory: two bytes each.
+def read(path: Path) -> ForeignDataset:
+    """Read such a file; its tokens are kept in memory, two bytes each.
 
     Raises:
-        FormatError: It is something else, or a row is not a path and as many tokens as the first has; the message names
-            the file and the line.
+        FormatError: It has another header, or a row is not a path and as many tokens as in the first row; the message
+            names the file and the line.
         OSError: It cannot be read.
     """
     samples: list[Sample] = []
@@ -48,10 +40,11 @@ def read(path: Path) -> Foreign:
         lines = _lines(path, file)
         header = next(lines, (1, []))[1]
         if tuple(header) != HEADER:
-            have = " and ".join(map(repr, header[:3])) or "nothing"
-            raise FormatError(f"{path}, line 1: the header must be image_file and encoding, not {have[:80]}")
+            found = " and ".join(map(repr, header[:3])) or "nothing"
+            problem = f"the header must be image_file and encoding, not {found[:80]}"
+            raise FormatError(f"{path}, line 1: {problem}. {KNOWN_LAYOUTS}")
         for line, cells in lines:
-            if not cells:  # a blank line, which pandas passes over too
+            if not cells:  # a blank line, which pandas skips too
                 continue
             try:
                 key, tokens = _row(cells, len(rows[0]) if rows else None)
@@ -63,21 +56,22 @@ def read(path: Path) -> Foreign:
         raise FormatError(f"{path}: holds no samples")
     side = isqrt(len(rows[0]))
     if side * side != len(rows[0]):
-        raise FormatError(f"{path}: {len(rows[0])} tokens for an image do not make a square")
+        raise FormatError(f"{path}: {len(rows[0])} tokens for an image do not form a square")
     recipe = Recipe.load(RECIPE)
     if (side, side) not in [column.shape for column in recipe.tokens().values()]:
-        recipe = recipe.override(size=side * _FACTOR)
+        recipe = recipe.override(size=side * _REDUCTION)
     low, high = recipe.autoencoder.pixel_range
-    maker = Maker(recipe.autoencoder.model, "taming.VQModel", 1.0, (low, high), (1, side, side), CODEBOOK)
+    shape = (1, side, side)
+    autoencoder = ForeignAutoencoder(recipe.autoencoder.model, "taming.VQModel", 1.0, (low, high), shape, CODEBOOK_SIZE)
 
-    def stored(numbers: Sequence[int]) -> NDArray[np.uint16]:
-        return np.stack([rows[number] for number in numbers]).reshape(-1, side, side)
+    def read_stored(indices: Sequence[int]) -> NDArray[np.uint16]:
+        return np.stack([rows[index] for index in indices]).reshape(-1, side, side)
 
-    return Foreign("TSV of tokens", recipe, maker, Listing(tuple(samples), ()), stored)
+    return ForeignDataset("TSV of tokens", recipe, autoencoder, Listing(tuple(samples), ()), read_stored)
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a TSV as pandas writes it, and the lines where they end."""
+    """Yield the rows of a TSV as pandas writes it, each with the line where it ends."""
     reader = csv.reader(file, delimiter="\t")
     try:
         for cells in reader:
@@ -87,7 +81,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
 
 
 def _row(cells: list[str], count: int | None) -> tuple[str, NDArray[np.uint16]]:
-    """A row's path and tokens, `count` of them. Raises ValueError."""
+    """Return a row's path and its `count` tokens, or raise ValueError."""
     if len(cells) != len(HEADER):
         raise ValueError(f"must have {len(HEADER)} columns, not {len(cells)}")
     key, text = cells
@@ -98,25 +92,25 @@ def _row(cells: list[str], count: int | None) -> tuple[str, NDArray[np.uint16]]:
     try:
         tokens = json.loads(text)
     except (ValueError, RecursionError):
-        hint = ": NumPy has left tokens out of it" if "..." in text else ""
-        raise ValueError(f"the encoding must be a list of tokens as [1,2,3], not {text[:40]!r}{hint}") from None
+        hint = ": NumPy has abbreviated it" if "..." in text else ""
+        raise ValueError(f"the encoding must be a list of tokens like [1,2,3], not {text[:40]!r}{hint}") from None
     if not isinstance(tokens, list) or set(map(type, tokens)) != {int}:
-        raise ValueError(f"the encoding must be a list of whole numbers, not {text[:40]!r}")
-    if min(tokens) < 0 or max(tokens) >= CODEBOOK:
-        wrong = next(token for token in tokens if not 0 <= token < CODEBOOK)
-        raise ValueError(f"token {wrong} is outside the code book of {CODEBOOK}")
+        raise ValueError(f"the encoding must be a list of integers, not {text[:40]!r}")
+    if min(tokens) < 0 or max(tokens) >= CODEBOOK_SIZE:
+        wrong = next(token for token in tokens if not 0 <= token < CODEBOOK_SIZE)
+        raise ValueError(f"token {wrong} is outside the codebook of {CODEBOOK_SIZE}")
     if count is not None and len(tokens) != count:
-        raise ValueError(f"has {len(tokens)} tokens, and the first row {count}")
+        raise ValueError(f"has {len(tokens)} tokens, and the first row has {count}")
     return key, np.array(tokens, np.uint16)
 
 
 def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.int64]) -> None:
-    """Writes rows of the TSV, byte for byte as pandas does.
+    """Write rows of the TSV, byte for byte as pandas does.
 
     Args:
-        file: Opened with newline="".
+        file: The file, opened with newline="".
         keys: n paths.
-        tokens: (n, ...) whole numbers.
+        tokens: (n, ...) integers.
     """
     rows = tokens.reshape(len(tokens), -1).tolist()
     encodings = (json.dumps(row, separators=(",", ":")) for row in rows)
@@ -124,33 +118,35 @@ def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.int64]) -> 
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
-    """Writes such a file of a dataset of tokens.
+    """Write such a file from a dataset of tokens.
 
     Args:
         dataset: The dataset.
-        out: The file, not there yet.
-        progress: Where progress is told.
+        out: The file, which must not exist.
+        progress: The stream for progress, or None.
 
     Returns:
-        How many samples were written.
+        The number of samples written.
 
     Raises:
-        LatentqError: The dataset has no tokens or no keys, or its code book is larger (`MismatchError`).
+        LatentqError: The dataset has no tokens or no keys.
+        MismatchError: Its codebook is larger than the layout's.
     """
     card = Card.load(dataset)
     if not card.tokens:
-        raise LatentqError(f"{dataset} holds no tokens: a {SUFFIX} is of tokens")
+        raise LatentqError(f"{dataset} holds no tokens, and a {SUFFIX} needs them")
     name, facts = next(iter(card.tokens.items()))
-    if facts.codebook_size > CODEBOOK:
-        raise MismatchError(f"{dataset} has a code book of {facts.codebook_size}, the layout of {RECIPE} of {CODEBOOK}")
+    if facts.codebook_size > CODEBOOK_SIZE:
+        sizes = f"a codebook of {facts.codebook_size}, the layout of {RECIPE} of {CODEBOOK_SIZE}"
+        raise MismatchError(f"{dataset} has {sizes}")
     opened = open_columns(dataset, name, RECIPE, ["key"])
     with (
         out.open("x", encoding="utf-8", newline="") as file,
         Progress(len(opened), "convert", progress) as bar,
     ):
         csv.writer(file, delimiter="\t", lineterminator="\n").writerow(HEADER)
-        for numbers in batches(range(len(opened))):
-            tokens, keys = opened.batch(numbers).values()
+        for batch in batches(range(len(opened))):
+            tokens, keys = opened.batch(batch).values()
             write_rows(file, keys, tokens.numpy())
-            bar.update(len(numbers))
+            bar.update(len(batch))
     return len(opened)

@@ -1,1 +1,1 @@
-"""Looking at datasets: verify, decode, measure."""
+"""Look at datasets: verify them, decode them to pictures, measure quantizers, count bytes."""

@@ -1,4 +1,4 @@
-"""What each scheme and number of bits would cost for given latents: how a user chooses a quantiser."""
+"""Measure what each quantization scheme and number of bits costs for given latents, to choose a quantizer."""
 
 from __future__ import annotations
 
@@ -7,54 +7,47 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from latentq._core import LatentqError
+from latentq.inspect.psnr import psnr
 from latentq.quantizer import Method, Quantizer
 
-__all__ = ["Row", "load", "main_table", "measure", "of_dataset", "print_table"]
+if TYPE_CHECKING:
+    from latentq.models.autoencoders import Autoencoder
 
+__all__ = ["SchemeCost", "load", "main_table", "measure", "of_dataset", "print_table"]
 
 BITS = (8, 6, 4)
-
-
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max")
-
-
-SAMPLES = 4096
-
-
-_FLOAT16_OVERFLOW = 65520.0  # the first value that rounds to infinity
-
-
-"""So many samples are taken from what has more."""
-
-
-_BATCH = 8
+SAMPLES = 4096  # measured at most
+_FLOAT16_OVERFLOW = 65520.0  # the smallest value that rounds to infinity
+_BATCH = 8  # images decoded at once
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One scheme's cost.
+class SchemeCost:
+    """The cost of one scheme at one number of bits.
 
     Attributes:
         scheme: "float16" (or "bfloat16"), "uniform" (one range for all channels), or a method of `Quantizer.calibrate`.
-        bits: stored, per element.
-        entropy: of the codes, in bits per element: what an ideal entropy coder of single codes would store. None for
-            floats.
-        sqnr_db: over all channels together, as in `Measurement`.
-        worst_sqnr_db: of the worst channel.
-        clip_rate: the share of values outside the range.
-        largest_error: in the unit of the latents.
-        psnr_images_db: of the pictures decoded from the codes against the images; None without images.
-        psnr_decoded_db: of the same against those decoded from the floats; None without an autoencoder.
+        bits: The stored bits per element.
+        entropy: The entropy of the codes in bits per element, which an ideal entropy coder of single codes would store;
+            None for floats.
+        sqnr_db: The signal-to-quantization-noise ratio over all channels, as in `Measurement`.
+        worst_sqnr_db: That of the worst channel.
+        clip_rate: The share of values outside the range.
+        largest_error: The largest absolute error, in the unit of the latents.
+        psnr_images_db: The mean PSNR of the images decoded from the codes against the originals; None without these.
+        psnr_decoded_db: The mean PSNR of the same against the images decoded from the floats; None without an
+            autoencoder.
     """
 
     scheme: str
@@ -69,11 +62,11 @@ class Row:
 
 
 def load(path: str | PathLike[str]) -> npt.NDArray[Any]:
-    """Latents (N, C, ...) from a .npy file; float16 ones are read as they are needed.
+    """Open latents (N, C, ...) in a .npy file, memory-mapped.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it holds no array of floats (N, C, ...).
+        OSError: The file cannot be read.
+        ValueError: It holds no array of floats (N, C, ...).
     """
     try:
         latents = np.load(Path(path), mmap_mode="r", allow_pickle=False)
@@ -85,33 +78,34 @@ def load(path: str | PathLike[str]) -> npt.NDArray[Any]:
 
 
 def measure(
-    latents: Any,
+    latents: npt.ArrayLike | Iterable[Any],
     *,
     bits: Sequence[int] = BITS,
     methods: Sequence[Method] = METHODS,
-    autoencoder: Any = None,
+    autoencoder: Autoencoder | None = None,
     images: npt.NDArray[np.uint8] | None = None,
-) -> list[Row]:
-    """Measures every method at every number of bits, beside float16 and one range for all channels.
+) -> list[SchemeCost]:
+    """Measure every method at every number of bits, and for comparison float16 and one range for all channels.
 
-    bfloat16 stands in float16's place for latents that float16 cannot hold.
+    bfloat16 replaces float16 if a latent overflows float16.
 
-    Samples of even number calibrate and those of odd number are measured, so that no scheme is flattered by having seen
-    what it is tried on (a single sample does both).
+    Samples with an even index calibrate and those with an odd index are measured, so that no scheme benefits from
+    having seen its test data (a single sample serves for both).
 
     Args:
-        latents: (N, C, ...) floats, or any iterable of samples (C, ...); the first 4,096 are taken.
-        bits: each 2 to 8.
-        methods: of `Quantizer.calibrate`.
-        autoencoder: to decode with: an object with `decode` and `pixel_range`, as latentq.load_autoencoder gives.
-        images: (N, 3, S, S) uint8, what the latents were encoded from.
+        latents: (N, C, ...) floats, or any iterable of samples (C, ...); the first 4,096 are used.
+        bits: The numbers of bits to try, each from 2 to 8.
+        methods: Methods of `Quantizer.calibrate`.
+        autoencoder: The autoencoder to decode with: any object with `decode` and `pixel_range`.
+        images: (N, 3, S, S) uint8, the images that the latents were encoded from.
 
     Raises:
-        NotFiniteError: a value is NaN or infinite.
-        ValueError: there are no samples, or images and latents differ in number.
+        NotFiniteError: A value is NaN or infinite.
+        ValueError: There are no samples, or images and latents differ in number.
     """
     x = _samples(latents)
-    Quantizer.floating("float32", channels=x.shape[1]).quantize(x)  # so that an error counts the samples that are given
+    # Checks all samples at once, so that an error names the index of the given sample.
+    Quantizer.floating("float32", channels=x.shape[1]).quantize(x)
     calibration, tried = (x[::2], x[1::2]) if len(x) > 1 else (x, x)
     if images is not None:
         if len(images) < len(x):
@@ -119,16 +113,16 @@ def measure(
         images = images[: len(x)][1::2] if len(x) > 1 else images[:1]
     channels = x.shape[1]
     low, high = float(calibration.min()), float(calibration.max())
-    kept = "float16" if max(-float(x.min()), float(x.max())) < _FLOAT16_OVERFLOW else "bfloat16"
-    rows = [(kept, Quantizer.floating(kept, channels=channels))]
-    rows += [("uniform", Quantizer.uniform(low, high, channels=channels, bits=b)) for b in bits]
-    rows += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
+    half = "float16" if max(-float(x.min()), float(x.max())) < _FLOAT16_OVERFLOW else "bfloat16"
+    schemes = [(half, Quantizer.floating(half, channels=channels))]
+    schemes += [("uniform", Quantizer.uniform(low, high, channels=channels, bits=b)) for b in bits]
+    schemes += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
     decoded = None if autoencoder is None else _decode(autoencoder, tried)
-    return [_row(name, q, tried, autoencoder, decoded, images) for name, q in rows]
+    return [_cost(name, q, tried, autoencoder, decoded, images) for name, q in schemes]
 
 
-def print_table(rows: Sequence[Row], *, file: TextIO | None = None) -> None:
-    """Writes rows as an aligned table, to standard output unless told otherwise."""
+def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
+    """Write rows as an aligned table, to standard output by default."""
     columns = {
         "scheme": [row.scheme for row in rows],
         "bits": [str(row.bits) for row in rows],
@@ -150,14 +144,20 @@ def print_table(rows: Sequence[Row], *, file: TextIO | None = None) -> None:
         out.write("  ".join(cells).rstrip() + "\n")
 
 
-def main_table(latents: Any, *, as_json: bool = False, file: TextIO | None = None, **options: Any) -> None:
-    """`latentq measure`: measures and writes the table, or with `as_json` a list of objects, one for each row.
+def main_table(
+    latents: str | PathLike[str] | npt.ArrayLike | Iterable[Any],
+    *,
+    as_json: bool = False,
+    file: TextIO | None = None,
+    **options: Any,
+) -> None:
+    """Run `latentq measure`: measure, and write the table or, with `as_json`, a list of one object per row.
 
     Args:
-        latents: the path of a .npy file, or what `measure` takes.
-        as_json: numbers that are not finite become null.
-        file: standard output unless told otherwise.
-        **options: those of `measure`.
+        latents: The path of a .npy file, or any latents that `measure` accepts.
+        as_json: Write JSON; numbers that are not finite become null.
+        file: The output; standard output by default.
+        **options: Passed to `measure`.
     """
     rows = measure(load(latents) if isinstance(latents, str | PathLike) else latents, **options)
     if not as_json:
@@ -182,66 +182,63 @@ def _samples(latents: Any) -> npt.NDArray[Any]:
     return np.ascontiguousarray(x)
 
 
-def _arrays(samples: Iterable[Any]) -> Iterable[npt.NDArray[Any]]:
+def _arrays(samples: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
     for sample in samples:
         yield sample if isinstance(sample, np.ndarray) else sample.detach().cpu().float().numpy()
 
 
-def _row(
+def _cost(
     name: str,
-    q: Quantizer,
+    quantizer: Quantizer,
     x: npt.NDArray[Any],
-    autoencoder: Any,
+    autoencoder: Autoencoder | None,
     decoded: npt.NDArray[np.float32] | None,
     images: npt.NDArray[np.uint8] | None,
-) -> Row:
-    m = q.measure(x)
-    codes, _ = q.quantize_counted(x)
-    entropy = None if q.bits > 8 else _entropy(q.histogram(codes))
+) -> SchemeCost:
+    measured = quantizer.measure(x)
+    codes, _ = quantizer.quantize_counted(x)
     psnr_images = psnr_decoded = None
-    if decoded is not None:
-        again = _decode(autoencoder, q.dequantize(codes))
-        psnr_decoded = _psnr(again, decoded)
-        psnr_images = None if images is None else _psnr(again, images.astype(np.float32) / 255)
-    clipped = sum(m.clip_rate) / q.channels
-    return Row(
+    if autoencoder is not None and decoded is not None:
+        reconstructed = _decode(autoencoder, quantizer.dequantize(codes))
+        psnr_decoded = _mean_psnr(reconstructed, decoded)
+        psnr_images = None if images is None else _mean_psnr(reconstructed, images.astype(np.float32) / 255)
+    return SchemeCost(
         name,
-        q.bits,
-        entropy,
-        m.overall_sqnr_db,
-        min(m.sqnr_db),
-        clipped,
-        m.largest_error,
+        quantizer.bits,
+        None if quantizer.bits > 8 else _entropy(quantizer.histogram(codes)),
+        measured.overall_sqnr_db,
+        min(measured.sqnr_db),
+        sum(measured.clip_rate) / quantizer.channels,
+        measured.largest_error,
         psnr_images,
         psnr_decoded,
     )
 
 
 def _entropy(histogram: npt.NDArray[np.int64]) -> float:
-    """Of the codes of each channel, in bits, averaged over the channels."""
+    """Return the entropy of each channel's codes in bits, averaged over the channels."""
     share = histogram / histogram.sum(1, keepdims=True)
     logs = np.log2(share, where=share > 0, out=np.zeros_like(share))
     return abs(float((share * logs).sum(1).mean()))
 
 
-def _decode(autoencoder: Any, latents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Pictures (N, 3, S, S) in [0, 1]."""
+def _decode(autoencoder: Autoencoder, latents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Decode latents to images (N, 3, S, S) in [0, 1]."""
     import torch
 
     low, high = autoencoder.pixel_range
-    pictures = []
+    images = []
     for start in range(0, len(latents), _BATCH):
         batch = torch.from_numpy(latents[start : start + _BATCH].astype(np.float32))
         with torch.inference_mode():
             pixels = autoencoder.decode(batch).float().cpu()
-        pictures.append(((pixels - low) / (high - low)).clamp(0, 1).numpy())
-    return np.concatenate(pictures)
+        images.append(((pixels - low) / (high - low)).clamp(0, 1).numpy())
+    return np.concatenate(images)
 
 
-def _psnr(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    """The mean over the pictures, for values in [0, 1]."""
-    errors = np.square(a.astype(np.float64) - b).mean((1, 2, 3))
-    return float(np.mean([math.inf if error == 0 else -10 * math.log10(error) for error in errors]))
+def _mean_psnr(images: npt.NDArray[np.float32], originals: npt.NDArray[np.float32]) -> float:
+    """Return the mean PSNR in dB over images with values in [0, 1]."""
+    return float(np.mean([psnr(image, original, peak=1.0) for image, original in zip(images, originals, strict=True)]))
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -254,22 +251,23 @@ def of_dataset(
     column: str | None = None,
     source: str | PathLike[str] | None = None,
     autoencoder: str | PathLike[str] | None = None,
-) -> tuple[npt.NDArray[np.float32], Any, npt.NDArray[np.uint8] | None]:
-    """What `measure` takes, from a dataset: latents, autoencoder and images.
+) -> tuple[npt.NDArray[np.float32], Autoencoder | None, npt.NDArray[np.uint8] | None]:
+    """Read the inputs of `measure` from a dataset.
 
     Args:
-        path: the dataset.
-        column: which latent column; the first where None.
-        source: what the dataset was made from. Its pictures are encoded anew; without it the latents are the stored
-            ones, which have been quantised once already.
-        autoencoder: where it is, if its name in the card is not enough; without a source none is loaded unless named.
+        path: The dataset.
+        column: The latent column; the first by default.
+        source: The source of the dataset. Its images are encoded again; without it the latents are the stored ones,
+            which have already been quantized once.
+        autoencoder: The autoencoder's name or folder, if its name in the card is not enough; without a source no
+            autoencoder is loaded unless named.
 
     Returns:
-        (N, C, h, w) unscaled latents of at most 4,096 samples spread evenly; the autoencoder or None; and the images
+        (N, C, h, w) unscaled latents of at most 4,096 evenly spread samples; the autoencoder or None; and the images
         (N, 3, S, S) or None.
 
     Raises:
-        LatentqError: the dataset, the autoencoder or an original cannot be read.
+        LatentqError: The dataset, the autoencoder or an original cannot be read.
     """
     from latentq.format.card import Card
     from latentq.inspect.originals import Originals
@@ -280,10 +278,10 @@ def of_dataset(
     card = Card.load(path)
     name = latent_name(path, card, column)
     if name in card.tokens:
-        raise LatentqError(f"{path}: column {name!r} holds tokens, which no quantiser is for")
+        raise LatentqError(f"{path}: column {name!r} holds tokens, which are not quantized")
     dataset = LatentDataset(path, columns=[name])
     count = min(len(dataset), SAMPLES)
-    indices = [place * len(dataset) // count for place in range(count)]
+    indices = [position * len(dataset) // count for position in range(count)]
     network = autoencoder_for(card, autoencoder) if source is not None or autoencoder is not None else None
     if source is None or network is None:
         return dataset.decodable(indices).numpy(), network, None

@@ -1,4 +1,4 @@
-"""The pictures that a dataset was made from, found again and encoded again without quantising."""
+"""The images that a dataset was made from, found in the source and encoded again without quantization."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from latentq.sources import Listing, Sample, open_source
 
 
 def stored_samples(path: str | os.PathLike[str]) -> list[tuple[int, Sample]]:
-    """What a finished dataset's list says of its samples, rejects left out, and their numbers in the source."""
+    """List the stored samples of a finished dataset, in order: each one's number in the source, and its listing."""
     file = Path(path) / SAMPLES
     listing = Listing.from_tsv(file.read_bytes(), str(file))
     lines = (Path(path) / REJECTS).read_bytes().decode().split("\n")
@@ -36,19 +36,19 @@ def stored_samples(path: str | os.PathLike[str]) -> list[tuple[int, Sample]]:
 
 
 class Originals:
-    """The source of a finished dataset, by the numbers that its samples have in the dataset.
+    """The source of a finished dataset, indexed as the dataset's samples are.
 
     Args:
         path: The dataset.
         card: Its card.
-        column: One of its columns of latents, moments or tokens, by its name in the shards.
-        source: What it was made from.
-        network: The autoencoder that made it.
-        device: Where that computes.
+        column: A column of latents, moments or tokens, by its name in the shards.
+        source: The dataset's source.
+        network: The autoencoder that made the dataset.
+        device: The device to compute on.
 
     Raises:
-        OSError: A list or the source cannot be read.
-        LatentqError: The source is of no known kind.
+        OSError: The list, the rejects or the source cannot be read.
+        LatentqError: The kind of the source is unknown.
     """
 
     def __init__(
@@ -68,21 +68,21 @@ class Originals:
         self._encoder = LatentEncoder(network, card.recipe.autoencoder, device)
 
     def sample(self, index: int) -> Sample:
-        """What the list says of a stored sample."""
+        """Return the listing of a stored sample."""
         return self._stored[index][1]
 
     def encode(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Stored samples as they were before quantising.
+        """Encode stored samples again, without quantization.
 
         Args:
-            indices: Their numbers in the dataset.
+            indices: The samples' indices in the dataset.
 
         Returns:
-            The pixels that were encoded, (n, 3, S, S), mirrored if the column is; and the unscaled latents, (n, C, h,
-            w), of moments their means; or the tokens, (n, h, w).
+            The pixels that were encoded, (n, 3, S, S) uint8, mirrored if the column is; and the unscaled latents (n, C,
+            h, w), for moments their means, or the tokens (n, h, w).
 
         Raises:
-            LatentqError: An original is not there any more, or cannot be decoded.
+            LatentqError: An original is missing, or cannot be decoded.
         """
         column = self._card.recipe.columns[self._column]
         chosen = [self._stored[index] for index in indices]
@@ -93,8 +93,8 @@ class Originals:
                 raise LatentqError(f"the original {sample.text} cannot be read: {error}")
         stream = list(self._card.recipe.encoded()).index(self._column)
         on_device = torch.from_numpy(pixels).to(self._encoder.device)
-        made = self._encoder.encode(on_device, replace(column, scaled=False), [n for n, _ in chosen], stream)
+        encoded = self._encoder.encode(on_device, replace(column, scaled=False), [n for n, _ in chosen], stream)
         if column.content == "moments":
-            made = made.chunk(2, 1)[0]
-        latents = made.cpu().numpy()
+            encoded = encoded.chunk(2, 1)[0]
+        latents = encoded.cpu().numpy()
         return (np.ascontiguousarray(pixels[..., ::-1]) if column.flip else pixels), latents

@@ -1,4 +1,4 @@
-"""From stored latents back to pictures, alone or on a sheet beside their originals."""
+"""Decode stored latents to pictures, alone or on a contact sheet next to their originals."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from latentq._core import LatentqError
 from latentq.format.card import Card
 from latentq.format.options import FLOATS
 from latentq.inspect.originals import Originals
+from latentq.inspect.psnr import psnr
+from latentq.models.decode import decode_latents
+from latentq.models.match import autoencoder_for
 from latentq.sources import Sample
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from latentq.reading.layout import Layout
-from latentq.models.decode import decode_latents
-from latentq.models.match import autoencoder_for
 
-_SHOWN = 8
-
-
+_SHOWN = 8  # samples, by default
 _MARGIN, _LINE, _CAPTION = 6, 15, 250  # pixels
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a sheet.
+    """One picture of a contact sheet.
 
     Attributes:
         pixels: (S, S, 3) uint8.
-        lines: What stands under it.
-        psnr: Against the original, in dB, where there is one.
+        lines: The lines of text below it.
+        psnr: The PSNR against the original in dB; None without an original.
     """
 
     pixels: NDArray[np.uint8]
@@ -45,22 +44,16 @@ class Picture:
 
 
 def latent_name(path: str | os.PathLike[str], card: Card, column: str | None) -> str:
-    """The column of latents, moments or tokens that is meant: the first where None.
+    """Return the name of a column of latents, moments or tokens: the given one, or the first for None.
 
     Raises:
-        LatentqError: There is none of that name.
+        LatentqError: There is no such column.
     """
     encoded = card.recipe.encoded()
     name = column or next(iter(encoded))
     if name not in encoded:
         raise LatentqError(f"{path} has no latent column {name!r}: it has {', '.join(encoded)}")
     return name
-
-
-def psnr(pixels: NDArray[np.uint8], original: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of 8-bit pictures, in dB; infinite where they are equal."""
-    error = np.mean((pixels.astype(np.float64) - original) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def pictures(
@@ -72,25 +65,25 @@ def pictures(
     autoencoder: str | os.PathLike[str] | None = None,
     device: str = "cpu",
 ) -> list[list[Picture]]:
-    """Samples of a dataset, or of what `latentq.convert` reads, as pictures.
+    """Decode samples of a dataset, or of a file or folder that `latentq.convert` reads.
 
     Args:
         path: The dataset, or another tool's file or folder.
-        indices: Which samples; negative ones count from the end; None takes 8, evenly spread.
-        column: Which latent column; the first where None.
-        source: What the dataset was made from, to show beside it.
-        autoencoder: Where the autoencoder is, if its name in the card is not enough.
-        device: Where it computes.
+        indices: The samples' indices; negative ones count from the end; None takes 8, evenly spread.
+        column: The latent column; the first by default.
+        source: The dataset's source, to show the originals too.
+        autoencoder: The autoencoder's name or folder, if its name in the card is not enough.
+        device: The device to compute on.
 
     Returns:
-        For each sample the decoded picture, or, given a source, three: the original, what the autoencoder makes of it,
-        and what it makes of the stored latent.
+        For each sample the decoded picture or, given a source, three pictures: the original, the original encoded and
+        decoded without quantization, and the stored latent decoded. For tokens the last two are the same picture.
 
     Raises:
         IndexError: There is no such sample.
         LatentqError: The dataset, the autoencoder or an original cannot be read.
     """
-    from latentq.converting import open_foreign
+    from latentq.converting.pipeline import open_foreign
     from latentq.reading.dataset import LatentDataset
 
     foreign = open_foreign(path)
@@ -99,29 +92,29 @@ def pictures(
     opened = LatentDataset(path, columns=[name]) if foreign is None else foreign
     count = len(opened)
     if indices is None:
-        indices = [place * count // min(count, _SHOWN) for place in range(min(count, _SHOWN))]
+        indices = [position * count // min(count, _SHOWN) for position in range(min(count, _SHOWN))]
     for index in indices:
         if not -count <= index < count:
             raise IndexError(f"index {index}: {path} has {count} samples")
     if not indices:
         raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
-    beside: tuple[Originals, Layout] | None = None
+    compared: tuple[Originals, Layout] | None = None
     if source is not None:
         if not isinstance(opened, LatentDataset):
-            raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to see its originals beside it")
-        beside = Originals(path, card, name, source, network, device=device), opened.layout
+            raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to compare it with its originals")
+        compared = Originals(path, card, name, source, network, device=device), opened.layout
     rows = []
     for number in [index % count for index in indices]:
         stored = decode_latents(network, opened.decodable([number]).to(device))[0]
-        rows.append(_compare(*beside, number, stored) if beside else [Picture(stored, (f"#{number}",))])
+        rows.append(_compare(*compared, number, stored) if compared else [Picture(stored, (f"#{number}",))])
     return rows
 
 
 def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
-    """The original of a stored sample, what the autoencoder makes of it, and the stored one, which is given.
+    """Show a stored sample, given decoded, next to its original and to its unquantized reconstruction.
 
-    Of tokens there are two: what the autoencoder makes of a picture is the stored one.
+    For tokens there are two pictures: the reconstruction is the stored one.
     """
     from latentq.reading.columns import TokenColumn
 
@@ -131,14 +124,14 @@ def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[n
     original = pixels[0].transpose(1, 2, 0)
     result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
     if isinstance(column, TokenColumn):
-        made = [("tokens", stored, column.nbytes)]
+        decodings = [("tokens", stored, column.nbytes)]
     else:
         title = f"{'moments, ' if column.moments else ''}{_title(column.facts.quantizer)}"
-        made = [
+        decodings = [
             ("float32", decode_latents(originals.network, latents)[0], latents[0].size * 4),
             (title, stored, column.nbytes),
         ]
-    for title, decoded, size in made:
+    for title, decoded, size in decodings:
         value = psnr(decoded, original)
         result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
     return result
@@ -158,7 +151,7 @@ def _bytes(count: int) -> str:
 
 
 def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
-    """A contact sheet: the pictures of a sample side by side, samples in as many columns as fit well."""
+    """Draw a contact sheet: the pictures of a sample side by side, the samples in a grid that is about square."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = max(picture.pixels.shape[0] for row in rows for picture in row)

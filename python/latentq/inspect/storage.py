@@ -1,4 +1,4 @@
-"""What a dataset takes, beside what its pictures and their latents as floats would."""
+"""Compare the size of a dataset with that of its images and of its latents as floats."""
 
 from __future__ import annotations
 
@@ -17,24 +17,19 @@ from latentq.format.card import Card
 from latentq.inspect.originals import stored_samples
 from latentq.sources import Sample, open_source
 
-QUALITY = 95
-
-
-"""Of the JPEGs that are tried."""
-
-
-_TRIED = 256
+QUALITY = 95  # of the JPEGs that are tried
+_TRIED = 256  # images at most
 
 
 @dataclass(frozen=True)
-class Row:
-    """One way to store the same samples.
+class StorageRow:
+    """The size of the samples in one form.
 
     Attributes:
-        what: The way.
-        bytes: All samples together; None where it is not known.
-        each: A sample, on average.
-        note: Why not, or how.
+        what: The form.
+        bytes: The bytes of all samples; None if unknown.
+        each: The mean bytes per sample; None if unknown.
+        note: How the size was estimated, or why it is unknown.
     """
 
     what: str
@@ -43,16 +38,16 @@ class Row:
     note: str = ""
 
 
-def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> list[Row]:
-    """The bytes of a finished dataset's samples as images, as smaller JPEGs, as floats and as stored.
+def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> list[StorageRow]:
+    """Return the bytes of a finished dataset's samples as images, as smaller JPEGs, as floats and as stored.
 
     Args:
         path: The dataset.
-        source: What it was made from, from which the size of resized and cropped JPEGs is estimated.
+        source: The dataset's source, to estimate the size of its images as resized and cropped JPEGs.
 
     Raises:
         LatentqError: The dataset is not finished, or an original cannot be read.
-        OSError: Something cannot be read.
+        OSError: A file cannot be read.
     """
     path = Path(path)
     card = Card.load(path)
@@ -85,19 +80,19 @@ def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None 
     return rows
 
 
-def _row(what: str, total: int | None, count: int, note: str = "") -> Row:
-    return Row(what, total, None if total is None else round(total / count), note)
+def _row(what: str, total: int | None, count: int, note: str = "") -> StorageRow:
+    return StorageRow(what, total, None if total is None else round(total / count), note)
 
 
 def _jpegs(card: Card, samples: Sequence[Sample], side: int, source: str | os.PathLike[str]) -> tuple[int, int]:
-    """The bytes of all pictures that were encoded, as JPEGs; and on how many, spread evenly, that is estimated."""
+    """Estimate the bytes of all encoded images as JPEGs; also return the number of evenly spread images tried."""
     from PIL import Image
 
     count = min(len(samples), _TRIED)
     opened = open_source(source)
     total = 0
-    for place in range(count):
-        sample = samples[place * len(samples) // count]
+    for position in range(count):
+        sample = samples[position * len(samples) // count]
         try:
             pixels = image.load(opened.data(sample), side, **card.recipe.image.options())
         except (OSError, LatentqError) as error:

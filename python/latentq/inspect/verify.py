@@ -1,4 +1,4 @@
-"""Whether a dataset is what its card says: every hash, every sample, every count."""
+"""Verify that a dataset agrees with its card: every hash, every sample, every count."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from latentq.run.units import LatentSums, UnitFacts, unit_done, unit_names
 from latentq.sharding.card import ShardsCard
 from latentq.sources.listing import Listing
 
-_CHUNK = 1024  # samples read at once
+_BATCH = 1024  # samples read at once
 
 
 def verify(path: str | os.PathLike[str]) -> list[mds.Finding]:
-    """Everything that is wrong with a dataset; an empty list where nothing is.
+    """Find everything that is wrong with a dataset.
 
-    Checks the shards as `latentq.mds.verify` does, and, where there is a card, that list, units, rejects, counts and
-    statistics agree with it, the latter by reading every code. A folder without a card is checked as shards alone.
+    Checks the shards as `latentq.mds.verify` does and, if there is a card, that list, units, rejects, counts and
+    statistics agree with it; the statistics by reading every code. A folder without a card is checked as shards only.
+
+    Returns:
+        The findings; empty if the dataset is good.
 
     Raises:
-        FileNotFoundError: There is nothing at the path.
+        FileNotFoundError: The path does not exist.
     """
     path = Path(path)
     file = next((name for name in (CARD, SHARDS) if (path / name).exists()), None)
@@ -55,15 +58,15 @@ def _check_card(path: Path, card: Card | ShardsCard) -> Iterator[mds.Finding]:
         samples = (path / SAMPLES).read_bytes()
         listing = Listing.from_tsv(samples, str(path / SAMPLES))
         if listing.sha256() != card.source.sha256:
-            yield _finding(SAMPLES, "is not the list that the card names: its hash differs")
+            yield _finding(SAMPLES, "is not the card's list: its hash differs")
         names = unit_names(card)
         units = [UnitFacts.load(path / name / UNIT) for name in names]
         for name, unit in zip(names, units, strict=True):
             yield from _check_unit(path / name, card, unit)
         if isinstance(card, Card) and card.recipe.texts():
             yield from _check_empty_caption(path, card)
-        whole = completed(card, units) if isinstance(card, Card) else card.completed(units)
-        if whole != card:
+        complete = completed(card, units) if isinstance(card, Card) else card.completed(units)
+        if complete != card:
             yield _finding(file, "its counts or statistics are not those of the units")
         elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
             yield _finding(file, "samples and rejects do not add up to the source's samples")
@@ -96,7 +99,7 @@ def _length(card: Card) -> int:
 
 
 def _check_unit(path: Path, card: Card | ShardsCard, facts: UnitFacts) -> Iterator[mds.Finding]:
-    """That a unit's facts are those of its shards."""
+    """Check that a unit's facts agree with its shards."""
     reader = mds.Reader(path)
     if len(reader) and dict(reader.columns) != dict(card.columns):
         yield _finding(f"{path.name}/{INDEX}", f"has the columns {dict(reader.columns)}, the card {dict(card.columns)}")
@@ -111,7 +114,7 @@ def _check_unit(path: Path, card: Card | ShardsCard, facts: UnitFacts) -> Iterat
         for _, part in parts:
             ids = part.view(tokens.dtype)
             if ids.min() < 0 or ids.max() >= tokens.codebook_size:
-                message = f"column {name} holds tokens outside its code book of {tokens.codebook_size}"
+                message = f"column {name} holds tokens outside its codebook of {tokens.codebook_size}"
                 yield _finding(path.name, message)
                 break
     for name, latent in card.latents.items():
@@ -136,9 +139,9 @@ def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray
 
 
 def _parts(reader: mds.Reader, name: str, size: int) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.uint8]]]]:
-    """A column's bytes, `size` for each sample, some samples at a time: their number, and (n, size) uint8."""
-    for start in range(0, len(reader), _CHUNK):
-        indices = np.arange(start, min(start + _CHUNK, len(reader)))
+    """Read a column of `size` bytes per sample in batches: yields n and (n, size) uint8."""
+    for start in range(0, len(reader), _BATCH):
+        indices = np.arange(start, min(start + _BATCH, len(reader)))
         part = np.empty((len(indices), size), np.uint8)
         reader.gather(indices, name, out=part)
         yield len(indices), part

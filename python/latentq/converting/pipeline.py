@@ -1,0 +1,132 @@
+"""Convert between latent datasets and other tools' layouts: `latentq.convert`."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, Protocol, TextIO, cast
+
+import numpy as np
+
+from latentq._core import FormatError, LatentqError
+from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
+from latentq.converting.foreign import ForeignDataset, batches
+from latentq.format.card import CARD, Card
+from latentq.format.recipe import ENCODED
+from latentq.run.finish import finish
+from latentq.run.listing import publish_listing
+from latentq.run.unit_writer import UnitWriter, publish_unit
+from latentq.run.units import LatentSums, UnitFacts, unit_names
+from latentq.store.local import published_whole
+from latentq.system.progress import Progress
+
+__all__ = ["convert", "open_foreign"]
+
+_SLOW_TO_OPEN = 1 << 28  # bytes
+_ZIP = b"PK\x03\x04"
+
+
+class _Layout(Protocol):
+    """A module that reads and writes one layout."""
+
+    def read(self, path: Path) -> ForeignDataset: ...
+
+    def write(self, dataset: Path, out: Path, progress: TextIO | None) -> int: ...
+
+
+_BY_SUFFIX = cast("dict[str, _Layout]", {imagenet_3gb.SUFFIX: imagenet_3gb, vqgan.SUFFIX: vqgan})
+
+
+def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: TextIO | None = None) -> int:
+    """Convert another tool's latents to a latent dataset, or a latent dataset to another tool's layout.
+
+    Codes are copied unchanged; nothing is quantized again.
+
+    Args:
+        source: A latent dataset, imagenet_3gb's torch file, VQGAN's TSV of tokens, or a folder as imagenet.int8's
+            script writes it; its content decides which.
+        out: The output, which must not exist. A latent dataset becomes a torch file (`.pt`), a TSV (`.tsv`) or, with
+            any other name, imagenet.int8's folder; anything else becomes a latent dataset. It is published atomically.
+        progress: The stream for progress, or None.
+
+    Returns:
+        The number of samples converted.
+
+    Raises:
+        FileExistsError: `out` exists.
+        FormatError: The source is of no known layout, or violates its layout.
+        MismatchError: The dataset's codes have another meaning than the layout's.
+        OSError: A file cannot be read or written.
+    """
+    source, out = Path(source), Path(out)
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", str(out.parent))
+    with published_whole(out) as temporary:
+        if progress is not None and source.is_file() and source.stat().st_size > _SLOW_TO_OPEN:
+            progress.write(f"reading {source}\n")
+        foreign = open_foreign(source)
+        if foreign is None:
+            layout = _BY_SUFFIX.get(out.suffix, cast("_Layout", imagenet_int8))
+            return layout.write(source, temporary, progress)
+        if out.suffix in _BY_SUFFIX:
+            raise LatentqError(f"{source} is a {foreign.kind}: convert it to a latent dataset first, and that to {out}")
+        return _write_dataset(foreign, temporary, progress)
+
+
+def open_foreign(path: str | os.PathLike[str]) -> ForeignDataset | None:
+    """Open another tool's file or folder, recognized by its content; return None for a latent dataset.
+
+    Raises:
+        FormatError: It is of no known layout, or violates its layout.
+        OSError: It does not exist or cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return None if (path / CARD).exists() else imagenet_int8.read(path)
+    with path.open("rb") as file:
+        start = file.read(len(_ZIP))
+    if not start:
+        raise FormatError(f"{path}: is empty")
+    return imagenet_3gb.read(path) if start == _ZIP or path.suffix == imagenet_3gb.SUFFIX else vqgan.read(path)
+
+
+def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:
+    """Write a finished dataset, unit by unit, as `latentq.encode` does."""
+    card = foreign.card
+    publish_listing(out, foreign.listing)
+    count, size = len(foreign.listing.samples), card.recipe.unit_size
+    with Progress(count, "convert", progress) as bar:
+        for unit, name in enumerate(unit_names(card)):
+            _write_unit(out / name, card, foreign, range(unit * size, min((unit + 1) * size, count)), bar)
+    finish(out, card)
+    return count
+
+
+def _write_unit(path: Path, card: Card, foreign: ForeignDataset, indices: range, bar: Progress) -> None:
+    sums = {name: LatentSums.of(latent.quantizer) for name, latent in card.latents.items()}
+    facts = UnitFacts(latents=sums)
+
+    def fill(writer: UnitWriter) -> None:
+        for batch in batches(indices):
+            columns = _columns(card, foreign, batch)
+            for name, total in facts.latents.items():
+                quantizer = card.latents[name].quantizer
+                clipped = np.zeros(quantizer.channels, np.int64)
+                total.add(LatentSums(clipped, quantizer.histogram(columns[name])))
+            writer.write(columns, len(batch))
+
+    publish_unit(path, card.columns, facts, bar, fill)
+
+
+def _columns(card: Card, foreign: ForeignDataset, batch: range) -> dict[str, Any]:
+    """Read the stored values of a batch, by column."""
+    columns: dict[str, Any] = {}
+    for name, encoding in card.columns.items():
+        content = card.recipe.columns[name].content
+        if content in ENCODED:
+            columns[name] = foreign.read_stored(batch)
+        else:
+            values = [getattr(foreign.listing.samples[index], content) for index in batch]
+            columns[name] = list(map(str, values)) if encoding == "str" else values
+    return columns

@@ -1,0 +1,21 @@
+"""Peak signal-to-noise ratio."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def psnr(pixels: NDArray[Any], original: NDArray[Any], *, peak: float = 255.0) -> float:
+    """Return the peak signal-to-noise ratio of an image in dB; infinite if both are equal.
+
+    Args:
+        pixels: The image, of any shape.
+        original: The image to compare with, of the same shape.
+        peak: The largest pixel value.
+    """
+    error = float(np.mean((pixels.astype(np.float64) - original) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)

@@ -1,0 +1,47 @@
+"""`latentq info --storage`: the size of a dataset in other forms."""
+
+import io
+import json
+
+from PIL import Image
+
+import latentq
+from conftest import contents
+from latentq.cli.main import main
+from latentq.converting.pipeline import convert
+
+
+def test_storage_counts_the_bytes_of_each_form(pictures, tmp_path, capsys):
+    latentq.encode(pictures, tmp_path / "out", size=64)
+    command = ["info", str(tmp_path / "out"), "--storage"]
+    assert main([*command, "--json"]) == 0
+    rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)}
+    files = [path for path in pictures.rglob("*") if path.is_file()]
+    assert rows["original images"]["bytes"] == sum(path.stat().st_size for path in files)
+    assert rows["JPEG 64 x 64, quality 95"]["bytes"] is None
+    assert rows["latents, float32"] == {"what": "latents, float32", "bytes": 12 * 4096, "each": 4096, "note": ""}
+    assert (rows["latents, float16"]["bytes"], rows["latents, as stored"]["each"]) == (12 * 2048, 1024)
+    whole = sum(len(data) for data in contents(tmp_path / "out").values())
+    assert rows["the whole dataset"]["bytes"] == whole
+    assert main([*command, "--source", str(pictures)]) == 0
+    table = capsys.readouterr().out
+    sizes = []
+    for path in files:
+        file = io.BytesIO()
+        Image.fromarray(latentq.image.load(path, 64)).save(file, "JPEG", quality=95)
+        sizes.append(file.tell())
+    assert f"{sum(sizes) / 1000:.1f} kB" in table
+    assert "estimated from 12" in table
+
+
+def test_storage_of_a_converted_dataset_says_what_is_unknown(tokens_tsv, tmp_path, capsys):
+    convert(tokens_tsv, tmp_path / "out")
+    assert main(["info", str(tmp_path / "out"), "--storage"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("  ")[2] for line in lines[1:5]] == [
+        "their sizes are not in its list",
+        "no originals to try it with: --source names them",
+        "it holds tokens",
+        "it holds tokens",
+    ]
+    assert "512 bytes" in lines[5]
