@@ -1,4 +1,4 @@
-"""Text encoders: what the libraries themselves give, from a folder, batched and single."""
+"""Text encoders, compared with their libraries, batched and single."""
 
 import shutil
 import sys
@@ -14,8 +14,8 @@ from latentq.models.weights import weight_hash
 CAPTIONS = ["a cat", "", "the small red picture of a large green tree on a photograph", "Ünïcode, 42!"]
 
 
-def _open_clip_says(folder, captions):
-    """Hidden states at all positions, by a hook on the library's own `encode_text`; and what it returns."""
+def _by_open_clip(folder, captions):
+    """Return the hidden states at all positions, by a hook on `encode_text`, no mask, and its result."""
     import open_clip
 
     model = open_clip.create_model(f"local-dir:{folder}").eval()
@@ -25,7 +25,7 @@ def _open_clip_says(folder, captions):
     return states[0], None, pooled
 
 
-def _clip_says(folder, captions, number=""):
+def _by_clip(folder, captions, number=""):
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     model = (CLIPTextModelWithProjection if number else CLIPTextModel).from_pretrained(folder / f"text_encoder{number}")
@@ -35,11 +35,11 @@ def _clip_says(folder, captions, number=""):
     return output.last_hidden_state, tokens.attention_mask, output.text_embeds if number else output.pooler_output
 
 
-def _projected_clip_says(folder, captions):
-    return _clip_says(folder, captions, "_2")
+def _by_projected_clip(folder, captions):
+    return _by_clip(folder, captions, "_2")
 
 
-def _t5_says(folder, captions):
+def _by_t5(folder, captions):
     from transformers import T5EncoderModel, T5Tokenizer
 
     tokens = T5Tokenizer.from_pretrained(folder)(
@@ -50,23 +50,23 @@ def _t5_says(folder, captions):
 
 
 FAMILIES = {
-    "open_clip": ("tiny_open_clip", "openclip:{}", {}, _open_clip_says, (77, 32, 24)),
-    "clip": ("tiny_clip", "{}", {}, _clip_says, (16, 32, 32)),
-    "projected clip": ("tiny_clip", "{}", {"subfolder": "text_encoder_2"}, _projected_clip_says, (16, 32, 24)),
-    "t5": ("tiny_t5", "{}", {}, _t5_says, (20, 32, 0)),
+    "open_clip": ("tiny_open_clip", "openclip:{}", {}, _by_open_clip, (77, 32, 24)),
+    "clip": ("tiny_clip", "{}", {}, _by_clip, (16, 32, 32)),
+    "projected clip": ("tiny_clip", "{}", {"subfolder": "text_encoder_2"}, _by_projected_clip, (16, 32, 24)),
+    "t5": ("tiny_t5", "{}", {}, _by_t5, (20, 32, 0)),
 }
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
-    fixture, pattern, options, says, shape = FAMILIES[request.param]
+    fixture, pattern, options, by_library, shape = FAMILIES[request.param]
     folder = request.getfixturevalue(fixture)
     with torch.no_grad():
-        expected = says(folder, CAPTIONS)
+        expected = by_library(folder, CAPTIONS)
     return load_text_encoder(pattern.format(folder), **options), expected, shape
 
 
-def test_a_text_encoder_gives_what_its_library_gives_batched_and_single(family):
+def test_a_text_encoder_equals_its_library_batched_and_single(family):
     encoder, (states, mask, pooled), (length, width, pooled_width) = family
     assert (encoder.length, encoder.width, encoder.pooled_width) == (length, width, pooled_width)
     assert states.shape == (4, length, width)
@@ -82,17 +82,17 @@ def test_a_text_encoder_gives_what_its_library_gives_batched_and_single(family):
             torch.testing.assert_close(made.pooled, pooled[rows], rtol=0, atol=2e-6)
 
 
-def test_captions_can_be_cut_shorter(tiny_open_clip, tiny_t5):
+def test_captions_can_be_truncated_further(tiny_open_clip, tiny_t5):
     short = load_text_encoder(f"openclip:{tiny_open_clip}", length=8)
     whole = load_text_encoder(f"openclip:{tiny_open_clip}")
-    # The mask is causal: no position knows of what comes after it.
+    # The mask is causal: no position sees those after it.
     torch.testing.assert_close(short.encode(["a cat"]).embedding, whole.encode(["a cat"]).embedding[:, :8])
     with pytest.raises(ValueError, match="takes captions of 1 to 77 tokens, not 78"):
         load_text_encoder(f"openclip:{tiny_open_clip}", length=78)
     assert load_text_encoder(tiny_t5, length=40).encode(["a cat"]).embedding.shape == (1, 40, 32)
 
 
-def test_what_cannot_be_loaded_gives_one_line(tiny_clip, tiny_vae, tiny_open_clip, tmp_path, monkeypatch):
+def test_an_unloadable_text_encoder_is_one_error_line(tiny_clip, tiny_vae, tiny_open_clip, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "unsaved").mkdir()
@@ -127,7 +127,7 @@ def test_what_cannot_be_loaded_gives_one_line(tiny_clip, tiny_vae, tiny_open_cli
         assert "\n" not in str(caught.value)
 
 
-def test_a_missing_package_is_named_with_what_installs_it(tiny_open_clip, monkeypatch):
+def test_a_missing_package_is_named_with_its_install_command(tiny_open_clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.delitem(sys.modules, "latentq.models.text.open_clip", raising=False)
     with pytest.raises(LatentqError, match=r"needs open_clip: pip install 'latentq\[text\]'"):
@@ -136,7 +136,7 @@ def test_a_missing_package_is_named_with_what_installs_it(tiny_open_clip, monkey
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, tiny_clip, tiny_open_clip):
-    """A hub of two repositories with more in them than is needed; `fetched` says what was asked for."""
+    """A hub with two repositories that hold more than is needed; yields the list of downloaded files."""
     folders = {"owner/pipeline": tiny_clip, "owner/open": tiny_open_clip}
     others = ["README.md", "unet/config.json", "text_encoder/pytorch_model.bin", "open_clip_pytorch_model.bin"]
     fetched = []
@@ -160,7 +160,7 @@ def hub(monkeypatch, tmp_path, tiny_clip, tiny_open_clip):
     return fetched
 
 
-def test_of_a_repository_only_the_encoder_and_its_tokenizer_are_fetched(hub, tiny_clip, tiny_open_clip):
+def test_only_the_encoder_and_its_tokenizer_are_downloaded(hub, tiny_clip, tiny_open_clip):
     for name, subfolder, local in (
         ("owner/pipeline", "", tiny_clip),
         ("owner/pipeline", "text_encoder_2", tiny_clip),
@@ -179,7 +179,7 @@ def test_of_a_repository_only_the_encoder_and_its_tokenizer_are_fetched(hub, tin
             assert all(file.startswith(f"tokenizer{number}/") for file in hub[2:])
 
 
-def test_what_a_repository_lacks_is_said_in_one_line(hub):
+def test_an_incomplete_repository_is_one_error_line(hub):
     for name, text in (
         ("openclip:hf-hub:owner/pipeline", "it has no open_clip_config.json of open_clip"),
         ("owner/open", "it has no config.json, and no text_encoder/config.json"),
@@ -189,6 +189,6 @@ def test_what_a_repository_lacks_is_said_in_one_line(hub):
         assert not hub
 
 
-def test_weights_in_parts_are_fetched_with_their_index():
+def test_weights_in_parts_are_downloaded_with_their_index():
     sharded = ["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "spiece.model"]
     assert _needed_files(["README.md", *sharded], "") == sharded

@@ -81,3 +81,54 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A randomly initialized `T5EncoderModel` with its tokenizer: 20 tokens, width 32."""
     return save_t5(tmp_path_factory.mktemp("models") / "tiny-t5")
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory, tiny_vae, tiny_vq, tiny_taming):
+    """The folders of tiny random models by name: each of diffusers' classes, and one of taming-transformers."""
+    import torch
+    from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
+
+    folder = tmp_path_factory.mktemp("families")
+    torch.manual_seed(3)
+    AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=16,
+        norm_num_groups=4,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).save_pretrained(folder / "flux")
+    AutoencoderDC(
+        latent_channels=8,
+        attention_head_dim=8,
+        encoder_block_types=["ResBlock", "EfficientViTBlock"],
+        decoder_block_types=["ResBlock", "EfficientViTBlock"],
+        encoder_block_out_channels=(16, 32),
+        decoder_block_out_channels=(16, 32),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+        scaling_factor=0.41407,
+    ).save_pretrained(folder / "dc")
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    ).save_pretrained(folder / "taesd")
+    movq = VQModel(
+        block_out_channels=(32, 32),
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        num_vq_embeddings=50,
+        norm_type="spatial",
+    )
+    torch.nn.init.normal_(movq.quantize.embedding.weight)
+    movq.save_pretrained(folder / "movq")
+    return {"kl": tiny_vae, "vq": tiny_vq, "taming": tiny_taming} | {path.name: path for path in folder.iterdir()}
