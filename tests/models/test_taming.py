@@ -125,3 +125,88 @@ def test_a_missing_package_is_named_with_its_install_command(tiny_taming, monkey
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(latentq.LatentqError, match=r"needs yaml: pip install 'latentq\[encode\]'"):
         latentq.load_autoencoder(tiny_taming)
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (LAUGHS + "model: {target: *a9, params: {}}", "aliases are not supported"),
+        (MERGES + "model: *a9", "aliases are not supported"),
+        ("model: &m {target: a.VQModel, params: *m}", "aliases are not supported"),
+        ("[" * 5000, "it is nested too deeply"),
+        ("model: {target: [VQModel], params: {}}", "model.target is not text"),
+        ("#" * (1 << 20) + "\n", "more than 1048576 bytes"),
+        ("model: !!python/object/apply:os.system ['false']", "not the configuration of a VQGAN"),
+    ],
+)
+def test_a_hostile_configuration_is_one_short_error_line(text, reason, tmp_path, tiny_taming):
+    (tmp_path / "last.ckpt").symlink_to(tiny_taming / "last.ckpt")
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(latentq.LatentqError, match=reason) as caught:
+        latentq.load_autoencoder(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "model.yaml"))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_res_blocks": 10**8},
+        {"ch": 32 * 10**9},
+        {"ch": "32"},
+        {"ch": float("nan")},
+        {"ch": -32},
+        {"ch": True},
+        {"ch_mult": [1] * 3000},
+        {"attn_resolutions": 16},
+        {"resolution": 0},
+    ],
+)
+def test_an_implausible_architecture_is_refused_before_it_is_built(change, tmp_path, tiny_taming):
+    config = yaml.safe_load((tiny_taming / "model.yaml").read_text())
+    config["model"]["params"]["ddconfig"] |= change
+    (tmp_path / "last.ckpt").symlink_to(tiny_taming / "last.ckpt")
+    (tmp_path / "model.yaml").write_text(yaml.dump(config))
+    with pytest.raises(latentq.LatentqError, match=f"not the configuration of a VQGAN: .*{next(iter(change))} must be"):
+        latentq.load_autoencoder(tmp_path)
+
+
+class Bytes:
+    """Pickles as a call of `bytearray` with a size of 64 GiB."""
+
+    def __reduce__(self):
+        return bytearray, (2**36,)
+
+
+def test_a_checkpoint_makes_no_objects_but_tensors(tmp_path, tiny_vq, tiny_taming):
+    state = taming_state_dict(VQModel.from_pretrained(tiny_vq))
+    (tmp_path / "model.yaml").symlink_to(tiny_taming / "model.yaml")
+    torch.save({"callbacks": [Bytes()], "state_dict": state}, tmp_path / "last.ckpt")
+    assert weight_hash(latentq.load_autoencoder(tmp_path)) == weight_hash(latentq.load_autoencoder(tiny_taming))
+    for wrong, reason in [
+        (Bytes(), "are missing"),
+        ([1, 2], "no state_dict"),
+        ({"state_dict": 5}, "no state_dict"),
+        ({1: torch.zeros(1)}, "no state_dict"),
+        ({"state_dict": state | {"encoder.conv_in.bias": Bytes()}}, "something else than tensors"),
+    ]:
+        torch.save(wrong, tmp_path / "last.ckpt")
+        with pytest.raises(latentq.LatentqError, match=reason) as caught:
+            latentq.load_autoencoder(tmp_path)
+        assert str(tmp_path / "last.ckpt") in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+
+
+def test_half_precision_checkpoints_load_as_float32(tmp_path, tiny_vq):
+    model = VQModel.from_pretrained(tiny_vq)
+    for dtype in (torch.float16, torch.bfloat16):
+        state = {key: value.to(dtype) for key, value in taming_state_dict(model).items()}
+        save_as_taming(model, tmp_path / str(dtype), state=state)
+        loaded = latentq.load_autoencoder(tmp_path / str(dtype)).module.state_dict()
+        assert all(torch.equal(loaded[key], value.float()) for key, value in state.items())

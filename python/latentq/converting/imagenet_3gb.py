@@ -20,15 +20,17 @@ from latentq.converting.foreign import (
     matching_column,
     open_columns,
 )
-from latentq.converting.torch_file import TensorRecord, TorchFile, TorchWriter
+from latentq.converting.torch_writer import TorchWriter
 from latentq.format.card import Card
 from latentq.format.recipe import Recipe
+from latentq.format.torch_file import TensorRecord, TorchFile
 from latentq.sources import Listing, Sample
 from latentq.system.progress import Progress
 
 RECIPE = "imagenet-3gb"
 SUFFIX = ".pt"
 _SHAPE = (32, 8, 8)
+_INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 _AUTOENCODER = ForeignAutoencoder(
     "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "AutoencoderDC", 0.41407, (-1.0, 1.0), _SHAPE
 )
@@ -76,7 +78,7 @@ def _fields(file: TorchFile, item: object) -> tuple[int, TensorRecord, int]:
     integers = []
     for name in ("id", "label"):
         value = item[name]
-        if not isinstance(value, TensorRecord) or value.shape != () or np.dtype(value.dtype).kind not in "iu":
+        if not isinstance(value, TensorRecord) or value.shape != () or value.dtype not in _INTEGERS:
             raise ValueError(f"its {name} must be an integer as a tensor (), not {_type_of(value)}")
         integers.append(int(file.read(value)))
     return integers[0], latent, integers[1]

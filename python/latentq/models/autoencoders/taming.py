@@ -6,19 +6,26 @@ as the checkpoint's tensors are.
 
 from __future__ import annotations
 
-import pickle
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from latentq._core import LatentqError
+from latentq.format.torch_file import TensorRecord, TorchFile
 from latentq.models.autoencoders.vq import VQNetwork
 from latentq.models.weights import check_weights
+from latentq.system.text import one_line
+
+# Limits of a plausible configuration, so that a hostile one is refused before its network is built.
+_LARGEST_CONFIG = 1 << 20  # bytes
+_MOST_LEVELS = 16
+_MOST_BLOCKS = 64  # per level
+_LARGEST_SIZE = 1 << 24  # of channels, codes and pixels
 
 
 class TamingAutoencoder(VQNetwork):
@@ -45,9 +52,9 @@ class TamingAutoencoder(VQNetwork):
         params = _params(config)
         try:
             with torch.device("meta"):
-                module = VQGAN(params["embed_dim"], params["n_embed"], **_ddconfig(params["ddconfig"]))
-        except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-            raise LatentqError(f"{config}: not the configuration of a VQGAN: {error!r}") from None
+                module = VQGAN(**_architecture(params))
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            raise LatentqError(f"{config}: not the configuration of a VQGAN: {one_line(repr(error))}") from None
         weights = _weights(checkpoint)
         expected = module.state_dict()
         both = expected.keys() & weights.keys()
@@ -57,9 +64,7 @@ class TamingAutoencoder(VQNetwork):
             mismatched=[key for key in both if weights[key].shape != expected[key].shape],
             unexpected=weights.keys() - both,
         )
-        # Copied, so that the memory-mapped file can be closed.
-        copied = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
-        module.load_state_dict(copied, assign=True)
+        module.load_state_dict(weights, assign=True)
         levels = len(params["ddconfig"]["ch_mult"])
         return cls(module, name, channels=params["embed_dim"], reduction=2 ** (levels - 1))
 
@@ -68,61 +73,85 @@ def _params(path: Path) -> Mapping[str, Any]:
     """Read `model.params` of a configuration."""
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Refuses aliases: a few hundred bytes of them can stand for gigabytes, and configurations have none."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases are not supported")
+            return super().compose_node(parent, index)
+
     try:
-        model = yaml.safe_load(path.read_bytes())["model"]
-        target, params = str(model["target"]).rpartition(".")[2], dict(model["params"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise LatentqError(f"{path}: not the configuration of a VQGAN: {' '.join(repr(error).split())}") from None
-    if target != "VQModel":
-        raise LatentqError(f"{path}: the model is a {target}; of taming-transformers only VQModel is supported")
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_CONFIG + 1)
+        if len(text) > _LARGEST_CONFIG:
+            raise ValueError(f"it has more than {_LARGEST_CONFIG} bytes")
+        model = yaml.load(text, Loader)["model"]
+        target, params = model["target"], dict(model["params"])
+        if not isinstance(target, str):
+            raise TypeError("its model.target is not text")
+    except RecursionError:
+        raise LatentqError(f"{path}: not the configuration of a VQGAN: it is nested too deeply") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise LatentqError(f"{path}: not the configuration of a VQGAN: {one_line(repr(error))}") from None
+    name = target.rpartition(".")[2]
+    if name != "VQModel":
+        raise LatentqError(f"{path}: the model is a {name}; of taming-transformers only VQModel is supported")
     return params
 
 
-def _ddconfig(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the entries of `ddconfig` that define the network; `dropout` is for training only."""
+def _architecture(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the parameters that define the network, and check that they are plausible before it is built.
+
+    Raises:
+        KeyError: A parameter is missing.
+        TypeError: A parameter is of another type.
+        ValueError: A parameter is out of range.
+    """
+    config = params["ddconfig"]
     if config.get("double_z", True):
         raise ValueError("double_z must be false for a VQModel")
-    names = ("ch", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "in_channels", "resolution", "z_channels")
-    return {name: config[name] for name in names}
+    integers = {name: params[name] for name in ("embed_dim", "n_embed")}
+    names = ("ch", "out_ch", "num_res_blocks", "in_channels", "resolution", "z_channels")
+    integers |= {name: config[name] for name in names}
+    lists = {name: config[name] for name in ("ch_mult", "attn_resolutions")}
+    for name, values in lists.items():
+        if not isinstance(values, list) or len(values) > _MOST_LEVELS:
+            raise ValueError(f"{name} must be a list of at most {_MOST_LEVELS} integers")
+    checked = [*integers.items(), *((name, value) for name, values in lists.items() for value in values)]
+    for name, value in checked:
+        largest = _MOST_BLOCKS if name == "num_res_blocks" else _LARGEST_SIZE
+        if type(value) is not int or not 0 < value <= largest:
+            raise ValueError(f"{name} must be an integer from 1 to {largest}")
+    return {**integers, **lists}
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint, except those of the loss.
+    """Read the tensors of a checkpoint, except those of the loss, as float32.
 
     Nothing that the pickle names is imported or called: objects that are not tensors (Lightning's callbacks,
-    OmegaConf's options) become dictionaries that are dropped.
+    OmegaConf's options) are dropped.
     """
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        foreign: list[Any] = [(_Opaque if name.startswith("numpy.") else _Foreign, name) for name in names]
-        with torch.serialization.safe_globals(foreign):
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = data.get("state_dict", data)
+        file = TorchFile(path)
+        data = file.load(ignore_others=True)
+        state = data.get("state_dict", data) if isinstance(data, dict) else None
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            raise LatentqError(f"{path}: it holds no state_dict of tensors")
         tensors = {key: value for key, value in state.items() if not key.startswith("loss.")}
-        if not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-            raise TypeError("it holds no state_dict of tensors")
-    except (OSError, ValueError, RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-        raise LatentqError(f"{path}: not a checkpoint that can be read, or cut short: {reason}") from None
-    return tensors
+        if not all(isinstance(value, TensorRecord) for value in tensors.values()):
+            raise LatentqError(f"{path}: its state_dict holds something else than tensors")
+        return {key: _tensor(file, record) for key, record in tensors.items()}
+    except (OSError, LatentqError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise LatentqError(f"{path}: not a checkpoint that can be read: {one_line(reason)}") from None
 
 
-class _Foreign:
-    """A stand-in for a class that is not torch's: any use of it makes a dictionary, which unpickling fills."""
-
-    # torch's unpickler fills dictionaries, but refuses instances of unknown classes.
-    def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
-        return OrderedDict()
-
-
-class _Opaque:
-    """A stand-in for NumPy's types, whose state is not a dictionary."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
+def _tensor(file: TorchFile, record: TensorRecord) -> torch.Tensor:
+    values = file.read(record)
+    if record.dtype == "bfloat16":
+        return torch.from_numpy(values.copy()).view(torch.bfloat16).float()
+    return torch.from_numpy(values.astype(np.float32))
 
 
 # The network. Shapes are (B, C, h, w) throughout.
