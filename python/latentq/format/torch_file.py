@@ -173,7 +173,7 @@ def _extent(tensor: TensorRecord) -> int:
 def _check_memo(data: bytes) -> None:
     """Refuse a memo index that no real pickle has: unpickling would allocate memory for all indices below it."""
     for operation, argument, _ in pickletools.genops(data):
-        if operation.name in ("PUT", "LONG_BINPUT") and argument > len(data):
+        if operation.name in ("PUT", "LONG_BINPUT") and (argument or 0) > len(data):
             raise pickle.UnpicklingError(f"it has a memo index of {argument}")
 
 
