@@ -13,7 +13,7 @@ from latentq._core import FormatError, LatentqError
 from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
 from latentq.converting.foreign import ForeignDataset, batches
 from latentq.format.card import CARD, Card
-from latentq.format.recipe import ENCODED
+from latentq.format.options import ENCODED
 from latentq.run.finish import finish
 from latentq.run.listing import publish_listing
 from latentq.run.unit_writer import UnitWriter, publish_unit
