@@ -227,16 +227,38 @@ def test_source_that_is_missing_on_another_machine_ends_the_run(pictures, tmp_pa
         latentq.encode(pictures, tmp_path / "out", **options, rank=1)
 
 
-def test_fault_of_the_machine_is_not_a_reject(pictures, tmp_path, monkeypatch):
+MACHINE_FAULTS = [
+    OSError(errno.EIO, "Input/output error"),
+    OSError(errno.EMFILE, "Too many open files"),
+    MemoryError("12 bytes"),
+    latentq.ImageError("x.png: there is no memory for 1300000000 bytes of pixels"),
+    latentq.ImageError("x.jpg: JPEG: Insufficient memory (case 4)"),
+]
+
+
+@pytest.mark.parametrize("fault", MACHINE_FAULTS, ids=str)
+def test_fault_of_the_machine_ends_the_run_and_is_not_a_reject(pictures, tmp_path, monkeypatch, fault):
+    latentq.encode(pictures, tmp_path / "whole", **SMALL)
     load_sizes = latentq.image.load_sizes
 
     def failing(items, sizes, **options):
         pixels, errors = load_sizes(items, sizes, **options)
-        return pixels, [OSError(5, "Input/output error"), *errors[1:]]
+        return pixels, [fault, *errors[1:]]
 
     monkeypatch.setattr(latentq.image, "load_sizes", failing)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OSError if isinstance(fault, OSError) else MemoryError) as raised:
         latentq.encode(pictures, tmp_path / "out", **SMALL)
+    assert str(fault) in str(raised.value)
+    monkeypatch.undo()
+    latentq.encode(pictures, tmp_path / "out", **SMALL)  # the same command continues
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_file_name_that_speaks_of_memory_is_no_fault_of_the_machine(tmp_path):
+    paint(tmp_path / "photos" / "a.png", 0)
+    (tmp_path / "photos" / "out of memory.png").write_bytes(b"not an image")
+    card = latentq.encode(tmp_path / "photos", tmp_path / "out", **SMALL)
+    assert (card.counts.samples, card.counts.rejects) == (1, 1)
 
 
 def test_file_name_that_is_not_utf8_is_rejected(pictures, tmp_path):

@@ -36,6 +36,20 @@ def copied(source, tmp_path):
     return str(tmp_path / "tars" / "*" / "*.tar")
 
 
+@pytest.mark.parametrize("fault", [MemoryError("no bytes"), LatentqError("x: out of memory"), OSError(5, "I/O error")])
+def test_fault_of_the_machine_keeps_every_archive(tmp_path, monkeypatch, fault):
+    make_tar(tmp_path / "a.tar", with_captions(pictures_of(tmp_path / "pictures", 3)))
+
+    def failing(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("latentq.sharding.pipeline.to_jpeg", failing)
+    with pytest.raises((MemoryError, OSError)):
+        shards(tmp_path / "a.tar", tmp_path / "out", min_size=32, delete_archives=True)
+    assert (tmp_path / "a.tar").exists()
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
 def left(tmp_path):
     return sorted(name for name in contents(tmp_path / "tars") if not name.endswith("/"))
 

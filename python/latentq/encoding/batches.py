@@ -16,7 +16,8 @@ from latentq._core import LatentqError
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import CAPTIONS, IMAGES, NETWORK, prefetched
 from latentq.sources import Sample
-from latentq.sources.listing import FILE_ERRNOS, read_sample
+from latentq.sources.listing import read_sample
+from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -155,10 +156,9 @@ def _decoded_batch(
     outputs = [buffer.numpy()[: len(data)] for buffer in pixels.values()]
     _, errors = image.load_sizes(data, sizes, threads=run.threads, out=outputs, **recipe.image.options())
     for place, error in enumerate(errors):
-        if isinstance(error, OSError) and error.errno not in FILE_ERRNOS:
-            raise error  # the machine's fault, not the file's: the unit can be encoded another time
-        if error is not None:
-            rejected.setdefault(place, ("read" if isinstance(error, OSError) else "decode", error))
+        if error is not None and place not in rejected:
+            raise_machine_fault(error, samples[place].text)
+            rejected[place] = ("read" if isinstance(error, OSError) else "decode", error)
     for place, sample in enumerate(samples):
         try:
             sample.key.encode()

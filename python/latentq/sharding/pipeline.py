@@ -32,8 +32,9 @@ from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import UnitFacts
 from latentq.sharding.card import ShardsCard
 from latentq.sources import Captions, Listing, Sample, Source
-from latentq.sources.listing import FILE_ERRNOS, read_sample
+from latentq.sources.listing import read_sample
 from latentq.store.local import publish_once
+from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import Progress
 
 SHARD_BYTES = 1 << 28
@@ -194,14 +195,14 @@ def _converted(
         data, refusal = read_sample(source, sample)
         if refusal is None and sample.text != sample.key:
             refusal = ("list", LatentqError("the file's name is not UTF-8"))
-        pending.append((sample, refusal if refusal is not None else pool.submit(_convert, data, card)))
+        pending.append((sample, refusal if refusal is not None else pool.submit(_convert, data, sample.text, card)))
         if len(pending) > depth:
             yield first()
     while pending:
         yield first()
 
 
-def _convert(data: bytes | Path, card: ShardsCard) -> Jpeg | _Refusal:
+def _convert(data: bytes | Path, name: str, card: ShardsCard) -> Jpeg | _Refusal:
     """Returns the JPEG that is stored of an image, or the reason that none is."""
     try:
         content = data.read_bytes() if isinstance(data, Path) else data
@@ -209,8 +210,10 @@ def _convert(data: bytes | Path, card: ShardsCard) -> Jpeg | _Refusal:
     except TooSmallError as error:
         return "size", error
     except LatentqError as error:
+        raise_machine_fault(error, name)
         return "decode", error
     except OSError as error:
-        if not isinstance(data, Path) or error.errno not in FILE_ERRNOS:
-            raise  # the machine's fault, not the file's
+        if not isinstance(data, Path):
+            raise
+        raise_machine_fault(error, name)
         return "read", error

@@ -16,6 +16,7 @@ from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.sources.member import Member, plain_name
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
+from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import looking
 
 ArchiveKind = Literal["tar", "zip"]
@@ -140,6 +141,7 @@ class Archives:
                 else:
                     contents.others += 1
         except FormatError as error:
+            raise_machine_fault(error, name)
             contents.fault = str(error)
         finally:
             archive.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.format.tsv import tsv_line, tsv_values
+from latentq.system.faults import FILE_ERRNOS, raise_machine_fault
 
 _COMPRESSED = (".tgz", ".tar.gz")
 
@@ -216,6 +216,7 @@ def read_sample(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str
 
     Raises:
         MismatchError: The file or archive is not the one that was listed, or is gone.
+        MemoryError: There is too little memory.
         OSError: The machine cannot read.
     """
     if sample.fault:
@@ -225,6 +226,7 @@ def read_sample(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str
     except MismatchError:
         raise
     except LatentqError as error:
+        raise_machine_fault(error, sample.text)
         return b"", ("read", error)
     reason = _unreadable(sample, data) if isinstance(data, Path) else None
     return (data, None) if reason is None else (b"", ("read", LatentqError(reason)))
@@ -236,10 +238,6 @@ def reason_of(error: Exception, path: Path | None = None) -> str:
         return error.strerror
     text = str(error) if path is None else str(error).removeprefix(f"{path}: ")
     return " ".join(text.split())
-
-
-FILE_ERRNOS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
-"""Errors of a single file, which make its sample a reject. Any other error is the machine's, and ends the run."""
 
 
 def _unreadable(sample: Sample, path: Path) -> str | None:
