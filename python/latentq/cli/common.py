@@ -7,13 +7,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from latentq.system.text import escaped, one_line, size_text
+from latentq.system.text import duration_text, escaped, one_line, size_text
 
 if TYPE_CHECKING:
     from latentq.format.facts import Counts
     from latentq.run.units import UnitCard
+    from latentq.system.progress import Totals
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -83,6 +84,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument("--rank", type=int, metavar="N", help="number of this process (default: $RANK or 0)")
     group.add_argument("--world-size", type=int, metavar="N", help="number of processes (default: $WORLD_SIZE or 1)")
+    group.add_argument("--quiet", action="store_true", help="print only the last line, warnings and errors")
     group.add_argument("--strict", action="store_true", help="stop at the first image that cannot be used")
     group.add_argument(
         "--delete-archives", action="store_true", help="delete each archive of SRC once all of its units are published"
@@ -90,7 +92,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def print_result(named: Path, out: Path, card: UnitCard, counts: Counts | None) -> int:
+def progress_stream(options: argparse.Namespace) -> TextIO | None:
+    """Returns the stream for progress and notes: stderr, or None with --quiet."""
+    return None if options.quiet else sys.stderr
+
+
+def print_result(named: Path, out: Path, card: UnitCard, counts: Counts | None, totals: Totals) -> int:
     """Prints the last line of a command that works unit by unit, and returns its exit code.
 
     Args:
@@ -98,17 +105,20 @@ def print_result(named: Path, out: Path, card: UnitCard, counts: Counts | None) 
         out: The folder of the units.
         card: The card of the output.
         counts: The number of samples and rejects; None if units of other processes are missing.
+        totals: The number of images that this run handled, and their time.
     """
-    from latentq.run.units import units_done
-
     if counts is None:
+        from latentq.run.units import units_done
+
         done = units_done(out, card)
-        print(
-            f"{escaped(out)}: {done} of {card.units} units are done; other processes have the remaining {card.units - done}"
-        )
-        return 0
-    rejects = f", {counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else ", no rejects"
-    print(escaped(f"{named}: {counts.samples} samples{rejects}, {size_text(disk_bytes(named))}"))
+        result = f"{done} of {card.units} units are done; other processes have the remaining {card.units - done}"
+    else:
+        rejects = f"{counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else "no rejects"
+        result = f"{counts.samples} samples, {rejects}, {size_text(disk_bytes(named))}"
+    if totals.images:
+        rate = totals.images / max(totals.seconds, 1e-9)
+        result += f"; {totals.images} images in {duration_text(totals.seconds)}, {rate:.1f} images/s"
+    print(escaped(f"{named if counts else out}: {result}"))
     return 0
 
 

@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from latentq.cli.common import UsageError, add_command, add_run_options, add_source, check_source, print_result
+from latentq.cli.common import (
+    UsageError,
+    add_command,
+    add_run_options,
+    add_source,
+    check_source,
+    print_result,
+    progress_stream,
+)
 from latentq.format.options import AutoencoderOptions
 from latentq.format.overrides import OVERRIDES, Override, PixelRange
 from latentq.format.recipe import Recipe
@@ -100,18 +108,19 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.converting.tokens_tsv import dataset_of
     from latentq.encoding.pipeline import encode
     from latentq.encoding.stages import Profile
+    from latentq.system.progress import Totals
 
     if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads must be at least 1, not {options.threads}")
-    if options.autoencoder is None and options.recipe is None and options.like is None:
+    if options.autoencoder is None and options.recipe is None and options.like is None and not options.quiet:
         print(
             f"latentq: no --autoencoder: using the built-in {AutoencoderOptions.model}, which is for trying things "
             "out; for training name a real one, e.g. stabilityai/sdxl-vae",
             file=sys.stderr,
         )
-    profile = Profile()
+    profile, totals = Profile(), Totals()
     card = encode(
         options.source,
         options.out,
@@ -129,9 +138,10 @@ def _run(options: argparse.Namespace) -> int:
         delete_archives=options.delete_archives,
         compiled=options.compile,
         profile=profile,
-        progress=sys.stderr,
+        progress=progress_stream(options),
+        totals=totals,
         **{override.name: getattr(options, override.name) for override in OVERRIDES},
     )
     if options.profile:
         print("\n".join(profile.table()), file=sys.stderr)
-    return print_result(Path(options.out), dataset_of(Path(options.out)), card, card.counts)
+    return print_result(Path(options.out), dataset_of(Path(options.out)), card, card.counts, totals)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import add_command, add_run_options, add_source, check_source, print_result
+from latentq.cli.common import add_command, add_run_options, add_source, check_source, print_result, progress_stream
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -53,9 +52,11 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from latentq.sharding.pipeline import shards
+    from latentq.system.progress import Totals
 
     if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
+    totals = Totals()
     card = shards(
         options.source,
         options.out,
@@ -70,6 +71,7 @@ def _run(options: argparse.Namespace) -> int:
         world_size=options.world_size,
         strict=options.strict,
         delete_archives=options.delete_archives,
-        progress=sys.stderr,
+        progress=progress_stream(options),
+        totals=totals,
     )
-    return print_result(Path(options.out), Path(options.out), card, card.counts)
+    return print_result(Path(options.out), Path(options.out), card, card.counts, totals)

@@ -25,7 +25,7 @@ from latentq.collect.file import File
 from latentq.collect.hub_files import HubFiles
 from latentq.format.tsv import tsv_line, tsv_values
 from latentq.store.local import replace_file
-from latentq.system.progress import Transfer
+from latentq.system.progress import TransferProgress
 from latentq.system.text import size_text
 
 CARD = "collect.toml"
@@ -115,7 +115,7 @@ class _Run:
 
     def __init__(self, name: str, collection: Collection, folder: Path, progress: TextIO | None) -> None:
         self._name, self._collection, self._folder = name, collection, folder
-        self.bar = Transfer(progress)
+        self.bar = TransferProgress(progress)
         self._stop = threading.Event()
         self._hub = HubFiles(_commits(name, folder), functools.partial(self._pause, "the Hub"))
         self._headers = self._hub.headers()

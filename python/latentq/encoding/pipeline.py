@@ -89,7 +89,7 @@ def encode(
     run = EncodingRun.of(opened, listing, card, uncalibrated, models, settings)
     share = Share.of(out, card, opened, listing, recipe.unit_size, settings)
 
-    with Progress(share.samples, "encode", settings.progress) as bar:
+    with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
         for note in listing.notes:
             bar.note(note)
         card = publish_card(out, run, bar, frozen=parent is not None)

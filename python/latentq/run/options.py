@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TextIO, TypedDict
+from typing import Literal, TextIO, TypedDict
 
 from latentq.system.processors import processors
+from latentq.system.progress import Totals, terminal
 from latentq.system.ranks import environment_ranks
 
 
@@ -18,7 +19,9 @@ class RunOptions(TypedDict, total=False):
         world_size: Processes that share the work; by default from the environment (WORLD_SIZE), or 1.
         strict: End the run at the first sample that is rejected for another reason than its size.
         delete_archives: Delete each archive of the source once all of its units are published.
-        progress: Stream that progress is printed to; None prints nothing.
+        progress: Stream that progress is printed to; None prints nothing. By default stderr if it is a
+            terminal.
+        totals: Filled in with the number of images that the run handled, and their time.
     """
 
     threads: int | None
@@ -26,7 +29,8 @@ class RunOptions(TypedDict, total=False):
     world_size: int | None
     strict: bool
     delete_archives: bool
-    progress: TextIO | None
+    progress: TextIO | Literal["auto"] | None
+    totals: Totals | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class RunSettings:
     strict: bool
     delete_archives: bool
     progress: TextIO | None
+    totals: Totals | None
 
 
 def run_settings(
@@ -48,7 +53,8 @@ def run_settings(
     world_size: int | None = None,
     strict: bool = False,
     delete_archives: bool = False,
-    progress: TextIO | None = None,
+    progress: TextIO | Literal["auto"] | None = "auto",
+    totals: Totals | None = None,
 ) -> RunSettings:
     """Fills in the defaults of `RunOptions`.
 
@@ -58,4 +64,5 @@ def run_settings(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     rank, world_size = environment_ranks(rank, world_size)
-    return RunSettings(threads or processors(), rank, world_size, strict, delete_archives, progress)
+    stream = terminal() if progress == "auto" else progress
+    return RunSettings(threads or processors(), rank, world_size, strict, delete_archives, stream, totals)

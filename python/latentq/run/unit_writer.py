@@ -50,9 +50,7 @@ class UnitWriter:
         raise_if_strict(source, sample, stage, error, strict=strict)
         reason = reason_of(error, own_file(source, sample))
         self.facts.rejects.append(Reject(sample.text, stage, reason))
-        if stage != "size":
-            self._bar.note(f"rejected: {sample.text}: {stage}: {reason}")
-        self._bar.update(1, 1)
+        self._bar.reject(sample.text, stage, reason)
 
     def _count(self, samples: int) -> None:
         self.facts.samples += samples
@@ -89,7 +87,7 @@ def publish_unit(
         if not unit_done(path.parent, path.name):
             raise
     except BaseException:
-        bar.update(-facts.samples - len(facts.rejects), -len(facts.rejects))
+        bar.undo(facts.samples, ((reject.stage, reject.error) for reject in facts.rejects))
         raise
 
 

@@ -107,7 +107,10 @@ def shards(
     card = _publish_card(out, card, listing)
     share = Share.of(out, card, opened, listing, unit_size, settings)
 
-    with Progress(share.samples, "shards", settings.progress) as bar, ThreadPoolExecutor(settings.threads) as pool:
+    with (
+        Progress(share.samples, "shards", settings.progress, totals=settings.totals) as bar,
+        ThreadPoolExecutor(settings.threads) as pool,
+    ):
         for note in listing.notes:
             bar.note(note)
         for unit, indices in share.pending(bar).items():

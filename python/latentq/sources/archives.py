@@ -17,7 +17,7 @@ from latentq.sources.member import Member, plain_name
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.system.faults import raise_machine_fault
-from latentq.system.progress import looking
+from latentq.system.progress import listing_progress
 
 ArchiveKind = Literal["tar", "zip"]
 
@@ -71,7 +71,7 @@ class Archives:
         """
         samples: list[Sample] = []
         others = 0
-        for name, path in looking(self.files.items(), self._progress):
+        for name, path in listing_progress(self.files.items(), self._progress):
             found, others_found = self._list(name, path)
             samples += found
             others += others_found

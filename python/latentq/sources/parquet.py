@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_field, captions_in, column_of
 from latentq.sources.listing import Listing, Sample, unchanged_files
-from latentq.system.progress import looking
+from latentq.system.progress import listing_progress
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -49,7 +49,7 @@ class Parquet:
         """
         samples: list[Sample] = []
         found: set[str] = set()
-        for name, path in looking(self.files.items(), self._progress):
+        for name, path in listing_progress(self.files.items(), self._progress):
             with open_parquet(path) as file:
                 columns = file.schema_arrow.names
                 _image_column(path, file)

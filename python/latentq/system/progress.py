@@ -1,47 +1,80 @@
-"""How long work tells of itself: a bar on a terminal, a plain line now and then otherwise."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
 
-from latentq.system.text import duration_text, size_text
+from latentq.system.text import duration_text, one_line, size_text
 
-_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_LINE_SECONDS = 10.0  # between plain lines
+_POSTFIX_SECONDS = 0.2  # between changes of the text next to a bar
+_SHOWN_REJECTS = 5
 
 
-_EVERY = 10.0  # seconds between plain lines
+def terminal() -> TextIO | None:
+    """Returns stderr if it is a terminal, else None: the stream for progress that nobody asked for."""
+    return sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None
 
 
-_OFTEN = 0.2  # seconds between changes of what stands beside a bar
+@dataclass
+class Totals:
+    """What a run has done when it ends.
+
+    Attributes:
+        images: Number of images that this run handled, rejects included.
+        seconds: Time since its first image.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
 
 
 class Progress:
-    """Counts images done, with their rate, the time left and the rejects.
+    """Counts images, and prints their number, rate, time left and rejects.
 
     Args:
-        total: How many images there are, those included that an earlier run has done.
-        label: What is being done, e.g. `encode`.
-        stream: Where it is told; None tells nothing.
+        total: Number of images, including those that an earlier run has done.
+        label: The name of the work, e.g. `encode`.
+        stream: Stream to print to; None prints nothing.
+        noun: The plural of what is counted.
+        totals: Filled in at the end.
         bar: Options of the bar on a terminal.
     """
 
-    def __init__(self, total: int, label: str, stream: TextIO | None, **bar: Any) -> None:
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        stream: TextIO | None,
+        *,
+        noun: str = "images",
+        totals: Totals | None = None,
+        **bar: Any,
+    ) -> None:
         self._total = total
         self._label = label
         self._stream = stream
+        self._noun = noun
+        self._totals = totals
         self._bar: Any = None
-        self._done = self._skipped = self._rejects = 0
-        self._start = self._told = time.monotonic()
-        self._told_of = -1
+        self._done = self._skipped = 0
+        self._rejects: dict[str, _RejectGroup] = {}
+        self._rejects_shown = 0
+        self._start = self._printed = time.monotonic()
+        self._printed_done = -1
         if stream is not None and stream.isatty():
             from tqdm import tqdm
 
-            options = {"unit": "img", "dynamic_ncols": True, "smoothing": 0.1, **bar}
+            options = {"unit": "img" if noun == "images" else noun, "dynamic_ncols": True, "smoothing": 0.1, **bar}
             self._bar = tqdm(total=total, desc=label, file=stream, **options)
 
     def __enter__(self) -> Self:
@@ -52,21 +85,53 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None and self._told_of != self._done:
-            self._tell()
+            self._bar = None
+        elif kind is None and self._printed_done != self._done:
+            self._print_line()
+        self._print_rejects()
+        if self._totals is not None:
+            self._totals.images, self._totals.seconds = self._done, time.monotonic() - self._start
 
-    def update(self, done: int, rejects: int = 0) -> None:
-        """Adds images that are done, and how many of them were rejected."""
+    def update(self, done: int) -> None:
+        """Adds images that are done."""
         self._done += done
-        self._rejects += rejects
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._rejects} rejects", refresh=False)
+            if self._rejects:
+                self._bar.set_postfix_str(f"{self._reject_count()} rejects", refresh=False)
             self._bar.update(done)
-        elif time.monotonic() - self._told >= _EVERY:
-            self._tell()
+        elif time.monotonic() - self._printed >= _LINE_SECONDS:
+            self._print_line()
+
+    def reject(self, key: str, stage: str, reason: str) -> None:
+        """Adds one image that is rejected; only the first few are printed one by one."""
+        group = self._rejects.setdefault(_group_of(stage, reason), _RejectGroup(stage, reason))
+        group.count += 1
+        group.same = group.same and reason == group.reason
+        self._rejects_shown += 1
+        if self._rejects_shown <= _SHOWN_REJECTS:
+            self.note(f"rejected: {key}: {stage}: {reason}")
+        elif self._rejects_shown == _SHOWN_REJECTS + 1:
+            self.note("rejected: more; they are counted by reason at the end, and all of them are in rejects.tsv")
+        self.update(1)
+
+    def undo(self, stored: int, rejects: Iterable[tuple[str, str]]) -> None:
+        """Takes back images that must be done again.
+
+        Args:
+            stored: Number of images that were not rejected.
+            rejects: Stage and reason of each reject.
+        """
+        images = stored
+        for stage, reason in rejects:
+            images += 1
+            name = _group_of(stage, reason)
+            self._rejects[name].count -= 1
+            if not self._rejects[name].count:
+                del self._rejects[name]
+        self.update(-images)
 
     def skip(self, done: int) -> None:
-        """Adds what an earlier run has done, before anything else: the rate counts neither it nor the time till now."""
+        """Adds images that an earlier run has done, before all others; rate and time begin now."""
         self._skipped += done
         self._start = time.monotonic()
         if self._bar is not None:
@@ -75,82 +140,106 @@ class Progress:
             self._bar.refresh()
 
     def note(self, line: str) -> None:
-        """Tells one line without disturbing the bar."""
+        """Prints one line without disturbing the bar, control characters escaped."""
+        line = one_line(line)
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
         elif self._stream is not None:
-            with contextlib.suppress(OSError):  # nobody listens any more: no reason to stop
+            with contextlib.suppress(OSError):  # nobody reads it, which is no reason to stop
                 print(line, file=self._stream, flush=True)
 
-    def _tell(self) -> None:
-        self._told, self._told_of = time.monotonic(), self._done
-        rate = self._done / max(self._told - self._start, 1e-9)
+    def _print_line(self) -> None:
+        self._printed, self._printed_done = time.monotonic(), self._done
+        rate = self._done / max(self._printed - self._start, 1e-9)
         left = (self._total - self._skipped - self._done) / rate if rate else 0.0
         self.note(self._line(rate, duration_text(left)))
 
     def _line(self, rate: float, left: str) -> str:
+        rejects = f", {self._reject_count()} rejects" if self._rejects else ""
         return (
-            f"{self._label}: {self._skipped + self._done} of {self._total} images, {rate:.1f} images/s, "
-            f"{left} left, {self._rejects} rejects"
+            f"{self._label}: {self._skipped + self._done} of {self._total} {self._noun}, {rate:.1f} {self._noun}/s, "
+            f"{left} left{rejects}"
         )
 
+    def _reject_count(self) -> int:
+        return sum(group.count for group in self._rejects.values())
 
-def looking(archives: Collection[_T], stream: TextIO | None) -> Iterator[_T]:
-    """Archives one after the other, as they are looked through; told of only where that takes long.
+    def _print_rejects(self) -> None:
+        """Prints the number of rejects by reason, unless each of them has been printed."""
+        if self._reject_count() <= _SHOWN_REJECTS:
+            return
+        for group in sorted(self._rejects.values(), key=lambda group: -group.count):
+            example = group.reason if group.same else f"for example: {group.reason}"
+            self.note(f"rejected: {group.count} {self._noun}: {group.stage}: {example}")
+
+
+@dataclass
+class _RejectGroup:
+    """Rejects whose reasons differ in numbers only."""
+
+    stage: str
+    reason: str
+    count: int = 0
+    same: bool = True
+
+
+def _group_of(stage: str, reason: str) -> str:
+    return f"{stage}: {re.sub(r'[0-9]+', '0', reason)}"
+
+
+def listing_progress(archives: Collection[_Item], stream: TextIO | None) -> Iterator[_Item]:
+    """Yields archives while they are listed; prints progress only if that takes long.
 
     Args:
         archives: The archives.
-        stream: Where it is told; None tells nothing.
+        stream: Stream to print to; None prints nothing.
     """
-    with _Looking(len(archives), "list", stream, unit="file", leave=False, delay=1.0) as bar:
+    with _ListingProgress(len(archives), "list", stream, noun="archives", leave=False, delay=1.0) as bar:
         for archive in archives:
             yield archive
             bar.update(1)
 
 
-class _Looking(Progress):
+class _ListingProgress(Progress):
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def _line(self, rate: float, left: str) -> str:
-        return f"{self._label}: {self._done} of {self._total} archives, {rate:.1f} a second, {left} left"
 
-
-class Transfer(Progress):
-    """Counts bytes of files that are fetched side by side, and says how far each of them is.
+class TransferProgress(Progress):
+    """Counts the bytes of files that are downloaded in parallel, and prints how far each file is.
 
     Args:
-        stream: Where it is told; None tells nothing.
+        stream: Stream to print to; None prints nothing.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        super().__init__(0, "collect", stream, unit="B", unit_scale=True)
+        super().__init__(0, "collect", stream, noun="B", unit_scale=True)
         self._files = self._ended = self._failed = 0
-        self._now: dict[str, tuple[int, int | None]] = {}
+        self._active: dict[str, tuple[int, int | None]] = {}
         self._lock = threading.Lock()
 
     def expect(self, files: int, total: int) -> None:
-        """How many files there are to be, and their bytes as far as they are known; the clock begins now."""
+        """Sets the number of files, and the bytes of those whose size is known; time begins now."""
         self._files, self._total, self._start = files, total, time.monotonic()
         if self._bar is not None:
             self._bar.reset(total)
 
     def begin(self, name: str, size: int | None) -> None:
-        """A file is begun; its bytes are in the total where they are known."""
+        """Adds a file whose download begins. The total includes its bytes if its size is known."""
         with self._lock:
-            self._now[name] = (-1, size)
+            self._active[name] = (-1, size)
 
     def at(self, name: str, done: int, size: int | None) -> None:
-        """So many bytes of a file are there."""
+        """Sets the number of bytes that a file has."""
         with self._lock:
-            before, expected = self._now[name]
-            self._now[name] = (done, size)
+            before, expected = self._active[name]
+            self._active[name] = (done, size)
             if expected is None and size is not None:
                 self._total += size
                 if self._bar is not None:
                     self._bar.total = self._total
-            if before < 0:  # an earlier run's, which the rate does not count
+            if before < 0:  # bytes of an earlier run, which the rate does not count
                 self._skipped += done
                 if self._bar is not None:
                     self._bar.initial += done
@@ -159,37 +248,41 @@ class Transfer(Progress):
                 self.update(done - before)
 
     def end(self, name: str, error: str = "") -> None:
-        """A file is there, or has failed."""
+        """Removes a file that is complete, or has failed with an error."""
         with self._lock:
-            self._now.pop(name, None)
+            self._active.pop(name, None)
             self._ended, self._failed = self._ended + 1, self._failed + bool(error)
-            self._told_of = -1  # that is news, whatever it brought
+            self._printed_done = -1  # print a last line even if the file added no bytes
             if error:
                 self.note(f"failed: {name}: {error}")
 
-    def update(self, done: int, rejects: int = 0) -> None:
-        """As of any progress."""
+    def update(self, done: int) -> None:
+        """Adds bytes."""
         if self._bar is None:
-            super().update(done, rejects)
+            super().update(done)
             return
-        if time.monotonic() - self._told >= _OFTEN:
-            self._told = time.monotonic()
-            self._bar.set_postfix_str(f"{self._of_files()}{self._each()}", refresh=False)
+        if time.monotonic() - self._printed >= _POSTFIX_SECONDS:
+            self._printed = time.monotonic()
+            self._bar.set_postfix_str(one_line(f"{self._file_counts()}{self._file_shares()}"), refresh=False)
         self._bar.update(done)
 
     def _line(self, rate: float, left: str) -> str:
         done = size_text(self._skipped + self._done)
         return (
-            f"{self._label}: {self._of_files()}, {done} of {size_text(self._total)}, {size_text(round(rate))}/s, "
-            f"{left} left{self._each()}"
+            f"{self._label}: {self._file_counts()}, {done} of {size_text(self._total)}, {size_text(round(rate))}/s, "
+            f"{left} left{self._file_shares()}"
         )
 
-    def _of_files(self) -> str:
+    def _file_counts(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
         return f"{self._ended} of {self._files} files{failed}"
 
-    def _each(self) -> str:
-        """How far each of those files is that are being fetched."""
-        parts = (f"{name.rpartition('/')[2]} {100 * done // size}%" for name, (done, size) in self._now.items() if size)
-        text = ", ".join(parts)
+    def _file_shares(self) -> str:
+        """Returns the percentage of each file that is being downloaded and has a known size."""
+        shares = (
+            f"{name.rpartition('/')[2]} {100 * done // size}%"
+            for name, (done, size) in self._active.items()
+            if size and done >= 0
+        )
+        text = ", ".join(shares)
         return f"; {text}" if text else ""
