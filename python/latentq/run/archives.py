@@ -10,6 +10,7 @@ from pathlib import Path
 from latentq._core import LatentqError
 from latentq.run.units import UnitCard, unit_done, units_done
 from latentq.sources import Listing, Source, exists
+from latentq.store.local import sync_published
 
 
 class ArchiveDeleter:
@@ -47,13 +48,17 @@ class ArchiveDeleter:
 
     def delete(self, unit: int | None = None) -> None:
         """Deletes the archives whose units are all published: those of one unit, or of all units."""
-        for archive, units in self._units_of.items():
-            path = self._files.get(archive)
-            if path is None or (unit is not None and unit not in units):
-                continue
-            if all(unit_done(self._out, self._names[needed]) for needed in units):
-                path.unlink(missing_ok=True)
-                del self._files[archive]
+        done = [
+            archive
+            for archive, units in self._units_of.items()
+            if archive in self._files
+            and (unit is None or unit in units)
+            and all(unit_done(self._out, self._names[needed]) for needed in units)
+        ]
+        if done:
+            sync_published(self._out)  # other processes published some of the units
+        for archive in done:
+            self._files.pop(archive).unlink(missing_ok=True)
 
 
 def source_is_deleted(source: str | os.PathLike[str] | Source, out: Path, card: UnitCard) -> bool:

@@ -13,7 +13,7 @@ from latentq.format.facts import Counts, LatentFacts
 from latentq.format.files import INDEX, REJECTS, UNIT
 from latentq.format.tsv import tsv_line
 from latentq.run.units import LatentSums, UnitCard, UnitFacts, unit_names
-from latentq.store.local import remove_dead, replace_file
+from latentq.store.local import remove_dead, replace_file, sync_published
 
 _Card = TypeVar("_Card", bound=UnitCard)
 
@@ -38,6 +38,7 @@ def finish_units(out: Path, card: _Card, file: str, complete: Callable[[_Card, l
     Returns:
         The completed card.
     """
+    sync_published(out)  # other processes and earlier runs published some of the units
     names = unit_names(card)
     units = [UnitFacts.load(out / name / UNIT) for name in names]
     rejects = [reject for unit in units for reject in unit.rejects]

@@ -12,7 +12,7 @@ from latentq.collect import COLLECTIONS, Collection
 from latentq.format.facts import SourceFacts
 from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
-from latentq.store.local import publish_once
+from latentq.store.local import make_folder, publish_once
 
 
 def collection_of(name: str | Collection | None) -> Collection | None:
@@ -107,7 +107,7 @@ def publish_listing(out: Path, listing: Listing) -> None:
     Raises:
         MismatchError: Another list is published already.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if not publish_once(out / SAMPLES, listing.to_tsv()):
         _check_listing(out / SAMPLES, listing)
 

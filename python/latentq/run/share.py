@@ -14,7 +14,7 @@ from latentq.run.finish import finish_units
 from latentq.run.options import RunSettings
 from latentq.run.units import UnitCard, UnitFacts, unit_done, unit_names, units_done
 from latentq.sources import Listing, Source
-from latentq.store.local import remove_dead
+from latentq.store.local import remove_dead, sync_published
 from latentq.system.progress import Progress
 
 _Card = TypeVar("_Card", bound=UnitCard)
@@ -61,6 +61,8 @@ class Share:
 
     def pending(self, bar: Progress) -> dict[int, range]:
         """Returns the units that are not published yet. The bar skips those that are."""
+        if self.out.is_dir():
+            sync_published(self.out)
         pending = {unit: indices for unit, indices in self.units.items() if not unit_done(self.out, self.names[unit])}
         bar.skip(self.samples - sum(map(len, pending.values())))
         return pending

@@ -22,6 +22,33 @@ _ATTEMPTS = 10
 _LINKS_UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and its missing parents, durably: the folder that each one is made in is fsynced."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.absolute().parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.absolute().parent)
+
+
+def sync_published(out: Path) -> None:
+    """Fsyncs a folder, so that the files and units seen in it survive a crash of the machine.
+
+    The process that published them may have been killed before its own fsync, or the fsync may have failed. Call this
+    before anything is skipped, deleted or finished because of them.
+
+    Raises:
+        OSError: The fsync failed: what is seen may be lost.
+    """
+    try:
+        sync(out)
+    except OSError as error:
+        if error.errno != errno.EROFS:  # a read-only file system has nothing left to write
+            raise
+
+
 def publish_once(path: Path, data: bytes) -> bool:
     """Publishes a file unless it exists already. Returns True if this call published it; the first process wins."""
     if path.exists():  # without this, a run on a finished dataset would need write permission
@@ -71,6 +98,7 @@ def published_whole(path: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` exists.
+        OSError: The parent folder cannot be fsynced; the temporary is then removed again.
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "is there already", str(path))
@@ -81,12 +109,16 @@ def published_whole(path: Path) -> Iterator[Path]:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "is there already", str(path))
         temporary.rename(path)
+        try:
+            sync(path.parent)
+        except OSError:
+            path.rename(temporary)
+            raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def remove_dead(out: Path) -> None:
@@ -126,5 +158,8 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # a failed fsync does not name the file
+        raise
     finally:
         os.close(descriptor)
