@@ -1,19 +1,19 @@
-"""Trains a small class-conditional flow model on a latent dataset, and decodes what it draws to a picture.
+"""Trains a small class-conditional flow model on a latent dataset, and decodes its samples to a picture.
 
     latentq encode photos/ latents/ --size 64
     python examples/train.py latents/                       # a minute on a CPU
     python examples/train.py latents/ --reading resident
 
-The three ways of reading, behind one flag:
+--reading selects one of three ways to read:
 
-    workers    LatentDataset in torch's own DataLoader, batches made in two worker processes
-    loader     ds.loader(...), batches made by threads
-    resident   ds.to_device(...), the whole dataset in the device's memory
+    workers    LatentDataset in torch's own DataLoader: two worker processes prepare batches
+    loader     ds.loader(...): threads prepare batches
+    resident   ds.to_device(...): the whole dataset is in the device's memory
 
-The model is a transformer over patches of the latent. At a point x of the straight path from noise to data (Liu et al.,
-"Flow Straight and Fast", 2022) it predicts the data, which needs less width than predicting noise; the velocity at time
-t is (prediction - x) / (1 - t). Labels are dropped now and then, so that samples can be guided. Within a minute it
-learns some dozens of small pictures by heart; for more it wants a GPU.
+The model is a transformer over patches of the latent. At a point x on the straight path from noise to data (Liu et
+al., "Flow Straight and Fast", 2022) it predicts the data, which needs less width than predicting noise; the velocity at
+time t is (prediction - x) / (1 - t). A tenth of the labels are dropped, for classifier-free guidance. Within a minute
+on a CPU the model memorizes a few dozen small pictures; more pictures need a GPU.
 """
 
 import argparse
@@ -30,19 +30,20 @@ from torch.utils.data import DataLoader
 from latentq import LatentDataset
 from latentq.models.decode import decode_latents
 from latentq.models.match import autoencoder_for
+from latentq.reading.loader import LoaderOptions
 
 LABEL_DROPOUT = 0.1
 LEARNING_RATE = 2e-3
 
 
 class Flow(nn.Module):
-    """The data that (B, C, h, w) at times (B,) leads to, for classes (B,); class `classes` stands for any."""
+    """Predicts the data from points (B, C, h, w) at times (B,), for labels (B,); label `classes` means any class."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, width: int = 256, depth: int = 2) -> None:
         super().__init__()
         self.shape = shape
         channels, height, _ = shape
-        self.patch = height // 4 if height % 4 == 0 else 1  # 4 x 4 tokens, for a processor's sake
+        self.patch = height // 4 if height % 4 == 0 else 1  # 4 x 4 tokens, few enough for a CPU
         tokens = height * shape[2] // self.patch**2
         self.embed = nn.Linear(channels * self.patch**2, width)
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
@@ -61,8 +62,8 @@ class Flow(nn.Module):
 
 
 def batches(dataset: LatentDataset, reading: str, batch_size: int, device: str) -> Iterator[dict[str, Tensor]]:
-    """Batches without end, epoch after epoch."""
-    options = {"shuffle": True, "label_dropout": LABEL_DROPOUT}
+    """Yields batches endlessly, epoch after epoch."""
+    options = LoaderOptions(shuffle=True, label_dropout=LABEL_DROPOUT)
     loader = {
         "workers": lambda: DataLoader(
             dataset,
@@ -80,7 +81,7 @@ def batches(dataset: LatentDataset, reading: str, batch_size: int, device: str) 
 
 
 def train(dataset: LatentDataset, classes: int, options: argparse.Namespace) -> tuple[Flow, list[float]]:
-    """The model and its losses."""
+    """Trains a model; returns it and the loss of each step."""
     shape = dataset.layout.latents["latent"].shape
     model = Flow(shape, classes).to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
@@ -88,7 +89,7 @@ def train(dataset: LatentDataset, classes: int, options: argparse.Namespace) -> 
     start = time.perf_counter()
     for batch in batches(dataset, options.reading, options.batch_size, options.device):
         latent, label = (batch[name].to(options.device) for name in ("latent", "label"))
-        # DataLoader knows no epochs and no sample numbers, so there the mask is drawn here.
+        # A DataLoader gives no such mask, so for it the mask is drawn here.
         drop = batch["drop_label"] if "drop_label" in batch else torch.rand(label.shape) < LABEL_DROPOUT
         label = torch.where(drop.to(options.device), classes, label)
         noise, t = torch.randn_like(latent), torch.rand(len(latent), device=latent.device)
@@ -110,7 +111,7 @@ def train(dataset: LatentDataset, classes: int, options: argparse.Namespace) -> 
 
 @torch.no_grad()
 def sample(model: Flow, labels: Tensor, classes: int, steps: int = 40, guidance: float = 1.5) -> Tensor:
-    """Latents for labels: Euler steps from noise, the prediction pushed away from that for any class."""
+    """Draws latents for labels: Euler steps from noise, with classifier-free guidance."""
     x = torch.randn(len(labels), *model.shape, device=labels.device)
     for step in range(steps):
         t = torch.full((len(labels),), step / steps, device=labels.device)
@@ -120,12 +121,12 @@ def sample(model: Flow, labels: Tensor, classes: int, steps: int = 40, guidance:
 
 
 def main(arguments: list[str] | None = None) -> list[float]:
-    """Trains, draws eight samples, and writes them as one picture; the losses."""
+    """Trains a model, writes eight samples as one picture, and returns the losses."""
     parser = argparse.ArgumentParser(description="Trains a small flow model on a latent dataset.")
     parser.add_argument("dataset")
     parser.add_argument("--reading", choices=["workers", "loader", "resident"], default="loader")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--steps", type=int, default=0, help="at most; 0 for as many as the seconds allow")
+    parser.add_argument("--steps", type=int, default=0, help="maximum number of steps; 0 for no maximum")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", default="samples.png")

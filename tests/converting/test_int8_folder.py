@@ -45,7 +45,7 @@ def test_a_folder_of_other_columns_is_refused_in_one_line(tmp_path):
     [
         ({"vae_output": np.zeros(4095, np.uint8)}, "4095"),
         ({"vae_output": np.zeros(16384, np.uint8)}, "16384"),
-        ({"label": "guitar"}, "'guitar', which is no label's number"),
+        ({"label": "guitar"}, "'guitar', which is no class number"),
     ],
 )
 def test_a_wrong_sample_in_an_int8_folder_is_one_error_line(changed, message, tmp_path, capsys):

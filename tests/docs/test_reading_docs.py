@@ -1,4 +1,4 @@
-"""The code in docs/reading.md is run as it stands there, and so is the training example."""
+"""The code blocks of docs/reading.md and the training example run."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def photographs_of_noise(tmp_path_factory):
+def noise_pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
     for i in range(16):
@@ -44,9 +44,9 @@ def test_every_block_of_the_page_runs(streaming_alone, tmp_path):
 
 
 @pytest.mark.parametrize("reading", ["workers", "loader", "resident"])
-def test_the_training_example_learns_and_draws(photographs_of_noise, tmp_path, reading):
+def test_the_training_example_learns_and_draws_a_picture(noise_pictures, tmp_path, reading):
     out = tmp_path / "latents"
-    encode(photographs_of_noise, out, size=64)
+    encode(noise_pictures, out, size=64)
     picture = tmp_path / "drawn.png"
     command = [
         ROOT / "examples" / "train.py",

@@ -1,4 +1,4 @@
-"""LatentDataset: samples and batches hold what the shards hold, under every way of starting workers."""
+"""LatentDataset: samples and batches hold the values in the shards, whichever way workers are started."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from latentq import FormatError, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds
 from latentq.quantizer import Quantizer
-from latentq.reading import workers as sending
+from latentq.reading import workers
 from support.making import SCALING_FACTOR, make_dataset
 
 
@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("made") / "out", 40, size_limit=1 << 11)
 
 
-def test_a_sample_holds_what_the_shards_hold(made):
+def test_a_sample_holds_the_values_in_the_shards(made):
     dataset = LatentDataset(made.path)
     assert len(dataset) == 40
     assert dataset.card == made.card
@@ -49,7 +49,7 @@ def test_an_index_out_of_range_is_an_index_error(made, index):
         LatentDataset(made.path)[index]
 
 
-def test_an_index_that_is_no_number_is_a_type_error(made):
+def test_an_index_that_is_not_an_integer_is_a_type_error(made):
     with pytest.raises(TypeError):
         LatentDataset(made.path)[1.5]
 
@@ -64,7 +64,7 @@ def test_several_indices_give_their_batch(made, indices):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("collated", [True, False])
-def test_a_batch_sampler_may_take_the_place_of_a_sampler(made, workers, collated):
+def test_a_batch_sampler_can_replace_the_sampler(made, workers, collated):
     dataset = LatentDataset(made.path)
     sampler = BatchSampler(SequentialSampler(dataset), 7, drop_last=False)
     options = {"collate_fn": dataset.collate} if collated else {}
@@ -90,7 +90,7 @@ def test_a_batch_is_the_same_through_collate_and_default_collate_and_sample_by_s
         assert batch["key"] == [made.keys[i] for i in indices]
 
 
-def test_samples_are_a_sequence(made):
+def test_samples_are_a_list(made):
     samples = LatentDataset(made.path).__getitems__([1, 2, 5])
     assert [sample["key"] for sample in samples] == [made.keys[i] for i in (1, 2, 5)]
     assert samples[-1]["key"] == made.keys[5]
@@ -107,11 +107,11 @@ def test_samples_can_be_pinned_as_torch_does_it(made, monkeypatch):
     pinned = pin_memory(samples)
     assert len(pinned) == 3
     assert [sample["key"] for sample in pinned] == [made.keys[i] for i in (1, 2, 5)]
-    assert torch.equal(dataset.collate(pinned)["latent"], samples.batch["latent"])
+    assert torch.equal(dataset.collate(pinned)["latent"], dataset.batch([1, 2, 5])["latent"])
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, np.int64])
-def test_indices_may_be_whole_numbers_of_any_type(tmp_path, dtype):
+def test_indices_may_be_integers_of_any_dtype(tmp_path, dtype):
     made = make_dataset(tmp_path / "out", 300)
     dataset = LatentDataset(made.path)
     assert dataset.batch(np.array([1, 2], dtype))["key"] == made.keys[1:3]
@@ -151,7 +151,7 @@ def test_a_channel_of_one_value_is_normalized_to_zero(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
-def test_packed_codes_come_out_as_codes_and_as_values(tmp_path, bits):
+def test_packed_codes_are_read_as_codes_and_as_values(tmp_path, bits):
     made = make_dataset(tmp_path / "out", 10, bits=bits)
     np.testing.assert_allclose(LatentDataset(made.path).batch(range(10))["latent"], made.values, atol=2e-6)
     codes = LatentDataset(made.path, dtype=torch.uint8).batch(range(10))["latent"]
@@ -160,7 +160,7 @@ def test_packed_codes_come_out_as_codes_and_as_values(tmp_path, bits):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_are_the_float32_values_rounded(made, dtype):
+def test_half_dtypes_are_the_float32_values_rounded(made, dtype):
     full = LatentDataset(made.path).batch(range(40))["latent"]
     half = LatentDataset(made.path, dtype=dtype).batch(range(40))["latent"]
     assert torch.equal(half, full.to(dtype))
@@ -183,7 +183,7 @@ def test_several_latent_columns_keep_their_names(tmp_path):
     assert list(LatentDataset(made.path)[0]) == ["latent_256", "latent_256_flip", "key", "label", "caption"]
 
 
-def test_a_single_latent_column_is_called_latent_whatever_its_name(tmp_path):
+def test_a_single_latent_column_is_called_latent(tmp_path):
     made = make_dataset(tmp_path / "out", 3, latents=("vae_output",))
     assert list(LatentDataset(made.path)[0]) == ["latent", "key", "label", "caption"]
     assert list(LatentDataset(made.path, columns=["label", "vae_output"])[0]) == ["label", "latent"]
@@ -196,7 +196,7 @@ def test_labels_stored_as_text_are_integers(tmp_path):
     assert dataset.batch(range(5))["label"].tolist() == made.labels.tolist()
 
 
-def test_a_label_that_is_no_number_is_named(tmp_path):
+def test_a_label_that_is_not_a_number_is_named_in_the_error(tmp_path):
     with mds.Writer(tmp_path / "out", {"latent": "ndarray:uint8:1,2,2", "label": "str"}) as writer:
         writer.write({"latent": np.zeros((1, 2, 2), np.uint8), "label": "cat"})
     recipe = _recipe({"latent": _latent(), "label": {"from": "label", "encoding": "str"}})
@@ -204,7 +204,7 @@ def test_a_label_that_is_no_number_is_named(tmp_path):
         LatentDataset(tmp_path / "out", recipe=recipe)[0]
 
 
-def test_a_transform_takes_the_place_of_each_sample(made):
+def test_a_transform_replaces_each_sample(made):
     dataset = LatentDataset(made.path, transform=_doubled)
     plain = LatentDataset(made.path)
     assert torch.equal(dataset[3]["latent"], 2 * plain[3]["latent"])
@@ -216,7 +216,7 @@ def _doubled(sample):
     return sample | {"latent": 2 * sample["latent"]}
 
 
-# LATENTQ_SWEEP=1 tries every combination; a few of them show each choice at work.
+# LATENTQ_SWEEP=1 tries every combination; by default a few cover each choice once.
 WORKERS = (
     list(itertools.product(["fork", "spawn", "forkserver"], [1, 2], [True, False], [True, False]))
     if os.environ.get("LATENTQ_SWEEP")
@@ -228,7 +228,7 @@ WORKERS = (
 @pytest.mark.parametrize(("method", "workers", "persistent", "pin"), WORKERS)
 def test_workers_give_every_sample(made, method, workers, persistent, pin):
     dataset = LatentDataset(made.path)
-    _ = dataset[0]  # files are open in the parent
+    _ = dataset[0]  # opens files in the parent
     loader = DataLoader(
         dataset,
         batch_size=7,
@@ -245,7 +245,7 @@ def test_workers_give_every_sample(made, method, workers, persistent, pin):
 
 
 def test_a_worker_that_is_killed_is_an_error_and_no_hang(made):
-    # In a process of its own: torch raises from a signal handler, which would also hit whatever runs next.
+    # In a subprocess: torch raises from a signal handler, which would also hit the next test.
     done = subprocess.run([sys.executable, "-c", KILLED, made.path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert re.search(r"RuntimeError: DataLoader worker .*(exited unexpectedly|killed by signal)", done.stderr)
@@ -267,7 +267,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("opened", [True, False])
-def test_a_shard_cut_short_is_an_error_that_names_it(tmp_path, opened):
+def test_a_truncated_shard_is_an_error_that_names_it(tmp_path, opened):
     made = make_dataset(tmp_path / "out", 40, size_limit=1 << 11)
     dataset = LatentDataset(made.path)
     shard = sorted(made.path.glob("*.mds"))[-1]
@@ -283,7 +283,7 @@ def test_a_shard_cut_short_is_an_error_that_names_it(tmp_path, opened):
         list(DataLoader(dataset, batch_size=8, num_workers=1))
 
 
-def test_persistent_workers_go_on_after_a_loop_that_was_left(made):
+def test_persistent_workers_survive_a_loop_left_early(made):
     dataset = LatentDataset(made.path)
     options = {"batch_size": 7, "num_workers": 1, "persistent_workers": True, "collate_fn": dataset.collate}
     loader = DataLoader(dataset, **options, drop_last=True)
@@ -305,14 +305,14 @@ def test_workers_give_the_same_with_collate(made, method, workers, persistent, p
         collate_fn=dataset.collate,
     )
     for _ in range(2):
-        batches = list(loader)  # all are kept, so that what one lies in is not another's
-        assert all(type(batch) is dict for batch in batches)
+        batches = list(loader)  # all are kept, so that no two may share memory
+        assert all(isinstance(batch, dict) for batch in batches)
         np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
         assert torch.cat([b["label"] for b in batches]).tolist() == made.labels.tolist()
         assert [key for b in batches for key in b["key"]] == made.keys
 
 
-def test_what_a_worker_makes_of_a_batch_is_what_arrives(made):
+def test_a_batch_changed_in_a_worker_arrives_changed(made):
     def changed(samples):
         batch = dataset.collate(samples)
         batch["latent"] = 2 * batch["latent"]
@@ -339,18 +339,16 @@ def test_a_batch_that_a_worker_sends_twice_is_an_error_and_no_hang(made):
         next(batches)
 
 
-def test_the_memory_that_workers_share_is_used_again_and_let_go(made):
+def test_memory_shared_with_workers_is_reused_and_released(made):
     dataset = LatentDataset(made.path)
     options = {"batch_size": 2, "collate_fn": dataset.collate, "num_workers": 2}
     for _ in range(3):
         assert len(list(DataLoader(dataset, **options))) == 20
-        assert len(sending._workers) <= 2 + len(multiprocessing.active_children())
-        assert all(
-            len(worker.blocks) <= 4 for worker in sending._workers.values()
-        )  # two batches ahead, and two at hand
+        assert len(workers._senders) <= 2 + len(multiprocessing.active_children())
+        assert all(len(sender.blocks) <= 4 for sender in workers._senders.values())  # two prefetched, two in use
 
 
-def test_a_dataset_pickles_small_and_works_after_it(made):
+def test_a_dataset_pickles_small_and_reads_after_unpickling(made):
     dataset = LatentDataset(made.path)
     _ = dataset[0]
     data = pickle.dumps(dataset)
@@ -371,14 +369,14 @@ def _label(task):
     return dataset[i]["label"]
 
 
-def test_a_dataset_says_what_it_is(made):
+def test_the_repr_names_path_count_and_shape(made):
     text = repr(LatentDataset(made.path))
     assert str(made.path) in text
     assert "40 samples" in text
     assert "(3, 4, 5)" in text
 
 
-def test_a_dataset_that_is_not_finished_says_how_far_it_is(tmp_path, made):
+def test_an_unfinished_dataset_is_refused_with_its_progress(tmp_path, made):
     unfinished = replace(
         made.card,
         counts=None,
@@ -410,7 +408,7 @@ def test_a_card_that_counts_other_samples_than_the_index_is_refused(tmp_path, ma
         LatentDataset(tmp_path / "out")
 
 
-def test_what_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
+def test_a_folder_that_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     shutil.copytree(made.path, tmp_path / "broken")
@@ -447,12 +445,12 @@ def test_a_dataset_without_samples_is_refused(tmp_path):
         ({"recipe": "imagenet.int8"}, ValueError, "has a card"),
     ],
 )
-def test_bad_arguments_say_what_there_is(made, options, error, text):
+def test_bad_arguments_are_refused_with_the_valid_choices(made, options, error, text):
     with pytest.raises(error, match=text):
         LatentDataset(made.path, **options)
 
 
-# Foreign data: folders that have no card.
+# Folders without a card, as other tools write them.
 
 
 def _latent(**fields):
@@ -466,7 +464,7 @@ def _recipe(columns):
 
 @pytest.fixture(scope="module")
 def imagenet_int8(tmp_path_factory):
-    """A folder as the published one: a raw `uint8` column, labels as text, no card."""
+    """A folder like the published imagenet.int8: a raw `uint8` column, labels as text, no card."""
     path = tmp_path_factory.mktemp("int8") / "out"
     codes = np.random.default_rng(0).integers(0, 256, (6, 4, 32, 32), np.uint8)
     columns = {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
@@ -476,7 +474,7 @@ def imagenet_int8(tmp_path_factory):
     return path, codes
 
 
-def test_imagenet_int8_opens_by_its_recipe(imagenet_int8):
+def test_imagenet_int8_opens_with_its_recipe(imagenet_int8):
     path, codes = imagenet_int8
     dataset = LatentDataset(path, recipe="imagenet.int8")
     assert dataset.card is None
@@ -486,21 +484,21 @@ def test_imagenet_int8_opens_by_its_recipe(imagenet_int8):
     np.testing.assert_allclose(batch["latent"], codes / 255.0 * 28 - 14, atol=2e-6)
 
 
-def test_imagenet_int8_with_the_range_its_page_decodes_by(imagenet_int8):
+def test_imagenet_int8_opens_with_the_range_of_its_page(imagenet_int8):
     path, codes = imagenet_int8
     page = Quantizer.uniform(-12.0, 12.0, channels=4)
     latents = LatentDataset(path, recipe="imagenet.int8", quantizer=page).batch(range(6))["latent"]
     np.testing.assert_allclose(latents, (codes / 255.0 - 0.5) * 24, atol=2e-6)
 
 
-def test_a_quantizer_of_other_channels_is_refused(imagenet_int8):
+def test_a_quantizer_with_other_channels_is_refused(imagenet_int8):
     wrong = Quantizer.uniform(-12.0, 12.0, channels=3)
-    with pytest.raises(MismatchError, match="4 channels, and its quantiser 3"):
+    with pytest.raises(MismatchError, match="4 channels, and its quantizer 3"):
         LatentDataset(imagenet_int8[0], recipe="imagenet.int8", quantizer=wrong)
 
 
 @pytest.mark.parametrize("scale", ["scaled", "normalized"])
-def test_without_a_card_there_is_no_other_scale(imagenet_int8, scale):
+def test_other_scales_need_a_card(imagenet_int8, scale):
     with pytest.raises(LatentqError, match=r"needs the .* of a card"):
         LatentDataset(imagenet_int8[0], recipe="imagenet.int8", scale=scale)
 
@@ -510,7 +508,7 @@ def test_a_recipe_for_other_columns_is_refused(imagenet_int8):
         LatentDataset(imagenet_int8[0], recipe=_recipe({"latent": _latent()}))
 
 
-def test_a_recipe_must_say_shape_and_range(imagenet_int8):
+def test_a_recipe_without_shape_or_range_is_refused(imagenet_int8):
     for column, text in (
         (_latent(encoding="raw:uint8"), "does not say the shape"),
         (_latent(quantizer={"kind": "affine"}), "give a quantizer"),
@@ -519,7 +517,7 @@ def test_a_recipe_must_say_shape_and_range(imagenet_int8):
             LatentDataset(imagenet_int8[0], recipe=_recipe({"vae_output": column}))
 
 
-def test_values_of_another_length_than_the_recipe_says_are_an_error(imagenet_int8):
+def test_values_of_another_length_than_the_recipes_are_an_error(imagenet_int8):
     recipe = _recipe({"vae_output": _latent(encoding="raw:uint8", shape=[4, 32, 31])})
     with pytest.raises((LatentqError, ValueError), match="4096"):
         LatentDataset(imagenet_int8[0], recipe=recipe)[0]
@@ -532,7 +530,7 @@ def test_importing_latentq_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_picture_of_a_sample_is_decoded_whatever_the_scale(made):
+def test_a_sample_is_decoded_to_the_same_picture_in_every_scale(made):
     pixels = {}
     for scale in ("raw", "scaled", "normalized"):
         toy = Toy()
@@ -552,5 +550,5 @@ class Toy:
 
 def test_without_a_card_decoding_needs_an_autoencoder(imagenet_int8):
     dataset = LatentDataset(imagenet_int8[0], recipe="imagenet.int8")
-    with pytest.raises(LatentqError, match="say which autoencoder decodes it"):
+    with pytest.raises(LatentqError, match="to name an autoencoder: give one"):
         dataset.decode(0)

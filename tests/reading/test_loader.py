@@ -1,4 +1,4 @@
-"""LatentLoader: the right batches, once each, in an order that can be resumed; and a clean end."""
+"""LatentLoader: each sample once, in an order that can be resumed, and no thread left at the end."""
 
 import json
 import signal
@@ -19,6 +19,7 @@ from conftest import heed_interrupts
 from latentq import LatentDataset
 from latentq.reading import buffers
 from latentq.reading.loader import LatentLoader
+from latentq.reading.order import Order
 from support.making import make_dataset
 
 
@@ -33,7 +34,7 @@ def dataset(made):
 
 
 class Numbers:
-    """A source of which a sample is its own number, so that many epochs cost nothing."""
+    """A source whose samples are their own indices, so that many epochs cost nothing."""
 
     transform = None
 
@@ -52,11 +53,14 @@ class Numbers:
     def batch(self, indices, **_):
         return self.read(indices)
 
-    def ahead(self, **_):
+    def native_gatherer(self, **_):
         return None
 
+    def order(self, shuffle, seed):
+        return Order((self.size,), (self.size,), shuffle, seed)
 
-def test_batches_come_in_order_and_hold_what_the_dataset_holds(made, dataset):
+
+def test_batches_come_in_order_and_hold_the_datasets_values(made, dataset):
     loader = dataset.loader(16)
     batches = list(loader)
     assert len(batches) == len(loader) == 3
@@ -89,7 +93,7 @@ def test_a_shuffled_epoch_has_every_sample_once_each_with_its_own_label(made, da
     assert [made.keys.index(key) for b in other for key in b["key"]] != orders[0]
 
 
-def test_drop_last_leaves_out_the_batch_that_is_not_full(dataset):
+def test_drop_last_skips_the_batch_that_is_not_full(dataset):
     loader = dataset.loader(16, drop_last=True)
     assert [len(b["label"]) for b in loader] == [16, 16]
     assert len(loader) == 2
@@ -120,7 +124,7 @@ def _loaders(size, batch_size, world_size, **options):
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=run, epoch=st.integers(0, 3))
-def test_on_any_number_of_ranks_every_sample_comes_exactly_once_in_equally_many_steps(run, epoch):
+def test_any_number_of_ranks_takes_every_sample_once_in_the_same_number_of_steps(run, epoch):
     loaders = _loaders(**run)
     seen = []
     steps = set()
@@ -140,7 +144,7 @@ def test_on_any_number_of_ranks_every_sample_comes_exactly_once_in_equally_many_
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=run, stop=st.integers(0, 30))
-def test_what_is_resumed_goes_on_as_if_it_had_not_stopped(run, stop):
+def test_a_resumed_loader_continues_as_if_it_had_not_stopped(run, stop):
     for loader in _loaders(**run):
         undisturbed = [*_epoch(loader), *_epoch(loader)]
         again = LatentLoader(
@@ -160,7 +164,7 @@ def test_what_is_resumed_goes_on_as_if_it_had_not_stopped(run, stop):
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=run, stop=st.integers(0, 30), world_size=st.integers(1, 9), batch_size=st.integers(1, 40))
-def test_a_resume_on_other_ranks_goes_on_with_the_same_global_order(run, stop, world_size, batch_size):
+def test_other_ranks_resume_the_same_global_order(run, stop, world_size, batch_size):
     run["drop_last"] = False
     order = [i for b in _loaders(**run | {"world_size": 1})[0] for i in b["latent"].tolist()]
     first = _loaders(**run)
@@ -182,7 +186,7 @@ def test_a_resume_on_other_ranks_goes_on_with_the_same_global_order(run, stop, w
     assert states[0]["position"] == min(stop * run["batch_size"] * run["world_size"], run["size"])
 
 
-def test_what_is_dropped_at_the_end_is_not_taken_up_by_another_number_of_ranks():
+def test_a_dropped_last_batch_is_not_resumed_by_another_number_of_ranks():
     loader = LatentLoader(Numbers(10), 4, drop_last=True)
     iterator = iter(loader)
     next(iterator)
@@ -194,13 +198,13 @@ def test_what_is_dropped_at_the_end_is_not_taken_up_by_another_number_of_ranks()
     assert other.epoch == 1
 
 
-def test_an_iteration_that_was_left_starts_again_at_the_start_of_its_epoch(dataset):
+def test_an_iteration_left_early_restarts_its_epoch(dataset):
     loader = dataset.loader(16, shuffle=True)
     first = next(iter(loader))
     assert next(iter(loader))["key"] == first["key"]
 
 
-def test_an_iteration_that_gave_its_whole_epoch_but_was_not_asked_for_more_is_done(dataset):
+def test_an_iteration_that_zip_ended_counts_as_a_whole_epoch(dataset):
     loader = dataset.loader(4, shuffle=True, seed=3)
     whole = dataset.loader(4, shuffle=True, seed=3)
     epochs = [[batch["key"] for batch in whole] for _ in range(3)]
@@ -211,7 +215,7 @@ def test_an_iteration_that_gave_its_whole_epoch_but_was_not_asked_for_more_is_do
 
 
 @pytest.mark.parametrize("transform", [None, "dict"])
-def test_a_loader_that_lives_when_the_interpreter_ends_says_nothing(made, transform):
+def test_a_loader_alive_at_the_interpreters_end_prints_nothing(made, transform):
     code = (
         "import sys; from latentq import LatentDataset; "
         f"batches = iter(LatentDataset(sys.argv[1], transform={transform}).loader(4)); next(batches)"
@@ -222,9 +226,9 @@ def test_a_loader_that_lives_when_the_interpreter_ends_says_nothing(made, transf
 
 def test_a_state_of_another_order_is_refused(dataset):
     state = dataset.loader(4, shuffle=True, seed=1).state_dict()
-    with pytest.raises(ValueError, match="seed 1, and this one has 2"):
+    with pytest.raises(ValueError, match="seed 1, and this loader has 2"):
         dataset.loader(4, shuffle=True, seed=2).load_state_dict(state)
-    with pytest.raises(ValueError, match="shuffle True, and this one has False"):
+    with pytest.raises(ValueError, match="shuffle True, and this loader has False"):
         dataset.loader(4, seed=1).load_state_dict(state)
 
 
@@ -246,7 +250,7 @@ def test_two_iterations_at_once_each_give_the_whole_epoch(made, dataset):
     assert loader.epoch == 1
 
 
-def test_a_dataset_smaller_than_a_batch_is_one_batch_and_an_empty_one_is_none(dataset):
+def test_a_small_dataset_is_one_batch_and_an_empty_dataset_none(dataset):
     assert [len(b["label"]) for b in dataset.loader(1000, shuffle=True)] == [40]
     assert list(dataset.loader(1000, drop_last=True)) == []
     empty = LatentLoader(Numbers(0), 4, shuffle=True)
@@ -285,7 +289,7 @@ def test_bad_arguments_are_refused(dataset, options, text):
 
 
 def _threads():
-    """The loader's threads, Python's and the core's. One that has ended may be listed a moment longer."""
+    """Lists the loader's threads, Python's and the core's. A thread that has ended may be listed a moment longer."""
     for _ in range(100):
         names = [thread.name for thread in threading.enumerate()]
         names += [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
@@ -324,7 +328,7 @@ def test_an_error_while_reading_reaches_the_loop_after_the_batches_before_it():
     assert not _threads()
 
 
-def test_no_more_batches_are_prepared_than_prefetch_says():
+def test_prefetch_bounds_the_number_of_prepared_batches():
     class Counting(Numbers):
         count = 0
 
@@ -371,20 +375,20 @@ def test_dropouts_are_functions_of_seed_epoch_and_sample(dataset, made):
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
-from latentq import LatentDataset, buffers
+from latentq import LatentDataset
 loader = LatentDataset(sys.argv[1]).loader(1, threads=2)
 try:
     while True:
         for batch in loader:
             print("running", flush=True)
 except KeyboardInterrupt:
-    time.sleep(0.1)  # an ended thread may be listed a moment longer
+    time.sleep(0.1)  # a thread that has ended may be listed a moment longer
     names = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
     print("left:", [name for name in names if name.startswith("latentq")], flush=True)
 """
 
 
-def test_an_interrupt_ends_a_loop_at_once_and_leaves_no_thread(made):
+def test_an_interrupt_ends_a_loop_and_leaves_no_thread(made):
     command = [sys.executable, "-c", INTERRUPTED, str(made.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         assert process.stdout.readline() == "running\n"
@@ -394,14 +398,14 @@ def test_an_interrupt_ends_a_loop_at_once_and_leaves_no_thread(made):
     assert process.returncode == 0
 
 
-def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset, monkeypatch):
+def test_kept_tensors_stay_unchanged_while_memory_is_reused(made, dataset, monkeypatch):
     monkeypatch.setattr(buffers, "_SMALL", 0)
     loader = dataset.loader(4, shuffle=True, threads=2, prefetch=2)
     kept, where = [], set()
     for _ in range(5):
         for batch in loader:
             where.add(batch["latent"].data_ptr())
-            if len(kept) < 3:  # a view, and an array that shares the view's memory, each outlive their batch
+            if len(kept) < 3:  # a view and an array of its memory outlive their batch
                 kept.append((batch["key"][1], batch["latent"][1], batch["latent"][1].numpy()))
     for key, view, array in kept:
         expected = made.values[made.keys.index(key)]
@@ -410,7 +414,7 @@ def test_what_is_kept_of_a_batch_stays_while_memory_is_used_again(made, dataset,
     assert len(where) < 20  # of 50 batches
 
 
-def test_a_state_is_of_plain_numbers_whatever_numbers_the_loader_was_given(dataset):
+def test_a_state_is_json_even_if_the_loader_was_given_numpy_numbers(dataset):
     loader = dataset.loader(np.int64(4), shuffle=True, seed=np.int64(3))
     loader.set_epoch(np.int64(1))
     iterator = iter(loader)
@@ -427,7 +431,7 @@ def test_a_state_is_of_plain_numbers_whatever_numbers_the_loader_was_given(datas
     "change",
     [{"position": -5}, {"position": 41}, {"epoch": "1"}, {"position": None}, {"seed": 99}, {"sizes": [1]}, {"more": 1}],
 )
-def test_a_state_that_makes_no_sense_is_refused(dataset, change):
+def test_an_invalid_state_is_refused(dataset, change):
     loader = dataset.loader(4)
     with pytest.raises(ValueError, match="state"):
         loader.load_state_dict({**loader.state_dict(), **change})

@@ -1,4 +1,4 @@
-"""LatentMixture: exact shares, one order, and no mixing of what does not go together."""
+"""LatentMixture: exact shares, one order, and no mixing of datasets that differ."""
 
 from collections import Counter
 
@@ -23,7 +23,7 @@ def _mixture(parts, weights=None, **options):
     return LatentMixture([LatentDataset(part.path, **options) for part in parts], weights)
 
 
-def test_samples_are_numbered_through(parts):
+def test_samples_are_numbered_consecutively(parts):
     mixture = _mixture(parts)
     assert len(mixture) == 60
     values = np.concatenate([part.values for part in parts])
@@ -84,13 +84,13 @@ def test_a_mixture_resumes_where_it_stopped(parts):
     [
         ({"weights": "sha256:2"}, r"has autoencoder toy \(weights sha256:2, .*has toy \(weights sha256:1"),
         ({"shape": (3, 4, 4)}, r"has shape of 'latent' \(3, 4, 4\), .*\(3, 4, 5\)"),
-        ({"low": -4.0}, r"has quantiser of 'latent' 8-bit affine \(-4 to 2\.5, .*\(-3 to 2\.5"),
-        ({"bits": 6}, r"has quantiser of 'latent' 6-bit affine .*8-bit affine"),
+        ({"low": -4.0}, r"has quantizer of 'latent' 8-bit affine \(-4 to 2\.5, .*\(-3 to 2\.5"),
+        ({"bits": 6}, r"has quantizer of 'latent' 6-bit affine .*8-bit affine"),
         ({"scaled": True}, r"has stored scale of 'latent' scaled, .*raw"),
         ({"latents": ("a", "b")}, r"has columns a, b, caption, key, label, .*latent"),
     ],
 )
-def test_what_does_not_go_with_the_first_is_refused_in_one_line(parts, tmp_path, options, text):
+def test_a_dataset_that_differs_from_the_first_is_refused_in_one_line(parts, tmp_path, options, text):
     other = make_dataset(tmp_path / "other", 5, **options)
     with pytest.raises(MismatchError, match=text) as caught:
         _mixture([parts[0], other])
@@ -99,7 +99,7 @@ def test_what_does_not_go_with_the_first_is_refused_in_one_line(parts, tmp_path,
     assert str(parts[0].path) in str(caught.value)
 
 
-def test_datasets_read_in_different_ways_are_refused(parts):
+def test_datasets_with_different_scales_or_dtypes_are_refused(parts):
     first = LatentDataset(parts[0].path)
     for options, text in (({"scale": "scaled"}, "scale scaled"), ({"dtype": torch.float16}, r"dtype torch\.float16")):
         with pytest.raises(MismatchError, match=text):
@@ -112,7 +112,7 @@ def test_bad_weights_are_refused(parts, weights):
         _mixture(parts, weights)
 
 
-def test_weights_may_be_numbers_of_numpy_and_torch_and_datasets_an_iterator(parts):
+def test_weights_may_be_arrays_and_datasets_an_iterator(parts):
     expected = _mixture(parts, [1, 2, 3]).shares
     assert _mixture(parts, np.array([1, 2, 3], np.float32)).shares == expected
     assert _mixture(parts, torch.tensor([1.0, 2.0, 3.0])).shares == expected

@@ -1,20 +1,20 @@
-"""The order of samples: every one exactly once, at any number of ranks, resumed anywhere."""
+"""The order of samples: each exactly once, for any number of ranks, from any position."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentq.reading.order import Order, bernoulli, permute, shares_of, slice_of
+from latentq.reading.order import Order, bernoulli, permute, rank_slice, shares_of
 
 
 @given(size=st.integers(1, 3000), seed=st.lists(st.integers(0, 2**63), min_size=1, max_size=3))
-def test_a_permutation_has_every_index_once(size, seed):
+def test_a_permutation_has_each_index_once(size, seed):
     assert np.array_equal(np.sort(permute(np.arange(size), size, seed)), np.arange(size))
 
 
 @given(size=st.integers(2**40, 2**61), start=st.integers(0, 2**39))
-def test_a_permutation_of_any_size_is_computed_for_a_few_positions_alone(size, start):
+def test_a_huge_permutation_is_computed_for_a_few_positions(size, start):
     positions = np.arange(start, start + 100)
     indices = permute(positions, size, (1,))
     assert len(np.unique(indices)) == 100
@@ -24,7 +24,7 @@ def test_a_permutation_of_any_size_is_computed_for_a_few_positions_alone(size, s
 
 
 @pytest.mark.parametrize("size", [5, 64, 1000])
-def test_over_seeds_every_position_takes_every_index_equally_often(size):
+def test_over_many_seeds_each_position_takes_each_index_equally_often(size):
     positions = [0, size // 2, size - 1]
     seeds = 200 * 20
     seen = np.array([permute(np.array(positions), size, (seed,)) for seed in range(seeds)])
@@ -36,7 +36,7 @@ def test_over_seeds_every_position_takes_every_index_equally_often(size):
         assert chi_square < cells - 1 + 5 * np.sqrt(2 * (cells - 1))
 
 
-def test_neighbours_do_not_stay_neighbours():
+def test_neighbors_do_not_stay_neighbors():
     indices = permute(np.arange(100_000), 100_000, (7,))
     steps = np.diff(indices)
     assert np.mean(np.abs(steps)) == pytest.approx(100_000 / 3, rel=0.02)
@@ -50,7 +50,7 @@ def test_neighbours_do_not_stay_neighbours():
     seed=st.integers(0, 1000),
     epochs=st.integers(1, 4),
 )
-def test_a_mixture_takes_its_shares_exactly_and_no_sample_twice_before_every_other_once(
+def test_a_mixture_takes_exact_shares_and_repeats_no_sample_before_all_others_came(
     shares, sizes, shuffle, seed, epochs
 ):
     sizes = sizes[: len(shares)]
@@ -79,8 +79,8 @@ def test_shares_sum_to_the_total_and_are_the_weights_to_within_one(weights, tota
 
 
 @given(start=st.integers(0, 1000), count=st.integers(1, 100), world_size=st.integers(1, 130))
-def test_ranks_share_a_batch_evenly_and_repeat_only_what_is_marked(start, count, world_size):
-    slices = [slice_of(start, start + count, rank, world_size) for rank in range(world_size)]
+def test_ranks_share_a_batch_evenly_and_mark_repeated_samples(start, count, world_size):
+    slices = [rank_slice(start, start + count, rank, world_size) for rank in range(world_size)]
     valid = np.concatenate([positions[valid] for positions, valid in slices])
     assert np.array_equal(np.sort(valid), np.arange(start, start + count))
     lengths = {len(positions) for positions, _ in slices}
@@ -90,7 +90,7 @@ def test_ranks_share_a_batch_evenly_and_repeat_only_what_is_marked(start, count,
     assert all(start <= p < start + count for positions, _ in slices for p in positions)
 
 
-def test_dropout_is_a_function_of_the_index_and_has_its_probability():
+def test_dropout_is_a_function_of_the_index_with_the_given_probability():
     indices = np.arange(100_000)
     drop = bernoulli(indices, 0.1, (3, 1))
     assert drop.mean() == pytest.approx(0.1, abs=0.005)

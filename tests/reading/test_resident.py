@@ -1,4 +1,4 @@
-"""ResidentDataset: the same batches from memory, and no more memory than there is."""
+"""ResidentDataset: the same batches from memory, and no more memory than is free."""
 
 import numpy as np
 import pytest
@@ -16,50 +16,50 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["affine", "codebook", "float16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_batches_are_those_of_the_files(tmp_path, kind, dtype):
+def test_batches_equal_those_read_from_files(tmp_path, kind, dtype):
     made = make_dataset(tmp_path / "out", 40, kind=kind)
     dataset = LatentDataset(made.path, columns=["latent", "label"], dtype=dtype, scale="scaled")
-    held = dataset.to_device("cpu")
-    for mine, theirs in zip(held.loader(16, shuffle=True), dataset.loader(16, shuffle=True), strict=True):
+    resident_dataset = dataset.to_device("cpu")
+    for mine, theirs in zip(resident_dataset.loader(16, shuffle=True), dataset.loader(16, shuffle=True), strict=True):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_it_is_a_map_style_dataset_too(made):
-    held = LatentDataset(made.path).to_device("cpu")
-    assert len(held) == 40
-    assert held[-1]["label"] == made.labels[-1]
-    np.testing.assert_allclose(held[7]["latent"], made.values[7], atol=2e-6)
-    np.testing.assert_allclose(held.batch(torch.tensor([3, 1]))["latent"], made.values[[3, 1]], atol=2e-6)
+def test_it_is_a_map_style_dataset(made):
+    resident_dataset = LatentDataset(made.path).to_device("cpu")
+    assert len(resident_dataset) == 40
+    assert resident_dataset[-1]["label"] == made.labels[-1]
+    np.testing.assert_allclose(resident_dataset[7]["latent"], made.values[7], atol=2e-6)
+    np.testing.assert_allclose(resident_dataset.batch(torch.tensor([3, 1]))["latent"], made.values[[3, 1]], atol=2e-6)
     with pytest.raises(IndexError):
-        held[40]
-    np.testing.assert_allclose(held.batch(torch.tensor([-1]))["latent"], made.values[[-1]], atol=2e-6)
+        resident_dataset[40]
+    np.testing.assert_allclose(resident_dataset.batch(torch.tensor([-1]))["latent"], made.values[[-1]], atol=2e-6)
     with pytest.raises(IndexError, match="index 40 is out of range"):
-        held.batch(torch.tensor([3, 40]))
+        resident_dataset.batch(torch.tensor([3, 40]))
 
 
-def test_columns_of_strings_are_not_even_read(made, monkeypatch):
+def test_columns_of_strings_are_not_read(made, monkeypatch):
     dataset = LatentDataset(made.path)
     read = []
     gatherer = LatentDataset.gatherer
     monkeypatch.setattr(
         LatentDataset, "gatherer", lambda self, **options: read.append(options["names"]) or gatherer(self, **options)
     )
-    held = dataset.to_device("cpu")
+    resident_dataset = dataset.to_device("cpu")
     assert read == [("latent", "label")]
-    assert held[[2, 1]]["label"].tolist() == made.labels[[2, 1]].tolist()
+    assert resident_dataset[[2, 1]]["label"].tolist() == made.labels[[2, 1]].tolist()
 
 
 def test_packed_codes_stay_packed_in_memory(tmp_path):
     made = make_dataset(tmp_path / "out", 10, bits=4)
     dataset = LatentDataset(made.path)
     assert dataset.resident_bytes == 10 * (3 * 4 * 5 // 2 + 8)
-    held = dataset.to_device("cpu")
-    assert sum(column.nbytes for column in held.columns.values()) == dataset.resident_bytes
-    np.testing.assert_allclose(held.batch(range(10))["latent"], made.values, atol=2e-6)
+    resident_dataset = dataset.to_device("cpu")
+    assert sum(column.nbytes for column in resident_dataset.columns.values()) == dataset.resident_bytes
+    np.testing.assert_allclose(resident_dataset.batch(range(10))["latent"], made.values, atol=2e-6)
 
 
-def test_what_does_not_fit_is_refused_beforehand(made, monkeypatch):
+def test_a_dataset_larger_than_free_memory_is_refused(made, monkeypatch):
     dataset = LatentDataset(made.path)
     monkeypatch.setattr(resident, "_free_bytes", lambda _: dataset.resident_bytes - 1)
     with pytest.raises(MemoryError, match=r"needs 0\.00 GB on cpu, where 0\.00 GB are free"):
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused_beforehand(made, monkeypatch):
     dataset.to_device("cpu")
 
 
-def test_the_memory_that_is_free_is_some_but_not_all():
+def test_free_memory_is_a_plausible_number():
     free = resident._free_bytes(torch.device("cpu"))
     assert 1 << 20 < free < 1 << 50
 

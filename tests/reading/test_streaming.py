@@ -1,4 +1,4 @@
-"""LatentStreamingDataset: mosaicml's machinery, latentq's samples."""
+"""LatentStreamingDataset: mosaicml-streaming's machinery, latentq's samples."""
 
 import json
 
@@ -12,7 +12,7 @@ from support.making import make_dataset
 
 streaming = pytest.importorskip("streaming")
 
-from latentq.reading.streaming import LatentStreamingDataset
+from latentq.reading.streaming import LatentStreamingDataset  # noqa: E402  (needs the optional package)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("made") / "out", 30, size_limit=1 << 10)
 
 
-def _same(sample, other):
+def _check_equal(sample, other):
     assert sample.keys() == other.keys()
     for name, value in sample.items():
         assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
@@ -39,7 +39,7 @@ def test_a_remote_dataset_gives_the_samples_of_a_local_one(made, tmp_path):
     local = LatentDataset(made.path, scale="scaled")
     assert len(remote) == 30
     for i in (0, 17, 29):
-        _same(remote[i], local[i])
+        _check_equal(remote[i], local[i])
     assert (tmp_path / "latents.toml").read_bytes() == (made.path / "latents.toml").read_bytes()
 
 
@@ -61,33 +61,33 @@ def test_every_kind(tmp_path, kind):
     dataset = LatentStreamingDataset(local=str(made.path), batch_size=1, scale="normalized")
     local = LatentDataset(made.path, scale="normalized")
     for i in range(4):
-        _same(dataset[i], local[i])
+        _check_equal(dataset[i], local[i])
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6])
 def test_packed_codes_are_values_here_and_bytes_to_a_stock_reader(tmp_path, bits):
     made = make_dataset(tmp_path / "out", 4, bits=bits)
-    _same(LatentStreamingDataset(local=str(made.path), batch_size=1)[2], LatentDataset(made.path)[2])
+    _check_equal(LatentStreamingDataset(local=str(made.path), batch_size=1)[2], LatentDataset(made.path)[2])
     streaming.base.util.clean_stale_shared_memory()
     stored = streaming.StreamingDataset(local=str(made.path), batch_size=1)[2]["latent"]
     assert stored.dtype == np.uint8
     np.testing.assert_array_equal(stored, mds.Reader(made.path).gather([2], "latent")[0])
 
 
-def test_streams_that_agree_are_one_dataset_and_others_are_refused(made, tmp_path):
+def test_streams_that_agree_are_joined_and_others_are_refused(made, tmp_path):
     twin = make_dataset(tmp_path / "twin", 10, seed=1)
     other = make_dataset(tmp_path / "other", 10, weights="sha256:2")
     streams = [streaming.Stream(local=str(made.path)), streaming.Stream(local=str(twin.path))]
     both = LatentStreamingDataset(streams=streams, batch_size=1)
     assert len(both) == 40
-    _same(both[35], LatentDataset(twin.path)[5])
+    _check_equal(both[35], LatentDataset(twin.path)[5])
     streams = [streaming.Stream(local=str(made.path)), streaming.Stream(local=str(other.path))]
     streaming.base.util.clean_stale_shared_memory()
     with pytest.raises(MismatchError, match=r"sha256:2.*sha256:1"):
         LatentStreamingDataset(streams=streams, batch_size=1)
 
 
-def test_a_remote_without_a_card_says_so(made, tmp_path):
+def test_a_remote_without_a_card_is_an_error(made, tmp_path):
     make_dataset(tmp_path / "remote", 4)
     (tmp_path / "remote" / "latents.toml").unlink()
     with pytest.raises(LatentqError, match=r"has no latents\.toml"):

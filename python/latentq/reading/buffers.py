@@ -1,4 +1,4 @@
-"""Where the tensors of a batch lie."""
+"""Memory for the tensors of a batch: private, shared with another process, page-locked, or recycled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-# Makes a tensor of a shape and dtype, its values not set.
-Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
-
+# Allocates an uninitialized CPU tensor of a shape and dtype.
+Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 _NUMPY: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
@@ -24,40 +23,38 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.uint8: np.uint8,
     torch.int64: np.int64,
 }
-
-
-_SMALL = 1 << 14  # bytes, below which memory is used again by the allocator's own doing
+_SMALL = 1 << 14  # bytes; the system's allocator already recycles smaller blocks
 
 
 def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Fresh memory of this process."""
+    """Allocates memory that only this process sees."""
     return torch.empty(shape, dtype=dtype)
 
 
 def shareable(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Fresh memory; in a DataLoader's worker it is shared, so that sending the tensor copies nothing."""
+    """Allocates memory; in a DataLoader worker it is shared memory, so that sending the tensor copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
-    untyped: Any = torch.UntypedStorage  # its _new_shared, by which torch's own default_collate does the same
+    untyped: Any = torch.UntypedStorage  # default_collate, too, calls its _new_shared
     storage: torch.UntypedStorage = untyped._new_shared(prod(shape) * dtype.itemsize, device="cpu")
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Page-locked memory, from torch's own cache."""
+    """Allocates page-locked memory from torch's own cache."""
     return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
 class _Loan(weakref.ref[NDArray[Any]]):
-    """A lent array's weak reference, with the memory that becomes free when the array is gone."""
+    """A weak reference to a lent array, with the memory that becomes free when the array is gone."""
 
     memory: NDArray[np.uint8]
 
 
-class Recycled:
-    """Memory that is used again once nobody holds the tensor in it: fresh pages cost more than filling them.
+class RecycledMemory:
+    """An allocator that reuses the memory of tensors nobody refers to: new pages cost more than filling them.
 
-    Tensors may be asked for, kept and dropped by any thread.
+    Any thread may allocate, keep and drop tensors.
     """
 
     def __init__(self) -> None:
@@ -65,7 +62,7 @@ class Recycled:
         self._free: defaultdict[int, list[_Loan]] = defaultdict(list)
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in memory that was used before, or else in fresh memory."""
+        """Allocates a tensor, in memory used before if there is some of that size."""
         nbytes = prod(shape) * dtype.itemsize
         if nbytes < _SMALL:
             return torch.empty(shape, dtype=dtype)
@@ -76,9 +73,9 @@ class Recycled:
             del self._loans[id(ended)]
         except IndexError:
             memory = np.empty(nbytes, np.uint8)
-        # The tensor, and every view of it, keeps this array alive, and nothing else does. What is called when it is
-        # gone must be C alone: in Python code of a callback a Ctrl-C would be lost. Views are NumPy's, since torch's
-        # would hand the interpreter to another thread and wait for it.
+        # Only the tensor and its views keep this array alive. The callback that runs when it is gone must be C alone:
+        # a Ctrl-C during a Python callback would be lost. NumPy makes the view, since torch's would release the GIL
+        # and wait to reacquire it.
         lent = memory.view(_NUMPY[dtype]).reshape(shape)
         loan = _Loan(lent, free.append)
         loan.memory = memory

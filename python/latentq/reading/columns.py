@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,34 +18,78 @@ from latentq.format.options import FLOATS
 from latentq.quantizer import Quantizer
 
 Scale = Literal["raw", "scaled", "normalized"]
-
-
 FloatArray = NDArray[np.float64]
 
 
-class StoredColumn:
-    """What columns are unless they say otherwise: their bytes are not dequantised in one pass, by the core alone."""
+class EncodedColumn(Protocol):
+    """A column whose values are decoded from stored bytes: latents, tokens, embeddings or attention masks."""
+
+    @property
+    def stored(self) -> str:
+        """The column's name in the shards."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's value."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a stored sample."""
+
+    @property
+    def is_plain(self) -> bool:
+        """True if decoding is dequantizing, and nothing else."""
+
+    def direct_quantizer(self, dtype: torch.dtype) -> Quantizer | None:
+        """The quantizer that turns stored bytes into values of a dtype in one pass, or None if there is none."""
+
+    def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of values in a dataset whose latents have `dtype`."""
+
+    def decode(
+        self,
+        raw: torch.Tensor,
+        dtype: torch.dtype,
+        *,
+        out: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Decodes stored samples on their own device.
+
+        Args:
+            raw: uint8 (N, nbytes).
+            dtype: The dataset's dtype: float32, float16 or bfloat16; or uint8 for the codes themselves.
+            out: Where to write the result, if given: (N, *shape) of `decoded_dtype(dtype)`.
+            noise: For moments: standard normal float32 (N, *shape); None draws it by torch's own generator.
+
+        Returns:
+            (N, *shape) of `decoded_dtype(dtype)`.
+        """
+
+
+class _IndirectColumn:
+    """Shared by columns that no quantizer decodes in one pass."""
 
     is_plain: ClassVar[bool] = False
 
-    def direct(self, _dtype: torch.dtype) -> None:
-        """None: there is no quantiser that makes values of that type of stored samples in one pass."""
+    def direct_quantizer(self, _dtype: torch.dtype) -> None:
+        """None: decoding takes more than dequantizing."""
 
 
 @dataclass(frozen=True)
 class LatentColumn:
-    """One latent column, from stored bytes to values: value = (dequantised - shift) * factor, for each channel.
+    """A latent column: value = (dequantized - shift) * factor, for each channel.
 
-    Where it holds moments, the dequantised are drawn from them: mean + exp(log-variance / 2) * noise.
+    If the column holds moments, the dequantized latent is drawn from them: mean + exp(log-variance / 2) * noise.
 
     Attributes:
-        stored: Its name in the shards.
-        facts: Its shape, and the quantiser and statistics of what is stored.
-        moments: Whether that is means and log-variances.
-        scaled: Whether what is stored is already multiplied by the scaling factor.
-        quantizer: What the codes mean, `shift` and `factor` included where the codes are integers.
-        shift: Of float kinds; empty where it is 0.
-        factor: Of float kinds; empty where it is 1.
+        stored: The column's name in the shards.
+        facts: Its shape, quantizer and statistics, of the values as stored.
+        moments: True if it stores means and log-variances.
+        scaled: True if the stored values are already multiplied by the scaling factor.
+        quantizer: Dequantizes codes; includes `shift` and `factor` if the codes are integers.
+        shift: The shift of each channel of a float or moments column; empty if it is 0.
+        factor: The factor of each channel of a float or moments column; empty if it is 1.
     """
 
     stored: str
@@ -64,7 +108,7 @@ class LatentColumn:
 
     @property
     def is_float(self) -> bool:
-        """Whether the stored values are floats, not codes."""
+        """True if the stored values are floats, not codes."""
         return self.quantizer.kind in FLOATS
 
     @property
@@ -72,17 +116,17 @@ class LatentColumn:
         """The bytes of a stored sample."""
         return self.quantizer.packed_bytes(prod(self.facts.shape))
 
-    def decoded_type(self, dtype: torch.dtype) -> torch.dtype:
-        """The type of its values in a dataset of a dtype."""
+    def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dataset's dtype."""
         return dtype
 
     @property
     def is_plain(self) -> bool:
-        """Whether its values are made of codes, and nothing but dequantised."""
+        """True if values are dequantized codes, and nothing else."""
         return not (self.is_float or self.moments)
 
-    def direct(self, dtype: torch.dtype) -> Quantizer | None:
-        """What makes values of that type of stored samples in one pass; None where there is no such thing."""
+    def direct_quantizer(self, dtype: torch.dtype) -> Quantizer | None:
+        """The quantizer that turns stored bytes into values of a dtype in one pass, or None if there is none."""
         return self.quantizer if self.is_plain and dtype != torch.uint8 else None
 
     def decode(
@@ -93,19 +137,9 @@ class LatentColumn:
         out: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The values of stored samples, on the device where these are.
-
-        Args:
-            raw: uint8 (N, nbytes).
-            dtype: float32, float16 or bfloat16; or uint8, for the codes themselves.
-            out: Where to put them, of the result's shape and dtype.
-            noise: For moments: float32 (N, *shape), standard normal; None draws it by torch's own generator.
-
-        Returns:
-            (N, *shape) of the given dtype.
-        """
+        """Decodes stored samples: see `EncodedColumn.decode`."""
         shape = (len(raw), *self.facts.shape)
-        direct = self.direct(dtype)
+        direct = self.direct_quantizer(dtype)
         if direct is not None:
             values: torch.Tensor = direct.dequantize_packed(raw, shape, dtype=dtype, out=out)
             return values
@@ -120,43 +154,50 @@ class LatentColumn:
         return codes.to(dtype) if out is None else out.copy_(codes)
 
     def in_scale(self, path: Path, card: Card | None, scale: Scale) -> LatentColumn:
-        """This column with values in the scale asked for; what is stored stays as it is.
+        """Returns this column with its values in another scale; the stored bytes are the same.
 
         Args:
             path: The dataset, for messages.
-            card: Says the scaling factor and the shift factor.
-            scale: `raw` as the autoencoder gave them, `scaled` as (raw - shift factor) * scaling factor, or
-                `normalized` to mean 0 and standard deviation 1 in each channel.
+            card: Holds the scaling factor and the shift factor.
+            scale: `raw` for the autoencoder's own latents, `scaled` for (raw - shift factor) * scaling factor, or
+                `normalized` for mean 0 and standard deviation 1 in each channel.
+
+        Raises:
+            LatentqError: The scale needs a card that is missing, or moments are to be normalized.
         """
-        channels = self.shape[0]
-        if scale == "normalized":
-            statistics = self.facts.statistics
-            if self.moments:
-                raise LatentqError(f"{path}: column {self.stored!r} holds moments, and 'normalized' is for latents")
-            if statistics is None:
-                raise LatentqError(f"{path}: scale='normalized' needs the statistics of a card")
-            std = np.array(statistics.std)
-            shift, factor = np.array(statistics.mean), 1 / np.where(std > 0, std, 1)
-        elif self.scaled == (scale == "scaled"):
+        if scale != "normalized" and self.scaled == (scale == "scaled"):
             return replace(self, quantizer=self.facts.quantizer, shift=(), factor=())
-        elif card is None:
-            raise LatentqError(f"{path}: scale={scale!r} needs the scaling factor of a card")
-        else:
-            by, less = card.autoencoder.scaling_factor, card.autoencoder.shift_factor
-            one_shift, one_factor = (less, by) if scale == "scaled" else (-less * by, 1 / by)
-            shift, factor = np.full(channels, one_shift), np.full(channels, one_factor)
+        shift, factor = self._affine(path, card, scale)
         if self.is_float or self.moments:
             return replace(self, shift=tuple(shift.tolist()), factor=tuple(factor.tolist()))
         return replace(self, quantizer=_folded(self.facts.quantizer, shift, factor))
 
+    def _affine(self, path: Path, card: Card | None, scale: Scale) -> tuple[FloatArray, FloatArray]:
+        """Returns shift and factor of each channel, from stored values to those in a scale other than the stored."""
+        if scale == "normalized":
+            statistics = self.facts.statistics
+            if self.moments:
+                raise LatentqError(
+                    f"{path}: column {self.stored!r} holds moments; scale='normalized' needs a column of latents"
+                )
+            if statistics is None:
+                raise LatentqError(f"{path}: scale='normalized' needs the statistics of a card")
+            std = np.array(statistics.std)
+            return np.array(statistics.mean), 1 / np.where(std > 0, std, 1)
+        if card is None:
+            raise LatentqError(f"{path}: scale={scale!r} needs the scaling factor of a card")
+        scaling, offset = card.autoencoder.scaling_factor, card.autoencoder.shift_factor
+        shift, factor = (offset, scaling) if scale == "scaled" else (-offset * scaling, 1 / scaling)
+        return np.full(self.shape[0], shift), np.full(self.shape[0], factor)
+
 
 @dataclass(frozen=True)
-class TokenColumn(StoredColumn):
-    """One column of tokens, from stored bytes to int64.
+class TokenColumn(_IndirectColumn):
+    """A column of tokens: indices of a code book, decoded to int64.
 
     Attributes:
-        stored: Its name in the shards.
-        facts: Its shape, stored type and code book.
+        stored: The column's name in the shards.
+        facts: Its shape, stored dtype and code book size.
     """
 
     stored: str
@@ -172,13 +213,20 @@ class TokenColumn(StoredColumn):
         """The bytes of a stored sample."""
         return prod(self.shape) * np.dtype(self.facts.dtype).itemsize
 
-    def decoded_type(self, _dtype: torch.dtype) -> torch.dtype:
+    def decoded_dtype(self, _dtype: torch.dtype) -> torch.dtype:
         """int64, whatever the dtype of latents."""
         return torch.int64
 
-    def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The tokens of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) int64."""
-        if self.facts.dtype == "uint16":  # of which torch can do little
+    def decode(
+        self,
+        raw: torch.Tensor,
+        _dtype: torch.dtype = torch.int64,
+        *,
+        out: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,  # noqa: ARG002  (EncodedColumn's signature)
+    ) -> torch.Tensor:
+        """Decodes stored samples, uint8 (N, nbytes), to int64 (N, *shape)."""
+        if self.facts.dtype == "uint16":  # torch has few operations for uint16
             tokens = raw.view(torch.int16).to(torch.int64) & 0xFFFF
         else:
             tokens = raw.view(torch.int32).to(torch.int64)
@@ -187,12 +235,12 @@ class TokenColumn(StoredColumn):
 
 
 @dataclass(frozen=True)
-class EmbeddingColumn(StoredColumn):
-    """One column of caption or pooled embeddings, from stored bytes to values.
+class EmbeddingColumn(_IndirectColumn):
+    """A column of caption embeddings or pooled embeddings.
 
     Attributes:
-        stored: Its name in the shards.
-        facts: Its shape and quantiser.
+        stored: The column's name in the shards.
+        facts: Its shape and quantizer.
     """
 
     stored: str
@@ -208,14 +256,21 @@ class EmbeddingColumn(StoredColumn):
         """The bytes of a stored sample."""
         return self.facts.nbytes
 
-    def decoded_type(self, dtype: torch.dtype) -> torch.dtype:
-        """The type of its values in a dataset of a dtype."""
+    def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dataset's dtype."""
         return dtype
 
-    def decode(self, raw: torch.Tensor, dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The values of stored samples, uint8 (N, nbytes), on the device where these are: (N, *shape) of the dtype."""
+    def decode(
+        self,
+        raw: torch.Tensor,
+        dtype: torch.dtype,
+        *,
+        out: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,  # noqa: ARG002  (EncodedColumn's signature)
+    ) -> torch.Tensor:
+        """Decodes stored samples, uint8 (N, nbytes), to (N, *shape) of the dtype."""
         quantizer, shape = self.facts.quantizer, (len(raw), *self.shape)
-        rows = (len(raw) * self.facts.rows, self.shape[-1])  # each vector is a sample of the quantiser
+        rows = (len(raw) * self.facts.rows, self.shape[-1])  # each vector is a sample of the quantizer
         flat = raw.reshape(rows[0], -1)
         if quantizer.kind in FLOATS or dtype == torch.uint8:
             values = quantizer.unpack(flat, rows).reshape(shape)
@@ -224,18 +279,23 @@ class EmbeddingColumn(StoredColumn):
         values = quantizer.dequantize_packed(flat, rows, dtype=dtype, out=flat_out)
         return values.reshape(shape) if out is None else out
 
-    def of_array(self, codes: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
-        """The values of one sample's codes, of this shape. Raises ValueError or TypeError where it is another's."""
+    def from_array(self, codes: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+        """Decodes one sample's codes, an array of this column's shape.
+
+        Raises:
+            ValueError: The array has another shape or dtype.
+            TypeError: The same.
+        """
         packed = self.facts.quantizer.pack(codes.reshape(self.facts.rows, self.shape[-1]))
         return self.decode(torch.from_numpy(packed).reshape(1, -1), dtype)[0]
 
 
 @dataclass(frozen=True)
-class MaskColumn(StoredColumn):
-    """One column of attention masks: uint8, 1 where a token is the caption's.
+class MaskColumn(_IndirectColumn):
+    """A column of attention masks: uint8, 1 for tokens of the caption, 0 for padding.
 
     Attributes:
-        stored: Its name in the shards.
+        stored: The column's name in the shards.
         shape: (captions, tokens) of a sample.
     """
 
@@ -247,25 +307,33 @@ class MaskColumn(StoredColumn):
         """The bytes of a stored sample."""
         return prod(self.shape)
 
-    def decoded_type(self, _dtype: torch.dtype) -> torch.dtype:
+    def decoded_dtype(self, _dtype: torch.dtype) -> torch.dtype:
         """uint8, whatever the dtype of latents."""
         return torch.uint8
 
-    def decode(self, raw: torch.Tensor, _dtype: torch.dtype, *, out: torch.Tensor | None = None) -> torch.Tensor:
-        """The masks of stored samples, uint8 (N, nbytes): (N, *shape)."""
+    def decode(
+        self,
+        raw: torch.Tensor,
+        _dtype: torch.dtype = torch.uint8,
+        *,
+        out: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,  # noqa: ARG002  (EncodedColumn's signature)
+    ) -> torch.Tensor:
+        """Reshapes stored samples, uint8 (N, nbytes), to (N, *shape)."""
         values = raw.reshape(len(raw), *self.shape)
         return values if out is None else out.copy_(values)
 
-    def of_array(self, mask: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
-        """One sample's mask. Raises ValueError where it is another's."""
-        return self.decode(torch.from_numpy(mask.reshape(1, self.nbytes)), dtype)[0]
+    def from_array(self, mask: NDArray[Any], _dtype: torch.dtype) -> torch.Tensor:
+        """Returns one sample's mask as a tensor.
 
-
-EncodedColumn = LatentColumn | TokenColumn | EmbeddingColumn | MaskColumn
+        Raises:
+            ValueError: The array has another size.
+        """
+        return self.decode(torch.from_numpy(mask.reshape(1, self.nbytes)))[0]
 
 
 def _folded(quantizer: Quantizer, shift: FloatArray, factor: FloatArray) -> Quantizer:
-    """A quantiser whose values are (value - shift) * factor: one pass over the codes instead of two."""
+    """Returns a quantizer whose values are (value - shift) * factor: one pass over the codes instead of two."""
     if quantizer.kind == "codebook":
         return Quantizer.codebook((np.array(quantizer.levels) - shift[:, None]) * factor[:, None])
     low, high = ((np.array(edge) - shift) * factor for edge in (quantizer.low, quantizer.high))

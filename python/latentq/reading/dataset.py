@@ -12,66 +12,65 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, get_worker_info
 
 from latentq import mds
 from latentq._core import FormatError, LatentqError
-from latentq.format import empty_caption as empty
-from latentq.format.card import CARD
+from latentq.format import empty_caption as empty_caption_file
+from latentq.format.card import CARD, open_card
 from latentq.format.files import EMPTY_CAPTION
 from latentq.format.recipe import Recipe
 from latentq.models.noise import noise
 from latentq.quantizer import Quantizer
-from latentq.reading.buffers import Empty, private, shareable
+from latentq.reading.batched import BatchedDataset
+from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.columns import Scale, TokenColumn
-from latentq.reading.gather import Column, Gatherer
+from latentq.reading.gather import GatheredColumn, Gatherer
 from latentq.reading.layout import Layout, noise_key
-from latentq.reading.workers import Stored
+from latentq.reading.protocol import Transform
+from latentq.reading.resident import ResidentDataset
+from latentq.reading.samples import Batch, Indices, checked_indices
+from latentq.reading.workers import WorkerBatch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from latentq.models.autoencoders import Autoencoder
-    from latentq.reading.loader import LatentLoader
-    from latentq.reading.resident import ResidentDataset
-from latentq.format.card import open_card
-from latentq.reading.samples import Batch, Indices, Samples, checked_indices, collate, item_or_batch, samples_of
 
 
-class LatentDataset(Dataset[dict[str, Any]]):
+class LatentDataset(BatchedDataset):
     """A latent dataset's folder as a torch map-style dataset.
 
     A sample is a dict. A single latent column is called `latent` and is a (C, h, w) tensor; `tokens` is an (h, w) int64
     tensor; `label` is an int; `label_text`, `caption` and `key` are strings; `caption_embedding` is (captions, tokens,
     width), `pooled_embedding` (captions, width) and `attention_mask` (captions, tokens) uint8; `image` is a PIL image,
-    or bytes where it is stored so. Where several columns hold the same kind of thing, each keeps the name it has in the
-    shards.
+    or bytes if it is stored as bytes. Columns of the same kind keep their names in the shards.
 
-    Where moments are stored, every reading draws a latent from them anew, by torch's own generator; a loader's noise is
-    a function of (seed, epoch, sample).
+    If moments are stored, each reading draws a new latent from them, with torch's own generator; a loader's noise is a
+    function of (seed, epoch, sample).
 
-    It may be used in DataLoader workers under fork, spawn and forkserver; files are opened where they are read.
+    The dataset can be used in DataLoader workers under fork, spawn and forkserver; each process opens its own files.
 
     Args:
         path: The folder.
-        columns: Which of the columns a sample has, by their names in samples or in the shards; None for all.
-        dtype: Of latents: float32, float16 or bfloat16; or uint8, for the codes as they are stored.
-        scale: `raw`, as the autoencoder gave them; `scaled`, (raw - shift factor) * scaling factor; `normalized`, to
-            mean 0 and standard deviation 1 in each channel by the card's statistics.
-        recipe: For a folder without a card: the recipe it was made with, or its name or file.
-        quantizer: For a folder without a card: what the codes mean, where the recipe does not say or says otherwise.
-        transform: Called with each sample; what it returns takes the sample's place.
+        columns: The columns of a sample, by their names in samples or in the shards; None for all.
+        dtype: The dtype of latents: float32, float16 or bfloat16; or uint8 for the stored codes.
+        scale: `raw` for the autoencoder's own latents, `scaled` for (raw - shift factor) * scaling factor, or
+            `normalized` for mean 0 and standard deviation 1 in each channel, by the card's statistics.
+        recipe: For a folder without a card: the recipe that made it, or the recipe's name or file.
+        quantizer: For a folder without a card: the quantizer of its codes, if the recipe has none or another.
+        transform: Called with each sample; its result replaces the sample.
 
     Attributes:
         path: The folder.
-        card: What the dataset says of itself; None for a folder without one.
-        layout: The columns of a sample, and what they mean.
+        card: The dataset's card, or None for a folder without one.
+        layout: The columns of a sample and their meaning.
+        transform: The transform, or None.
 
     Raises:
-        LatentqError: The dataset is not finished or has no samples, or the scale needs a card that is not there.
-        FormatError: The card or the index cannot be understood.
+        LatentqError: The dataset is not finished or has no samples, or the scale needs a card that is missing.
+        FormatError: The card or the index is invalid.
         RecipeError: There is neither a card nor a recipe that says enough.
-        MismatchError: Recipe and shards do not go together; both are named.
+        MismatchError: Recipe and shards disagree; the message names both.
         OSError: There is no such folder, or it cannot be read.
         ValueError: An argument is out of range.
     """
@@ -85,7 +84,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         scale: Scale = "raw",
         recipe: str | os.PathLike[str] | Recipe | None = None,
         quantizer: Quantizer | None = None,
-        transform: Callable[[dict[str, Any]], Any] | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.path = Path(path)
         self.card = open_card(self.path)
@@ -117,138 +116,115 @@ class LatentDataset(Dataset[dict[str, Any]]):
             f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.stored)})"
         )
 
-    def __getitem__(self, index: int | Indices) -> Any:
-        """One sample; or, of several indices, as a batch sampler in the place of a sampler gives them, their batch.
+    def _worker_batch(self, indices: NDArray[np.int64]) -> WorkerBatch | None:
+        if not self.is_plain:
+            return None
+        return WorkerBatch(self.layout, self.stored_bytes(len(indices)), partial(self.read, indices))
 
-        Raises:
-            IndexError: There is no such sample.
-        """
-        return item_or_batch(self, index)
-
-    def __getitems__(self, indices: Indices) -> Sequence[Any]:
-        """Samples, read and dequantised together. torch's DataLoader calls this with the indices of a batch.
-
-        Returns:
-            A sequence, for torch's `default_collate` or, without a copy, for `collate`.
-        """
-        indices = checked_indices(indices, len(self))
-        if self.is_plain and get_worker_info() is not None:
-            return Samples(batch=Stored(self.layout, self.stored_bytes(len(indices)), partial(self.read, indices)))
-        return samples_of(self.batch(indices), self.transform)
-
-    collate = staticmethod(collate)
-
-    def batch(self, indices: Indices, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
-        """A batch: latents (N, C, h, w), labels (N,) int64, strings as lists. The transform is not applied.
+    def batch(self, indices: Indices, *, noise: Batch | None = None, allocate: Allocate = shareable) -> Batch:
+        """Reads a batch and decodes its latents. The transform is not applied.
 
         Args:
-            indices: Of its samples, in any order, each from -len(self) to len(self) - 1.
-            noise: What `noise_of` gave, where latents are drawn from moments; None draws it by torch's own generator.
-            empty: Makes the tensors of the batch.
+            indices: The indices of its samples, in any order, each from -len(self) to len(self) - 1.
+            noise: Noise from `noise_of`, to draw latents from moments; None draws it by torch's own generator.
+            allocate: Allocates the batch's tensors.
+
+        Returns:
+            Latents (N, C, h, w), labels (N,) int64, strings as lists.
 
         Raises:
             IndexError: An index is out of range.
-            FormatError: A shard is broken or cut short; the message names it.
+            FormatError: A shard is broken or truncated; the message names it.
         """
-        begun = self.gatherer().begin(checked_indices(indices, len(self)), empty)
-        return self.decode_batch(begun() | (noise or {}), empty=empty)
+        begun = self.gatherer().begin(checked_indices(indices, len(self)), allocate)
+        return self.decode_batch(begun() | (noise or {}), allocate=allocate)
 
-    def ahead(self, *, decoded: bool = True) -> Gatherer | None:
-        """What gathers batches without Python; None where that has a part in them."""
+    def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:
+        """The native gatherer, or None if building a batch needs Python.
+
+        Args:
+            decoded: True to dequantize latents while gathering where that is one pass over them.
+        """
         return self.gatherer(decoded=decoded) if self.is_plain else None
 
     @property
     def is_plain(self) -> bool:
-        """Whether batches of it take no Python: no transform, and of latents only codes."""
+        """True if building a batch needs no Python: there is no transform, and all encoded columns hold codes."""
         return self.transform is None and self.layout.is_plain
 
     def gatherer(self, *, names: Sequence[str] | None = None, decoded: bool = True) -> Gatherer:
-        """What gathers batches of some columns.
+        """Returns a gatherer of some columns; `decode_batch` decodes what it leaves as stored.
 
         Args:
-            names: The columns; None for all.
-            decoded: Whether latents are dequantised where that is one pass over them: `decode_batch` does the rest.
+            names: The columns, by their names in samples; None for all.
+            decoded: True to dequantize latents while gathering where that is one pass over them.
         """
-        columns = [self._column(name, decoded) for name in names or self.layout.stored]
+        columns = [self._gathered_column(name, decoded) for name in names or self.layout.stored]
         return Gatherer(self._reader.core, columns)
 
     def stored_bytes(self, count: int) -> int:
-        """The bytes of the tensors that `read` makes for so many samples, each rounded up to whole cache lines."""
+        """Returns the bytes of the tensors that `read` makes for `count` samples, each rounded up to cache lines."""
         return self.gatherer(decoded=False).nbytes(count)
 
-    def read(self, indices: Indices, *, names: Sequence[str] | None = None, empty: Empty = private) -> Batch:
-        """A batch whose latents are still as stored, uint8 (N, bytes): what `decode_batch` takes.
+    def read(self, indices: Indices, *, names: Sequence[str] | None = None, allocate: Allocate = private) -> Batch:
+        """Reads a batch with its latents as stored, uint8 (N, bytes), for `decode_batch`.
 
         Args:
-            indices: As of `batch`.
-            names: Which columns it has; None for all.
-            empty: Makes the tensors to read into.
+            indices: The indices of its samples: see `batch`.
+            names: The columns, by their names in samples; None for all.
+            allocate: Allocates the tensors to read into.
         """
-        return self.gatherer(names=names, decoded=False).begin(checked_indices(indices, len(self)), empty)()
+        return self.gatherer(names=names, decoded=False).begin(checked_indices(indices, len(self)), allocate)()
 
-    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
-        """The batch that `read` has begun, its latents decoded on the device where they are."""
-        return self.layout.decode_batch(batch, empty=empty)
+    def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
+        """Decodes the latents of a batch from `read`, on their own device."""
+        return self.layout.decode_batch(batch, allocate=allocate)
 
-    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
-        """The noise by which a loader draws the latents of some samples from their moments, for `decode_batch`."""
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
+        """Returns the noise with which a loader draws latents from moments, for `decode_batch`."""
         drawn = [(name, column.shape) for name, column in self.layout.latents.items() if column.moments]
         return {
-            noise_key(name): empty((len(indices), *shape), torch.float32).copy_(
+            noise_key(name): allocate((len(indices), *shape), torch.float32).copy_(
                 torch.from_numpy(noise(seed, indices, stream, shape, epoch=epoch))
             )
             for stream, (name, shape) in enumerate(drawn)
         }
 
-    def loader(self, batch_size: int, **options: Any) -> LatentLoader:
-        """A loader of this dataset's batches: see `LatentLoader` for the options.
-
-        Args:
-            batch_size: Samples in a batch, on each rank.
-            options: `shuffle`, `seed`, `drop_last`, `device`, `threads`, `prefetch`, `pin_memory`, `rank`,
-                `world_size`, `label_dropout`, `caption_dropout`.
-        """
-        from latentq.reading.loader import LatentLoader
-
-        return LatentLoader(self, batch_size, **options)
-
     @cached_property
     def empty_caption(self) -> Batch:
-        """What a sample without a caption has in the place of a caption's embedding, mask and pooled embedding.
+        """The embedding, attention mask and pooled embedding of an empty caption, for `caption_dropout`.
 
-        By their names in samples: tensors of a sample's shape, for `caption_dropout`.
+        A dict of tensors of a sample's shape, by their names in samples.
 
         Raises:
-            LatentqError: The dataset has none, as those have that other tools made.
+            LatentqError: The dataset has none: other tools' datasets do not.
         """
         return empty_caption(self.path, self.layout)
 
     @property
     def resident_bytes(self) -> int:
-        """The memory that `to_device` takes: the latents as they are stored, and 8 bytes a label."""
+        """The memory that `to_device` takes: the latents as stored, and 8 bytes for each label."""
         latents = sum(column.nbytes for column in self.layout.encoded.values())
         return len(self) * (latents + 8 * len(self.layout.labels))
 
     def to_device(self, device: str | torch.device = "cuda") -> ResidentDataset:
-        """The latents and labels of all samples in the memory of a device, latents as they are stored.
+        """Copies the latents and labels of all samples to a device's memory, latents as stored.
 
         Raises:
-            MemoryError: `resident_bytes` are more than the device has free.
+            MemoryError: The device has less than `resident_bytes` free.
             ValueError: This dataset has a transform, or columns of strings only.
         """
-        from latentq.reading.resident import ResidentDataset
-
         return ResidentDataset(self, device)
 
     def decode(self, index: int, *, autoencoder: Autoencoder | None = None) -> Image:
-        """A sample's latent or tokens as a picture; the first where it has several. Of moments the mean is decoded.
+        """Decodes a sample's latent or tokens to a picture: the mean of moments, the first column of several.
 
         Args:
-            index: The sample.
-            autoencoder: What decodes it; None loads the one that the card names.
+            index: The sample's index.
+            autoencoder: The autoencoder to decode with; None loads the one that the card names.
 
         Raises:
-            IndexError: There is no such sample.
+            IndexError: The index is out of range.
             LatentqError: The autoencoder cannot be loaded, there is no card to name one, or no column holds latents.
         """
         from PIL.Image import fromarray
@@ -260,48 +236,51 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.stored)}")
         if autoencoder is None:
             if self.card is None:
-                raise LatentqError(f"{self.path} has no {CARD}: say which autoencoder decodes it")
+                raise LatentqError(f"{self.path} has no {CARD} to name an autoencoder: give one, autoencoder=...")
             autoencoder = autoencoder_for(self.card)
         return fromarray(decode_latents(autoencoder, self.decodable([index]))[0])
 
     def decodable(self, indices: Indices) -> torch.Tensor:
-        """What an autoencoder decodes of some samples, of their first latents or tokens.
+        """Returns what an autoencoder decodes: the first column of latents or tokens of some samples.
 
         Returns:
-            Unscaled latents, (N, C, h, w) float32; of moments the means; or tokens, (N, h, w) int64.
+            Unscaled latents, (N, C, h, w) float32, the means of moments; or tokens, (N, h, w) int64.
         """
         name, column = next(iter(self.layout.pictures.items()))
         raw = self.read(indices)[name]
         if isinstance(column, TokenColumn):
-            return column.decode(raw, torch.int64)
+            return column.decode(raw)
         column = column.in_scale(self.path, self.card, "raw")
         return column.decode(raw, torch.float32, noise=torch.zeros(len(raw), *column.shape))
 
-    def _column(self, name: str, decoded: bool) -> Column:
-        """How a column is gathered."""
+    def _gathered_column(self, name: str, decoded: bool) -> GatheredColumn:
+        """Returns how a column is gathered."""
         stored, encoded = self.layout.stored[name], self.layout.encoded.get(name)
-        place, fixed = self._reader.column_place(stored)
+        position, fixed = self._reader.column_place(stored)
         if encoded is not None:
-            quantizer = encoded.direct(self.layout.dtype) if decoded else None
+            quantizer = encoded.direct_quantizer(self.layout.dtype) if decoded else None
             if quantizer is not None:
-                return Column(name, place, encoded.shape, self.layout.dtype, quantizer)
-            return Column(name, place, (encoded.nbytes,), is_code=True)
+                return GatheredColumn(name, position, encoded.shape, self.layout.dtype, quantizer)
+            return GatheredColumn(name, position, (encoded.nbytes,), needs_decoding=True)
         if name in self.layout.labels and fixed == ("int64", []):
-            return Column(name, place, (), torch.int64)
+            return GatheredColumn(name, position, (), torch.int64)
         if fixed is None:
-            return Column(
-                name,
-                place,
-                None,
-                convert=lambda values, at: self._value(name, self._reader.decoded_list(stored, values, at)),
-            )
+            convert = self._list_converter(name, stored)
+            return GatheredColumn(name, position, None, convert=convert)
         dtype, shape = np.dtype(fixed[0]), fixed[1]
         size = dtype.itemsize * prod(shape)
-        return Column(
-            name, place, (size,), convert=lambda raw, _: self._value(name, raw.numpy().view(dtype).reshape(-1, *shape))
+        return GatheredColumn(
+            name,
+            position,
+            (size,),
+            convert=lambda raw, _: self._value(name, raw.numpy().view(dtype).reshape(-1, *shape)),
         )
 
+    def _list_converter(self, name: str, stored: str) -> Callable[[Any, NDArray[np.int64]], Any]:
+        return lambda values, indices: self._value(name, self._reader.decoded_list(stored, values, indices))
+
     def _value(self, name: str, values: Any) -> Any:
+        """Converts labels to an int64 tensor; leaves other values as they are."""
         if name not in self.layout.labels:
             return values
         try:
@@ -309,17 +288,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
         except (ValueError, OverflowError):
             wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
             raise FormatError(
-                f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no label's number"
+                f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no class number"
             ) from None
 
 
 def empty_caption(path: Path, layout: Layout) -> Batch:
-    """As of `LatentDataset`, of the folder at a path."""
+    """Loads the embedding of an empty caption: see `LatentDataset.empty_caption`."""
     file = path / EMPTY_CAPTION
     if not layout.texts or not file.is_file():
         raise LatentqError(f"{path} has no embedding of an empty caption")
-    arrays = empty.load(file)
+    arrays = empty_caption_file.load(file)
     try:
-        return {name: column.of_array(arrays[column.stored], layout.dtype) for name, column in layout.texts.items()}
+        return {name: column.from_array(arrays[column.stored], layout.dtype) for name, column in layout.texts.items()}
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{file} does not go with the columns of the dataset: {error!r}") from None

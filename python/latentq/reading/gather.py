@@ -1,4 +1,4 @@
-"""How a batch comes together: columns gathered by the compiled core, by the caller or ahead of it."""
+"""Building batches: columns gathered by the compiled core, on the caller's thread or on background threads."""
 
 from __future__ import annotations
 
@@ -13,81 +13,86 @@ from numpy.typing import NDArray
 
 from latentq import _core
 from latentq.quantizer import Quantizer
-from latentq.reading.buffers import Empty
+from latentq.reading.buffers import Allocate
+from latentq.reading.samples import Batch, ColumnDict
 
 _LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of a batch.
+class GatheredColumn:
+    """How one column of a batch is gathered.
 
     Attributes:
-        name: Its name in the batch.
-        place: Its number where it is read from.
-        shape: Of one of its values in the batch, if it is a tensor's; None for a list.
-        dtype: Of the tensor.
-        quantizer: What its stored codes mean; None where the stored bytes are the values.
-        is_code: Whether that is for `Layout.decode_batch` to find out.
-        convert: What makes the values of those that were read; None where nothing is to be done.
+        name: The column's name in the batch.
+        position: Its position among the columns it is read from.
+        shape: The shape of one sample's value in the batch's tensor; None if the batch has a list.
+        dtype: The tensor's dtype.
+        quantizer: Dequantizes the stored codes; None if the stored bytes are copied.
+        needs_decoding: True if `Layout.decode_batch` must decode the copied bytes.
+        convert: Converts the gathered values of a batch, given them and the indices; None if they are left as gathered.
     """
 
     name: str
-    place: int
+    position: int
     shape: tuple[int, ...] | None
     dtype: torch.dtype = torch.uint8
     quantizer: Quantizer | None = None
-    is_code: bool = False
+    needs_decoding: bool = False
     convert: Callable[[Any, NDArray[np.int64]], Any] | None = None
 
 
 class Gatherer:
-    """Gathers batches of some columns. What is the same for all batches is worked out once.
+    """Gathers batches of some columns. Whatever is the same for all batches is computed once.
 
     Args:
-        samples: What they are read from.
-        columns: What a batch has.
+        samples: The samples to read.
+        columns: The columns of a batch.
 
     Attributes:
-        is_whole: Whether its batches have nothing left to decode.
+        gives_decoded: True if its batches need no further decoding.
     """
 
-    def __init__(self, samples: _core.MdsReader | _core.MemoryTables, columns: Sequence[Column]) -> None:
+    def __init__(self, samples: _core.MdsReader | _core.MemoryTables, columns: Sequence[GatheredColumn]) -> None:
         self._samples = samples
         self._columns = columns
-        self.is_whole = not any(column.is_code for column in columns)
-        self._places = [column.place for column in columns]
+        self.gives_decoded = not any(column.needs_decoding for column in columns)
+        self._positions = [column.position for column in columns]
         self._kernels = [
             None if column.quantizer is None else column.quantizer.kernel(column.dtype == torch.bfloat16)
             for column in columns
         ]
 
     def nbytes(self, count: int) -> int:
-        """The bytes of the tensors of a batch of so many samples, each rounded up to whole cache lines."""
+        """Returns the bytes of the tensors in a batch of `count` samples, each rounded up to whole cache lines."""
         sizes = (
             count * prod(column.shape) * column.dtype.itemsize for column in self._columns if column.shape is not None
         )
         return sum(-(-size // _LINE) * _LINE for size in sizes)
 
     def begin(
-        self, indices: NDArray[np.int64], empty: Empty, threads: _core.Threads | None = None
-    ) -> Callable[[], dict[str, Any]]:
-        """Begins a batch; what is returned waits for it and gives it.
+        self, indices: NDArray[np.int64], allocate: Allocate, threads: _core.Threads | None = None
+    ) -> Callable[[], Batch]:
+        """Begins to gather a batch.
 
         Args:
-            indices: Of its samples.
-            empty: Makes its tensors.
-            threads: That gather it, and must not end before; None for the caller's, at once.
+            indices: The indices of its samples.
+            allocate: Allocates its tensors.
+            threads: The threads that gather it, which must not end before it is done; None gathers it at once, on the
+                caller's thread.
+
+        Returns:
+            A function that waits for the batch and returns it. Call it once.
         """
         count, tensors, outs = len(indices), [], []
         for column in self._columns:
-            tensor = None if column.shape is None else empty((count, *column.shape), column.dtype)
+            tensor = None if column.shape is None else allocate((count, *column.shape), column.dtype)
             tensors.append(tensor)
             outs.append(None if tensor is None else _buffer(tensor, column))
-        gathering = _core.gather(self._samples, indices, self._places, outs, self._kernels, threads)
+        gathering = _core.gather(self._samples, indices, self._positions, outs, self._kernels, threads)
 
-        def batch() -> dict[str, Any]:
-            values = {}
+        def batch() -> Batch:
+            values = ColumnDict()
             for column, tensor, listed in zip(self._columns, tensors, gathering.result(), strict=True):
                 value = listed if tensor is None else tensor
                 values[column.name] = value if column.convert is None else column.convert(value, indices)
@@ -96,17 +101,17 @@ class Gatherer:
         return batch
 
 
-_AS_THEY_ARE = ((torch.uint8, 2), (torch.int64, 1))
+_UNCHANGED = ((torch.uint8, 2), (torch.int64, 1))  # dtypes and dimensions that the core takes as they are
 
 
-def _buffer(tensor: torch.Tensor, column: Column) -> NDArray[Any]:
-    """A tensor's memory as the core takes it: values of 16 bits as uint16, and most that is stored as rows of bytes."""
+def _buffer(tensor: torch.Tensor, column: GatheredColumn) -> NDArray[Any]:
+    """A tensor's memory as the core takes it: 16-bit floats as uint16, other copied values as rows of bytes."""
     if column.quantizer is None:
         array = tensor.numpy()
-        return array if (tensor.dtype, tensor.ndim) in _AS_THEY_ARE else rows(array)
+        return array if (tensor.dtype, tensor.ndim) in _UNCHANGED else rows(array)
     return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.uint16).numpy()
 
 
 def rows(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The memory of an array (N, ...) as uint8 (N, bytes)."""
+    """Views the memory of an array (N, ...) as uint8 (N, bytes)."""
     return array.view(np.uint8).reshape(len(array), array.strides[0])

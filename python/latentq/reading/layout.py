@@ -1,4 +1,4 @@
-"""What a dataset's columns mean: names, shapes, quantisers and scales, resolved once from its card or recipe."""
+"""The meaning of a dataset's columns: names, shapes, quantizers and scales, resolved once from its card or recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -17,24 +17,40 @@ from latentq.format.facts import TOKEN_DTYPES, UNKNOWN, EmbeddingFacts, LatentFa
 from latentq.format.options import FLOATS, TEXT, Column
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer
-from latentq.reading.buffers import Empty
+from latentq.reading.buffers import Allocate
 from latentq.reading.columns import EmbeddingColumn, EncodedColumn, LatentColumn, MaskColumn, Scale, TokenColumn
+from latentq.reading.samples import Batch, ColumnDict
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+_SHOWN = 32  # channels whose ranges a message lists
+
+
+class _Trait(NamedTuple):
+    """A property that all datasets of a mixture must share.
+
+    Attributes:
+        name: Its name in messages.
+        value: The value compared.
+        text: The value in messages.
+    """
+
+    name: str
+    value: Any
+    text: str
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the samples of a dataset are made of.
+    """The columns of a dataset's samples and their meaning.
 
     Attributes:
         path: The dataset, for messages.
-        card: Its card; None where there is none.
-        recipe: What made it.
-        stored: The names of the columns in the shards, by their names in samples, in the order of a sample.
-        encoded: Those of them that hold latents, moments, tokens, embeddings or masks, by their names in samples.
-        dtype: In which latents are given.
-        scale: In which latents are given.
+        card: Its card, or None if it has none.
+        recipe: The recipe that made it.
+        stored: Maps sample keys to shard column names, in the order of a sample.
+        encoded: Maps sample keys to the columns that hold latents, moments, tokens, embeddings or attention masks.
+        dtype: The dtype of decoded latents.
+        scale: The scale of decoded latents.
     """
 
     path: Path
@@ -47,62 +63,60 @@ class Layout:
 
     @property
     def latents(self) -> dict[str, LatentColumn]:
-        """The columns that give latents, by their names in samples."""
+        """Maps sample keys to the columns that give latents."""
         return {name: column for name, column in self.encoded.items() if isinstance(column, LatentColumn)}
 
     @property
     def is_plain(self) -> bool:
-        """Whether latents, if there are any, are made of codes, and nothing but dequantised."""
+        """True if decoding is dequantizing in every encoded column."""
         return all(column.is_plain for column in self.encoded.values())
 
     @property
     def pictures(self) -> dict[str, LatentColumn | TokenColumn]:
-        """The columns that an autoencoder decodes, by their names in samples."""
+        """Maps sample keys to the columns that an autoencoder decodes."""
         return {name: column for name, column in self.encoded.items() if isinstance(column, LatentColumn | TokenColumn)}
 
     @property
     def texts(self) -> dict[str, EmbeddingColumn | MaskColumn]:
-        """The columns that a text encoder made, by their names in samples."""
+        """Maps sample keys to the columns that a text encoder made."""
         return {
             name: column for name, column in self.encoded.items() if isinstance(column, EmbeddingColumn | MaskColumn)
         }
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The columns that hold labels, by their names in samples."""
+        """The sample keys of the columns that hold labels."""
         return tuple(name for name, stored in self.stored.items() if self.recipe.columns[stored].content == "label")
 
-    def decode_batch(self, batch: dict[str, Any], *, empty: Empty) -> dict[str, Any]:
-        """A batch whose latents, where they are as stored, uint8 (N, bytes), are decoded on the device where they are.
+    def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:
+        """Decodes the columns of a batch that are still uint8 (N, bytes), on their own device.
 
-        Where moments are stored and the batch has `noise_key(name)`, latents are drawn with that noise.
+        Moments are drawn with the noise in `batch[noise_key(name)]`, if it is there.
 
         Args:
-            batch: As `LatentDataset.read` gives it.
-            empty: Makes the tensors, on the CPU.
+            batch: A batch from `LatentDataset.read`.
+            allocate: Allocates the results on the CPU.
         """
-        keys = {noise_key(name) for name in batch}
-        return {
-            name: self._decoded(name, value, batch.get(noise_key(name)), empty)
-            if name in self.encoded and value.ndim == 2  # else they are decoded already
-            else value
-            for name, value in batch.items()
-            if name not in keys
-        }
+        noise_keys = {noise_key(name) for name in batch}
+        decoded = ColumnDict()
+        for name, value in batch.items():
+            if name in self.encoded and value.ndim == 2:  # otherwise the gatherer has decoded it
+                decoded[name] = self._decoded(name, value, batch.get(noise_key(name)), allocate)
+            elif name not in noise_keys:
+                decoded[name] = value
+        return decoded
 
-    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, empty: Empty) -> torch.Tensor:
+    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, allocate: Allocate) -> torch.Tensor:
         column = self.encoded[name]
-        dtype = column.decoded_type(self.dtype)
-        out = empty((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
-        if isinstance(column, LatentColumn):
-            return column.decode(raw, dtype, out=out, noise=noise)
-        return column.decode(raw, dtype, out=out)
+        dtype = column.decoded_dtype(self.dtype)
+        out = allocate((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
+        return column.decode(raw, dtype, out=out, noise=noise)
 
     @classmethod
     def resolve(
         cls,
         path: Path,
-        there: Mapping[str, str],
+        shard_columns: Mapping[str, str],
         *,
         card: Card | None,
         columns: Sequence[str] | None,
@@ -111,96 +125,102 @@ class Layout:
         recipe: str | os.PathLike[str] | Recipe | None,
         quantizer: Quantizer | None,
     ) -> Layout:
-        """The layout of a dataset whose shards have the columns `there`; the rest as of `LatentDataset`."""
+        """Resolves the layout of a dataset.
+
+        Args:
+            path: The dataset, for messages.
+            shard_columns: Maps the names of the shards' columns to their MDS encodings.
+            card: The dataset's card, or None if it has none.
+            columns: See `LatentDataset`, as for all that follow.
+            dtype: The dtype of latents.
+            scale: The scale of latents.
+            recipe: The recipe of a dataset without a card.
+            quantizer: The quantizer of a dataset without a card.
+
+        Raises:
+            FormatError: The card lacks a column.
+            MismatchError: Recipe and shards disagree.
+            RecipeError: Neither card nor recipe says enough.
+            LatentqError: The scale needs a card.
+            ValueError: An argument is out of range.
+        """
         if scale not in get_args(Scale):
             raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, not {scale!r}")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {dtype!r}")
         known = _recipe_of(path, card, recipe, quantizer)
-        names = _sample_names(known, there)
-        selected = _selected(names, columns)
+        selected = _selected(_sample_names(known, shard_columns), columns)
         encoded: dict[str, EncodedColumn] = {}
         for name, stored in selected.items():
             column = known.columns[stored]
             if column.content == "tokens":
-                encoded[name] = TokenColumn(stored, card.tokens[stored] if card else _tokens_of(path, stored, column))
-            if column.content in TEXT:
+                encoded[name] = TokenColumn(stored, card.tokens[stored] if card else _token_facts(path, stored, column))
+            elif column.content in TEXT:
                 encoded[name] = _text_column(path, card, known, stored)
-                held = encoded[name]
-                if dtype == torch.uint8 and isinstance(held, EmbeddingColumn) and held.facts.quantizer.kind in FLOATS:
-                    kind = held.facts.quantizer.kind
-                    raise ValueError(f"{path}: column {stored!r} is stored as {kind} and has no codes")
-            if not column.is_latent:
-                continue
-            if card is not None and stored not in card.latents:
-                raise FormatError(f"{path}: the card says nothing of the latents in column {stored!r}")
-            facts = card.latents[stored] if card is not None else _facts_of(path, stored, column, quantizer)
-            if facts.quantizer.channels != facts.shape[0]:
-                of = f"{facts.shape[0]} channels, and its quantiser {facts.quantizer.channels}"
-                raise MismatchError(f"{path}: column {stored!r} has {of}")
-            moments = column.content == "moments"
-            latent = LatentColumn(stored, facts, moments, column.scaled, facts.quantizer).in_scale(path, card, scale)
-            if dtype == torch.uint8 and (latent.is_float or moments):
-                encoding = "moments" if moments else facts.quantizer.kind
-                raise ValueError(f"{path}: column {stored!r} is stored as {encoding} and its latents have no codes")
-            encoded[name] = latent
+            elif column.is_latent:
+                encoded[name] = _latent_column(path, card, stored, column, quantizer).in_scale(path, card, scale)
+        if dtype == torch.uint8:
+            for encoded_column in encoded.values():
+                _check_codes(path, encoded_column)
         return cls(path, card, known, selected, encoded, dtype, scale)
 
     def check_agreement(self, other: Layout) -> None:
-        """Refuses a dataset whose samples are made of something else than this one's.
+        """Checks that another dataset's samples can be mixed with this one's.
 
         Raises:
             MismatchError: They differ; the message names both sides.
         """
-        for (what, mine, text), (_, others, other_text) in zip(self._traits(), other._traits(), strict=False):
-            if mine != others:
-                raise MismatchError(f"{other.path} has {what} {other_text}, and {self.path} has {text}")
+        for mine, theirs in zip(self._traits(), other._traits(), strict=False):
+            if mine.value != theirs.value:
+                raise MismatchError(f"{other.path} has {mine.name} {theirs.text}, and {self.path} has {mine.text}")
 
-    def _traits(self) -> list[tuple[str, Any, str]]:
-        """What must be equal in a mixture: its name, its value, and how to tell it. Columns come first."""
-        traits: list[tuple[str, Any, str]] = [("columns", sorted(self.stored), ", ".join(sorted(self.stored)))]
-        if self.card is None:
-            traits.append(("autoencoder", self.recipe.autoencoder.model, self.recipe.autoencoder.model))
-        else:
-            network = self.card.autoencoder
-            known = network.weights not in ("", UNKNOWN)
-            made_by = (network.weights if known else network.name, network.scaling_factor, network.shift_factor)
-            text = f"{network.name} (weights {network.weights or 'none'}, scaling factor {network.scaling_factor:g})"
-            traits.append(("autoencoder", made_by, text))
+    def _traits(self) -> list[_Trait]:
+        """The traits of this dataset. The columns come first, so that later traits are compared by the same names."""
+        names = sorted(self.stored)
+        traits = [_Trait("columns", names, ", ".join(names)), self._autoencoder_trait()]
         if self.texts:
-            made_with = None if self.card is None else self.card.text
-            model = self.recipe.text.model if made_with is None else made_with.name
-            weights = "" if made_with is None else made_with.weights
-            told = f"{model} (weights {weights or 'unknown'})"
-            traits.append(("text encoder", weights or model, told))
+            traits.append(self._text_encoder_trait())
         for name, text_column in sorted(self.texts.items()):
-            traits.append((f"shape of {name!r}", text_column.shape, str(text_column.shape)))
+            traits.append(_Trait(f"shape of {name!r}", text_column.shape, str(text_column.shape)))
             if isinstance(text_column, EmbeddingColumn):
                 quantizer = text_column.facts.quantizer
-                traits.append((f"quantiser of {name!r}", quantizer, _told(quantizer)))
+                traits.append(_Trait(f"quantizer of {name!r}", quantizer, _describe(quantizer)))
         for name, column in sorted(self.latents.items()):
             quantizer = column.facts.quantizer
             traits += [
-                (f"shape of {name!r}", column.shape, str(column.shape)),
-                (f"quantiser of {name!r}", quantizer, _told(quantizer)),
-                (f"stored scale of {name!r}", column.scaled, "scaled" if column.scaled else "raw"),
-                (f"moments in {name!r}", column.moments, str(column.moments).lower()),
+                _Trait(f"shape of {name!r}", column.shape, str(column.shape)),
+                _Trait(f"quantizer of {name!r}", quantizer, _describe(quantizer)),
+                _Trait(f"stored scale of {name!r}", column.scaled, "scaled" if column.scaled else "raw"),
+                _Trait(f"moments in {name!r}", column.moments, str(column.moments).lower()),
             ]
         for name, tokens in sorted(self.encoded.items()):
             if isinstance(tokens, TokenColumn):
-                traits.append((f"tokens of {name!r}", tokens.facts, f"{tokens.facts.codebook_size}, {tokens.shape}"))
-        return [*traits, ("scale", self.scale, self.scale), ("dtype", self.dtype, str(self.dtype))]
+                text = f"{tokens.facts.codebook_size}, {tokens.shape}"
+                traits.append(_Trait(f"tokens of {name!r}", tokens.facts, text))
+        return [*traits, _Trait("scale", self.scale, self.scale), _Trait("dtype", self.dtype, str(self.dtype))]
+
+    def _autoencoder_trait(self) -> _Trait:
+        """The autoencoder's weights and scaling if a card names them, else its name in the recipe."""
+        if self.card is None:
+            return _Trait("autoencoder", self.recipe.autoencoder.model, self.recipe.autoencoder.model)
+        network = self.card.autoencoder
+        identity = network.name if network.weights in ("", UNKNOWN) else network.weights
+        text = f"{network.name} (weights {network.weights or 'none'}, scaling factor {network.scaling_factor:g})"
+        return _Trait("autoencoder", (identity, network.scaling_factor, network.shift_factor), text)
+
+    def _text_encoder_trait(self) -> _Trait:
+        """The text encoder's weights if a card names them, else its name."""
+        facts = None if self.card is None else self.card.text
+        model, weights = (self.recipe.text.model, "") if facts is None else (facts.name, facts.weights)
+        return _Trait("text encoder", weights or model, f"{model} (weights {weights or 'unknown'})")
 
 
 def noise_key(name: str) -> str:
-    """Under which the noise for a column of moments lies in a batch that is not decoded yet."""
+    """Returns the key of a moments column's noise in a batch that is not decoded yet."""
     return f"noise of {name}"
 
 
-_SHOWN = 32  # channels whose ranges a message tells
-
-
-def _told(quantizer: Quantizer) -> str:
+def _describe(quantizer: Quantizer) -> str:
     sides = list(zip(quantizer.low, quantizer.high, strict=True))
     ranges = ", ".join(f"{low:g} to {high:g}" for low, high in sides[:_SHOWN])
     return f"{quantizer.bits}-bit {quantizer.kind} ({ranges}{', ...' if len(sides) > _SHOWN else ''})"
@@ -209,7 +229,7 @@ def _told(quantizer: Quantizer) -> str:
 def _recipe_of(
     path: Path, card: Card | None, recipe: str | os.PathLike[str] | Recipe | None, quantizer: Quantizer | None
 ) -> Recipe:
-    """The card's recipe, or the given one where there is no card."""
+    """Returns the card's recipe, or the given recipe if there is no card."""
     if card is not None:
         if recipe is not None or quantizer is not None:
             raise ValueError(f"{path} has a card: recipe and quantizer are for a folder without one")
@@ -220,22 +240,21 @@ def _recipe_of(
     return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
 
 
-def _sample_names(recipe: Recipe, there: Mapping[str, str]) -> dict[str, str]:
-    """The names of the columns in samples, by those in the shards: what a column holds, if it alone holds that."""
-    present = {name: column for name, column in recipe.columns.items() if name in there}
+def _sample_names(recipe: Recipe, shard_columns: Mapping[str, str]) -> dict[str, str]:
+    """Maps shard column names to sample keys: a column's content, unless several columns have the same content."""
+    present = {name: column for name, column in recipe.columns.items() if name in shard_columns}
     for name, column in recipe.columns.items():
-        if name not in there and not column.optional:
-            raise MismatchError(
-                f"recipe {recipe.name} has a column {name!r}, and the shards have {', '.join(there) or 'none'}"
-            )
-    # What a sample has of moments is a latent.
-    holds = {name: "latent" if column.content == "moments" else column.content for name, column in present.items()}
-    count = Counter(holds.values())
-    return {name: content if count[content] == 1 else name for name, content in holds.items()}
+        if name not in shard_columns and not column.optional:
+            found = ", ".join(shard_columns) or "none"
+            raise MismatchError(f"recipe {recipe.name} has a column {name!r}, and the shards have {found}")
+    # Latents are drawn from moments, so a sample calls both `latent`.
+    contents = {name: "latent" if column.content == "moments" else column.content for name, column in present.items()}
+    count = Counter(contents.values())
+    return {name: content if count[content] == 1 else name for name, content in contents.items()}
 
 
 def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[str, str]:
-    """The columns that are wanted, those in the shards by those in samples; `names` is the other way round."""
+    """Maps the sample keys that are wanted to shard column names; `names` is the inverse, for all columns."""
     stored = {name: stored for stored, name in names.items()}
     if wanted is None:
         return stored
@@ -245,25 +264,55 @@ def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[st
         raise ValueError(f"columns must name at least one of {', '.join(stored)}")
     selected = {}
     for name in wanted:
-        in_samples = name if name in stored else names.get(name)
-        if in_samples is None:
+        sample_key = name if name in stored else names.get(name)
+        if sample_key is None:
             raise ValueError(f"there is no column {name!r}: there are {', '.join(stored)}")
-        selected[in_samples] = stored[in_samples]
+        selected[sample_key] = stored[sample_key]
     return selected
 
 
-def _facts_of(path: Path, name: str, column: Column, quantizer: Quantizer | None) -> LatentFacts:
-    """The shape and quantiser of a latent column without a card: what the recipe and the caller say."""
-    shape = column.shape
-    if not shape and column.encoding.count(":") == 2:
-        shape = tuple(int(side) for side in column.encoding.split(":")[2].split(","))
+def _check_codes(path: Path, column: EncodedColumn) -> None:
+    """Refuses dtype=torch.uint8 for a column without codes."""
+    if isinstance(column, LatentColumn) and (column.is_float or column.moments):
+        kind = "moments" if column.moments else column.facts.quantizer.kind
+        raise ValueError(f"{path}: column {column.stored!r} is stored as {kind} and its latents have no codes")
+    if isinstance(column, EmbeddingColumn) and column.facts.quantizer.kind in FLOATS:
+        raise ValueError(
+            f"{path}: column {column.stored!r} is stored as {column.facts.quantizer.kind} and has no codes"
+        )
+
+
+def _latent_column(
+    path: Path, card: Card | None, name: str, column: Column, quantizer: Quantizer | None
+) -> LatentColumn:
+    """Returns a column of latents or moments, in the scale it is stored in."""
+    if card is not None and name not in card.latents:
+        raise FormatError(f"{path}: the card does not describe the latents in column {name!r}")
+    facts = card.latents[name] if card is not None else _latent_facts(path, name, column, quantizer)
+    if facts.quantizer.channels != facts.shape[0]:
+        raise MismatchError(
+            f"{path}: column {name!r} has {facts.shape[0]} channels, and its quantizer {facts.quantizer.channels}"
+        )
+    return LatentColumn(name, facts, column.content == "moments", column.scaled, facts.quantizer)
+
+
+def _shape_of(path: Path, name: str, column: Column) -> tuple[int, ...]:
+    """Returns the shape of a column without a card: the recipe's, or its encoding's."""
+    parts = column.encoding.split(":")
+    shape = column.shape or (tuple(map(int, parts[2].split(","))) if len(parts) == 3 else ())
     if not shape:
         raise RecipeError(f"{path}: there is no card, and the recipe does not say the shape of column {name!r}")
-    return LatentFacts(shape=shape, quantizer=quantizer or _said_quantizer(path, name, column, shape[0]))
+    return shape
 
 
-def _said_quantizer(path: Path, name: str, column: Column, channels: int) -> Quantizer:
-    """The quantiser of a column without a card, where the recipe says enough."""
+def _latent_facts(path: Path, name: str, column: Column, quantizer: Quantizer | None) -> LatentFacts:
+    """Returns shape and quantizer of a latent column without a card."""
+    shape = _shape_of(path, name, column)
+    return LatentFacts(shape=shape, quantizer=quantizer or _recipe_quantizer(path, name, column, shape[0]))
+
+
+def _recipe_quantizer(path: Path, name: str, column: Column, channels: int) -> Quantizer:
+    """Returns the quantizer that a recipe alone defines, without calibration."""
     kind = column.quantizer["kind"]
     if kind in FLOATS:
         return Quantizer.floating(kind, channels=channels)
@@ -274,25 +323,26 @@ def _said_quantizer(path: Path, name: str, column: Column, channels: int) -> Qua
 
 
 def _text_column(path: Path, card: Card | None, recipe: Recipe, name: str) -> EmbeddingColumn | MaskColumn:
-    """A column of embeddings or masks; without a card what the recipe says of it."""
+    """Returns a column of embeddings or masks, from the card or else from the recipe."""
     column = recipe.columns[name]
     if card is not None and card.text is not None:
         if column.content == "attention_mask":
             return MaskColumn(name, (recipe.text.captions, card.text.length))
         return EmbeddingColumn(name, card.embeddings[name])
-    shape = column.shape or tuple(map(int, column.encoding.split(":")[2].split(",") if ":" in column.encoding else ()))
-    if not shape:
-        raise RecipeError(f"{path}: there is no card, and the recipe does not say the shape of column {name!r}")
+    shape = _shape_of(path, name, column)
     if column.content == "attention_mask":
         return MaskColumn(name, shape)
-    return EmbeddingColumn(name, EmbeddingFacts(shape, _said_quantizer(path, name, column, shape[-1])))
+    return EmbeddingColumn(name, EmbeddingFacts(shape, _recipe_quantizer(path, name, column, shape[-1])))
 
 
-def _tokens_of(path: Path, name: str, column: Column) -> TokenFacts:
-    """The shape and type of a column of tokens without a card, as the recipe's encoding or shape says them."""
+def _token_facts(path: Path, name: str, column: Column) -> TokenFacts:
+    """Returns shape and dtype of a token column without a card, from the recipe's encoding or shape."""
     parts = column.encoding.split(":")
     dtype = parts[1] if parts[0] == "ndarray" and len(parts) > 1 else "uint16"
-    shape = column.shape or tuple(int(side) for side in parts[2].split(",")) if len(parts) == 3 else column.shape
+    shape = _shape_of(path, name, column)
     if dtype not in TOKEN_DTYPES or len(shape) != 2:
-        raise RecipeError(f"{path}: there is no card, and the recipe does not say shape and type of column {name!r}")
+        raise RecipeError(
+            f"{path}: column {name!r} holds tokens, which are (h, w) of {' or '.join(TOKEN_DTYPES)}, and the recipe "
+            f"says {dtype} of shape {shape}"
+        )
     return TokenFacts(shape, dtype, TOKEN_DTYPES[dtype])

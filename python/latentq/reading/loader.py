@@ -1,13 +1,13 @@
-"""LatentLoader: batches prepared ahead by threads, in an order that can be resumed anywhere, on any number of ranks."""
+"""LatentLoader: batches prepared ahead by threads, in an order that resumes anywhere and on any number of ranks."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from operator import index
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from latentq._core import Threads
-from latentq.reading.buffers import Empty, Recycled, pinned, private
-from latentq.reading.gather import Gatherer
-from latentq.reading.order import Order, bernoulli, slice_of
+from latentq.reading.buffers import Allocate, RecycledMemory, pinned, private
+from latentq.reading.order import bernoulli, rank_slice
+from latentq.reading.protocol import BatchSource
 from latentq.reading.samples import Batch, samples_of
 from latentq.system.processors import processors
 from latentq.system.ranks import distributed_ranks
@@ -25,36 +25,62 @@ from latentq.system.ranks import distributed_ranks
 _STRETCH = 1 << 14  # samples whose order is computed at a time
 
 
-class Source(Protocol):
-    """What a loader reads from: `LatentDataset`, `LatentMixture` or `ResidentDataset`."""
+class LoaderOptions(TypedDict, total=False):
+    """The options of `LatentLoader` and of the `loader` methods.
 
-    transform: Any
+    Attributes:
+        shuffle: True permutes the whole epoch; False by default.
+        seed: Selects the permutation, the dropouts and the noise that draws latents from moments; at least 0, and 0 by
+            default.
+        drop_last: True skips a last batch that is not full on every rank; False by default.
+        device: Batches are sent to it with latents as stored, and decoded there. None, the default, leaves batches on
+            the CPU.
+        threads: The number of threads that prepare batches; None, the default, for one on each CPU, at most 4.
+        prefetch: The number of batches prepared ahead; 2 by default.
+        pin_memory: True puts batches that stay on the CPU in page-locked memory, if there is a GPU; False by default.
+        rank: This process's rank; None, the default, for that of torch.distributed if it is initialized, else 0.
+        world_size: The number of processes; None, the default, as with `rank`.
+        label_dropout: For classifier-free guidance: the probability that `drop_label`, (B,) bool, is True for a sample,
+            a function of (seed, epoch, sample). There is no such key if it is 0, the default.
+        caption_dropout: The same for `drop_caption`; with it comes `drop_caption_mask`, (B,) float32, to multiply
+            embeddings by: 0 where `drop_caption` is True and 1 elsewhere.
+    """
 
-    def __len__(self) -> int: ...
+    shuffle: bool
+    seed: int
+    drop_last: bool
+    device: str | torch.device | None
+    threads: int | None
+    prefetch: int
+    pin_memory: bool
+    rank: int | None
+    world_size: int | None
+    label_dropout: float
+    caption_dropout: float
 
-    def read(self, indices: NDArray[np.int64], *, empty: Empty) -> Batch:
-        """A batch whose latents are as stored, in tensors that `empty` makes."""
 
-    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty) -> Batch:
-        """What is to be added to such a batch where latents are drawn from moments."""
-
-    def decode_batch(self, batch: Batch, *, empty: Empty) -> Batch:
-        """The same with its latents decoded, on the device where they are."""
-
-    def batch(self, indices: NDArray[np.int64], *, noise: Batch, empty: Empty) -> Batch:
-        """All of that at once: a batch whose latents are decoded."""
-
-    def ahead(self, *, decoded: bool) -> Gatherer | None:
-        """What makes batches (or, not `decoded`, what `read` gives) without Python; None where it has a part in it."""
+_DEFAULTS = LoaderOptions(
+    shuffle=False,
+    seed=0,
+    drop_last=False,
+    device=None,
+    threads=None,
+    prefetch=2,
+    pin_memory=False,
+    rank=None,
+    world_size=None,
+    label_dropout=0.0,
+    caption_dropout=0.0,
+)
 
 
 class _Step(NamedTuple):
     """One step of an epoch, on one rank.
 
     Attributes:
-        stop: Where the global batch ends, in the global order.
-        indices: This rank's samples.
-        masks: What is known of them beforehand: `valid` and the dropouts.
+        stop: The end of the step's global batch, in the global order.
+        indices: The indices of this rank's samples.
+        masks: The batch's masks: `valid` and the dropouts.
     """
 
     stop: int
@@ -66,86 +92,72 @@ class LatentLoader:
     """Batches of a dataset, prepared ahead by threads. Made by `LatentDataset.loader`.
 
     A batch is a dict: latents (B, C, h, w), `label` (B,) int64, strings as lists, and `valid`, (B,) bool. Every sample
-    comes exactly once in an epoch, and every rank takes equally many steps. The last batch of an epoch is divided
-    evenly over the ranks; only where it has fewer samples than there are ranks are some repeated, with `valid` False.
+    comes exactly once in an epoch, and all ranks take the same number of steps. The last batch of an epoch is divided
+    evenly over the ranks; only if it has fewer samples than ranks are some repeated, with `valid` False.
 
-    An iteration goes through one epoch; the next goes through the epoch after it. The order is a function of (seed,
-    epoch, position) alone, so that it may be resumed at any step, also with another batch size or number of ranks.
+    An iteration goes through one epoch; the next iteration goes through the next epoch. The order is a function of
+    (seed, epoch, position) alone, so that any step can be resumed, with any batch size and number of ranks.
 
     Args:
-        source: What to read from.
+        source: The dataset to read from.
         batch_size: Samples in a batch, on each rank.
-        shuffle: Whether an epoch's samples are permuted, as a whole.
-        seed: Of the permutation, the dropouts, and the noise by which latents are drawn from stored moments, a function
-            of (seed, epoch, sample); at least 0.
-        drop_last: Whether a last batch that is not full on every rank is left out.
-        device: Where batches go, latents as they are stored, to be decoded there. None leaves them on the CPU.
-        threads: How many prepare batches; None for one on each CPU, at most 4.
-        prefetch: How many batches are prepared ahead.
-        pin_memory: Whether batches that stay on the CPU lie in page-locked memory, where there is a GPU.
-        rank: Of this process; None asks torch.distributed, where it is initialised.
-        world_size: The number of processes; None as with rank.
-        label_dropout: For classifier-free guidance: the probability with which `drop_label`, (B,) bool, is True. A
-            function of (seed, epoch, sample); no such key where it is 0.
-        caption_dropout: The same for `drop_caption`; beside it `drop_caption_mask`, (B,) float32, is 0 where it is True
-            and 1 elsewhere, for embeddings to be multiplied by.
-        order: Of the samples; None for every sample once.
+        **options: See `LoaderOptions`.
+
+    Attributes:
+        source: The dataset.
+        batch_size: Samples in a batch, on each rank.
+        order: The order of samples.
+        rank: This process's rank.
+        world_size: The number of processes.
 
     Raises:
         ValueError: An argument is out of range.
+        TypeError: There is no such option.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        drop_last: bool = False,
-        device: str | torch.device | None = None,
-        threads: int | None = None,
-        prefetch: int = 2,
-        pin_memory: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-        label_dropout: float = 0.0,
-        caption_dropout: float = 0.0,
-        order: Order | None = None,
-    ) -> None:
+    def __init__(self, source: BatchSource, batch_size: int, **options: Unpack[LoaderOptions]) -> None:
+        unknown = options.keys() - _DEFAULTS.keys()
+        if unknown:
+            raise TypeError(f"a loader has no option {min(unknown)!r}: there are {', '.join(_DEFAULTS)}")
+        chosen = _DEFAULTS | options
+        device = torch.device("cpu" if chosen["device"] is None else chosen["device"])
+        threads = chosen["threads"]
         self.source = source
-        self.batch_size = index(batch_size)  # an int, and so a state has ints, of NumPy's numbers too
-        self.drop_last = drop_last
-        device = torch.device("cpu" if device is None else device)
+        self.batch_size = index(batch_size)  # a plain int even if given NumPy's, so that a state can be saved as JSON
+        self.drop_last = chosen["drop_last"]
         self.device = None if device.type == "cpu" else device
-        self.threads = min(4, processors()) if threads is None else threads
-        self.prefetch = prefetch
-        self.rank, self.world_size = distributed_ranks(rank, world_size)
-        self.order = Order((len(source),), (len(source),), shuffle, seed) if order is None else order
-        self.dropouts = {"drop_label": label_dropout, "drop_caption": caption_dropout}
-        for name, value in (("batch_size", batch_size), ("threads", self.threads), ("prefetch", self.prefetch)):
+        self.threads = min(4, processors()) if threads is None else index(threads)
+        self.prefetch = index(chosen["prefetch"])
+        self.rank, self.world_size = distributed_ranks(chosen["rank"], chosen["world_size"])
+        self.order = source.order(shuffle=chosen["shuffle"], seed=chosen["seed"])
+        self.dropouts = {"drop_label": chosen["label_dropout"], "drop_caption": chosen["caption_dropout"]}
+        for name, value in (
+            ("batch_size", self.batch_size),
+            ("threads", self.threads),
+            ("prefetch", self.prefetch),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         for name, probability in self.dropouts.items():
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name.removeprefix('drop_')}_dropout must be from 0 to 1, not {probability}")
-        self._pin = torch.cuda.is_available() and (pin_memory or self.device is not None)
+        self._pin = torch.cuda.is_available() and (chosen["pin_memory"] or self.device is not None)
         self._epoch = 0
-        self._position = 0  # in the global order: samples that all ranks together have been given
-        self._start = 0  # where the next iteration begins
+        self._position = 0  # in the global order: the number of samples that all ranks together have been given
+        self._start = 0  # the position at which the next iteration begins
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next batch is of, from 0."""
+        """The epoch of the next batch, from 0."""
         return self._epoch
 
     def __len__(self) -> int:
-        """How many batches a whole epoch has."""
+        """The number of batches in a whole epoch."""
         step = self.batch_size * self.world_size
         return len(self.order) // step if self.drop_last else -(-len(self.order) // step)
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch; nothing changes where it is already in it, as after `load_state_dict`.
+        """Goes to the start of an epoch; in the middle of that same epoch, as after `load_state_dict`, it does nothing.
 
         Raises:
             ValueError: The epoch is below 0.
@@ -157,13 +169,13 @@ class LatentLoader:
 
     @property
     def _is_given(self) -> bool:
-        """Whether an iteration gave all of its epoch, but was not asked for more, as `zip` does not."""
+        """True if an iteration has given its whole epoch, but was not asked for more, as `zip` does not."""
         return not self._start and 0 < self._position == len(self.order)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this loader stands: what came of the epoch in batches already handed out, not those prepared ahead.
+        """Returns the loader's position: the batches handed out so far, without those prepared ahead.
 
-        It is the same on all ranks.
+        It is the same on all ranks, and JSON can hold it.
         """
         return {
             "epoch": self._epoch,
@@ -174,12 +186,18 @@ class LatentLoader:
             "seed": self.order.seed,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes the next iteration go on where another loader stood, whatever its batch size and number of ranks.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes the next iteration resume at another loader's position, whatever its batch size and number of ranks.
+
+        Args:
+            state: A result of `state_dict`.
 
         Raises:
-            ValueError: That loader's order was another: other sizes, shuffling or seed; or it is no such state.
+            ValueError: The state's sizes, shares, shuffle or seed differ from this loader's, or it is no valid state.
+            TypeError: The state is no mapping.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state of a loader is a dict from state_dict(), not {type(state).__name__}")
         mine = self.state_dict()
         if state.keys() != mine.keys():
             raise ValueError(
@@ -190,102 +208,107 @@ class LatentLoader:
                 raise ValueError(f"the state's {key} must be a whole number of at least 0, not {state[key]!r}")
         for key in ("sizes", "shares", "shuffle", "seed"):
             if state[key] != mine[key]:
-                raise ValueError(f"the state is of a loader with {key} {state[key]}, and this one has {mine[key]}")
+                raise ValueError(f"the state is of a loader with {key} {state[key]}, and this loader has {mine[key]}")
         if state["position"] > len(self.order):
             raise ValueError(f"the state's position is {state['position']}, of {len(self.order)} samples in an epoch")
         self._epoch, self._position = state["epoch"], state["position"]
         self._start = self._position
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch, from its start, or from where `load_state_dict` has put it."""
+        """Iterates over one epoch, from its start or from the position that `load_state_dict` has set."""
         if self._is_given:
             self._epoch += 1
         self._position, self._start = self._start, 0
         epoch = self._epoch
-        empty = pinned if self._pin else Recycled()
+        allocate = pinned if self._pin else RecycledMemory()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
-        threads = Threads(self.threads)  # of the core; each kind is started when it has something to do
-        gatherer = self.source.ahead(decoded=self.device is None)
-        whole = gatherer is None or gatherer.is_whole
-        ahead: deque[tuple[_Step, Callable[[], Batch]]] = deque()
-        is_finalizing = sys.is_finalizing  # when it is, modules have lost what they imported
+        threads = Threads(self.threads)  # the core's; each kind of threads starts with its first task
+        gatherer = self.source.native_gatherer(decoded=self.device is None)
+        decoded = gatherer is None or gatherer.gives_decoded
+        prepared: deque[tuple[_Step, Callable[[], Batch]]] = deque()
+        is_finalizing = sys.is_finalizing  # kept, since at the interpreter's end modules lose their imports
         try:
             for step in self._steps(epoch, self._position):
                 if gatherer is not None:
-                    ahead.append((step, gatherer.begin(step.indices, empty, threads)))
+                    prepared.append((step, gatherer.begin(step.indices, allocate, threads)))
                 else:
-                    ahead.append((step, pool.submit(self._prepare, epoch, step.indices, empty).result))
-                if len(ahead) > self.prefetch:
-                    yield self._next(ahead, whole)
-            while ahead:
-                yield self._next(ahead, whole)
+                    prepared.append((step, pool.submit(self._prepare, epoch, step.indices, allocate).result))
+                if len(prepared) > self.prefetch:
+                    yield self._next(prepared, decoded)
+            while prepared:
+                yield self._next(prepared, decoded)
         finally:
             threads.shutdown()
-            ahead.clear()
-            if not is_finalizing():  # its threads were waited for before that
+            prepared.clear()
+            if not is_finalizing():  # the interpreter has then waited for the pool's threads already
                 try:
                     pool.shutdown(cancel_futures=True)
-                except KeyboardInterrupt:  # in the midst of waiting for the threads, which end all the same
+                except KeyboardInterrupt:  # while waiting for the threads, which still end
                     pool.shutdown(cancel_futures=True)
                     raise
         self._epoch, self._position = epoch + 1, 0
 
     def _steps(self, epoch: int, position: int) -> Iterator[_Step]:
-        """The steps of an epoch from a position on. The order of many is computed at once."""
+        """Yields the steps of an epoch from a position on. The order of many steps is computed at once."""
         step, end = self.batch_size * self.world_size, len(self.order)
         if self.drop_last:
             end -= (end - position) % step
-        own = np.arange(step * self.rank // self.world_size, step * (self.rank + 1) // self.world_size)
         while position < end:
-            count = min((end - position) // step, -(-_STRETCH // len(own)))
+            count = min((end - position) // step, -(-_STRETCH // self.batch_size))
             if count:
+                own = np.arange(step * self.rank // self.world_size, step * (self.rank + 1) // self.world_size)
                 stops = range(position + step, position + step * count + 1, step)
                 positions = np.arange(position, stops[-1], step)[:, None] + own
                 valid = np.ones(positions.shape, bool)
-            else:  # the last, which is not full
+            else:  # the last batch, which is not full
                 stops = range(end, end + 1)
-                positions, valid = (part[None] for part in slice_of(position, end, self.rank, self.world_size))
+                positions, valid = (part[None] for part in rank_slice(position, end, self.rank, self.world_size))
             indices = self.order.indices(epoch, positions.ravel())
-            masks: dict[str, NDArray[Any]] = {"valid": valid}
-            for salt, (name, probability) in enumerate(self.dropouts.items()):
-                if probability:
-                    masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt)).reshape(valid.shape)
-                    if name == "drop_caption":  # as micro_diffusion's loader has it
-                        masks["drop_caption_mask"] = (~masks[name]).astype(np.float32)
+            masks = {"valid": valid} | self._dropout_masks(epoch, indices, valid.shape)
             for stop, mine, *rows in zip(stops, indices.reshape(valid.shape), *masks.values(), strict=True):
                 yield _Step(stop, mine, dict(zip(masks, rows, strict=True)))
             position = stops[-1]
 
-    def _next(self, ahead: deque[tuple[_Step, Callable[[], Batch]]], whole: bool) -> Batch:
-        step, begun = ahead.popleft()
-        batch = begun()
+    def _dropout_masks(self, epoch: int, indices: NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+        """Draws the dropout masks of some samples."""
+        masks: dict[str, NDArray[Any]] = {}
+        for salt, (name, probability) in enumerate(self.dropouts.items()):
+            if probability:
+                masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt)).reshape(shape)
+                if name == "drop_caption":  # the mask that micro_diffusion's loader gives
+                    masks["drop_caption_mask"] = (~masks[name]).astype(np.float32)
+        return masks
+
+    def _next(self, prepared: deque[tuple[_Step, Callable[[], Batch]]], decoded: bool) -> Batch:
+        """Waits for the first of the prepared batches, and finishes it on the caller's thread."""
+        step, result = prepared.popleft()
+        batch = result()
         for name, mask in step.masks.items():
             batch[name] = torch.from_numpy(mask)
-        if self.device is not None or not whole:
+        if self.device is not None or not decoded:
             batch = self._finish(batch)
-        # What is dropped at the end counts as done, so that no other number of ranks takes it up.
-        self._position = step.stop if ahead or not self.drop_last else len(self.order)
+        # A last batch that is dropped counts as done, so that another number of ranks does not resume with it.
+        self._position = step.stop if prepared or not self.drop_last else len(self.order)
         return batch
 
-    def _prepare(self, epoch: int, indices: NDArray[np.int64], empty: Empty) -> Batch:
-        """A batch, on a thread of Python."""
+    def _prepare(self, epoch: int, indices: NDArray[np.int64], allocate: Allocate) -> Batch:
+        """Builds a batch on a Python thread."""
         source = self.source
-        noise = source.noise_of(indices, self.order.seed, epoch, empty=empty)
+        noise = source.noise_of(indices, self.order.seed, epoch, allocate=allocate)
         if source.transform is not None:
-            samples = samples_of(source.batch(indices, noise=noise, empty=private), source.transform)
-            batch = default_collate(list(samples))
+            batch = source.batch(indices, noise=noise, allocate=private)
+            batch = default_collate(list(samples_of(batch, len(indices), source.transform)))
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
             return batch
         if self.device is None:
-            return source.batch(indices, noise=noise, empty=empty)
-        return source.read(indices, empty=empty) | noise
+            return source.batch(indices, noise=noise, allocate=allocate)
+        return source.read(indices, allocate=allocate) | noise
 
     def _finish(self, batch: Batch) -> Batch:
-        """What must happen on the caller's thread, and so on its stream: the way to the device, and decoding there."""
+        """Sends a batch to the device and decodes it there: on the caller's thread, and so on its CUDA stream."""
         if self.device is not None:
-            batch = {
-                name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-                for name, value in batch.items()
-            }
-        return batch if self.source.transform is not None else self.source.decode_batch(batch, empty=private)
+            for name, value in batch.items():
+                if isinstance(value, torch.Tensor):
+                    batch[name] = value.to(self.device, non_blocking=True)
+        return batch if self.source.transform is not None else self.source.decode_batch(batch, allocate=private)

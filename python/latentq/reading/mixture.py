@@ -7,37 +7,40 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import get_worker_info
 
 from latentq._core import MismatchError
-from latentq.reading.buffers import Empty, private, shareable
+from latentq.reading.batched import BatchedDataset
+from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.dataset import LatentDataset
-from latentq.reading.loader import LatentLoader
 from latentq.reading.order import Order, shares_of
-from latentq.reading.samples import Batch, Indices, Samples, checked_indices, collate, item_or_batch, samples_of
-from latentq.reading.workers import Stored
+from latentq.reading.samples import Batch, Indices, checked_indices
+from latentq.reading.workers import WorkerBatch
 
 
-class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
-    """Several latent datasets as one, their samples numbered through: those of the first dataset first.
+class LatentMixture(BatchedDataset):
+    """Several latent datasets as one, their samples numbered consecutively, those of the first dataset first.
 
-    Its loader takes from each dataset its exact share, spread evenly: any stretch of an epoch holds each share to
-    within a sample or so. An epoch has as many samples as the datasets have together. Without weights each sample comes
-    once in it; with weights some come more often than others, but none of a dataset twice before every other of it has
-    come once, over all epochs.
+    Its loader takes each dataset's exact share, spread evenly: any stretch of an epoch holds each share to within a
+    sample or so. An epoch has as many samples as all datasets together. Without weights each sample comes once in an
+    epoch. With weights some samples come more often than others, but over all epochs none comes twice before every
+    other sample of its dataset has come once.
 
     Latents are decoded as the first dataset's are; with scale `normalized`, by its statistics.
 
     Args:
-        datasets: At least one. All must give the same columns, and latents that one network of one scale made.
+        datasets: At least one. All must give the same columns, and latents of the same autoencoder and scale.
         weights: The share of each dataset, at least 0; None for shares in proportion to their sizes.
 
+    Attributes:
+        datasets: The datasets.
+        sizes: The number of samples in each.
+        shares: The number of samples that an epoch takes from each.
+
     Raises:
-        MismatchError: A dataset does not go with the first: another autoencoder or weights, shape, quantiser, scale,
-            dtype or other columns; both are named.
-        ValueError: There are no datasets, or the weights are not as many, negative or all 0.
+        MismatchError: A dataset differs from the first in autoencoder, weights, shape, quantizer, scale, dtype, columns
+            or transform; the message names both.
+        ValueError: There are no datasets; or weights are too many, too few, negative or all 0.
     """
 
     def __init__(self, datasets: Iterable[LatentDataset], weights: Sequence[float] | None = None) -> None:
@@ -65,28 +68,21 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
         parts = ", ".join(f"{share:,} of {str(d.path)!r}" for share, d in zip(self.shares, self.datasets, strict=True))
         return f"LatentMixture(an epoch is {parts})"
 
-    def __getitem__(self, index: int | Indices) -> Any:
-        """One sample, or the batch of several. Raises IndexError where there is none of that number."""
-        return item_or_batch(self, index)
+    def _worker_batch(self, indices: NDArray[np.int64]) -> WorkerBatch | None:
+        first = self.datasets[0]
+        if not first.is_plain:
+            return None
+        return WorkerBatch(first.layout, first.stored_bytes(len(indices)), partial(self.read, indices))
 
-    def __getitems__(self, indices: Indices) -> Sequence[Any]:
-        """Samples, read and dequantised together, as of `LatentDataset`."""
-        indices, first = checked_indices(indices, len(self)), self.datasets[0]
-        if first.is_plain and get_worker_info() is not None:
-            return Samples(batch=Stored(first.layout, first.stored_bytes(len(indices)), partial(self.read, indices)))
-        return samples_of(self.batch(indices), self.transform)
+    def batch(self, indices: Indices, *, noise: Batch | None = None, allocate: Allocate = shareable) -> Batch:
+        """Reads a batch and decodes its latents: see `LatentDataset.batch`."""
+        return self.decode_batch(self.read(indices) | (noise or {}), allocate=allocate)
 
-    collate = staticmethod(collate)
+    def native_gatherer(self, *, decoded: bool = True) -> None:
+        """None: Python joins the datasets' parts of a batch."""
 
-    def batch(self, indices: Indices, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
-        """A batch, as of `LatentDataset.batch`."""
-        return self.decode_batch(self.read(indices) | (noise or {}), empty=empty)
-
-    def ahead(self, **_: Any) -> None:
-        """None: what the datasets give is put together by Python."""
-
-    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
-        """A batch whose latents are still as stored: what `decode_batch` takes."""
+    def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
+        """Reads a batch with its latents as stored, for `decode_batch`."""
         indices = checked_indices(indices, len(self))
         which = np.searchsorted(self._edges, indices, side="right") - 1
         rows = [np.flatnonzero(which == i) for i in range(len(self.datasets))]
@@ -94,29 +90,28 @@ class LatentMixture(torch.utils.data.Dataset[dict[str, Any]]):
             dataset.read(indices[mine] - edge)
             for dataset, mine, edge in zip(self.datasets, rows, self._edges, strict=False)
         ]
-        return {name: _joined([part[name] for part in parts], rows, empty) for name in parts[0]}
+        return {name: _joined([part[name] for part in parts], rows, allocate) for name in parts[0]}
 
-    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
-        """The batch that `read` has begun, its latents decoded on the device where they are."""
-        return self.datasets[0].decode_batch(batch, empty=empty)
+    def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
+        """Decodes the latents of a batch from `read`, on their own device."""
+        return self.datasets[0].decode_batch(batch, allocate=allocate)
 
-    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
-        """As of `LatentDataset`, by the numbers that samples have in the mixture."""
-        return self.datasets[0].noise_of(indices, seed, epoch, empty=empty)
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
+        """Returns the noise of samples for `decode_batch`, a function of their indices in the mixture."""
+        return self.datasets[0].noise_of(indices, seed, epoch, allocate=allocate)
 
     @property
     def empty_caption(self) -> Batch:
-        """As of `LatentDataset`."""
+        """The first dataset's `empty_caption`."""
         return self.datasets[0].empty_caption
 
-    def loader(self, batch_size: int, *, shuffle: bool = False, seed: int = 0, **options: Any) -> LatentLoader:
-        """A loader of the mixture's batches: see `LatentLoader` for the options."""
-        order = Order(self.sizes, self.shares, shuffle, seed)
-        return LatentLoader(self, batch_size, order=order, **options)
+    def order(self, *, shuffle: bool, seed: int) -> Order:
+        """Returns the order of an epoch's samples, each dataset's share spread evenly."""
+        return Order(self.sizes, self.shares, shuffle, seed)
 
 
-def _joined(parts: list[Any], rows: list[NDArray[np.int64]], empty: Empty) -> Any:
-    """What the datasets gave of one column, each in the rows of the batch that are its own."""
+def _joined(parts: list[Any], rows: list[NDArray[np.int64]], allocate: Allocate) -> Any:
+    """Joins one column's parts: each dataset's values go to its rows of the batch."""
     count = sum(map(len, rows))
     if isinstance(parts[0], list):
         items = [None] * count
@@ -124,7 +119,7 @@ def _joined(parts: list[Any], rows: list[NDArray[np.int64]], empty: Empty) -> An
             for row, value in zip(mine, part, strict=True):
                 items[row] = value
         return items
-    out = empty((count, *parts[0].shape[1:]), parts[0].dtype)
+    out = allocate((count, *parts[0].shape[1:]), parts[0].dtype)
     for part, mine in zip(parts, rows, strict=True):
         out.numpy()[mine] = part.numpy()
     return out

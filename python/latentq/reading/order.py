@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of (seed, epoch, position), computed where it is needed and never stored."""
+"""The order of samples: a pure function of (seed, epoch, position), computed when needed and never stored."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ from numpy.typing import NDArray
 
 from latentq._core import permute as permute_in_place
 
-Indices = NDArray[np.int64]
-
+Int64Array = NDArray[np.int64]
 
 _ROUNDS = 6
-
-
 _LARGEST = 2**62
+_LARGEST_EPOCH = isqrt(2**63 - 1) - 1  # so that the product of two counts of samples is an int64
 
 
-_LARGEST_EPOCH = isqrt(2**63 - 1) - 1  # so that the product of two numbers of samples is an int64
-
-
-def permute(positions: Indices, size: int, seed: Sequence[int]) -> Indices:
-    """The images of some positions under a pseudorandom permutation of [0, size), each computed on its own.
+def permute(positions: Int64Array, size: int, seed: Sequence[int]) -> Int64Array:
+    """Maps positions through a pseudorandom permutation of [0, size), each computed on its own.
 
     Args:
         positions: (N,) int64, each in [0, size).
-        size: How many there are to permute, 1 to 2^62.
-        seed: Whole numbers of at least 0; other numbers, another permutation.
+        size: The number of permuted items, 1 to 2^62.
+        seed: Integers of at least 0 that select the permutation.
+
+    Returns:
+        (N,) int64, each in [0, size).
     """
     images = np.array(positions)
     permute_in_place(images, size, _keys(tuple(seed)))
@@ -44,24 +42,24 @@ def _keys(seed: tuple[int, ...]) -> list[int]:
     return [int(key) for key in np.random.SeedSequence(seed).generate_state(_ROUNDS, np.uint64)]
 
 
-def bernoulli(indices: Indices, probability: float, seed: Sequence[int]) -> NDArray[np.bool_]:
-    """For each index True with the given probability: a function of (seed, index) alone."""
+def bernoulli(indices: Int64Array, probability: float, seed: Sequence[int]) -> NDArray[np.bool_]:
+    """Draws True with the given probability for each index: a function of (seed, index) alone."""
     return permute(indices, _LARGEST, seed) < round(probability * _LARGEST)
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of an epoch, over one collection of samples or over several that are mixed.
+    """The order of an epoch, over one collection of samples or a mixture of several.
 
-    Samples are numbered through: those of the first collection first. Within an epoch the collections alternate so
-    evenly that any stretch of it holds each one's share to within a sample or so; within a collection, samples come in
-    a new permutation each time all have come, so that none comes twice before every other has come once.
+    Samples are numbered consecutively, those of the first collection first. Within an epoch the collections alternate
+    so evenly that any stretch holds each collection's share to within a sample or so. Within a collection, each pass
+    over all of its samples is a new permutation, so that no sample comes twice before every other has come once.
 
     Attributes:
-        sizes: How many samples each collection has.
-        shares: How many of them an epoch takes; more than there are means that some come again.
-        shuffle: Whether samples are permuted; otherwise each collection's come as they are stored.
-        seed: Another seed, another permutation.
+        sizes: The number of samples in each collection.
+        shares: How many samples of each collection an epoch takes; more than its size means that some are repeated.
+        shuffle: True if samples are permuted; otherwise each collection's samples come in their stored order.
+        seed: Selects the permutations; at least 0.
     """
 
     sizes: tuple[int, ...]
@@ -70,7 +68,7 @@ class Order:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", index(self.seed))  # NumPy's whole numbers are int from here on, in a state too
+        object.__setattr__(self, "seed", index(self.seed))  # a plain int even if given NumPy's, so that JSON takes it
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
         if sum(self.shares) > _LARGEST_EPOCH:
@@ -79,35 +77,35 @@ class Order:
     def __len__(self) -> int:
         return sum(self.shares)
 
-    def indices(self, epoch: int, positions: Indices) -> Indices:
-        """The numbers of the samples at some positions of an epoch, each position in [0, len(self))."""
+    def indices(self, epoch: int, positions: Int64Array) -> Int64Array:
+        """Returns the indices of the samples at some positions of an epoch, each position in [0, len(self))."""
         out = np.empty_like(positions)
         slots = np.arange(len(positions))
-        offset, left = 0, len(self)
-        for which, (size, share) in enumerate(zip(self.sizes, self.shares, strict=True)):
+        offset, remaining = 0, len(self)
+        for collection, (size, share) in enumerate(zip(self.sizes, self.shares, strict=True)):
             if not len(slots):
                 break
-            # Of the first p of those left, p * share // left are this collection's.
-            before = positions * share // left
-            mine = (positions + 1) * share // left > before
-            out[slots[mine]] = offset + self._within(which, size, epoch * share + before[mine])
+            # p * share // remaining of the first p remaining positions belong to this collection.
+            before = positions * share // remaining
+            mine = (positions + 1) * share // remaining > before
+            out[slots[mine]] = offset + self._within(collection, size, epoch * share + before[mine])
             slots, positions = slots[~mine], (positions - before)[~mine]
-            offset, left = offset + size, left - share
+            offset, remaining = offset + size, remaining - share
         return out
 
-    def _within(self, which: int, size: int, numbers: Indices) -> Indices:
-        """Samples of one collection, by how many of it came before, in this epoch and all earlier ones."""
-        passes, places = np.divmod(numbers, size)
+    def _within(self, collection: int, size: int, ordinals: Int64Array) -> Int64Array:
+        """Indices within one collection, by the number of its samples that came before in this and earlier epochs."""
+        passes, places = np.divmod(ordinals, size)
         if self.shuffle:
             for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):
-                now = passes == turn
-                places[now] = permute(places[now], size, (self.seed, which, int(turn)))
+                current = passes == turn
+                places[current] = permute(places[current], size, (self.seed, collection, int(turn)))
         return places
 
 
 def shares_of(weights: Sequence[float], total: int) -> tuple[int, ...]:
-    """Whole numbers that sum to `total` in proportion to the weights: rounded down, the largest remainders one more."""
-    parts = [Fraction(float(weight)) for weight in weights]  # NumPy's numbers and torch's, too
+    """Splits `total` in proportion to weights, in whole numbers: rounded down, the largest remainders get one more."""
+    parts = [Fraction(float(weight)) for weight in weights]  # float() takes NumPy's and torch's numbers too
     exact = [part * total / sum(parts) for part in parts]
     shares = [int(share) for share in exact]
     by_remainder = sorted(range(len(weights)), key=lambda i: shares[i] - exact[i])
@@ -116,11 +114,11 @@ def shares_of(weights: Sequence[float], total: int) -> tuple[int, ...]:
     return tuple(shares)
 
 
-def slice_of(start: int, stop: int, rank: int, world_size: int) -> tuple[Indices, NDArray[np.bool_]]:
-    """One rank's positions of a global batch [start, stop), and which of them are valid.
+def rank_slice(start: int, stop: int, rank: int, world_size: int) -> tuple[Int64Array, NDArray[np.bool_]]:
+    """Returns one rank's positions of a global batch [start, stop), and a mask of those that are valid.
 
-    The batch is cut into `world_size` stretches whose lengths differ by at most one. Where it has fewer samples than
-    there are ranks, those that would go without repeat one, which is then not valid.
+    The batch is cut into `world_size` stretches whose lengths differ by at most one. If it has fewer samples than
+    ranks, each rank without a sample repeats one, marked as not valid.
     """
     count = stop - start
     positions = np.arange(start + count * rank // world_size, start + count * (rank + 1) // world_size)

@@ -1,41 +1,70 @@
-"""A dataset that lies in memory as a whole, on the CPU or a GPU: batches are an index and a dequantise away."""
+"""ResidentDataset: a whole dataset in the memory of a CPU or GPU, so that a batch is an index and a dequantize away."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Protocol, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from latentq._core import MemoryTables
-from latentq.reading.buffers import Empty, private, shareable
-from latentq.reading.dataset import LatentDataset
-from latentq.reading.gather import Column, Gatherer, rows
-from latentq.reading.loader import LatentLoader
-from latentq.reading.samples import Batch, Indices, checked_indices, collate, item_or_batch, samples_of
+from latentq.reading.batched import BatchedDataset
+from latentq.reading.buffers import Allocate, private, shareable
+from latentq.reading.gather import GatheredColumn, Gatherer, rows
+from latentq.reading.layout import Layout
+from latentq.reading.loader import LatentLoader, LoaderOptions
+from latentq.reading.protocol import BatchSource
+from latentq.reading.samples import Batch, Indices, checked_indices
 from latentq.system.memory import available_bytes
 
-_CHUNK = 4096  # samples that are read at a time
+_CHUNK = 4096  # samples read at a time
 
 
-class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """The latents and labels of a dataset in memory, latents as they are stored. Made by `LatentDataset.to_device`.
+class StoredDataset(BatchSource, Protocol):
+    """A dataset that can be copied into memory: `LatentDataset`."""
 
-    Columns of strings are left out.
+    path: Path
+    layout: Layout
+
+    @property
+    def is_plain(self) -> bool:
+        """True if building a batch needs no Python."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that the copy takes."""
+
+    def read(
+        self, indices: NDArray[np.int64], *, names: Sequence[str] | None = None, allocate: Allocate = private
+    ) -> Batch:
+        """Reads some columns of a batch, with its latents as stored."""
+
+
+class ResidentDataset(BatchedDataset):
+    """The latents and labels of a dataset in memory, latents as stored. Made by `LatentDataset.to_device`.
+
+    Columns of strings are skipped.
+
+    Args:
+        dataset: The dataset to copy.
+        device: The device to copy it to.
 
     Attributes:
-        device: Where it lies.
-        columns: What lies there: for each latent column uint8 (N, bytes), for labels int64 (N,).
+        device: The device.
+        columns: The copied columns: uint8 (N, bytes) for encoded columns, int64 (N,) for labels.
+
+    Raises:
+        MemoryError: The device has less than `dataset.resident_bytes` free.
+        ValueError: The dataset has a transform, or columns of strings only.
     """
 
-    transform = None
-
-    def __init__(self, dataset: LatentDataset, device: str | torch.device = "cuda") -> None:
+    def __init__(self, dataset: StoredDataset, device: str | torch.device = "cuda") -> None:
         self.device = torch.device(device)
         if dataset.transform is not None:
-            raise ValueError("a dataset with a transform cannot be resident: its samples are made one by one")
+            raise ValueError("a dataset with a transform cannot be resident: it makes samples one by one")
         self._dataset = dataset
         names = (*dataset.layout.encoded, *dataset.layout.labels)
         if not names:
@@ -61,23 +90,15 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __repr__(self) -> str:
         return f"ResidentDataset({self._dataset!r}, device={str(self.device)!r})"
 
-    def __getitem__(self, index: int | Indices) -> Any:
-        """One sample, or the batch of several. Raises IndexError where there is none of that number."""
-        return item_or_batch(self, index)
-
-    def __getitems__(self, indices: Indices) -> Sequence[Any]:
-        """Samples, decoded together, as of `LatentDataset`."""
-        return samples_of(self.batch(indices), None)
-
-    collate = staticmethod(collate)
-
-    def batch(self, indices: Indices | torch.Tensor, *, noise: Batch | None = None, empty: Empty = shareable) -> Batch:
-        """A batch on the device: latents (N, C, h, w), labels (N,).
+    def batch(
+        self, indices: Indices | torch.Tensor, *, noise: Batch | None = None, allocate: Allocate = shareable
+    ) -> Batch:
+        """Builds a batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
-            indices: Of its samples. A tensor on a GPU is taken as it is, without a check that would wait for it.
-            noise: As of `LatentDataset.batch`.
-            empty: Makes the tensors of a batch on the CPU.
+            indices: The indices of its samples. A tensor on a GPU is not checked, since a check would wait for it.
+            noise: See `LatentDataset.batch`.
+            allocate: Allocates the batch's tensors on the CPU.
 
         Raises:
             IndexError: An index is out of range.
@@ -87,54 +108,67 @@ class ResidentDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if not isinstance(indices, torch.Tensor):
             indices = checked_indices(indices, len(self))
             if self.device.type == "cpu":
-                return self._dataset.decode_batch(self.gatherer().begin(indices, empty)() | (noise or {}), empty=empty)
+                batch = self._gatherer().begin(indices, allocate)() | (noise or {})
+                return self._dataset.decode_batch(batch, allocate=allocate)
             indices = torch.from_numpy(indices)
-        return self.decode_batch(dict.fromkeys(self.columns, indices.to(self.device)) | (noise or {}), empty=empty)
+        return self.decode_batch(
+            dict.fromkeys(self.columns, indices.to(self.device)) | (noise or {}), allocate=allocate
+        )
 
-    def ahead(self, *, decoded: bool) -> Gatherer | None:  # noqa: ARG002  (on the CPU all are)
-        """As of `LatentDataset`. None also where it lies on another device, which does all the work itself."""
-        return self.gatherer() if self.device.type == "cpu" and self._dataset.is_plain else None
+    def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:  # noqa: ARG002  (on the CPU all is decoded)
+        """The native gatherer, or None if building a batch needs Python or runs on another device."""
+        return self._gatherer() if self.device.type == "cpu" and self._dataset.is_plain else None
 
-    def gatherer(self) -> Gatherer:
-        """What gathers batches on the CPU, their latents dequantised where that is one pass over them."""
+    def _gatherer(self) -> Gatherer:
+        """Returns a gatherer of batches on the CPU, which dequantizes latents where that is one pass over them."""
         layout, columns = self._dataset.layout, []
-        for place, (name, table) in enumerate(self.columns.items()):
+        for position, (name, table) in enumerate(self.columns.items()):
             encoded = layout.encoded.get(name)
-            quantizer = None if encoded is None else encoded.direct(layout.dtype)
+            quantizer = None if encoded is None else encoded.direct_quantizer(layout.dtype)
             if encoded is None or quantizer is None:
-                columns.append(Column(name, place, tuple(table.shape[1:]), table.dtype, is_code=encoded is not None))
+                shape = tuple(table.shape[1:])
+                columns.append(GatheredColumn(name, position, shape, table.dtype, needs_decoding=encoded is not None))
             else:
-                columns.append(Column(name, place, encoded.shape, layout.dtype, quantizer))
+                columns.append(GatheredColumn(name, position, encoded.shape, layout.dtype, quantizer))
         return Gatherer(MemoryTables([rows(table.numpy()) for table in self.columns.values()]), columns)
 
-    def read(self, indices: Indices, *, empty: Empty = private) -> Batch:
-        """The numbers of a batch's samples: what `decode_batch` takes, once they are on another device than the CPU."""
-        numbers = torch.from_numpy(checked_indices(indices, len(self)))
-        return dict.fromkeys(self.columns, empty(tuple(numbers.shape), numbers.dtype).copy_(numbers))
+    def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
+        """Returns the indices of a batch under each column's name: `decode_batch` replaces them on the device."""
+        checked = torch.from_numpy(checked_indices(indices, len(self)))
+        return dict.fromkeys(self.columns, allocate(tuple(checked.shape), checked.dtype).copy_(checked))
 
-    def decode_batch(self, batch: Batch, *, empty: Empty = shareable) -> Batch:
-        """The batch whose numbers `read` gave; or, on the CPU, whose columns were gathered."""
+    def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
+        """Builds the batch of the indices that `read` returned; on the CPU, decodes gathered columns."""
         if self.device.type != "cpu":
-            numbers = {name: batch[name] for name in self.columns}
-            batch = batch | {name: self.columns[name].index_select(0, value) for name, value in numbers.items()}
-        return self._dataset.decode_batch(batch, empty=empty)
+            batch = batch | {name: table.index_select(0, batch[name]) for name, table in self.columns.items()}
+        return self._dataset.decode_batch(batch, allocate=allocate)
 
-    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, empty: Empty = private) -> Batch:
-        """As of `LatentDataset`."""
-        return self._dataset.noise_of(indices, seed, epoch, empty=empty)
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
+        """Returns the noise of samples for `decode_batch`: see `LatentDataset.noise_of`."""
+        return self._dataset.noise_of(indices, seed, epoch, allocate=allocate)
 
-    def loader(self, batch_size: int, *, prefetch: int = 1, **options: Any) -> LatentLoader:
-        """A loader of batches on this device, in the order of the dataset's own: see `LatentLoader` for the options.
+    def loader(self, batch_size: int, **options: Unpack[LoaderOptions]) -> LatentLoader:
+        """Returns a loader of batches on this device, in the order of the dataset's own loader.
 
-        Memory is never late, and the more batches there are at a time, the fewer are still in the processor's cache.
+        Args:
+            batch_size: Samples in a batch, on each rank.
+            **options: See `LoaderOptions`; all but `device`, which is this dataset's. `prefetch` is 1 by default:
+                memory is never late, and with fewer batches more of each is still in the processor's cache.
+
+        Raises:
+            ValueError: An argument is out of range.
+            TypeError: There is no such option, or a device is given.
         """
-        return LatentLoader(self, batch_size, device=self.device, prefetch=prefetch, **options)
+        if "device" in options:
+            raise TypeError(f"device is no option of a resident dataset's loader: its batches are on {self.device}")
+        chosen: LoaderOptions = {"prefetch": 1, **options, "device": self.device}
+        return LatentLoader(self, batch_size, **chosen)
 
 
 def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
-    # NumPy asks the system for huge pages, with which samples picked at random are read faster.
+    # NumPy asks the system for huge pages, which make reading random samples faster.
     return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 

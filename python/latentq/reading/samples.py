@@ -1,104 +1,153 @@
-"""Batches and samples: indices checked, a batch seen as the list of its samples."""
+"""Batches and samples: dicts of columns, the list of a batch's samples, and checked indices."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from functools import cached_property
-from typing import Any, overload
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from functools import wraps
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils import _pytree
 from torch.utils.data import default_collate
 
+Indices = Sequence[int] | NDArray[np.int64]
 Batch = dict[str, Any]
 
 
-Indices = Sequence[int] | NDArray[np.int64]
+class ColumnDict(dict[str, Any]):
+    """A sample or a batch: a dict whose `KeyError` names the columns there are. Copies and pickles are plain dicts."""
+
+    def __missing__(self, name: object) -> NoReturn:
+        raise KeyError(f"there is no column {name!r}: there are {', '.join(self) or 'none'}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
 
-class Samples(Sequence[dict[str, Any]]):
-    """The samples of a batch, as views of its tensors. They are made when one is asked for: `collate` asks for none.
+# Trees of tensors are walked through plain dicts only, unless a subclass is registered.
+_pytree.register_pytree_node(
+    ColumnDict,
+    lambda columns: (list(columns.values()), list(columns)),
+    lambda values, names: ColumnDict(zip(names, values, strict=True)),
+)
+
+
+class Samples(list[Any]):
+    """The list of a batch's samples, each a dict of views of the batch.
+
+    The samples are made when a method of the list is first called; `collate` takes the batch without making them.
+    Copies and pickles are plain lists.
 
     Args:
-        samples: Or, without a batch, the samples themselves: so do torch's pinning and others make anew any sequence.
         batch: The batch.
-
-    Attributes:
-        batch: The batch, or None.
+        count: The number of its samples.
     """
 
-    def __init__(
-        self, samples: Iterable[dict[str, Any]] = (), *, batch: MutableMapping[str, Any] | None = None
-    ) -> None:
-        self.batch = batch
-        if batch is None:
-            self._samples = list(samples)
+    def __init__(self, batch: MutableMapping[str, Any], count: int) -> None:
+        super().__init__()
+        self._batch = batch
+        self._length = count
+        self._columns: list[Sequence[Any]] | None = None  # the values of each column in the samples, once made
 
-    @cached_property
-    def _samples(self) -> list[dict[str, Any]]:
-        batch = self.batch or {}
-        columns = [_items(value) for value in batch.values()]
-        return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
+    def make(self) -> None:
+        """Makes the samples; does nothing the second time."""
+        if self._columns is None:
+            self._columns = [_items(value) for value in self._batch.values()]
+            names = tuple(self._batch)
+            super().extend(ColumnDict(zip(names, row, strict=True)) for row in zip(*self._columns, strict=True))
+
+    def unchanged_batch(self) -> MutableMapping[str, Any] | None:
+        """Returns the batch, or None if samples were added, removed, moved or given other values since."""
+        if self._columns is None:
+            return self._batch
+        names = tuple(self._batch)
+        if len(self) != self._length:
+            return None
+        for sample, *row in zip(self, *self._columns, strict=True):
+            if not isinstance(sample, dict) or tuple(sample) != names:
+                return None
+            if any(mine is not value for mine, value in zip(sample.values(), row, strict=True)):
+                return None
+        return self._batch
 
     def __len__(self) -> int:
-        return len(self._samples if self.batch is None else next(iter(self.batch.values())))
+        return self._length if self._columns is None else super().__len__()
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        return self._samples[index]
+    def __radd__(self, other: list[Any]) -> list[Any]:
+        return [*other, *self]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._samples)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
-def collate(samples: Sequence[Any]) -> Any:
-    """For a DataLoader's `collate_fn`: the batch whose samples `__getitems__` has given, without copying it."""
-    if isinstance(samples, MutableMapping):  # a batch already, of a batch sampler in the place of a sampler
-        return samples
-    batch = samples.batch if isinstance(samples, Samples) else None
-    return default_collate(list(samples)) if batch is None else batch
+def _after_making(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: Samples, *args: Any, **options: Any) -> Any:
+        self.make()
+        return method(self, *args, **options)
+
+    return call
 
 
-def item_or_batch(dataset: Any, index: int | Indices) -> Any:
-    """What a dataset has at an index, or, of several, their batch."""
-    if isinstance(index, Sequence | np.ndarray) and np.ndim(index):
-        return collate(dataset.__getitems__(index))
-    return dataset.__getitems__([index])[0]
-
-
-def samples_of(batch: Batch, transform: Callable[[dict[str, Any]], Any] | None) -> Sequence[Any]:
-    """The samples of a batch: views of it, or what the transform makes of them."""
-    samples = Samples(batch=batch)
-    return samples if transform is None else [transform(sample) for sample in samples]
+for _name in (
+    *("__add__", "__contains__", "__delitem__", "__eq__", "__ge__", "__getitem__", "__gt__", "__iadd__", "__imul__"),
+    *("__iter__", "__le__", "__lt__", "__mul__", "__ne__", "__repr__", "__reversed__", "__rmul__", "__setitem__"),
+    *("append", "clear", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse", "sort"),
+):
+    setattr(Samples, _name, _after_making(getattr(list, _name)))
 
 
 def _items(values: Any) -> Sequence[Any]:
+    """Splits a column of a batch into the values of its samples."""
     if isinstance(values, list):
         return values
     items: Sequence[Any] = values.unbind() if values.ndim > 1 else values.tolist()
     return items
 
 
+def collate(samples: Sequence[Any] | MutableMapping[str, Any]) -> Any:
+    """Returns the batch of samples from `__getitems__`, without copying it. For a DataLoader's `collate_fn`.
+
+    Samples that were changed since, or come from elsewhere, go through torch's `default_collate`.
+    """
+    if isinstance(samples, MutableMapping):  # a sampler of whole batches gives a batch already
+        return samples
+    batch = samples.unchanged_batch() if isinstance(samples, Samples) else None
+    return default_collate(list(samples)) if batch is None else batch
+
+
+def samples_of(batch: Batch, count: int, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
+    """Returns the samples of a batch: views of it, or the results of a transform."""
+    samples = Samples(batch, count)
+    return samples if transform is None else [transform(sample) for sample in samples]
+
+
 def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
-    """Indices as int64 in [0, size), negative ones counted from the end.
+    """Returns indices as int64 in [0, size); negative indices count from the end.
 
     Raises:
-        IndexError: One is out of range.
-        TypeError: One is not a whole number.
+        IndexError: An index is out of range.
+        TypeError: An index is not an integer.
     """
     if not isinstance(indices, np.ndarray):
-        try:
-            indices = np.fromiter(map(operator.index, indices), np.int64)
-        except OverflowError:
-            raise IndexError(f"an index is out of range for {size} samples") from None
+        indices = _index_array(indices, size)
     if indices.dtype.kind not in "iu":
-        raise TypeError(f"indices must be whole numbers, not {indices.dtype}")
+        hint = ": numpy.flatnonzero(mask) gives the indices of a mask" if indices.dtype.kind == "b" else ""
+        raise TypeError(f"indices must be integers, not {indices.dtype}{hint}")
     outside = (indices < -size) | (indices >= size)
     if outside.any():
         raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
     indices = indices.astype(np.int64)
     return np.where(indices < 0, indices + size, indices)
+
+
+def _index_array(indices: Iterable[Any], size: int) -> NDArray[Any]:
+    indices = list(indices)
+    if bool in set(map(type, indices)):  # bool is a subclass of int, and True would be index 1
+        return np.array(indices, bool)
+    try:
+        return np.fromiter(map(operator.index, indices), np.int64)
+    except OverflowError:
+        raise IndexError(f"an index is out of range for {size} samples") from None

@@ -1,4 +1,4 @@
-"""The bridge to mosaicml-streaming: its remotes, nodes, shuffles and streams, with latents dequantised."""
+"""The bridge to mosaicml-streaming: its remotes, nodes, shuffles and streams, with latents dequantized."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from latentq.quantizer import Quantizer
 from latentq.reading.columns import Scale
 from latentq.reading.dataset import empty_caption
 from latentq.reading.layout import Layout
-from latentq.reading.samples import Batch
+from latentq.reading.samples import Batch, ColumnDict
 
 
 class RawUint8(Encoding):  # type: ignore[misc]  # streaming has no types
-    """imagenet.int8's encoding `uint8`: the bytes of an array, which come out as a flat uint8 array."""
+    """imagenet.int8's encoding `uint8`: the bytes of an array, decoded as a flat uint8 array."""
 
     def encode(self, obj: Any) -> bytes:
-        """The bytes of an array."""
+        """Returns the bytes of an array."""
         return bytes(obj.tobytes())
 
     def decode(self, data: bytes) -> Any:
-        """A flat uint8 array."""
+        """Returns a flat uint8 array."""
         return np.frombuffer(data, np.uint8)
 
 
 def register_raw_uint8() -> None:
-    """Makes mosaicml-streaming, in this process, read `uint8` columns as imagenet.int8 means them.
+    """Registers imagenet.int8's encoding `uint8` with mosaicml-streaming, in this process.
 
     It replaces streaming's own scalar `uint8`, as the loader on that dataset's page does.
     """
@@ -47,21 +47,24 @@ def register_raw_uint8() -> None:
 
 
 class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streaming has no types
-    """A `StreamingDataset` whose samples are those of `LatentDataset`: latents dequantised, labels as integers.
+    """A `StreamingDataset` with the samples of `LatentDataset`: latents dequantized, labels as integers.
 
     The card is fetched from the remote as the index is. Several streams must agree, as in a mixture.
 
     Args:
-        columns: As of `LatentDataset`; so are `dtype`, `scale`, `recipe` and `quantizer`.
-        dtype: Of latents.
-        scale: Of latents.
-        recipe: For data without a card; none is then looked for.
-        quantizer: For data without a card.
-        raw_uint8: Calls `register_raw_uint8`, for data with that encoding.
-        options: Of `StreamingDataset`: `remote`, `local`, `streams`, `batch_size`, `shuffle` and so on.
+        columns: The columns of a sample: see `LatentDataset`.
+        dtype: The dtype of latents: see `LatentDataset`.
+        scale: The scale of latents: see `LatentDataset`.
+        recipe: The recipe of data without a card; if given, no card is fetched.
+        quantizer: The quantizer of data without a card.
+        raw_uint8: True calls `register_raw_uint8`, for data with that encoding.
+        **options: Options of `StreamingDataset`: `remote`, `local`, `streams`, `batch_size`, `shuffle` and so on.
+
+    Attributes:
+        layouts: The layout of each stream.
 
     Raises:
-        LatentqError: As of `LatentDataset`; or there is no card at a remote, and no recipe.
+        LatentqError: As in `LatentDataset`; or a remote has no card and no recipe is given.
     """
 
     def __init__(
@@ -102,19 +105,19 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._raw_uint8:  # in a process that was spawned
+        if self._raw_uint8:  # a spawned process has not registered it yet
             register_raw_uint8()
 
     @property
     def empty_caption(self) -> Batch:
-        """As of `LatentDataset`; the first stream's."""
+        """The first stream's empty caption: see `LatentDataset.empty_caption`."""
         return empty_caption(self.layouts[0].path, self.layouts[0])
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """The sample of a number, its shard fetched first where it is not here yet."""
+        """Returns a sample by its index, after fetching its shard if it is not cached."""
         stored = super().get_item(sample_id, retry)
         layout = self.layouts[self.stream_per_shard[self.spanner[sample_id][0]]]
-        return {name: _value(layout, name, stored[column]) for name, column in layout.stored.items()}
+        return ColumnDict((name, _value(layout, name, stored[column])) for name, column in layout.stored.items())
 
 
 def _value(layout: Layout, name: str, value: Any) -> Any:
@@ -125,27 +128,27 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
         return value
     data = np.frombuffer(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes(), np.uint8)
     if data.size != column.nbytes:
-        hint = "; raw_uint8=True reads the encoding of imagenet.int8" if data.size == 1 else ""
+        hint = ": raw_uint8=True reads the encoding of imagenet.int8" if data.size == 1 else ""
         raise FormatError(f"{layout.path}: column {column.stored!r} gave {data.size} bytes, not {column.nbytes}{hint}")
     return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
 
 
 def _fetch(stream: Stream, file: Path) -> None:
-    """A file at the root of a stream, fetched from its remote by one process of a node, as its index is."""
+    """Fetches a file at the root of a stream from its remote, by one process of each node, as the index is."""
     if file.exists() or stream.remote is None:
         return
     if World.detect().is_local_leader:
         try:
             part = stream._download_file(file.name, f"{file.name}.tmp")
-        except Exception as error:  # each kind of remote has its own
-            raise LatentqError(f"{stream.remote} has no {file.name} that could be fetched: {error}") from error
+        except Exception as error:  # each kind of remote has its own errors
+            raise LatentqError(f"{stream.remote} has no {file.name}, or it cannot be fetched: {error}") from error
         Path(part).rename(file)
     else:
         wait_for_file_to_exist(str(file), TICK, stream.download_timeout, f"{file} took too long to be fetched")
 
 
 def _fetch_card(stream: Stream, folder: Path) -> Card | None:
-    """A stream's card."""
+    """Fetches and loads a stream's card, or returns None if a local folder has none."""
     file = folder / CARD
     _fetch(stream, file)
     if not file.exists():

@@ -1,8 +1,8 @@
-"""How a DataLoader's worker sends a batch: latents as they are stored, in memory that is shared once and used again.
+"""Batches sent by DataLoader workers: latents as stored, in shared memory that is mapped once and reused.
 
-Shared memory that is fresh for each batch, as torch has it, takes longer to fill than all else together. Here a worker
-gathers the stored bytes into a block that the process that trains has mapped already, sends the block's number, and has
-the block again when the batch has been received, which is when its latents are dequantised.
+torch shares new memory for each batch, and filling new pages takes longer than all other work together. Here a worker
+gathers the stored bytes into a block that the training process has mapped before, and sends the block's number. The
+training process dequantizes the latents as it receives the batch, and so returns the block to the worker.
 """
 
 from __future__ import annotations
@@ -18,79 +18,81 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentq.reading.buffers import Empty, Recycled, private
+from latentq.reading.buffers import Allocate, RecycledMemory, private
 from latentq.reading.layout import Layout
+from latentq.reading.samples import Batch
 
-_LINE = 64  # bytes: what lies in a block begins on a cache line, after one for the mark
+_LINE = 64  # bytes of a cache line; tensors in a block begin on one, after a first line for the flag
 
 
-class _Block:
-    """Memory shared with the process that trains. Its first byte says whether a batch is in it."""
+class _SharedBlock:
+    """Memory shared by a worker and the training process. Its first byte is 1 while a batch is in it."""
 
     _numbers = itertools.count()
 
     def __init__(self, nbytes: int) -> None:
-        untyped: Any = torch.UntypedStorage  # its _new_shared, by which torch's own default_collate shares memory
+        untyped: Any = torch.UntypedStorage  # default_collate, too, calls its _new_shared
         storage: torch.UntypedStorage = untyped._new_shared(nbytes, device="cpu")
         self.memory = torch.empty(0, dtype=torch.uint8).set_(storage)
         self.number = next(self._numbers)
-        self.is_known = False  # whether it was sent
-        self.mark = self.memory.numpy()[:1]
+        self.is_known = False  # True once the training process has mapped it
+        self.in_use = self.memory.numpy()[:1]
 
-    def tensor(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def tensor(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Views bytes of the block as a tensor."""
         nbytes = prod(shape) * dtype.itemsize
-        return self.memory[at : at + nbytes].view(dtype).view(shape)
+        return self.memory[start : start + nbytes].view(dtype).view(shape)
 
 
-_own: list[_Block] = []  # a worker's
+_worker_blocks: list[_SharedBlock] = []  # in a worker: its own blocks
 
 
-class Stored(MutableMapping[str, Any]):
-    """A worker's batch: an ordinary one as soon as it is looked into, and where it is received.
+class WorkerBatch(MutableMapping[str, Any]):
+    """A worker's batch. It becomes an ordinary, decoded batch when it is looked into, or else when it is received.
 
     Args:
-        layout: What its columns mean.
+        layout: The meaning of its columns.
         nbytes: The bytes of its tensors, each rounded up to whole cache lines.
-        read: Makes the batch, its latents as they are stored, in tensors that the function it is given makes.
+        read: Reads the batch with its latents as stored, into tensors of the allocator it is given.
     """
 
-    def __init__(self, layout: Layout, nbytes: int, read: Callable[..., dict[str, Any]]) -> None:
+    def __init__(self, layout: Layout, nbytes: int, read: Callable[..., Batch]) -> None:
         self._layout = layout
-        self._batch: dict[str, Any] | None = None
+        self._batch: Batch | None = None
         nbytes += _LINE
-        fitting = (block for block in _own if not block.mark[0] and len(block.memory) >= nbytes)
-        block = next(fitting, None)
+        free = (block for block in _worker_blocks if not block.in_use[0] and len(block.memory) >= nbytes)
+        block = next(free, None)
         if block is None:
-            block = _Block(nbytes)
-            _own.append(block)
-        block.mark[0] = 1
-        self._block: _Block | None = block
+            block = _SharedBlock(nbytes)
+            _worker_blocks.append(block)
+        block.in_use[0] = 1
+        self._block: _SharedBlock | None = block
         places: list[tuple[torch.Tensor, tuple[int, tuple[int, ...], torch.dtype]]] = []
         end = _LINE
 
-        def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             nonlocal end
             tensor = block.tensor(end, shape, dtype)
             places.append((tensor, (end, shape, dtype)))
             end += -(-tensor.nbytes // _LINE) * _LINE
             return tensor
 
-        self._stored = read(empty=empty)
+        self._stored = read(allocate=allocate)
         self._places = places
 
     def __del__(self) -> None:
-        block: _Block | None = getattr(self, "_block", None)
+        block: _SharedBlock | None = getattr(self, "_block", None)
         if block is not None:
-            block.mark[0] = 0
+            block.in_use[0] = 0
 
     @property
-    def _values(self) -> dict[str, Any]:
-        """The batch, decoded; the block is then free."""
+    def _values(self) -> Batch:
+        """The decoded batch; decoding frees the block."""
         if self._batch is None:
             if self._block is None:
-                raise RuntimeError("the batch is sent and no longer here")
+                raise RuntimeError("the worker has sent this batch and no longer has it")
             self._batch = _decoded(self._layout, self._stored, private)
-            self._block.mark[0] = 0
+            self._block.in_use[0] = 0
             self._block = None
         return self._batch
 
@@ -113,10 +115,10 @@ class Stored(MutableMapping[str, Any]):
         return self._values | other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (self._values,)
+        return dict, (dict(self._values),)
 
     def _send(self) -> tuple[Any, ...]:
-        """As the queue between a worker and the process that trains pickles it, once."""
+        """Pickles the batch for the queue from a worker to the training process; works once."""
         block = self._block
         if block is None:
             return self.__reduce__() if self._batch is not None else (_sent_before, ())
@@ -127,13 +129,13 @@ class Stored(MutableMapping[str, Any]):
         for name, value in self._stored.items():
             place = next((place for tensor, place in self._places if tensor is value), None)
             if place is None and isinstance(value, torch.Tensor):
-                sent.append((name, None, value.numpy()))  # a tensor would be sent by memory of its own
+                sent.append((name, None, value.numpy()))  # a tensor would be sent in shared memory of its own
             else:
                 sent.append((name, place, value if place is None else None))
         return _receive, (os.getpid(), block.number, new, sent)
 
 
-ForkingPickler.register(Stored, Stored._send)
+ForkingPickler.register(WorkerBatch, WorkerBatch._send)
 
 
 def _sent_before() -> None:
@@ -141,40 +143,40 @@ def _sent_before() -> None:
     raise RuntimeError("a worker has sent the same batch of latents twice: let it keep a copy, dict(batch), instead")
 
 
-class _Worker:
-    """What a receiving process knows of a worker."""
+class _Sender:
+    """The training process's record of a worker: the blocks it has mapped, and memory for decoded batches."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, tuple[_Block, Layout]] = {}
-        self.empty = Recycled()
+        self.blocks: dict[int, tuple[_SharedBlock, Layout]] = {}
+        self.allocate = RecycledMemory()
 
 
-_workers: dict[int, _Worker] = {}
+_senders: dict[int, _Sender] = {}  # by process ID
 
 
-def _receive(pid: int, number: int, new: tuple[torch.Tensor, Layout] | None, sent: list[Any]) -> dict[str, Any]:
-    """The batch that a worker has sent."""
+def _receive(pid: int, number: int, new: tuple[torch.Tensor, Layout] | None, sent: list[Any]) -> Batch:
+    """Unpickles a batch that a worker has sent, and decodes it."""
     if new is not None:
-        if pid not in _workers or number in _workers[pid].blocks:  # another worker, maybe of an old one's number
+        if pid not in _senders or number in _senders[pid].blocks:  # a new worker, perhaps with a former worker's PID
             alive = {process.pid for process in multiprocessing.active_children()}
-            for old in [old for old in _workers if old not in alive]:
-                del _workers[old]
-            _workers[pid] = _Worker()
-        block = _Block.__new__(_Block)
-        block.memory, block.mark = new[0], new[0].numpy()[:1]
-        _workers[pid].blocks[number] = block, new[1]
-    worker = _workers[pid]
-    block, layout = worker.blocks[number]
+            for ended in [known for known in _senders if known not in alive]:
+                del _senders[ended]
+            _senders[pid] = _Sender()
+        block = _SharedBlock.__new__(_SharedBlock)
+        block.memory, block.in_use = new[0], new[0].numpy()[:1]
+        _senders[pid].blocks[number] = block, new[1]
+    sender = _senders[pid]
+    block, layout = sender.blocks[number]
     stored = {name: value if place is None else block.tensor(*place) for name, place, value in sent}
     try:
-        return _decoded(layout, stored, worker.empty)
+        return _decoded(layout, stored, sender.allocate)
     finally:
-        block.mark[0] = 0
+        block.in_use[0] = 0
 
 
-def _decoded(layout: Layout, stored: dict[str, Any], empty: Empty) -> dict[str, Any]:
-    """A batch that shares no memory with what was stored."""
-    batch = layout.decode_batch(stored, empty=empty)
+def _decoded(layout: Layout, stored: Batch, allocate: Allocate) -> Batch:
+    """Decodes a batch into memory of its own, apart from the block."""
+    batch = layout.decode_batch(stored, allocate=allocate)
     for name, value in batch.items():
         if value is not stored[name]:
             continue

@@ -1,0 +1,44 @@
+"""The protocol that a loader reads batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq.reading.buffers import Allocate
+from latentq.reading.gather import Gatherer
+from latentq.reading.order import Order
+from latentq.reading.samples import Batch
+
+Transform = Callable[[dict[str, Any]], Any]
+
+
+class BatchSource(Protocol):
+    """Samples that are read in batches: `LatentDataset`, `LatentMixture` or `ResidentDataset`."""
+
+    @property
+    def transform(self) -> Transform | None:
+        """A function called with each sample; its result replaces the sample."""
+
+    def __len__(self) -> int: ...
+
+    def order(self, *, shuffle: bool, seed: int) -> Order:
+        """Returns the order of an epoch's samples."""
+
+    def read(self, indices: NDArray[np.int64], *, allocate: Allocate) -> Batch:
+        """Reads a batch with its latents as stored, for `decode_batch`."""
+
+    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate) -> Batch:
+        """Returns the noise that draws latents from moments, to be added to such a batch."""
+
+    def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:
+        """Decodes the latents of a batch from `read`, on their own device."""
+
+    def batch(self, indices: NDArray[np.int64], *, noise: Batch, allocate: Allocate) -> Batch:
+        """Reads a batch and decodes its latents."""
+
+    def native_gatherer(self, *, decoded: bool) -> Gatherer | None:
+        """The native gatherer of `batch` (or, not `decoded`, of `read`); None if building a batch needs Python."""
