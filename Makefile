@@ -4,6 +4,8 @@ export PYTHON
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
+# Compiled once at installation: where Python may not write bytecode (CI), every `import torch` compiles it again.
+export UV_COMPILE_BYTECODE := 1
 
 RUST := $(shell find rust -name '*.rs' -o -name '*.c' -o -name Cargo.toml) Cargo.toml Cargo.lock
 # On a terminal, cargo and uv show their own progress.
