@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq.format.options import FLOATS, Column, TextOptions
+from latentq.models.precision import computing_in
 from latentq.models.text import Embeddings, TextEncoder
 from latentq.quantizer import Quantizer
 from latentq.quantizer.tensors import to_numpy
@@ -43,7 +44,6 @@ class CaptionEncoder:
         self.options = options
         self.columns = columns
         self._device = torch.device(device)
-        self._dtype: torch.dtype = getattr(torch, options.dtype)
         self._gpu = self._device.type == "cuda"
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class CaptionEncoder:
             quantizers: Quantizers of the columns of embeddings.
             exact: Compute in float32, whatever the recipe says.
         """
-        with torch.autocast(self._device.type, self._dtype, enabled=not exact and self._dtype != torch.float32):
+        with computing_in("float32" if exact else self.options.dtype, self._device):
             embeddings = self.text_encoder.encode(captions)
         stored, clipped = {}, {}
         bad = torch.zeros(len(captions), dtype=torch.bool, device=self._device)
@@ -85,7 +85,7 @@ class CaptionEncoder:
         """Waits for one caption's embedding. If it is not finite, the caption is embedded again in float32."""
         if pending.event is not None:
             pending.event.synchronize()
-        redone = bool(pending.bad[place]) and self._dtype != torch.float32
+        redone = bool(pending.bad[place]) and self.options.dtype != "float32"
         if redone:
             pending, place = self.start([pending.captions[place]], quantizers, exact=True), 0
             if pending.event is not None:

@@ -16,6 +16,7 @@ from latentq.encoding.stages import COPY, NETWORK, QUANTIZE, Profile
 from latentq.format.options import AutoencoderOptions, Column
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.noise import noise
+from latentq.models.precision import computing_in
 from latentq.quantizer import Quantizer
 from latentq.quantizer.tensors import to_numpy
 
@@ -69,7 +70,6 @@ class LatentEncoder:
         self.autoencoder = autoencoder
         self.device = torch.device(device)
         self._options = options
-        self._dtype: torch.dtype = getattr(torch, options.dtype)
         self._gpu = self.device.type == "cuda"
         self._copies = cuda.Stream(self.device) if self._gpu else None
         # Convolutions are faster in this format on a GPU. A user's own autoencoder may not support it.
@@ -156,7 +156,7 @@ class LatentEncoder:
         refused = set(refused)
         if not self._bad_rows(pending) and not refused:
             return []
-        if self._dtype != torch.float32:
+        if self._options.dtype != "float32":
             pending.redone = len(self._bad_rows(pending))
             for stream, (name, column) in enumerate(columns.items()):
                 for row in pending.bad[name].nonzero().flatten().tolist():
@@ -223,9 +223,7 @@ class LatentEncoder:
             if method not in self._compiled:
                 self._compiled[method] = torch.compile(call)
             call = self._compiled[method]
-        autocast = torch.autocast(self.device.type, self._dtype, enabled=not exact and self._dtype != torch.float32)
-        # By default CUDA convolutions compute float32 as TF32, by an algorithm that is chosen by timing.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False), autocast:
+        with computing_in("float32" if exact else self._options.dtype, self.device):
             return call(floats)
 
     def _quantize(self, pending: PendingLatents, quantizers: Mapping[str, Quantizer]) -> None:

@@ -80,10 +80,12 @@ def load_models(
 
 
 def default_device() -> str:
-    """Returns `cuda:LOCAL_RANK` if there is a GPU, else `cpu`."""
+    """Returns `cuda:LOCAL_RANK` if there is a GPU, else `cpu`. Ranks beyond the visible GPUs share them in turn."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def check_device(device: str) -> None:
@@ -102,7 +104,7 @@ def check_device(device: str) -> None:
 
 
 def device_of(model: Any) -> str:
-    """Returns the device of a model's first parameter, else `cpu`: its input must go there."""
-    parameters = getattr(model, "parameters", None)
+    """Returns the device of the first parameter of a model, or of its `module`, else `cpu`: its input must go there."""
+    parameters = getattr(getattr(model, "module", model), "parameters", None)
     first = next(iter(parameters()), None) if callable(parameters) else None
     return str(first.device) if first is not None else "cpu"

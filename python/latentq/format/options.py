@@ -10,7 +10,7 @@ Crop = Literal["center", "center-round", "adm"]
 Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
 Alpha = Literal["white", "black", "drop"]
 Icc = Literal["srgb", "ignore"]
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
 Content = Literal[
     "latent", "moments", "tokens", "caption_embedding", "attention_mask", "pooled_embedding", "key", "label",
@@ -87,7 +87,7 @@ class AutoencoderOptions:
         subfolder: The model's folder inside its repository or folder.
         pixel_range: The pixel values of black and white; empty for the model's own. For checkpoints that were trained
             on another range than their family, which their files do not tell.
-        dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
+        dtype: The type it computes in: `float32` (IEEE), `tf32`, `float16` or `bfloat16`.
         seed: The noise of sample s is a function of (seed, s).
     """
 
@@ -107,7 +107,7 @@ class TextOptions:
         model: A hub name or a folder; `openclip:NAME` for open_clip's. Empty if no column needs a text encoder.
         revision: The hub's branch, tag or commit; empty for the default.
         subfolder: The text encoder to take from a pipeline of several; empty for `text_encoder`.
-        dtype: The type it computes in: `float32`, `float16` or `bfloat16`.
+        dtype: The type it computes in: `float32` (IEEE), `tf32`, `float16` or `bfloat16`.
         length: Tokens that a caption is padded or cut to; 0 for as many as the model takes.
         captions: Captions embedded per image: the first ones, cycling if there are fewer.
     """

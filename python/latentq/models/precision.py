@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from latentq.format.options import Dtype
+
 Precision = Literal["ieee", "tf32"]
 
 
@@ -29,6 +31,22 @@ def fixed_arithmetic(precision: Precision = "ieee") -> Iterator[None]:
         yield
     finally:
         _SHARED.leave()
+
+
+@contextlib.contextmanager
+def computing_in(dtype: Dtype, device: torch.device) -> Iterator[None]:
+    """Computes in a recipe's dtype on a device.
+
+    Args:
+        dtype: `float32` for IEEE float32; `tf32` for float32 whose products are in TF32 on CUDA, elsewhere the same as
+            `float32`; `float16` or `bfloat16` for torch's autocast, in which what stays float32 is IEEE.
+        device: The device whose autocast is set.
+    """
+    autocast: Any = contextlib.nullcontext()
+    if dtype in ("float16", "bfloat16"):
+        autocast = torch.autocast(device.type, getattr(torch, dtype))
+    with fixed_arithmetic("tf32" if dtype == "tf32" else "ieee"), autocast:
+        yield
 
 
 class _Shared:

@@ -1,0 +1,92 @@
+"""Both encoders compute float32 as IEEE, whatever TF32 settings the process has, and TF32 where a recipe asks for it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import latentq
+from conftest import paint
+from latentq.encoding.captions import CaptionEncoder
+from latentq.encoding.latents import LatentEncoder
+from latentq.encoding.models import default_device, device_of
+from latentq.format.options import AutoencoderOptions, TextOptions
+from latentq.models.text import Embeddings
+
+
+@pytest.fixture(autouse=True)
+def products_in_tf32():
+    """The process has asked for TF32 before."""
+    old = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision(old)
+
+
+class Blocks:
+    name = family = "blocks"
+    scaling_factor = 1.0
+    pixel_range = (0.0, 1.0)
+
+    def __init__(self):
+        self.seen = set()
+
+    def latent_shape(self, size):
+        return (3, size // 8, size // 8)
+
+    def encode(self, pixels):
+        self.seen.add(torch.get_float32_matmul_precision())
+        return torch.nn.functional.avg_pool2d(pixels, 8)
+
+    def decode(self, latents):
+        return torch.nn.functional.interpolate(latents, scale_factor=8)
+
+
+@pytest.mark.parametrize(("dtype", "inside"), [("float32", "highest"), ("bfloat16", "highest"), ("tf32", "high")])
+def test_latents_are_computed_in_the_precision_that_the_recipe_names(tmp_path, dtype, inside):
+    network = Blocks()
+    encoder = LatentEncoder(network, AutoencoderOptions(dtype=dtype), "cpu")
+    column = SimpleNamespace(content="latent", store="mean", flip=False, scaled=False)
+    encoder.encode(torch.zeros((2, 3, 32, 32), dtype=torch.uint8), column, [0, 1], 0)
+    assert network.seen == {inside}
+
+
+@pytest.mark.parametrize(("dtype", "inside"), [("float32", "highest"), ("tf32", "high")])
+def test_captions_are_embedded_in_the_precision_that_the_recipe_names(dtype, inside):
+    seen = set()
+
+    def encode(captions):
+        seen.add(torch.get_float32_matmul_precision())
+        return Embeddings(torch.zeros((len(captions), 7, 4)))
+
+    CaptionEncoder(SimpleNamespace(encode=encode), TextOptions(dtype=dtype), "cpu", {}).start(["a"], {})
+    assert seen == {inside}
+
+
+def test_tf32_is_a_choice_that_the_card_records_and_on_the_cpu_it_is_float32(tmp_path):
+    for index in range(3):
+        paint(tmp_path / "photos" / f"{index}.png", index, (40, 40))
+    cards = {
+        dtype: latentq.encode(tmp_path / "photos", tmp_path / dtype, autoencoder=Blocks(), size=32, dtype=dtype)
+        for dtype in ("float32", "tf32")
+    }
+    assert {dtype: card.recipe.autoencoder.dtype for dtype, card in cards.items()} == {
+        "float32": "float32",
+        "tf32": "tf32",
+    }
+    shards = [(tmp_path / dtype / "00000" / "shard.00000.mds").read_bytes() for dtype in cards]
+    assert shards[0] == shards[1]
+
+
+def test_an_autoencoder_is_where_its_torch_module_is():
+    module = torch.nn.Linear(2, 2, device="meta")
+    assert device_of(SimpleNamespace(module=module)) == device_of(module) == "meta"
+    assert device_of(Blocks()) == "cpu"
+
+
+def test_ranks_beyond_the_visible_gpus_share_them_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    assert default_device() == "cuda:1"
