@@ -1,4 +1,4 @@
-"""Both encoders compute float32 as IEEE, whatever TF32 settings the process has, and TF32 where a recipe asks for it."""
+"""Both encoders compute float32 as IEEE whatever the process set, and TF32 where a recipe asks for it."""
 
 from types import SimpleNamespace
 

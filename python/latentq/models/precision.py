@@ -1,4 +1,4 @@
-"""Fixed arithmetic for networks: float32 as IEEE or as TF32, and deterministic convolutions, whatever the process set."""
+"""Fixed arithmetic for networks: float32 as IEEE or as TF32, and deterministic convolutions."""
 
 from __future__ import annotations
 
