@@ -9,8 +9,9 @@ import latentq
 from conftest import paint
 from latentq.encoding.captions import CaptionEncoder
 from latentq.encoding.latents import LatentEncoder
-from latentq.encoding.models import default_device, device_of
 from latentq.format.options import AutoencoderOptions, TextOptions
+from latentq.models.decode import decode_latents
+from latentq.models.device import default_device, device_of
 from latentq.models.text import Embeddings
 
 
@@ -90,3 +91,17 @@ def test_ranks_beyond_the_visible_gpus_share_them_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "5")
     assert default_device() == "cuda:1"
+
+
+def test_latents_to_decode_go_to_the_device_of_the_autoencoder():
+    seen = []
+
+    def decode(latents):
+        seen.append(str(latents.device))
+        return torch.zeros((1, 3, 8, 8))
+
+    network = SimpleNamespace(
+        name="elsewhere", pixel_range=(0.0, 1.0), module=torch.nn.Linear(2, 2, device="meta"), decode=decode
+    )
+    decode_latents(network, torch.zeros((1, 4, 1, 1)))
+    assert seen == ["meta"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder, load_autoencoder, subfolder_in
+from latentq.models.device import check_device, default_device, device_of
 from latentq.models.text import TextEncoder, load_text_encoder
 
 
@@ -77,34 +77,3 @@ def load_models(
     device = device or device_of(autoencoder)
     check_device(device)
     return Models(autoencoder, text_encoder, device)
-
-
-def default_device() -> str:
-    """Returns `cuda:LOCAL_RANK` if there is a GPU, else `cpu`. Ranks beyond the visible GPUs share them in turn."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that cannot be used, before anything is published.
-
-    Raises:
-        ValueError: The device cannot be used.
-    """
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"device {device!r} cannot be used: {reason}") from None
-
-
-def device_of(model: Any) -> str:
-    """Returns the device of the first parameter of a model, or of its `module`, else `cpu`: its input must go there."""
-    parameters = getattr(getattr(model, "module", model), "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
-    return str(first.device) if first is not None else "cpu"

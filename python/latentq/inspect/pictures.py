@@ -106,7 +106,7 @@ def pictures(
         compared = Originals(path, card, name, source, network, device=device), opened.layout
     rows = []
     for number in [index % count for index in indices]:
-        stored = decode_latents(network, opened.decodable([number]).to(device))[0]
+        stored = decode_latents(network, opened.decodable([number]))[0]
         rows.append(_compare(*compared, number, stored) if compared else [Picture(stored, (f"#{number}",))])
     return rows
 

@@ -19,7 +19,7 @@ def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Te
 
     Args:
         network: The autoencoder.
-        latents: (n, C, h, w) unscaled float latents, or (n, h, w) integer tokens.
+        latents: (n, C, h, w) unscaled float latents, or (n, h, w) integer tokens, on any device.
 
     Returns:
         (n, S, S, 3) uint8 pixels, rounded to nearest.
@@ -29,12 +29,15 @@ def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Te
     """
     import torch
 
+    from latentq.models.device import device_of
+    from latentq.models.precision import fixed_arithmetic
+
     low, high = network.pixel_range
-    stored = torch.as_tensor(latents)
+    stored = torch.as_tensor(latents).to(device_of(network))
     decode: Any = network.decode if stored.is_floating_point() else getattr(network, "decode_tokens", None)
     if decode is None:
         raise LatentqError(f"{network.name} has no codebook: it decodes no tokens")
-    with torch.no_grad():
+    with torch.no_grad(), fixed_arithmetic():
         pixels = decode(stored)
     levels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)
     array: NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
