@@ -78,6 +78,9 @@ def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row(tmp_path: P
     rows = json.loads(objects.getvalue())
     assert [row["scheme"] for row in rows] == ["float16", "uniform", *measure.METHODS]
     assert rows[0]["entropy"] is None
+    best = max(rows[1:], key=lambda row: row["sqnr_db"])["scheme"]
+    marked = {word: [line.split()[0] for line in lines if word in line] for word in ("default", "least error")}
+    assert marked == {"default": ["mse"], "least error": [best]}
 
 
 def test_latents_that_overflow_float16_are_compared_with_bfloat16() -> None:

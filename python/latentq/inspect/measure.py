@@ -27,6 +27,7 @@ __all__ = ["SchemeCost", "load", "main_table", "measure", "of_dataset", "print_t
 
 BITS = (8, 6, 4)
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max")
+DEFAULT_METHOD: Method = "mse"  # docs/quantizer.md says why it is not lloyd-max
 SAMPLES = 4096  # measured at most
 _FLOAT16_OVERFLOW = 65520.0  # the smallest value that rounds to infinity
 _BATCH = 8  # images decoded at once
@@ -122,7 +123,10 @@ def measure(
 
 
 def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
-    """Write rows as an aligned table, to standard output by default."""
+    """Write rows as an aligned table, to standard output by default.
+
+    The last column marks the default method, and the scheme with the highest SQNR at each number of bits.
+    """
     columns = {
         "scheme": [row.scheme for row in rows],
         "bits": [str(row.bits) for row in rows],
@@ -133,6 +137,7 @@ def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> No
         "largest error": [_number(row.largest_error, 4) for row in rows],
         "PSNR images": [_number(row.psnr_images_db, 2) for row in rows],
         "PSNR decoded": [_number(row.psnr_decoded_db, 2) for row in rows],
+        "note": [_note(row, rows) for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     widths = {name: max(map(len, (name, *cells))) for name, cells in shown.items()}
@@ -142,6 +147,13 @@ def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> No
         first, *rest = zip(line, widths.values(), strict=True)
         cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
         out.write("  ".join(cells).rstrip() + "\n")
+
+
+def _note(row: SchemeCost, rows: Sequence[SchemeCost]) -> str:
+    if row.entropy is None:  # floats
+        return ""
+    least_error = row.sqnr_db == max(other.sqnr_db for other in rows if other.bits == row.bits)
+    return ", ".join(["default"] * (row.scheme == DEFAULT_METHOD) + ["least error"] * least_error)
 
 
 def main_table(
