@@ -17,11 +17,11 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.MULTILINE | 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_vae):
-    """What the README takes for granted: photographs in class folders, and the autoencoder that it names."""
+    """The folders that the README names: photographs in one folder, images by class, and the autoencoder."""
     folder = tmp_path_factory.mktemp("readme")
     for index in range(8):
-        for name in ("photos", "validation"):
-            paint(folder / name / f"class{index % 3}" / f"{index}.jpg", index, (300, 280))
+        for name in ("photos", "validation", f"imagenet/class{index % 3}"):
+            paint(folder / name / f"{index}.jpg", index, (300, 280))
     (folder / "names.txt").write_text("class0 the first\nclass1 the second\nclass2 the third\n")
     # A folder of the hub's name is found before the hub is asked.
     shutil.copytree(tiny_vae, folder / "stabilityai" / "sdxl-vae")
