@@ -1,6 +1,6 @@
 """Images in, a compact and exact latent dataset out, and a reader so fast that training never waits.
 
-Everything here is imported where it is first used, so that `import latentq` costs no more than NumPy does.
+Every name is imported when it is first used, so that `import latentq` costs no more than NumPy does.
 """
 
 import importlib
@@ -10,6 +10,7 @@ from latentq._core import FormatError, ImageError, LatentqError, MismatchError, 
 
 if TYPE_CHECKING:
     from latentq import image, mds
+    from latentq.converting.pipeline import convert
     from latentq.encoding.pipeline import encode
     from latentq.format.card import Card
     from latentq.format.recipe import Recipe
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from latentq.reading.dataset import LatentDataset
     from latentq.reading.loader import LatentLoader
     from latentq.reading.mixture import LatentMixture
+    from latentq.reading.streaming import LatentStreamingDataset
+    from latentq.sharding.pipeline import shards
+    from latentq.sources import open_source
 
 __all__ = [
     "Autoencoder",
@@ -29,6 +33,7 @@ __all__ = [
     "LatentDataset",
     "LatentLoader",
     "LatentMixture",
+    "LatentStreamingDataset",
     "LatentqError",
     "MismatchError",
     "Quantizer",
@@ -36,27 +41,34 @@ __all__ = [
     "RecipeError",
     "TextEncoder",
     "__version__",
+    "convert",
     "encode",
     "image",
     "load_autoencoder",
     "load_text_encoder",
     "mds",
+    "open_source",
+    "shards",
     "verify",
 ]
 
-
-_HOMES = {
+# The module that each name is imported from.
+_MODULES = {
     "Autoencoder": "latentq.models.autoencoders",
     "Card": "latentq.format.card",
     "LatentDataset": "latentq.reading.dataset",
     "LatentLoader": "latentq.reading.loader",
     "LatentMixture": "latentq.reading.mixture",
+    "LatentStreamingDataset": "latentq.reading.streaming",
     "Quantizer": "latentq.quantizer",
     "Recipe": "latentq.format.recipe",
     "TextEncoder": "latentq.models.text",
+    "convert": "latentq.converting.pipeline",
     "encode": "latentq.encoding.pipeline",
     "load_autoencoder": "latentq.models.autoencoders",
     "load_text_encoder": "latentq.models.text",
+    "open_source": "latentq.sources",
+    "shards": "latentq.sharding.pipeline",
     "verify": "latentq.inspect.verify",
 }
 
@@ -64,9 +76,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in ("image", "mds"):
         return importlib.import_module(f"latentq.{name}")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'latentq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    from latentq.system.extras import needed_for
+
+    with needed_for(f"latentq.{name}"):
+        value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""`python -m latentq`, as torchrun starts it."""
+"""Entry point of `python -m latentq`, which torchrun uses."""
 
 import sys
 

@@ -464,7 +464,7 @@ def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server,
 
 
 def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("latentq.system.progress._EVERY", 0.0)
+    monkeypatch.setattr("latentq.system.progress._LINE_SECONDS", 0.0)
     monkeypatch.setattr("latentq.collect.pipeline._SHORTEST_NOTED_PAUSE", 0.0001)
     server.faults[bucket(server, "cc12m-train-0001.tar")] = [503]
     told = io.StringIO()

@@ -123,7 +123,7 @@ def test_loading_a_checkpoint_calls_nothing_that_it_names(tmp_path, tiny_taming)
 
 def test_a_missing_package_is_named_with_its_install_command(tiny_taming, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(latentq.LatentqError, match=r"needs yaml: pip install 'latentq\[encode\]'"):
+    with pytest.raises(latentq.LatentqError, match=r"needs yaml, which is not installed: pip install 'pyyaml>=6'"):
         latentq.load_autoencoder(tiny_taming)
 
 

@@ -130,7 +130,9 @@ def test_an_unloadable_text_encoder_is_one_error_line(tiny_clip, tiny_vae, tiny_
 def test_a_missing_package_is_named_with_its_install_command(tiny_open_clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.delitem(sys.modules, "latentq.models.text.open_clip", raising=False)
-    with pytest.raises(LatentqError, match=r"needs open_clip: pip install 'latentq\[text\]'"):
+    with pytest.raises(
+        LatentqError, match=r"needs open_clip, which is not installed: pip install 'open_clip_torch>=3'"
+    ):
         load_text_encoder(f"openclip:{tiny_open_clip}")
 
 

@@ -438,6 +438,6 @@ def test_looking_through_many_archives_is_told_of(tmp_path, monkeypatch):
     pattern = str(tmp_path / "*.tar")
     open_source(pattern, progress=told).listing()
     assert told.getvalue() == ""  # it did not take long
-    monkeypatch.setattr("latentq.system.progress._EVERY", 0.0)
+    monkeypatch.setattr("latentq.system.progress._LINE_SECONDS", 0.0)
     open_source(pattern, progress=told).listing()
     assert told.getvalue().splitlines()[-1].startswith("list: 3 of 3 archives, ")

@@ -15,6 +15,7 @@ from typing import Any
 
 from latentq._core import LatentqError, RecipeError, __version__
 from latentq.cli.common import UsageError, fail
+from latentq.system.extras import missing_package
 from latentq.system.text import one_line
 
 _COMMANDS = (
@@ -68,21 +69,14 @@ def _main(arguments: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError):
             return _SIGPIPE
         return fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
+    except ModuleNotFoundError as error:
+        return fail(str(missing_package(error, "this command")), 1)
     except (LatentqError, IndexError, MemoryError) as error:
         return fail(str(error) or "out of memory", 1)
     except ValueError as error:
         return fail(str(error), 2)
     except RuntimeError as error:  # for example torch's, if a device is out of memory
         return fail(str(error).strip().partition("\n")[0], 1)
-    except ModuleNotFoundError as error:
-        extra = {
-            "pyarrow": "parquet",
-            "datasets": "datasets",
-            "streaming": "streaming",
-            "huggingface_hub": "hub",
-            "requests": "hub",
-        }.get(error.name or "", "encode")
-        return fail(f"this needs {error.name}: pip install 'latentq[{extra}]'", 1)
     except KeyboardInterrupt:
         hint = "; the same command continues from there" if options.resumable else ""
         return fail(f"interrupted{hint}", 130)

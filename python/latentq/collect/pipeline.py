@@ -25,6 +25,7 @@ from latentq.collect.file import File
 from latentq.collect.hub_files import HubFiles
 from latentq.format.tsv import tsv_line, tsv_values
 from latentq.store.local import replace_file
+from latentq.system.extras import needed_for
 from latentq.system.progress import TransferProgress
 from latentq.system.text import size_text
 
@@ -94,7 +95,7 @@ def collect(
         LatentqError: Nothing can be downloaded, or nothing more; the message says what to do.
         OSError: The folder cannot be written.
         ValueError: An argument is out of range.
-        ModuleNotFoundError: `huggingface_hub` or `requests` is missing.
+        MissingPackageError: `huggingface_hub` or `requests` is not installed.
     """
     if name not in COLLECTIONS:
         raise ValueError(f"unknown collection {name!r}: {', '.join(COLLECTIONS)}")
@@ -104,7 +105,7 @@ def collect(
     request = Request(subset, ids, None if links is None else os.fspath(links), site)
     _check_request(name, collection, request)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder), needed_for("latentq collect"):
         run = _Run(name, collection, folder, progress)
         with run.bar:
             return run(request, retry_failed=retry_failed, threads=threads)

@@ -8,6 +8,7 @@ from latentq._core import LatentqError, MismatchError
 from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, captions_field, column_of
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.parquet import image_bytes, row_facts
+from latentq.system.extras import needed_for
 
 PREFIX = "hf:"
 
@@ -23,7 +24,8 @@ class Datasets:
     kind = "datasets"
 
     def __init__(self, name: str, caption: str | None = None) -> None:
-        import datasets
+        with needed_for("a dataset of Hugging Face"):
+            import datasets
 
         self._name, self._caption = name, caption
         try:

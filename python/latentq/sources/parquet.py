@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_field, captions_in, column_of
 from latentq.sources.listing import Listing, Sample, unchanged_files
+from latentq.system.extras import needed_for
 from latentq.system.progress import listing_progress
 
 if TYPE_CHECKING:
@@ -165,8 +166,9 @@ def _has_no_rows(path: Path) -> bool:
 
 def open_parquet(path: Path) -> ParquetFile:
     """Opens a parquet file. Raises FormatError if it is not one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    with needed_for("a parquet file"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path)

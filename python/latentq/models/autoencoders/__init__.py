@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
 from latentq.models.autoencoders.interface import Autoencoder, Posterior, Tokenizer
+from latentq.system.extras import missing_package
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ def load_autoencoder(
 
         network = load(name, revision=revision, subfolder=subfolder)
     except ModuleNotFoundError as error:
-        raise LatentqError(f"autoencoder {name} needs {error.name}: pip install 'latentq[encode]'") from None
+        raise missing_package(error, f"autoencoder {name}") from None
     if pixel_range:
         network.pixel_range = (pixel_range[0], pixel_range[1])
     return network.to(device)

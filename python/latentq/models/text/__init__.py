@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
 from latentq.models.text.interface import OPEN_CLIP, Embeddings, TextEncoder
+from latentq.system.extras import missing_package
 
 if TYPE_CHECKING:
     import torch
@@ -59,4 +60,4 @@ def load_text_encoder(
 
         return load(bare, revision=revision, subfolder=subfolder, length=length).to(device)
     except ModuleNotFoundError as error:
-        raise LatentqError(f"text encoder {text} needs {error.name}: pip install 'latentq[text]'") from None
+        raise missing_package(error, f"text encoder {text}") from None
