@@ -52,8 +52,8 @@ def test_the_innermost_purpose_stays() -> None:
         raise ModuleNotFoundError("No module", name="torch")
 
 
-@pytest.mark.parametrize("name", ["LatentDataset", "LatentLoader", "LatentMixture"])
-def test_reading_without_torch_says_what_to_install(name: str) -> None:
+@pytest.mark.parametrize("name", ["LatentDataset", "LatentLoader", "LatentMixture", "encode"])
+def test_without_torch_a_name_says_what_to_install(name: str) -> None:
     done = run_without({"torch"}, f"import latentq; latentq.{name}")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
@@ -70,7 +70,7 @@ def test_commands_without_torch_say_so_on_one_line(pictures: Path, tmp_path: Pat
     code = "from latentq.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = run_without({"torch", "diffusers"}, code, "encode", pictures, tmp_path / "out", "--size", 64, "--quiet")
     assert done.returncode == 1
-    assert done.stderr == "latentq: encoding needs torch, which is not installed: pip install 'torch>=2.6'\n"
+    assert done.stderr == "latentq: this command needs torch, which is not installed: pip install 'torch>=2.6'\n"
 
 
 def test_shards_info_and_verify_need_no_extra(pictures: Path, tmp_path: Path) -> None:
