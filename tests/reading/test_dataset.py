@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, default_collate
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -98,6 +99,138 @@ def test_samples_are_a_list(made):
     assert type(samples[0]["label"]) is int
     with pytest.raises(IndexError):
         samples[3]
+
+
+def _sorted(samples):
+    samples.sort(key=lambda sample: sample["key"], reverse=True)
+    return samples
+
+
+def _appended(samples):
+    samples.append(samples[0])
+    return samples
+
+
+def _extended(samples):
+    samples += samples[:2]
+    samples.extend(samples[-1:])
+    return samples
+
+
+def _assigned(samples):
+    samples[0] = samples[-1]
+    samples[1:2] = []
+    return samples
+
+
+def _shortened(samples):
+    samples.pop()
+    del samples[0]
+    samples.remove(samples[0])
+    samples.reverse()
+    return samples
+
+
+def _relabeled(samples):
+    samples[2]["label"] = -1
+    return samples
+
+
+def _cropped(samples):
+    for sample in samples:
+        sample["latent"] = sample["latent"][:, :2]
+    return samples
+
+
+CHANGES = [
+    _sorted,
+    _appended,
+    _extended,
+    _assigned,
+    _shortened,
+    _relabeled,
+    _cropped,
+    lambda samples: samples + samples[:1],
+    lambda samples: samples[:1] + samples,
+    lambda samples: [{"key": "", "label": 0, "latent": torch.ones(3, 4, 5), "caption": ""}] + samples,  # noqa: RUF005
+    lambda samples: 2 * samples,
+    lambda samples: sorted(samples, key=lambda sample: sample["label"]),
+    lambda samples: [*samples, *reversed(samples)],
+    lambda samples: samples.copy() if samples else samples,
+    lambda samples: copy.copy(samples),
+    lambda samples: pickle.loads(pickle.dumps(samples)),
+    lambda samples: tuple(samples)[1:],
+]
+
+
+@pytest.mark.parametrize(("change", "workers"), [*((change, 0) for change in CHANGES), (_sorted, 1), (_appended, 1)])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_collate_fn_may_change_its_list_of_samples(made, change, workers, own):
+    dataset = LatentDataset(made.path)
+
+    def collate(samples):
+        assert isinstance(samples, list)
+        return (dataset.collate if own else default_collate)(change(samples))
+
+    batches = list(DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=collate))
+    items = [dict(dataset[i]) for i in range(40)]
+    expected = [default_collate(change(items[i : i + 4])) for i in range(0, 40, 4)]
+    for batch, right in zip(batches, expected, strict=True):
+        assert batch.keys() == right.keys()
+        assert torch.equal(batch["latent"], right["latent"])
+        assert batch["label"].tolist() == right["label"].tolist()
+        assert list(batch["key"]) == list(right["key"])
+
+
+def test_samples_that_were_only_looked_at_are_collated_without_a_copy(made):
+    dataset = LatentDataset(made.path)
+    samples = dataset.__getitems__([1, 2])
+    assert len(samples) == 2
+    assert [sample["key"] for sample in samples] == made.keys[1:3]
+    assert dataset.collate(samples)["latent"].data_ptr() == samples[0]["latent"].data_ptr()
+    assert samples == list(samples)
+    assert (samples > [], bool(samples), samples.index(samples[0])) == (True, True, 0)
+
+
+@pytest.mark.parametrize(
+    "take", [lambda d: d[0], lambda d: d[[1, 2]], lambda d: d.batch([3]), lambda d: next(iter(d.loader(4)))]
+)
+def test_a_missing_column_is_a_key_error_that_names_the_columns(made, take):
+    for dataset in (LatentDataset(made.path), LatentMixture([LatentDataset(made.path)])):
+        columns = take(dataset)
+        with pytest.raises(KeyError, match="there is no column 'labels': there are latent, key, label, caption"):
+            columns["labels"]
+        assert columns.get("labels") is None
+        assert "labels" not in columns
+        for copied in (copy.copy(columns), copy.deepcopy(columns), pickle.loads(pickle.dumps(columns)), columns | {}):
+            assert type(copied) is dict
+            assert list(copied) == list(columns)
+
+
+def test_workers_and_resident_batches_name_their_columns_too(made):
+    dataset = LatentDataset(made.path, columns=["latent", "key"])
+    (batch,) = DataLoader(dataset, batch_size=40, num_workers=1, collate_fn=dataset.collate)
+    with pytest.raises(KeyError, match="there is no column 'label': there are latent, key"):
+        batch["label"]
+    with pytest.raises(KeyError, match="there is no column 'label': there are latent"):
+        dataset.to_device("cpu")[0]["label"]
+
+
+def test_pytorch_walks_the_tensors_of_a_sample(made):
+    doubled = _pytree.tree_map_only(torch.Tensor, lambda tensor: 2 * tensor, LatentDataset(made.path)[3])
+    np.testing.assert_allclose(doubled["latent"], 2 * made.values[3], atol=4e-6)
+    assert doubled["key"] == made.keys[3]
+
+
+@pytest.mark.parametrize(
+    "mask", [[True, False], [0, True], True, np.ones(40, bool), [np.True_, np.False_], [torch.tensor(True)]]
+)
+def test_a_mask_is_no_list_of_indices(made, mask):
+    for dataset in (LatentDataset(made.path), LatentMixture([LatentDataset(made.path)])):
+        with pytest.raises(TypeError, match=r"integers?\b"):
+            dataset[mask]
+        with pytest.raises(TypeError, match=r"integers?\b"):
+            dataset.batch([mask] if isinstance(mask, bool) else mask)
 
 
 def test_samples_can_be_pinned_as_torch_does_it(made, monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -437,3 +438,35 @@ def test_an_invalid_state_is_refused(dataset, change):
         loader.load_state_dict({**loader.state_dict(), **change})
     with pytest.raises(ValueError, match="not nothing"):
         loader.load_state_dict({})
+
+
+@pytest.mark.parametrize("state", [None, 3, [("epoch", 0)], "state"])
+def test_a_state_that_is_no_dict_is_a_type_error(dataset, state):
+    with pytest.raises(TypeError, match=rf"a dict from state_dict\(\), not {type(state).__name__}"):
+        dataset.loader(4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_huge_batch_size_allocates_no_more_than_the_dataset_needs(dataset, world_size):
+    loader = dataset.loader(10**12, shuffle=True, rank=0, world_size=world_size)
+    tracemalloc.start()
+    batches = list(loader)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(batch["label"]) for batch in batches] == [40 // world_size]
+    assert peak < 1 << 22
+    assert list(dataset.loader(10**12, drop_last=True)) == []
+
+
+def test_an_unknown_option_is_a_type_error_that_lists_the_options(dataset):
+    for source in (dataset, dataset.to_device("cpu")):
+        with pytest.raises(TypeError, match=r"no option 'shufle': there are shuffle, seed, .*caption_dropout"):
+            source.loader(4, shufle=True)
+    with pytest.raises(TypeError, match="device is no option"):
+        dataset.to_device("cpu").loader(4, device="cuda")
+
+
+@pytest.mark.parametrize("option", ["batch_size", "threads", "prefetch"])
+def test_counts_are_integers(dataset, option):
+    with pytest.raises(TypeError, match="integer"):
+        dataset.loader(**{"batch_size": 4, option: 1.5})

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree
 from torch.utils.data import default_collate
@@ -145,7 +146,11 @@ def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
 
 def _index_array(indices: Iterable[Any], size: int) -> NDArray[Any]:
     indices = list(indices)
-    if bool in set(map(type, indices)):  # bool is a subclass of int, and True would be index 1
+    types = set(map(type, indices))
+    if torch.Tensor in types:
+        indices = [i.item() if isinstance(i, torch.Tensor) and i.numel() == 1 else i for i in indices]
+        types = set(map(type, indices))
+    if not types.isdisjoint((bool, np.bool_)):  # operator.index would take them as the indices 0 and 1
         return np.array(indices, bool)
     try:
         return np.fromiter(map(operator.index, indices), np.int64)
