@@ -2,7 +2,7 @@
 
 A sample is a latent of 4,096 bytes and two strings; 100,000 are written, and 40,000 read. From its second epoch on,
 `Reader` caches a dataset of that size in memory; with `cache_bytes=0`, and for larger datasets, it reads each sample
-from the page cache. Written files are on the disk (fsync) when the time ends, whoever writes them; files that are read
+from the page cache. Every writer's files are on the disk (fsync) when its time ends; files that are read
 are in the page cache.
 """
 

@@ -1,4 +1,4 @@
-"""What `bench_loader.py` compares: the same codes and labels in the layout of every tool, and an epoch over each.
+"""The contenders of `bench_loader.py`: the same codes and labels in the layout of every tool, and an epoch over each.
 
 Every epoch is shuffled and gives batches of 256 latents (4, 32, 32) as float32 tensors, with labels, on the CPU. A
 rival may take the codes of a whole batch and dequantize them at once, which is the fastest way with each; mosaicml

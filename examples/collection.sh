@@ -1,10 +1,10 @@
 #!/bin/sh
-# One collection from nothing to latents: the steps 1 to 3 of collections.md. Each goes on where it stopped, and so does this.
+# Takes one collection from nothing to latents: steps 1 to 3 of collections.md. Run it again to continue where it stopped.
 #
 #   examples/collection.sh NAME DIR [small|all [OPTIONS]]
 #
 # NAME is jdb, cc12m, diffdb, sa1b, textcaps or coco; DIR gets data/, mds/ and latents/. OPTIONS go to `latentq encode` in
-# place of `--recipe micro-diffusion`. For jdb, HF_TOKEN must be there; for sa1b, its list of links as DIR/sa1b_links.tsv.
+# place of `--recipe micro-diffusion`. jdb needs HF_TOKEN; sa1b needs its list of links as DIR/sa1b_links.tsv.
 set -eu
 
 name=${1:?"which collection: jdb, cc12m, diffdb, sa1b, textcaps or coco"}
@@ -13,7 +13,7 @@ subset=${3:-all}
 shift $(($# < 3 ? $# : 3))
 [ $# -gt 0 ] || set -- --recipe micro-diffusion
 
-# prepare ARCHIVES OUT CAPTIONS OPTIONS: captions are empty where they are in the archives.
+# prepare ARCHIVES OUT CAPTIONS OPTIONS; CAPTIONS is empty if the captions are in the archives.
 prepare() {
   archives=$dir/data/$name/$1 out=$2 captions=${3:+$dir/data/$name/$3}
   shift 3

@@ -1,7 +1,7 @@
-"""The whole way, once: photographs to a latent dataset, through a training epoch, and back to pictures.
+"""Photographs to a latent dataset, through a training epoch, and back to pictures. `make demo` runs this.
 
-`make demo` runs this. Everything is made under `demo/`, offline, with the built-in autoencoder; the photographs are
-those that scikit-image's wheel carries.
+It needs no network: the photographs are in scikit-image's wheel, and the autoencoder is built in. Everything is written
+into `demo/`.
 """
 
 import shutil
@@ -25,7 +25,7 @@ seconds: dict[str, float] = {}
 
 
 def timed(stage: str, work: Callable[[], T]) -> T:
-    """Runs one stage and notes how long it took."""
+    """Run one stage and record its time."""
     start = time.perf_counter()
     result = work()
     seconds[stage] = time.perf_counter() - start
@@ -33,7 +33,7 @@ def timed(stage: str, work: Callable[[], T]) -> T:
 
 
 def latentq(*arguments: str) -> str:
-    """Runs one `latentq` command, shows it and what it prints, and ends the demo if it fails."""
+    """Run one `latentq` command, print it and its output, and end the demo if it fails."""
     print(f"\n$ latentq {' '.join(arguments)}", flush=True)
     command = [str(Path(sys.executable).with_name("latentq")), *arguments]
     done = subprocess.run(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True, check=False)
@@ -44,7 +44,7 @@ def latentq(*arguments: str) -> str:
 
 
 def collect_photographs() -> int:
-    """Copies the photographs into class folders; the bytes that they take."""
+    """Copy the photographs into class folders. Returns their size in bytes."""
     import skimage
 
     data = Path(skimage.__file__).parent / "data"
@@ -56,7 +56,7 @@ def collect_photographs() -> int:
 
 
 def train_one_epoch() -> int:
-    """One epoch as a training script would read it: shuffled, two workers. Returns the samples seen."""
+    """Read one epoch as a training script does: shuffled, two workers. Returns the number of samples."""
     from torch.utils.data import DataLoader
 
     from latentq import LatentDataset
@@ -69,14 +69,14 @@ def train_one_epoch() -> int:
 
 
 def compare_with_streaming() -> int:
-    """Reads the same folder with a plain StreamingDataset and compares every sample. Returns how many."""
+    """Read the same folder with a plain StreamingDataset and compare every sample. Returns the number of samples."""
     import numpy as np
     from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
     from latentq import LatentDataset
 
-    clean_stale_shared_memory()  # what an earlier, interrupted StreamingDataset may have left
+    clean_stale_shared_memory()  # left by an earlier StreamingDataset that was interrupted
     ours = LatentDataset(FOLDER / "latents")
     quantizer = ours.card.latents["latent"].quantizer
     stock = StreamingDataset(local=str(FOLDER / "latents"), batch_size=1)
@@ -89,7 +89,7 @@ def compare_with_streaming() -> int:
 
 
 def main() -> None:
-    """Runs every stage and prints what came out."""
+    """Run every stage and print a summary."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     image_bytes = timed("photographs", collect_photographs)
     count = sum(map(len, PHOTOGRAPHS.values()))
@@ -102,7 +102,7 @@ def main() -> None:
     assert timed("StreamingDataset", compare_with_streaming) == count
     print(f"{count} samples, equal to the last bit")
     indices = [str(index) for index in range(count)]
-    told = timed(
+    output = timed(
         "decode",
         lambda: latentq("decode", "latents", "--source", "photos", "--index", *indices, "-o", "comparison.png"),
     )
@@ -111,7 +111,7 @@ def main() -> None:
         ("images", f"{count}"),
         ("bytes of the images", f"{image_bytes:,}"),
         ("bytes of the dataset", f"{dataset_bytes:,}"),
-        ("mean PSNR as stored", told.rsplit("PSNR as stored ", 1)[-1].strip()),
+        ("mean PSNR as stored", output.rsplit("PSNR as stored ", 1)[-1].strip()),
         *((f"{stage}, seconds", f"{value:.1f}") for stage, value in seconds.items()),
     ]
     print(f"\nthe picture: {FOLDER / 'comparison.png'}\n")

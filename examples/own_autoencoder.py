@@ -1,4 +1,4 @@
-"""Someone's own network, handed to latentq.encode: any object with a few attributes and methods will do.
+"""Encode with an autoencoder of your own: any object with a few attributes and methods.
 
 python examples/own_autoencoder.py photos/ out/
 """
@@ -11,10 +11,10 @@ import latentq
 
 
 class Pooled(torch.nn.Module):
-    """A "network" that halves a picture twice; its latents are 3 x S/4 x S/4.
+    """A stand-in for a network that averages blocks of 4 x 4 pixels; its latents are (3, S/4, S/4).
 
-    `name`, `scaling_factor`, `pixel_range`, `encode`, `decode` and `latent_shape` are what is needed. Since it is a
-    torch module, the card keeps a hash of its weights, and a run that goes on with other weights is refused.
+    latentq needs `name`, `scaling_factor`, `pixel_range`, `encode`, `decode` and `latent_shape`. Since this is a torch
+    module, the card keeps a hash of its weights, and a run that continues with other weights is refused.
     """
 
     name = "pooled"

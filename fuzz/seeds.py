@@ -1,4 +1,4 @@
-"""Writes a corpus to begin from: images, and whole shards, indexes and values, each behind the byte of its schema."""
+"""Write a first corpus: images, and whole shards, indexes and values, each after the byte of its schema."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""The README's commands and code are run as they stand there, block by block."""
+"""Run the commands and the code of the README as they are written, block by block."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def test_commands(folder):
 
 
 def test_python_blocks(streaming_alone, folder):
-    """They follow on each other, and on the commands above."""
+    """They run in one program, after the commands."""
     code = "\n".join(text for language, text in BLOCKS if language == "python")
     program = folder / "program.py"
     body = "".join(f"    {line}\n" for line in code.splitlines())
@@ -62,7 +62,7 @@ def test_python_blocks(streaming_alone, folder):
 def test_make_targets_exist():
     makefile = (README.parent / "Makefile").read_text() if (README.parent / "Makefile").exists() else None
     if makefile is None:
-        pytest.skip("there is no Makefile beside the installed package")
+        pytest.skip("there is no Makefile next to the installed package")
     for target in re.findall(r"(?:^|`)make ([\w-]+)", README.read_text(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
@@ -70,6 +70,6 @@ def test_make_targets_exist():
 def test_paths_named_exist():
     root = README.parent
     if not (root / "rust").exists():
-        pytest.skip("there is no source tree beside the installed package")
+        pytest.skip("there is no source tree next to the installed package")
     for path in re.findall(r"\]\((?!http)([^)]+)\)", README.read_text()):
         assert (root / path).exists(), path
