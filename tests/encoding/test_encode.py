@@ -536,7 +536,10 @@ def test_like_uses_class_numbers_across_tables_and_folders(pictures, tmp_path):
 
 def test_like_needs_the_same_weights(pictures, tmp_path, tiny_vae):
     latentq.encode(pictures, tmp_path / "train", autoencoder=tiny_vae, size=64)
-    with pytest.raises(MismatchError, match=r"made by .*AutoencoderKL.*here is .*dct-f8c16"):
+    with pytest.raises(
+        MismatchError,
+        match=r"made by .* with family = 'AutoencoderKL'; this run's dct-f8c16 has family = 'DctAutoencoder'",
+    ):
         latentq.encode(pictures, tmp_path / "x", like=tmp_path / "train", autoencoder="dct-f8c16")
 
 

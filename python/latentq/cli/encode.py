@@ -17,7 +17,7 @@ from latentq.cli.common import (
     progress_stream,
 )
 from latentq.format.options import AutoencoderOptions
-from latentq.format.overrides import OVERRIDES, Override, PixelRange
+from latentq.format.overrides import OVERRIDES, Override, PixelRange, default_text
 from latentq.format.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     for override in OVERRIDES:
         table, dot, _ = override.field.partition(".")
         group = groups[table if dot or table in groups else ""]
-        value = _default_of(override, default)
+        value = default_text(override, default)
         group.add_argument(override.option, **_argument(override, f" (default: {value})" if value else ""))
 
 
@@ -88,20 +88,6 @@ def _argument(override: Override, default: str) -> dict[str, Any]:
     if override.type is PixelRange:
         return options | {"type": float, "nargs": 2, "metavar": tuple(override.metavar.split())}
     return options | {"type": override.type, "metavar": override.metavar}
-
-
-def _default_of(override: Override, default: dict[str, Any]) -> str:
-    """Returns the value of an override's field in the default recipe, as the command line writes it; may be empty."""
-    value: Any = {**default, "text": {"captions": 1, "length": 0, "dtype": "float32"}}
-    if override.name == "store":
-        return str(value["columns"]["latent"]["store"])
-    if override.adds_columns:
-        return ""
-    for key in override.field.split("."):
-        value = value.get("latent" if key == "*" else key, "")
-    if isinstance(value, bool):
-        return override.option if value else f"--no-{override.option.removeprefix('--')}"
-    return str(value) if value != () else ""
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -144,7 +144,11 @@ def _print_storage(path: Path, options: argparse.Namespace) -> None:
 
 def _print_shards(path: Path, as_json: bool) -> int:
     from latentq import mds
+    from latentq.format.card import CARD
+    from latentq.format.files import INDEX
 
+    if not (path / INDEX).exists():
+        raise LatentqError(f"{path} is neither a dataset nor a folder of MDS shards: it has no {CARD} and no {INDEX}")
     reader = mds.Reader(path)
     if as_json:
         print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": disk_bytes(path)}))

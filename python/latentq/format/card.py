@@ -34,7 +34,7 @@ _MAX_COUNT = 2**53  # samples, or numbers in a latent: larger counts are damage
 _MAX_SIDE = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Card:
     """The description of a dataset.
 
@@ -61,6 +61,10 @@ class Card:
     tokens: Mapping[str, TokenFacts] = field(default_factory=dict)
     text: TextFacts | None = None
     embeddings: Mapping[str, EmbeddingFacts] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        counts = self.counts and f"{self.counts.samples} samples, {self.counts.rejects} rejects"
+        return f"<Card: recipe {self.recipe.name}, autoencoder {self.autoencoder.name}, {counts or 'not complete'}>"
 
     @property
     def complete(self) -> bool:

@@ -154,6 +154,25 @@ _CAPTIONS_COLUMN = {"captions": {"from": "captions", "encoding": "json"}}
 _IMAGE_COLUMN = {"jpg": {"from": "image", "encoding": "jpeg"}}
 
 
+def default_text(override: Override, tables: Tables) -> str:
+    """Returns the value that a recipe has for an override, as the command line writes it; empty if it has none.
+
+    Args:
+        override: The override.
+        tables: The tables of a recipe that has a column `latent`.
+    """
+    if override.adds_columns:
+        return ""
+    if override.name == "store":
+        return str(tables["columns"]["latent"]["store"])
+    value: Any = {"text": vars(TextOptions()), **tables}
+    for key in override.field.split("."):
+        value = value["latent" if key == "*" else key]
+    if isinstance(value, bool):
+        return override.option if value else f"--no-{override.name}"
+    return "" if value == () else str(value)
+
+
 def apply_override(tables: Tables, name: str, value: Any) -> None:
     """Changes a recipe's tables in place, by one option.
 

@@ -119,7 +119,7 @@ def _autoencoder_facts(autoencoder: Autoencoder, parent: Card | None) -> Autoenc
         pixel_range=(float(autoencoder.pixel_range[0]), float(autoencoder.pixel_range[1])),
     )
     if parent is not None and not facts.same_as(parent.autoencoder):
-        raise MismatchError(f"the dataset named by --like was made by {parent.autoencoder}; here is {facts}")
+        raise MismatchError(_like_message("autoencoder", parent.autoencoder, facts))
     return facts
 
 
@@ -133,8 +133,23 @@ def _text_facts(text_encoder: TextEncoder | None, parent: Card | None) -> TextFa
             length=text_encoder.length,
         )
     if parent is not None and parent.text is not None and (facts is None or not facts.same_as(parent.text)):
-        raise MismatchError(f"the dataset named by --like was made by {parent.text}; here is {facts}")
+        raise MismatchError(_like_message("text encoder", parent.text, facts))
     return facts
+
+
+def _like_message(
+    model: str, expected: AutoencoderFacts | TextFacts, actual: AutoencoderFacts | TextFacts | None
+) -> str:
+    """Returns the message for a model that is not that of the dataset named by --like: the first field that differs."""
+    made_by = f"the dataset named by --like was made by {model} {expected.name}"
+    if actual is None:
+        return f"{made_by}; this run has none"
+    names = sorted(vars(expected), key=lambda name: (name == "name", name not in ("family", "weights")))
+    first = next(name for name in names if getattr(expected, name) != getattr(actual, name))
+    return (
+        f"{made_by} with {first} = {getattr(expected, first)!r}; "
+        f"this run's {actual.name} has {first} = {getattr(actual, first)!r}"
+    )
 
 
 def _stored_columns(recipe: Recipe, listing: Listing, text_encoder: TextEncoder | None) -> dict[str, Column]:
