@@ -17,7 +17,7 @@ from latentq.format.options import FLOATS, Column, TextOptions
 from latentq.models.precision import computing_in
 from latentq.models.text import Embeddings, TextEncoder
 from latentq.quantizer import Quantizer
-from latentq.quantizer.tensors import to_numpy
+from latentq.quantizer.tensors import outside, to_numpy
 from latentq.sources import Sample
 from latentq.sources.listing import cycled_captions
 
@@ -71,9 +71,7 @@ class CaptionEncoder:
             codes, _, bad_rows = quantizer.quantize_on_device(rows)
             bad |= bad_rows.reshape(len(captions), -1).any(1)
             if quantizer.kind not in FLOATS:
-                low, high = (torch.tensor(side, device=self._device) for side in (quantizer.low, quantizer.high))
-                outside = ((rows < low) | (rows > high)).sum(1)
-                clipped[name] = self._to_host(outside.reshape(len(captions), -1).sum(1))
+                clipped[name] = self._to_host(outside(quantizer, rows).reshape(len(captions), -1).sum(1))
             stored[name] = self._to_host(codes.reshape(values.shape))
         event: Any = cuda.Event() if self._gpu else None
         pending = PendingCaptions(list(captions), stored, clipped, self._to_host(bad), event)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from latentq.encoding.stages import COPY, NETWORK, QUANTIZE, Profile
 from latentq.format.options import AutoencoderOptions, Column
 from latentq.models.autoencoders import Autoencoder
+from latentq.models.device import send
 from latentq.models.noise import noise
 from latentq.models.precision import computing_in
 from latentq.quantizer import Quantizer
@@ -118,10 +119,11 @@ class LatentEncoder:
             for values in copied.values():
                 values.record_stream(computing)  # so that their memory is not reused before this stream is done with it
         marks.append(self._mark())
+        rows = send(torch.tensor(places), self.device)  # indexing by a list would wait for the device
         encoded = {}
         for stream, (name, column) in enumerate(columns.items() if places else ()):
             values = self.encode(copied[column.size], column, indices, stream)
-            encoded[name] = values if len(places) == len(indices) else values[places]
+            encoded[name] = values if len(places) == len(indices) else values.index_select(0, rows)
         pending = PendingLatents(copied, places, [indices[place] for place in places], encoded, {}, {}, {}, marks)
         marks.append(self._mark())
         self._quantize(pending, quantizers)
@@ -211,7 +213,7 @@ class LatentEncoder:
                 return torch.cat([mean, logvar], 1)
             # Drawn on the host while the GPU computes.
             drawn = torch.from_numpy(noise(self._options.seed, indices, stream, tuple(mean.shape[1:])))
-            latents = mean + (logvar / 2).exp() * self._to_device(drawn)
+            latents = mean + (logvar / 2).exp() * send(drawn, self.device)
         if column.scaled:
             latents = (latents - getattr(autoencoder, "shift_factor", 0.0)) * autoencoder.scaling_factor
         return latents
@@ -240,10 +242,6 @@ class LatentEncoder:
         for rows in pending.bad.values():
             bad |= rows.numpy()
         return list(map(int, np.flatnonzero(bad)))
-
-    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns a copy on the device, without waiting for the device."""
-        return values.pin_memory().to(self.device, non_blocking=True) if self._gpu else values.to(self.device)
 
     def _to_host(self, values: torch.Tensor) -> torch.Tensor:
         """Returns a copy on the host, which is valid once the device has reached this point."""

@@ -33,3 +33,10 @@ def device_of(model: Any) -> str:
     parameters = getattr(getattr(model, "module", model), "parameters", None)
     first = next(iter(parameters()), None) if callable(parameters) else None
     return str(first.device) if first is not None else "cpu"
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns a copy of a CPU tensor on a device, without waiting for a GPU to finish its earlier work."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -433,7 +433,7 @@ class Quantizer(Scheme):
         if type(packed) is not np.ndarray and (tensors := tensors_for(packed)):
             name = float_name(dtype)
             if packed.device.type != "cpu":
-                return tensors.dequantize(self, tensors.unpack(self, packed, shape), name, out)
+                return tensors.dequantize_packed(self, packed, shape, name, out)
             array = tensors.to_numpy(packed)
             values = self.dequantize_packed(array, shape, dtype=name, out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(values, name, out)

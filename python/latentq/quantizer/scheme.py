@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -38,6 +38,8 @@ class Scheme:
     low: tuple[float, ...]
     high: tuple[float, ...]
     levels: tuple[tuple[float, ...], ...] = ()
+    # The parameters as tensors, by device: latentq.quantizer.tensors fills it.
+    on_device: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def channels(self) -> int:

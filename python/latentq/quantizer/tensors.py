@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,13 @@ def dequantize(scheme: Scheme, codes: torch.Tensor, name: str, out: torch.Tensor
     return _copied(decode(scheme, codes, _DTYPES[name]), out)
 
 
+def dequantize_packed(
+    scheme: Scheme, packed: torch.Tensor, shape: Sequence[int], name: str, out: torch.Tensor | None
+) -> torch.Tensor:
+    """Unpacks and dequantizes on the tensor's device; see `Quantizer.dequantize_packed`."""
+    return _copied(decode(scheme, unpack(scheme, packed, shape), _DTYPES[name], unpacked=True), out)
+
+
 def encode(
     scheme: Scheme, x: torch.Tensor, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -98,8 +106,9 @@ def encode(
         out: a tensor that receives the codes.
 
     Returns:
-        The codes (uint8, or the float type of a float kind), (N, C) int64 numbers of clipped values, and (N, C) bool,
-        True if a channel of a sample holds a value without a code. The codes of such a sample are 0.
+        The codes (uint8, or the float type of a float kind), (N, C) numbers of clipped values (bool if a channel is
+        one value, else int64), and (N, C) bool, True if a channel of a sample holds a value without a code. The codes
+        of such a sample are 0.
 
     Raises:
         ValueError: x is not (N, C, ...), or `out` does not match the codes.
@@ -112,30 +121,37 @@ def encode(
     x = x.detach()
     rest = tuple(range(2, x.ndim))
     wide = x.float()
-    low, high = (_channels(values, wide) for values in (scheme.low, scheme.high))
     if scheme.kind in _DTYPES:
         codes = wide.to(_DTYPES[scheme.kind])
         finite = codes.isfinite()
         clipped = torch.zeros_like(finite)
     else:
         finite = wide.isfinite()
-        clipped = (wide < low) | (wide > high)
-        codes = _codes(scheme, wide, low, high)
+        clipped = outside(scheme, wide)
+        codes = _codes(scheme, wide)
     bad = ~finite.all(rest) if rest else ~finite
     codes = codes.masked_fill(bad.any(1).reshape(len(x), *[1] * (x.ndim - 1)), 0)
     if out is not None:
         codes = _checked(out, codes).copy_(codes)
-    return codes, clipped.sum(rest) if rest else clipped.long(), bad
+    return codes, clipped.sum(rest) if rest else clipped, bad
 
 
-def _codes(scheme: Scheme, x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Returns uint8 codes of float32 values; `low` and `high` broadcast over x."""
-    top = 2**scheme.bits - 1
+def outside(scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
+    """Returns True for each value of a tensor (N, C, ...) that is outside the range of its channel."""
+    constants = _constants(scheme, x.device)
+    return (x < _broadcast(constants.low, x)) | (x > _broadcast(constants.high, x))
+
+
+def _codes(scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
+    """Returns uint8 codes of float32 values."""
+    top, constants = 2**scheme.bits - 1, _constants(scheme, x.device)
     if scheme.kind == "codebook":
         columns = x.transpose(0, 1).reshape(scheme.channels, x.numel() // scheme.channels).contiguous()
-        found = torch.searchsorted(_bounds(scheme, x.device), columns).to(torch.uint8)
+        found = torch.searchsorted(constants.bounds, columns).to(torch.uint8)
         return found.reshape(scheme.channels, x.shape[0], *x.shape[2:]).transpose(0, 1).contiguous()
-    constant, _, _, inverse_step = (_channels(values, x) for values in _steps(scheme))
+    low, high, constant, inverse_step = (
+        _broadcast(values, x) for values in (constants.low, constants.high, constants.constant, constants.inverse_step)
+    )
     if scheme.rounding == "truncate":
         span = torch.where(constant > 0, torch.ones_like(low), high - low)
         code = (torch.minimum(torch.maximum(x, low), high) / span + -low / span) * top
@@ -145,13 +161,14 @@ def _codes(scheme: Scheme, x: torch.Tensor, low: torch.Tensor, high: torch.Tenso
     return code.nan_to_num(0.0).to(torch.uint8)
 
 
-def decode(scheme: Scheme, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def decode(scheme: Scheme, codes: torch.Tensor, dtype: torch.dtype, *, unpacked: bool = False) -> torch.Tensor:
     """Computes values by torch operations on the tensor's device.
 
     Args:
         scheme: the quantizer's parameters.
         codes: (N, C, ...) uint8, or the float type of a float kind.
         dtype: the dtype of the result.
+        unpacked: the codes come from `unpack`, so none has too many bits: looking at them would wait for the device.
 
     Raises:
         ValueError: codes is not (N, C, ...), or a code has more than `bits` bits.
@@ -163,15 +180,14 @@ def decode(scheme: Scheme, codes: torch.Tensor, dtype: torch.dtype) -> torch.Ten
         raise TypeError(f"expected a tensor of {_code_dtype(scheme)}, not {codes.dtype}")
     if scheme.kind in _DTYPES:
         return codes.to(dtype)
-    if scheme.bits < 8 and codes.numel() and int(codes.max()) >= 2**scheme.bits:
+    if not unpacked and scheme.bits < 8 and codes.numel() and int(codes.max()) >= 2**scheme.bits:
         raise ValueError(f"a code has more than {scheme.bits} bits")
+    constants = _constants(scheme, codes.device)
     if scheme.kind == "codebook":
-        table = torch.tensor(scheme.levels, dtype=torch.float32, device=codes.device)
         channel = torch.arange(scheme.channels, device=codes.device).reshape(-1, *[1] * (codes.ndim - 2))
-        return table[channel, codes.long()].to(dtype)
+        return constants.levels[channel, codes.long()].to(dtype)
     wide = codes.float()
-    _, zero, step, _ = (_channels(values, wide) for values in _steps(scheme))
-    return ((wide + zero) * step).to(dtype)
+    return ((wide + _broadcast(constants.zero, wide)) * _broadcast(constants.step, wide)).to(dtype)
 
 
 def pack(scheme: Scheme, codes: torch.Tensor) -> torch.Tensor:
@@ -221,20 +237,43 @@ def _steps(scheme: Scheme) -> tuple[npt.NDArray[np.float32], ...]:
     return constant.astype(np.float32), zero, step, inverse
 
 
-def _bounds(scheme: Scheme, device: torch.device) -> torch.Tensor:
+def _bounds(scheme: Scheme) -> npt.NDArray[np.float32]:
     """Returns (C, 2^bits - 1) bounds: the largest float32 values not above the middle of two adjacent levels."""
     levels = np.array(scheme.levels, np.float64)
     middle = (levels[:, :-1] + levels[:, 1:]) / 2
     bounds = middle.astype(np.float32)
-    bounds = np.where(bounds > middle, np.nextafter(bounds, np.float32(-np.inf)), bounds)
-    return torch.from_numpy(bounds.astype(np.float32)).to(device, non_blocking=True)
+    return np.where(bounds > middle, np.nextafter(bounds, np.float32(-np.inf)), bounds).astype(np.float32)
 
 
-def _channels(values: Any, like: torch.Tensor) -> torch.Tensor:
-    """Returns (C,) values on the device of `like`, shaped to broadcast over its (N, C, ...)."""
-    # Without non_blocking, torch waits until the device has finished all earlier work.
-    tensor = torch.from_numpy(np.asarray(values, np.float32).copy()).to(like.device, non_blocking=True)
-    return tensor.reshape(-1, *[1] * (like.ndim - 2))
+@dataclass(frozen=True)
+class _Constants:
+    """A scheme's parameters on one device, float32: (C,) each, but (C, 2^bits) levels and (C, 2^bits - 1) bounds."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+    constant: torch.Tensor
+    zero: torch.Tensor
+    step: torch.Tensor
+    inverse_step: torch.Tensor
+    levels: torch.Tensor
+    bounds: torch.Tensor
+
+
+def _constants(scheme: Scheme, device: torch.device) -> _Constants:
+    """Returns the scheme's parameters on a device. They are copied once: each copy may wait for the device."""
+    found: _Constants | None = scheme.on_device.get(device)
+    if found is None:
+        table = np.array(scheme.levels, np.float32).reshape(scheme.channels, -1)
+        bounds = _bounds(scheme) if scheme.kind == "codebook" else table
+        arrays = (np.array(scheme.low, np.float32), np.array(scheme.high, np.float32), *_steps(scheme), table, bounds)
+        found = _Constants(*(torch.from_numpy(array).to(device) for array in arrays))
+        scheme.on_device[device] = found
+    return found
+
+
+def _broadcast(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Returns (C,) values, shaped to broadcast over a tensor (N, C, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 2))
 
 
 def _code_dtype(scheme: Scheme) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -149,7 +150,7 @@ class LatentColumn:
             codes = mean + (logvar / 2).exp() * (torch.randn_like(mean) if noise is None else noise)
         if self.factor:
             channels = (-1, *(1 for _ in self.shape[1:]))
-            shift, factor = (torch.tensor(x, device=raw.device).view(channels) for x in (self.shift, self.factor))
+            shift, factor = (_on_device(values, raw.device).view(channels) for values in (self.shift, self.factor))
             codes = (codes.float() - shift) * factor
         return codes.to(dtype) if out is None else out.copy_(codes)
 
@@ -189,6 +190,12 @@ class LatentColumn:
         scaling, offset = card.autoencoder.scaling_factor, card.autoencoder.shift_factor
         shift, factor = (offset, scaling) if scale == "scaled" else (-offset * scaling, 1 / scaling)
         return np.full(self.shape[0], shift), np.full(self.shape[0], factor)
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Returns float32 values on a device, copied once: each copy would wait for a GPU."""
+    return torch.tensor(values, device=device)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq._core import MemoryTables
+from latentq.models.device import send
 from latentq.reading.batched import BatchedDataset
 from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.gather import GatheredColumn, Gatherer, rows
@@ -110,7 +111,7 @@ class ResidentDataset(BatchedDataset):
             if self.device.type == "cpu":
                 batch = self._gatherer().begin(indices, allocate)() | (noise or {})
                 return self._dataset.decode_batch(batch, allocate=allocate)
-            indices = torch.from_numpy(indices)
+            indices = send(torch.from_numpy(indices), self.device)
         return self.decode_batch(
             dict.fromkeys(self.columns, indices.to(self.device)) | (noise or {}), allocate=allocate
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from latentq.models.device import send
 from latentq.models.text.base import TextNetwork
 from latentq.models.text.interface import Embeddings
 
@@ -40,8 +41,7 @@ class ClipText(TextNetwork):
         tokens = self._tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
-        output = self.module(tokens.input_ids.to(self.device))
+        output = self.module(send(tokens.input_ids, self.device))
         pooled = output.text_embeds if self._projected else output.pooler_output
-        return Embeddings(
-            output.last_hidden_state.float(), tokens.attention_mask.to(self.device, torch.uint8), pooled.float()
-        )
+        mask = send(tokens.attention_mask.to(torch.uint8), self.device)
+        return Embeddings(output.last_hidden_state.float(), mask, pooled.float())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from latentq._core import LatentqError
+from latentq.models.device import send
 from latentq.models.hub import download, matching
 from latentq.models.text.base import UNLOADABLE, TextNetwork
 from latentq.models.text.interface import OPEN_CLIP, Embeddings
@@ -121,7 +122,7 @@ class OpenClipText(TextNetwork):
     def encode(self, captions: Sequence[str]) -> Embeddings:
         """Embed B captions: (B, L, D) and pooled (B, P)."""
         tokens = self._tokenizer(list(captions), context_length=self.length)
-        states, pooled = self.module(tokens.to(self.device))
+        states, pooled = self.module(send(tokens, self.device))
         return Embeddings(states.float(), None, pooled.float() if self.pooled_width else None)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from latentq._core import LatentqError
+from latentq.models.device import send
 from latentq.models.text.base import TextNetwork
 from latentq.models.text.interface import Embeddings
 
@@ -35,6 +36,7 @@ class T5Text(TextNetwork):
         """Embed B captions: (B, L, D) and mask (B, L)."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        ).to(self.device)
-        output = self.module(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return Embeddings(output.last_hidden_state.float(), tokens.attention_mask.to(torch.uint8))
+        )
+        mask = send(tokens.attention_mask, self.device)
+        output = self.module(input_ids=send(tokens.input_ids, self.device), attention_mask=mask)
+        return Embeddings(output.last_hidden_state.float(), mask.to(torch.uint8))
