@@ -76,7 +76,7 @@ def line():
 
 
 def unpinned(make):
-    def made(*args, pin_memory=False, **options):  # noqa: ARG001  (there is no memory to pin)
+    def made(*args, pin_memory=False, **options):
         return make(*args, **options)
 
     return made
