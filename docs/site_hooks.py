@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages that lie outside docs/ become part of the site, and links between them keep working.
 
 In the repository a page of docs/ links to `../benches/RESULTS.md`, which is right on a code host. On the site, docs/ is
-the root, so that page is `benches/RESULTS.md`, and links are rewritten.
+the root, so that page is `benches/RESULTS.md`, and links are rewritten. Links to README.md lead to the home page.
 """
 
 import posixpath
@@ -31,6 +31,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     def rewrite(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, link[1])).removeprefix("docs/")
+        target = "index.md" if target == "README.md" else target
         return posixpath.relpath(target, posixpath.dirname(site_path) or ".") + link[2]
 
     return LINK.sub(rewrite, markdown)
