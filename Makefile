@@ -54,6 +54,7 @@ lint: build ## check formatting, lints, types, import layers and stubs
 	$(SAY) 'checking Rust'
 	@cargo fmt --check
 	@cargo clippy --workspace --release --all-targets $(QUIET) -- -D warnings
+	@.ci/rust-imports
 	$(SAY) 'checking Python'
 	@ruff format --check .
 	@ruff check .

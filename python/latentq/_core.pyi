@@ -1,7 +1,7 @@
 # The compiled core. Its public, documented face is `latentq.image`, `latentq.quantizer` and `latentq.mds`.
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, final
+from typing import Any, NoReturn, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
@@ -126,9 +126,6 @@ class MdsReader:
     def sample(self, index: int) -> dict[str, Any]: ...
     def place(self, index: int, column: int) -> tuple[str, int]: ...
     def fault(self, index: int, column: int, message: str) -> NoReturn: ...
-    def gather(
-        self, indices: NDArray[np.int64], columns: Sequence[int], outs: Sequence[NDArray[np.uint8] | None]
-    ) -> list[list[Any] | None]: ...
 
 @final
 class MdsWriter:
@@ -149,43 +146,34 @@ class MdsWriter:
     def finish(self) -> None: ...
     def abort(self) -> None: ...
 
+def mds_repair(path: str) -> tuple[int, int, list[tuple[str, int, str]], list[str]]: ...
+def mds_verify(path: str) -> list[tuple[str, int, str]]: ...
 def mds_merge(path: str, folders: Sequence[str] | None) -> None: ...
 def mds_merged_index(path: str, folders: Sequence[str]) -> bytes: ...
 
-# image.rs: an image is bytes or a path; arrays are uint8 (height, width, 3)
+# image.rs: an image is its encoded bytes or its path; pixels are uint8 (height, width, 3)
 
 MAX_PIXELS: int
 
-def image_decode(
-    data: bytes | str, orient: bool, alpha: str, icc: str, min_side: int | None, max_pixels: int
-) -> NDArray[np.uint8]: ...
-def image_fit(pixels: NDArray[np.uint8], size: int, crop: str, filter: str) -> NDArray[np.uint8]: ...
+class _ImageOptions(TypedDict, total=False):
+    crop: str
+    filter: str
+    layout: str
+    orient: bool
+    alpha: str
+    icc: str
+    min_side: int | None
+    max_pixels: int
+
+def image_decode(data: bytes | str, options: _ImageOptions) -> NDArray[np.uint8]: ...
+def image_fit(pixels: NDArray[np.uint8], size: int, options: _ImageOptions) -> NDArray[np.uint8]: ...
 def image_info(data: bytes | str) -> tuple[str, int, int, int, int]: ...
-def image_load(
-    data: bytes | str,
-    size: int,
-    crop: str,
-    filter: str,
-    orient: bool,
-    alpha: str,
-    icc: str,
-    min_side: int | None,
-    max_pixels: int,
-) -> NDArray[np.uint8]: ...
+def image_load(data: bytes | str, size: int, options: _ImageOptions) -> NDArray[np.uint8]: ...
 def image_load_batch(
     items: list[bytes | str],
     sizes: list[int],
     threads: int,
     outs: list[NDArray[np.uint8]],
-    layout: str,
-    crop: str,
-    filter: str,
-    orient: bool,
-    alpha: str,
-    icc: str,
-    min_side: int | None,
-    max_pixels: int,
+    options: _ImageOptions,
 ) -> list[Exception | None]: ...
-def image_resize(pixels: NDArray[np.uint8], height: int, width: int, filter: str) -> NDArray[np.uint8]: ...
-def mds_repair(path: str) -> tuple[int, int, list[tuple[str, int, str]], list[str]]: ...
-def mds_verify(path: str) -> list[tuple[str, int, str]]: ...
+def image_resize(pixels: NDArray[np.uint8], height: int, width: int, options: _ImageOptions) -> NDArray[np.uint8]: ...

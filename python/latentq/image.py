@@ -79,7 +79,14 @@ def decode(
         ImageError: It is not an image of a known format, or it is broken, truncated or over the limit.
     """
     _positive(min_side=min_side, max_pixels=max_pixels)
-    return _core.image_decode(_source(data), orient, alpha, icc, min_side, max_pixels)
+    options: _core._ImageOptions = {
+        "orient": orient,
+        "alpha": alpha,
+        "icc": icc,
+        "min_side": min_side,
+        "max_pixels": max_pixels,
+    }
+    return _core.image_decode(_source(data), options)
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int, *, filter: Filter = "bicubic") -> NDArray[np.uint8]:
@@ -95,7 +102,7 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, *, filter: Filter
         uint8 (height, width, 3).
     """
     _positive(height=height, width=width)
-    return _core.image_resize(_pixels(pixels), height, width, filter)
+    return _core.image_resize(_pixels(pixels), height, width, {"filter": filter})
 
 
 def fit(
@@ -115,7 +122,7 @@ def fit(
         uint8 (size, size, 3).
     """
     _positive(size=size)
-    return _core.image_fit(_pixels(pixels), size, crop, filter)
+    return _core.image_fit(_pixels(pixels), size, {"crop": crop, "filter": filter})
 
 
 def load(
@@ -151,7 +158,16 @@ def load(
         ImageError: It is not an image of a known format, or it is broken, truncated or over the limit.
     """
     _positive(size=size, min_side=min_side, max_pixels=max_pixels)
-    return _core.image_load(_source(data), size, crop, filter, orient, alpha, icc, min_side, max_pixels)
+    options: _core._ImageOptions = {
+        "crop": crop,
+        "filter": filter,
+        "orient": orient,
+        "alpha": alpha,
+        "icc": icc,
+        "min_side": min_side,
+        "max_pixels": max_pixels,
+    }
+    return _core.image_load(_source(data), size, options)
 
 
 def load_batch(
@@ -252,9 +268,17 @@ def load_sizes(
     arrays = [_out(array, shape) for array, shape in zip(given, shapes, strict=True)]
     sources = [_source(item) for item in items]
     flat = [array.reshape(-1) for array in arrays]
-    errors = _core.image_load_batch(
-        sources, list(sizes), threads, flat, layout, crop, filter, orient, alpha, icc, min_side, max_pixels
-    )
+    options: _core._ImageOptions = {
+        "layout": layout,
+        "crop": crop,
+        "filter": filter,
+        "orient": orient,
+        "alpha": alpha,
+        "icc": icc,
+        "min_side": min_side,
+        "max_pixels": max_pixels,
+    }
+    errors = _core.image_load_batch(sources, list(sizes), threads, flat, options)
     return arrays, errors
 
 

@@ -1,4 +1,4 @@
-//! `latentq.image`: typed arguments in, the core without the interpreter, arrays out.
+//! `latentq_core::image` for Python.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,12 @@ use latentq_core::image::{self, Alpha, Crop, DecodeOptions, Filter, Fit, Icc, Im
 use numpy::{PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::PyDict;
 
 use crate::error::to_py;
 
-/// Bytes, or a path: in that order, so that bytes are never taken for one.
+/// An encoded image: its bytes or its path, tried in this order, so that bytes are never taken for a path.
 #[derive(FromPyObject)]
 enum Item {
     Bytes(PyBackedBytes),
@@ -26,45 +27,70 @@ impl From<Item> for Source<PyBackedBytes> {
     }
 }
 
-/// A word for one of the values of an option.
-fn choose<T: Copy>(option: &str, word: &str, choices: &[(&str, T)]) -> PyResult<T> {
-    let found = choices.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+/// The options of `latentq.image`, extracted from one dict. A function ignores the options that do not concern it.
+struct Options {
+    crop: Crop,
+    filter: Filter,
+    layout: Layout,
+    decode: DecodeOptions,
+}
+
+impl Options {
+    fn fit(&self, size: usize) -> Fit {
+        Fit { size, crop: self.crop, filter: self.filter }
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Options {
+    type Error = PyErr;
+
+    fn extract(options: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let options = &*options.cast::<PyDict>()?;
+        let default = DecodeOptions::default();
+        Ok(Self {
+            crop: choice(options, "crop", &CROPS)?,
+            filter: choice(options, "filter", &FILTERS)?,
+            layout: choice(options, "layout", &LAYOUTS)?,
+            decode: DecodeOptions {
+                alpha: choice(options, "alpha", &ALPHAS)?,
+                icc: choice(options, "icc", &ICCS)?,
+                orient: value(options, "orient", default.orient)?,
+                min_side: value(options, "min_side", default.min_side)?,
+                max_pixels: value(options, "max_pixels", default.max_pixels)?,
+            },
+        })
+    }
+}
+
+// The first choice is the default.
+const CROPS: [(&str, Crop); 3] = [("center", Crop::Center), ("center-round", Crop::CenterRound), ("adm", Crop::Adm)];
+const LAYOUTS: [(&str, Layout); 2] = [("chw", Layout::Chw), ("hwc", Layout::Hwc)];
+const ALPHAS: [(&str, Alpha); 3] = [("white", Alpha::White), ("black", Alpha::Black), ("drop", Alpha::Drop)];
+const ICCS: [(&str, Icc); 2] = [("srgb", Icc::Srgb), ("ignore", Icc::Ignore)];
+const FILTERS: [(&str, Filter); 5] = [
+    ("bicubic", Filter::Bicubic),
+    ("box", Filter::Box),
+    ("bilinear", Filter::Bilinear),
+    ("hamming", Filter::Hamming),
+    ("lanczos", Filter::Lanczos),
+];
+
+/// The option `name`, or `default` if it is not given.
+fn value<'py, T: FromPyObjectOwned<'py>>(options: &Bound<'py, PyDict>, name: &str, default: T) -> PyResult<T> {
+    match options.get_item(name)? {
+        Some(value) => value.extract().map_err(Into::into),
+        None => Ok(default),
+    }
+}
+
+/// The choice that the option `name` names, or the first if it is not given.
+fn choice<T: Copy>(options: &Bound<'_, PyDict>, name: &str, choices: &[(&str, T)]) -> PyResult<T> {
+    let Some(word) = options.get_item(name)? else { return Ok(choices[0].1) };
+    let word: PyBackedStr = word.extract()?;
+    let found = choices.iter().find(|(choice, _)| *choice == &*word).map(|(_, value)| *value);
     found.ok_or_else(|| {
-        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-        PyValueError::new_err(format!("unknown {option} {word:?}: {}", names.join(", ")))
-    })
-}
-
-fn filter_named(word: &str) -> PyResult<Filter> {
-    let choices = [
-        ("box", Filter::Box),
-        ("bilinear", Filter::Bilinear),
-        ("hamming", Filter::Hamming),
-        ("bicubic", Filter::Bicubic),
-        ("lanczos", Filter::Lanczos),
-    ];
-    choose("filter", word, &choices)
-}
-
-fn fit_named(size: usize, crop: &str, filter: &str) -> PyResult<Fit> {
-    let choices = [("center", Crop::Center), ("center-round", Crop::CenterRound), ("adm", Crop::Adm)];
-    Ok(Fit { size, crop: choose("crop", crop, &choices)?, filter: filter_named(filter)? })
-}
-
-fn options_named(
-    orient: bool,
-    alpha: &str,
-    icc: &str,
-    min_side: Option<usize>,
-    max_pixels: u64,
-) -> PyResult<DecodeOptions> {
-    let grounds = [("white", Alpha::White), ("black", Alpha::Black), ("drop", Alpha::Drop)];
-    Ok(DecodeOptions {
-        orient,
-        alpha: choose("alpha", alpha, &grounds)?,
-        icc: choose("icc", icc, &[("srgb", Icc::Srgb), ("ignore", Icc::Ignore)])?,
-        min_side,
-        max_pixels,
+        let choices: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
+        PyValueError::new_err(format!("unknown {name} {word:?}: {}", choices.join(", ")))
     })
 }
 
@@ -72,6 +98,7 @@ fn to_array(py: Python<'_>, image: Image) -> PyResult<Bound<'_, PyArray3<u8>>> {
     PyArray1::from_vec(py, image.pixels).reshape([image.height, image.width, 3])
 }
 
+/// Calls `work` on the pixels without the GIL.
 fn with_view<T: Send>(
     pixels: &PyReadonlyArray3<'_, u8>,
     work: impl FnOnce(View<'_>) -> latentq_core::Result<T> + Send,
@@ -83,18 +110,9 @@ fn with_view<T: Send>(
 }
 
 #[pyfunction]
-fn image_decode<'py>(
-    py: Python<'py>,
-    data: Item,
-    orient: bool,
-    alpha: &str,
-    icc: &str,
-    min_side: Option<usize>,
-    max_pixels: u64,
-) -> PyResult<Bound<'py, PyArray3<u8>>> {
-    let options = options_named(orient, alpha, icc, min_side, max_pixels)?;
+fn image_decode(py: Python<'_>, data: Item, options: Options) -> PyResult<Bound<'_, PyArray3<u8>>> {
     let source = Source::from(data);
-    let image = py.detach(|| source.with_bytes(|bytes| image::decode(bytes, &options))).map_err(to_py)?;
+    let image = py.detach(|| source.with_bytes(|bytes| image::decode(bytes, &options.decode))).map_err(to_py)?;
     to_array(py, image)
 }
 
@@ -104,10 +122,9 @@ fn image_resize<'py>(
     pixels: PyReadonlyArray3<'py, u8>,
     height: usize,
     width: usize,
-    filter: &str,
+    options: Options,
 ) -> PyResult<Bound<'py, PyArray3<u8>>> {
-    let filter = filter_named(filter)?;
-    to_array(py, with_view(&pixels, |view| image::resize(view, width, height, filter))?)
+    to_array(py, with_view(&pixels, |view| image::resize(view, width, height, options.filter))?)
 }
 
 #[pyfunction]
@@ -115,58 +132,32 @@ fn image_fit<'py>(
     py: Python<'py>,
     pixels: PyReadonlyArray3<'py, u8>,
     size: usize,
-    crop: &str,
-    filter: &str,
+    options: Options,
 ) -> PyResult<Bound<'py, PyArray3<u8>>> {
-    let how = fit_named(size, crop, filter)?;
-    to_array(py, with_view(&pixels, |view| image::fit(view, how))?)
+    to_array(py, with_view(&pixels, |view| image::fit(view, options.fit(size)))?)
 }
 
 #[pyfunction]
-#[allow(clippy::too_many_arguments)] // one for each option of the public function
-fn image_load<'py>(
-    py: Python<'py>,
-    data: Item,
-    size: usize,
-    crop: &str,
-    filter: &str,
-    orient: bool,
-    alpha: &str,
-    icc: &str,
-    min_side: Option<usize>,
-    max_pixels: u64,
-) -> PyResult<Bound<'py, PyArray3<u8>>> {
-    let how = fit_named(size, crop, filter)?;
-    let options = options_named(orient, alpha, icc, min_side, max_pixels)?;
-    let source = Source::from(data);
-    let image = py.detach(|| source.with_bytes(|bytes| image::load(bytes, how, &options))).map_err(to_py)?;
+fn image_load(py: Python<'_>, data: Item, size: usize, options: Options) -> PyResult<Bound<'_, PyArray3<u8>>> {
+    let (source, fit) = (Source::from(data), options.fit(size));
+    let image = py.detach(|| source.with_bytes(|bytes| image::load(bytes, fit, &options.decode))).map_err(to_py)?;
     to_array(py, image)
 }
 
 #[pyfunction]
-#[allow(clippy::too_many_arguments)] // one for each option of the public function
 fn image_load_batch<'py>(
     py: Python<'py>,
     items: Vec<Item>,
     sizes: Vec<usize>,
     threads: usize,
     mut outs: Vec<PyReadwriteArray1<'py, u8>>,
-    layout: &str,
-    crop: &str,
-    filter: &str,
-    orient: bool,
-    alpha: &str,
-    icc: &str,
-    min_side: Option<usize>,
-    max_pixels: u64,
+    options: Options,
 ) -> PyResult<Vec<Option<PyErr>>> {
-    let hows = sizes.into_iter().map(|size| fit_named(size, crop, filter)).collect::<PyResult<Vec<_>>>()?;
-    let options = options_named(orient, alpha, icc, min_side, max_pixels)?;
-    let layout = choose("layout", layout, &[("chw", Layout::Chw), ("hwc", Layout::Hwc)])?;
+    let fits: Vec<Fit> = sizes.into_iter().map(|size| options.fit(size)).collect();
     let items: Vec<Source<PyBackedBytes>> = items.into_iter().map(Source::from).collect();
     let mut slices = outs.iter_mut().map(|out| out.as_slice_mut()).collect::<Result<Vec<_>, _>>()?;
-    let errors =
-        py.detach(|| image::load_batch(&items, &hows, &options, layout, threads, &mut slices)).map_err(to_py)?;
+    let load = || image::load_batch(&items, &fits, &options.decode, options.layout, threads, &mut slices);
+    let errors = py.detach(load).map_err(to_py)?;
     Ok(errors.into_iter().map(|error| error.map(to_py)).collect())
 }
 
@@ -184,6 +175,5 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(image_fit, module)?)?;
     module.add_function(wrap_pyfunction!(image_load, module)?)?;
     module.add_function(wrap_pyfunction!(image_load_batch, module)?)?;
-    module.add_function(wrap_pyfunction!(image_info, module)?)?;
-    Ok(())
+    module.add_function(wrap_pyfunction!(image_info, module)?)
 }

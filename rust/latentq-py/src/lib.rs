@@ -8,6 +8,7 @@ mod image;
 mod mds;
 mod order;
 mod quant;
+mod values;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -2,8 +2,8 @@
 
 use lcms2::{CIExyY, Flags, Intent, PixelFormat, Profile, ThreadContext, Transform};
 
-use super::Image;
 use super::decode::{Mode, Picture};
+use super::pixels::Image;
 
 /// What shows through transparent pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,19 @@
 //! Orientations, and the crops of conventions.md: what is resized to what, and which part is kept.
 
-use super::resize::{Kernel, Resizer};
-use super::{Filter, Fit, Image, resize};
+use super::pixels::Image;
+use super::resize::{Filter, Kernel, Resizer, Window, resize};
 use crate::{Error, Result};
+
+/// How an image becomes a square of `size` pixels.
+#[derive(Clone, Copy, Debug)]
+pub struct Fit {
+    /// The side of the square, at least 1.
+    pub size: usize,
+    /// Which part is kept, and how sizes are rounded.
+    pub crop: Crop,
+    /// The kernel of the resize.
+    pub filter: Filter,
+}
 
 /// How an image of any shape becomes a square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,19 +24,6 @@ pub enum Crop {
     CenterRound,
     /// ADM's and DiT's: halved by a box filter while that is possible, then resized.
     Adm,
-}
-
-/// A part of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Columns to its left.
-    pub left: usize,
-    /// Rows above it.
-    pub top: usize,
-    /// Its columns.
-    pub width: usize,
-    /// Its rows.
-    pub height: usize,
 }
 
 /// Turns an image upright, given the orientation it is stored in.
@@ -91,7 +89,7 @@ pub fn step(width: usize, height: usize, how: Fit) -> Result<Step> {
 pub fn finish(mut image: Image, mut done: Step, how: Fit, kernel: Kernel) -> Result<Image> {
     while !done.is_last {
         done = step(image.width, image.height, how)?;
-        image = resize::resize(image.view(), done.size, done.window, done.filter, kernel)?;
+        image = resize(image.view(), done.size, done.window, done.filter, kernel)?;
     }
     Ok(image)
 }

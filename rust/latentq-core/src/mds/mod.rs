@@ -12,8 +12,8 @@ compile_error!("the shard code hands bytes to and from arrays as they are: it ne
 mod cache;
 mod compress;
 mod encoding;
+mod file;
 mod hash;
-mod held;
 mod index;
 mod json;
 mod publish;

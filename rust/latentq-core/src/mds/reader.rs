@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::Fault;
 use super::cache::Cache;
-use super::held::{Reservation, read_whole};
+use super::file::{Reservation, read_exact_at, read_whole};
 use super::index::{Index, Schema, Shard};
 use super::shard::{Place, Table, split};
 use crate::memory::prefetch;
@@ -507,25 +507,4 @@ impl From<Fault> for Load {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
-}
-
-#[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, offset) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                out = &mut out[n..];
-                offset += n as u64;
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

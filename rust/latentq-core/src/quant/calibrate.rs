@@ -4,7 +4,7 @@
 //! float32 values to one part in 4096, beside the exact extremes. Its size is bounded whatever the data, and the order of
 //! the data changes nothing.
 
-use super::half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
+use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::scheme::{Quantizer, check_bits, top};
 use crate::{Error, Result};
 

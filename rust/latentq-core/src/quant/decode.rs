@@ -1,9 +1,9 @@
 //! Codes to values, plane by plane.
 
-use super::half::{Float, FloatsMut};
-use super::isa::{Isa, Kernel};
-use super::kernels::{BLOCK, Counts, Shape};
-use super::pack::unpack_sample;
+use super::arch::Isa;
+use super::floats::{Float, FloatsMut};
+use super::kernel::{BLOCK, Counts, Kernel, Shape};
+use super::pack::{largest, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Scheme};
 
 /// What is to be decoded. A code of too many bits is reported as a bad sample.
@@ -54,15 +54,6 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
     }
 }
 
-#[inline(always)]
-pub(super) fn largest(codes: &[u8]) -> u8 {
-    let mut largest = 0;
-    for code in codes {
-        largest = largest.max(*code);
-    }
-    largest
-}
-
 /// How codes of one channel become values.
 trait Decode {
     fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]);
@@ -88,7 +79,7 @@ fn decode_plane<F: Float, D: Decode>(isa: Isa, scheme: &D, codes: &[u8], out: &m
     for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
         let buffer = &mut buffer[..codes.len()];
         scheme.decode(isa, codes, buffer);
-        F::narrow_all(isa, buffer, out);
+        isa.narrow::<F>(buffer, out);
     }
 }
 

@@ -1,16 +1,10 @@
 //! Values to codes, plane by plane.
 
-use super::half::{F32, Float};
-use super::isa::{Isa, Kernel};
-use super::kernels::{BLOCK, CHUNK, Counts, Shape};
+use super::arch::Isa;
+use super::floats::{F32, Float};
+use super::kernel::{BLOCK, CHUNK, Counts, INFINITY, Kernel, ROUND, Seen, Shape, Tally};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
-
-/// 1.5 * 2^23: added to a value in [0, 2^22), it leaves the value, rounded to nearest even, in the low bits.
-pub(super) const ROUND: f32 = 12_582_912.0;
-
-/// The bits of infinity: those of a finite value, its sign off, are less.
-pub(super) const INFINITY: u32 = 0x7f80_0000;
 
 /// What is to be encoded.
 pub(super) struct Quantize<'a, F: Float> {
@@ -52,44 +46,6 @@ impl<F: Float> Kernel for Quantize<'_, F> {
     }
 }
 
-/// Adds up what is seen, plane by plane, leaving out the samples that turn out bad.
-pub(super) struct Tally {
-    pub counts: Counts,
-    /// Of the sample at hand.
-    clipped: Vec<u64>,
-    bad: Option<usize>,
-}
-
-impl Tally {
-    pub fn new(channels: usize) -> Self {
-        let counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
-        Self { counts, clipped: vec![0; channels], bad: None }
-    }
-
-    #[inline(always)]
-    pub fn see(&mut self, channel: usize, seen: Seen) {
-        self.counts.clipped[channel] += seen.outside;
-        self.clipped[channel] += seen.outside;
-        if !seen.finite && self.bad.is_none() {
-            self.bad = Some(channel);
-        }
-    }
-
-    /// Ends the sample of this number; gives whether it is bad.
-    #[inline(always)]
-    pub fn finish(&mut self, number: usize) -> bool {
-        let bad = self.bad.take();
-        if let Some(channel) = bad {
-            self.counts.bad.push((number, channel));
-            for (total, count) in self.counts.clipped.iter_mut().zip(&self.clipped) {
-                *total -= count;
-            }
-        }
-        self.clipped.fill(0);
-        bad.is_some()
-    }
-}
-
 /// Encodes values of one channel, at most [`CHUNK`].
 #[inline(always)]
 fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Seen {
@@ -98,24 +54,6 @@ fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bit
         Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),
         Scheme::Affine(affine, Rounding::Truncate) => Truncate(&affine[channel], top(bits)).encode::<F>(isa, x, out),
         Scheme::Codebook(books) => Search(&books[channel], bits).encode::<F>(isa, x, out),
-    }
-}
-
-/// What encoding tells of a run of values.
-pub(super) struct Seen {
-    /// Values below low or above high, NaN among them.
-    pub outside: u64,
-    /// Whether all of them are numbers.
-    pub finite: bool,
-}
-
-impl Seen {
-    pub const NOTHING: Seen = Seen { outside: 0, finite: true };
-
-    #[inline(always)]
-    pub fn add(&mut self, other: Seen) {
-        self.outside += other.outside;
-        self.finite &= other.finite;
     }
 }
 
@@ -238,7 +176,7 @@ impl Encode for Search<'_> {
         let mut buffer = [0.0; BLOCK];
         for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let wide = &mut buffer[..x.len()];
-            F::widen_all(isa, x, wide);
+            isa.widen::<F>(x, wide);
             let done = isa.search(&book.tree, bits, wide, out);
             seen.add(encode_each::<F32>(&wide[done..], &mut out[done..], low, high, rest));
             seen.add(observe(&wide[..done], low, high));

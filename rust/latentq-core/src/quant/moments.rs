@@ -1,6 +1,6 @@
 //! Sums of float columns, for their statistics.
 
-use super::half::{BF16, F16, F32, Float, Floats};
+use super::floats::{BF16, F16, F32, Float, Floats};
 
 /// The sums of one channel, in f64.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,8 +2,8 @@
 //! the sample being bit `b % 8` (the least significant first) of byte `b / 8`. Each sample begins on a byte; the bits after
 //! its last code are 0.
 
-use super::decode::largest;
-use super::isa::{Isa, Kernel};
+use super::arch::Isa;
+use super::kernel::Kernel;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
@@ -46,6 +46,15 @@ pub fn unpack(packed: &[u8], out: &mut [u8], elements: usize, bits: u32, threads
         isa.run(Unpack { packed: &packed[sample * bytes..(sample + 1) * bytes], out, bits });
     });
     Ok(())
+}
+
+#[inline(always)]
+pub(super) fn largest(codes: &[u8]) -> u8 {
+    let mut largest = 0;
+    for code in codes {
+        largest = largest.max(*code);
+    }
+    largest
 }
 
 struct Largest<'a>(&'a [u8]);

@@ -1,6 +1,6 @@
 //! BMP, in the variants that Pillow reads.
 
-use super::{Header, Mode, Picture, check_pixels, palette};
+use super::picture::{Header, Mode, Picture, check_pixels, palette};
 use crate::{Error, Result};
 
 /// How the bytes of a row become pixels.

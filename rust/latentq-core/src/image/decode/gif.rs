@@ -1,6 +1,6 @@
 //! GIF: the first frame on its canvas, read as strictly as Pillow reads it.
 
-use super::{Header, Mode, Picture, check_pixels, palette};
+use super::picture::{Header, Mode, Picture, check_pixels, palette};
 use crate::{Error, Result};
 
 /// The first frame, before its pixels.

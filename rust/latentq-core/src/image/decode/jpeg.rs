@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 // Linked through turbojpeg-sys, which builds libjpeg-turbo; its simpler API hides what Pillow's behaviour depends on.
 use turbojpeg_sys as _;
 
-use super::{Header, Mode, Picture, check_pixels};
+use super::picture::{Header, Mode, Picture, check_pixels};
 use crate::image::exif;
 use crate::{Error, Result};
 

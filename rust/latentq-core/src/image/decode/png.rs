@@ -3,7 +3,7 @@
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::{Header, Mode, Picture, check_pixels, palette};
+use super::picture::{Header, Mode, Picture, check_pixels, palette};
 use crate::image::exif;
 use crate::{Error, Result};
 

@@ -3,7 +3,8 @@
 use flate2::{Decompress, FlushDecompress};
 use hayro_ccitt::{DecodeSettings, DecoderContext, EncodingMode};
 
-use super::{Header, Mode, Picture, check_pixels, jpeg, palette};
+use super::jpeg;
+use super::picture::{Header, Mode, Picture, check_pixels, palette};
 use crate::image::tiff_directory::Directory;
 use crate::image::{exif, geometry};
 use crate::{Error, Result};

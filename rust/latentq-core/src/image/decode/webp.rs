@@ -8,7 +8,7 @@ use libwebp_sys::{
     WebPDemuxGetChunk, WebPDemuxReleaseChunkIterator, WebPGetFeatures,
 };
 
-use super::{Header, Mode, Picture, check_pixels};
+use super::picture::{Header, Mode, Picture, check_pixels};
 use crate::image::exif;
 use crate::{Error, Result};
 

@@ -1,7 +1,7 @@
 //! The two passes of a resize over one set of instructions or another. Every kernel gives the same bits: sums are taken
 //! modulo 2^32, in which the digits that a weight is split into add up exactly.
 
-use super::{HALF, Weights, clip};
+use super::weights::{HALF, Weights, clip};
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;

@@ -4,7 +4,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{HALF, PRECISION, Weights};
+use super::weights::{HALF, PRECISION, Weights};
 
 const _: () = assert!(PRECISION == 22);
 

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{HALF, PRECISION, Weights};
+use super::weights::{HALF, PRECISION, Weights};
 
 /// A cache line, and one vector of 512 bits.
 #[derive(Clone, Copy)]

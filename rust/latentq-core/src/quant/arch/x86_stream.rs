@@ -3,11 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::encode::Tally;
-use super::half::Float;
-use super::kernels::{Counts, LINE};
-use super::scheme::Affine;
 use super::x86::encode_lines;
+use crate::quant::floats::Float;
+use crate::quant::kernel::{Counts, LINE, Tally};
+use crate::quant::scheme::Affine;
 
 /// How many values of one half are encoded before it is the other half's turn.
 pub const TURN: usize = 1024;

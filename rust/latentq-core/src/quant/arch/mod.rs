@@ -1,20 +1,14 @@
 //! Each kernel is written once, as plain loops, and compiled for several instruction sets; the processor picks at run
 //! time. A kernel must be `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers here.
 
-use super::encode::Seen;
-use super::half::{Float, Floats, FloatsMut};
-use super::kernels::Counts;
-use super::scheme::Affine;
 #[cfg(target_arch = "x86_64")]
-use super::{stream, x86};
+mod x86;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86_stream;
 
-/// A piece of work whose body is compiled once for each instruction set.
-pub trait Kernel {
-    /// What it gives back.
-    type Output;
-    /// The body. Implementations must be `#[inline(always)]`.
-    fn run(self) -> Self::Output;
-}
+use super::floats::{Float, Floats, FloatsMut};
+use super::kernel::{Counts, Kernel, Seen};
+use super::scheme::Affine;
 
 /// An instruction set that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +67,32 @@ impl Isa {
         }
     }
 
+    /// [`Float::widen`] of every element, by the instruction set's own conversion where it has one.
+    #[inline(always)]
+    pub fn widen<F: Float>(self, bits: &[F::Bits], out: &mut [f32]) {
+        let done = match F::floats(bits) {
+            Floats::F16(bits) => self.widen_f16(bits, out),
+            _ => 0,
+        };
+        for (bits, out) in bits[done..].iter().zip(&mut out[done..]) {
+            *out = F::widen(*bits);
+        }
+    }
+
+    /// [`Float::narrow`] of every element, by the instruction set's own conversion where it has one.
+    #[inline(always)]
+    pub fn narrow<F: Float>(self, values: &[f32], out: &mut [F::Bits]) {
+        let done = match F::floats_mut(out) {
+            Some(FloatsMut::F16(out)) => self.narrow_f16(values, out),
+            _ => 0,
+        };
+        for (value, out) in values[done..].iter().zip(&mut out[done..]) {
+            *out = F::narrow(*value);
+        }
+    }
+
     /// Widens float16; gives the number of elements done, which may be less than all.
-    pub fn widen_f16(self, bits: &[u16], out: &mut [f32]) -> usize {
+    fn widen_f16(self, bits: &[u16], out: &mut [f32]) -> usize {
         match self {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
@@ -83,7 +101,7 @@ impl Isa {
     }
 
     /// Rounds to float16; gives the number of elements done, which may be less than all.
-    pub fn narrow_f16(self, values: &[f32], out: &mut [u16]) -> usize {
+    fn narrow_f16(self, values: &[f32], out: &mut [u16]) -> usize {
         match self {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
@@ -146,7 +164,7 @@ impl Isa {
     ) -> Option<Counts> {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Some(unsafe { stream::quantize::<F>(affine, x, out, plane) }),
+            Isa::Avx512 => Some(unsafe { x86_stream::quantize::<F>(affine, x, out, plane) }),
             _ => None,
         }
     }

@@ -1,29 +1,18 @@
 //! Quantising and dequantising whole arrays: what is checked before the loops, and how samples are handed to threads. The
 //! loops are in `encode` and `decode`: plain Rust over one plane (one channel of one sample), compiled for every instruction
-//! set by [`super::isa`], so all of them agree to the bit. f32 additions and multiplications are never fused.
+//! set by [`super::arch`], so all of them agree to the bit. f32 additions and multiplications are never fused.
 
 use std::sync::Mutex;
 
+use super::arch::Isa;
 use super::decode::Dequantize;
-use super::encode::{INFINITY, Quantize};
-use super::half::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
-use super::isa::{Isa, Kernel};
+use super::encode::Quantize;
+use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
+use super::kernel::{CHUNK, Counts, Shape};
 use super::pack::packed_len;
 use super::scheme::Quantizer;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
-
-/// What was seen while quantising, at no further pass.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// For each channel, the values below its low or above its high, in samples that are not bad.
-    pub clipped: Vec<u64>,
-    /// For each sample that holds a NaN or an infinity: its number and the first such channel. Its codes are all 0.
-    pub bad: Vec<(usize, usize)>,
-}
-
-/// Values that are not f32 are widened, and narrowed, through a buffer of this many, which stays in the first cache.
-pub(super) const BLOCK: usize = 1024;
 
 /// So many codes, and more, are written past the caches: it saves the memory reading what is overwritten. (Dequantised
 /// values were measured slower that way.)
@@ -32,12 +21,6 @@ const STREAM: usize = 8 << 20;
 /// Where a plane is shorter than this, they are not: each is a turn of its own, which costs more than is saved (with planes
 /// of 64 and 256 values the rate was two thirds).
 const LONG: usize = 512;
-
-/// The bytes of a cache line.
-pub(super) const LINE: usize = 64;
-
-/// A thread takes at least this many elements, so that handing them out costs nothing beside the work.
-pub(super) const CHUNK: usize = 1 << 16;
 
 impl Quantizer {
     /// Writes the codes of `x` (N, C, plane) to `out`, one byte each.
@@ -179,54 +162,8 @@ impl Quantizer {
     }
 }
 
-/// The shape of a sample.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub channels: usize,
-    pub plane: usize,
-    /// `channels * plane`.
-    pub elements: usize,
-    /// Of its codes.
-    pub bytes: usize,
-    /// Whether the codes have no gaps between them.
-    pub packed: bool,
-    /// Whether codes are written past the caches.
-    pub stream: bool,
-}
-
-/// Rounds every value of `x` (N, C, plane) to the type of `out`. A sample that holds a NaN, an infinity or a value that the
-/// type cannot hold is reported as bad, and is all zeros.
-pub fn convert(x: Floats<'_>, out: FloatsMut<'_>, channels: usize, plane: usize, threads: usize) -> Result<Counts> {
-    let sample = sample_len(x.len(), channels, plane)?;
-    if x.len() != out.len() {
-        return Err(Error::argument(format!("the output has {} elements, the input {}", out.len(), x.len())));
-    }
-    let shape = Shape { channels, plane, elements: sample, bytes: sample, packed: false, stream: false };
-    Ok(match out {
-        FloatsMut::F32(out) => convert_to::<F32>(x, out, shape, threads),
-        FloatsMut::F16(out) => convert_to::<F16>(x, out, shape, threads),
-        FloatsMut::BF16(out) => convert_to::<BF16>(x, out, shape, threads),
-    })
-}
-
-fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: Shape, threads: usize) -> Counts {
-    match x {
-        Floats::F32(x) => convert_as::<F32, To>(x, out, shape, threads),
-        Floats::F16(x) => convert_as::<F16, To>(x, out, shape, threads),
-        Floats::BF16(x) => convert_as::<BF16, To>(x, out, shape, threads),
-        Floats::F64(x) => convert_as::<F64, To>(x, out, shape, threads),
-    }
-}
-
-fn convert_as<From: Float, To: Float>(x: &[From::Bits], out: &mut [To::Bits], shape: Shape, threads: usize) -> Counts {
-    let isa = Isa::best();
-    each_chunk(x, out, (shape.elements, shape.elements), shape.channels, threads, |x, out| {
-        isa.run(Convert::<From, To> { x, out, shape })
-    })
-}
-
 /// The number of elements of a sample, after checking that `elements` are whole samples.
-fn sample_len(elements: usize, channels: usize, plane: usize) -> Result<usize> {
+pub(super) fn sample_len(elements: usize, channels: usize, plane: usize) -> Result<usize> {
     let sample = channels.saturating_mul(plane);
     if elements != 0 && (sample == 0 || !elements.is_multiple_of(sample)) {
         return Err(Error::argument(format!("{elements} elements are not samples of {channels} channels of {plane}")));
@@ -237,7 +174,7 @@ fn sample_len(elements: usize, channels: usize, plane: usize) -> Result<usize> {
 
 /// Hands whole samples of `x` and `out`, of the given lengths, to `work`, on up to `threads` threads, and adds up what it
 /// counts. Sums of integers and a sorted list: the same whatever the threads.
-fn each_chunk<X: Sync, Y: Send>(
+pub(super) fn each_chunk<X: Sync, Y: Send>(
     x: &[X],
     out: &mut [Y],
     (x_len, out_len): (usize, usize),
@@ -266,50 +203,17 @@ fn each_chunk<X: Sync, Y: Send>(
     total
 }
 
-struct Convert<'a, From: Float, To: Float> {
-    x: &'a [From::Bits],
-    out: &'a mut [To::Bits],
-    shape: Shape,
-}
-
-impl<From: Float, To: Float> Kernel for Convert<'_, From, To> {
-    type Output = Counts;
-
-    #[inline(always)]
-    fn run(self) -> Counts {
-        let Self { x, out, shape } = self;
-        let mut counts = Counts { clipped: vec![0; shape.channels], bad: Vec::new() };
-        for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.elements)).enumerate() {
-            let mut bad = None;
-            for (channel, (x, out)) in x.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate() {
-                let mut largest = 0;
-                for (x, out) in x.iter().zip(out) {
-                    *out = To::narrow(From::widen(*x));
-                    largest = largest.max(To::widen(*out).to_bits() & 0x7fff_ffff);
-                }
-                if largest >= INFINITY && bad.is_none() {
-                    bad = Some((number, channel));
-                }
-            }
-            if let Some(bad) = bad {
-                out.fill(To::narrow(0.0));
-                counts.bad.push(bad);
-            }
-        }
-        counts
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::half::{BF16, F16, Float};
+    use super::super::floats::{BF16, F16, Float};
+    use super::super::kernel::LINE;
     use super::super::scheme::{Affine, Rounding, Scheme, top};
     use super::*;
 
     #[cfg(target_arch = "x86_64")]
-    use super::super::stream::TURN;
+    use super::super::arch::x86_stream::TURN;
     const SHAPE: (usize, usize, usize) = (3, 2, 131);
 
     fn values() -> impl Strategy<Value = Vec<f32>> {

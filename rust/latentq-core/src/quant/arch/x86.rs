@@ -5,11 +5,9 @@
 
 use std::arch::x86_64::*;
 
-use super::encode::{INFINITY, ROUND, Seen};
-use super::half::{Floats, FloatsMut};
-use super::isa::Kernel;
-use super::kernels::LINE;
-use super::scheme::Affine;
+use crate::quant::floats::{Floats, FloatsMut};
+use crate::quant::kernel::{INFINITY, Kernel, LINE, ROUND, Seen};
+use crate::quant::scheme::Affine;
 
 pub fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")

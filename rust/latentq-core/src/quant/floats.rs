@@ -3,8 +3,6 @@
 
 use std::ops::Range;
 
-use super::isa::Isa;
-
 /// A float type, as the bits that an array of it holds.
 pub trait Float {
     /// What one element is in memory.
@@ -21,22 +19,6 @@ pub trait Float {
     #[inline(always)]
     fn floats_mut(_: &mut [Self::Bits]) -> Option<FloatsMut<'_>> {
         None
-    }
-
-    /// [`Float::widen`] of every element, by the instruction set's own conversion where it has one.
-    #[inline(always)]
-    fn widen_all(_: Isa, bits: &[Self::Bits], out: &mut [f32]) {
-        for (bits, out) in bits.iter().zip(out) {
-            *out = Self::widen(*bits);
-        }
-    }
-
-    /// [`Float::narrow`] of every element, by the instruction set's own conversion where it has one.
-    #[inline(always)]
-    fn narrow_all(_: Isa, values: &[f32], out: &mut [Self::Bits]) {
-        for (value, out) in values.iter().zip(out) {
-            *out = Self::narrow(*value);
-        }
     }
 }
 
@@ -146,20 +128,6 @@ impl Float for F16 {
         // 65520 is the first value that rounds to infinity.
         let half = if magnitude >= 65520f32.to_bits() { special } else { half };
         (half | sign) as u16
-    }
-    #[inline(always)]
-    fn widen_all(isa: Isa, bits: &[u16], out: &mut [f32]) {
-        let done = isa.widen_f16(bits, out);
-        for (bits, out) in bits[done..].iter().zip(&mut out[done..]) {
-            *out = Self::widen(*bits);
-        }
-    }
-    #[inline(always)]
-    fn narrow_all(isa: Isa, values: &[f32], out: &mut [u16]) {
-        let done = isa.narrow_f16(values, out);
-        for (value, out) in values[done..].iter().zip(&mut out[done..]) {
-            *out = Self::narrow(*value);
-        }
     }
 }
 

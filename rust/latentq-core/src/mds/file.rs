@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::reader::read_exact_at;
 use crate::memory::advise_huge;
 
 /// Bytes that are read at a time: what is made room for is still in the processor's cache when it is filled.
@@ -46,4 +45,25 @@ pub fn read_whole(file: &File, len: usize) -> io::Result<Option<Vec<u8>>> {
         read_exact_at(file, &mut bytes[start..], start as u64)?;
     }
     Ok(Some(bytes))
+}
+
+#[cfg(unix)]
+pub fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+pub fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                out = &mut out[n..];
+                offset += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,231 @@
+//! Values of Python to the bytes of a column and back.
+
+use bytemuck::{Pod, cast_slice};
+use half::f16;
+use latentq_core::mds::{self, Column, DType, Encoding, Value};
+use numpy::ndarray::IxDyn;
+use numpy::prelude::*;
+use numpy::{Element, PyArrayDyn, PyReadonlyArrayDyn, PyUntypedArray};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::{PyBytes, PyList, PyString};
+
+/// Runs `$body` with the type `T` that `$dtype` names.
+macro_rules! with_type {
+    ($dtype:expr, $body:expr) => {
+        match $dtype {
+            DType::U8 => {
+                type T = u8;
+                $body
+            }
+            DType::I8 => {
+                type T = i8;
+                $body
+            }
+            DType::U16 => {
+                type T = u16;
+                $body
+            }
+            DType::I16 => {
+                type T = i16;
+                $body
+            }
+            DType::F16 => {
+                type T = f16;
+                $body
+            }
+            DType::U32 => {
+                type T = u32;
+                $body
+            }
+            DType::I32 => {
+                type T = i32;
+                $body
+            }
+            DType::F32 => {
+                type T = f32;
+                $body
+            }
+            DType::U64 => {
+                type T = u64;
+                $body
+            }
+            DType::I64 => {
+                type T = i64;
+                $body
+            }
+            DType::F64 => {
+                type T = f64;
+                $body
+            }
+        }
+    };
+}
+
+/// The bytes of one value.
+pub enum Held<'py> {
+    Bytes(PyBackedBytes),
+    Text(PyBackedStr),
+    Own(Vec<u8>),
+    Array(Box<dyn Contiguous + 'py>),
+}
+
+impl Held<'_> {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Text(text) => text.as_bytes(),
+            Self::Own(bytes) => bytes,
+            Self::Array(array) => array.bytes(),
+        }
+    }
+}
+
+/// An array whose values lie one after the other, in C order and the machine's byte order.
+pub trait Contiguous {
+    fn bytes(&self) -> &[u8];
+}
+
+impl<T: Element + Pod> Contiguous for PyReadonlyArrayDyn<'_, T> {
+    fn bytes(&self) -> &[u8] {
+        // `contiguous` has seen that it is a slice.
+        self.as_slice().map(cast_slice).unwrap_or_default()
+    }
+}
+
+fn wrong(column: &Column, why: impl std::fmt::Display) -> PyErr {
+    PyValueError::new_err(format!("column {:?} ({}): {why}", column.name, column.spec()))
+}
+
+/// The bytes of an array, in whatever byte order and strides it is, with its dtype (`dtype`, where that is given) and shape.
+fn array_bytes<'py>(
+    column: &Column,
+    dtype: Option<DType>,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<(DType, Vec<usize>, Held<'py>)> {
+    let Ok(array) = value.cast::<PyUntypedArray>() else {
+        return Err(needs(column, "an array", value));
+    };
+    let shape = array.shape().to_vec();
+    for dtype in dtype.as_ref().map_or(&DType::ALL[..], std::slice::from_ref) {
+        if let Some(bytes) = with_type!(dtype, contiguous::<T>(value)) {
+            return Ok((*dtype, shape, bytes));
+        }
+    }
+    // Not as it lies in memory: let NumPy make a copy, of the same type only.
+    let own = array.dtype().getattr("name")?.extract::<PyBackedStr>()?;
+    let copy = match DType::parse(&own).filter(|own| dtype.is_none_or(|dtype| dtype == *own)) {
+        Some(dtype) => {
+            let copy = value.py().import("numpy")?.call_method1("ascontiguousarray", (value, dtype.name()))?;
+            with_type!(dtype, contiguous::<T>(&copy)).map(|bytes| (dtype, shape, bytes))
+        }
+        None => None,
+    };
+    copy.ok_or_else(|| wrong(column, format!("an array of {own}")))
+}
+
+/// The bytes of a C-contiguous array of `T` in the machine's byte order.
+fn contiguous<'py, T: Element + Pod>(value: &Bound<'py, PyAny>) -> Option<Held<'py>> {
+    let array = value.cast::<PyArrayDyn<T>>().ok()?.try_readonly().ok()?;
+    (array.is_c_contiguous() && array.as_slice().is_ok()).then(|| Held::Array(Box::new(array)))
+}
+
+/// `value` as its column writes it. What is bytes already is written as it is.
+pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Held<'py>> {
+    if let Ok(bytes) = value.cast::<PyBytes>() {
+        return Ok(Held::Bytes(bytes.clone().into()));
+    }
+    match &column.encoding {
+        Encoding::Int => number::<i64>(column, value).map(|number| Held::Own(number.to_le_bytes().to_vec())),
+        Encoding::Scalar(DType::F16) => {
+            let scalar = value.py().import("numpy")?.call_method1("float16", (number::<f64>(column, value)?,))?;
+            Ok(Held::Bytes(scalar.call_method0("tobytes")?.extract()?))
+        }
+        Encoding::Scalar(DType::F32) => Ok(Held::Own((number::<f64>(column, value)? as f32).to_le_bytes().to_vec())),
+        Encoding::Scalar(DType::F64) => Ok(Held::Own(number::<f64>(column, value)?.to_le_bytes().to_vec())),
+        Encoding::Scalar(DType::U64) => {
+            number::<u64>(column, value).map(|number| Held::Own(number.to_le_bytes().to_vec()))
+        }
+        Encoding::Scalar(dtype) => {
+            let wide = number::<i64>(column, value)?;
+            let bytes = wide.to_le_bytes();
+            let (low, high) = match dtype {
+                DType::U8 => (0, i64::from(u8::MAX)),
+                DType::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
+                DType::U16 => (0, i64::from(u16::MAX)),
+                DType::I16 => (i64::from(i16::MIN), i64::from(i16::MAX)),
+                DType::U32 => (0, i64::from(u32::MAX)),
+                DType::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
+                _ => (i64::MIN, i64::MAX),
+            };
+            if wide < low || wide > high {
+                return Err(wrong(column, format!("{wide} is out of range")));
+            }
+            Ok(Held::Own(bytes[..dtype.size()].to_vec()))
+        }
+        Encoding::Raw(dtype) => Ok(array_bytes(column, Some(*dtype), value)?.2),
+        Encoding::NdArray(dtype, shape) => {
+            let (found, dims, data) = array_bytes(column, *dtype, value)?;
+            if shape.as_ref().is_some_and(|shape| *shape != dims) {
+                return Err(wrong(column, format!("an array of shape {dims:?}")));
+            }
+            let mut bytes =
+                mds::array_header(*dtype, shape.as_deref(), found, &dims).map_err(|why| wrong(column, why))?;
+            if bytes.is_empty() {
+                return Ok(data);
+            }
+            bytes.extend_from_slice(data.bytes());
+            Ok(Held::Own(bytes))
+        }
+        Encoding::Str | Encoding::Json | Encoding::StrInt | Encoding::StrFloat | Encoding::StrDecimal => {
+            match value.cast::<PyString>() {
+                Ok(text) => text.clone().try_into().map(Held::Text).map_err(|_| wrong(column, "a lone surrogate")),
+                Err(_) => Err(needs(column, "a str", value)),
+            }
+        }
+        _ => Err(needs(column, "bytes", value)),
+    }
+}
+
+fn needs(column: &Column, what: &str, value: &Bound<'_, PyAny>) -> PyErr {
+    let name = value.get_type().name().map(|name| name.to_string()).unwrap_or_default();
+    PyTypeError::new_err(format!("column {:?} ({}): {what} is needed, not {name}", column.name, column.spec()))
+}
+
+/// The number that `value` is, or an error that names the column.
+fn number<'py, T: FromPyObjectOwned<'py>>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<T> {
+    value.extract::<T>().map_err(|error: T::Error| {
+        let error: PyErr = error.into();
+        match error.is_instance_of::<PyOverflowError>(value.py()) {
+            true => wrong(column, "the number is out of range"),
+            false => needs(column, "a number of its kind", value),
+        }
+    })
+}
+
+/// An array of its own, filled with `bytes`, which hold exactly what `shape` says.
+fn new_array<'py>(py: Python<'py>, dtype: DType, shape: &[usize], bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    with_type!(dtype, {
+        let array = PyArrayDyn::<T>::zeros(py, IxDyn(shape), false);
+        bytemuck::cast_slice_mut(array.try_readwrite()?.as_slice_mut()?).copy_from_slice(bytes);
+        Ok(array.into_any())
+    })
+}
+
+/// A NumPy scalar.
+fn new_scalar<'py>(py: Python<'py>, dtype: DType, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    new_array(py, dtype, &[], bytes)?.get_item(())
+}
+
+/// The value as Python has it; text of JSON and numbers, and images, are left to the caller.
+pub fn decode<'py>(py: Python<'py>, value: &Value<'_>) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match value {
+        Value::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),
+        Value::Text(text) => PyString::new(py, text).into_any(),
+        Value::Int(number) => number.into_pyobject(py)?.into_any(),
+        Value::Scalar(dtype, bytes) => new_scalar(py, *dtype, bytes)?,
+        Value::Array(array) => new_array(py, array.dtype, &array.shape, array.data)?,
+        Value::Blobs(blobs) => PyList::new(py, blobs.iter().map(|blob| PyBytes::new(py, blob)))?.into_any(),
+    })
+}
