@@ -1,4 +1,4 @@
-//! Any bytes are an error or an image: no panic, no crash, and no memory that the pixel limit does not allow.
+//! Any bytes give an error or an image, without a panic, a crash or more memory than the pixel limit allows.
 #![no_main]
 
 use latentq_core::image::{Crop, DecodeOptions, Filter, Fit, decode, header, load};

@@ -1,4 +1,4 @@
-//! Any bytes tell an orientation of 1 to 8.
+//! Any bytes give an orientation of 1 to 8.
 #![no_main]
 
 use latentq_core::image::orientation;

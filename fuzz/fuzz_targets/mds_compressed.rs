@@ -1,4 +1,4 @@
-//! Any bytes as a compressed shard: no more comes out than was told.
+//! Any bytes as a compressed shard decompress to at most the limit.
 #![no_main]
 
 use latentq_core::mds::Compression;

@@ -1,4 +1,4 @@
-//! Any bytes as a value of the encoding that the first byte picks: understood within its bytes, or a fault in them.
+//! Any bytes as a value, of the encoding that the first byte selects: decoded within the bytes, or a fault inside them.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
         Ok(Value::Array(array)) => {
             let size = array.shape.iter().product::<usize>() * array.dtype.size();
             assert_eq!(size, array.data.len());
-            // What was understood is written again as the same values.
+            // A decoded array encodes to the same values.
             if NAMES[usize::from(*first) % NAMES.len()] == "ndarray" {
                 let header = array_header(None, None, array.dtype, &array.shape).expect("an array that was read");
                 let again = [header, array.data.to_vec()].concat();

@@ -1,4 +1,4 @@
-//! Any bytes as an index.json: a value or a fault inside them.
+//! Any bytes as an index.json give a value or a fault inside them.
 #![no_main]
 
 use latentq_core::mds::Index;

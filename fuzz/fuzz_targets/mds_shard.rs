@@ -1,5 +1,5 @@
-//! Any bytes as a shard of columns that the first byte picks, and under its own configuration: faults inside it, or samples
-//! that lie in it one after the other.
+//! Any bytes as a shard, with the schema that the first byte selects and with the shard's own configuration: faults inside
+//! the shard, or contiguous samples.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -22,7 +22,7 @@ static SCHEMAS: LazyLock<Vec<Schema>> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, shard)) = data.split_first() else { return };
-    // With the shard's own configuration, as `repair` reads it.
+    // With the shard's own configuration, as in `repair`.
     if let Err(fault) = entry_of("shard.00000.mds", shard) {
         assert!(fault.offset <= shard.len() as u64, "{fault:?}");
     }

@@ -1,4 +1,4 @@
-# The compiled core. Its public, documented face is `latentq.image`, `latentq.quantizer` and `latentq.mds`.
+# The compiled core. The public, documented API is `latentq.image`, `latentq.quantizer` and `latentq.mds`.
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypedDict, final
@@ -50,7 +50,8 @@ class ImageError(LatentqError): ...
 class RecipeError(LatentqError): ...
 class MismatchError(LatentqError): ...
 
-# batch.rs: what `gather` is given may be neither read nor written before `result`, which may be called once
+# batch.rs: the arrays passed to `gather` must not be read or written before `result`, which may be called once. The bool
+# next to a quantizer is true if uint16 items are the bits of bfloat16, not float16.
 
 @final
 class Threads:
@@ -74,11 +75,11 @@ def gather(
     threads: Threads | None,
 ) -> Gathering: ...
 
-# order.rs: in place; positions are contiguous
+# order.rs: in-place; positions must be contiguous
 
 def permute(positions: npt.NDArray[np.int64], size: int, keys: Sequence[int]) -> None: ...
 
-# quant.rs: a bool beside a float array says that its uint16 items are bfloat16's bits, not float16's
+# quant.rs: the bool after a float array is true if its uint16 items are the bits of bfloat16, not float16
 
 @final
 class Quantizer:
@@ -124,7 +125,7 @@ class MdsReader:
     @property
     def columns(self) -> list[tuple[str, str, tuple[str, list[int]] | None]]: ...
     def sample(self, index: int) -> dict[str, Any]: ...
-    def place(self, index: int, column: int) -> tuple[str, int]: ...
+    def location(self, index: int, column: int) -> tuple[str, int]: ...
     def fault(self, index: int, column: int, message: str) -> NoReturn: ...
 
 @final

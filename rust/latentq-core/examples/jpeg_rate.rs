@@ -1,5 +1,5 @@
-//! How long libjpeg-turbo alone takes: decodes each file named on the command line into one buffer, and prints the
-//! processor seconds of every pass over all of them, as many passes as the first argument says.
+//! Measures libjpeg-turbo alone: decodes the files named on the command line into one buffer, and prints the processor
+//! seconds of each pass over all files. The first argument is the number of passes.
 
 use turbojpeg_sys::{
     TJINIT_TJINIT_DECOMPRESS, TJPARAM_TJPARAM_JPEGHEIGHT, TJPARAM_TJPARAM_JPEGWIDTH, TJPF_TJPF_RGB, tj3Decompress8,
@@ -11,7 +11,7 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let passes: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(1);
     let files: Vec<Vec<u8>> = arguments.map(|path| std::fs::read(path).expect("a readable file")).collect();
-    // SAFETY: the handle is used by this thread only and destroyed at the end; each buffer is as large as it must be.
+    // SAFETY: only this thread uses the handle, which is destroyed at the end, and the buffer has room for each image.
     unsafe {
         let handle = tj3Init(TJINIT_TJINIT_DECOMPRESS as i32);
         let mut pixels = Vec::new();
@@ -34,7 +34,7 @@ fn main() {
 #[allow(unsafe_code)]
 fn processor_seconds() -> f64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock writes into a value of ours.
+    // SAFETY: the clock writes to a local.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut now) };
     now.tv_sec as f64 + now.tv_nsec as f64 * 1e-9
 }

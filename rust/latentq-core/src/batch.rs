@@ -1,4 +1,4 @@
-//! A batch: columns of many samples, from where they are stored to where they are wanted, latents dequantised on the way.
+//! Batches: reads columns of many samples into buffers, and dequantizes latents on the way.
 
 use std::ops::Range;
 
@@ -7,16 +7,16 @@ use crate::memory::prefetch;
 use crate::quant::{FloatsMut, Quantizer};
 use crate::{Error, Result};
 
-/// Takes the slot and the column of a value, and the value.
+/// A callback that takes the slot, the column and the bytes of a value.
 pub type Visit<'a> = dyn FnMut(usize, usize, &[u8]) -> Result<()> + 'a;
 
-/// What the values of samples are read from.
+/// A random-access collection of samples.
 pub trait Samples {
-    /// Calls `visit(slot, column, value)` with each value of `columns` for the samples `indices`, `slot` and `column` counting
-    /// these, in any order.
+    /// Calls `visit(slot, column, value)` for each value of `columns` in the samples `indices`, in any order. `slot` and
+    /// `column` are positions in these two lists.
     ///
     /// # Errors
-    /// An argument error for a sample or a column that is not there, an I/O or format error, and what `visit` says.
+    /// An argument error for a sample or column that does not exist, an I/O or format error, and any error of `visit`.
     fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()>;
 }
 
@@ -26,7 +26,7 @@ impl Samples for Reader {
     }
 }
 
-/// Columns that lie in memory, each with the bytes of one of its values.
+/// Columns in memory, each with the size in bytes of one value.
 pub struct Tables<'a>(pub Vec<(usize, &'a [u8])>);
 
 impl Tables<'_> {
@@ -35,7 +35,7 @@ impl Tables<'_> {
             let start = usize::try_from(index).ok()?.checked_mul(*size)?;
             bytes.get(start..start.checked_add(*size)?)
         });
-        value.ok_or_else(|| Error::argument(format!("there is no sample {index} in column {column}")))
+        value.ok_or_else(|| Error::argument(format!("column {column} has no sample {index}")))
     }
 }
 
@@ -53,23 +53,23 @@ impl Samples for Tables<'_> {
     }
 }
 
-/// Where [`gather`] puts the values of one column, one after the other in the order of the indices.
+/// The output of [`gather`] for one column, in the order of the indices.
 pub enum Sink<'a> {
     /// Values of exactly this many bytes.
     Fixed(usize, &'a mut [u8]),
-    /// Values of any size, and where each lies.
+    /// Values of any size, concatenated, and the range of each.
     Each(&'a mut Vec<u8>, &'a mut Vec<Range<usize>>),
-    /// What packed codes stand for; the number is that of a sample's elements in one channel.
+    /// Dequantized values of packed codes. The number is the elements per channel of a sample.
     Dequantized(&'a Quantizer, usize, FloatsMut<'a>),
 }
 
-/// The values of `columns` for the samples `indices`, in any order, also several times.
+/// Gathers the values of `columns` for the samples `indices`, which may come in any order and repeat.
 ///
 /// # Errors
-/// As [`Samples::for_each_value`]; an argument error also where a value has not the size of its sink.
+/// The errors of [`Samples::for_each_value`], and an argument error if a value does not have the size of its sink.
 pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks: &mut [Sink<'_>]) -> Result<()> {
     if columns.len() != sinks.len() {
-        return Err(Error::argument(format!("{} sinks for the columns {columns:?}", sinks.len())));
+        return Err(Error::argument(format!("{} outputs for the columns {columns:?}", sinks.len())));
     }
     for sink in &mut *sinks {
         let fits = match sink {
@@ -84,7 +84,7 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             }
         };
         if !fits {
-            return Err(Error::argument(format!("a sink has not the room of {} values", indices.len())));
+            return Err(Error::argument(format!("an output does not have room for exactly {} values", indices.len())));
         }
     }
     samples.for_each_value(indices, columns, &mut |slot, column, value| match &mut sinks[column] {
@@ -93,7 +93,7 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             Ok(())
         }
         Sink::Fixed(size, _) => {
-            Err(Error::argument(format!("a value of {} bytes, where {size} are asked for", value.len())))
+            Err(Error::argument(format!("a value has {} bytes, the output expects {size}", value.len())))
         }
         Sink::Each(out, ranges) => {
             ranges[slot] = out.len()..out.len() + value.len();
@@ -116,7 +116,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_sink_has_the_values_of_its_column(
+        fn each_sink_gets_the_values_of_its_column(
             indices in prop::collection::vec(0u64..7, 0..20),
             codes in prop::collection::vec(any::<u8>(), 7 * 6),
         ) {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_or_does_not_fit_is_an_error() {
+    fn missing_samples_and_mismatched_sizes_are_errors() {
         let tables = Tables(vec![(2, &[1, 2, 3, 4])]);
         let refused = |indices: &[u64], columns: &[usize], size: usize, room: usize| {
             gather(&tables, indices, columns, &mut [Sink::Fixed(size, &mut vec![0; room])]).is_err()

@@ -1,19 +1,19 @@
-//! One error for the whole core: a kind, and a message that names the file and the offset where it can.
+//! The error type of the crate: a kind, and a message that names the file and the offset if there are any.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What went wrong, in the terms a caller can act on.
+/// The kind of an error, by what a caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The operating system refused something; [`Error::io_error`] and [`Error::path`] say what and where.
+    /// An error of the operating system; see [`Error::io_error`] and [`Error::path`].
     Io,
-    /// Bytes that are not what their format demands (an index, a shard, a sample).
+    /// Bytes that violate their format (an index, a shard, a sample).
     Format,
-    /// An image that cannot be decoded, or that is over a limit.
+    /// An image that cannot be decoded or exceeds a limit.
     Image,
-    /// An argument outside the range that the documentation gives.
+    /// An argument outside its documented range.
     Argument,
 }
 
@@ -29,44 +29,44 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error of the given kind. The message is one line, and names the file and offset where there is one.
+    /// Creates an error. The message is one line, and names the file and offset if there are any.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), io: None }
     }
 
-    /// Bytes that break their format.
+    /// Creates an error for bytes that violate their format.
     pub fn format(message: impl Into<String>) -> Self {
         Self::new(Kind::Format, message)
     }
 
-    /// An image that cannot be decoded.
+    /// Creates an error for an image that cannot be decoded.
     pub fn image(message: impl Into<String>) -> Self {
         Self::new(Kind::Image, message)
     }
 
-    /// An argument out of range.
+    /// Creates an error for an argument out of range.
     pub fn argument(message: impl Into<String>) -> Self {
         Self::new(Kind::Argument, message)
     }
 
-    /// An operating system error on `path`.
+    /// Creates an error for an operation on `path` that the operating system refused.
     pub fn io(path: impl AsRef<Path>, error: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         let message = format!("{}: {error}", path.display());
         Self { kind: Kind::Io, message, io: Some((error, path)) }
     }
 
-    /// What went wrong.
+    /// The kind of the error.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The operating system's own error, where the kind is [`Kind::Io`].
+    /// The error of the operating system, if the kind is [`Kind::Io`].
     pub fn io_error(&self) -> Option<&io::Error> {
         self.io.as_ref().map(|(error, _)| error)
     }
 
-    /// The path that the operating system refused, where the kind is [`Kind::Io`].
+    /// The path of the failed operation, if the kind is [`Kind::Io`].
     pub fn path(&self) -> Option<&Path> {
         self.io.as_ref().map(|(_, path)| path.as_path())
     }

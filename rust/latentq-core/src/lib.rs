@@ -1,4 +1,4 @@
-//! The core of latentq: pixels, quantised latents and MDS shards. It knows nothing of Python.
+//! The core of latentq: pixels, quantized latents and MDS shards. It is independent of Python.
 
 pub mod batch;
 pub mod error;

@@ -1,8 +1,8 @@
-//! What system and processor are told of memory. Both are free not to listen.
+//! Hints about memory to the operating system and the processor, which may ignore them.
 
 use std::mem::MaybeUninit;
 
-/// Asks for huge pages, which are made faster than small ones, and whose addresses the processor has at hand.
+/// Asks for huge pages, which are faster to allocate than small pages and need fewer TLB entries.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 pub fn advise_huge(memory: &mut [MaybeUninit<u8>]) {
@@ -10,15 +10,14 @@ pub fn advise_huge(memory: &mut [MaybeUninit<u8>]) {
 
     let before = memory.as_ptr().addr() % PAGE;
     let pages = memory.as_mut_ptr().wrapping_byte_sub(before).cast();
-    // SAFETY: the advice changes nothing that is in these pages, which are those that the memory lies in.
+    // SAFETY: the advice does not change the contents of the pages, and the range covers only the pages of `memory`.
     unsafe { libc::madvise(pages, before + memory.len(), libc::MADV_HUGEPAGE) };
 }
 
 #[cfg(not(target_os = "linux"))]
 pub fn advise_huge(_: &mut [MaybeUninit<u8>]) {}
 
-/// Has the processor fetch `bytes` into its second cache while it does something else. (Into the first was slower: fewer
-/// fetches are under way there.)
+/// Prefetches `bytes` into the L2 cache. (Prefetching into L1 was slower: it has fewer outstanding misses.)
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 #[inline(always)]
@@ -27,7 +26,7 @@ pub fn prefetch(bytes: &[u8]) {
 
     const LINE: usize = 64;
     for line in bytes.chunks(LINE) {
-        // SAFETY: a hint, on an address that is inside `bytes`.
+        // SAFETY: a hint, for an address inside `bytes`.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
 }

@@ -1,5 +1,5 @@
-//! `latentq_core::batch` for Python: batches gathered by the caller or, ahead of it, by threads that never take the
-//! interpreter.
+//! `latentq_core::batch` for Python: batches gathered on the calling thread or on background threads that never take the
+//! GIL.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,13 +19,13 @@ use crate::error::to_py;
 use crate::mds::MdsReader;
 use crate::quant::{Output, Quantizer};
 
-/// How long a caller waits before it looks whether Python has a signal for it.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// Interval at which a waiting caller checks for Python signals.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A part of a batch is not smaller: handing it out would cost as much as it saves.
-const PART: usize = 32;
+/// Minimum number of samples per part of a batch; smaller parts cost more than they save.
+const MIN_PART: usize = 32;
 
-/// The core's threads, as `latentq.loader` uses them.
+/// The core's `Threads`, for loaders.
 #[pyclass(module = "latentq._core", frozen)]
 pub struct Threads(Mutex<Option<parallel::Threads>>);
 
@@ -36,24 +36,24 @@ impl Threads {
         Self(Mutex::new(Some(parallel::Threads::new(count))))
     }
 
-    /// Finishes what is begun, begins nothing more, and waits for the threads to end.
+    /// Finishes running tasks, discards queued ones, and joins the threads.
     fn shutdown(&self, py: Python<'_>) {
         let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         py.detach(|| drop(threads));
     }
 }
 
-/// Columns in memory, from arrays (N, bytes of a value) uint8, whose memory nobody may change meanwhile.
+/// Columns in memory: uint8 arrays (N, bytes per value), which must not be modified during a gather.
 #[pyclass(module = "latentq._core", frozen)]
 struct MemoryTables {
     tables: Arc<Vec<Table>>,
     _arrays: Vec<Py<PyAny>>,
 }
 
-/// The bytes of a value, and those of all of them.
+/// Bytes per value, and the pointer and length of all values.
 struct Table(usize, *const u8, usize);
 
-// SAFETY: what it points to is only read.
+// SAFETY: the memory is only read.
 #[allow(unsafe_code)]
 unsafe impl Send for Table {}
 #[allow(unsafe_code)]
@@ -75,17 +75,20 @@ impl MemoryTables {
     }
 }
 
-/// What values are read from.
+/// The samples to gather from.
 #[derive(Clone)]
-enum Source {
+enum Samples {
     Reader(Arc<mds::Reader>),
     Tables(Arc<Vec<Table>>),
 }
 
-/// Where the values of one column of the whole batch go.
-enum Place {
+/// The output for one column of the whole batch.
+enum Destination {
+    /// An array of raw values: bytes per value, and the first byte.
     Bytes(usize, *mut u8),
+    /// An array of dequantized values: elements per channel, and the first element.
     Values(Arc<quant::Quantizer>, usize, Pointer),
+    /// A Python list.
     List,
 }
 
@@ -95,10 +98,10 @@ enum Pointer {
     BF16(*mut u16),
 }
 
-/// Values that Python will make objects of, and where each lies.
-type Listed = (Vec<u8>, Vec<Range<usize>>);
+/// The bytes of values that become Python objects, and the range of each value.
+type ListedValues = (Vec<u8>, Vec<Range<usize>>);
 
-impl Place {
+impl Destination {
     fn new(
         out: &Option<Bound<'_, PyAny>>,
         quantizer: &Option<(PyRef<'_, Quantizer>, bool)>,
@@ -124,18 +127,18 @@ impl Place {
         Ok(Self::Values(Arc::clone(&quantizer.0), plane, pointer))
     }
 
-    /// The rows `slots` of it.
+    /// The sink for rows `slots`.
     ///
     /// # Safety
-    /// The array is there, has these rows, and nobody else reads or writes them while the sink is used.
+    /// The array is alive, has these rows, and nothing else reads or writes them while the sink is used.
     #[allow(unsafe_code)]
-    unsafe fn sink<'a>(&'a self, slots: &Range<usize>, listed: &'a mut Listed) -> Sink<'a> {
+    unsafe fn sink<'a>(&'a self, slots: &Range<usize>, listed: &'a mut ListedValues) -> Sink<'a> {
         unsafe fn rows<'a, T>(start: *mut T, slots: &Range<usize>, size: usize) -> &'a mut [T] {
-            // SAFETY: as the caller says.
+            // SAFETY: by the contract of `sink`.
             unsafe { std::slice::from_raw_parts_mut(start.add(slots.start * size), slots.len() * size) }
         }
         match self {
-            // SAFETY of all: as the caller says.
+            // SAFETY, for all: by the contract of `sink`.
             Self::Bytes(size, start) => Sink::Fixed(*size, unsafe { rows(*start, slots, *size) }),
             Self::Values(quantizer, plane, pointer) => {
                 let size = quantizer.channels() * plane;
@@ -151,34 +154,35 @@ impl Place {
     }
 }
 
-/// What a batch is gathered from and into.
-struct Task {
-    source: Source,
+/// The inputs and outputs of a gather.
+struct Plan {
+    samples: Samples,
     indices: Vec<u64>,
     columns: Vec<usize>,
-    places: Vec<Place>,
+    destinations: Vec<Destination>,
 }
 
-// SAFETY: the pointers are to arrays that the `Gathering` holds until the task is done, and each part has rows of its own.
+// SAFETY: the `Gathering` keeps the arrays alive until the job is done, and the parts have disjoint rows.
 #[allow(unsafe_code)]
-unsafe impl Send for Task {}
+unsafe impl Send for Plan {}
 #[allow(unsafe_code)]
-unsafe impl Sync for Task {}
+unsafe impl Sync for Plan {}
 
-impl Task {
-    /// Gathers some rows; gives what is to become lists.
+impl Plan {
+    /// Gathers the rows `slots`. Returns the values for lists.
     #[allow(unsafe_code)]
-    fn run(&self, slots: Range<usize>) -> Result<Vec<Listed>> {
-        let mut listed: Vec<Listed> = self.places.iter().map(|_| Default::default()).collect();
-        let places = self.places.iter().zip(&mut listed);
-        // SAFETY: `gather` has seen that each array has a row for each index, and the `Gathering` holds it. Nobody else
-        // has these rows: they are one part's, and Python is given the arrays when all parts are done.
-        let mut sinks: Vec<_> = places.map(|(place, listed)| unsafe { place.sink(&slots, listed) }).collect();
+    fn run(&self, slots: Range<usize>) -> Result<Vec<ListedValues>> {
+        let mut listed: Vec<ListedValues> = self.destinations.iter().map(|_| Default::default()).collect();
+        let destinations = self.destinations.iter().zip(&mut listed);
+        // SAFETY: `Destination::new` has checked that each array has a row per index, and the `Gathering` keeps it alive. No
+        // other part has these rows, and Python gets the arrays after all parts are done.
+        let mut sinks: Vec<_> =
+            destinations.map(|(destination, listed)| unsafe { destination.sink(&slots, listed) }).collect();
         let indices = &self.indices[slots];
-        match &self.source {
-            Source::Reader(reader) => batch::gather(&**reader, indices, &self.columns, &mut sinks)?,
-            Source::Tables(tables) => {
-                // SAFETY: the `MemoryTables`, which the `Gathering` holds, holds these arrays.
+        match &self.samples {
+            Samples::Reader(reader) => batch::gather(&**reader, indices, &self.columns, &mut sinks)?,
+            Samples::Tables(tables) => {
+                // SAFETY: the `Gathering` keeps the `MemoryTables` alive, which keeps these arrays alive.
                 let table = |table: &Table| (table.0, unsafe { std::slice::from_raw_parts(table.1, table.2) });
                 batch::gather(&Tables(tables.iter().map(table).collect()), indices, &self.columns, &mut sinks)?
             }
@@ -187,29 +191,29 @@ impl Task {
     }
 }
 
-/// A batch that is being gathered.
+/// A running or finished gather.
 #[pyclass(module = "latentq._core", frozen)]
 pub struct Gathering {
-    /// First, so that it is dropped, and so ended, before what it works on.
-    job: Job<Vec<Listed>>,
+    /// The first field, so that it is dropped, which waits for it, before the memory that it works on.
+    job: Job<Vec<ListedValues>>,
     reader: Option<Py<MdsReader>>,
-    task: Arc<Task>,
-    _held: Vec<Py<PyAny>>,
+    plan: Arc<Plan>,
+    _keep_alive: Vec<Py<PyAny>>,
 }
 
 #[pymethods]
 impl Gathering {
-    /// Waits for it; for each column that has no array, its list. To be called once.
+    /// Waits for the gather. Returns a list for each column without an array. May be called once.
     pub fn result<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
         let parts = loop {
-            match py.detach(|| self.job.wait(PATIENCE)) {
+            match py.detach(|| self.job.wait(SIGNAL_INTERVAL)) {
                 Some(parts) => break parts.map_err(to_py)?,
                 None => py.check_signals()?,
             }
         };
-        let Task { indices, columns, places, .. } = &*self.task;
-        let lists = places.iter().zip(columns).enumerate().map(|(at, (place, column))| {
-            let (Place::List, Some(reader)) = (place, &self.reader) else { return Ok(None) };
+        let Plan { indices, columns, destinations, .. } = &*self.plan;
+        let lists = destinations.iter().zip(columns).enumerate().map(|(at, (destination, column))| {
+            let (Destination::List, Some(reader)) = (destination, &self.reader) else { return Ok(None) };
             let values = parts.iter().flat_map(|listed| {
                 let (bytes, ranges) = &listed[at];
                 ranges.iter().map(|range| &bytes[range.clone()])
@@ -220,8 +224,9 @@ impl Gathering {
     }
 }
 
-/// Begins to gather columns of a batch, on `threads` or else at once on the caller's: each into its array, or else as a list.
-/// An array is (n, bytes of a value) uint8, or (n,) int64, or, with a quantiser, of floats (n, C, ...), which may be bfloat16's bits.
+/// Starts to gather columns of a batch, on `threads`, or without them on the calling thread. A column goes to its array in
+/// `outs`, or becomes a list without one. Arrays are uint8 (n, bytes per value), int64 (n,), or, with a quantizer, floats
+/// (n, C, ...); the bool next to a quantizer is true if uint16 elements are the bits of bfloat16, not float16.
 #[pyfunction]
 pub fn gather<'py>(
     py: Python<'py>,
@@ -233,34 +238,34 @@ pub fn gather<'py>(
     threads: Option<PyRef<'py, Threads>>,
 ) -> PyResult<Gathering> {
     let reader = samples.cast::<MdsReader>().ok();
-    let source = match &reader {
-        Some(reader) => Source::Reader(Arc::clone(&reader.get().reader)),
-        None => Source::Tables(Arc::clone(&samples.cast::<MemoryTables>()?.get().tables)),
+    let rows = match &reader {
+        Some(reader) => Samples::Reader(Arc::clone(&reader.get().reader)),
+        None => Samples::Tables(Arc::clone(&samples.cast::<MemoryTables>()?.get().tables)),
     };
     let indices = indices.as_array();
     let indices: Vec<u64> = match &reader {
         Some(reader) => indices.iter().map(|index| reader.get().resolve(*index)).collect::<PyResult<_>>()?,
-        None => indices.iter().map(|index| *index as u64).collect(), // one below 0 is out of range
+        None => indices.iter().map(|index| *index as u64).collect(), // a negative index becomes out of range
     };
     let n = indices.len();
-    let places = outs.iter().zip(&quantizers).map(|(out, quantizer)| Place::new(out, quantizer, n));
-    let task = Arc::new(Task { source, indices, columns, places: places.collect::<PyResult<_>>()? });
+    let destinations = outs.iter().zip(&quantizers).map(|(out, quantizer)| Destination::new(out, quantizer, n));
+    let plan = Arc::new(Plan { samples: rows, indices, columns, destinations: destinations.collect::<PyResult<_>>()? });
     let work = {
-        let task = Arc::clone(&task);
-        move |slots| task.run(slots)
+        let plan = Arc::clone(&plan);
+        move |slots| plan.run(slots)
     };
     let job = match threads {
         None => Job::done(py.detach(|| work(0..n)).map_err(to_py)?),
         Some(threads) => {
             let threads = threads.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let threads = threads.as_ref().ok_or_else(|| PyValueError::new_err("the threads have ended"))?;
-            let parts = (n / PART).clamp(1, threads.count());
+            let threads = threads.as_ref().ok_or_else(|| PyValueError::new_err("the threads have been shut down"))?;
+            let parts = (n / MIN_PART).clamp(1, threads.count());
             let cut = |part| n * part / parts;
             threads.start((0..parts).map(|part| cut(part)..cut(part + 1)).collect(), work).map_err(to_py)?
         }
     };
-    let _held = outs.into_iter().flatten().chain([samples.clone()]).map(Bound::unbind).collect();
-    Ok(Gathering { job, reader: reader.map(|reader| reader.clone().unbind()), task, _held })
+    let _keep_alive = outs.into_iter().flatten().chain([samples.clone()]).map(Bound::unbind).collect();
+    Ok(Gathering { job, reader: reader.map(|reader| reader.clone().unbind()), plan, _keep_alive })
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

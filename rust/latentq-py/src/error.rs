@@ -1,35 +1,30 @@
-//! The exceptions of latentq, and how the core's error becomes one of them.
+//! The exceptions of latentq, and the conversion of core errors to Python exceptions.
 
 use latentq_core::{Error, Kind};
 use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyValueError};
 use pyo3::prelude::*;
 
-create_exception!(latentq, LatentqError, PyException, "The base of latentq's own exceptions.");
-create_exception!(latentq, FormatError, LatentqError, "A file or value whose bytes are not what their format demands.");
-create_exception!(latentq, ImageError, LatentqError, "An image that cannot be decoded, or that is over a limit.");
+create_exception!(latentq, LatentqError, PyException, "Base class of latentq's exceptions.");
+create_exception!(latentq, FormatError, LatentqError, "A file or value violates its format.");
+create_exception!(latentq, ImageError, LatentqError, "An image cannot be decoded or exceeds a limit.");
 create_exception!(
     latentq,
     RecipeError,
     LatentqError,
-    "A recipe that cannot be read, or that asks for what cannot be had."
+    "A recipe is invalid, or asks for something that is not available."
 );
-create_exception!(
-    latentq,
-    MismatchError,
-    LatentqError,
-    "Two things that must agree and do not; the message names both sides."
-);
+create_exception!(latentq, MismatchError, LatentqError, "Two things that must agree differ; the message names both.");
 
-/// The Python exception for an error of the core: `OSError` (with errno and file name, so that Python picks
-/// `FileNotFoundError` and its kin), `FormatError`, `ImageError` or `ValueError`.
+/// Converts a core error to `OSError` (with errno and file name, so that Python picks the subclass, such as
+/// `FileNotFoundError`), `FormatError`, `ImageError` or `ValueError`.
 pub fn to_py(error: Error) -> PyErr {
     match error.kind() {
         Kind::Io => {
             let path = error.path().map(|path| path.as_os_str().to_os_string());
             match error.io_error().and_then(|io| io.raw_os_error().map(|errno| (errno, io))) {
                 Some((errno, io)) => {
-                    // io::Error writes "No such file or directory (os error 2)"; Python adds its own number.
+                    // io::Error formats as "No such file or directory (os error 2)"; Python adds the number itself.
                     let text = io.to_string();
                     let text = text.split(" (os error").next().unwrap_or_default().to_owned();
                     PyOSError::new_err((errno, text, path))

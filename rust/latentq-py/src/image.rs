@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use latentq_core::image::{self, Alpha, Crop, DecodeOptions, Filter, Fit, Icc, Image, Layout, Source, View};
+use latentq_core::image::{self, Alpha, Crop, DecodeOptions, Encoded, Filter, Fit, Icc, Image, Layout, View};
 use numpy::{PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -11,14 +11,14 @@ use pyo3::types::PyDict;
 
 use crate::error::to_py;
 
-/// An encoded image: its bytes or its path, tried in this order, so that bytes are never taken for a path.
+/// An encoded image: its bytes or its path, tried in this order, so that bytes are never mistaken for a path.
 #[derive(FromPyObject)]
 enum Item {
     Bytes(PyBackedBytes),
     Path(PathBuf),
 }
 
-impl From<Item> for Source<PyBackedBytes> {
+impl From<Item> for Encoded<PyBackedBytes> {
     fn from(item: Item) -> Self {
         match item {
             Item::Bytes(bytes) => Self::Bytes(bytes),
@@ -111,8 +111,8 @@ fn with_view<T: Send>(
 
 #[pyfunction]
 fn image_decode(py: Python<'_>, data: Item, options: Options) -> PyResult<Bound<'_, PyArray3<u8>>> {
-    let source = Source::from(data);
-    let image = py.detach(|| source.with_bytes(|bytes| image::decode(bytes, &options.decode))).map_err(to_py)?;
+    let encoded = Encoded::from(data);
+    let image = py.detach(|| encoded.with_bytes(|bytes| image::decode(bytes, &options.decode))).map_err(to_py)?;
     to_array(py, image)
 }
 
@@ -139,8 +139,8 @@ fn image_fit<'py>(
 
 #[pyfunction]
 fn image_load(py: Python<'_>, data: Item, size: usize, options: Options) -> PyResult<Bound<'_, PyArray3<u8>>> {
-    let (source, fit) = (Source::from(data), options.fit(size));
-    let image = py.detach(|| source.with_bytes(|bytes| image::load(bytes, fit, &options.decode))).map_err(to_py)?;
+    let (encoded, fit) = (Encoded::from(data), options.fit(size));
+    let image = py.detach(|| encoded.with_bytes(|bytes| image::load(bytes, fit, &options.decode))).map_err(to_py)?;
     to_array(py, image)
 }
 
@@ -154,7 +154,7 @@ fn image_load_batch<'py>(
     options: Options,
 ) -> PyResult<Vec<Option<PyErr>>> {
     let fits: Vec<Fit> = sizes.into_iter().map(|size| options.fit(size)).collect();
-    let items: Vec<Source<PyBackedBytes>> = items.into_iter().map(Source::from).collect();
+    let items: Vec<Encoded<PyBackedBytes>> = items.into_iter().map(Encoded::from).collect();
     let mut slices = outs.iter_mut().map(|out| out.as_slice_mut()).collect::<Result<Vec<_>, _>>()?;
     let load = || image::load_batch(&items, &fits, &options.decode, options.layout, threads, &mut slices);
     let errors = py.detach(load).map_err(to_py)?;
@@ -163,8 +163,8 @@ fn image_load_batch<'py>(
 
 #[pyfunction]
 fn image_info(py: Python<'_>, data: Item) -> PyResult<(&'static str, usize, usize, u8, u8)> {
-    let source = Source::from(data);
-    let header = py.detach(|| source.with_bytes(image::header)).map_err(to_py)?;
+    let encoded = Encoded::from(data);
+    let header = py.detach(|| encoded.with_bytes(image::header)).map_err(to_py)?;
     Ok((header.format, header.width, header.height, header.channels, header.orientation))
 }
 

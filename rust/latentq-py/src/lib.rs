@@ -1,4 +1,4 @@
-//! `latentq._core`: thin bindings, one file for each module of the core, and no logic.
+//! `latentq._core`: thin bindings without logic, one file per module of the core.
 
 use pyo3::prelude::*;
 

@@ -1,4 +1,4 @@
-//! `latentq.mds`: values of Python to bytes and back, and the writer and reader of the core.
+//! `latentq_core::mds` for Python: reader, writer, merge, verify and repair.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::error::to_py;
-use crate::values::{Held, decode, encode};
+use crate::values::{EncodedValue, decode, encode};
 
-/// The columns' names as Python has them, made once and not for each sample.
+/// The column names as Python strings, created once instead of per sample.
 fn names(py: Python<'_>, columns: &[Column]) -> Vec<Py<PyString>> {
     columns.iter().map(|column| PyString::intern(py, &column.name).unbind()).collect()
 }
 
-/// A column's name and encoding, and dtype and shape where every value has the same.
+/// Name and encoding of a column, and dtype and shape if all its values have the same.
 type Described = (String, String, Option<(&'static str, Vec<usize>)>);
 
 fn describe(column: &Column) -> Described {
@@ -26,15 +26,16 @@ fn describe(column: &Column) -> Described {
     (column.name.clone(), column.spec(), fixed)
 }
 
-/// The core's writer, as `latentq.mds.Writer` uses it.
+/// The core of `latentq.mds.Writer`.
 #[pyclass(module = "latentq._core")]
 struct MdsWriter {
-    /// `None` when finished or given up.
+    /// `None` after `finish` or `abort`.
     writer: Option<mds::Writer>,
     names: Vec<Py<PyString>>,
 }
 
 impl MdsWriter {
+    /// The writer, or an error if it is closed.
     fn open(&mut self) -> PyResult<&mut mds::Writer> {
         self.writer.as_mut().ok_or_else(closed)
     }
@@ -71,10 +72,10 @@ impl MdsWriter {
     fn write(&mut self, py: Python<'_>, sample: &Bound<'_, PyAny>) -> PyResult<()> {
         let writer = self.writer.as_mut().ok_or_else(closed)?;
         let columns = writer.columns().iter().zip(&self.names);
-        let held = columns.map(|(column, name)| encode(column, &item(sample, name.bind(py))?));
-        let held = held.collect::<PyResult<Vec<_>>>()?;
-        let values: Vec<&[u8]> = held.iter().map(Held::bytes).collect();
-        // Where nothing but memory is written, that is done before the interpreter were let go and had again.
+        let encoded = columns.map(|(column, name)| encode(column, &item(sample, name.bind(py))?));
+        let encoded = encoded.collect::<PyResult<Vec<_>>>()?;
+        let values: Vec<&[u8]> = encoded.iter().map(EncodedValue::bytes).collect();
+        // A buffered write is cheaper than releasing and reacquiring the GIL.
         let written =
             if writer.has_room(&values) { writer.write(&values) } else { py.detach(|| writer.write(&values)) };
         written.map_err(to_py)
@@ -83,7 +84,7 @@ impl MdsWriter {
     fn write_batch(&mut self, py: Python<'_>, n: usize, batch: &Bound<'_, PyDict>) -> PyResult<()> {
         enum Batch<'py> {
             Rows(PyReadonlyArray1<'py, u8>),
-            Each(Vec<Held<'py>>),
+            Each(Vec<EncodedValue<'py>>),
         }
         let writer = self.writer.as_mut().ok_or_else(closed)?;
         let mut columns = Vec::new();
@@ -100,7 +101,7 @@ impl MdsWriter {
         let values = columns.iter().map(|values| {
             Ok(match values {
                 Batch::Rows(rows) => Values::Fixed(rows.as_slice()?),
-                Batch::Each(held) => Values::Each(held.iter().map(Held::bytes).collect()),
+                Batch::Each(encoded) => Values::Each(encoded.iter().map(EncodedValue::bytes).collect()),
             })
         });
         let values = values.collect::<PyResult<Vec<_>>>()?;
@@ -125,6 +126,7 @@ impl MdsWriter {
     }
 }
 
+/// Looks up a column in a sample, which may be any mapping.
 fn item<'py>(sample: &Bound<'py, PyAny>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
     let Ok(sample) = sample.cast::<PyDict>() else { return sample.get_item(name) };
     sample
@@ -132,7 +134,7 @@ fn item<'py>(sample: &Bound<'py, PyAny>, name: &Bound<'py, PyString>) -> PyResul
         .ok_or_else(|| PyKeyError::new_err(format!("the sample has no column {:?}", name.to_string())))
 }
 
-/// The core's reader, as `latentq.mds.Reader` uses it.
+/// The core of `latentq.mds.Reader`.
 #[pyclass(module = "latentq._core", frozen)]
 pub struct MdsReader {
     pub reader: Arc<mds::Reader>,
@@ -168,13 +170,13 @@ impl MdsReader {
         Ok(out)
     }
 
-    /// The file that a value lies in, and where in it.
-    fn place(&self, index: i64, column: usize) -> PyResult<(String, u64)> {
+    /// The file that contains a value, and the offset in it.
+    fn location(&self, index: i64, column: usize) -> PyResult<(String, u64)> {
         let sample = self.reader.sample(self.resolve(index)?).map_err(to_py)?;
-        Ok(self.reader.place(&sample, column))
+        Ok(self.reader.value_location(&sample, column))
     }
 
-    /// Raises the error for a value that the caller could not decode.
+    /// Raises a `FormatError` for a value that the caller could not decode.
     fn fault(&self, index: i64, column: usize, message: &str) -> PyResult<()> {
         let sample = self.reader.sample(self.resolve(index)?).map_err(to_py)?;
         let fault = mds::Fault { offset: 0, message: message.to_owned() };
@@ -183,7 +185,7 @@ impl MdsReader {
 }
 
 impl MdsReader {
-    /// Values of a column, as Python has them.
+    /// Converts values of a column to a Python list.
     pub fn list<'a, 'py>(
         &self,
         py: Python<'py>,
@@ -204,7 +206,7 @@ impl MdsReader {
         Ok(list)
     }
 
-    /// An index as NumPy takes it: negative from the end.
+    /// Resolves an index with NumPy's rules: negative indices count from the end.
     pub fn resolve(&self, index: i64) -> PyResult<u64> {
         let len = self.reader.len();
         let found = if index < 0 { len.checked_sub(index.unsigned_abs()) } else { Some(index as u64) };

@@ -6,11 +6,12 @@ use pyo3::prelude::*;
 
 use crate::error::to_py;
 
+/// Replaces positions by their images, in place.
 #[pyfunction]
 fn permute(positions: &Bound<'_, PyArray1<i64>>, size: u64, keys: [u64; ROUNDS]) -> PyResult<()> {
     let permutation = Permutation::new(size, keys).map_err(to_py)?;
     for position in positions.try_readwrite()?.as_slice_mut()? {
-        // A negative position becomes one that is far too large. An image is below 2^62.
+        // A negative position becomes too large and is refused. An image is below 2^62, so it fits i64.
         *position = permutation.apply(*position as u64).map_err(to_py)? as i64;
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! `latentq_core::quant` for Python. Arrays must be C-contiguous, aligned and native; `latentq.quantizer` sees to that.
-//! A 16-bit float array comes as uint16, its type beside it.
+//! `latentq_core::quant` for Python. Arrays must be C-contiguous, aligned and in native byte order, which `latentq.quantizer`
+//! ensures. A 16-bit float array is passed as uint16 with a bool that is true for bfloat16.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use pyo3::prelude::*;
 
 use crate::error::to_py;
 
-/// A NaN or an infinity: the numbers of its sample and channel.
+/// Sample and channel of a NaN or an infinity.
 type Bad = Option<(usize, usize)>;
 
-/// A slice of an array's memory is in the array's order only if it is C-contiguous.
+/// Checks that the array's memory can be used as a slice in the order of its elements.
 fn check_layout<T>(array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<()> {
     if array.is_c_contiguous() && array.data().is_aligned() {
         return Ok(());
@@ -24,7 +24,7 @@ fn check_layout<T>(array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<()> {
     Err(PyValueError::new_err("expected a C-contiguous, aligned array"))
 }
 
-/// A borrowed float array.
+/// A float array that is read.
 enum Input<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     F64(PyReadonlyArrayDyn<'py, f64>),
@@ -65,7 +65,7 @@ impl<'py> Input<'py> {
     }
 }
 
-/// An array that is written to, if it is one of T, of that shape, and can be.
+/// Borrows an output array, after checking its dtype, shape and layout.
 fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
     if let Ok(array) = array.cast::<PyArrayDyn<T>>()
         && array.shape() == shape
@@ -75,12 +75,12 @@ fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResu
         return Ok(array);
     }
     Err(PyValueError::new_err(format!(
-        "out must be an array of {} of shape {shape:?}, C-contiguous, aligned, writeable, and none of the input",
+        "out must be an array of {} of shape {shape:?}, C-contiguous, aligned, writable, and not shared with the input",
         T::get_dtype(array.py())
     )))
 }
 
-/// A float array that is written to.
+/// A float array that is written.
 pub enum Output<'py> {
     F32(PyReadwriteArrayDyn<'py, f32>),
     Half(PyReadwriteArrayDyn<'py, u16>, bool),
@@ -94,7 +94,7 @@ impl<'py> Output<'py> {
         Ok(Self::F32(output(array, shape)?))
     }
 
-    /// An array (N, C, ...), and the elements of one of its channels in a sample.
+    /// Borrows an array (N, C, ...). Also returns the number of elements per channel of a sample.
     pub fn of(array: &Bound<'py, PyAny>, bfloat16: bool, channels: usize) -> PyResult<(usize, Self)> {
         let shape = array.cast::<PyUntypedArray>()?.shape();
         Ok((plane(shape, channels)?, Self::new(array, bfloat16, shape)?))
@@ -109,7 +109,7 @@ impl<'py> Output<'py> {
     }
 }
 
-/// The elements of one channel of one sample, of an array (N, C, ...).
+/// The number of elements per channel of a sample in an array (N, C, ...).
 fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
     match shape {
         [_, c, rest @ ..] if *c == channels => Ok(rest.iter().product()),
@@ -117,7 +117,7 @@ fn plane(shape: &[usize], channels: usize) -> PyResult<usize> {
     }
 }
 
-/// The kernels' half of `latentq.quantizer.Quantizer`.
+/// The core of `latentq.quantizer.Quantizer`.
 #[pyclass(frozen, module = "latentq._core")]
 pub struct Quantizer(pub Arc<quant::Quantizer>);
 
@@ -134,7 +134,7 @@ impl Quantizer {
         quant::Quantizer::codebook(levels.as_slice()?, bits).map(Arc::new).map(Self).map_err(to_py)
     }
 
-    /// Writes codes, packed or one byte each; gives the first bad sample and channel.
+    /// Quantizes to codes, packed or one byte each. Returns the first bad sample and channel.
     #[allow(clippy::too_many_arguments)]
     fn quantize(
         &self,
@@ -162,7 +162,7 @@ impl Quantizer {
         Ok(counts.bad.first().copied())
     }
 
-    /// Writes codes; gives the clipped values of each channel and which samples are bad.
+    /// Quantizes to codes. Returns the number of clipped values per channel, and a mask of bad samples.
     #[allow(clippy::type_complexity)]
     fn quantize_counted<'py>(
         &self,
@@ -185,6 +185,7 @@ impl Quantizer {
         Ok((PyArray1::from_vec(py, clipped), PyArray1::from_vec(py, bad)))
     }
 
+    /// Dequantizes codes of one byte each.
     fn dequantize(
         &self,
         py: Python<'_>,
@@ -199,7 +200,7 @@ impl Quantizer {
         py.detach(|| self.0.dequantize(codes, out, plane, threads)).map_err(to_py)
     }
 
-    /// The values of packed codes, as an array of that shape.
+    /// Dequantizes packed codes to an array of shape `shape`.
     fn dequantize_packed(
         &self,
         py: Python<'_>,
@@ -215,7 +216,7 @@ impl Quantizer {
         py.detach(|| self.0.dequantize_packed(packed, out, plane, threads)).map_err(to_py)
     }
 
-    /// Adds the codes' counts to `out` (C, 2^bits).
+    /// Adds the counts of all codes to `out` (C, 2^bits).
     fn histogram(
         &self,
         py: Python<'_>,
@@ -228,7 +229,7 @@ impl Quantizer {
     }
 }
 
-/// Rounds floats to the type of `out`; gives the first bad sample and channel, and which samples are bad.
+/// Casts floats to the type of `out`. Returns the first bad sample and channel, and a mask of bad samples.
 #[pyfunction]
 fn convert<'py>(
     py: Python<'py>,
@@ -281,7 +282,7 @@ fn unpack(
     py.detach(|| quant::unpack(packed, out, elements, bits, threads)).map_err(to_py)
 }
 
-/// The sum, the sum of squares, the smallest and the largest value of each channel of one sample (C, ...).
+/// Sum, sum of squares, minimum and maximum of each channel of one sample (C, ...).
 #[pyfunction]
 fn moments(py: Python<'_>, x: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<Vec<(f64, f64, f64, f64)>> {
     let x = Input::new(x, bfloat16)?;
@@ -291,7 +292,7 @@ fn moments(py: Python<'_>, x: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<Vec
     Ok(moments.into_iter().map(|m| (m.sum, m.square, m.min, m.max)).collect())
 }
 
-/// The kernels' half of `latentq.quantizer.Calibrator`.
+/// The core of `latentq.quantizer.Calibrator`.
 #[pyclass(module = "latentq._core")]
 struct Calibrator(quant::Calibrator);
 
@@ -302,7 +303,7 @@ impl Calibrator {
         quant::Calibrator::new(channels).map(Self).map_err(to_py)
     }
 
-    /// Counts values; gives the first bad sample and channel, and then counts none.
+    /// Adds values. If a sample is bad, returns it with its first bad channel, and adds nothing.
     fn update(&mut self, py: Python<'_>, x: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<Bad> {
         let x = Input::new(x, bfloat16)?;
         let plane = plane(x.shape(), self.0.channels())?;
@@ -310,25 +311,29 @@ impl Calibrator {
         py.detach(|| self.0.update(x, plane)).map_err(to_py)
     }
 
-    /// The low and high of each channel.
+    /// Low and high of each channel.
     fn ranges(&self, py: Python<'_>, bits: u32, method: &str) -> PyResult<Vec<(f32, f32)>> {
         let method = match method {
             "minmax" => Method::MinMax,
             "percentile" => Method::Percentile,
             "mse" => Method::Mse,
-            _ => return Err(PyValueError::new_err(format!("no method {method:?} gives ranges"))),
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "unknown method {method:?} for ranges: minmax, percentile, mse"
+                )));
+            }
         };
         py.detach(|| self.0.ranges(bits, method)).map_err(to_py)
     }
 
-    /// Of each channel: values, values outside the range, sum of squares, sum of squared errors, largest error.
+    /// For each channel: number of values, number outside the range, sum of squares, sum of squared errors, largest error.
     #[allow(clippy::type_complexity)]
     fn measure(&self, py: Python<'_>, quantizer: &Quantizer) -> PyResult<Vec<(f64, f64, f64, f64, f64)>> {
         let costs = py.detach(|| self.0.measure(&quantizer.0)).map_err(to_py)?;
         Ok(costs.into_iter().map(|c| (c.count, c.clipped, c.signal, c.noise, c.largest)).collect())
     }
 
-    /// The levels of each channel, one channel after the other.
+    /// The levels of all channels, channel by channel.
     fn levels(&self, py: Python<'_>, bits: u32) -> PyResult<Vec<f32>> {
         py.detach(|| self.0.levels(bits)).map_err(to_py)
     }

@@ -1,4 +1,4 @@
-//! Values of Python to the bytes of a column and back.
+//! Conversion between Python values and the bytes of a column.
 
 use bytemuck::{Pod, cast_slice};
 use half::f16;
@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyList, PyString};
 
-/// Runs `$body` with the type `T` that `$dtype` names.
+/// Evaluates `$body` with the type `T` of `$dtype`.
 macro_rules! with_type {
     ($dtype:expr, $body:expr) => {
         match $dtype {
@@ -64,14 +64,14 @@ macro_rules! with_type {
 }
 
 /// The bytes of one value.
-pub enum Held<'py> {
+pub enum EncodedValue<'py> {
     Bytes(PyBackedBytes),
     Text(PyBackedStr),
     Own(Vec<u8>),
     Array(Box<dyn Contiguous + 'py>),
 }
 
-impl Held<'_> {
+impl EncodedValue<'_> {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
@@ -82,30 +82,31 @@ impl Held<'_> {
     }
 }
 
-/// An array whose values lie one after the other, in C order and the machine's byte order.
+/// A C-contiguous array in native byte order.
 pub trait Contiguous {
     fn bytes(&self) -> &[u8];
 }
 
 impl<T: Element + Pod> Contiguous for PyReadonlyArrayDyn<'_, T> {
     fn bytes(&self) -> &[u8] {
-        // `contiguous` has seen that it is a slice.
+        // `contiguous` has checked that this is a slice.
         self.as_slice().map(cast_slice).unwrap_or_default()
     }
 }
 
-fn wrong(column: &Column, why: impl std::fmt::Display) -> PyErr {
+/// The error for a value that does not fit its column.
+fn invalid(column: &Column, why: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(format!("column {:?} ({}): {why}", column.name, column.spec()))
 }
 
-/// The bytes of an array, in whatever byte order and strides it is, with its dtype (`dtype`, where that is given) and shape.
+/// The bytes of an array of any byte order and strides, with its dtype (which must be `dtype` if that is given) and shape.
 fn array_bytes<'py>(
     column: &Column,
     dtype: Option<DType>,
     value: &Bound<'py, PyAny>,
-) -> PyResult<(DType, Vec<usize>, Held<'py>)> {
+) -> PyResult<(DType, Vec<usize>, EncodedValue<'py>)> {
     let Ok(array) = value.cast::<PyUntypedArray>() else {
-        return Err(needs(column, "an array", value));
+        return Err(wrong_type(column, "an array", value));
     };
     let shape = array.shape().to_vec();
     for dtype in dtype.as_ref().map_or(&DType::ALL[..], std::slice::from_ref) {
@@ -113,7 +114,7 @@ fn array_bytes<'py>(
             return Ok((*dtype, shape, bytes));
         }
     }
-    // Not as it lies in memory: let NumPy make a copy, of the same type only.
+    // Not contiguous or not in native byte order: let NumPy make a copy of the same dtype.
     let own = array.dtype().getattr("name")?.extract::<PyBackedStr>()?;
     let copy = match DType::parse(&own).filter(|own| dtype.is_none_or(|dtype| dtype == *own)) {
         Some(dtype) => {
@@ -122,30 +123,32 @@ fn array_bytes<'py>(
         }
         None => None,
     };
-    copy.ok_or_else(|| wrong(column, format!("an array of {own}")))
+    copy.ok_or_else(|| invalid(column, format!("an array of {own}")))
 }
 
-/// The bytes of a C-contiguous array of `T` in the machine's byte order.
-fn contiguous<'py, T: Element + Pod>(value: &Bound<'py, PyAny>) -> Option<Held<'py>> {
+/// The bytes of a value, if it is a C-contiguous array of `T` in native byte order.
+fn contiguous<'py, T: Element + Pod>(value: &Bound<'py, PyAny>) -> Option<EncodedValue<'py>> {
     let array = value.cast::<PyArrayDyn<T>>().ok()?.try_readonly().ok()?;
-    (array.is_c_contiguous() && array.as_slice().is_ok()).then(|| Held::Array(Box::new(array)))
+    (array.is_c_contiguous() && array.as_slice().is_ok()).then(|| EncodedValue::Array(Box::new(array)))
 }
 
-/// `value` as its column writes it. What is bytes already is written as it is.
-pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Held<'py>> {
+/// Encodes a value for its column. A `bytes` value is written unchanged.
+pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<EncodedValue<'py>> {
     if let Ok(bytes) = value.cast::<PyBytes>() {
-        return Ok(Held::Bytes(bytes.clone().into()));
+        return Ok(EncodedValue::Bytes(bytes.clone().into()));
     }
     match &column.encoding {
-        Encoding::Int => number::<i64>(column, value).map(|number| Held::Own(number.to_le_bytes().to_vec())),
+        Encoding::Int => number::<i64>(column, value).map(|number| EncodedValue::Own(number.to_le_bytes().to_vec())),
         Encoding::Scalar(DType::F16) => {
             let scalar = value.py().import("numpy")?.call_method1("float16", (number::<f64>(column, value)?,))?;
-            Ok(Held::Bytes(scalar.call_method0("tobytes")?.extract()?))
+            Ok(EncodedValue::Bytes(scalar.call_method0("tobytes")?.extract()?))
         }
-        Encoding::Scalar(DType::F32) => Ok(Held::Own((number::<f64>(column, value)? as f32).to_le_bytes().to_vec())),
-        Encoding::Scalar(DType::F64) => Ok(Held::Own(number::<f64>(column, value)?.to_le_bytes().to_vec())),
+        Encoding::Scalar(DType::F32) => {
+            Ok(EncodedValue::Own((number::<f64>(column, value)? as f32).to_le_bytes().to_vec()))
+        }
+        Encoding::Scalar(DType::F64) => Ok(EncodedValue::Own(number::<f64>(column, value)?.to_le_bytes().to_vec())),
         Encoding::Scalar(DType::U64) => {
-            number::<u64>(column, value).map(|number| Held::Own(number.to_le_bytes().to_vec()))
+            number::<u64>(column, value).map(|number| EncodedValue::Own(number.to_le_bytes().to_vec()))
         }
         Encoding::Scalar(dtype) => {
             let wide = number::<i64>(column, value)?;
@@ -160,51 +163,56 @@ pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Held<
                 _ => (i64::MIN, i64::MAX),
             };
             if wide < low || wide > high {
-                return Err(wrong(column, format!("{wide} is out of range")));
+                return Err(invalid(column, format!("{wide} is out of range")));
             }
-            Ok(Held::Own(bytes[..dtype.size()].to_vec()))
+            Ok(EncodedValue::Own(bytes[..dtype.size()].to_vec()))
         }
         Encoding::Raw(dtype) => Ok(array_bytes(column, Some(*dtype), value)?.2),
         Encoding::NdArray(dtype, shape) => {
             let (found, dims, data) = array_bytes(column, *dtype, value)?;
             if shape.as_ref().is_some_and(|shape| *shape != dims) {
-                return Err(wrong(column, format!("an array of shape {dims:?}")));
+                return Err(invalid(column, format!("an array of shape {dims:?}")));
             }
             let mut bytes =
-                mds::array_header(*dtype, shape.as_deref(), found, &dims).map_err(|why| wrong(column, why))?;
+                mds::array_header(*dtype, shape.as_deref(), found, &dims).map_err(|why| invalid(column, why))?;
             if bytes.is_empty() {
                 return Ok(data);
             }
             bytes.extend_from_slice(data.bytes());
-            Ok(Held::Own(bytes))
+            Ok(EncodedValue::Own(bytes))
         }
         Encoding::Str | Encoding::Json | Encoding::StrInt | Encoding::StrFloat | Encoding::StrDecimal => {
             match value.cast::<PyString>() {
-                Ok(text) => text.clone().try_into().map(Held::Text).map_err(|_| wrong(column, "a lone surrogate")),
-                Err(_) => Err(needs(column, "a str", value)),
+                Ok(text) => text
+                    .clone()
+                    .try_into()
+                    .map(EncodedValue::Text)
+                    .map_err(|_| invalid(column, "the text has a lone surrogate")),
+                Err(_) => Err(wrong_type(column, "a str", value)),
             }
         }
-        _ => Err(needs(column, "bytes", value)),
+        _ => Err(wrong_type(column, "bytes", value)),
     }
 }
 
-fn needs(column: &Column, what: &str, value: &Bound<'_, PyAny>) -> PyErr {
+/// The error for a value of the wrong Python type.
+fn wrong_type(column: &Column, what: &str, value: &Bound<'_, PyAny>) -> PyErr {
     let name = value.get_type().name().map(|name| name.to_string()).unwrap_or_default();
     PyTypeError::new_err(format!("column {:?} ({}): {what} is needed, not {name}", column.name, column.spec()))
 }
 
-/// The number that `value` is, or an error that names the column.
+/// Extracts a number. Errors name the column.
 fn number<'py, T: FromPyObjectOwned<'py>>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<T> {
     value.extract::<T>().map_err(|error: T::Error| {
         let error: PyErr = error.into();
         match error.is_instance_of::<PyOverflowError>(value.py()) {
-            true => wrong(column, "the number is out of range"),
-            false => needs(column, "a number of its kind", value),
+            true => invalid(column, "the number is out of range"),
+            false => wrong_type(column, "a number of this type", value),
         }
     })
 }
 
-/// An array of its own, filled with `bytes`, which hold exactly what `shape` says.
+/// A new array with the contents `bytes`, which must have exactly the size of `shape`.
 fn new_array<'py>(py: Python<'py>, dtype: DType, shape: &[usize], bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     with_type!(dtype, {
         let array = PyArrayDyn::<T>::zeros(py, IxDyn(shape), false);
@@ -218,7 +226,7 @@ fn new_scalar<'py>(py: Python<'py>, dtype: DType, bytes: &[u8]) -> PyResult<Boun
     new_array(py, dtype, &[], bytes)?.get_item(())
 }
 
-/// The value as Python has it; text of JSON and numbers, and images, are left to the caller.
+/// Converts a value to Python. JSON, numbers as text, and images are left to the caller, as text or bytes.
 pub fn decode<'py>(py: Python<'py>, value: &Value<'_>) -> PyResult<Bound<'py, PyAny>> {
     Ok(match value {
         Value::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),

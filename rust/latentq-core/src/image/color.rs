@@ -1,43 +1,43 @@
-//! From a file's own channels to RGB: colour profiles, ink, alpha.
+//! Conversion from the channels of a file to RGB: color profiles, CMYK, alpha.
 
 use lcms2::{CIExyY, Flags, Intent, PixelFormat, Profile, ThreadContext, Transform};
 
 use super::decode::{Mode, Picture};
 use super::pixels::Image;
 
-/// What shows through transparent pixels.
+/// The background of tranbuffernt pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpha {
-    /// A white ground, as Pillow's `paste` with a mask puts it.
+    /// White, blended as by Pillow's `paste` with a mask.
     White,
-    /// A black ground.
+    /// Black.
     Black,
-    /// Nothing: the alpha channel is dropped, as Pillow's `convert("RGB")` drops it.
+    /// None: the alpha channel is dropped, as by Pillow's `convert("RGB")`.
     Drop,
 }
 
-/// What an embedded colour profile does.
+/// The handling of an embedded color profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Icc {
-    /// The pixels are converted to sRGB.
+    /// Convert the pixels to sRGB.
     Srgb,
-    /// Nothing.
+    /// Ignore the profile.
     Ignore,
 }
 
-/// The pixels in RGB.
+/// Converts a decoded file to RGB.
 pub fn to_rgb(picture: Picture, alpha: Alpha, icc: Icc) -> Image {
     let Picture { width, height, mode, mut samples, icc: profile, .. } = picture;
     let converter = Converter::new(mode, profile.as_deref(), alpha, icc);
-    let mut spare = Vec::new();
-    converter.convert(&mut samples, &mut spare);
-    let pixels = if mode.channels() == 3 { samples } else { spare };
+    let mut buffer = Vec::new();
+    converter.convert(&mut samples, &mut buffer);
+    let pixels = if mode.channels() == 3 { samples } else { buffer };
     Image { width, height, pixels }
 }
 
 type ToSrgb = Transform<u8, u8, ThreadContext>;
 
-/// How samples of one mode become RGB.
+/// Converts samples of one mode to RGB.
 pub struct Converter {
     mode: Mode,
     alpha: Alpha,
@@ -47,20 +47,20 @@ pub struct Converter {
 impl Converter {
     pub fn new(mode: Mode, profile: Option<&[u8]>, alpha: Alpha, icc: Icc) -> Self {
         if mode == Mode::Lab {
-            // Pillow converts by Little CMS too, and whatever the file embeds.
+            // As in Pillow: by Little CMS, whatever profile the file has.
             return Self { mode, alpha, to_srgb: lab_to_srgb().ok() };
         }
         let profile = profile.filter(|_| icc == Icc::Srgb);
-        // A profile that cannot be read, or that is for other channels, says nothing.
+        // A profile that is unreadable or for other channels is ignored.
         let to_srgb = profile.and_then(|profile| to_srgb(mode, profile).ok());
-        // Most photographs say that they are sRGB already, and then nothing is left to do but rounding.
+        // Most photographs are tagged as sRGB; converting them would only add rounding errors.
         let is_color = matches!(mode, Mode::Rgb | Mode::Rgba);
         Self { mode, alpha, to_srgb: to_srgb.filter(|transform| !(is_color && is_identity(transform))) }
     }
 
-    /// The pixels of samples: the samples themselves, converted in place, where they have three channels, else `spare`.
-    /// Bytes after the last whole pixel have no meaning.
-    pub fn convert<'a>(&self, samples: &'a mut [u8], spare: &'a mut Vec<u8>) -> &'a [u8] {
+    /// Converts samples to pixels. Three channels are converted in place and `samples` is returned, else `buffer` is filled
+    /// and returned. Bytes after the last whole pixel are undefined.
+    pub fn convert<'a>(&self, samples: &'a mut [u8], buffer: &'a mut Vec<u8>) -> &'a [u8] {
         let whole = samples.len() / self.mode.channels() * self.mode.channels();
         if self.mode.channels() == 3 {
             if let Some(transform) = &self.to_srgb {
@@ -69,20 +69,20 @@ impl Converter {
             return samples;
         }
         let samples = &samples[..whole];
-        spare.resize(whole / self.mode.channels() * 3, 0);
-        let pixels = spare.chunks_exact_mut(3);
+        buffer.resize(whole / self.mode.channels() * 3, 0);
+        let pixels = buffer.chunks_exact_mut(3);
         match (self.mode, &self.to_srgb) {
             (Mode::Rgb | Mode::Lab, _) => {}
-            (Mode::L | Mode::Cmyk, Some(transform)) => transform.transform_pixels(samples, spare),
-            (Mode::L, None) => pixels.zip(samples).for_each(|(pixel, &grey)| pixel.fill(grey)),
+            (Mode::L | Mode::Cmyk, Some(transform)) => transform.transform_pixels(samples, buffer),
+            (Mode::L, None) => pixels.zip(samples).for_each(|(pixel, &gray)| pixel.fill(gray)),
             (Mode::Cmyk, None) => pixels.zip(samples.chunks_exact(4)).for_each(|(pixel, ink)| {
                 pixel.copy_from_slice(&[0, 1, 2].map(|index| ink_to_light(ink[index], ink[3])));
             }),
             (Mode::La, _) => {
-                let greys: Vec<u8> = (0..=255).collect();
-                let mut colors: Vec<u8> = greys.iter().flat_map(|&grey| [grey; 3]).collect();
+                let grays: Vec<u8> = (0..=255).collect();
+                let mut colors: Vec<u8> = grays.iter().flat_map(|&gray| [gray; 3]).collect();
                 if let Some(transform) = &self.to_srgb {
-                    transform.transform_pixels(&greys, &mut colors);
+                    transform.transform_pixels(&grays, &mut colors);
                 }
                 for (pixel, sample) in pixels.zip(samples.chunks_exact(2)) {
                     let color = &colors[3 * usize::from(sample[0])..];
@@ -100,11 +100,11 @@ impl Converter {
                 }
             }
         }
-        spare
+        buffer
     }
 }
 
-/// `a * b / 255`, rounded, in Pillow's integers.
+/// `a * b / 255`, rounded with Pillow's integer arithmetic.
 fn multiply(a: u8, b: u8) -> u32 {
     let product = u32::from(a) * u32::from(b) + 128;
     ((product >> 8) + product) >> 8
@@ -115,19 +115,19 @@ fn ink_to_light(ink: u8, black: u8) -> u8 {
     light.saturating_sub(multiply(ink, light) as u8)
 }
 
-fn over(ground: Alpha, color: [u8; 3], alpha: u8) -> [u8; 3] {
-    let ground = match ground {
+fn over(background: Alpha, color: [u8; 3], alpha: u8) -> [u8; 3] {
+    let background = match background {
         Alpha::Drop => return color,
         Alpha::White => 255,
         Alpha::Black => 0,
     };
     color.map(|value| {
-        let sum = u32::from(value) * u32::from(alpha) + ground * u32::from(255 - alpha) + 128;
+        let sum = u32::from(value) * u32::from(alpha) + background * u32::from(255 - alpha) + 128;
         (((sum >> 8) + sum) >> 8) as u8
     })
 }
 
-/// The conversion to sRGB by Little CMS, as Pillow's `ImageCms.profileToProfile` makes it.
+/// The Little CMS transform from a profile to sRGB, as in Pillow's `ImageCms.profileToProfile`.
 fn to_srgb(mode: Mode, profile: &[u8]) -> Result<ToSrgb, lcms2::Error> {
     let context = ThreadContext::new();
     let from = Profile::new_icc_context(&context, profile)?;
@@ -141,7 +141,7 @@ fn to_srgb(mode: Mode, profile: &[u8]) -> Result<ToSrgb, lcms2::Error> {
     Transform::new_flags_context(&context, &from, format, &to, PixelFormat::RGB_8, Intent::Perceptual, flags)
 }
 
-/// As Pillow's `convert("RGB")` makes it of mode LAB.
+/// The Little CMS transform from L*a*b* to sRGB, as in Pillow's `convert("RGB")`.
 fn lab_to_srgb() -> Result<ToSrgb, lcms2::Error> {
     let context = ThreadContext::new();
     let from = Profile::new_lab2_context(&context, CIExyY::d50())?;
@@ -150,7 +150,7 @@ fn lab_to_srgb() -> Result<ToSrgb, lcms2::Error> {
     Transform::new_flags_context(&context, &from, lab, &to, rgb, Intent::Perceptual, Flags::default())
 }
 
-/// Whether a transform moves no colour by more than one level.
+/// True if a transform changes no channel of any color by more than one level.
 fn is_identity(transform: &ToSrgb) -> bool {
     let levels = || (0..=255u8).step_by(17);
     let grid: Vec<u8> =

@@ -1,11 +1,11 @@
-//! The orientation that a camera wrote: from EXIF, else from XMP, as Pillow's `exif_transpose` finds it.
+//! The orientation that a camera recorded: from EXIF, else from XMP, with the rules of Pillow's `exif_transpose`.
 
 use super::tiff_directory::Directory;
 
 const ORIENTATION: u16 = 274;
 
-/// The orientation, 1 to 8, that EXIF bytes tell (with or without their `Exif\0\0` prefix), else the XMP packet.
-/// Metadata that cannot be read say nothing: 1.
+/// The orientation, 1 to 8, from EXIF bytes (with or without their `Exif\0\0` prefix), else from the XMP packet.
+/// Unreadable metadata give 1, upright.
 pub fn orientation(exif: &[u8], xmp: Option<&[u8]>) -> u8 {
     let mut exif = exif;
     for _ in 0..2 {
@@ -14,7 +14,7 @@ pub fn orientation(exif: &[u8], xmp: Option<&[u8]>) -> u8 {
     of_directory(Directory::first(exif).as_ref(), xmp)
 }
 
-/// [`orientation`], of a directory that was read.
+/// [`orientation`] from a parsed directory.
 pub fn of_directory(directory: Option<&Directory<'_>>, xmp: Option<&[u8]>) -> u8 {
     let value = directory.and_then(|directory| directory.number(ORIENTATION));
     let value = value.or_else(|| xmp.and_then(xmp_orientation)).unwrap_or(1);
@@ -35,7 +35,7 @@ fn xmp_orientation(xmp: &[u8]) -> Option<u64> {
 mod tests {
     use super::orientation;
 
-    /// A directory with one entry.
+    /// An EXIF block with one entry.
     fn block(little: bool, tag: u16, kind: u16, count: u32, value: [u8; 4]) -> Vec<u8> {
         let short = |number: u16| if little { number.to_le_bytes() } else { number.to_be_bytes() };
         let long = |number: u32| if little { number.to_le_bytes() } else { number.to_be_bytes() };
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_read_in_either_byte_order() {
+    fn both_byte_orders_are_read() {
         for value in 1..=8 {
             assert_eq!(orientation(&block(true, 274, 3, 1, [value, 0, 0, 0]), None), value);
             assert_eq!(orientation(&block(false, 274, 3, 1, [0, value, 0, 0]), None), value);
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_orientation_says_upright() {
+    fn invalid_metadata_give_upright() {
         assert_eq!(orientation(&[], None), 1);
         assert_eq!(orientation(&block(true, 274, 3, 1, [9, 0, 0, 0]), None), 1);
         assert_eq!(orientation(&block(true, 274, 2, 1, [6, 0, 0, 0]), None), 1);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn xmp_tells_it_where_exif_does_not() {
+    fn xmp_is_used_if_exif_has_no_orientation() {
         let xmp = br#"<rdf:Description tiff:Orientation="x" tiff:Orientation="8"/>"#;
         assert_eq!(orientation(&[], Some(xmp)), 8);
         assert_eq!(orientation(&block(true, 274, 3, 1, [6, 0, 0, 0]), Some(xmp)), 6);

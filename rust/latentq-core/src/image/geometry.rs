@@ -1,44 +1,44 @@
-//! Orientations, and the crops of conventions.md: what is resized to what, and which part is kept.
+//! Orientation and crops: the size to resize to, and the part to keep. `conventions.md` documents the crops.
 
 use super::pixels::Image;
-use super::resize::{Filter, Kernel, Resizer, Window, resize};
+use super::resize::{Filter, Isa, Resizer, Window, resize};
 use crate::{Error, Result};
 
-/// How an image becomes a square of `size` pixels.
+/// The conversion of an image to a square of `size` pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct Fit {
-    /// The side of the square, at least 1.
+    /// Side of the square, at least 1.
     pub size: usize,
-    /// Which part is kept, and how sizes are rounded.
+    /// The part to keep, and the rounding of sizes.
     pub crop: Crop,
-    /// The kernel of the resize.
+    /// The filter of the resize.
     pub filter: Filter,
 }
 
-/// How an image of any shape becomes a square.
+/// A rule to crop an image of any shape to a square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crop {
-    /// Long side truncated: torchvision's `Resize` and `CenterCrop`, and the ImageNet recipes.
+    /// The long side is truncated: torchvision's `Resize` and `CenterCrop`, and the ImageNet recipes.
     Center,
-    /// Both sides rounded: VQGAN.
+    /// Both sides are rounded: VQGAN.
     CenterRound,
-    /// ADM's and DiT's: halved by a box filter while that is possible, then resized.
+    /// ADM and DiT: halve with a box filter while the short side is at least twice the size, then resize.
     Adm,
 }
 
-/// Turns an image upright, given the orientation it is stored in.
+/// Turns an image upright, given its EXIF orientation.
 pub fn orient(image: Image, orientation: u8) -> Image {
     let size = (image.width, image.height);
     let (width, height) = turned(size, orientation);
     Image { width, height, pixels: turn(image.pixels, size, 3, orientation) }
 }
 
-/// The size, once upright, of what is stored in an orientation.
+/// The size of an image after it is turned upright.
 pub fn turned((width, height): (usize, usize), orientation: u8) -> (usize, usize) {
     if (5..=8).contains(&orientation) { (height, width) } else { (width, height) }
 }
 
-/// Samples of `channels` a pixel, turned upright.
+/// Turns samples of `channels` per pixel upright.
 pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, orientation: u8) -> Vec<u8> {
     if !(2..=8).contains(&orientation) {
         return samples;
@@ -62,7 +62,7 @@ pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, 
     out
 }
 
-/// One resize on the way to the square.
+/// One of the resizes that lead to the square.
 #[derive(Clone, Copy)]
 pub struct Step {
     pub size: (usize, usize),
@@ -71,37 +71,37 @@ pub struct Step {
     is_last: bool,
 }
 
-/// The first resize of an image of some size.
-pub fn step(width: usize, height: usize, how: Fit) -> Result<Step> {
-    if how.size == 0 {
+/// The first resize for an image of the given size.
+pub fn step(width: usize, height: usize, target: Fit) -> Result<Step> {
+    if target.size == 0 {
         return Err(Error::argument("size must be at least 1"));
     }
-    if how.crop == Crop::Adm && width.min(height) / 2 >= how.size {
+    if target.crop == Crop::Adm && width.min(height) / 2 >= target.size {
         let (width, height) = (width / 2, height / 2);
         let window = Window { left: 0, top: 0, width, height };
         return Ok(Step { size: (width, height), window, filter: Filter::Box, is_last: false });
     }
-    let (size, window) = plan(width, height, how.size, how.crop);
-    Ok(Step { size, window, filter: how.filter, is_last: true })
+    let (size, window) = plan(width, height, target.size, target.crop);
+    Ok(Step { size, window, filter: target.filter, is_last: true })
 }
 
-/// The steps after one that gave `image`.
-pub fn finish(mut image: Image, mut done: Step, how: Fit, kernel: Kernel) -> Result<Image> {
+/// Runs the steps that follow `done`, whose result is `image`.
+pub fn finish(mut image: Image, mut done: Step, target: Fit, isa: Isa) -> Result<Image> {
     while !done.is_last {
-        done = step(image.width, image.height, how)?;
-        image = resize(image.view(), done.size, done.window, done.filter, kernel)?;
+        done = step(image.width, image.height, target)?;
+        image = resize(image.view(), done.size, done.window, done.filter, isa)?;
     }
     Ok(image)
 }
 
 impl Step {
-    /// Its resize of an image of the size `from`.
-    pub fn resizer(&self, from: (usize, usize), kernel: Kernel) -> Result<Resizer> {
-        Resizer::new(from, self.size, self.window, self.filter, kernel)
+    /// Plans this step for an image of size `from`.
+    pub fn resizer(&self, from: (usize, usize), isa: Isa) -> Result<Resizer> {
+        Resizer::new(from, self.size, self.window, self.filter, isa)
     }
 }
 
-/// The size to resize to, and the square to keep of it.
+/// The size to resize to, and the square to keep.
 fn plan(width: usize, height: usize, size: usize, crop: Crop) -> ((usize, usize), Window) {
     let short = width.min(height);
     let side = |side: usize| match crop {
@@ -117,7 +117,7 @@ fn plan(width: usize, height: usize, size: usize, crop: Crop) -> ((usize, usize)
     (resized, Window { left: offset(resized.0), top: offset(resized.1), width: size, height: size })
 }
 
-/// Half of a number, rounded to the nearest, a tie to the even one.
+/// Half of a number, rounded half to even.
 fn half_to_even(number: usize) -> usize {
     let half = number / 2;
     if number % 2 == 1 { half + half % 2 } else { half }

@@ -1,4 +1,4 @@
-//! Images in, pixels out: the pixels of Pillow, to the last bit.
+//! Encoded images to RGB pixels, bit-exact with Pillow.
 
 mod color;
 mod decode;
@@ -13,6 +13,6 @@ pub use color::{Alpha, Icc};
 pub use decode::{Header, header};
 pub use exif::orientation;
 pub use geometry::{Crop, Fit};
-pub use load::{DecodeOptions, MAX_PIXELS, Source, decode, fit, fit_with, load, load_batch, load_many, resize};
+pub use load::{DecodeOptions, Encoded, MAX_PIXELS, decode, fit, fit_with, load, load_batch, load_many, resize};
 pub use pixels::{Image, Layout, View};
-pub use resize::{Filter, Kernel};
+pub use resize::{Filter, Isa};

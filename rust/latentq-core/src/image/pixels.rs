@@ -1,19 +1,19 @@
-//! Pixels in memory: owned, borrowed, and as one image of a batch.
+//! RGB pixels in memory: owned, borrowed, or one image of a batch.
 
 use crate::{Error, Result};
 
-/// 8-bit RGB, rows from the top, three bytes a pixel and no gaps.
+/// An 8-bit RGB image: rows from top to bottom, three bytes per pixel, no gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Pixels in a row.
+    /// Pixels per row.
     pub width: usize,
-    /// Rows.
+    /// Number of rows.
     pub height: usize,
     /// `width * height * 3` bytes.
     pub pixels: Vec<u8>,
 }
 
-/// Borrowed pixels, as in [`Image`].
+/// Borrowed pixels with the layout of [`Image`].
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     pub(super) width: usize,
@@ -22,7 +22,10 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Pixels of the given size. Errors: a side of zero, or a buffer of another length.
+    /// Creates a view.
+    ///
+    /// # Errors
+    /// An argument error for a side of zero or a buffer of the wrong length.
     pub fn new(width: usize, height: usize, pixels: &'a [u8]) -> Result<Self> {
         if width == 0 || height == 0 || width.checked_mul(height).and_then(|n| n.checked_mul(3)) != Some(pixels.len()) {
             return Err(Error::argument(format!("{} bytes are not {height} x {width} RGB pixels", pixels.len())));
@@ -32,18 +35,18 @@ impl<'a> View<'a> {
 }
 
 impl Image {
-    /// The whole image, borrowed.
+    /// Borrows the whole image.
     pub fn view(&self) -> View<'_> {
         View { width: self.width, height: self.height, pixels: &self.pixels }
     }
 }
 
-/// The order of the values of one image in a batch.
+/// Memory layout of one image in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// Three planes of rows.
+    /// (3, height, width): three planes.
     Chw,
-    /// Rows of pixels.
+    /// (height, width, 3): interleaved pixels.
     Hwc,
 }
 
@@ -62,11 +65,11 @@ impl Layout {
     }
 }
 
-/// Asks for this much memory, where it is so much that it may not be there, and gives it back: a failed allocation later
-/// would end the process.
+/// Checks that a large allocation would succeed, by making and freeing it: a failed allocation elsewhere aborts the
+/// process.
 pub fn check_room(bytes: usize) -> Result<()> {
     if bytes > 1 << 26 && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
-        return Err(Error::image(format!("there is no memory for {bytes} bytes of pixels")));
+        return Err(Error::image(format!("not enough memory for {bytes} bytes of pixels")));
     }
     Ok(())
 }

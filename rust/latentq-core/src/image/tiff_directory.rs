@@ -1,11 +1,11 @@
-//! The tagged directory that TIFF files and EXIF blocks share.
+//! The tag directory of TIFF files and EXIF blocks.
 
 use std::collections::BTreeMap;
 
-/// One directory: the raw values of its tags, in the byte order of the file.
+/// A directory: the raw values of its tags, in the byte order of the file.
 pub struct Directory<'a> {
     little: bool,
-    /// Whether as many entries stand there as it says.
+    /// True if all entries that the directory announces are present.
     is_whole: bool,
     tags: BTreeMap<u16, Value<'a>>,
 }
@@ -16,9 +16,9 @@ struct Value<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// The first directory of a TIFF or BigTIFF structure, or `None` if it does not start as one.
+    /// Reads the first directory of a TIFF or BigTIFF structure; `None` if `data` does not start with one.
     ///
-    /// An entry that does not fit is left out, and reading ends where the bytes do, as in Pillow.
+    /// As in Pillow, an entry that does not fit is skipped, and reading stops at the end of the data.
     pub fn first(data: &'a [u8]) -> Option<Self> {
         let (little, is_big) = match data.get(..4)? {
             b"II\x2a\0" | b"II\0\x2a" => (true, false),
@@ -27,7 +27,7 @@ impl<'a> Directory<'a> {
             b"MM\0\x2b" => (false, true),
             _ => return None,
         };
-        // Bytes of a number of entries, of a count or an offset, and where the first offset is.
+        // Size of the entry count, size of counts and offsets, and position of the first offset.
         let (entries, long, first) = if is_big { (8, 8, 8) } else { (2, 4, 4) };
         let mut directory = Self { little, is_whole: false, tags: BTreeMap::new() };
         let start = usize::try_from(directory.read(data.get(first..first + long)?)).ok()?;
@@ -70,12 +70,12 @@ impl<'a> Directory<'a> {
         Some(directory)
     }
 
-    /// The first number of a tag, if it is there and holds non-negative integers wider than a byte.
+    /// The first number of a tag, if the tag exists and has integers wider than a byte.
     pub fn number(&self, tag: u16) -> Option<u64> {
         self.numbers(tag)?.next()
     }
 
-    /// The numbers of a tag, if it is there and holds integers.
+    /// The numbers of a tag, if the tag exists and has integers.
     pub fn numbers(&self, tag: u16) -> Option<impl Iterator<Item = u64> + '_> {
         let value = self.tags.get(&tag)?;
         let unit = match value.kind {
@@ -88,23 +88,23 @@ impl<'a> Directory<'a> {
         Some(value.bytes.chunks_exact(unit).map(|bytes| self.read(bytes)))
     }
 
-    /// The bytes of a tag as they stand in the file.
+    /// The raw bytes of a tag.
     pub fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
         self.tags.get(&tag).map(|value| value.bytes)
     }
 
-    /// The numerators and denominators of a tag of fractions.
+    /// Numerators and denominators, alternating, of a tag of fractions.
     pub fn fractions(&self, tag: u16) -> Option<impl Iterator<Item = u64> + '_> {
         let value = self.tags.get(&tag).filter(|value| value.kind == 5)?;
         Some(value.bytes.chunks_exact(4).map(|bytes| self.read(bytes)))
     }
 
-    /// Whether the bytes did not end inside it.
+    /// True if the directory is not truncated.
     pub fn is_whole(&self) -> bool {
         self.is_whole
     }
 
-    /// Whether numbers start with their low byte.
+    /// True if numbers are little-endian.
     pub fn is_little(&self) -> bool {
         self.little
     }

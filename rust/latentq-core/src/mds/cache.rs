@@ -1,14 +1,14 @@
-//! A bounded cache that no thread ever waits for, so that a process forked while others use it cannot hang.
+//! A bounded lock-free cache, so that a process forked while other threads use it cannot deadlock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
 
-/// One slot for each key `0..len`; the slots' weights stay within the limit, or one entry is held.
+/// A cache for keys `0..len` whose total weight stays within a limit, except that one entry is always kept.
 ///
-/// What was not asked for since the clock's hand last passed goes first. Two threads that miss at once may both make the
-/// value: one of them is kept.
+/// Eviction uses the clock algorithm: entries that were not used since the hand last passed are evicted first. Two threads
+/// that miss at the same time may both compute the value; one of them is kept.
 pub struct Cache<T> {
     slots: Box<[ArcSwapOption<Entry<T>>]>,
     weight: AtomicUsize,
@@ -37,17 +37,17 @@ impl<T> Cache<T> {
         Some(Arc::clone(&entry.value))
     }
 
-    /// Keeps `value` under `key`, and lets go of others until the weights are within the limit.
+    /// Inserts `value`, and evicts others until the total weight is within the limit.
     pub fn put(&self, key: usize, value: Arc<T>, weight: usize) {
         self.put_within(key, value, weight, self.limit);
     }
 
-    /// The same, within another limit.
+    /// [`Cache::put`] with another limit.
     pub fn put_within(&self, key: usize, value: Arc<T>, weight: usize, limit: usize) {
         let Some(slot) = self.slots.get(key) else { return };
         self.weight.fetch_add(weight, Relaxed);
-        self.forget(slot.swap(Some(Arc::new(Entry { value, weight, used: AtomicBool::new(true) }))));
-        // Two rounds of the hand clear every mark and then every slot: no more are needed.
+        self.account_evicted(slot.swap(Some(Arc::new(Entry { value, weight, used: AtomicBool::new(true) }))));
+        // Two rounds of the hand suffice: the first clears all marks, the second all slots.
         for _ in 0..self.slots.len().saturating_mul(2) {
             if self.weight.load(Relaxed) <= limit {
                 return;
@@ -55,12 +55,12 @@ impl<T> Cache<T> {
             let at = self.hand.fetch_add(1, Relaxed) % self.slots.len();
             let keep = at == key || self.slots[at].load().as_ref().is_none_or(|entry| entry.used.swap(false, Relaxed));
             if !keep {
-                self.forget(self.slots[at].swap(None));
+                self.account_evicted(self.slots[at].swap(None));
             }
         }
     }
 
-    fn forget(&self, entry: Option<Arc<Entry<T>>>) {
+    fn account_evicted(&self, entry: Option<Arc<Entry<T>>>) {
         if let Some(entry) = entry {
             self.weight.fetch_sub(entry.weight, Relaxed);
         }
@@ -73,7 +73,7 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn the_limit_is_kept_and_what_is_used_stays() {
+    fn the_limit_holds_and_the_latest_entry_stays() {
         let cache = Cache::new(10, 3);
         for key in 0..10 {
             cache.put(key, Arc::new(key), 1);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn one_entry_over_the_limit_is_still_held() {
+    fn a_single_entry_may_exceed_the_limit() {
         let cache = Cache::new(2, 3);
         cache.put(0, Arc::new('a'), 100);
         assert!(cache.get(0).is_some());

@@ -1,11 +1,11 @@
-//! The compressions that a shard can have. Each works on a whole shard in memory, as the stock writer's do.
+//! Compression of shards. Each algorithm works on a whole shard in memory, as in the stock writer.
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// An algorithm with its level, written `name` or `name:level` in an index; the name is the file's extension.
+/// An algorithm and its level, written `name` or `name:level` in an index. The name is also the file extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compression {
     family: Family,
@@ -22,10 +22,10 @@ enum Family {
 }
 
 impl Compression {
-    /// The compression written `text`.
+    /// Parses `name` or `name:level`.
     ///
     /// # Errors
-    /// An argument error, where there is none of that name or level.
+    /// An argument error for an unknown name or level.
     pub fn parse(text: &str) -> Result<Self> {
         let (name, level) = match text.split_once(':') {
             Some((name, level)) => (name, Some(level)),
@@ -37,19 +37,19 @@ impl Compression {
             "gz" => (Family::Gzip, 0..10, 9),
             "snappy" => (Family::Snappy, 0..0, 0),
             "zstd" => (Family::Zstd, 1..23, 3),
-            _ => return Err(Error::argument(format!("compression {text:?} is none of br, bz2, gz, snappy, zstd"))),
+            _ => return Err(Error::argument(format!("compression {text:?} is not one of br, bz2, gz, snappy, zstd"))),
         };
         let level = match level {
             None => default,
             Some(level) => match level.parse::<u32>() {
                 Ok(number) if levels.contains(&number) && level == number.to_string() => number,
-                _ => return Err(Error::argument(format!("compression {text:?} has no such level"))),
+                _ => return Err(Error::argument(format!("compression {text:?} does not have this level"))),
             },
         };
         Ok(Self { family, level })
     }
 
-    /// What follows the shard's own name and a dot.
+    /// The file extension, which follows the name of the uncompressed shard.
     pub fn extension(self) -> &'static str {
         match self.family {
             Family::Brotli => "br",
@@ -60,10 +60,10 @@ impl Compression {
         }
     }
 
-    /// The compressed bytes of `raw`.
+    /// Compresses `raw`.
     ///
     /// # Errors
-    /// What the encoder says (memory, or a block too large for snappy).
+    /// Any error of the encoder (out of memory, or a block too large for snappy).
     pub fn compress(self, raw: &[u8]) -> io::Result<Vec<u8>> {
         match self.family {
             Family::Brotli => {
@@ -80,33 +80,33 @@ impl Compression {
                 encoder.finish()
             }
             Family::Gzip => {
-                // No time stamp: the same samples give the same file.
+                // No timestamp, so that the same samples give the same file.
                 let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(self.level));
                 encoder.write_all(raw)?;
                 encoder.finish()
             }
             Family::Snappy => snap::raw::Encoder::new().compress_vec(raw).map_err(io::Error::other),
-            // One call, so that the frame carries the content's size, without which the stock reader refuses it.
+            // A single call, so that the frame records the content size, which the stock reader requires.
             Family::Zstd => zstd::bulk::compress(raw, i32::try_from(self.level).unwrap_or(3)),
         }
     }
 
-    /// The bytes that `packed` holds: `len` of them.
+    /// Decompresses to exactly `len` bytes.
     ///
     /// # Errors
-    /// Damaged input, or another length.
+    /// Damaged input, or a different length.
     pub fn decompress(self, packed: &[u8], len: u64) -> io::Result<Vec<u8>> {
         let out = self.decompress_up_to(packed, len)?;
         match out.len() as u64 == len {
             true => Ok(out),
-            false => Err(io::Error::other(format!("holds {} bytes, not {len}", out.len()))),
+            false => Err(io::Error::other(format!("decompresses to {} bytes, not {len}", out.len()))),
         }
     }
 
-    /// The bytes that `packed` holds, at most `limit`, for which room is made as they come.
+    /// Decompresses to at most `limit` bytes. Memory is allocated as output is produced.
     ///
     /// # Errors
-    /// Damaged input, or more bytes than that.
+    /// Damaged input, or more than `limit` bytes.
     pub fn decompress_up_to(self, packed: &[u8], limit: u64) -> io::Result<Vec<u8>> {
         match self.family {
             Family::Brotli => take(brotli::Decompressor::new(packed, 1 << 16), limit),
@@ -114,11 +114,11 @@ impl Compression {
             Family::Gzip => take(flate2::read::MultiGzDecoder::new(packed), limit),
             Family::Zstd => take(zstd::stream::read::Decoder::new(packed)?, limit),
             Family::Snappy => {
-                // Snappy makes room for the length that it reads: it must be within reach of the input (a copy of at
-                // most 64 bytes takes at least 2).
-                let told = snap::raw::decompress_len(packed).map_err(io::Error::other)? as u64;
-                if told > limit || told / 32 > packed.len() as u64 {
-                    return Err(io::Error::other(format!("tells {told} bytes")));
+                // Snappy allocates the length in its header, so that must be plausible for the size of the input (at most
+                // 64 bytes per 2 bytes).
+                let len = snap::raw::decompress_len(packed).map_err(io::Error::other)? as u64;
+                if len > limit || len / 32 > packed.len() as u64 {
+                    return Err(io::Error::other(format!("an implausible length of {len} bytes")));
                 }
                 snap::raw::Decoder::new().decompress_vec(packed).map_err(io::Error::other)
             }
@@ -126,12 +126,12 @@ impl Compression {
     }
 }
 
-/// Reads to the end, but not past one byte more than `len`.
+/// Reads to the end, at most `len` bytes.
 fn take(reader: impl Read, len: u64) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     reader.take(len.saturating_add(1)).read_to_end(&mut out)?;
     if out.len() as u64 > len {
-        return Err(io::Error::other(format!("holds more than {len} bytes")));
+        return Err(io::Error::other(format!("decompresses to more than {len} bytes")));
     }
     Ok(out)
 }
@@ -144,7 +144,7 @@ mod tests {
         ["br", "br:0", "br:11", "bz2", "bz2:1", "gz", "gz:0", "gz:9", "snappy", "zstd", "zstd:1", "zstd:19"];
 
     #[test]
-    fn what_is_compressed_comes_back_and_no_prefix_of_it_does() {
+    fn decompress_inverts_compress_and_refuses_every_prefix() {
         let raw: Vec<u8> = (0..3000u32).flat_map(|i| (i % 97).to_le_bytes()).collect();
         for name in EVERY {
             let compression = Compression::parse(name).unwrap();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_those_of_the_stock_writer() {
+    fn levels_of_the_stock_writer_are_the_only_ones() {
         for name in ["br:12", "bz2:0", "gz:10", "snappy:1", "zstd:0", "zstd:23", "zstd:", "zstd:03", "zstd:-1", "lz4"] {
             assert!(Compression::parse(name).is_err(), "{name}");
         }

@@ -1,4 +1,4 @@
-//! What a column holds: the encodings of MDS, and how the bytes of one value are understood.
+//! The encodings of MDS columns, and the decoding of single values.
 
 use super::Fault;
 use crate::{Error, Result};
@@ -30,7 +30,7 @@ pub enum DType {
     F64,
 }
 
-/// Name, size in bytes and code in the `ndarray` header of each.
+/// Name, size in bytes and `ndarray` header code of each dtype.
 const DTYPES: [(DType, &str, usize, u8); 11] = [
     (DType::U8, "uint8", 1, 8),
     (DType::I8, "int8", 1, 9),
@@ -46,7 +46,7 @@ const DTYPES: [(DType, &str, usize, u8); 11] = [
 ];
 
 impl DType {
-    /// Each of them.
+    /// All dtypes.
     pub const ALL: [Self; 11] = [
         Self::U8,
         Self::I8,
@@ -62,26 +62,26 @@ impl DType {
     ];
 
     fn row(self) -> &'static (DType, &'static str, usize, u8) {
-        // Every variant has its row.
+        // Every variant has a row.
         DTYPES.iter().find(|row| row.0 == self).unwrap_or(&DTYPES[0])
     }
 
-    /// NumPy's name.
+    /// NumPy's name of the dtype.
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// Bytes of one element.
+    /// Bytes per element.
     pub fn size(self) -> usize {
         self.row().2
     }
 
-    /// The dtype byte of an `ndarray` value.
+    /// The dtype byte in the header of an `ndarray` value.
     pub fn code(self) -> u8 {
         self.row().3
     }
 
-    /// The dtype of that name.
+    /// Looks up a dtype by name.
     pub fn parse(name: &str) -> Option<Self> {
         DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
     }
@@ -91,10 +91,10 @@ impl DType {
     }
 }
 
-/// The most axes that the shape byte of an `ndarray` value can tell.
+/// Maximum number of axes that the shape byte of an `ndarray` value can represent.
 pub const MAX_NDIM: usize = 63;
 
-/// How the values of a column are written.
+/// The encoding of the values of a column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Encoding {
     /// Bytes as they are.
@@ -113,9 +113,9 @@ pub enum Encoding {
     StrFloat,
     /// A decimal as text.
     StrDecimal,
-    /// An array; what is not told here stands before each value.
+    /// An array. Dtype and shape are in the header of each value if they are not fixed here.
     NdArray(Option<DType>, Option<Vec<usize>>),
-    /// An array's bytes and nothing else: imagenet.int8's columns, which an index types as the scalar `uint8`, with no size.
+    /// The bytes of an array without a header, as in imagenet.int8. An index lists them as the scalar `uint8` without a size.
     Raw(DType),
     /// Width, height, mode and pixels of an image.
     Pil,
@@ -127,16 +127,16 @@ pub enum Encoding {
     JpegArray,
     /// A list of one of the three kinds of image.
     List(Box<Encoding>),
-    /// `pkl`, or one that is not known here: left as bytes, never decoded.
+    /// `pkl` or an unknown encoding: bytes that are never decoded.
     Opaque,
 }
 
-/// One value, understood but not copied.
+/// A decoded value, which borrows its bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value<'a> {
-    /// Bytes, an image file, or what is not decoded.
+    /// Bytes, an image file, or an opaque value.
     Bytes(&'a [u8]),
-    /// Text, also that of `json` and of numbers written as text.
+    /// Text, including JSON and numbers written as text.
     Text(&'a str),
     /// A Python `int`.
     Int(i64),
@@ -148,7 +148,7 @@ pub enum Value<'a> {
     Blobs(Vec<&'a [u8]>),
 }
 
-/// An array in C order, little-endian. `data` holds exactly what `shape` says.
+/// An array in C order, little-endian. `data` has exactly the size of `shape`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array<'a> {
     /// Element type.
@@ -160,7 +160,7 @@ pub struct Array<'a> {
 }
 
 impl Encoding {
-    /// The encoding written `text` in an index, apart from the rule for [`Encoding::Raw`]; `None` where it is not known.
+    /// Parses the encoding in an index; `None` if it is unknown. Does not apply the rule for [`Encoding::Raw`].
     fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "bytes" => Self::Bytes,
@@ -189,7 +189,7 @@ impl Encoding {
         })
     }
 
-    /// Bytes of every value, where that is fixed; `None` also where it overflows.
+    /// Bytes per value; `None` if that varies or overflows.
     fn size(&self) -> Option<u64> {
         match self {
             Self::Int => Some(8),
@@ -201,19 +201,19 @@ impl Encoding {
         }
     }
 
-    /// What `bytes` means.
+    /// Decodes a value.
     ///
     /// # Errors
     /// A fault, with its offset in `bytes`.
     pub fn decode<'a>(&self, bytes: &'a [u8]) -> std::result::Result<Value<'a>, Fault> {
         match self {
-            // Stock readers open whatever image a `jpeg` or `png` column holds.
+            // Stock readers accept any image format in a `jpeg` or `png` column.
             Self::Bytes | Self::Opaque | Self::Jpeg | Self::Png => Ok(Value::Bytes(bytes)),
             Self::Str | Self::Json | Self::StrInt | Self::StrFloat | Self::StrDecimal => {
                 let text = std::str::from_utf8(bytes)
                     .map_err(|error| Fault::new(error.valid_up_to() as u64, "the text is not UTF-8"))?;
-                if let Some(offset) = self.misspelt(text) {
-                    return Err(Fault::new(offset as u64, "the text is not of its column's kind"));
+                if let Some(offset) = self.text_fault(text) {
+                    return Err(Fault::new(offset as u64, "the text is not valid for the encoding of its column"));
                 }
                 Ok(Value::Text(text))
             }
@@ -233,7 +233,7 @@ impl Encoding {
                 if !bytes.len().is_multiple_of(dtype.size()) {
                     return Err(Fault::new(
                         0,
-                        format!("{} bytes are no whole number of {}", bytes.len(), dtype.name()),
+                        format!("{} bytes are not a whole number of {}", bytes.len(), dtype.name()),
                     ));
                 }
                 Ok(Value::Array(Array { dtype: *dtype, shape: vec![bytes.len() / dtype.size()], data: bytes }))
@@ -244,8 +244,8 @@ impl Encoding {
         }
     }
 
-    /// Where a text of this encoding breaks its own grammar.
-    fn misspelt(&self, text: &str) -> Option<usize> {
+    /// The position of the first error in a text of this encoding.
+    fn text_fault(&self, text: &str) -> Option<usize> {
         match self {
             Self::StrInt => {
                 let digits = text.strip_prefix('-').unwrap_or(text);
@@ -267,7 +267,7 @@ impl Encoding {
     }
 }
 
-/// Whether Rust and Python's decimal agree that this is a number: digits, a fraction, an exponent of any size.
+/// True for digits with an optional fraction and exponent, which Python's decimal accepts.
 fn is_number(text: &str) -> bool {
     let (mantissa, exponent) = text.split_once(['E', 'e']).unwrap_or((text, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
@@ -288,7 +288,7 @@ fn decode_array<'a>(
     shape: Option<&[usize]>,
     bytes: &'a [u8],
 ) -> std::result::Result<Array<'a>, Fault> {
-    let short = || Fault::new(bytes.len() as u64, "the array's header is cut short");
+    let short = || Fault::new(bytes.len() as u64, "the header of the array is truncated");
     let mut at = 0;
     let dtype = match dtype {
         Some(dtype) => dtype,
@@ -313,7 +313,7 @@ fn decode_array<'a>(
             for (axis, dim) in dims.chunks_exact(width).enumerate() {
                 let value = dim.iter().rev().fold(0u64, |value, byte| (value << 8) | u64::from(*byte));
                 let value = usize::try_from(value).ok().filter(|value| *value > 0);
-                shape.push(value.ok_or_else(|| Fault::new((start + axis * width) as u64, "an axis of no length"))?);
+                shape.push(value.ok_or_else(|| Fault::new((start + axis * width) as u64, "an axis has length 0"))?);
             }
             shape
         }
@@ -321,16 +321,16 @@ fn decode_array<'a>(
     let data = &bytes[at..];
     let size = shape.iter().try_fold(dtype.size(), |size, dim| size.checked_mul(*dim));
     if size != Some(data.len()) {
-        let message = format!("{} bytes are no {} of shape {shape:?}", data.len(), dtype.name());
+        let message = format!("{} bytes are not {} of shape {shape:?}", data.len(), dtype.name());
         return Err(Fault::new(at as u64, message));
     }
     Ok(Array { dtype, shape, data })
 }
 
-/// What stands before the values of an array in a column that tells `dtype` and `shape`, or leaves them to each value.
+/// The header of an `ndarray` value of dtype `own` and shape `dims`, in a column that fixes `dtype` and `shape` or not.
 ///
 /// # Errors
-/// A message for an array without axes, with one of no length, or with too many.
+/// A message for an array without axes, with an axis of length 0, or with too many axes.
 pub fn array_header(
     dtype: Option<DType>,
     shape: Option<&[usize]>,
@@ -340,7 +340,7 @@ pub fn array_header(
     let mut out: Vec<u8> = if dtype.is_none() { vec![own.code()] } else { vec![] };
     let largest = dims.iter().copied().max().unwrap_or(0) as u64;
     if dims.is_empty() || dims.contains(&0) || dims.len() > MAX_NDIM {
-        return Err(format!("an array of shape {dims:?}: it needs 1 to {MAX_NDIM} axes, none of no length"));
+        return Err(format!("an array of shape {dims:?}: it must have 1 to {MAX_NDIM} axes of length 1 or more"));
     }
     if shape.is_none() {
         let (k, width) = match largest {
@@ -360,7 +360,7 @@ pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-/// Bits of one pixel in Pillow's `tobytes`, for the modes that it can make an image of.
+/// Bits per pixel in Pillow's `tobytes`, for the modes that `frombytes` supports.
 fn pil_bits(mode: &[u8]) -> Option<u64> {
     Some(match mode {
         b"1" => 1,
@@ -373,80 +373,81 @@ fn pil_bits(mode: &[u8]) -> Option<u64> {
 }
 
 fn check_pil(bytes: &[u8]) -> std::result::Result<(), Fault> {
-    let field = |at| u32_at(bytes, at).ok_or_else(|| Fault::new(bytes.len() as u64, "the image's header is cut short"));
+    let field =
+        |at| u32_at(bytes, at).ok_or_else(|| Fault::new(bytes.len() as u64, "the header of the image is truncated"));
     let (width, height, mode_len) = (field(0)?, field(4)?, field(8)? as usize);
     let mode = mode_len.checked_add(12).and_then(|end| bytes.get(12..end));
-    let mode = mode.ok_or_else(|| Fault::new(8, "the image's mode is cut short"))?;
-    let bits = pil_bits(mode).ok_or_else(|| Fault::new(12, "no such image mode"))?;
+    let mode = mode.ok_or_else(|| Fault::new(8, "the mode of the image is truncated"))?;
+    let bits = pil_bits(mode).ok_or_else(|| Fault::new(12, "unknown image mode"))?;
     let row = (u64::from(width) * bits).div_ceil(8);
     let pixels = bytes.len() as u64 - 12 - mode_len as u64;
     if u128::from(row) * u128::from(height) != u128::from(pixels) {
-        return Err(Fault::new(0, format!("{pixels} bytes are no image of {width}x{height}")));
+        return Err(Fault::new(0, format!("{pixels} bytes are not an image of {width} x {height} pixels")));
     }
     Ok(())
 }
 
-/// `u32 n, u32 len[n], blobs` after `start` bytes.
+/// Decodes `u32 n, u32 len[n], blobs` after `start` bytes.
 fn decode_blobs<'a>(bytes: &'a [u8], start: usize, element: &Encoding) -> std::result::Result<Vec<&'a [u8]>, Fault> {
-    let short = || Fault::new(bytes.len() as u64, "the list's header is cut short");
+    let short = || Fault::new(bytes.len() as u64, "the header of the list is truncated");
     let n = u32_at(bytes, start).ok_or_else(short)? as usize;
     let mut at = n.checked_mul(4).and_then(|lens| lens.checked_add(start + 4)).ok_or_else(short)?;
     let lens = bytes.get(start + 4..at).ok_or_else(short)?;
     let mut blobs = Vec::with_capacity(n);
     for len in lens.chunks_exact(4).map(|len| u32_at(len, 0).unwrap_or_default() as usize) {
         let blob = at.checked_add(len).and_then(|end| bytes.get(at..end));
-        let blob = blob.ok_or_else(|| Fault::new(at as u64, format!("an element of {len} bytes is cut short")))?;
+        let blob = blob.ok_or_else(|| Fault::new(at as u64, format!("an element of {len} bytes is truncated")))?;
         element.decode(blob).map_err(|fault| fault.at(at as u64))?;
         blobs.push(blob);
         at += len;
     }
     match at == bytes.len() {
         true => Ok(blobs),
-        false => Err(Fault::new(at as u64, "bytes after the last element")),
+        false => Err(Fault::new(at as u64, "there are bytes after the last element")),
     }
 }
 
-/// A column: its name, its encoding as an index writes it and as we understand it, and its size where that is fixed.
+/// A column: its name, its encoding (as written in an index and parsed), and its size if that is fixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     /// Name.
     pub name: String,
-    /// `column_encodings` in an index.
+    /// The encoding as written in an index.
     pub text: String,
-    /// How values are understood.
+    /// The parsed encoding.
     pub encoding: Encoding,
-    /// Bytes of every value; `None` where it varies.
+    /// Bytes per value; `None` if that varies.
     pub size: Option<u32>,
 }
 
 impl Column {
-    /// A column for writing: `encoding` as an index writes it, or `raw:DTYPE` for [`Encoding::Raw`].
+    /// Creates a column for writing. `encoding` is as in an index, or `raw:DTYPE` for [`Encoding::Raw`].
     ///
     /// # Errors
-    /// An argument error for an encoding that is not known, too large, or `pkl`.
+    /// An argument error for an encoding that is unknown, too large, or `pkl`.
     pub fn new(name: &str, encoding: &str) -> Result<Self> {
         let refuse = |why: &str| Err(Error::argument(format!("column {name:?}: encoding {encoding:?} {why}")));
         if let Some(dtype) = encoding.strip_prefix("raw:") {
-            let Some(dtype) = DType::parse(dtype) else { return refuse("names no dtype") };
+            let Some(dtype) = DType::parse(dtype) else { return refuse("does not name a dtype") };
             let text = dtype.name().to_owned();
             return Ok(Self { name: name.to_owned(), text, encoding: Encoding::Raw(dtype), size: None });
         }
-        let Some(parsed) = Encoding::parse(encoding) else { return refuse("is not known") };
+        let Some(parsed) = Encoding::parse(encoding) else { return refuse("is unknown") };
         if parsed == Encoding::Opaque {
-            return refuse("is refused: whoever reads a pickle runs what it says");
+            return refuse("is refused: reading a pickle executes code");
         }
         let size = match parsed.size().map(u32::try_from) {
             Some(Ok(size)) => Some(size),
             None if !matches!(parsed, Encoding::NdArray(Some(_), Some(_))) => None,
-            _ => return refuse("holds more bytes than a shard"),
+            _ => return refuse("is larger than a shard can be"),
         };
         Ok(Self { name: name.to_owned(), text: encoding.to_owned(), encoding: parsed, size })
     }
 
-    /// A column as an index tells it. A size of 0 means that it varies, as `None` does.
+    /// Creates a column from an index. A size of 0 means variable, like `None`.
     ///
     /// # Errors
-    /// A message, where encoding and size contradict each other.
+    /// A message if encoding and size contradict each other.
     pub fn from_index(name: &str, text: &str, size: Option<u64>) -> std::result::Result<Self, String> {
         let size = size.filter(|size| *size != 0);
         let mut encoding = Encoding::parse(text).unwrap_or(Encoding::Opaque);
@@ -467,7 +468,7 @@ impl Column {
         Ok(Self { name: name.to_owned(), text: text.to_owned(), encoding, size: size32 })
     }
 
-    /// The encoding as [`Column::new`] takes it.
+    /// The encoding in the notation of [`Column::new`].
     pub fn spec(&self) -> String {
         match self.encoding {
             Encoding::Raw(_) => format!("raw:{}", self.text),
@@ -475,7 +476,7 @@ impl Column {
         }
     }
 
-    /// Dtype and shape of every value, where those are fixed.
+    /// Dtype and shape of all values, if they are fixed.
     pub fn fixed(&self) -> Option<(DType, Vec<usize>)> {
         let size = self.size? as usize;
         match &self.encoding {

@@ -1,4 +1,4 @@
-//! Shards held in memory: their room, and how they get there.
+//! Reading files by position and whole, and the memory that whole shards may take.
 
 use std::fs::File;
 use std::io;
@@ -6,17 +6,17 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::memory::advise_huge;
 
-/// Bytes that are read at a time: what is made room for is still in the processor's cache when it is filled.
-const STRETCH: usize = 1 << 20;
+/// Bytes read at a time: small enough that freshly zeroed memory is still in the processor's cache when it is filled.
+const PIECE: usize = 1 << 20;
 
-/// Bytes that the readers of this process have reserved.
+/// Bytes reserved by all readers of this process.
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
 
-/// Room for shards in memory, free again when this is dropped.
+/// A reservation of memory for shards, released when dropped.
 pub struct Reservation(usize);
 
 impl Reservation {
-    /// Reserves `bytes`, where all reservations of this process together stay within `limit`.
+    /// Reserves `bytes`, or returns `None` if all reservations of this process would exceed `limit`.
     pub fn new(bytes: usize, limit: usize) -> Option<Self> {
         let within = |reserved: usize| reserved.checked_add(bytes).filter(|sum| *sum <= limit);
         RESERVED.fetch_update(Relaxed, Relaxed, within).ok().map(|_| Self(bytes))
@@ -29,10 +29,10 @@ impl Drop for Reservation {
     }
 }
 
-/// The first `len` bytes of a file, or nothing where there is no memory for them.
+/// Reads the first `len` bytes of a file. Returns `None` if there is not enough memory.
 ///
 /// # Errors
-/// As of reading; `UnexpectedEof` for a shorter file.
+/// Any error of reading; `UnexpectedEof` for a shorter file.
 pub fn read_whole(file: &File, len: usize) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     if bytes.try_reserve_exact(len).is_err() {
@@ -41,17 +41,25 @@ pub fn read_whole(file: &File, len: usize) -> io::Result<Option<Vec<u8>>> {
     advise_huge(bytes.spare_capacity_mut());
     while bytes.len() < len {
         let start = bytes.len();
-        bytes.resize(len.min(start + STRETCH), 0);
+        bytes.resize(len.min(start + PIECE), 0);
         read_exact_at(file, &mut bytes[start..], start as u64)?;
     }
     Ok(Some(bytes))
 }
 
+/// Fills `out` from position `offset` of a file.
+///
+/// # Errors
+/// Any error of reading; `UnexpectedEof` if the file is too short.
 #[cfg(unix)]
 pub fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
 }
 
+/// Fills `out` from position `offset` of a file.
+///
+/// # Errors
+/// Any error of reading; `UnexpectedEof` if the file is too short.
 #[cfg(windows)]
 pub fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !out.is_empty() {

@@ -1,39 +1,39 @@
-//! The hashes that an index can carry, by the names of Python's hashlib and xxhash.
+//! The hashes that an index can have, with the names of Python's hashlib and xxhash.
 
 use digest::DynDigest;
 use xxhash_rust::{xxh3::Xxh3, xxh32::Xxh32, xxh64::Xxh64};
 
 use crate::{Error, Result};
 
-/// A hash by name.
+/// A hash algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Algorithm(&'static str);
 
-/// Every name, sorted.
+/// All names, sorted.
 const NAMES: [&str; 17] = [
     "blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha3_224", "sha3_256", "sha3_384", "sha3_512",
     "sha512", "xxh128", "xxh32", "xxh3_128", "xxh3_64", "xxh64",
 ];
 
 impl Algorithm {
-    /// The hash called `name`.
+    /// Looks up an algorithm by name.
     ///
     /// # Errors
-    /// An argument error, where there is none of that name.
+    /// An argument error for an unknown name.
     pub fn parse(name: &str) -> Result<Self> {
         NAMES
             .iter()
             .find(|known| **known == name)
             .map(|known| Self(known))
-            .ok_or_else(|| Error::argument(format!("hash {name:?} is none of {}", NAMES.join(", "))))
+            .ok_or_else(|| Error::argument(format!("hash {name:?} is not one of {}", NAMES.join(", "))))
     }
 
-    /// Its name in an index.
+    /// The name in an index.
     pub fn name(self) -> &'static str {
         self.0
     }
 
-    /// The lowercase hex digest of `parts`, one after the other.
+    /// The lowercase hex digest of the concatenation of `parts`.
     pub fn digest(self, parts: &[&[u8]]) -> String {
         let mut state: Box<dyn DynDigest> = match self.0 {
             "xxh32" => return feed(Xxh32::new(0), parts, Xxh32::update, |state| format!("{:08x}", state.digest())),
@@ -74,7 +74,7 @@ mod tests {
     use super::{Algorithm, NAMES};
 
     #[test]
-    fn a_digest_does_not_depend_on_how_the_bytes_are_cut() {
+    fn a_digest_does_not_depend_on_how_the_bytes_are_split() {
         for name in NAMES {
             let algorithm = Algorithm::parse(name).unwrap();
             assert_eq!(algorithm.name(), name);

@@ -1,4 +1,4 @@
-//! `index.json`: the shards of a dataset, and the schema that they share.
+//! `index.json`: the list of shards, and their schema.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -13,40 +13,40 @@ use super::json::dumps;
 use super::{Column, Compression, Fault, INDEX, publish};
 use crate::{Error, Result};
 
-/// The version of the format that this is, and the only one.
+/// The only version of the format.
 const VERSION: u64 = 2;
 
-/// The columns of a shard, in its own order, and what follows from them.
+/// The columns of a shard, in the shard's order, and the sizes that follow from them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schema {
-    /// In the order of their bytes.
+    /// Columns, in the order of their bytes.
     pub columns: Vec<Column>,
-    /// Bytes of a sample's header: a u32 for each column whose size varies.
+    /// Bytes in the header of a sample: a u32 for each column of variable size.
     pub header: u64,
-    /// Bytes of a sample's fixed columns.
+    /// Bytes of all columns of fixed size.
     pub fixed: u64,
 }
 
 impl Schema {
-    /// The schema of `columns`, which stay in that order.
+    /// Creates a schema. The order of `columns` is kept.
     pub fn new(columns: Vec<Column>) -> Self {
         let header = 4 * columns.iter().filter(|column| column.size.is_none()).count() as u64;
         let fixed = columns.iter().filter_map(|column| column.size).map(u64::from).sum();
         Self { columns, header, fixed }
     }
 
-    /// Whether every sample has the same size.
+    /// True if all samples have the same size.
     pub fn is_fixed(&self) -> bool {
         self.header == 0
     }
 
-    /// The place of the column called `name`.
+    /// The index of the column called `name`.
     pub fn position(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)
     }
 }
 
-/// What a shard says of itself, and its index says of it. Fields are in the order of their names, as they are written.
+/// The configuration that a shard contains, in the alphabetical order in which its fields are written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Config {
     pub column_encodings: Vec<String>,
@@ -60,7 +60,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// The schema, or a message.
+    /// The schema, or an error message.
     pub fn schema(&self) -> std::result::Result<Schema, String> {
         schema(&self.column_names, &self.column_encodings, &self.column_sizes, &self.format, self.version)
     }
@@ -74,14 +74,14 @@ fn schema(
     version: u64,
 ) -> std::result::Result<Schema, String> {
     if format != "mds" || version != VERSION {
-        return Err(format!("format {format:?} of version {version} is not mds of version {VERSION}"));
+        return Err(format!("format {format:?}, version {version}, is not mds, version {VERSION}"));
     }
     if names.len() != encodings.len() || names.len() != sizes.len() {
         return Err(format!("{} column names, {} encodings, {} sizes", names.len(), encodings.len(), sizes.len()));
     }
     let mut seen = HashSet::new();
     if let Some(name) = names.iter().find(|name| !seen.insert(name.as_str())) {
-        return Err(format!("the column {name:?} is there twice"));
+        return Err(format!("column {name:?} occurs twice"));
     }
     let columns =
         names.iter().zip(encodings).zip(sizes).map(|((name, text), size)| Column::from_index(name, text, *size));
@@ -91,15 +91,15 @@ fn schema(
 /// One file of a shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// Path below the dataset's folder, with `/`.
+    /// Path relative to the dataset's folder, with `/`.
     pub basename: String,
-    /// Size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Lowercase hex digest of the whole file by algorithm.
+    /// Maps algorithms to lowercase hex digests of the whole file.
     pub hashes: BTreeMap<String, String>,
 }
 
-/// A shard as `index.json` writes it.
+/// The entry of a shard in `index.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ShardEntry {
     pub column_encodings: Vec<String>,
@@ -151,26 +151,26 @@ struct IndexFile<T> {
     version: u64,
 }
 
-/// The bytes of `index.json` for `shards`.
+/// Formats the `index.json` of `shards`.
 pub(super) fn to_bytes(shards: &[ShardEntry]) -> Vec<u8> {
     dumps(&IndexFile { shards: shards.iter().collect(), version: VERSION })
 }
 
-/// A shard as a reader needs it.
+/// A shard, as parsed from the index.
 #[derive(Clone, Debug)]
 pub struct Shard {
-    /// Its columns, in its own order.
+    /// The columns, in the shard's order.
     pub schema: Arc<Schema>,
-    /// Its uncompressed file.
+    /// The uncompressed file.
     pub raw: FileEntry,
-    /// Its compressed file.
+    /// The compressed file and its algorithm, if the shard is compressed.
     pub zip: Option<(Compression, FileEntry)>,
-    /// Samples in it.
+    /// Number of samples.
     pub samples: u64,
 }
 
 impl Shard {
-    /// The file that is on disk.
+    /// The file on disk: the compressed one if there is one.
     pub fn stored(&self) -> &FileEntry {
         self.zip.as_ref().map_or(&self.raw, |(_, zip)| zip)
     }
@@ -179,7 +179,7 @@ impl Shard {
 /// A checked `index.json`.
 #[derive(Clone, Debug)]
 pub struct Index {
-    /// The columns of the first shard; every shard has these, if in another order. Without shards, none.
+    /// The columns of the first shard, or none without shards. All shards have the same columns, possibly in another order.
     pub schema: Arc<Schema>,
     /// The shards, in the order of their samples.
     pub shards: Vec<Shard>,
@@ -189,17 +189,17 @@ impl Index {
     /// Reads and checks `folder/index.json`.
     ///
     /// # Errors
-    /// An I/O error where it cannot be read, a format error where it breaks its format.
+    /// An I/O error if it cannot be read, a format error if it is invalid.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(INDEX);
         let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
         Self::parse(&bytes).map_err(|fault| fault.in_file(&path))
     }
 
-    /// Checks the bytes of an `index.json`.
+    /// Parses and checks the bytes of an `index.json`.
     ///
     /// # Errors
-    /// A fault; one inside a shard's entry has the offset 0 and tells the number of the shard.
+    /// A fault. If it is in the entry of a shard, its offset is 0 and its message has the number of the shard.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Self, Fault> {
         let file: IndexFile<ShardEntry> = from_bytes(bytes)?;
         if file.version != VERSION {
@@ -216,7 +216,7 @@ impl Index {
                     let schema = schema(names, encodings, &entry.column_sizes, &entry.format, entry.version);
                     let schema = Arc::new(schema.map_err(fault)?);
                     if shards.first().is_some_and(|first| !same_set(&first.schema, &schema)) {
-                        return Err(fault("its columns are not those of shard 0".into()));
+                        return Err(fault("its columns differ from those of shard 0".into()));
                     }
                     schema
                 }
@@ -226,7 +226,7 @@ impl Index {
         }
         let total = shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(shard.samples));
         if total.is_none_or(|total| i64::try_from(total).is_err()) {
-            return Err(Fault::new(0, "more samples than can be counted"));
+            return Err(Fault::new(0, "too many samples"));
         }
         let schema = shards.first().map_or_else(|| Arc::new(Schema::new(vec![])), |shard| Arc::clone(&shard.schema));
         Ok(Self { schema, shards })
@@ -237,7 +237,7 @@ impl Shard {
     fn new(entry: &ShardEntry, schema: Arc<Schema>) -> std::result::Result<Self, String> {
         let raw = &entry.raw_data;
         if raw.bytes > u64::from(u32::MAX) || entry.samples > raw.bytes / 4 {
-            return Err(format!("{} samples cannot be in {} bytes", entry.samples, raw.bytes));
+            return Err(format!("{} samples do not fit in {} bytes", entry.samples, raw.bytes));
         }
         let zip = match (&entry.compression, &entry.zip_data) {
             (None, None) => None,
@@ -254,13 +254,13 @@ impl Shard {
     }
 }
 
-/// A file of a dataset lies in its folder, whatever its index says.
+/// Refuses a path that leads out of the dataset's folder.
 fn check_basename(basename: &str) -> std::result::Result<(), String> {
     let path = Path::new(basename);
     let inside = !basename.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
     match inside && !basename.contains('\0') {
         true => Ok(()),
-        false => Err(format!("the basename {basename:?} is not one inside the folder")),
+        false => Err(format!("the basename {basename:?} is not inside the folder")),
     }
 }
 
@@ -268,7 +268,7 @@ fn same_set(a: &Schema, b: &Schema) -> bool {
     a.columns.len() == b.columns.len() && a.columns.iter().all(|column| b.columns.contains(column))
 }
 
-/// Parses JSON; the fault tells the byte, not line and column.
+/// Parses JSON. Converts the position of an error from line and column to a byte offset.
 pub(super) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> std::result::Result<T, Fault> {
     serde_json::from_slice(bytes).map_err(|error| {
         let line_start = match error.line() {
@@ -283,12 +283,12 @@ pub(super) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> std::result
     })
 }
 
-/// The bytes of the index that mosaicml's `merge_index` would make of the datasets `path/<folder>`, in that order.
+/// The bytes of the index that mosaicml's `merge_index` writes for the datasets `path/<folder>`, in that order.
 ///
 /// # Errors
-/// An I/O or format error that names the index of a folder; an argument error for a name that is no immediate sub-folder.
+/// An I/O or format error that names the index of a folder; an argument error for a name that is not a direct subfolder.
 pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
-    // The keys' own order and whatever else an entry holds are kept, as a Python dict would keep them.
+    // Entries keep the order of their keys, and unknown keys, as Python dicts would.
     let mut merged: Vec<Json> = Vec::new();
     for folder in folders {
         if check_basename(folder).is_err() || Path::new(folder).components().count() != 1 {
@@ -297,10 +297,11 @@ pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
         let file = path.join(folder).join(INDEX);
         let bytes = fs::read(&file).map_err(|error| Error::io(&file, error))?;
         let fault = |message: String| Fault::new(0, message).in_file(&file);
-        // What cannot be read must not be merged.
+        // Refuse to merge an index that cannot be read.
         Index::parse(&bytes).map_err(|fault| fault.in_file(&file))?;
         let mut index: Json = from_bytes(&bytes).map_err(|fault| fault.in_file(&file))?;
-        let shards = index.get_mut("shards").and_then(Json::as_array_mut).ok_or_else(|| fault("no shards".into()))?;
+        let shards =
+            index.get_mut("shards").and_then(Json::as_array_mut).ok_or_else(|| fault("it has no shards".into()))?;
         for shard in &mut *shards {
             for key in ["raw_data", "zip_data"] {
                 if let Some(Json::String(basename)) = shard.get_mut(key).and_then(|file| file.get_mut("basename")) {
@@ -318,13 +319,13 @@ pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
     Ok(dumps(&Merged { version: VERSION, shards: merged }))
 }
 
-/// Writes [`merged_index`] as `path/index.json`: whole or not at all.
+/// Writes [`merged_index`] to `path/index.json` atomically.
 ///
-/// Without `folders`, these are the immediate sub-folders that have an index, but those whose name begins with a dot, in
-/// the order of their names.
+/// Without `folders`, merges all direct subfolders that have an index and whose name does not start with a dot, in the
+/// order of their names.
 ///
 /// # Errors
-/// As [`merged_index`], or where it cannot be written.
+/// The errors of [`merged_index`], and an I/O error if it cannot be written.
 pub fn merge(path: &Path, folders: Option<&[String]>) -> Result<()> {
     let bytes = match folders {
         Some(folders) => merged_index(path, folders)?,
@@ -333,7 +334,7 @@ pub fn merge(path: &Path, folders: Option<&[String]>) -> Result<()> {
     publish::replace_file(&path.join(INDEX), &bytes)
 }
 
-/// The immediate sub-folders that `wanted` takes, but those whose name begins with a dot, in the order of their names.
+/// The direct subfolders that `wanted` accepts and whose name does not start with a dot, in the order of their names.
 pub(super) fn datasets_in(path: &Path, wanted: impl Fn(&Path) -> Result<bool>) -> Result<Vec<String>> {
     let io = |error| Error::io(path, error);
     let mut names = Vec::new();
@@ -343,7 +344,7 @@ pub(super) fn datasets_in(path: &Path, wanted: impl Fn(&Path) -> Result<bool>) -
             continue;
         }
         let name = name.into_string();
-        names.push(name.map_err(|name| Error::argument(format!("the folder {name:?} has no name in UTF-8")))?);
+        names.push(name.map_err(|name| Error::argument(format!("the name of the folder {name:?} is not UTF-8")))?);
     }
     names.sort();
     Ok(names)

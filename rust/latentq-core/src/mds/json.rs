@@ -1,19 +1,19 @@
-//! JSON as Python writes and reads it: its separators, its escapes, and the numbers that it allows beyond the standard.
+//! JSON with Python's conventions: its separators and escapes, and the non-standard numbers that it accepts.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
-/// `value` as `json.dumps` writes it, keys in their own order.
+/// Formats `value` like Python's `json.dumps`. The order of keys is kept.
 pub fn dumps<T: Serialize>(value: &T) -> Vec<u8> {
     let mut out = Vec::new();
-    // What is written here (strings, integers, lists, maps with string keys) cannot fail on a vector.
+    // Strings, numbers, lists and maps with string keys cannot fail to serialize to a vector.
     let _ = value.serialize(&mut Serializer::with_formatter(&mut out, Python));
     out
 }
 
-/// Separators `", "` and `": "`, everything but printable ASCII escaped, floats as `repr` writes them.
+/// Separators `", "` and `": "`; everything except printable ASCII is escaped; floats are formatted like `repr`.
 struct Python;
 
 impl Formatter for Python {
@@ -62,7 +62,8 @@ impl Formatter for Python {
     }
 }
 
-/// A finite float as Python's `repr` writes it: the shortest digits that read back, with an exponent below 1e-4 and from 1e16.
+/// Formats a finite float like Python's `repr`: the shortest digits that round-trip, with an exponent below 1e-4 and from
+/// 1e16.
 fn repr(value: f64) -> String {
     let scientific = format!("{value:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -73,10 +74,10 @@ fn repr(value: f64) -> String {
     }
 }
 
-/// The deepest nesting that is followed; Python's own reader gives up near its recursion limit of 1,000.
+/// Maximum nesting. Python's parser fails near its recursion limit of 1,000.
 const MAX_DEPTH: usize = 1000;
 
-/// Where `text` is not what Python's `json.loads` reads, `NaN` and `Infinity` included; `None` where it is.
+/// The position of the first error if Python's `json.loads`, which accepts `NaN` and `Infinity`, cannot read `text`.
 pub fn fault(text: &str) -> Option<usize> {
     let mut scan = Scan { bytes: text.as_bytes(), at: 0 };
     match scan.document() {
@@ -85,7 +86,7 @@ pub fn fault(text: &str) -> Option<usize> {
     }
 }
 
-/// A checker that keeps no values and does not recurse.
+/// A parser that checks syntax only, without recursion.
 struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -93,11 +94,11 @@ struct Scan<'a> {
 
 impl Scan<'_> {
     fn document(&mut self) -> Option<()> {
-        // The closing bracket of each list and object that is open.
+        // The closing brackets of all open lists and objects.
         let mut open: Vec<u8> = Vec::new();
         loop {
             self.space();
-            // A value, or the start of one.
+            // A value, or the start of a list or object.
             match self.peek()? {
                 bracket @ (b'[' | b'{') => {
                     self.at += 1;
@@ -117,7 +118,7 @@ impl Scan<'_> {
                 b'"' => self.string()?,
                 _ => self.word()?,
             }
-            // What follows a value: ends, then a comma or nothing.
+            // After a value: closing brackets, then a comma or the end.
             loop {
                 self.space();
                 let Some(&close) = open.last() else {
@@ -139,7 +140,7 @@ impl Scan<'_> {
         }
     }
 
-    /// In an object, the key and its colon.
+    /// Inside an object, reads the key and the colon.
     fn key(&mut self, close: u8) -> Option<()> {
         if close == b'}' {
             if self.peek()? != b'"' {
@@ -226,14 +227,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_style_is_pythons() {
+    fn dumps_formats_like_python() {
         let value = serde_json::json!({"b": [1, null, "é\u{7f}\u{1f600}\n\u{1}\"\\/"], "a": {}, "c": []});
         let expected = r#"{"b": [1, null, "\u00e9\u007f\ud83d\ude00\n\u0001\"\\/"], "a": {}, "c": []}"#;
         assert_eq!(String::from_utf8(dumps(&value)).unwrap(), expected);
     }
 
     #[test]
-    fn floats_are_pythons() {
+    fn repr_formats_like_python() {
         for (value, text) in [
             (1.0, "1.0"),
             (1e16, "1e+16"),
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_reads_beyond_the_standard_is_no_fault() {
+    fn fault_accepts_what_python_accepts() {
         for text in ["NaN", "[Infinity, -Infinity]", "{\"a\": NaN}", " 1 ", "\"\\ud800\"", "1e400", "-0"] {
             assert_eq!(fault(text), None, "{text}");
         }
@@ -263,7 +264,7 @@ mod tests {
         #[test]
         fn the_checker_agrees_with_serde(text in "[\\[\\]{}\",:0-9eE+.tru -]{0,12}") {
             let serde = serde_json::from_str::<serde_json::Value>(&text);
-            // serde refuses numbers beyond f64, which Python reads.
+            // serde refuses numbers beyond the range of f64, which Python accepts.
             let range = serde.as_ref().err().is_some_and(|error| error.to_string().contains("out of range"));
             prop_assert_eq!(fault(&text).is_none(), serde.is_ok() || range, "{:?}", serde);
         }

@@ -1,13 +1,13 @@
-//! MDS shards, the format of mosaicml-streaming: `docs/mds.md` tells the bytes.
+//! MDS shards, the format of mosaicml-streaming. `docs/mds.md` documents the bytes.
 //!
-//! [`Writer`] writes a dataset and publishes it with one rename; [`Reader`] reads one by positioned reads; [`merge`] makes
-//! one index of several datasets; [`verify`] and [`repair`] look after what is there.
+//! [`Writer`] writes a dataset and publishes it with one rename; [`Reader`] reads one with positioned reads; [`merge`]
+//! writes one index for several datasets; [`verify`] checks a dataset and [`repair`] restores its index.
 //!
-//! Contract: whatever the bytes, a function here returns a value or an [`Error`](crate::Error) that names file and offset.
-//! It does not panic, and it allocates nothing on the word of a number that the file's own length has not earned.
+//! Contract: for any bytes, a function returns a value or an [`Error`](crate::Error) that names the file and the offset. It
+//! does not panic, and it never allocates more than the length of a file justifies.
 
 #[cfg(target_endian = "big")]
-compile_error!("the shard code hands bytes to and from arrays as they are: it needs a little-endian machine");
+compile_error!("shards are read and written in native byte order, which must be little-endian");
 
 mod cache;
 mod compress;
@@ -16,6 +16,7 @@ mod file;
 mod hash;
 mod index;
 mod json;
+mod opened;
 mod publish;
 mod reader;
 mod shard;
@@ -38,10 +39,10 @@ use crate::Error;
 /// The file that lists the shards of a dataset.
 pub const INDEX: &str = "index.json";
 
-/// A break of the format inside one file: where, and what.
+/// A violation of the format inside a file: an offset and a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Bytes from the start of what was looked at.
+    /// Bytes from the start of the checked bytes.
     pub offset: u64,
     /// One line.
     pub message: String,
@@ -52,13 +53,13 @@ impl Fault {
         Self { offset, message: message.into() }
     }
 
-    /// The same fault in the file that begins `base` bytes before what was looked at.
+    /// The same fault in a file that starts `base` bytes before the checked bytes.
     pub fn at(mut self, base: u64) -> Self {
         self.offset = self.offset.saturating_add(base);
         self
     }
 
-    /// The error that names the file.
+    /// Converts to an error that names the file.
     pub fn in_file(self, path: &Path) -> Error {
         Error::format(format!("{}: at byte {}: {}", path.display(), self.offset, self.message))
     }

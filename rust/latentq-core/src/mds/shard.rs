@@ -1,4 +1,4 @@
-//! One shard: `u32 n, u32 off[n+1], cfg, samples`.
+//! The layout of a shard: `u32 n, u32 offsets[n + 1], config, samples`.
 
 use std::ops::Range;
 
@@ -6,19 +6,19 @@ use super::Fault;
 use super::encoding::u32_at;
 use super::index::{Config, Schema, from_bytes};
 
-/// Where each sample of a checked shard lies.
+/// The offsets of the samples of a checked shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// `n + 1` offsets, rising, the last one the size of the file.
+    /// `n + 1` ascending offsets. The last one is the size of the file.
     offsets: Vec<u32>,
 }
 
 impl Table {
-    /// The table of a shard of `samples` samples and `len` bytes, checked with its configuration against its schema.
-    /// `read` gives the bytes of a range that lies within `len`.
+    /// Reads the table of a shard of `samples` samples and `len` bytes, and checks table and configuration against `schema`.
+    /// `read` returns the bytes of a range within `len`.
     ///
     /// # Errors
-    /// What `read` says, or a fault.
+    /// Any error of `read`, or a fault.
     pub fn load<E: From<Fault>>(
         samples: u64,
         len: u64,
@@ -39,50 +39,50 @@ impl Table {
         let least = schema.header + schema.fixed;
         let first = u64::from(offsets[0]);
         if first < head || first > len {
-            return Err(Fault::new(4, format!("the first sample begins at {first}")).into());
+            return Err(Fault::new(4, format!("the first sample starts at {first}")).into());
         }
         for (i, pair) in offsets.windows(2).enumerate() {
             let size = u64::from(pair[1]).checked_sub(u64::from(pair[0]));
             let good = size.is_some_and(|size| if schema.is_fixed() { size == least } else { size >= least });
             if !good {
-                let message = format!("sample {i} is to lie from {} to {}", pair[0], pair[1]);
+                let message = format!("sample {i} has the invalid range {} to {}", pair[0], pair[1]);
                 return Err(Fault::new(8 + 4 * i as u64, message).into());
             }
         }
         let end = u64::from(offsets[offsets.len() - 1]);
         if end != len {
-            return Err(Fault::new(head - 4, format!("the samples end at {end}, the shard at {len}")).into());
+            return Err(Fault::new(head - 4, format!("the samples end at {end}, the shard ends at {len}")).into());
         }
         let config: Config = from_bytes(&read(head..first)?).map_err(|fault| fault.at(head))?;
         match config.schema() {
             Ok(own) if own == *schema => Ok(Self { offsets }),
-            Ok(_) => Err(Fault::new(head, "the shard's columns are not those that its index says").into()),
+            Ok(_) => Err(Fault::new(head, "the columns of the shard differ from those in its index").into()),
             Err(message) => Err(Fault::new(head, message).into()),
         }
     }
 
-    /// Samples in the shard.
+    /// Number of samples in the shard.
     pub fn len(&self) -> usize {
         self.offsets.len() - 1
     }
 
-    /// Whether there are none.
+    /// True if there are no samples.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes that this takes in memory.
+    /// Bytes that the table takes in memory.
     pub fn weight(&self) -> usize {
         4 * self.offsets.len()
     }
 
-    /// Where sample `i` lies in the shard.
+    /// The range of sample `i` in the shard.
     pub fn range(&self, i: usize) -> Range<u64> {
         u64::from(self.offsets[i])..u64::from(self.offsets[i + 1])
     }
 }
 
-/// Every fault of a whole shard in memory: one of its head, or else the first of each sample.
+/// Checks a whole shard in memory. Returns the first fault of its header, or else the first fault of each sample.
 pub fn check(samples: u64, schema: &Schema, bytes: &[u8]) -> Vec<Fault> {
     let part = |range: Range<u64>| bytes.get(range.start as usize..range.end as usize).unwrap_or_default();
     let table = Table::load(samples, bytes.len() as u64, schema, |range| Ok::<_, Fault>(part(range).to_vec()));
@@ -107,10 +107,10 @@ pub fn check(samples: u64, schema: &Schema, bytes: &[u8]) -> Vec<Fault> {
     (0..table.len()).map(sample).filter_map(Result::err).collect()
 }
 
-/// What a shard says of itself, apart from any index: its samples and its configuration.
+/// Reads the number of samples and the configuration from a shard, without an index.
 ///
 /// # Errors
-/// A fault, where not even these are there.
+/// A fault if they are missing or invalid.
 pub fn own_config(bytes: &[u8]) -> Result<(u64, Config), Fault> {
     let short = || Fault::new(bytes.len() as u64, "the shard ends before its configuration");
     let n = u64::from(u32_at(bytes, 0).ok_or_else(short)?);
@@ -120,31 +120,31 @@ pub fn own_config(bytes: &[u8]) -> Result<(u64, Config), Fault> {
     Ok((n, from_bytes(config).map_err(|fault| fault.at(head))?))
 }
 
-/// Where in a sample a column of fixed size lies, where that can be told without the sample's header: all columns before it,
-/// or all behind it, are fixed.
+/// The position of a column of fixed size in a sample, if it does not depend on the header of the sample: all columns before
+/// it, or all columns after it, have a fixed size.
 #[derive(Clone, Copy, Debug)]
-pub enum Place {
-    /// Its first byte and its size.
+pub enum Position {
+    /// Offset from the start of the sample, and size.
     FromStart(u64, u64),
-    /// Bytes from its first to the sample's end, and its size.
+    /// Distance of its first byte from the end of the sample, and size.
     FromEnd(u64, u64),
 }
 
-impl Place {
-    /// The place of a column, where it can be told.
+impl Position {
+    /// The position of a column; `None` if it depends on the header of the sample.
     pub fn of(schema: &Schema, column: usize) -> Option<Self> {
         let size = |columns: &[super::Column]| columns.iter().try_fold(0u64, |sum, c| Some(sum + u64::from(c.size?)));
         let (before, rest) = schema.columns.split_at(column);
-        let (own, behind) = rest.split_first()?;
+        let (own, after) = rest.split_first()?;
         let own = u64::from(own.size?);
-        match (size(before), size(behind)) {
+        match (size(before), size(after)) {
             (Some(before), _) => Some(Self::FromStart(schema.header + before, own)),
-            (_, Some(behind)) => Some(Self::FromEnd(own + behind, own)),
+            (_, Some(after)) => Some(Self::FromEnd(own + after, own)),
             _ => None,
         }
     }
 
-    /// Where it lies in a sample of `len` bytes, which a checked table gave: none is shorter than its fixed columns.
+    /// The range in a sample of `len` bytes. `len` must come from a checked table, so that the fixed columns fit.
     #[inline]
     pub fn within(self, len: u64) -> Range<u64> {
         let (start, size) = match self {
@@ -155,10 +155,10 @@ impl Place {
     }
 }
 
-/// Where in a sample of `len` bytes each column lies, by its header (`head`: the first `schema.header` bytes).
+/// Computes the range of each column in a sample of `len` bytes from its header (`head`: at least `schema.header` bytes).
 ///
 /// # Errors
-/// A fault, where the sizes do not add up to `len`.
+/// A fault if the sizes do not add up to `len`.
 pub fn split(schema: &Schema, head: &[u8], len: u64, out: &mut Vec<Range<u64>>) -> Result<(), Fault> {
     out.clear();
     let (mut at, mut next) = (schema.header, 0);
@@ -168,15 +168,15 @@ pub fn split(schema: &Schema, head: &[u8], len: u64, out: &mut Vec<Range<u64>>) 
             None => {
                 next += 4;
                 u32_at(head, next - 4)
-                    .ok_or_else(|| Fault::new(head.len() as u64, "the sample's header is cut short"))?
+                    .ok_or_else(|| Fault::new(head.len() as u64, "the header of the sample is truncated"))?
             }
         };
-        // Sums of u32 sizes: this cannot overflow.
+        // A sum of u32 sizes cannot overflow.
         out.push(at..at + u64::from(size));
         at += u64::from(size);
     }
     match at == len {
         true => Ok(()),
-        false => Err(Fault::new(0, format!("the sample's columns make {at} bytes, the sample has {len}"))),
+        false => Err(Fault::new(0, format!("the columns of the sample have {at} bytes, the sample has {len}"))),
     }
 }

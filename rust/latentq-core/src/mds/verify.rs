@@ -1,4 +1,4 @@
-//! Looking after a dataset: what is wrong with it, and an index for shards that have lost theirs.
+//! Verifying a dataset, and rebuilding a lost index.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -9,12 +9,12 @@ use super::index::{FileEntry, Index, Shard, ShardEntry, datasets_in, to_bytes};
 use super::{Algorithm, Compression, Fault, INDEX, merge, publish, shard};
 use crate::{Error, Kind, Result};
 
-/// Something wrong with a file of a dataset.
+/// A problem with a file of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Path below the dataset's folder, with `/`.
+    /// Path relative to the dataset's folder, with `/`.
     pub file: String,
-    /// Bytes from the start of the file; of a compressed one, of what it holds, unless the message is of the whole.
+    /// Offset in the file, or in its decompressed contents; 0 if the problem concerns the whole file.
     pub offset: u64,
     /// One line.
     pub message: String,
@@ -26,11 +26,11 @@ impl Finding {
     }
 }
 
-/// Everything that is wrong with the dataset in `folder`: its index, the size, hashes and structure of each shard, every
-/// value of every sample, and shards that no index lists.
+/// Checks the dataset in `folder`: its index, the size, hashes and structure of each shard, every value of every sample, and
+/// that there are no unlisted shards. Returns all problems.
 ///
 /// # Errors
-/// An I/O error that is not a finding: there is no index, or the system refuses to read.
+/// An I/O error if there is no index or a file cannot be read.
 pub fn verify(folder: &Path) -> Result<Vec<Finding>> {
     let path = folder.join(INDEX);
     let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
@@ -71,7 +71,7 @@ fn verify_shard(folder: &Path, shard: &Shard, findings: &mut Vec<Finding>) -> Re
     let mut bytes = read(folder, &stored.basename)?;
     let mut compression = shard.zip.as_ref().map(|(compression, _)| *compression);
     if bytes.is_none() && compression.is_some() {
-        // As a stock reader may have left it.
+        // A stock reader may have decompressed it in place.
         (stored, compression) = (raw, None);
         bytes = read(folder, &stored.basename)?;
     }
@@ -100,7 +100,7 @@ fn verify_shard(folder: &Path, shard: &Shard, findings: &mut Vec<Finding>) -> Re
     Ok(())
 }
 
-/// Whether size and hashes are those of the index.
+/// Checks size and hashes against the index. Returns true if they match.
 fn check_file(entry: &FileEntry, bytes: &[u8], report: &mut impl FnMut(Fault)) -> bool {
     let len = bytes.len() as u64;
     if len != entry.bytes {
@@ -108,10 +108,10 @@ fn check_file(entry: &FileEntry, bytes: &[u8], report: &mut impl FnMut(Fault)) -
         return false;
     }
     let mut sound = true;
-    for (name, told) in &entry.hashes {
+    for (name, expected) in &entry.hashes {
         let message = match Algorithm::parse(name) {
-            Ok(algorithm) if algorithm.digest(&[bytes]) == *told => continue,
-            Ok(_) => format!("the {name} of the file is not that of its index"),
+            Ok(algorithm) if algorithm.digest(&[bytes]) == *expected => continue,
+            Ok(_) => format!("the {name} of the file differs from its index"),
             Err(error) => error.to_string(),
         };
         report(Fault::new(0, message));
@@ -120,7 +120,7 @@ fn check_file(entry: &FileEntry, bytes: &[u8], report: &mut impl FnMut(Fault)) -
     sound
 }
 
-/// The bytes of a file; `None` where there is none.
+/// Reads a file; `None` if it does not exist.
 fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     let path = folder.join(name);
     match fs::read(&path) {
@@ -130,25 +130,24 @@ fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// What [`repair`] did.
+/// The result of [`repair`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Repair {
-    /// Shards that were listed.
+    /// Number of shards in the index.
     pub shards: usize,
-    /// Samples in them.
+    /// Number of samples in them.
     pub samples: u64,
-    /// What could not be listed, and why; the files are left as they are.
+    /// Shards that could not be listed, and why. The files are not changed.
     pub left_out: Vec<Finding>,
-    /// Where the indexes that were there are kept, below the folder.
+    /// New names of previous indexes, relative to the folder.
     pub kept: Vec<String>,
 }
 
-/// Makes an `index.json` for the shards in `folder` from these alone; where there are none, one for each sub-folder that
-/// has lost its own, and from all of those the merged one. Nothing is deleted: an index that was there is kept under
-/// another name.
+/// Rebuilds `index.json` from the shards in `folder`. If there are none, rebuilds the index of each subfolder that has lost
+/// its own, and then the merged index. Nothing is deleted: a previous index is kept under another name.
 ///
 /// # Errors
-/// A format error where there is no shard at all; an I/O error where a file cannot be read or written.
+/// A format error if there is no shard at all; an I/O error if a file cannot be read or written.
 pub fn repair(folder: &Path) -> Result<Repair> {
     let mut done = Repair::default();
     if !shards_in(folder)?.is_empty() {
@@ -174,7 +173,7 @@ pub fn repair(folder: &Path) -> Result<Repair> {
         found.push(name);
     }
     if found.is_empty() {
-        return Err(Error::format(format!("{}: there is no shard in it", folder.display())));
+        return Err(Error::format(format!("{}: there is no shard in this folder", folder.display())));
     }
     let index = super::merged_index(folder, &found)?;
     done.kept.extend(keep(folder, &index)?);
@@ -190,7 +189,7 @@ fn repair_here(folder: &Path, prefix: &str, done: &mut Repair) -> Result<()> {
     let names = shards_in(folder)?;
     let mut entries: Vec<ShardEntry> = Vec::new();
     for name in &names {
-        // Beside its compressed form, a stock reader's copy.
+        // A copy that a stock reader decompressed next to the compressed shard.
         let copy =
             names.iter().any(|other| other.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.')));
         if copy {
@@ -205,7 +204,7 @@ fn repair_here(folder: &Path, prefix: &str, done: &mut Repair) -> Result<()> {
                 entries.push(entry);
             }
             Ok(_) => {
-                let fault = Fault::new(0, "its columns are not those of the first shard");
+                let fault = Fault::new(0, "its columns differ from those of the first shard");
                 done.left_out.push(Finding::new(&format!("{prefix}{name}"), fault));
             }
             Err(fault) => done.left_out.push(Finding::new(&format!("{prefix}{name}"), fault)),
@@ -216,7 +215,7 @@ fn repair_here(folder: &Path, prefix: &str, done: &mut Repair) -> Result<()> {
     publish::replace_file(&folder.join(INDEX), &index)
 }
 
-/// The index's entry for a shard called `name`, made from its bytes.
+/// Builds the index entry of a shard called `name` from its bytes.
 ///
 /// # Errors
 /// The first fault of the shard.
@@ -244,22 +243,22 @@ pub fn entry_of(name: &str, stored: &[u8]) -> std::result::Result<ShardEntry, Fa
         bytes: bytes.len() as u64,
         hashes: hashes.iter().map(|hash| (hash.name().to_owned(), hash.digest(&[bytes]))).collect::<BTreeMap<_, _>>(),
     };
-    let told = config.compression.as_deref().map(Compression::parse).transpose();
-    match told {
-        Ok(told) if told.map(Compression::extension) == compression.map(Compression::extension) => {}
-        _ => return Err(other(format!("its own word on its compression is {:?}", config.compression))),
+    let stated = config.compression.as_deref().map(Compression::parse).transpose();
+    match stated {
+        Ok(stated) if stated.map(Compression::extension) == compression.map(Compression::extension) => {}
+        _ => return Err(other(format!("its configuration has the compression {:?}", config.compression))),
     }
     let zip = compression.map(|_| entry(name, stored));
     Ok(ShardEntry::new(config, entry(&raw_name, bytes), zip, samples))
 }
 
-/// Keeps the index in `folder` under another name, unless it is `index` already; the name, where there is one.
+/// Keeps the index in `folder` under another name, unless it equals `index`. Returns the new name.
 fn keep(folder: &Path, index: &[u8]) -> Result<Option<String>> {
     match read(folder, INDEX)? {
         Some(bytes) if bytes != index => {}
         _ => return Ok(None),
     }
-    // Not `.json`: whatever ends so, mosaicml's merge_index takes for an index.
+    // No `.json` at the end: mosaicml's merge_index would read it as an index.
     for number in 0.. {
         let name = format!("{INDEX}.before-repair.{number}");
         let to = folder.join(&name);
@@ -272,7 +271,7 @@ fn keep(folder: &Path, index: &[u8]) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// The names of the shards in a folder, in the order of their numbers.
+/// The names of the shards in a folder, ordered by number.
 fn shards_in(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let io = |error| Error::io(folder, error);

@@ -1,4 +1,4 @@
-//! Writing a dataset, byte for byte as mosaicml's `MDSWriter` would.
+//! Writing a dataset with the same bytes as mosaicml's `MDSWriter`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -14,58 +14,58 @@ use crate::memory::advise_huge;
 use crate::parallel::Task;
 use crate::{Error, Result};
 
-/// Bytes of a shard that are made room for at once; a larger one grows.
+/// Bytes reserved for a shard up front; a larger shard reallocates.
 const ROOM: usize = 1 << 26;
 
-/// Bytes of that which lie in small pages: most shards of a test are not larger.
+/// Bytes at the start of a shard that stay in small pages, which suffices for small datasets.
 const SMALL: usize = 1 << 21;
 
-/// How a dataset is written.
+/// Options of a writer.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// `name` or `name:level`.
+    /// Compression, as `name` or `name:level`.
     pub compression: Option<String>,
-    /// Names of hashes, in any order, each once.
+    /// Names of hashes, in any order, without duplicates.
     pub hashes: Vec<String>,
-    /// Bytes that no shard is to exceed, below 2^32; 0 is no limit but the format's own. A single larger sample still gets
-    /// its shard.
+    /// Maximum bytes per shard, below 2^32; 0 for the limit of the format. A larger sample gets its own shard.
     pub size_limit: u64,
-    /// Whether files and folders are synced before and after the rename.
+    /// Fsync files and folders before and after the rename.
     pub sync: bool,
 }
 
 /// The values of one column for several samples.
 pub enum Values<'a> {
-    /// One after the other, each of the column's fixed size.
+    /// Concatenated values of the column's fixed size.
     Fixed(&'a [u8]),
-    /// Any sizes.
+    /// Values of any size.
     Each(Vec<&'a [u8]>),
 }
 
-/// Writes samples into a temporary folder, which [`Writer::finish`] publishes. Dropped before that, it leaves nothing.
+/// Writes samples to a temporary folder, which [`Writer::finish`] publishes. Dropping the writer earlier removes it.
 ///
-/// A full shard is written by a thread of its own while the next is filled; when that is full too, it is waited for.
+/// A full shard is written by a background thread while the next one is filled. The writer waits for that thread before it
+/// starts another.
 pub struct Writer {
     schema: Schema,
     form: Arc<Form>,
     size_limit: u64,
     shards: Vec<ShardEntry>,
-    /// Of the shard under way.
+    /// The samples of the current shard.
     samples: Samples,
-    /// `None` while a shard is being written.
+    /// `None` while the background thread writes a shard.
     folder: Option<Folder>,
     task: Option<Task<Written>>,
-    /// Of the shard before, their room to be used again.
+    /// An empty buffer, kept for its allocation.
     spare: Option<Samples>,
     files: HashSet<String>,
-    /// A file could not be written: what follows would leave a gap.
+    /// True after a file could not be written: the dataset would have a gap.
     failed: bool,
 }
 
-/// What a shard's task gives back: where it wrote, what it wrote, and whether it could.
+/// The result of the background thread: the folder and the samples, returned to the writer, and the index entry.
 type Written = (Folder, Samples, Result<ShardEntry>);
 
-/// Samples one after the other, and where each ends.
+/// Concatenated samples, and the end of each.
 struct Samples {
     data: Vec<u8>,
     ends: Vec<u64>,
@@ -87,7 +87,7 @@ impl Samples {
     }
 }
 
-/// What all shards of a dataset have in common.
+/// The properties that all shards of a dataset share.
 struct Form {
     config: Config,
     config_bytes: Vec<u8>,
@@ -96,23 +96,23 @@ struct Form {
 }
 
 impl Writer {
-    /// Starts a dataset of `columns` at `path`, which must be absent or an empty folder.
+    /// Creates a dataset of `columns` at `path`, which must not exist or be an empty folder.
     ///
     /// # Errors
-    /// An argument error for options, columns or names that the format does not have; an I/O error where there is
-    /// something at `path`, or nothing can be written beside it.
+    /// An argument error for invalid options or columns; an I/O error if something exists at `path`, or its parent is not
+    /// writable.
     pub fn create(path: &Path, mut columns: Vec<Column>, options: &Options) -> Result<Self> {
-        // Code points and their UTF-8 have the same order.
+        // Code points and their UTF-8 bytes have the same order.
         columns.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = columns.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            return Err(Error::argument(format!("the column {:?} is there twice", pair[0].name)));
+            return Err(Error::argument(format!("column {:?} occurs twice", pair[0].name)));
         }
         if columns.is_empty() {
-            return Err(Error::argument("a dataset has at least one column"));
+            return Err(Error::argument("a dataset needs at least one column"));
         }
         if options.size_limit > u64::from(u32::MAX) {
             return Err(Error::argument(format!(
-                "size_limit {} is not below 2**32: offsets are u32",
+                "size_limit must be below 2**32, because offsets are u32, not {}",
                 options.size_limit
             )));
         }
@@ -120,7 +120,7 @@ impl Writer {
         let mut hashes = options.hashes.iter().map(|name| Algorithm::parse(name)).collect::<Result<Vec<_>>>()?;
         hashes.sort();
         if let Some(pair) = hashes.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::argument(format!("the hash {:?} is there twice", pair[0].name())));
+            return Err(Error::argument(format!("hash {:?} occurs twice", pair[0].name())));
         }
         let config = Config {
             column_encodings: columns.iter().map(|column| column.text.clone()).collect(),
@@ -146,16 +146,16 @@ impl Writer {
         })
     }
 
-    /// The columns, in the order in which values are given.
+    /// The columns, in the order that [`Writer::write`] expects values in.
     pub fn columns(&self) -> &[Column] {
         &self.schema.columns
     }
 
-    /// Adds one sample: the bytes of each column.
+    /// Adds one sample, given the bytes of each column.
     ///
     /// # Errors
-    /// An argument error for bytes that the column cannot hold: nothing is written then. An I/O error where a full shard
-    /// could not be written: the dataset can then only be given up.
+    /// An argument error for bytes of the wrong size; nothing is written then. An I/O error if a full shard could not be
+    /// written; the writer cannot be used any more then.
     pub fn write(&mut self, values: &[&[u8]]) -> Result<()> {
         if values.len() != self.schema.columns.len() {
             return Err(Error::argument(format!("{} values for {} columns", values.len(), self.schema.columns.len())));
@@ -164,15 +164,15 @@ impl Writer {
         self.push(|column| values[column])
     }
 
-    /// Whether the shard under way takes such a sample, so that [`Writer::write`] does not have to wait for the disk.
+    /// True if the sample fits in the current shard, so that [`Writer::write`] will not wait for the disk.
     pub fn has_room(&self, values: &[&[u8]]) -> bool {
         self.fits(self.schema.header + values.iter().map(|value| value.len() as u64).sum::<u64>())
     }
 
-    /// Adds `n` samples.
+    /// Adds `n` samples, all or (on an argument error) none.
     ///
     /// # Errors
-    /// As [`Writer::write`].
+    /// The errors of [`Writer::write`].
     pub fn write_batch(&mut self, n: usize, columns: &[Values<'_>]) -> Result<()> {
         if columns.len() != self.schema.columns.len() {
             return Err(Error::argument(format!("{} values for {} columns", columns.len(), self.schema.columns.len())));
@@ -185,7 +185,7 @@ impl Writer {
                 Values::Each(values) => values.len() == n,
             };
             if !good {
-                return Err(Error::argument(format!("column {:?} does not hold {n} values", column.name)));
+                return Err(Error::argument(format!("column {:?} does not have {n} values", column.name)));
             }
         }
         let value = |sample: usize, column: usize| match &columns[column] {
@@ -201,7 +201,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the values are a sample that a shard can hold.
+    /// Checks that the values have the sizes of their columns, and that the sample fits in a shard.
     fn check<'a>(&self, value: impl Fn(usize) -> &'a [u8]) -> Result<()> {
         let mut size = self.empty_len() + 4 + self.schema.header;
         for (at, column) in self.schema.columns.iter().enumerate() {
@@ -209,7 +209,7 @@ impl Writer {
             if column.size.is_some_and(|size| u64::from(size) != len) {
                 let name = &column.name;
                 return Err(Error::argument(format!(
-                    "column {name:?}: a value of {len} bytes, {} has {}",
+                    "column {name:?}: a value has {len} bytes, but {} has {}",
                     column.text,
                     column.size.unwrap_or(0)
                 )));
@@ -218,24 +218,26 @@ impl Writer {
         }
         match size <= u64::from(u32::MAX) {
             true => Ok(()),
-            false => Err(Error::argument(format!("a shard with this sample would have {size} bytes: offsets are u32"))),
+            false => Err(Error::argument(format!(
+                "a shard with this sample would have {size} bytes, which u32 offsets cannot address"
+            ))),
         }
     }
 
-    /// Refuses to go on after a failure.
-    fn check_going(&self) -> Result<()> {
+    /// Refuses to continue after a failure.
+    fn check_not_failed(&self) -> Result<()> {
         match self.failed {
-            true => Err(Error::argument("the writer failed before: the dataset cannot be completed")),
+            true => Err(Error::argument("the writer failed earlier: the dataset cannot be completed")),
             false => Ok(()),
         }
     }
 
-    /// Bytes of a shard without samples.
+    /// Bytes of an empty shard.
     fn empty_len(&self) -> u64 {
         8 + self.form.config_bytes.len() as u64
     }
 
-    /// Whether a sample of `size` bytes leaves the shard under way within its limit.
+    /// True if the current shard stays within its limit with another sample of `size` bytes.
     fn fits(&self, size: u64) -> bool {
         let shard = self.empty_len() + 4 * self.samples.ends.len() as u64 + self.samples.data.len() as u64;
         let limit = if self.size_limit == 0 { u64::from(u32::MAX) } else { self.size_limit };
@@ -243,22 +245,22 @@ impl Writer {
     }
 
     fn push<'a>(&mut self, value: impl Fn(usize) -> &'a [u8]) -> Result<()> {
-        self.check_going()?;
+        self.check_not_failed()?;
         let size =
             self.schema.header + (0..self.schema.columns.len()).map(|column| value(column).len() as u64).sum::<u64>();
         if !self.fits(size) {
-            // Without a limit of its own, a dataset that outgrows one shard has no faithful form.
+            // Without a size limit, the stock format has exactly one shard.
             if self.size_limit == 0 {
                 self.failed = true;
                 return Err(Error::argument(
-                    "the shard would exceed 4 GiB: offsets are u32, so a size_limit is needed",
+                    "the shard would exceed 4 GiB, the maximum with u32 offsets: set a size_limit",
                 ));
             }
             self.flush()?;
         }
         for (at, column) in self.schema.columns.iter().enumerate() {
             if column.size.is_none() {
-                // `check` has seen that this fits.
+                // `check` has made sure that this fits.
                 self.samples.data.extend_from_slice(&(value(at).len() as u32).to_le_bytes());
             }
         }
@@ -269,9 +271,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Has the shard under way written, and begins the next.
+    /// Starts writing the current shard in the background, and starts a new one.
     fn flush(&mut self) -> Result<()> {
-        self.settle()?;
+        self.wait_for_shard()?;
         let number = self.shards.len();
         let mut folder = self.folder.take().ok_or_else(lost)?;
         let next = self.spare.take().unwrap_or_else(|| Samples::new(self.size_limit));
@@ -283,8 +285,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits for the shard that is being written.
-    fn settle(&mut self) -> Result<()> {
+    /// Waits for the background thread.
+    fn wait_for_shard(&mut self) -> Result<()> {
         let Some(task) = self.task.take() else { return Ok(()) };
         self.failed = true;
         let (folder, mut samples, entry) = task.wait().ok_or_else(lost)?;
@@ -295,34 +297,35 @@ impl Writer {
         Ok(())
     }
 
-    /// A further file, published together with the shards.
+    /// Adds a file that is published together with the shards.
     ///
     /// # Errors
-    /// An argument error for a name with a separator, one that is the writer's own, or one that is there, and after a failure.
+    /// An argument error for a name that has a separator, is reserved or occurs twice, and after a failure; an I/O error if it
+    /// cannot be written.
     pub fn add_file(&mut self, name: &str, data: &[u8]) -> Result<()> {
-        let own = name == INDEX || (name.starts_with("shard.") && name.contains(".mds"));
-        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0']) || own {
-            return Err(Error::argument(format!("{name:?} cannot be the name of a further file")));
+        let reserved = name == INDEX || (name.starts_with("shard.") && name.contains(".mds"));
+        if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0']) || reserved {
+            return Err(Error::argument(format!("{name:?} is not a valid name for an additional file")));
         }
-        self.check_going()?;
+        self.check_not_failed()?;
         if !self.files.insert(name.to_owned()) {
-            return Err(Error::argument(format!("the file {name:?} is there twice")));
+            return Err(Error::argument(format!("file {name:?} occurs twice")));
         }
-        self.settle()?;
+        self.wait_for_shard()?;
         let written = self.folder.as_mut().ok_or_else(lost)?.write(name, &[data]);
         self.failed |= written.is_err();
         written
     }
 
-    /// Writes what is left and the index, and publishes the dataset.
+    /// Writes the last shard and the index, and publishes the dataset.
     ///
     /// # Errors
-    /// An I/O error; where another process has published there meanwhile, one of the kind `AlreadyExists`. Nothing of this
-    /// writer is left then.
+    /// An I/O error, of the kind `AlreadyExists` if another process has published there in the meantime. All files of this
+    /// writer are removed then.
     pub fn finish(mut self) -> Result<()> {
-        self.settle()?;
+        self.wait_for_shard()?;
         if self.failed {
-            return Err(Error::argument("the writer failed before: nothing is published"));
+            return Err(Error::argument("the writer failed earlier: nothing is published"));
         }
         let mut folder = self.folder.take().ok_or_else(lost)?;
         if !self.samples.ends.is_empty() {
@@ -333,9 +336,9 @@ impl Writer {
     }
 }
 
-/// The shard that was being written is not known of: the thread that wrote it is another process's, or has panicked.
+/// The error for a background thread that belongs to another process or has panicked.
 fn lost() -> Error {
-    Error::argument("the writer is another process's, or has failed before")
+    Error::argument("the writer belongs to another process, or has failed earlier")
 }
 
 impl Form {
@@ -346,7 +349,7 @@ impl Form {
         let mut head = Vec::with_capacity(start as usize);
         head.extend_from_slice(&(n as u32).to_le_bytes());
         head.extend_from_slice(&(start as u32).to_le_bytes());
-        // `push` keeps the shard below 2^32 bytes.
+        // `push` has kept the shard below 2^32 bytes.
         samples.ends.iter().for_each(|end| head.extend_from_slice(&((start + end) as u32).to_le_bytes()));
         head.extend_from_slice(&self.config_bytes);
         let basename = format!("shard.{number:05}.mds");

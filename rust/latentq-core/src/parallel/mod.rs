@@ -1,8 +1,10 @@
-//! The only threading of the crate: scoped threads over disjoint chunks of one buffer, a task that its owner waits for, and
-//! [`Threads`] that work ahead of theirs. None outlives its call or its owner, and no thread is needed by a process that was
-//! forked, so fork and spawn both work. The last two outlive the call that starts them, since their work has to go on while
-//! their owner does something else: a loader prepares batches while the model learns, a writer fills the next shard. Their
-//! owner ends them, and in a forked child, which has none of them, what is asked of them is an error or nothing.
+//! All threading of the crate: [`for_each_chunk`] for disjoint chunks of one buffer, [`Task`] for one background job, and
+//! [`Threads`] for a queue of jobs.
+//!
+//! No thread outlives its call or its owner. `for_each_chunk` joins its threads before it returns. A `Task` and `Threads`
+//! run in the background (a loader prepares batches while the model trains, a writer compresses one shard while the next
+//! is filled) and are joined when their owner drops them. A forked child has none of these threads: there, waiting for a
+//! job is an error and dropping its owner does nothing, so both fork and spawn work.
 
 mod task;
 mod threads;
@@ -13,10 +15,10 @@ use std::thread;
 pub use task::Task;
 pub use threads::{Job, Threads};
 
-/// Calls `work(i, chunk)` once for every chunk of `chunk_len` items of `out` (the last may be shorter), `i` counting the
-/// chunks, on up to `threads` threads. Each thread takes the next chunk when it is free, so uneven work balances.
+/// Calls `work(i, chunk)` once for every chunk `i` of `chunk_len` items of `out` (the last may be shorter), on up to
+/// `threads` threads. A thread takes the next chunk when it is free, which balances uneven work.
 ///
-/// With one thread (or one chunk) everything runs on the caller's.
+/// With one thread or one chunk, everything runs on the calling thread.
 pub fn for_each_chunk<T, F>(out: &mut [T], chunk_len: usize, threads: usize, work: F)
 where
     T: Send,
@@ -32,7 +34,7 @@ where
     let chunks = Mutex::new(chunks);
     let run = || {
         loop {
-            // A panic in `work` is not under this lock, so it cannot be poisoned.
+            // `work` does not run under this lock, so a panic cannot poison it.
             let next = chunks.lock().ok().and_then(|mut chunks| chunks.next());
             let Some((index, chunk)) = next else { return };
             work(index, chunk);
@@ -40,7 +42,7 @@ where
     };
     thread::scope(|scope| {
         for _ in 1..threads {
-            // Where the system grants no further thread, the caller's own does the work.
+            // If the system refuses another thread, the existing threads do the work.
             let _ = thread::Builder::new().spawn_scoped(scope, run);
         }
         run();
@@ -52,7 +54,7 @@ mod tests {
     use super::for_each_chunk;
 
     #[test]
-    fn every_chunk_is_visited_once_whatever_the_number_of_threads() {
+    fn every_chunk_is_visited_once() {
         for threads in [0, 1, 2, 3, 8, 64] {
             for len in [0, 1, 2, 7, 100] {
                 for chunk_len in [0, 1, 3, 200] {

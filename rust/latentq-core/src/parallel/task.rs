@@ -1,9 +1,9 @@
-//! One piece of work on a thread of its own.
+//! A single background job.
 
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-/// Work on a thread of its own, while its owner goes on. Dropped, it is waited for.
+/// A job on its own thread. Dropping the task waits for the job.
 pub struct Task<T> {
     state: State<T>,
     owner: u32,
@@ -15,9 +15,9 @@ enum State<T> {
 }
 
 impl<T: Send + 'static> Task<T> {
-    /// Begins `work`, or does it where the system grants no thread.
+    /// Starts `work` on a new thread, or runs it on this thread if the system refuses one.
     pub fn spawn<F: FnOnce() -> T + Send + 'static>(work: F) -> Self {
-        // Where no thread comes about, what it was to do must not be lost with it.
+        // A failed spawn drops its closure, so `work` must be kept outside of it.
         let work = Arc::new(Mutex::new(Some(work)));
         let take = |work: &Mutex<Option<F>>| work.lock().ok().and_then(|mut work| work.take());
         let shared = Arc::clone(&work);
@@ -29,7 +29,7 @@ impl<T: Send + 'static> Task<T> {
         Self { state, owner: std::process::id() }
     }
 
-    /// What the work gives; nothing where it panicked, or in a process that was forked meanwhile and has not this thread.
+    /// Waits for the result. Returns `None` if the job panicked, or in a forked child, which does not have the thread.
     pub fn wait(mut self) -> Option<T> {
         self.take()
     }
@@ -41,7 +41,7 @@ impl<T> Task<T> {
             State::Done(done) => done,
             State::Running(thread) if self.owner == std::process::id() => thread.join().ok().flatten(),
             State::Running(thread) => {
-                // Neither waited for nor let go: nothing is known of it here.
+                // The thread does not exist in this process: it can be neither joined nor detached.
                 std::mem::forget(thread);
                 None
             }
@@ -60,8 +60,8 @@ mod tests {
     use super::Task;
 
     #[test]
-    fn a_task_gives_what_its_work_gives() {
+    fn wait_returns_the_result_of_the_work() {
         assert_eq!(Task::spawn(|| 5).wait(), Some(5));
-        assert_eq!(Task::spawn(|| -> i32 { panic!("as asked for") }).wait(), None);
+        assert_eq!(Task::spawn(|| -> i32 { panic!("expected") }).wait(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Threads that outlive the call that starts them and end with their owner.
+//! A thread pool that is owned by one object and ends with it.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// Threads that work through tasks in the order in which these come. Dropped, they finish what they have begun and end.
+/// A pool of threads that run tasks in submission order. When it is dropped, running tasks finish and queued tasks are
+/// discarded.
 ///
-/// A forked child has none of them: what it asks of them is an error.
+/// A forked child does not have the threads: submitting a job there is an error.
 pub struct Threads {
     count: usize,
     queue: Arc<Queue>,
@@ -22,28 +23,28 @@ pub struct Threads {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Tasks that no thread has taken yet; `None` once there will be no more.
+/// Queued tasks; `None` after shutdown.
 struct Queue {
     tasks: Mutex<Option<VecDeque<Work>>>,
     more: Condvar,
 }
 
 impl Threads {
-    /// Up to `count` threads, which are started when there is work for them.
+    /// Creates a pool of up to `count` threads, which start with the first job.
     pub fn new(count: usize) -> Self {
         let queue = Queue { tasks: Mutex::new(Some(VecDeque::new())), more: Condvar::new() };
         Self { count: count.max(1), queue: Arc::new(queue), handles: Mutex::new(Vec::new()), owner: process::id() }
     }
 
-    /// How many there are.
+    /// Maximum number of threads.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Has `work` called once with each of `parts`, and gives what will hold the results in their order.
+    /// Submits a job: `work` is called once for each of `parts`. Returns a handle to the results, in the order of `parts`.
     ///
     /// # Errors
-    /// Of the system, where it grants no thread at all; an argument error in a forked child.
+    /// An I/O error if the system refuses to start a single thread; an argument error in a forked child.
     pub fn start<P, T, F>(&self, parts: Vec<P>, work: F) -> Result<Job<T>>
     where
         P: Send + 'static,
@@ -68,7 +69,7 @@ impl Threads {
         Ok(Job { state, owner: self.owner })
     }
 
-    /// Starts the threads that there are not yet.
+    /// Starts the threads that are not running yet.
     fn begin(&self) -> Result<()> {
         let mut handles = lock(&self.handles);
         while handles.len() < self.count {
@@ -87,7 +88,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         let handles = mem::take(self.handles.get_mut().unwrap_or_else(PoisonError::into_inner));
         if self.owner != process::id() {
-            return mem::forget(handles); // none of them is here, and another may have held the lock when it was forked
+            return mem::forget(handles); // the threads are not in this process, and the queue's lock may be held forever
         }
         let left = lock(&self.queue.tasks).take();
         drop(left);
@@ -110,34 +111,35 @@ impl Queue {
                 }
             };
             drop(tasks);
-            let _ = catch_unwind(AssertUnwindSafe(work)); // whoever waits for it is told
+            let _ = catch_unwind(AssertUnwindSafe(work)); // the ticket reports a panic to the waiting thread
         }
     }
 }
 
-/// What [`Threads`] were given to do. Dropped, it waits for those of its parts that are being worked on.
+/// A handle to a job of [`Threads`]. Dropping it waits for the job.
 pub struct Job<T> {
     state: Arc<Progress<T>>,
     owner: u32,
 }
 
 struct Progress<T> {
-    /// Parts that are not done, and the results of the others.
+    /// Number of unfinished parts, and the results of the others.
     results: Mutex<(usize, Vec<Option<Result<T>>>)>,
     done: Condvar,
 }
 
 impl<T> Job<T> {
-    /// One of one part, which is done.
+    /// Creates a finished job with a single result.
     pub fn done(result: T) -> Self {
         let results = Mutex::new((0, vec![Some(Ok(result))]));
         Self { state: Arc::new(Progress { results, done: Condvar::new() }), owner: process::id() }
     }
 
-    /// The results, once there are all of them; `None` where there are not after that time.
+    /// Waits up to `timeout` for all results. Returns `None` on a timeout.
     ///
     /// # Errors
-    /// The first part's that failed; an argument error where the threads were dropped before, or are another process's.
+    /// The error of the first part that failed; an argument error if the threads ended before, a part panicked, or the
+    /// threads belong to another process.
     pub fn wait(&self, timeout: Duration) -> Option<Result<Vec<T>>> {
         if self.owner != process::id() {
             return Some(Err(other_process()));
@@ -149,8 +151,8 @@ impl<T> Job<T> {
             return None;
         }
         let results = mem::take(&mut results.1).into_iter();
-        let given_up = || Err(Error::argument("the threads that were to do it have ended"));
-        Some(results.map(|result| result.unwrap_or_else(given_up)).collect())
+        let not_done = || Err(Error::argument("the threads ended before the job was done"));
+        Some(results.map(|result| result.unwrap_or_else(not_done)).collect())
     }
 }
 
@@ -160,7 +162,7 @@ impl<T> Drop for Job<T> {
     }
 }
 
-/// Of one part: it reports the part as done when it is dropped, be it before it was begun or by a panic.
+/// Reports one part as done when dropped: after its work, after a panic, or when the queue is discarded.
 struct Ticket<T> {
     state: Arc<Progress<T>>,
     number: usize,
@@ -184,13 +186,13 @@ impl<T> Drop for Ticket<T> {
     }
 }
 
-/// Nothing panics under a lock of this module.
+/// Locks a mutex. No code of this module panics under a lock, so poisoning can be ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn other_process() -> Error {
-    Error::argument("it was begun by another process, whose threads are not here")
+    Error::argument("the job belongs to another process: its threads do not exist after a fork")
 }
 
 #[cfg(test)]
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn results_come_in_the_order_of_the_parts_whatever_the_number_of_threads() {
+    fn results_are_in_the_order_of_the_parts() {
         for count in [0, 1, 2, 8] {
             let threads = Threads::new(count);
             let jobs: Vec<_> =
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_error_is_the_jobs_and_a_panic_is_one() {
+    fn a_job_fails_with_its_first_error_or_panic() {
         let threads = Threads::new(2);
         let job =
             threads.start(vec![1, 2, 3], |n| if n < 2 { Ok(n) } else { Err(Error::argument(n.to_string())) }).unwrap();
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_begins_nothing_more_and_leaves_nobody_waiting() {
+    fn dropping_the_threads_discards_queued_tasks_and_wakes_waiters() {
         let threads = Threads::new(1);
         let begun = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&begun);

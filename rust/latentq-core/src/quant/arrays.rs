@@ -1,6 +1,8 @@
-//! Quantising and dequantising whole arrays: what is checked before the loops, and how samples are handed to threads. The
-//! loops are in `encode` and `decode`: plain Rust over one plane (one channel of one sample), compiled for every instruction
-//! set by [`super::arch`], so all of them agree to the bit. f32 additions and multiplications are never fused.
+//! Quantizing and dequantizing whole arrays: argument checks, and the distribution of samples to threads.
+//!
+//! The loops are in `encode` and `decode`: plain Rust over one plane (one channel of one sample), compiled for every
+//! instruction set by [`super::arch`]. All instruction sets give identical bits: f32 additions and multiplications are
+//! never fused.
 
 use std::sync::Mutex;
 
@@ -14,23 +16,23 @@ use super::scheme::Quantizer;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
-/// So many codes, and more, are written past the caches: it saves the memory reading what is overwritten. (Dequantised
-/// values were measured slower that way.)
+/// Outputs of at least this many codes are written with non-temporal stores, which saves reading the lines that are
+/// overwritten. (Dequantized values were measured slower that way.)
 const STREAM: usize = 8 << 20;
 
-/// Where a plane is shorter than this, they are not: each is a turn of its own, which costs more than is saved (with planes
-/// of 64 and 256 values the rate was two thirds).
+/// Planes shorter than this use normal stores: the cost per plane exceeds the saving (with planes of 64 and 256 values the
+/// rate was two thirds).
 const LONG: usize = 512;
 
 impl Quantizer {
-    /// Writes the codes of `x` (N, C, plane) to `out`, one byte each.
+    /// Quantizes `x` (N, C, plane) to `out`, one byte per code.
     ///
-    /// A sample that holds a NaN or an infinity is reported in the counts; its codes are 0.
+    /// A sample that contains a NaN or an infinity is reported in the counts; its codes are 0.
     pub fn quantize(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<Counts> {
         self.quantize_with(Isa::best(), x, out, plane, false, threads)
     }
 
-    /// [`Quantizer::quantize`] and [`super::pack`] at once: `out` is (N, bytes).
+    /// [`Quantizer::quantize`] followed by [`super::pack`], in one pass: `out` is (N, bytes).
     pub fn quantize_packed(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<Counts> {
         self.quantize_with(Isa::best(), x, out, plane, true, threads)
     }
@@ -59,12 +61,12 @@ impl Quantizer {
         })
     }
 
-    /// Writes the values of `codes` (N, C, plane), one byte each, to `out`. A code of more than `bits` bits is an error.
+    /// Dequantizes `codes` (N, C, plane), one byte each, to `out`. A code of more than `bits` bits is an error.
     pub fn dequantize(&self, codes: &[u8], out: FloatsMut<'_>, plane: usize, threads: usize) -> Result<()> {
         self.dequantize_with(Isa::best(), codes, out, plane, false, threads)
     }
 
-    /// [`super::unpack`] and [`Quantizer::dequantize`] at once: `packed` is (N, bytes).
+    /// [`super::unpack`] followed by [`Quantizer::dequantize`], in one pass: `packed` is (N, bytes).
     pub fn dequantize_packed(&self, packed: &[u8], out: FloatsMut<'_>, plane: usize, threads: usize) -> Result<()> {
         self.dequantize_with(Isa::best(), packed, out, plane, true, threads)
     }
@@ -100,13 +102,13 @@ impl Quantizer {
         match counts.bad.first() {
             None => Ok(()),
             Some((sample, channel)) => Err(Error::argument(format!(
-                "sample {sample}, channel {channel} holds a code of more than {} bits",
+                "sample {sample}, channel {channel} has a code of more than {} bits",
                 self.bits()
             ))),
         }
     }
 
-    /// The shape of a sample, after checking that the arrays hold the same number of whole ones.
+    /// The shape of a sample, after checking that both arrays have the same number of whole samples.
     fn shape(&self, elements: usize, bytes: usize, plane: usize, packed: bool) -> Result<Shape> {
         let channels = self.channels();
         let sample = sample_len(elements, channels, plane)?;
@@ -122,19 +124,25 @@ impl Quantizer {
         if bytes == elements / shape.elements.max(1) * shape.bytes {
             return Ok(shape);
         }
-        Err(Error::argument(format!("{elements} values do not go with {bytes} bytes in samples of {}", shape.bytes)))
+        Err(Error::argument(format!(
+            "{elements} values do not match {bytes} bytes in samples of {} bytes",
+            shape.bytes
+        )))
     }
 
-    /// Adds to `out` (C, 2^bits) how often each code occurs in each channel of `codes` (N, C, plane).
+    /// Adds the number of occurrences of each code in each channel of `codes` (N, C, plane) to `out` (C, 2^bits).
     pub fn histogram(&self, codes: &[u8], out: &mut [i64], plane: usize) -> Result<()> {
         let (channels, size) = (self.channels(), 1usize << self.bits());
         sample_len(codes.len(), channels, plane)?;
         if out.len() != channels * size {
-            return Err(Error::argument(format!("a histogram here has {channels} x {size} counts, not {}", out.len())));
+            return Err(Error::argument(format!(
+                "the histogram must have {channels} x {size} counts, not {}",
+                out.len()
+            )));
         }
         for (index, codes) in codes.chunks(plane.max(1)).enumerate() {
             let channel = index % channels;
-            // Four tables, because equal codes follow each other and a counter is slow to be incremented twice in a row.
+            // Four tables: equal codes often follow each other, and incrementing one counter twice in a row is slow.
             let mut counts = [[0u32; 256]; 4];
             for codes in codes.chunks(1 << 30) {
                 for four in codes.chunks(4) {
@@ -151,7 +159,7 @@ impl Quantizer {
                         None => {
                             let (sample, bits) = (index / channels, self.bits());
                             return Err(Error::argument(format!(
-                                "sample {sample}, channel {channel} holds the code {code}, which is more than {bits} bits"
+                                "sample {sample}, channel {channel} has the code {code}, which needs more than {bits} bits"
                             )));
                         }
                     }
@@ -162,18 +170,20 @@ impl Quantizer {
     }
 }
 
-/// The number of elements of a sample, after checking that `elements` are whole samples.
+/// Number of elements in a sample, after checking that `elements` is a whole number of samples.
 pub(super) fn sample_len(elements: usize, channels: usize, plane: usize) -> Result<usize> {
     let sample = channels.saturating_mul(plane);
     if elements != 0 && (sample == 0 || !elements.is_multiple_of(sample)) {
-        return Err(Error::argument(format!("{elements} elements are not samples of {channels} channels of {plane}")));
+        return Err(Error::argument(format!(
+            "{elements} elements are not whole samples of {channels} channels x {plane}"
+        )));
     }
-    // Where there is nothing, a sample may be of any size but 0, which cannot be stepped over.
+    // An empty array may have samples of any size; 0 would be an invalid chunk size.
     Ok(if elements == 0 { channels } else { sample })
 }
 
-/// Hands whole samples of `x` and `out`, of the given lengths, to `work`, on up to `threads` threads, and adds up what it
-/// counts. Sums of integers and a sorted list: the same whatever the threads.
+/// Calls `work` on runs of whole samples of `x` and `out`, which have the given lengths, on up to `threads` threads, and
+/// adds up the counts. Integer sums and a sorted list do not depend on the number of threads.
 pub(super) fn each_chunk<X: Sync, Y: Send>(
     x: &[X],
     out: &mut [Y],
@@ -190,7 +200,7 @@ pub(super) fn each_chunk<X: Sync, Y: Send>(
     for_each_chunk(out, samples.saturating_mul(out_len), threads, |index, out| {
         let first = index * samples;
         let counts = work(&x[first * x_len..][..out.len() / out_len * x_len], out);
-        // Nothing under this lock panics, so it cannot be poisoned.
+        // Nothing panics under this lock, so it cannot be poisoned.
         if let Ok(mut total) = total.lock() {
             for (total, count) in total.clipped.iter_mut().zip(counts.clipped) {
                 *total += count;
@@ -238,7 +248,7 @@ mod tests {
         prop_oneof![2 => affine, 1 => codebook]
     }
 
-    /// The definitions, one value at a time: each f32 operation done in f64 and rounded.
+    /// The definition, one value at a time: each f32 operation is done in f64 and rounded.
     fn expected(quantizer: &Quantizer, channel: usize, x: f32) -> (u8, u64) {
         let top = f64::from(top(quantizer.bits()));
         let round = |x: f64| f64::from(x as f32);
@@ -338,7 +348,7 @@ mod tests {
         }
 
         #[test]
-        fn values_of_16_bits_are_those_of_32_bits_rounded(codes in proptest::collection::vec(any::<u8>(), 262), quantizer in quantizers()) {
+        fn values_of_16_bits_are_rounded_values_of_32_bits(codes in proptest::collection::vec(any::<u8>(), 262), quantizer in quantizers()) {
             let codes: Vec<u8> = codes.into_iter().map(|code| code >> (8 - quantizer.bits())).collect();
             let mut wide = vec![0.0; codes.len()];
             quantizer.dequantize(&codes, FloatsMut::F32(&mut wide), SHAPE.2, 1).unwrap();
@@ -352,7 +362,7 @@ mod tests {
         }
     }
 
-    /// Holds what is written past the caches, from `offset` bytes into a buffer, equal to what the baseline writes plainly.
+    /// Asserts that non-temporal stores, starting `offset` bytes into a buffer, write what the baseline writes.
     fn check_streaming<F: Float>(quantizer: &Quantizer, x: &[F::Bits], plane: usize, offset: usize) {
         let (channels, elements) = (quantizer.channels(), quantizer.channels() * plane);
         let shape = |stream| Shape { channels, plane, elements, bytes: elements, packed: false, stream };
@@ -374,7 +384,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn codes_written_past_the_caches_are_the_same(
+        fn non_temporal_stores_write_the_same_codes(
             quantizer in quantizers(),
             plane in prop_oneof![1usize..200, TURN - 2..TURN + 3, 2000usize..9000],
             samples in 1usize..9,
@@ -396,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_output_is_that_of_its_parts() {
+    fn a_large_array_gives_the_codes_of_its_parts() {
         let quantizer = Quantizer::affine(&[-1.0, -0.5], &[1.0, 0.75], 8, Rounding::Nearest).unwrap();
         for plane in [LONG - 1, LONG, 1027] {
             let sample = 2 * plane;
@@ -413,7 +423,7 @@ mod tests {
                 clipped.iter_mut().zip(counts.clipped).for_each(|(total, count)| *total += count);
             }
             for threads in [1, 3] {
-                // Begins in the midst of a cache line.
+                // Start in the middle of a cache line.
                 let mut whole = vec![0; x.len() + 5];
                 let counts = quantizer.quantize(Floats::F32(&x), &mut whole[5..], plane, threads).unwrap();
                 assert!(whole[5..] == parts, "planes of {plane}");
@@ -423,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_do_not_agree_are_errors() {
+    fn mismatched_lengths_are_errors() {
         let quantizer = Quantizer::affine(&[0.0, 0.0], &[1.0, 1.0], 8, Rounding::Nearest).unwrap();
         let x = [0.5; 12];
         for (plane, len) in [(3, 11), (4, 12), (0, 12), (usize::MAX, 12)] {

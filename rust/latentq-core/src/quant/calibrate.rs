@@ -1,43 +1,43 @@
-//! Ranges and code books measured on data that comes in batches.
+//! Calibration: ranges and codebooks from data that arrives in batches.
 //!
 //! The values of each channel are counted in a histogram of 11 significant bits: float16 and bfloat16 values exactly,
-//! float32 values to one part in 4096, beside the exact extremes. Its size is bounded whatever the data, and the order of
-//! the data changes nothing.
+//! float32 values to one part in 4096. The extremes are kept exactly. The size of the histogram is bounded, and the order
+//! of the data does not matter.
 
 use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::scheme::{Quantizer, check_bits, top};
 use crate::{Error, Result};
 
-/// How the range of a channel follows from its values.
+/// The rule that derives the range of a channel from its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// The smallest and the largest value: nothing is clipped.
+    /// The smallest and the largest value. Nothing is clipped.
     MinMax,
-    /// All but one value in [`TAIL`] at each end.
+    /// All values except one in [`TAIL`] at each end.
     Percentile,
-    /// The range of the smallest squared error, that of the clipped values counted.
+    /// The range with the smallest squared error, clipped values included.
     Mse,
 }
 
-/// [`Method::Percentile`] leaves out one value in this many below its range, and as many above.
+/// [`Method::Percentile`] clips one value in this many below the range, and as many above.
 pub const TAIL: f64 = 10_000.0;
 
-/// Lloyd's iterations at most; it ends before where no value changes its code.
+/// Limit on the iterations of Lloyd's algorithm, which ends earlier once no value changes its code.
 const ITERATIONS: usize = 1500;
 
-/// The mantissa bits of an f32 that a histogram drops.
+/// Mantissa bits of an f32 that a histogram drops.
 const DROPPED: u32 = 13;
-/// The counts of one page: one sign and exponent.
+/// Counts per page. A page covers one sign and exponent.
 const PAGE: usize = 1 << (23 - DROPPED);
 
-/// Counts of values, by channel.
+/// Histograms of values, one per channel.
 #[derive(Clone, Debug)]
 pub struct Calibrator {
     channels: Vec<Histogram>,
 }
 
 impl Calibrator {
-    /// A calibrator that has seen nothing.
+    /// Creates a calibrator without data.
     pub fn new(channels: usize) -> Result<Self> {
         if channels == 0 {
             return Err(Error::argument("a calibrator needs at least one channel"));
@@ -45,7 +45,7 @@ impl Calibrator {
         Ok(Self { channels: vec![Histogram::default(); channels] })
     }
 
-    /// Counts the values of `x` (N, C, plane). If one is a NaN or an infinity, gives its sample and channel, and counts none.
+    /// Adds the values of `x` (N, C, plane). If one is a NaN or an infinity, returns its sample and channel and adds none.
     pub fn update(&mut self, x: Floats<'_>, plane: usize) -> Result<Option<(usize, usize)>> {
         match x {
             Floats::F32(x) => self.update_as::<F32>(x, plane),
@@ -59,7 +59,7 @@ impl Calibrator {
         let channels = self.channels.len();
         if !x.is_empty() && (plane == 0 || !x.len().is_multiple_of(channels.saturating_mul(plane))) {
             return Err(Error::argument(format!(
-                "{} elements are not samples of {channels} channels of {plane}",
+                "{} elements are not whole samples of {channels} channels x {plane}",
                 x.len()
             )));
         }
@@ -76,12 +76,12 @@ impl Calibrator {
         Ok(None)
     }
 
-    /// The number of channels.
+    /// Number of channels.
     pub fn channels(&self) -> usize {
         self.channels.len()
     }
 
-    /// The low and high of each channel.
+    /// Low and high of each channel.
     pub fn ranges(&self, bits: u32, method: Method) -> Result<Vec<(f32, f32)>> {
         check_bits(bits)?;
         self.sorted()
@@ -97,7 +97,7 @@ impl Calibrator {
             .collect()
     }
 
-    /// The code books of the smallest squared error, one channel after the other, each of `2^bits` ascending levels.
+    /// The codebooks with the smallest squared error, channel by channel, each of `2^bits` ascending levels.
     pub fn levels(&self, bits: u32) -> Result<Vec<f32>> {
         check_bits(bits)?;
         let mut levels = Vec::new();
@@ -107,11 +107,11 @@ impl Calibrator {
         Ok(levels)
     }
 
-    /// What quantising the values that were seen costs, by channel.
+    /// The error of quantizing the data with `quantizer`, per channel.
     pub fn measure(&self, quantizer: &Quantizer) -> Result<Vec<Cost>> {
         if quantizer.channels() != self.channels.len() {
             let (theirs, ours) = (quantizer.channels(), self.channels.len());
-            return Err(Error::argument(format!("a quantiser of {theirs} channels does not go with {ours} channels")));
+            return Err(Error::argument(format!("the quantizer has {theirs} channels, the data {ours}")));
         }
         let costs = self.channels.iter().enumerate().map(|(channel, histogram)| {
             let quantizer = quantizer.channel(channel);
@@ -134,31 +134,31 @@ impl Calibrator {
 
     fn sorted(&self) -> impl Iterator<Item = Result<Sorted>> + '_ {
         self.channels.iter().enumerate().map(|(channel, histogram)| {
-            let nothing = || Error::argument(format!("channel {channel} has no values to calibrate on"));
+            let nothing = || Error::argument(format!("channel {channel} has no values to calibrate with"));
             Sorted::new(histogram).ok_or_else(nothing)
         })
     }
 }
 
-/// What quantising costs in one channel.
+/// The error of quantizing one channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// How many values there are.
+    /// Number of values.
     pub count: f64,
-    /// How many are outside the range.
+    /// Number of values outside the range.
     pub clipped: f64,
-    /// The sum of their squares.
+    /// Sum of the squared values.
     pub signal: f64,
-    /// The sum of the squares of their errors.
+    /// Sum of the squared errors.
     pub noise: f64,
-    /// The largest error.
+    /// Largest absolute error.
     pub largest: f64,
 }
 
-/// How often each value occurs, values being rounded to 11 significant bits.
+/// Counts of values rounded to 11 significant bits.
 #[derive(Clone, Debug)]
 struct Histogram {
-    /// By the upper 9 bits of an f32; a page is there when a value of its has been seen.
+    /// Indexed by the upper 9 bits of an f32. A page is allocated with its first value.
     pages: Vec<Option<Box<[u64]>>>,
     min: f32,
     max: f32,
@@ -176,13 +176,13 @@ impl Histogram {
         self.min = self.min.min(value);
         self.max = self.max.max(value);
         let bits = value.to_bits();
-        // To nearest even. A carry goes into the exponent, as it should.
+        // Rounds half to even. A carry correctly increments the exponent.
         let key = ((bits + ((1 << (DROPPED - 1)) - 1) + ((bits >> DROPPED) & 1)) >> DROPPED) as usize;
         let page = self.pages[key / PAGE].get_or_insert_with(|| vec![0; PAGE].into_boxed_slice());
         page[key % PAGE] += 1;
     }
 
-    /// The values that occur, ascending, and how often.
+    /// The distinct values, ascending, with their counts.
     fn ascending(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         let key = |page: usize, index: usize| (page * PAGE + index) as u32;
         let half = self.pages.len() / 2;
@@ -197,21 +197,21 @@ impl Histogram {
         let negative =
             (half..2 * half).rev().flat_map(move |page| occurring(page).collect::<Vec<_>>().into_iter().rev());
         let positive = (0..half).flat_map(occurring);
-        // The value rounded up or down may leave the range that was seen, even the finite numbers.
+        // A rounded value may be outside the range of the data, or even infinite.
         negative
             .chain(positive)
             .map(|(key, count)| (f64::from(f32::from_bits(key << DROPPED).clamp(self.min, self.max)), count as f64))
     }
 }
 
-/// The values of a channel, ascending, with prefix sums: the sums of any run of them cost two look-ups.
+/// The values of a channel, ascending, with prefix sums: the sum over any run of values takes two look-ups.
 struct Sorted {
     min: f64,
     max: f64,
-    /// All values are held less this, their mean, so that sums of squares keep their digits.
-    centre: f64,
+    /// The mean. It is subtracted from all values, so that sums of squares keep their precision.
+    center: f64,
     values: Vec<f64>,
-    /// Each has one element more than `values`: the sum over those before.
+    /// Prefix sums of counts, values and squares; each has one element more than `values`.
     count: Vec<f64>,
     sum: Vec<f64>,
     square: Vec<f64>,
@@ -224,8 +224,8 @@ impl Sorted {
         if total == 0.0 {
             return None;
         }
-        let centre = pairs.iter().map(|(value, count)| value * count).sum::<f64>() / total;
-        let values: Vec<f64> = pairs.iter().map(|(value, _)| value - centre).collect();
+        let center = pairs.iter().map(|(value, count)| value * count).sum::<f64>() / total;
+        let values: Vec<f64> = pairs.iter().map(|(value, _)| value - center).collect();
         let prefix = |power: i32| {
             let mut sum = 0.0;
             let terms = values.iter().zip(&pairs).map(|(value, (_, count))| value.powi(power) * count);
@@ -237,16 +237,16 @@ impl Sorted {
         };
         let (count, sum, square) = (prefix(0), prefix(1), prefix(2));
         let (min, max) = (f64::from(histogram.min), f64::from(histogram.max));
-        Some(Self { min, max, centre, values, count, sum, square })
+        Some(Self { min, max, center, values, count, sum, square })
     }
 
-    /// The squared error of the values `from..to` when all are given as `level`.
+    /// Squared error of the values `from..to` if all are replaced by `level`.
     fn error(&self, from: usize, to: usize, level: f64) -> f64 {
         let part = |sums: &[f64]| sums[to] - sums[from];
         part(&self.square) - 2.0 * level * part(&self.sum) + level * level * part(&self.count)
     }
 
-    /// The first value that is above `bound`, looked for from `from` on.
+    /// Index of the first value above `bound`, searching from `from` on.
     fn above(&self, bound: f64, from: usize) -> usize {
         from + self.values[from..].partition_point(|value| *value <= bound)
     }
@@ -255,10 +255,10 @@ impl Sorted {
         let tail = self.count[self.values.len()] / TAIL;
         let low = self.count[1..].partition_point(|count| *count <= tail);
         let high = self.count[1..].partition_point(|count| *count < self.count[self.values.len()] - tail);
-        (self.values[low] + self.centre, self.values[high] + self.centre)
+        (self.values[low] + self.center, self.values[high] + self.center)
     }
 
-    /// The squared error of all values, quantised with `top + 1` codes from `low` to `high`, both less the centre.
+    /// Squared error of all values, quantized with `top + 1` codes from `low` to `high` (both relative to `center`).
     fn affine_error(&self, low: f64, high: f64, top: f64) -> f64 {
         let step = (high - low) / top;
         let (mut from, mut error) = (0, 0.0);
@@ -271,11 +271,11 @@ impl Sorted {
         error + self.error(from, self.values.len(), high)
     }
 
-    /// The range of the smallest squared error: each extreme drawn in towards the mean, first over a coarse grid of both,
-    /// then by turns in ever finer steps.
+    /// The range with the smallest squared error. Both ends shrink towards the mean: first on a coarse grid of pairs, then
+    /// alternately in finer and finer steps.
     fn smallest_error(&self, top: f32) -> (f64, f64) {
         let top = f64::from(top);
-        let (min, max) = (self.min - self.centre, self.max - self.centre);
+        let (min, max) = (self.min - self.center, self.max - self.center);
         if min >= max {
             return (self.min, self.max);
         }
@@ -306,10 +306,10 @@ impl Sorted {
             }
             reach /= 2.0;
         }
-        (best.1 + self.centre, best.2 + self.centre)
+        (best.1 + self.center, best.2 + self.center)
     }
 
-    /// Lloyd's iteration: every bound goes to the middle between its levels, every level to the mean of its values.
+    /// Lloyd's algorithm: move each bound to the midpoint of its levels, then each level to the mean of its values.
     fn lloyd_max(&self, size: usize) -> Vec<f32> {
         let mut levels = self.first_levels(size);
         let mut bounds = vec![0; size + 1];
@@ -331,12 +331,12 @@ impl Sorted {
             }
         }
         levels.sort_unstable_by(f64::total_cmp);
-        levels.iter().map(|level| (level + self.centre) as f32).collect()
+        levels.iter().map(|level| (level + self.center) as f32).collect()
     }
 
-    /// Levels as dense as the cube root of the density of the values: what is best for many levels (Panter and Dite,
-    /// 1951). For a normal distribution these are the quantiles of one sqrt(3) times as wide. The density is taken from
-    /// a few bins, because from many it would be noise, with a bin of its own for each tail.
+    /// Initial levels, as dense as the cube root of the density of the values, which is optimal for many levels (Panter
+    /// and Dite, 1951). For a normal distribution these are quantiles of a normal distribution sqrt(3) times as wide. The
+    /// density is estimated from a few bins (many would be noisy), with an extra bin for each tail.
     fn first_levels(&self, size: usize) -> Vec<f64> {
         const BINS: usize = 32;
         let total = self.count[self.values.len()];
@@ -347,7 +347,7 @@ impl Sorted {
         let (mut from, mut sum) = (0, 0.0);
         let sums = edges.windows(2).map(|edge| {
             let to = self.above(edge[1], from);
-            // The cube root of the density, times the width.
+            // Cube root of the density times the width of the bin.
             sum += ((self.count[to] - self.count[from]) * (edge[1] - edge[0]).powi(2)).cbrt();
             from = to;
             sum

@@ -6,12 +6,12 @@ use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::kernel::{Counts, INFINITY, Kernel, Shape};
 use crate::{Error, Result};
 
-/// Rounds every value of `x` (N, C, plane) to the type of `out`. A sample that holds a NaN, an infinity or a value that the
-/// type cannot hold is reported as bad, and is all zeros.
+/// Casts `x` (N, C, plane) to the type of `out`, rounding half to even. A sample that contains a NaN, an infinity or a
+/// value outside the range of that type is reported as bad, and becomes all zeros.
 pub fn convert(x: Floats<'_>, out: FloatsMut<'_>, channels: usize, plane: usize, threads: usize) -> Result<Counts> {
     let sample = sample_len(x.len(), channels, plane)?;
     if x.len() != out.len() {
-        return Err(Error::argument(format!("the output has {} elements, the input {}", out.len(), x.len())));
+        return Err(Error::argument(format!("the output has {} elements, the input has {}", out.len(), x.len())));
     }
     let shape = Shape { channels, plane, elements: sample, bytes: sample, packed: false, stream: false };
     Ok(match out {

@@ -1,4 +1,4 @@
-//! Codes to values, plane by plane.
+//! Decoding: codes to values, plane by plane.
 
 use super::arch::Isa;
 use super::floats::{Float, FloatsMut};
@@ -6,7 +6,7 @@ use super::kernel::{BLOCK, Counts, Kernel, Shape};
 use super::pack::{largest, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Scheme};
 
-/// What is to be decoded. A code of too many bits is reported as a bad sample.
+/// The dequantize kernel. A sample with a code of too many bits is reported as bad.
 pub(super) struct Dequantize<'a, F: Float> {
     pub quantizer: &'a Quantizer,
     pub isa: Isa,
@@ -26,7 +26,7 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
         let mut counts = Counts::default();
         let samples = out.len() / shape.elements;
         for turn in 0..samples {
-            // The two halves in turns: one stream of writes leaves the memory idle, as one of reads does.
+            // Alternate between the two halves of the batch: a single write stream does not saturate the memory.
             let number = turn / 2 + turn % 2 * samples.div_ceil(2);
             let codes = &codes[number * shape.bytes..][..shape.bytes];
             let out = &mut out[number * shape.elements..][..shape.elements];
@@ -54,11 +54,11 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
     }
 }
 
-/// How codes of one channel become values.
+/// Maps codes of one channel to values.
 trait Decode {
     fn decode(&self, isa: Isa, codes: &[u8], out: &mut [f32]);
 
-    /// The same for any type of values; gives the number of elements done, which may be less than all.
+    /// Decodes to any float type with vector instructions. Returns the number of elements done, possibly not all.
     #[inline(always)]
     fn decode_vectors(&self, _: Isa, _: &[u8], _: FloatsMut<'_>) -> usize {
         0
@@ -70,7 +70,7 @@ fn decode_plane<F: Float, D: Decode>(isa: Isa, scheme: &D, codes: &[u8], out: &m
     let done = F::floats_mut(out).map_or(0, |out| scheme.decode_vectors(isa, codes, out));
     let (codes, out) = (&codes[done..], &mut out[done..]);
     if codes.is_empty() {
-        return; // without a buffer, which would be filled for nothing
+        return; // before the buffer below is zeroed for nothing
     }
     if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
         return scheme.decode(isa, codes, out);

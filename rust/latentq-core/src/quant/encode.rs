@@ -1,4 +1,4 @@
-//! Values to codes, plane by plane.
+//! Encoding: values to codes, plane by plane.
 
 use super::arch::Isa;
 use super::floats::{F32, Float};
@@ -6,7 +6,7 @@ use super::kernel::{BLOCK, CHUNK, Counts, INFINITY, Kernel, ROUND, Seen, Shape, 
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
 
-/// What is to be encoded.
+/// The quantize kernel.
 pub(super) struct Quantize<'a, F: Float> {
     pub quantizer: &'a Quantizer,
     pub isa: Isa,
@@ -46,7 +46,7 @@ impl<F: Float> Kernel for Quantize<'_, F> {
     }
 }
 
-/// Encodes values of one channel, at most [`CHUNK`].
+/// Encodes at most [`CHUNK`] values of one channel.
 #[inline(always)]
 fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Seen {
     let bits = quantizer.bits();
@@ -57,20 +57,20 @@ fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bit
     }
 }
 
-/// How values of one channel become codes.
+/// Maps values of one channel to codes.
 trait Encode {
     /// Encodes at most [`CHUNK`] values.
     fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen;
 }
 
-/// The value if it is in [low, high], else the nearer of the two; NaN is low. Written as vector processors do it.
+/// Clamps to [low, high]; NaN becomes low. Two selects, which compile to vector min and max.
 #[inline(always)]
 fn clamp(x: f32, low: f32, high: f32) -> f32 {
     let x = if x > low { x } else { low };
     if x < high { x } else { high }
 }
 
-/// Encodes one by one. `inside` is x clamped, so the code needs no clamping but where rounding could lead out.
+/// Encodes value by value. Codes are computed from the clamped x, so the code itself needs no clamping.
 #[inline(always)]
 fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Seen {
     let (mut outside, mut largest) = (0u32, 0u32);
@@ -84,12 +84,12 @@ fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, cod
     Seen { outside: u64::from(outside), finite: largest < INFINITY }
 }
 
-/// The code of a value in range. (A closure would not be compiled for the instruction set of its caller.)
+/// Maps a value in range to its code. (A closure would not be compiled for the instruction set of its caller.)
 trait Code {
     fn of(&self, inside: f32) -> u8;
 }
 
-/// `code = rint((x - low) * inverse_step)`: clamping x first is clamping the code.
+/// `code = rint((x - low) * inverse_step)`. Clamping x first is equivalent to clamping the code.
 struct Nearest<'a>(&'a Affine);
 
 struct NearestCode {
@@ -114,7 +114,7 @@ impl Encode for Nearest<'_> {
     }
 }
 
-/// imagenet.int8's `(clip(z, low, high) / (high - low) + offset) * 255`, as `astype(uint8)` truncates it.
+/// `(clip(z, low, high) / (high - low) + offset) * 255` of imagenet.int8, truncated as `astype(uint8)` does.
 struct Truncate<'a>(&'a Affine, f32);
 
 struct TruncateCode {
@@ -146,7 +146,7 @@ impl Encode for Truncate<'_> {
     }
 }
 
-/// The number of bounds below x, by binary search.
+/// Counts the bounds below x by binary search.
 struct Search<'a>(&'a Codebook, u32);
 
 #[derive(Clone, Copy)]
@@ -185,7 +185,7 @@ impl Encode for Search<'_> {
     }
 }
 
-/// What [`encode_each`] tells of the values, without encoding them.
+/// The observations of [`encode_each`] without the codes.
 #[inline(always)]
 fn observe(x: &[f32], low: f32, high: f32) -> Seen {
     let (mut outside, mut largest) = (0u32, 0u32);

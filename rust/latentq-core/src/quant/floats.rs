@@ -1,21 +1,21 @@
-//! The float types that go in and come out. All arithmetic is in f32: a type is how its bits widen to f32 and how an f32
-//! is rounded to it, both without a branch, so that loops over them become vector code.
+//! Float types of inputs and outputs. All arithmetic is in f32, so a type is defined by how it widens to f32 and how f32
+//! narrows to it. Both are branchless, so that loops over them vectorize.
 
 use std::ops::Range;
 
-/// A float type, as the bits that an array of it holds.
+/// A float type, given by the bits of its array elements.
 pub trait Float {
-    /// What one element is in memory.
+    /// The type of one element in memory.
     type Bits: Copy + Send + Sync;
-    /// The value as f32; exact but for f64, which is rounded to nearest even.
+    /// Widens to f32. Exact, except that f64 is rounded half to even.
     fn widen(bits: Self::Bits) -> f32;
-    /// The value rounded to nearest even.
+    /// Narrows from f32, rounding half to even.
     fn narrow(value: f32) -> Self::Bits;
 
-    /// The array with its type.
+    /// Tags an array with its type.
     fn floats(bits: &[Self::Bits]) -> Floats<'_>;
 
-    /// The array with its type, if it is one that values are given as.
+    /// Tags an output array with its type; `None` for f64, which is no output type.
     #[inline(always)]
     fn floats_mut(_: &mut [Self::Bits]) -> Option<FloatsMut<'_>> {
         None
@@ -28,7 +28,7 @@ pub struct F32;
 pub struct F64;
 /// IEEE binary16.
 pub struct F16;
-/// The upper half of a binary32.
+/// bfloat16: the upper half of a binary32.
 pub struct BF16;
 
 impl Float for F32 {
@@ -85,7 +85,7 @@ impl Float for BF16 {
     fn narrow(value: f32) -> u16 {
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        // Rounding could carry a NaN's payload away and leave an infinity.
+        // Rounding could turn a NaN with a small payload into an infinity.
         let quiet = (bits >> 16) | 0x40;
         (if value.is_nan() { quiet } else { rounded }) as u16
     }
@@ -106,8 +106,8 @@ impl Float for F16 {
         let sign = u32::from(bits & 0x8000) << 16;
         let magnitude = u32::from(bits & 0x7fff) << 13;
         let normal = magnitude + ((127 - 15) << 23);
-        // Subnormal: with an exponent of one more, the leading bit is subtracted again. No f32 subnormal appears, so the
-        // processor's flush-to-zero mode (torch.set_flush_denormal) changes nothing.
+        // Subnormal: add an implicit leading bit by way of the exponent, then subtract it. No f32 subnormal appears, so
+        // flush-to-zero mode (torch.set_flush_denormal) changes nothing.
         let subnormal = (f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23)).to_bits();
         let special = magnitude | 0x7f80_0000;
         let value = if magnitude < (1 << 23) { subnormal } else { normal };
@@ -121,7 +121,7 @@ impl Float for F16 {
         let magnitude = bits & 0x7fff_ffff;
         let odd = (magnitude >> 13) & 1;
         let normal = magnitude.wrapping_sub((127 - 15) << 23).wrapping_add(0xfff + odd) >> 13;
-        // Subnormal: adding 0.5 puts the half's last bit at the f32's last bit, and the adder rounds.
+        // Subnormal: adding 0.5 aligns the last bit of the half with the last bit of the f32, and the addition rounds.
         let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
         let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
         let half = if magnitude < (113 << 23) { subnormal } else { normal };
@@ -151,7 +151,7 @@ pub enum FloatsMut<'a> {
 }
 
 impl Floats<'_> {
-    /// The number of elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
             Floats::F32(x) => x.len(),
@@ -160,14 +160,14 @@ impl Floats<'_> {
         }
     }
 
-    /// Whether there is no element.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl FloatsMut<'_> {
-    /// The number of elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
             FloatsMut::F32(x) => x.len(),
@@ -175,12 +175,12 @@ impl FloatsMut<'_> {
         }
     }
 
-    /// Whether there is no element.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Some of the elements.
+    /// The elements in `range`.
     pub fn range(&mut self, range: Range<usize>) -> FloatsMut<'_> {
         match self {
             FloatsMut::F32(x) => FloatsMut::F32(&mut x[range]),
@@ -194,7 +194,7 @@ impl FloatsMut<'_> {
 mod tests {
     use super::{BF16, F16, Float};
 
-    /// The value that IEEE 754 gives 16 bits with `exponent` exponent bits, by definition rather than by bit tricks.
+    /// The value of 16 bits with `exponent_bits` exponent bits, by the definition of IEEE 754.
     fn value(bits: u16, exponent_bits: u32) -> f64 {
         let mantissa_bits = 15 - exponent_bits;
         let bias = (1i32 << (exponent_bits - 1)) - 1;
@@ -238,7 +238,7 @@ mod tests {
         every_value_widens_exactly_and_comes_back::<BF16>(8);
     }
 
-    /// Between two neighbours, values below the middle go down, above it up, and the middle to the even one.
+    /// Between two neighbors, values below the midpoint round down, values above it up, and the midpoint to even.
     fn narrowing_rounds_to_nearest_even<F: Float<Bits = u16>>(infinity: u16) {
         for bits in 0..infinity - 1 {
             let (low, high) = (F::widen(bits), F::widen(bits + 1));

@@ -1,10 +1,10 @@
-//! The vocabulary that kernels share: what they are given, what they report, and the sizes that they work in.
+//! Types and constants that all kernels share.
 
-/// A piece of work whose body is compiled once for each instruction set.
+/// A loop that is compiled once for each instruction set: a struct of its inputs, and `run` as its body.
 pub trait Kernel {
-    /// What it gives back.
+    /// The result of `run`.
     type Output;
-    /// The body. Implementations must be `#[inline(always)]`.
+    /// Runs the loop. Implementations must be `#[inline(always)]`.
     fn run(self) -> Self::Output;
 }
 
@@ -15,28 +15,28 @@ pub(super) struct Shape {
     pub plane: usize,
     /// `channels * plane`.
     pub elements: usize,
-    /// Of its codes.
+    /// Bytes of the sample's codes.
     pub bytes: usize,
-    /// Whether the codes have no gaps between them.
+    /// True if the codes are bit-packed.
     pub packed: bool,
-    /// Whether codes are written past the caches.
+    /// True if codes are written with non-temporal stores, which bypass the caches.
     pub stream: bool,
 }
 
-/// What was seen while quantising, at no further pass.
+/// Clipped and non-finite values, counted in the same pass that quantizes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// For each channel, the values below its low or above its high, in samples that are not bad.
+    /// Values below low or above high, per channel, in samples that are not bad.
     pub clipped: Vec<u64>,
-    /// For each sample that holds a NaN or an infinity: its number and the first such channel. Its codes are all 0.
+    /// Each sample that contains a NaN or an infinity: its index and the first such channel. Its codes are all 0.
     pub bad: Vec<(usize, usize)>,
 }
 
-/// What encoding tells of a run of values.
+/// Observations about a run of values, made while encoding it.
 pub(super) struct Seen {
-    /// Values below low or above high, NaN among them.
+    /// Number of values below low or above high; a NaN counts.
     pub outside: u64,
-    /// Whether all of them are numbers.
+    /// True if no value is a NaN or an infinity.
     pub finite: bool,
 }
 
@@ -50,11 +50,12 @@ impl Seen {
     }
 }
 
-/// Adds up what is seen, plane by plane, leaving out the samples that turn out bad.
+/// Accumulates [`Counts`] plane by plane. Clipped values of bad samples are not counted.
 pub(super) struct Tally {
     pub counts: Counts,
-    /// Of the sample at hand.
+    /// Clipped values of the current sample, per channel.
     clipped: Vec<u64>,
+    /// The first bad channel of the current sample.
     bad: Option<usize>,
 }
 
@@ -73,7 +74,7 @@ impl Tally {
         }
     }
 
-    /// Ends the sample of this number; gives whether it is bad.
+    /// Ends sample `number`. Returns true if it is bad.
     #[inline(always)]
     pub fn finish(&mut self, number: usize) -> bool {
         let bad = self.bad.take();
@@ -88,17 +89,17 @@ impl Tally {
     }
 }
 
-/// Values that are not f32 are widened, and narrowed, through a buffer of this many, which stays in the first cache.
+/// Values that are widened or narrowed at a time, through a buffer that stays in the L1 cache.
 pub(super) const BLOCK: usize = 1024;
 
-/// The bytes of a cache line.
+/// Bytes in a cache line.
 pub(super) const LINE: usize = 64;
 
-/// A thread takes at least this many elements, so that handing them out costs nothing beside the work.
+/// Minimum number of elements per task of a thread: enough to make the cost of a task negligible.
 pub(super) const CHUNK: usize = 1 << 16;
 
-/// 1.5 * 2^23: added to a value in [0, 2^22), it leaves the value, rounded to nearest even, in the low bits.
+/// 1.5 * 2^23. A value in [0, 2^22) plus this constant has the value, rounded half to even, in its low bits.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
-/// The bits of infinity: those of a finite value, its sign off, are less.
+/// The bits of infinity. The bits of any finite value, sign cleared, are smaller.
 pub(super) const INFINITY: u32 = 0x7f80_0000;

@@ -1,21 +1,21 @@
-//! Sums of float columns, for their statistics.
+//! Sums of float columns, from which their statistics follow.
 
 use super::floats::{BF16, F16, F32, Float, Floats};
 
 /// The sums of one channel, in f64.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moments {
-    /// The sum of the values.
+    /// Sum of the values.
     pub sum: f64,
-    /// The sum of their squares.
+    /// Sum of the squares.
     pub square: f64,
-    /// The smallest; infinity where there is no value.
+    /// Smallest value, or infinity if there are none.
     pub min: f64,
-    /// The largest; minus infinity where there is no value.
+    /// Largest value, or minus infinity if there are none.
     pub max: f64,
 }
 
-/// The sums of each plane of `plane` values. Eight accumulators, added in a fixed order: the same on every machine.
+/// Sums each plane of `plane` values. Eight accumulators, added in a fixed order, give the same result on every machine.
 pub fn moments(x: Floats<'_>, plane: usize) -> Vec<Moments> {
     match x {
         Floats::F32(x) => planes(x, plane, |x| f64::from(F32::widen(x))),

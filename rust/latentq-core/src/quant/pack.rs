@@ -1,19 +1,20 @@
-//! Codes of fewer than 8 bits without gaps: code i of a sample is bits `[i * bits, (i + 1) * bits)` of its bytes, bit b of
-//! the sample being bit `b % 8` (the least significant first) of byte `b / 8`. Each sample begins on a byte; the bits after
-//! its last code are 0.
+//! Bit packing of codes of fewer than 8 bits.
+//!
+//! Code i of a sample occupies bits `[i * bits, (i + 1) * bits)` of the sample. Bit b of the sample is bit `b % 8` of byte
+//! `b / 8`, least significant bit first. Each sample starts at a byte boundary; the bits after its last code are 0.
 
 use super::arch::Isa;
 use super::kernel::Kernel;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
-/// The bytes of a sample of `elements` codes.
+/// Packed bytes of a sample of `elements` codes.
 pub fn packed_len(elements: usize, bits: u32) -> Result<usize> {
     check_bits(bits)?;
     let whole = (elements / 8).checked_mul(bits as usize);
     whole
         .and_then(|whole| whole.checked_add((elements % 8 * bits as usize).div_ceil(8)))
-        .ok_or_else(|| Error::argument(format!("{elements} elements are too many")))
+        .ok_or_else(|| Error::argument(format!("{elements} elements are too many to pack")))
 }
 
 /// Packs codes (N, elements) to `out` (N, bytes). A code of more than `bits` bits is an error.
@@ -26,7 +27,7 @@ pub fn pack(codes: &[u8], out: &mut [u8], elements: usize, bits: u32, threads: u
     let isa = Isa::best();
     if isa.run(Largest(codes)) >> bits != 0 {
         let sample = codes.iter().position(|code| code >> bits != 0).unwrap_or_default() / elements;
-        return Err(Error::argument(format!("sample {sample} holds a code of more than {bits} bits")));
+        return Err(Error::argument(format!("sample {sample} has a code of more than {bits} bits")));
     }
     for_each_chunk(out, bytes, threads, |sample, out| {
         isa.run(Pack { codes: &codes[sample * elements..(sample + 1) * elements], out, bits });
@@ -121,7 +122,7 @@ pub(super) fn unpack_sample(packed: &[u8], out: &mut [u8], bits: u32) {
     }
 }
 
-/// Groups of 8 codes are BITS bytes. So many groups at a time are computed as vectors, then written one by one.
+/// Groups computed at a time as vectors, then written one by one. A group is 8 codes, which pack to BITS bytes.
 const GROUPS: usize = 32;
 
 #[inline(always)]
@@ -166,7 +167,7 @@ fn unpack_bits<const BITS: usize>(packed: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Eight codes, one in each byte, to the lowest 8 * BITS bits: bytes to pairs, pairs to fours, fours to the whole.
+/// Moves eight codes, one per byte, to the lowest 8 * BITS bits: bytes to pairs, pairs to fours, fours to eight.
 #[inline(always)]
 fn squeeze<const BITS: usize>(x: u64) -> u64 {
     let x = (x & 0x00ff_00ff_00ff_00ff) | ((x & 0xff00_ff00_ff00_ff00) >> (8 - BITS));
@@ -190,7 +191,7 @@ fn check_bits(bits: u32) -> Result<()> {
     if (1..=8).contains(&bits) { Ok(()) } else { Err(Error::argument(format!("bits must be 1 to 8, not {bits}"))) }
 }
 
-/// The packed bytes of a sample, after checking that both arrays hold the same number of whole samples.
+/// Packed bytes of a sample, after checking that both arrays have the same number of whole samples.
 fn check(codes: &[u8], packed: &[u8], elements: usize, bits: u32) -> Result<usize> {
     let bytes = packed_len(elements, bits)?;
     let agree = if elements == 0 {
@@ -202,7 +203,7 @@ fn check(codes: &[u8], packed: &[u8], elements: usize, bits: u32) -> Result<usiz
         return Ok(bytes);
     }
     Err(Error::argument(format!(
-        "{} codes in samples of {elements} do not go with {} packed bytes in samples of {bytes}",
+        "{} codes in samples of {elements} do not match {} packed bytes in samples of {bytes}",
         codes.len(),
         packed.len()
     )))
@@ -215,21 +216,21 @@ mod tests {
     use super::{pack, packed_len, unpack};
 
     #[test]
-    fn three_codes_of_three_bits_are_nine_bits_from_the_least_significant() {
+    fn codes_are_packed_from_the_least_significant_bit() {
         let mut out = [0; 2];
         pack(&[0b001, 0b110, 0b101], &mut out, 3, 3, 1).unwrap();
         assert_eq!(out, [0b0111_0001, 0b1]);
     }
 
     #[test]
-    fn a_code_too_large_is_refused() {
+    fn a_code_that_is_too_large_is_an_error() {
         let mut out = [0; 1];
         assert!(pack(&[4, 0], &mut out, 2, 2, 1).is_err());
     }
 
     proptest! {
         #[test]
-        fn unpacking_gives_the_codes_back(bits in 2u32..=8, samples in 0usize..4, elements in 0usize..70, seed: u64) {
+        fn unpack_inverts_pack(bits in 2u32..=8, samples in 0usize..4, elements in 0usize..70, seed: u64) {
             let codes: Vec<u8> = (0..(samples * elements) as u64)
                 .map(|i| (seed.wrapping_mul(i.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 >> (8 - bits))
                 .collect();
@@ -238,7 +239,7 @@ mod tests {
             pack(&codes, &mut packed, elements, bits, 2).unwrap();
             unpack(&packed, &mut back, elements, bits, 2).unwrap();
             prop_assert_eq!(&back, &codes);
-            // By definition, bit by bit.
+            // Compare with the definition, bit by bit.
             for (sample, codes) in codes.chunks(elements.max(1)).enumerate() {
                 for (i, code) in codes.iter().enumerate() {
                     for j in 0..bits as usize {

@@ -1,17 +1,17 @@
-//! What a quantiser is: for each channel an affine map or a code book, and the number of bits of a code.
+//! The definition of a quantizer: bits per code, and an affine map or a codebook for each channel.
 
 use crate::{Error, Result};
 
-/// How a value between two codes is rounded.
+/// Rounding of values between two codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
-    /// To the nearest code; halfway, to the even one.
+    /// To the nearest code; ties to the even code.
     Nearest,
-    /// Downwards, in the arithmetic of imagenet.int8's encoder. Only for reproducing old data.
+    /// Down, with the arithmetic of imagenet.int8's encoder. Only for reproducing old data.
     Truncate,
 }
 
-/// One channel's map between values and codes, all in f32:
+/// The map between values and codes of one channel, in f32:
 /// `code = clamp(rint((x - low) * inverse_step))` and `x = (code + zero) * step`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
@@ -23,7 +23,7 @@ pub struct Affine {
     pub step: f32,
     /// `low / step`.
     pub zero: f32,
-    /// `1 / step`; 0 for a channel of one value.
+    /// `1 / step`, or 0 for a channel with a single value.
     pub inverse_step: f32,
 }
 
@@ -34,27 +34,27 @@ impl Affine {
         }
         let span = high - low;
         if !span.is_finite() {
-            return Err(Error::argument(format!("the range from {low} to {high} is wider than float32 can hold")));
+            return Err(Error::argument(format!("the range from {low} to {high} is too wide for float32")));
         }
         let step = span / top(bits);
         let inverse_step = 1.0 / step;
         if inverse_step.is_finite() {
             return Ok(Self { low, high, step, zero: low / step, inverse_step });
         }
-        // A channel of one value (or of a range that float32 cannot divide): code 0, which gives `low` back exactly.
+        // A channel with a single value (or a range too small to divide in f32): always code 0, which decodes to `low`.
         let (step, zero) = if low == 0.0 { (1.0, 0.0) } else { (low, 1.0) };
         Ok(Self { low, high, step, zero, inverse_step: 0.0 })
     }
 }
 
-/// One channel's code book.
+/// The codebook of one channel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codebook {
-    /// The value of every code, ascending; those past the last code repeat it, so that any byte is an index.
+    /// The value of every code, ascending. Entries after the last code repeat it, so that any byte is a valid index.
     pub levels: [f32; 256],
-    /// The bounds between the codes as a binary search meets them: node 1 is the first, and from node n it goes on to
-    /// 2 n, or to 2 n + 1 where x is above the bound. A bound is the largest f32 not above the middle of its two levels,
-    /// so x is above it exactly where the upper level is nearer; a value in the very middle takes the lower code.
+    /// The bounds between codes as a binary search tree: node 1 is the root, and the search goes from node n to 2 n + 1 if
+    /// x is above the bound, else to 2 n. A bound is the largest f32 not above the midpoint of its two levels, so x is
+    /// above the bound exactly if the upper level is nearer; a value at the midpoint takes the lower code.
     pub tree: [f32; 256],
 }
 
@@ -62,7 +62,7 @@ impl Codebook {
     fn new(levels: &[f32]) -> Result<Self> {
         let ascending = levels.windows(2).all(|pair| pair[0] <= pair[1]);
         let (Some(&last), true) = (levels.last(), ascending && levels.iter().all(|level| level.is_finite())) else {
-            return Err(Error::argument("the levels of a code book must be finite and ascending"));
+            return Err(Error::argument("the levels of a codebook must be finite and ascending"));
         };
         let mut book = Self { levels: [last; 256], tree: [f32::INFINITY; 256] };
         book.levels[..levels.len()].copy_from_slice(levels);
@@ -70,7 +70,7 @@ impl Codebook {
             let middle = (f64::from(pair[0]) + f64::from(pair[1])) / 2.0;
             let rounded = middle as f32;
             let bound = if f64::from(rounded) > middle { rounded.next_down() } else { rounded };
-            // The bound below code i is met in the row that decides the lowest 1 of i.
+            // The bound below code i is in the row of the tree that decides the lowest set bit of i.
             let code = index + 1;
             book.tree[(levels.len() + code) >> (code.trailing_zeros() + 1)] = bound;
         }
@@ -78,16 +78,16 @@ impl Codebook {
     }
 }
 
-/// The channels of a quantiser.
+/// The parameters of all channels.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scheme {
     /// An affine map for each channel.
     Affine(Vec<Affine>, Rounding),
-    /// A code book for each channel.
+    /// A codebook for each channel.
     Codebook(Vec<Codebook>),
 }
 
-/// Floats to codes of `bits` bits and back, with parameters for each channel. A value: it never changes.
+/// Maps floats to codes of `bits` bits and back, with parameters for each channel. Immutable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantizer {
     bits: u32,
@@ -95,12 +95,12 @@ pub struct Quantizer {
 }
 
 impl Quantizer {
-    /// An affine quantiser. `low` and `high` have one value for each channel.
+    /// Creates an affine quantizer. `low` and `high` have one value per channel.
     pub fn affine(low: &[f32], high: &[f32], bits: u32, rounding: Rounding) -> Result<Self> {
         check_bits(bits)?;
         if low.len() != high.len() || low.is_empty() {
             return Err(Error::argument(format!(
-                "low and high must have one value for each channel, not {} and {}",
+                "low and high must have one value per channel, not {} and {}",
                 low.len(),
                 high.len()
             )));
@@ -109,23 +109,23 @@ impl Quantizer {
         Ok(Self { bits, scheme: Scheme::Affine(channels, rounding) })
     }
 
-    /// A code book quantiser. `levels` has `2^bits` ascending values for each channel, one channel after the other.
+    /// Creates a codebook quantizer. `levels` has `2^bits` ascending values per channel, channel by channel.
     pub fn codebook(levels: &[f32], bits: u32) -> Result<Self> {
         check_bits(bits)?;
         let size = 1usize << bits;
         if levels.is_empty() || !levels.len().is_multiple_of(size) {
-            return Err(Error::argument(format!("a code book of {bits} bits needs {size} levels for each channel")));
+            return Err(Error::argument(format!("a codebook of {bits} bits needs {size} levels per channel")));
         }
         let channels = levels.chunks(size).map(Codebook::new).collect::<Result<_>>()?;
         Ok(Self { bits, scheme: Scheme::Codebook(channels) })
     }
 
-    /// The number of bits of a code.
+    /// Bits per code.
     pub fn bits(&self) -> u32 {
         self.bits
     }
 
-    /// The number of channels.
+    /// Number of channels.
     pub fn channels(&self) -> usize {
         match &self.scheme {
             Scheme::Affine(channels, _) => channels.len(),
@@ -133,7 +133,7 @@ impl Quantizer {
         }
     }
 
-    /// The quantiser of one channel alone.
+    /// A quantizer for one channel only.
     pub(super) fn channel(&self, channel: usize) -> Self {
         let scheme = match &self.scheme {
             Scheme::Affine(channels, rounding) => Scheme::Affine(vec![channels[channel]], *rounding),

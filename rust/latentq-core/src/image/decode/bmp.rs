@@ -1,16 +1,16 @@
-//! BMP, in the variants that Pillow reads.
+//! BMP, all variants that Pillow reads.
 
 use super::picture::{Header, Mode, Picture, check_pixels, palette};
 use crate::{Error, Result};
 
-/// How the bytes of a row become pixels.
+/// The layout of a pixel in a row.
 #[derive(Clone, Copy)]
 enum Layout {
-    /// Indices or grey levels of so many bits.
+    /// Palette indices or gray levels of this many bits.
     Index(usize),
-    /// 16 bits: green takes five or six of them.
+    /// 16 bits, of which green has five or six.
     Short { green_bits: u32 },
-    /// Bytes of a pixel, and where red, green, blue and alpha are among them.
+    /// Whole bytes: their number, and the positions of red, green and blue (`places`) and of alpha.
     Bytes { size: usize, places: [usize; 3], alpha: Option<usize> },
 }
 
@@ -18,22 +18,22 @@ struct Description<'a> {
     width: usize,
     height: usize,
     is_top_down: bool,
-    /// Bits of a pixel in the file, which decide the length of its rows.
+    /// Bits per pixel in the file, which determine the length of a row.
     bits: usize,
     layout: Layout,
-    /// 1: 8-bit runs. 2: 4-bit runs.
+    /// Run-length coding: 1 for 8-bit runs, 2 for 4-bit runs.
     runs: Option<u32>,
     colors: Colors<'a>,
-    /// Where the pixels start.
+    /// Position of the pixels in the file.
     offset: usize,
 }
 
-/// What indices mean.
+/// The meaning of palette indices.
 enum Colors<'a> {
-    /// Black and white, the palette's bits.
+    /// Black and white.
     BlackWhite,
-    Grey,
-    /// The palette's bytes, and how many there are for a colour.
+    Gray,
+    /// Bytes of the palette, and bytes per color.
     Palette(&'a [u8], usize),
 }
 
@@ -43,12 +43,57 @@ fn broken(what: &str) -> Error {
 
 fn number(data: &[u8], at: usize) -> Result<u32> {
     let bytes = data.get(at..).and_then(|rest| rest.first_chunk());
-    bytes.map(|bytes| u32::from_le_bytes(*bytes)).ok_or_else(|| broken("the header is cut off"))
+    bytes.map(|bytes| u32::from_le_bytes(*bytes)).ok_or_else(|| broken("the header is truncated"))
 }
 
 fn short(data: &[u8], at: usize) -> Result<usize> {
     let bytes = data.get(at..).and_then(|rest| rest.first_chunk());
-    bytes.map(|bytes| u16::from_le_bytes(*bytes).into()).ok_or_else(|| broken("the header is cut off"))
+    bytes.map(|bytes| u16::from_le_bytes(*bytes).into()).ok_or_else(|| broken("the header is truncated"))
+}
+
+/// The fields that both kinds of header have.
+struct Fields {
+    width: usize,
+    height: usize,
+    is_top_down: bool,
+    bits: usize,
+    compression: u32,
+    colors: usize,
+}
+
+impl Fields {
+    fn read(data: &[u8], is_core: bool) -> Result<Self> {
+        let is_top_down = !is_core && data[25] == 0xFF;
+        if is_core {
+            let (width, height, bits) = (short(data, 18)?, short(data, 20)?, short(data, 24)?);
+            return Ok(Self { width, height, is_top_down, bits, compression: 0, colors: 0 });
+        }
+        let height = number(data, 22)?;
+        let height = if is_top_down { height.wrapping_neg() } else { height };
+        Ok(Self {
+            width: number(data, 18)? as usize,
+            height: height as usize,
+            is_top_down,
+            bits: short(data, 28)?,
+            compression: number(data, 30)?,
+            colors: number(data, 46)? as usize,
+        })
+    }
+}
+
+/// The palette of `colors` entries of `size` bytes, cut short if the file ends.
+fn palette_bytes(data: &[u8], start: usize, colors: usize, size: usize) -> Result<&[u8]> {
+    if !(1..=65536).contains(&colors) {
+        return Err(broken("the palette has an invalid size"));
+    }
+    let rest = data.get(start..).unwrap_or_default();
+    Ok(&rest[..rest.len().min(size * colors)])
+}
+
+/// True if entry i of a palette is the gray level i, or black and white for two entries.
+fn is_gray_ramp(palette: &[u8], colors: usize, size: usize) -> bool {
+    let level = |index: usize| if colors == 2 { index as u8 * 255 } else { index as u8 };
+    (0..colors).all(|index| palette.get(index * size..index * size + 3).is_some_and(|color| color == [level(index); 3]))
 }
 
 impl<'a> Description<'a> {
@@ -57,25 +102,12 @@ impl<'a> Description<'a> {
         let header_size = number(data, 14)? as usize;
         let end = 14usize.saturating_add(header_size);
         if !matches!(header_size, 12 | 40 | 52 | 56 | 64 | 108 | 124) || data.len() < end {
-            return Err(broken("an unknown header, or one cut off"));
+            return Err(broken("the header is unknown or truncated"));
         }
         let is_core = header_size == 12;
-        let is_top_down = !is_core && data[25] == 0xFF;
-        let (width, height, bits, compression, mut colors) = if is_core {
-            (short(data, 18)?, short(data, 20)?, short(data, 24)?, 0, 0)
-        } else {
-            let height = number(data, 22)?;
-            let height = if is_top_down { height.wrapping_neg() } else { height };
-            (
-                number(data, 18)? as usize,
-                height as usize,
-                short(data, 28)?,
-                number(data, 30)?,
-                number(data, 46)? as usize,
-            )
-        };
+        let Fields { width, height, is_top_down, bits, compression, mut colors } = Fields::read(data, is_core)?;
         if width == 0 || height == 0 {
-            return Err(broken("a size of zero"));
+            return Err(broken("the size is zero"));
         }
         let padding = if is_core { 3 } else { 4 };
         if colors == 0 {
@@ -90,7 +122,7 @@ impl<'a> Description<'a> {
             16 => Layout::Short { green_bits: 5 },
             24 => Layout::Bytes { size: 3, places: [2, 1, 0], alpha: None },
             32 => Layout::Bytes { size: 4, places: [2, 1, 0], alpha: None },
-            _ => return Err(broken("an unknown number of bits")),
+            _ => return Err(broken("unknown bits per pixel")),
         };
         match compression {
             0 => {}
@@ -104,23 +136,15 @@ impl<'a> Description<'a> {
                 }
                 layout = fields(bits, masks).ok_or_else(|| broken("unknown bit fields"))?;
             }
-            _ => return Err(broken("an unknown compression")),
+            _ => return Err(broken("unknown compression")),
         }
-        let mut meaning = Colors::Grey;
+        let mut meaning = Colors::Gray;
         if bits <= 8 {
-            if !(1..=65536).contains(&colors) {
-                return Err(broken("a palette of unknown size"));
-            }
-            let rest = data.get(position..).unwrap_or_default();
-            let bytes = &rest[..rest.len().min(padding * colors)];
+            let bytes = palette_bytes(data, position, colors, padding)?;
             position += bytes.len();
-            let level = |index: usize| if colors == 2 { index as u8 * 255 } else { index as u8 };
-            let is_grey = (0..colors).all(|index| {
-                bytes.get(index * padding..index * padding + 3).is_some_and(|color| color == [level(index); 3])
-            });
-            (meaning, layout) = match is_grey {
+            (meaning, layout) = match is_gray_ramp(bytes, colors, padding) {
                 true if colors <= 2 => (Colors::BlackWhite, Layout::Index(1)),
-                true => (Colors::Grey, Layout::Index(8)),
+                true => (Colors::Gray, Layout::Index(8)),
                 false => (Colors::Palette(bytes, padding), layout),
             };
         }
@@ -132,13 +156,13 @@ impl<'a> Description<'a> {
     fn mode(&self) -> Mode {
         match (self.layout, &self.colors) {
             (Layout::Bytes { alpha: Some(_), .. }, _) => Mode::Rgba,
-            (Layout::Index(_), Colors::BlackWhite | Colors::Grey) => Mode::L,
+            (Layout::Index(_), Colors::BlackWhite | Colors::Gray) => Mode::L,
             _ => Mode::Rgb,
         }
     }
 }
 
-/// The layouts of bit fields that Pillow knows.
+/// The layout for bit field masks that Pillow supports.
 fn fields(bits: usize, masks: [u32; 4]) -> Option<Layout> {
     let bytes = |size, places, alpha| Some(Layout::Bytes { size, places, alpha });
     match (bits, masks) {
@@ -179,7 +203,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
             let stride = (width * description.bits).div_ceil(32) * 4;
             let row_bytes = (width * bits).div_ceil(8);
             if row_bytes > stride {
-                return Err(broken("rows that overlap"));
+                return Err(broken("the rows overlap"));
             }
             (data.get(description.offset..).unwrap_or_default(), description.layout, stride, row_bytes)
         }
@@ -231,7 +255,7 @@ fn unpack(row: &[u8], layout: Layout, black_white: bool, mode: Mode, colors: &[[
     }
 }
 
-/// Run-length coded indices, one byte each. They may end before the image does.
+/// Expands run-length coded indices to one byte each. The result may be shorter than the image.
 fn expand_runs(data: &[u8], offset: usize, width: usize, height: usize, is_four_bit: bool) -> Vec<u8> {
     let wanted = width * height;
     let mut out: Vec<u8> = Vec::new();

@@ -1,20 +1,20 @@
-//! GIF: the first frame on its canvas, read as strictly as Pillow reads it.
+//! GIF: the first frame on its canvas, with Pillow's strictness.
 
 use super::picture::{Header, Mode, Picture, check_pixels, palette};
 use crate::{Error, Result};
 
-/// The first frame, before its pixels.
+/// The header of the first frame.
 struct Frame<'a> {
-    /// Of the canvas, widened where the frame sticks out.
+    /// Size of the canvas, enlarged to contain the frame.
     width: usize,
     height: usize,
-    /// Of the frame: left, top, width, height.
+    /// Left, top, width and height of the frame.
     area: [usize; 4],
-    /// `None` where indices are grey levels.
+    /// `None` if indices are gray levels.
     palette: Option<&'a [u8]>,
     transparent: Option<u8>,
     is_interlaced: bool,
-    /// Bits of the first codes, and where the codes start.
+    /// LZW minimum code size, and the bytes from the first code on.
     bits: u8,
     codes: &'a [u8],
 }
@@ -48,7 +48,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     Ok(Picture { width, height, mode, samples, icc: None, orientation: 1 })
 }
 
-/// Reads from the front, as a file is read: what is not there is left out, not an error.
+/// Reads from the front like a file: a read past the end returns fewer bytes.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -62,7 +62,7 @@ impl<'a> Bytes<'a> {
         self.read(1).first().copied()
     }
 
-    /// A block with its length before it; `None` where that is zero.
+    /// Reads a block that is preceded by its length; `None` if that is zero.
     fn block(&mut self) -> Option<&'a [u8]> {
         let length = self.byte().filter(|&length| length > 0)?;
         Some(self.read(length.into())).filter(|block| !block.is_empty())
@@ -72,7 +72,7 @@ impl<'a> Bytes<'a> {
 impl<'a> Frame<'a> {
     fn read(data: &'a [u8]) -> Result<Self> {
         let mut bytes = Bytes(data);
-        let broken = || Error::image("GIF: the header is broken or cut off");
+        let broken = || Error::image("GIF: the header is broken or truncated");
         let &[_, _, _, _, _, _, w0, w1, h0, h1, flags, _, _] = bytes.read(13) else { return Err(broken()) };
         let (mut width, mut height) = (pair(w0, w1), pair(h0, h1));
         let mut colors = None;
@@ -82,7 +82,7 @@ impl<'a> Frame<'a> {
         let mut transparent = None;
         loop {
             match bytes.byte() {
-                None | Some(b';') => return Err(Error::image("GIF: no image before the end")),
+                None | Some(b';') => return Err(Error::image("GIF: the file has no image")),
                 Some(b'!') => {
                     let label = bytes.byte().ok_or_else(broken)?;
                     let mut block = bytes.block();
@@ -127,9 +127,8 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Decodes the codes into the frame's place on the canvas.
+    /// Decodes the codes to the frame's area on the canvas.
     fn expand(&self, canvas: &mut [u8]) -> Result<()> {
-        const TABLE: usize = 4096;
         let broken = || Error::image("GIF: the image data are broken");
         let truncated = || Error::image("GIF: the image data are truncated");
         let mut codes = Codes { data: self.codes, block: 0, bits: 0, count: 0 };
@@ -163,14 +162,7 @@ impl<'a> Frame<'a> {
                         string.push(first_byte);
                         at = last;
                     }
-                    while at >= clear {
-                        if string.len() >= TABLE || at >= TABLE {
-                            return Err(broken());
-                        }
-                        string.push(table[at].0);
-                        at = table[at].1;
-                    }
-                    first_byte = at as u8;
+                    first_byte = unwind(&table, clear, at, &mut string).ok_or_else(broken)?;
                     if next < TABLE {
                         table[next] = (first_byte, last);
                         if next == (1 << size) - 1 && size < 12 {
@@ -191,7 +183,24 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// A palette, or `None` if it only says that indices are grey levels. Nothing at all if it is cut within a colour.
+/// Entries of the code table.
+const TABLE: usize = 4096;
+
+/// Appends the string of a code to `string`, last byte first, except its first byte, which is returned.
+fn unwind(table: &[(u8, usize)], clear: usize, mut code: usize, string: &mut Vec<u8>) -> Option<u8> {
+    while code >= clear {
+        if string.len() >= TABLE {
+            return None;
+        }
+        let (last, rest) = *table.get(code)?;
+        string.push(last);
+        code = rest;
+    }
+    Some(code as u8)
+}
+
+/// The palette, or `Some(None)` if it is the identity, so that indices are gray levels. `None` if it is truncated within a
+/// color.
 #[allow(clippy::option_option)]
 fn used_palette(bytes: &[u8]) -> Option<Option<&[u8]>> {
     let is_used =
@@ -204,10 +213,10 @@ fn pair(low: u8, high: u8) -> usize {
     usize::from(u16::from_le_bytes([low, high]))
 }
 
-/// The codes, of any number of bits, in blocks of up to 255 bytes.
+/// Reads codes of any number of bits from blocks of up to 255 bytes.
 struct Codes<'a> {
     data: &'a [u8],
-    /// Bytes left in the block.
+    /// Bytes left in the current block.
     block: usize,
     bits: u32,
     count: u32,
@@ -218,7 +227,7 @@ impl Codes<'_> {
         while self.count < size {
             if self.block == 0 {
                 let length = usize::from(*self.data.first()?);
-                // A block is only begun if it is whole.
+                // A truncated block is not read at all.
                 if self.data.len() < length + 1 {
                     return None;
                 }
@@ -237,13 +246,13 @@ impl Codes<'_> {
     }
 }
 
-/// Where the next pixel goes.
+/// The position of the next pixel.
 struct Cursor {
     area: [usize; 4],
     stride: usize,
     x: usize,
     y: usize,
-    /// Rows to the next one, and the passes of an interlaced image still to come: first row and step.
+    /// Rows between consecutive rows of this pass, and the remaining passes of an interlaced image: first row and step.
     step: usize,
     passes: &'static [(usize, usize)],
 }
@@ -255,7 +264,7 @@ impl Cursor {
         Self { area: frame.area, stride: frame.width, x: 0, y: 0, step, passes }
     }
 
-    /// Writes a pixel, and says whether it was the last.
+    /// Writes a pixel. Returns true after the last one.
     fn put(&mut self, canvas: &mut [u8], index: u8) -> bool {
         let [left, top, width, height] = self.area;
         canvas[(top + self.y) * self.stride + left + self.x] = index;

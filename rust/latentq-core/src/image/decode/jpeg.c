@@ -1,8 +1,8 @@
-/* One decode of a JPEG that lies whole in memory, in the steps that jpeg.rs calls.
+/* Decoding of a JPEG in memory, in the steps that jpeg.rs calls.
  *
- * It drives libjpeg as Pillow does, because the same input must be accepted and refused: the source never invents an end
- * of image where the data stops (it suspends, and the caller refuses the file), warnings are not errors, and a missing
- * end after the last row is none either. */
+ * It drives libjpeg as Pillow does, so that the same files are accepted and refused: the source manager never inserts an
+ * EOI marker when the data end (it suspends, and the caller refuses the file), warnings are not errors, and neither is a
+ * missing EOI after the last row. */
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,7 +19,7 @@ typedef struct {
   struct jpeg_error_mgr errors;
   struct jpeg_source_mgr source;
   jmp_buf caller;
-  /* Whether more data were wanted than there are. */
+  /* Nonzero once libjpeg has asked for more data than there are. */
   int starved;
   char message[JMSG_LENGTH_MAX];
 } latentq_jpeg;
@@ -47,7 +47,7 @@ static void skip(j_decompress_ptr info, long count) {
   info->src->bytes_in_buffer -= step;
 }
 
-/* NULL if there is no memory. */
+/* Returns NULL if out of memory. */
 latentq_jpeg *latentq_jpeg_new(void) {
   latentq_jpeg *jpeg = calloc(1, sizeof *jpeg);
   if (jpeg == NULL) return NULL;
@@ -71,10 +71,10 @@ void latentq_jpeg_free(latentq_jpeg *jpeg) {
 
 const char *latentq_jpeg_message(const latentq_jpeg *jpeg) { return jpeg->message; }
 
-/* Reads the header and everything before the first row. `data` must stay where it is until the last call.
- * stored, wanted: libjpeg's numbers of the colour space in the file (negative: as its markers tell) and of the one to give.
- * channels: of the rows to come, which the caller has room for. shrink: 1, 2, 4 or 8.
- * width, height: in, of the image, as the caller read and checked them; out, of the rows to come. */
+/* Reads the header and everything before the first row. `data` must stay valid until the last call.
+ * stored, wanted: libjpeg's numbers of the color space in the file (negative: by its markers) and of the output.
+ * channels: expected number of output channels. shrink: 1, 2, 4 or 8.
+ * width, height: in, the size of the image, which the caller checked; out, the size of the output. */
 int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, int stored, int wanted,
                        int channels, unsigned shrink, uint32_t *width, uint32_t *height) {
   int found;
@@ -92,7 +92,7 @@ int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, i
   } while (found == JPEG_HEADER_TABLES_ONLY);
   if (found == JPEG_SUSPENDED) return LATENTQ_TRUNCATED;
   if (jpeg->info.image_width != *width || jpeg->info.image_height != *height) {
-    snprintf(jpeg->message, sizeof jpeg->message, "two frame headers that disagree");
+    snprintf(jpeg->message, sizeof jpeg->message, "two frame headers disagree on the size");
     return LATENTQ_BROKEN;
   }
   if (stored >= 0) jpeg->info.jpeg_color_space = (J_COLOR_SPACE)stored;
@@ -101,7 +101,7 @@ int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, i
   jpeg->info.scale_denom = shrink;
   if (!jpeg_start_decompress(&jpeg->info)) return LATENTQ_TRUNCATED;
   if (jpeg->info.output_components != channels) {
-    snprintf(jpeg->message, sizeof jpeg->message, "%d channels where %d were told", jpeg->info.output_components, channels);
+    snprintf(jpeg->message, sizeof jpeg->message, "%d channels instead of %d", jpeg->info.output_components, channels);
     return LATENTQ_BROKEN;
   }
   *width = jpeg->info.output_width;
@@ -109,10 +109,10 @@ int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, i
   return LATENTQ_OK;
 }
 
-/* Whether the pixels are kept as coefficients until all scans are read. */
+/* Nonzero if the image has several scans, whose coefficients are buffered until all are read. */
 int latentq_jpeg_has_scans(latentq_jpeg *jpeg) { return jpeg_has_multiple_scans(&jpeg->info); }
 
-/* Narrows the rows to `width` columns from `left`. Both are widened to whole blocks, and then say so. */
+/* Restricts rows to `width` columns from `left`. Both are updated to whole blocks. */
 int latentq_jpeg_crop(latentq_jpeg *jpeg, uint32_t *left, uint32_t *width) {
   JDIMENSION x = *left, columns = *width;
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
@@ -122,8 +122,8 @@ int latentq_jpeg_crop(latentq_jpeg *jpeg, uint32_t *left, uint32_t *width) {
   return LATENTQ_OK;
 }
 
-/* Passes over rows, which are still read, so that a file that ends among them is found; but not to the last row, beyond
- * which libjpeg would not look. */
+/* Skips rows. They are still parsed, so a file that ends among them is detected. Must not include the last row, after
+ * which libjpeg would not read on. */
 int latentq_jpeg_skip(latentq_jpeg *jpeg, uint32_t rows) {
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
   if (jpeg_skip_scanlines(&jpeg->info, rows) != rows || jpeg->starved) return LATENTQ_TRUNCATED;
@@ -145,7 +145,7 @@ int latentq_jpeg_rows(latentq_jpeg *jpeg, uint8_t *out, size_t stride, uint32_t 
   return LATENTQ_OK;
 }
 
-/* Reads to the end of the image, so that a broken one is found as Pillow finds it. */
+/* Reads to the end of the image, to detect broken files as Pillow does. */
 int latentq_jpeg_finish(latentq_jpeg *jpeg) {
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
   jpeg_finish_decompress(&jpeg->info);

@@ -1,22 +1,22 @@
-//! JPEG, by libjpeg-turbo: Pillow's own decoder, driven the same way.
+//! JPEG, by libjpeg-turbo, which Pillow also uses, driven in the same way.
 
 use std::ffi::{CStr, c_char};
 use std::ops::Range;
 use std::ptr::NonNull;
 
-// Linked through turbojpeg-sys, which builds libjpeg-turbo; its simpler API hides what Pillow's behaviour depends on.
+// Only links libjpeg-turbo, which turbojpeg-sys builds. The TurboJPEG API hides details that Pillow's behavior depends on.
 use turbojpeg_sys as _;
 
 use super::picture::{Header, Mode, Picture, check_pixels};
 use crate::image::exif;
 use crate::{Error, Result};
 
-/// What the markers before the first scan say.
+/// The contents of the markers before the first scan.
 struct Markers {
     width: usize,
     height: usize,
     channels: u8,
-    /// Baseline or extended, with Huffman codes: what libjpeg can leave parts of undecoded.
+    /// True for baseline and extended Huffman-coded images, of which libjpeg can skip parts.
     is_sequential: bool,
     exif: Vec<u8>,
     xmp: Option<Vec<u8>>,
@@ -34,24 +34,25 @@ pub fn header(data: &[u8]) -> Result<Header> {
     })
 }
 
-/// An image whose rows can be had without keeping them.
+/// A JPEG that is read a few rows at a time.
 pub struct Reader<'a> {
     pub width: usize,
     pub height: usize,
     pub mode: Mode,
     pub orientation: u8,
     pub icc: Option<Vec<u8>>,
-    /// Whether parts can be left undecoded: with several scans libjpeg may smooth blocks by their neighbours.
+    /// True if parts can be skipped without changing pixels. With several scans, libjpeg may smooth blocks by their
+    /// neighbors.
     can_skip: bool,
     decoder: Decoder<'a>,
 }
 
-/// Rows that are decoded at once: as many as the tallest block.
+/// Rows decoded at a time: the height of the tallest block.
 const BATCH: usize = 16;
-/// Columns beyond the wanted ones that are decoded too, because libjpeg smooths colours across the edge of a crop as if
-/// the image ended there.
+/// Extra columns decoded on both sides of a crop, because libjpeg upsamples chroma at its edge as if the image ended
+/// there.
 const MARGIN: usize = 16;
-/// Bytes after the rows of a batch, so that the kernels may read whole vectors.
+/// Bytes after the rows of a batch, so that resize kernels can read whole vectors.
 const PADDING: usize = 256;
 
 impl<'a> Reader<'a> {
@@ -72,8 +73,8 @@ impl<'a> Reader<'a> {
         Ok(Self { width, height, mode, orientation, icc: markers.icc, can_skip, decoder })
     }
 
-    /// Decodes to the end, and calls `take(samples, stride, rows)` with the wanted rows, a few at a time. They start with
-    /// the first wanted column, and there are bytes to spare after the last.
+    /// Decodes to the end, and calls `take(samples, stride, rows)` with the wanted rows, a few at a time. A row starts at
+    /// the first wanted column, and there are [`PADDING`] readable bytes after the last row.
     pub fn rows(
         mut self,
         columns: Range<usize>,
@@ -118,7 +119,7 @@ impl<'a> Reader<'a> {
         self.decoder.finish()
     }
 
-    /// Decodes everything.
+    /// Decodes the whole image.
     pub fn picture(mut self) -> Result<Picture> {
         let Self { width, height, mode, orientation, .. } = self;
         let mut samples = vec![0; width * height * mode.channels()];
@@ -129,19 +130,19 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Adobe stores ink inverted, and Pillow takes every JPEG of four channels for Adobe's.
+/// Inverts CMYK: Adobe stores it inverted, and Pillow assumes that for every JPEG with four channels.
 fn invert_ink(mode: Mode, samples: &mut [u8]) {
     if mode == Mode::Cmyk {
         samples.iter_mut().for_each(|value| *value = 255 - *value);
     }
 }
 
-/// The largest of libjpeg's fast scales whose short side is at least `side`.
+/// The largest fast scale of libjpeg that keeps the short side at least `side`.
 fn shrink(short: usize, side: usize) -> usize {
     [8, 4, 2].into_iter().find(|scale| short / scale >= side).unwrap_or(1)
 }
 
-/// Walks the markers up to the first scan, as strictly as Pillow does and no more.
+/// Reads the markers up to the first scan, exactly as strictly as Pillow.
 fn markers(data: &[u8]) -> Result<Markers> {
     let broken = |offset: usize, what: &str| Error::image(format!("JPEG: {what} at byte {offset}"));
     let mut found =
@@ -149,13 +150,13 @@ fn markers(data: &[u8]) -> Result<Markers> {
     let mut profile: Vec<&[u8]> = Vec::new();
     let mut at = 2;
     loop {
-        // Bytes that are not 0xFF are junk between segments; 0xFF may be repeated as padding.
+        // Other bytes than 0xFF are junk between segments; 0xFF may be repeated as padding.
         match (data.get(at), data.get(at + 1)) {
             (Some(0xFF), Some(0xFF)) => at += 1,
             (Some(0xFF), Some(0)) => at += 2,
             (Some(0xFF), Some(&code)) => {
                 if (0x01..0xC0).contains(&code) {
-                    return Err(broken(at, "no marker"));
+                    return Err(broken(at, "invalid marker"));
                 }
                 at += 2;
                 let bare = matches!(code, 0xC8 | 0xD0..=0xD9 | 0xF0..=0xFD);
@@ -169,32 +170,7 @@ fn markers(data: &[u8]) -> Result<Markers> {
                 let body = data
                     .get(at + 2..(at + length).max(at + 2))
                     .ok_or_else(|| broken(at, "the file ends inside the header"))?;
-                match code {
-                    0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
-                        found.is_sequential = matches!(code, 0xC0 | 0xC1);
-                        frame(&mut found, body).map_err(|what| broken(at, what))?;
-                        if !profile.is_empty() {
-                            found.icc = join_profile(&mut profile).map_err(|what| broken(at, what))?;
-                        }
-                    }
-                    0xDB => quantisation(body).map_err(|what| broken(at, what))?,
-                    0xE1 if body.starts_with(b"Exif\0\0") => {
-                        let skip = if found.exif.is_empty() { 0 } else { 6 };
-                        found.exif.extend_from_slice(&body[skip..]);
-                    }
-                    0xE1 if body.starts_with(b"http://ns.adobe.com/xap/1.0/\0") => {
-                        found.xmp = Some(body[29..].to_vec());
-                    }
-                    0xE2 if body.starts_with(b"ICC_PROFILE\0") => profile.push(body),
-                    0xED if body.starts_with(b"Photoshop 3.0\0") => photoshop(body).map_err(|what| broken(at, what))?,
-                    0xE0 if body.starts_with(b"JFIF") && body.len() < 7 => {
-                        return Err(broken(at, "a short JFIF marker"));
-                    }
-                    0xEE if body.starts_with(b"Adobe") && body.len() < 7 => {
-                        return Err(broken(at, "a short Adobe marker"));
-                    }
-                    _ => {}
-                }
+                take_segment(&mut found, &mut profile, code, body).map_err(|what| broken(at, what))?;
                 at += 2 + body.len();
                 if code == 0xDA {
                     break;
@@ -210,21 +186,51 @@ fn markers(data: &[u8]) -> Result<Markers> {
     Ok(found)
 }
 
+/// Reads one segment, and refuses it if Pillow does. `profile` collects the segments of an ICC profile.
+fn take_segment<'a>(
+    found: &mut Markers,
+    profile: &mut Vec<&'a [u8]>,
+    code: u8,
+    body: &'a [u8],
+) -> std::result::Result<(), &'static str> {
+    match code {
+        0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE => {
+            found.is_sequential = matches!(code, 0xC0 | 0xC1);
+            frame(found, body)?;
+            if !profile.is_empty() {
+                found.icc = join_profile(profile)?;
+            }
+        }
+        0xDB => quantization(body)?,
+        0xE1 if body.starts_with(b"Exif\0\0") => {
+            let skip = if found.exif.is_empty() { 0 } else { 6 };
+            found.exif.extend_from_slice(&body[skip..]);
+        }
+        0xE1 if body.starts_with(b"http://ns.adobe.com/xap/1.0/\0") => found.xmp = Some(body[29..].to_vec()),
+        0xE2 if body.starts_with(b"ICC_PROFILE\0") => profile.push(body),
+        0xED if body.starts_with(b"Photoshop 3.0\0") => photoshop(body)?,
+        0xE0 if body.starts_with(b"JFIF") && body.len() < 7 => return Err("a short JFIF marker"),
+        0xEE if body.starts_with(b"Adobe") && body.len() < 7 => return Err("a short Adobe marker"),
+        _ => {}
+    }
+    Ok(())
+}
+
 fn frame(found: &mut Markers, body: &[u8]) -> std::result::Result<(), &'static str> {
     let [bits, high_y, low_y, high_x, low_x, channels, layers @ ..] = body else { return Err("a short frame header") };
     found.height = usize::from(u16::from_be_bytes([*high_y, *low_y]));
     found.width = usize::from(u16::from_be_bytes([*high_x, *low_x]));
     found.channels = *channels;
     if *bits != 8 {
-        return Err("samples that are not of 8 bits");
+        return Err("samples are not 8 bits");
     }
     if !matches!(channels, 1 | 3 | 4) {
-        return Err("neither 1, 3 nor 4 channels");
+        return Err("the number of channels is not 1, 3 or 4");
     }
     if layers.len() % 3 != 0 { Err("a short frame header") } else { Ok(()) }
 }
 
-/// The segments of a profile in the order of their numbers, if they are all there.
+/// Joins the segments of a profile in the order of their numbers; `None` if some are missing.
 fn join_profile(segments: &mut Vec<&[u8]>) -> std::result::Result<Option<Vec<u8>>, &'static str> {
     segments.sort();
     let count = *segments[0].get(13).ok_or("a short ICC marker")?;
@@ -233,7 +239,7 @@ fn join_profile(segments: &mut Vec<&[u8]>) -> std::result::Result<Option<Vec<u8>
     Ok(whole.then_some(joined))
 }
 
-/// Pillow reads Photoshop's resources, and refuses the file where one ends just before the length of its name.
+/// Pillow parses Photoshop resources, and refuses the file if one ends just before the length of its name.
 fn photoshop(body: &[u8]) -> std::result::Result<(), &'static str> {
     let mut at = 14;
     while body.get(at..at + 4) == Some(b"8BIM") && body.len() >= at + 6 {
@@ -247,16 +253,16 @@ fn photoshop(body: &[u8]) -> std::result::Result<(), &'static str> {
     Ok(())
 }
 
-fn quantisation(mut body: &[u8]) -> std::result::Result<(), &'static str> {
+fn quantization(mut body: &[u8]) -> std::result::Result<(), &'static str> {
     while let Some(&first) = body.first() {
         let length = if first >> 4 == 0 { 65 } else { 129 };
-        body = body.get(length..).ok_or("a short quantisation table")?;
+        body = body.get(length..).ok_or("a short quantization table")?;
     }
     Ok(())
 }
 
-/// A strip or tile of a TIFF: a stream that shares its tables with others. `is_ycc`: three channels to become RGB.
-/// Others are taken as they are.
+/// Decodes a strip or tile of a TIFF, whose streams share their tables. `is_ycc` converts YCbCr to RGB; other channels are
+/// left unconverted.
 pub fn decode_strip(
     tables: Option<&[u8]>,
     coded: &[u8],
@@ -266,7 +272,7 @@ pub fn decode_strip(
 ) -> Result<Vec<u8>> {
     let joined: Vec<u8>;
     let data = match tables {
-        // The tables without their end, the stream without its start.
+        // The tables without their EOI marker, the stream without its SOI marker.
         Some(tables) if tables.len() > 4 && coded.len() > 2 => {
             joined = [&tables[..tables.len() - 2], &coded[2..]].concat();
             &joined
@@ -288,7 +294,7 @@ const JCS_RGB: i32 = 2;
 const JCS_YCBCR: i32 = 3;
 const JCS_CMYK: i32 = 4;
 
-/// A running decoder of jpeg.c, and the borrowed bytes it reads.
+/// A decoder of jpeg.c and the bytes that it borrows.
 struct Decoder<'a> {
     handle: NonNull<Handle>,
     width: usize,
@@ -326,7 +332,7 @@ unsafe extern "C" {
 
 #[allow(unsafe_code)]
 impl<'a> Decoder<'a> {
-    /// Starts on an image of a size that was checked. The colour spaces are libjpeg's numbers.
+    /// Starts decoding an image whose size was checked. Color spaces are libjpeg's numbers.
     fn start(
         data: &'a [u8],
         size: (usize, usize),
@@ -339,7 +345,7 @@ impl<'a> Decoder<'a> {
         let handle = NonNull::new(unsafe { latentq_jpeg_new() }).ok_or_else(|| Error::image("JPEG: out of memory"))?;
         let mut decoder = Self { handle, width: 0, height: 0, data: std::marker::PhantomData };
         let (mut width, mut height) = (size.0 as u32, size.1 as u32);
-        // SAFETY: the handle is live, the data outlive the decoder by its lifetime, and the two numbers are ours.
+        // SAFETY: the handle is live, the lifetime keeps the data alive, and both outputs are locals.
         let status = unsafe {
             let (data, length, channels, shrink) = (data.as_ptr(), data.len(), channels as i32, shrink as u32);
             let handle = handle.as_ptr();
@@ -356,17 +362,17 @@ impl<'a> Decoder<'a> {
         unsafe { latentq_jpeg_has_scans(self.handle.as_ptr()) != 0 }
     }
 
-    /// Narrows the rows to come to the columns, and some more. Returns the first of them; `width` says how many.
+    /// Restricts the following rows to `columns`, extended to whole blocks. Returns the first column; `width` is their number.
     fn crop(&mut self, columns: Range<usize>) -> Result<usize> {
         let (mut left, mut width) = (columns.start as u32, columns.len() as u32);
-        // SAFETY: the handle is live, and the two numbers are ours.
+        // SAFETY: the handle is live, and both outputs are locals.
         let status = unsafe { latentq_jpeg_crop(self.handle.as_ptr(), &mut left, &mut width) };
         self.check(status)?;
         self.width = width as usize;
         Ok(left as usize)
     }
 
-    /// Passes over rows, of which the last row of the image must not be one.
+    /// Skips rows, which must not include the last row of the image.
     fn skip(&mut self, rows: usize) -> Result<()> {
         if rows == 0 {
             return Ok(());
@@ -376,9 +382,9 @@ impl<'a> Decoder<'a> {
         self.check(status)
     }
 
-    /// Fills `out` with rows of `stride` bytes each, which must be the bytes of one row of the decoder.
+    /// Fills `out` with rows of `stride` bytes, which must be the size of a decoder row.
     fn rows(&mut self, out: &mut [u8], stride: usize) -> Result<()> {
-        // SAFETY: the handle is live, and `out` holds exactly the rows asked for.
+        // SAFETY: the handle is live, and `out` has room for exactly these rows.
         let status = unsafe {
             let rows = (out.len() / stride) as u32;
             latentq_jpeg_rows(self.handle.as_ptr(), out.as_mut_ptr(), stride, rows)
@@ -397,7 +403,7 @@ impl<'a> Decoder<'a> {
             0 => Ok(()),
             1 => Err(Error::image("JPEG: the file is truncated")),
             _ => {
-                // SAFETY: the handle is live, and its message is a terminated string inside it.
+                // SAFETY: the handle is live, and contains its message as a terminated string.
                 let message = unsafe { CStr::from_ptr(latentq_jpeg_message(self.handle.as_ptr())) };
                 Err(Error::image(format!("JPEG: {}", message.to_string_lossy())))
             }
@@ -408,7 +414,7 @@ impl<'a> Decoder<'a> {
 #[allow(unsafe_code)]
 impl Drop for Decoder<'_> {
     fn drop(&mut self) {
-        // SAFETY: the handle is live, and nothing uses it after this.
+        // SAFETY: the handle is live, and not used after this.
         unsafe { latentq_jpeg_free(self.handle.as_ptr()) }
     }
 }

@@ -1,11 +1,13 @@
-//! From the bytes of a file to its samples: one file per format, chosen by the bytes themselves.
+//! Decoding of image files, one module per format. The format is detected from the bytes.
 
 mod bmp;
 mod gif;
 mod jpeg;
 mod picture;
 mod png;
+mod png_rows;
 mod tiff;
+mod tiff_expand;
 mod webp;
 
 pub use picture::{Header, Mode, Picture};
@@ -34,7 +36,7 @@ fn format(data: &[u8]) -> Result<Format> {
     }
 }
 
-/// Reads the header, and none of the pixels.
+/// Reads the header but no pixels.
 pub fn header(data: &[u8]) -> Result<Header> {
     match format(data)? {
         Format::Bmp => bmp::header(data),
@@ -46,7 +48,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
     }
 }
 
-/// A reader of rows, for the formats that have one.
+/// Opens a reader of rows; `None` for formats that have none.
 pub fn rows(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Option<jpeg::Reader<'_>>> {
     match format(data)? {
         Format::Jpeg => jpeg::Reader::open(data, min_side, max_pixels).map(Some),
@@ -54,6 +56,7 @@ pub fn rows(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Opt
     }
 }
 
+/// Decodes a file, refusing images of more than `max_pixels` pixels.
 pub fn decode(data: &[u8], min_side: Option<usize>, max_pixels: u64) -> Result<Picture> {
     match format(data)? {
         Format::Jpeg => jpeg::Reader::open(data, min_side, max_pixels)?.picture(),

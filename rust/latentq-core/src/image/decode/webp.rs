@@ -1,4 +1,4 @@
-//! WebP, by libwebp's animation decoder, as Pillow decodes every WebP: the canvas after the first frame.
+//! WebP, by libwebp's animation decoder as in Pillow: the canvas after the first frame.
 
 use std::ptr::{self, NonNull};
 
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 pub fn header(data: &[u8]) -> Result<Header> {
     let (width, height, alpha) = features(data)?;
-    // The chunks of a RIFF file follow each other without a table, so this skips over the pixels and reads none.
+    // Skips over the pixels: RIFF chunks follow each other, with no table.
     let exif = chunks(data).find(|(name, _)| name == b"EXIF").map_or(&[][..], |(_, body)| body);
     let xmp = chunks(data).find(|(name, _)| name == b"XMP ").map(|(_, body)| body);
     let orientation = exif::orientation(exif, xmp);
@@ -26,7 +26,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     check_pixels(width, height, max_pixels, 8)?;
     let mut decoder = Decoder::new(data)?;
     if (decoder.width, decoder.height) != (width, height) {
-        return Err(Error::image("WebP: two headers that disagree"));
+        return Err(Error::image("WebP: two headers disagree on the size"));
     }
     let exif = decoder.chunk(c"EXIF").unwrap_or_default();
     let orientation = exif::orientation(&exif, decoder.chunk(c"XMP ").as_deref());
@@ -54,20 +54,20 @@ fn chunks(data: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// Width, height, and whether there is alpha.
+/// Width, height, and true if there is an alpha channel.
 #[allow(unsafe_code)]
 fn features(data: &[u8]) -> Result<(usize, usize, bool)> {
-    // SAFETY: plain integers, for which zero is a value.
+    // SAFETY: a struct of integers, for which zero is valid.
     let mut features: WebPBitstreamFeatures = unsafe { std::mem::zeroed() };
-    // SAFETY: the slice is readable for its length, and the features are ours.
+    // SAFETY: the slice is readable for its length, and `features` is a local.
     let status = unsafe { WebPGetFeatures(data.as_ptr(), data.len(), &mut features) };
     if status != VP8StatusCode::VP8_STATUS_OK {
-        return Err(Error::image("WebP: the header is broken or cut off"));
+        return Err(Error::image("WebP: the header is broken or truncated"));
     }
     Ok((features.width.max(0) as usize, features.height.max(0) as usize, features.has_alpha != 0))
 }
 
-/// A running animation decoder, and the borrowed bytes it reads.
+/// An animation decoder and the bytes that it borrows.
 struct Decoder<'a> {
     handle: NonNull<WebPAnimDecoder>,
     width: usize,
@@ -79,13 +79,13 @@ struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     fn new(data: &'a [u8]) -> Result<Self> {
         let source = WebPData { bytes: data.as_ptr(), size: data.len() };
-        // SAFETY: libwebp copies the pair, and the bytes outlive the decoder by its lifetime; null is handled.
+        // SAFETY: libwebp copies `source`, and the lifetime keeps the bytes alive; null is handled.
         let handle = NonNull::new(unsafe { WebPAnimDecoderNew(&source, ptr::null()) });
         let handle = handle.ok_or_else(|| Error::image("WebP: the file is broken or truncated"))?;
         let mut decoder = Self { handle, width: 0, height: 0, data: std::marker::PhantomData };
-        // SAFETY: plain integers, for which zero is a value.
+        // SAFETY: a struct of integers, for which zero is valid.
         let mut info: WebPAnimInfo = unsafe { std::mem::zeroed() };
-        // SAFETY: the handle is live and the info is ours.
+        // SAFETY: the handle is live and `info` is a local.
         if unsafe { WebPAnimDecoderGetInfo(handle.as_ptr(), &mut info) } == 0 {
             return Err(Error::image("WebP: the header is broken"));
         }
@@ -94,20 +94,20 @@ impl<'a> Decoder<'a> {
         Ok(decoder)
     }
 
-    /// The first frame on its canvas, RGBA.
+    /// Decodes the canvas after the first frame, in RGBA.
     fn first_frame(&mut self) -> Result<&[u8]> {
         let (mut canvas, mut timestamp) = (ptr::null_mut(), 0);
-        // SAFETY: the handle is live and the two outputs are ours.
+        // SAFETY: the handle is live and both outputs are locals.
         if unsafe { WebPAnimDecoderGetNext(self.handle.as_ptr(), &mut canvas, &mut timestamp) } == 0 {
             return Err(Error::image("WebP: the image data are broken or truncated"));
         }
-        // SAFETY: on success the canvas is the decoder's own, of width * height * 4 bytes, until it is asked again.
+        // SAFETY: on success the canvas has width * height * 4 bytes and belongs to the decoder, unchanged until its next call.
         Ok(unsafe { std::slice::from_raw_parts(canvas, self.width * self.height * 4) })
     }
 
-    /// A copy of the first chunk of that name.
+    /// Copies the first chunk of that name.
     fn chunk(&self, name: &std::ffi::CStr) -> Option<Vec<u8>> {
-        // SAFETY: plain integers and pointers, for which zero is a value.
+        // SAFETY: a struct of integers and pointers, for which zero is valid.
         let mut found: WebPChunkIterator = unsafe { std::mem::zeroed() };
         // SAFETY: the handle is live, the name has four bytes, and the iterator is released after its bytes are copied.
         unsafe {
@@ -126,7 +126,7 @@ impl<'a> Decoder<'a> {
 #[allow(unsafe_code)]
 impl Drop for Decoder<'_> {
     fn drop(&mut self) {
-        // SAFETY: the handle is live, and nothing uses it after this.
+        // SAFETY: the handle is live, and not used after this.
         unsafe { WebPAnimDecoderDelete(self.handle.as_ptr()) }
     }
 }

@@ -1,67 +1,67 @@
-//! The two passes of a resize over one set of instructions or another. Every kernel gives the same bits: sums are taken
-//! modulo 2^32, in which the digits that a weight is split into add up exactly.
+//! The two passes of a resize, dispatched to the kernels of an instruction set. All kernels give identical bits: sums are
+//! modulo 2^32, where the digits that a weight is split into add up exactly.
 
 use super::weights::{HALF, Weights, clip};
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::{x86, x86_vnni};
 
-/// A set of instructions that the passes are written for.
+/// An instruction set that the passes are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
+pub enum Isa {
     /// Plain Rust.
     Scalar,
-    /// 16-bit multiply-add over 256 bits.
+    /// AVX2: 16-bit multiply-add, 256-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// 16-bit multiply-add over 512 bits.
+    /// AVX-512: 16-bit multiply-add, 512-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// 8-bit multiply-add and byte permutation over 512 bits.
+    /// AVX-512 VNNI and VBMI: 8-bit multiply-add and byte permutation, 512-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
-    /// 32-bit multiply-add over 128 bits.
+    /// NEON: 32-bit multiply-add, 128-bit vectors.
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
 
-impl Kernel {
-    /// The kernels that this processor runs, the fastest last.
+impl Isa {
+    /// The instruction sets that this processor supports, the fastest last.
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut)]
-        let mut kernels = vec![Self::Scalar];
+        let mut found = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") {
-                kernels.push(Self::Avx2);
+                found.push(Self::Avx2);
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                    kernels.push(Self::Avx512);
+                    found.push(Self::Avx512);
                     let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
                     if vnni && is_x86_feature_detected!("avx512vl") {
-                        kernels.push(Self::Avx512Vnni);
+                        found.push(Self::Avx512Vnni);
                     }
                 }
             }
         }
         #[cfg(target_arch = "aarch64")]
-        kernels.push(Self::Neon);
-        kernels
+        found.push(Self::Neon);
+        found
     }
 
-    /// The fastest kernel of this processor.
+    /// The fastest instruction set of this processor.
     pub fn best() -> Self {
         Self::available().pop().unwrap_or(Self::Scalar)
     }
 }
 
-/// A horizontal pass, whose weights lie in the order that its kernel reads them.
+/// A horizontal pass, with its weights in the layout of its kernel.
 pub struct Horizontal {
     weights: Arranged,
-    /// Bytes that the inputs of a row fill, from the first used pixel on.
+    /// Bytes of the used pixels of a row.
     filled: usize,
-    /// Bytes of a row that are read. What lies after the used pixels is multiplied by zero.
+    /// Bytes of a row that are read, from the first used pixel on. Those after the used pixels are multiplied by zero.
     reach: usize,
 }
 
@@ -70,42 +70,42 @@ enum Arranged {
     #[cfg(target_arch = "x86_64")]
     Quads(x86::Quads),
     #[cfg(target_arch = "x86_64")]
-    Blocks(x86::Blocks),
+    Blocks(x86_vnni::Blocks),
     #[cfg(target_arch = "aarch64")]
     Neon(Weights),
 }
 
-/// Rows are taken in groups of as many, which share the loads of the weights.
+/// Rows per group. The rows of a group share the loads of the weights.
 const GROUP: usize = 4;
 
 impl Horizontal {
-    pub fn new(weights: Weights, kernel: Kernel) -> Self {
+    pub fn new(weights: Weights, isa: Isa) -> Self {
         let filled = weights.inputs().len() * 3;
-        let (weights, reach) = match kernel {
+        let (weights, reach) = match isa {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2 | Kernel::Avx512 if weights.fit_digits() => {
-                let quads = x86::Quads::new(&weights, kernel == Kernel::Avx512);
+            Isa::Avx2 | Isa::Avx512 if weights.fit_digits() => {
+                let quads = x86::Quads::new(&weights, isa == Isa::Avx512);
                 let reach = quads.reach();
                 (Arranged::Quads(quads), reach)
             }
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512Vnni if weights.fit_digits() => {
-                let blocks = x86::Blocks::new(&weights);
+            Isa::Avx512Vnni if weights.fit_digits() => {
+                let blocks = x86_vnni::Blocks::new(&weights);
                 let reach = blocks.reach();
                 (Arranged::Blocks(blocks), reach)
             }
             #[cfg(target_arch = "aarch64")]
-            Kernel::Neon => (Arranged::Neon(weights), filled + 1),
+            Isa::Neon => (Arranged::Neon(weights), filled + 1),
             _ => (Arranged::Plain(weights), filled),
         };
         Self { weights, filled, reach: reach.max(filled) }
     }
 
-    /// Resamples rows that lie `stride` bytes apart into rows of `out`, `width` bytes each without gaps. The last row may
-    /// end where its pixels do.
+    /// Resamples rows that are `stride` bytes apart to contiguous rows of `width` bytes in `out`. The last row may end with
+    /// its last pixel.
     pub fn run(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         let rows = out.len() / width;
-        // Kernels read whole vectors, and so beyond the pixels of a row. The last rows are copied to where they may.
+        // Kernels read whole vectors, beyond the last pixel of a row, so the last rows are copied to a padded buffer.
         let inside = match input.len().checked_sub(self.reach) {
             Some(spare) => spare.checked_div(stride).map_or(rows, |before| rows.min(before + 1)),
             None => 0,
@@ -152,19 +152,19 @@ fn plain(weights: &Weights, input: &[u8], stride: usize, out: &mut [u8], width: 
     }
 }
 
-/// One row of a vertical pass: the weighted sum of `weights.len()` rows that lie `stride` bytes apart.
-pub fn vertical(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8], kernel: Kernel) {
-    let done = match kernel {
+/// Computes one row of a vertical pass: the weighted sum of `weights.len()` rows that are `stride` bytes apart.
+pub fn vertical(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8], isa: Isa) {
+    let done = match isa {
         #[cfg(target_arch = "x86_64")]
-        Kernel::Avx2 => x86::vertical_avx2(input, stride, weights, out),
+        Isa::Avx2 => x86::vertical_avx2(input, stride, weights, out),
         #[cfg(target_arch = "x86_64")]
-        Kernel::Avx512 => x86::vertical_avx512(input, stride, weights, out),
+        Isa::Avx512 => x86::vertical_avx512(input, stride, weights, out),
         #[cfg(target_arch = "x86_64")]
-        Kernel::Avx512Vnni => x86::vertical_vnni(input, stride, weights, out),
-        // The compiler makes NEON of the plain loop.
+        Isa::Avx512Vnni => x86_vnni::vertical_vnni(input, stride, weights, out),
+        // The compiler vectorizes the plain loop for NEON.
         _ => 0,
     };
-    // What is left of the row after whole vectors, a piece at a time so that the sums stay in registers.
+    // The rest of the row, in pieces whose sums fit in registers.
     const PIECE: usize = 64;
     for start in (done..out.len()).step_by(PIECE) {
         let out = &mut out[start..];

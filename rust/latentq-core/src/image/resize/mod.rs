@@ -1,4 +1,5 @@
-//! Pillow's resize, to the bit: separable, each pass in 22-bit fixed point and rounded to 8 bits. Only what the kept window needs is computed.
+//! Resizing, bit-exact with Pillow: two separable passes in 22-bit fixed point, each rounded to 8 bits. Only pixels that
+//! contribute to the kept window are computed.
 //!
 //! The arithmetic is that of `precompute_coeffs` and `ImagingResampleInner` in Pillow's Resample.c.
 
@@ -8,55 +9,51 @@ mod neon;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_vnni;
 
 use std::ops::Range;
 
 use kernel::Horizontal;
-pub use kernel::Kernel;
+pub use kernel::Isa;
 pub use weights::Filter;
 use weights::Weights;
 
 use super::pixels::{Image, View, check_room};
 use crate::{Error, Result};
 
-/// The most pixels that a result may have: 12 GiB of them.
+/// Maximum number of pixels in a result (12 GiB).
 const MAX_PIXELS: usize = 1 << 32;
 
-/// A part of an image.
+/// A rectangle in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Columns to its left.
+    /// First column.
     pub left: usize,
-    /// Rows above it.
+    /// First row.
     pub top: usize,
-    /// Its columns.
+    /// Number of columns.
     pub width: usize,
-    /// Its rows.
+    /// Number of rows.
     pub height: usize,
 }
 
-/// A planned resize to `size` (width, height), of which the `window` is kept. Rows of the image come in one after another.
+/// A planned resize that keeps a window of its result. The rows of the input are pushed from top to bottom.
 pub struct Resizer {
     columns: Option<Horizontal>,
     rows: Option<Weights>,
     vertical_first: bool,
     window: Window,
-    kernel: Kernel,
+    isa: Isa,
     used_columns: Range<usize>,
     used_rows: Range<usize>,
-    /// The used rows so far, narrowed already if that is the first pass.
+    /// The used rows pushed so far, already resized horizontally if that is the first pass.
     taken: Vec<u8>,
 }
 
 impl Resizer {
-    /// Plans the resize of an image of the size `from`.
-    pub fn new(
-        from: (usize, usize),
-        size: (usize, usize),
-        window: Window,
-        filter: Filter,
-        kernel: Kernel,
-    ) -> Result<Self> {
+    /// Plans the resize of an image of size `from` to `size` (both width, height), of which `window` is kept.
+    pub fn new(from: (usize, usize), size: (usize, usize), window: Window, filter: Filter, isa: Isa) -> Result<Self> {
         if size.0 == 0 || size.1 == 0 {
             return Err(Error::argument("width and height must be at least 1"));
         }
@@ -64,17 +61,17 @@ impl Resizer {
         let Some(pixels) = pixels else {
             return Err(Error::argument(format!("{} x {} pixels are too many", window.width, window.height)));
         };
-        // Both axes' weights: of 2 * 3 * input + 3 * output numbers at most, and as much besides.
+        // The weights of both axes: at most 2 * 3 * input + 3 * output numbers, and their copy in the kernel's layout.
         check_room(from.0.saturating_add(from.1).saturating_add(window.width + window.height).saturating_mul(32))?;
-        // A side that keeps its length is not filtered.
+        // An axis whose length does not change is not filtered.
         let columns = (size.0 != from.0).then(|| Weights::new(from.0, size.0, window.left, window.width, filter));
         let rows = (size.1 != from.1).then(|| Weights::new(from.1, size.1, window.top, window.height, filter));
         let used_columns = columns.as_ref().map_or(window.left..window.left + window.width, Weights::inputs);
         let used_rows = rows.as_ref().map_or(window.top..window.top + window.height, Weights::inputs);
         let vertical_first = rows.is_some() && columns.is_some() && is_vertical_first(from, size);
-        let columns = columns.map(|columns| Horizontal::new(columns, kernel));
+        let columns = columns.map(|columns| Horizontal::new(columns, isa));
         let taken = Vec::new();
-        let mut resizer = Self { columns, rows, vertical_first, window, kernel, used_columns, used_rows, taken };
+        let mut resizer = Self { columns, rows, vertical_first, window, isa, used_columns, used_rows, taken };
         let (width, rows) = (resizer.taken_width(), resizer.used_rows.len());
         let between = width.saturating_mul(rows.saturating_add(window.height));
         check_room(between.saturating_add(3 * pixels))?;
@@ -82,24 +79,24 @@ impl Resizer {
         Ok(resizer)
     }
 
-    /// The columns of the image that the result depends on.
+    /// Columns of the input that the result depends on.
     pub fn used_columns(&self) -> Range<usize> {
         self.used_columns.clone()
     }
 
-    /// The rows of the image that the result depends on.
+    /// Rows of the input that the result depends on.
     pub fn used_rows(&self) -> Range<usize> {
         self.used_rows.clone()
     }
 
-    /// Bytes of a row in `taken`.
+    /// Bytes per row of `taken`.
     fn taken_width(&self) -> usize {
         let narrowed = self.columns.is_some() && !self.vertical_first;
         3 * if narrowed { self.window.width } else { self.used_columns.len() }
     }
 
-    /// Takes the next rows. They start with the first used column and lie `stride` bytes apart; the last may end with the
-    /// last used column.
+    /// Adds the next rows. They start at the first used column and are `stride` bytes apart; the last may end at the last
+    /// used column.
     pub fn push(&mut self, input: &[u8], stride: usize, rows: usize) {
         let width = self.taken_width();
         let start = self.taken.len();
@@ -112,7 +109,7 @@ impl Resizer {
         }
     }
 
-    /// The result, once all used rows were pushed.
+    /// Returns the result, after all used rows were pushed.
     pub fn finish(self) -> Image {
         let (width, height) = (self.window.width, self.window.height);
         let taken_width = self.taken_width();
@@ -122,7 +119,7 @@ impl Resizer {
                 let mut out = vec![0; taken_width * height];
                 for (out, (start, weights)) in out.chunks_exact_mut(taken_width).zip(rows.iter()) {
                     let input = &self.taken[(start - self.used_rows.start) * taken_width..];
-                    kernel::vertical(input, taken_width, weights, out, self.kernel);
+                    kernel::vertical(input, taken_width, weights, out, self.isa);
                 }
                 out
             }
@@ -139,9 +136,9 @@ impl Resizer {
     }
 }
 
-/// Resizes to `size` (width, height) and gives the `window` of the result.
-pub fn resize(image: View<'_>, size: (usize, usize), window: Window, filter: Filter, kernel: Kernel) -> Result<Image> {
-    let mut resizer = Resizer::new((image.width, image.height), size, window, filter, kernel)?;
+/// Resizes to `size` (width, height) and returns the `window` of the result.
+pub fn resize(image: View<'_>, size: (usize, usize), window: Window, filter: Filter, isa: Isa) -> Result<Image> {
+    let mut resizer = Resizer::new((image.width, image.height), size, window, filter, isa)?;
     let rows = resizer.used_rows();
     let stride = image.width * 3;
     let start = rows.start * stride + resizer.used_columns().start * 3;
@@ -149,7 +146,7 @@ pub fn resize(image: View<'_>, size: (usize, usize), window: Window, filter: Fil
     Ok(resizer.finish())
 }
 
-/// Since Pillow 13 the pass order depends on the sizes; each pass rounds, so the order shows in the pixels.
+/// Since Pillow 13 the order of the passes depends on the sizes. Each pass rounds, so the order affects the pixels.
 fn is_vertical_first(from: (usize, usize), to: (usize, usize)) -> bool {
     to.1 < from.1 && (from.1 - to.1) as i128 > 2 * (from.0 as i128 - to.0 as i128)
 }
@@ -167,7 +164,7 @@ mod tests {
             state ^= state << 17;
             state
         };
-        // Extremes are frequent, so that sums overshoot in both directions.
+        // Many extremes, so that sums overshoot in both directions.
         let value = |random: u64| {
             if random & 3 == 0 {
                 0
@@ -184,7 +181,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn every_kernel_gives_what_plain_rust_gives(
+        fn every_instruction_set_gives_the_pixels_of_plain_rust(
             from in (1usize..150, 1usize..60),
             to in (1usize..150, 1usize..60),
             part in (0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0),
@@ -201,32 +198,29 @@ mod tests {
             };
             let ((left, width), (top, height)) = (cut(to.0, part.0, part.1), cut(to.1, part.2, part.3));
             let window = Window { left, top, width, height };
-            let plain = resize(image, to, window, filter, Kernel::Scalar).unwrap();
+            let plain = resize(image, to, window, filter, Isa::Scalar).unwrap();
             let whole = Window { left: 0, top: 0, width: to.0, height: to.1 };
-            let all = resize(image, to, whole, filter, Kernel::Scalar).unwrap();
+            let all = resize(image, to, whole, filter, Isa::Scalar).unwrap();
             for (y, row) in plain.pixels.chunks_exact(width * 3).enumerate() {
                 prop_assert_eq!(row, &all.pixels[((top + y) * to.0 + left) * 3..][..width * 3]);
             }
-            for kernel in Kernel::available() {
-                prop_assert_eq!(&resize(image, to, window, filter, kernel).unwrap(), &plain, "{:?}", kernel);
+            for kernel in Isa::available() {
+                prop_assert_eq!(&resize(image, to, window, filter, isa).unwrap(), &plain, "{:?}", isa);
             }
         }
     }
 
     #[test]
-    fn every_kernel_gives_what_plain_rust_gives_for_photographs() {
+    fn every_instruction_set_gives_the_pixels_of_plain_rust_for_large_images() {
         for from in [(500, 375), (2048, 1536), (4000, 300), (64, 64), (300, 1200)] {
             let input = pixels(from.0, from.1, 7);
             let image = View::new(from.0, from.1, &input).unwrap();
             for to in [(341, 256), (256, 341), (1000, 1000), (20, 10)] {
                 for filter in [Filter::Box, Filter::Bicubic, Filter::Lanczos] {
                     let window = Window { left: to.0 / 8, top: to.1 / 8, width: to.0 / 2, height: to.1 / 2 };
-                    let plain = resize(image, to, window, filter, Kernel::Scalar).unwrap();
-                    for kernel in Kernel::available() {
-                        assert!(
-                            resize(image, to, window, filter, kernel).unwrap() == plain,
-                            "{kernel:?} {from:?} {to:?}"
-                        );
+                    let plain = resize(image, to, window, filter, Isa::Scalar).unwrap();
+                    for kernel in Isa::available() {
+                        assert!(resize(image, to, window, filter, isa).unwrap() == plain, "{kernel:?} {from:?} {to:?}");
                     }
                 }
             }

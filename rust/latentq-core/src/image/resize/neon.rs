@@ -1,4 +1,4 @@
-//! The horizontal kernel of AArch64: the three channels of a pixel in one vector of 32-bit sums.
+//! Horizontal resize kernel of AArch64: the three channels of a pixel in one vector of 32-bit sums.
 
 #![allow(unsafe_code)]
 
@@ -8,13 +8,13 @@ use super::weights::{HALF, PRECISION, Weights};
 
 const _: () = assert!(PRECISION == 22);
 
-/// Resamples rows, each readable for four bytes beyond its last pixel.
+/// Resamples rows. Each row must be readable for four bytes beyond its last pixel.
 pub fn rows(weights: &Weights, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
     let first = weights.inputs().start;
     for (row, out) in out.chunks_exact_mut(width).enumerate() {
         for (pixel, (start, weights)) in out.chunks_exact_mut(3).zip(weights.iter()) {
             let taps = &input[row * stride + (start - first) * 3..];
-            // SAFETY: NEON is part of every AArch64 processor that Rust's standard targets name.
+            // SAFETY: all AArch64 targets of Rust's standard library have NEON.
             let sums = unsafe { sums(taps, weights) };
             pixel.copy_from_slice(&sums[..3]);
         }

@@ -1,13 +1,13 @@
-//! The filters, and the fixed-point weights that they give each output of one axis.
+//! Resampling filters, and their fixed-point weights for each output of one axis.
 //!
 //! The arithmetic is that of `precompute_coeffs` in Pillow's Resample.c.
 
 use std::ops::Range;
 
-/// A resampling kernel, by Pillow's names.
+/// A resampling filter, with Pillow's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// The mean of what a pixel covers.
+    /// The mean over the area of an output pixel.
     Box,
     /// A triangle.
     Bilinear,
@@ -29,7 +29,7 @@ impl Filter {
         }
     }
 
-    /// The kernel at `x`. Every operation is in Pillow's order: another would round otherwise.
+    /// The filter at `x`. All operations are in Pillow's order, because another order would round differently.
     fn at(self, x: f64) -> f64 {
         let sinc = |x: f64| {
             let x = x * std::f64::consts::PI;
@@ -42,7 +42,7 @@ impl Filter {
             Self::Hamming if away == 0.0 => 1.0,
             Self::Hamming if away < 1.0 => {
                 let x = away * std::f64::consts::PI;
-                // Pillow's constants are single precision.
+                // Pillow's constants are in single precision.
                 x.sin() / x * (f64::from(0.54f32) + f64::from(0.46f32) * x.cos())
             }
             Self::Bicubic if away < 1.0 => ((-0.5 + 2.0) * away - (-0.5 + 3.0)) * away * away + 1.0,
@@ -55,17 +55,17 @@ impl Filter {
 
 pub const PRECISION: u32 = 32 - 8 - 2;
 
-/// For each output of one axis: where its inputs start, and their weights.
+/// The first input and the weights of each output of one axis.
 pub struct Weights {
     pub starts: Vec<usize>,
     lengths: Vec<usize>,
     values: Vec<i32>,
-    /// Weights reserved for each output.
+    /// Number of weights that each output has room for.
     taps: usize,
 }
 
 impl Weights {
-    /// The outputs `first .. first + count` of an axis resized from `input` to `output`.
+    /// Computes the weights of outputs `first .. first + count` of an axis resized from `input` to `output` pixels.
     pub fn new(input: usize, output: usize, first: usize, count: usize, filter: Filter) -> Self {
         let scale = input as f64 / output as f64;
         let filter_scale = scale.max(1.0);
@@ -76,7 +76,7 @@ impl Weights {
         for (index, values) in weights.values.chunks_exact_mut(taps).enumerate() {
             let center = ((first + index) as f64 + 0.5) * scale;
             let inverse = 1.0 / filter_scale;
-            // A float that is converted saturates at zero, which is what Pillow's test for negative numbers does.
+            // The cast saturates negative numbers at 0, as Pillow does explicitly.
             let start = (center - support + 0.5) as usize;
             let end = ((center + support + 0.5) as usize).min(input);
             let length = end.saturating_sub(start).min(taps);
@@ -96,19 +96,19 @@ impl Weights {
         weights
     }
 
-    /// The inputs that any of the outputs needs.
+    /// The range of inputs that the outputs need.
     pub fn inputs(&self) -> Range<usize> {
         let ends = self.starts.iter().zip(&self.lengths).map(|(start, length)| start + length);
         self.starts.iter().copied().min().unwrap_or(0)..ends.max().unwrap_or(0)
     }
 
-    /// The most inputs that one output needs.
+    /// The largest number of inputs of one output.
     #[cfg(target_arch = "x86_64")]
     pub fn longest(&self) -> usize {
         self.lengths.iter().copied().max().unwrap_or(0)
     }
 
-    /// Whether every weight splits into three signed bytes. Filters give none that does not.
+    /// True if every weight splits into three signed bytes, as it does for all filters.
     #[cfg(target_arch = "x86_64")]
     pub fn fit_digits(&self) -> bool {
         self.values.iter().all(|weight| weight.unsigned_abs() < 127 << 16)
@@ -123,7 +123,7 @@ impl Weights {
     }
 }
 
-/// What a sum starts from, so that cutting off its low bits rounds.
+/// The initial value of a sum: one half, so that truncation rounds.
 pub const HALF: i32 = 1 << (PRECISION - 1);
 
 pub fn clip(sum: i32) -> u8 {

@@ -1,5 +1,7 @@
-//! Each kernel is written once, as plain loops, and compiled for several instruction sets; the processor picks at run
-//! time. A kernel must be `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers here.
+//! Instruction sets, chosen at run time.
+//!
+//! Each kernel is written once, as plain loops, and compiled for every instruction set. A kernel must be
+//! `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers in this module.
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -10,12 +12,12 @@ use super::floats::{Float, Floats, FloatsMut};
 use super::kernel::{Counts, Kernel, Seen};
 use super::scheme::Affine;
 
-/// An instruction set that this processor has.
+/// An instruction set that this processor supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// What every processor of the architecture has (SSE2, NEON).
+    /// The baseline of the architecture (SSE2, NEON).
     Baseline,
-    /// 256-bit vectors, and conversion from and to float16.
+    /// 256-bit vectors and float16 conversion (AVX2, F16C).
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 512-bit vectors with byte permutes (Ice Lake, Zen 4 and later).
@@ -24,7 +26,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Every instruction set that this processor has, the best last.
+    /// All instruction sets that this processor supports, the best last.
     #[cfg(test)]
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
@@ -37,7 +39,7 @@ impl Isa {
         all
     }
 
-    /// The best instruction set that this processor has.
+    /// The best instruction set that this processor supports.
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
@@ -52,11 +54,11 @@ impl Isa {
     }
 }
 
-// SAFETY of all below: the values Avx2 and Avx512 are made by `available` and `best` alone, after asking the processor.
+// SAFETY, for all calls below: only `available` and `best` make the values Avx2 and Avx512, after checking the processor.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 #[allow(unsafe_code)]
 impl Isa {
-    /// Runs the kernel as compiled for this instruction set.
+    /// Runs the kernel's code for this instruction set.
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Isa::Baseline => kernel.run(),
@@ -67,7 +69,7 @@ impl Isa {
         }
     }
 
-    /// [`Float::widen`] of every element, by the instruction set's own conversion where it has one.
+    /// Widens every element to f32, with the conversion instruction if there is one.
     #[inline(always)]
     pub fn widen<F: Float>(self, bits: &[F::Bits], out: &mut [f32]) {
         let done = match F::floats(bits) {
@@ -79,7 +81,7 @@ impl Isa {
         }
     }
 
-    /// [`Float::narrow`] of every element, by the instruction set's own conversion where it has one.
+    /// Narrows every element from f32, with the conversion instruction if there is one.
     #[inline(always)]
     pub fn narrow<F: Float>(self, values: &[f32], out: &mut [F::Bits]) {
         let done = match F::floats_mut(out) {
@@ -91,7 +93,7 @@ impl Isa {
         }
     }
 
-    /// Widens float16; gives the number of elements done, which may be less than all.
+    /// Widens float16. Returns the number of elements done, possibly not all.
     fn widen_f16(self, bits: &[u16], out: &mut [f32]) -> usize {
         match self {
             Isa::Baseline => 0,
@@ -100,7 +102,7 @@ impl Isa {
         }
     }
 
-    /// Rounds to float16; gives the number of elements done, which may be less than all.
+    /// Narrows to float16. Returns the number of elements done, possibly not all.
     fn narrow_f16(self, values: &[f32], out: &mut [u16]) -> usize {
         match self {
             Isa::Baseline => 0,
@@ -109,7 +111,7 @@ impl Isa {
         }
     }
 
-    /// Encodes to the nearest code; gives the number of elements done, which may be less than all.
+    /// Encodes to the nearest code. Returns the number of elements done, possibly not all.
     pub(super) fn encode(self, affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, Seen) {
         match (self, x) {
             #[cfg(target_arch = "x86_64")]
@@ -120,7 +122,7 @@ impl Isa {
         }
     }
 
-    /// Decodes; gives the number of elements done, which may be less than all.
+    /// Decodes. Returns the number of elements done, possibly not all.
     pub(super) fn decode(self, affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -129,7 +131,7 @@ impl Isa {
         }
     }
 
-    /// Looks codes up in a table; gives the number of elements done, which may be less than all.
+    /// Looks codes up in a table. Returns the number of elements done, possibly not all.
     pub fn look_up(self, table: &[f32; 256], bits: u32, codes: &[u8], out: &mut [f32]) -> usize {
         match self {
             Isa::Baseline => 0,
@@ -142,7 +144,7 @@ impl Isa {
         }
     }
 
-    /// Searches a code book's tree for each x; gives the number of elements done, which may be less than all.
+    /// Searches the tree of a codebook for each x. Returns the number of elements done, possibly not all.
     pub fn search(self, tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {
         match self {
             Isa::Baseline => 0,
@@ -153,8 +155,8 @@ impl Isa {
         }
     }
 
-    /// Quantises to the nearest code, past the caches: for codes that no cache will hold until they are read. `None` where
-    /// the instruction set has no such stores, or they would not pay.
+    /// Quantizes to the nearest code with non-temporal stores, for outputs larger than the caches. Returns `None` if the
+    /// instruction set has no such stores or they would not pay off.
     pub(super) fn quantize_past_caches<F: Float>(
         self,
         affine: &[Affine],

@@ -1,7 +1,7 @@
-//! What the compiler does not make of plain loops: conversion while quantising, and table look-ups by permutes.
+//! x86-64 code that the compiler does not generate from plain loops: conversion while quantizing, and look-ups by permutes.
 //!
-//! Each function does whole vectors and gives the number of elements done; the caller does the rest in plain Rust, and a
-//! property test holds the two equal.
+//! Each function processes whole vectors and returns the number of elements done. The caller does the rest in plain Rust;
+//! property tests check that the two agree.
 
 use std::arch::x86_64::*;
 
@@ -38,7 +38,7 @@ pub fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
 pub fn widen_f16(bits: &[u16], out: &mut [f32]) -> usize {
     let (bits, out) = (bits.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
     for (bits, out) in bits.iter().zip(out.iter_mut()) {
-        // SAFETY: each is an array of 8.
+        // SAFETY: both are arrays of 8.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast()))) };
     }
     8 * bits.len().min(out.len())
@@ -49,7 +49,7 @@ pub fn widen_f16(bits: &[u16], out: &mut [f32]) -> usize {
 pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
     let (values, out) = (values.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
     for (values, out) in values.iter().zip(out.iter_mut()) {
-        // SAFETY: each is an array of 8.
+        // SAFETY: both are arrays of 8.
         unsafe {
             let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(values.as_ptr()));
             _mm_storeu_si128(out.as_mut_ptr().cast(), half);
@@ -58,15 +58,15 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
     8 * values.len().min(out.len())
 }
 
-/// The arithmetic of `encode::Nearest`, into `out`.
+/// The arithmetic of `encode::Nearest`, written to `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[allow(unsafe_code)]
 pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
     let mut lines = out.chunks_mut(LINE);
     encode_lines(affine, x, |codes, _| match lines.next() {
-        // A mask makes a store slow, and what it wrote slow to be read again. SAFETY: a line is 64 bytes.
+        // No mask here: masked stores are slow, and reading their result back is slow too. SAFETY: a line is 64 bytes.
         Some(to) if to.len() == LINE => unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), codes) },
-        // SAFETY: the mask leaves as many bytes as there are.
+        // SAFETY: the mask selects exactly the bytes of `to`.
         Some(to) => unsafe {
             _mm512_mask_storeu_epi8(to.as_mut_ptr().cast(), u64::MAX >> (LINE - to.len()), codes);
         },
@@ -74,13 +74,13 @@ pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
     })
 }
 
-/// The arithmetic of `encode::Nearest`: gives `put` a cache line of codes at a time, and what is left over (fewer, in the
-/// line's first bytes) last.
+/// The arithmetic of `encode::Nearest`. Calls `put` with one cache line of codes at a time, and last with the remaining
+/// codes in the first bytes of a line.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
 #[allow(unsafe_code)]
 pub fn encode_lines(affine: &Affine, x: Floats<'_>, put: impl FnMut(__m512i, usize)) -> Seen {
-    // SAFETY: `at` is 0, 16, 32 or 48, so each reads 16 of an array of 64; for bfloat16 32, at 0 or 32.
+    // SAFETY: `at` is 0, 16, 32 or 48, and each load reads 16 of 64 elements; for bfloat16, 32 elements at 0 or 32.
     unsafe {
         match x {
             Floats::F32(x) => encode_vectors(affine, x, &IN_ORDER, put, |x| {
@@ -105,8 +105,8 @@ pub fn encode_lines(affine: &Affine, x: Floats<'_>, put: impl FnMut(__m512i, usi
     }
 }
 
-/// Where packing four vectors of 16 leaves the elements of a line: the instruction takes four of each vector in turn. With
-/// `by_parity` the first two vectors hold the even and the odd elements of the first half, and so on.
+/// The positions of a line's elements after packing four vectors of 16: the instruction takes four of each vector in turn.
+/// With `by_parity`, the first two vectors have the even and the odd elements of the first half, and so on.
 const fn packed_places(by_parity: bool) -> [u8; LINE] {
     let mut places = [0; LINE];
     let mut i = 0;
@@ -120,13 +120,13 @@ const fn packed_places(by_parity: bool) -> [u8; LINE] {
 const IN_ORDER: [u8; LINE] = packed_places(false);
 const BY_PARITY: [u8; LINE] = packed_places(true);
 
-/// So many bytes are asked of the memory before they are needed: the processor's own prefetching ends with every page.
+/// Prefetch distance in bytes. The hardware prefetcher stops at page boundaries.
 const AHEAD: usize = 512;
 
-/// Quiet and signalling NaN, both infinities.
+/// Class mask: quiet and signaling NaN, both infinities.
 const NOT_FINITE: i32 = 0x99;
 
-/// `load` makes vectors of f32 of a line's values, and `places` says where the bytes of their codes are to be found.
+/// Encodes whole vectors. `load` widens a line of values to f32, and `places` has the positions of their codes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
 #[allow(unsafe_code)]
@@ -140,7 +140,7 @@ fn encode_vectors<T: Copy>(
     let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
     let inverse_step = _mm512_set1_ps(affine.inverse_step);
     let last_code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(high, low), inverse_step));
-    // A known index would be made into several cheaper-looking permutes. SAFETY: an array of 64 bytes.
+    // Hidden from the compiler, which would replace a constant index by several permutes. SAFETY: an array of 64 bytes.
     let places = unsafe { _mm512_loadu_si512(std::hint::black_box(places).as_ptr().cast()) };
     let (mut inside, mut sums) = (0, [_mm512_setzero_ps(); 4]);
     let mut encode = |x: &[T; LINE]| {
@@ -151,7 +151,7 @@ fn encode_vectors<T: Copy>(
             last = _mm512_mask_cmp_ps_mask::<_CMP_GE_OQ>(below_high, x[i], low);
             inside += u64::from(last.count_ones());
             sums[i] = _mm512_add_ps(sums[i], x[i]);
-            // What is below low becomes negative, at most the lowest integer, which packing makes 0.
+            // Values below low become negative (saturating), and packing turns negative integers into 0.
             let code = _mm512_mul_ps(_mm512_sub_ps(x[i], low), inverse_step);
             _mm512_mask_cvtps_epi32(last_code, below_high, code)
         });
@@ -176,7 +176,7 @@ fn encode_vectors<T: Copy>(
         put(codes, rest.len());
         inside -= (LINE - rest.len()) as u64 * u64::from(last_is_inside);
     }
-    // NaN and infinity stay in a sum. So does an overflow: then the values themselves tell.
+    // NaN and infinity persist in a sum, but the sum may also overflow: if it is not finite, check the values.
     let [a, b, c, d] = sums;
     let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
     let mut finite = _mm512_fpclass_ps_mask::<NOT_FINITE>(sum) == 0;
@@ -191,13 +191,13 @@ pub fn has_bfloat16() -> bool {
     is_x86_feature_detected!("avx512bf16")
 }
 
-/// Whether no value but 0 is so small that the processor's own rounding to bfloat16 takes it for 0: code + zero is at least
-/// 2^-24, a float's precision from 0.5 on, or it is zero alone, which stands for low.
+/// True if no decoded value other than 0 is so small that the bfloat16 instruction, which flushes subnormals, makes it 0:
+/// |code + zero| is 0 or at least 2^-24 (the precision of f32 from 0.5 on), or the code is 0, which decodes to low.
 fn is_coarse(affine: &Affine) -> bool {
     affine.step >= 1e-30 && (affine.low == 0.0 || affine.low.abs() >= 1e-37)
 }
 
-/// The arithmetic of `decode::Scale`, rounded to bfloat16 by the processor: half of the work.
+/// The arithmetic of `decode::Scale`, rounded by the bfloat16 instruction: half of the work.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[allow(unsafe_code)]
 fn decode_bfloat16(affine: &Affine, codes: &[u8], out: &mut [u16]) -> usize {
@@ -205,17 +205,17 @@ fn decode_bfloat16(affine: &Affine, codes: &[u8], out: &mut [u16]) -> usize {
     let (codes, out) = (codes.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
     for (codes, out) in codes.iter().zip(out.iter_mut()) {
         let [low, high] = [0, 16].map(|at| {
-            // SAFETY: 16 of an array of 32 bytes.
+            // SAFETY: reads 16 of an array of 32 bytes.
             let codes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().add(at).cast()) });
             _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(codes), zero), step)
         });
-        // SAFETY: both are 64 bytes, as is the array of 32.
+        // SAFETY: the vector and the array of 32 are both 64 bytes.
         unsafe { out.as_mut_ptr().cast::<__m512bh>().write_unaligned(_mm512_cvtne2ps_pbh(high, low)) };
     }
     32 * codes.len().min(out.len())
 }
 
-/// The arithmetic of `decode::Scale`, and rounding as [`Float::narrow`] does it.
+/// The arithmetic of `decode::Scale`, rounded as `Float::narrow` does.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[allow(unsafe_code)]
 pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize {
@@ -225,7 +225,7 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
         let codes = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.as_ptr().cast()) });
         _mm512_mul_ps(_mm512_add_ps(_mm512_cvtepi32_ps(codes), zero), step)
     };
-    // SAFETY: each writes an array of 16.
+    // SAFETY: each store writes an array of 16.
     unsafe {
         match out {
             FloatsMut::F32(out) => {
@@ -236,7 +236,7 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
             }),
             FloatsMut::BF16(out) if has_bfloat16() && is_coarse(affine) => decode_bfloat16(affine, codes, out),
-            // To nearest even; a code gives no NaN.
+            // Round half to even; a code never decodes to NaN.
             FloatsMut::BF16(out) => each_vector(codes, out, |codes, out| {
                 let bits = _mm512_castps_si512(decode(codes));
                 let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -248,8 +248,8 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
     }
 }
 
-/// Calls `work` for every 16 codes and their values, in whole cache lines: what is before the first and after the last is
-/// in a vector that overlaps the next. Gives the number of elements done, all but where there are fewer than 16.
+/// Calls `work` for every 16 codes and their values, aligned to cache lines: the head and the tail are done by vectors that
+/// overlap their neighbors. Returns the number of elements done: all, or 0 if there are fewer than 16.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn each_vector<T>(codes: &[u8], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T; 16])) -> usize {
@@ -267,7 +267,7 @@ fn each_vector<T>(codes: &[u8], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T;
     out.len()
 }
 
-/// The arithmetic of `encode::Nearest` on float16, as the processor converts it.
+/// The arithmetic of `encode::Nearest` on float16, with the conversion instruction.
 #[target_feature(enable = "avx2,f16c")]
 #[allow(unsafe_code)]
 pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
@@ -290,7 +290,7 @@ pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Se
         largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(x), magnitude));
     }
     let mut lanes = [[0u32; 8]; 2];
-    // SAFETY: each is an array of 8.
+    // SAFETY: both are arrays of 8.
     unsafe {
         _mm256_storeu_si256(lanes[0].as_mut_ptr().cast(), outside);
         _mm256_storeu_si256(lanes[1].as_mut_ptr().cast(), largest);
@@ -299,7 +299,7 @@ pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Se
     (8 * x.len().min(out.len()), Seen { outside, finite: lanes[1].iter().all(|bits| *bits < INFINITY) })
 }
 
-/// Tables of 16 levels: two permutes of 8, and bit 3 of the code chooses.
+/// Looks up in tables of 16 levels: two permutes of 8, selected by bit 3 of the code.
 #[target_feature(enable = "avx2")]
 #[allow(unsafe_code)]
 pub fn look_up_avx2(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usize {
@@ -317,7 +317,7 @@ pub fn look_up_avx2(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usize 
     8 * codes.len().min(out.len())
 }
 
-/// The levels' four bytes are four tables of 256 bytes, each held in four registers; 64 codes at a time.
+/// Looks up 64 codes at a time: the four bytes of the levels are four tables of 256 bytes, each in four registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[allow(unsafe_code)]
 pub fn look_up_avx512(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usize {
@@ -339,7 +339,7 @@ pub fn look_up_avx512(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usiz
                     (_mm512_permutex2var_epi8(t0, index, t1), _mm512_permutex2var_epi8(t2, index, t3));
                 _mm512_mask_blend_epi8(upper, lower_half, upper_half)
             });
-            // Bytes to words to floats, within lanes of 16 codes.
+            // Interleave bytes to words to floats, within lanes of 16 codes.
             let (ab_low, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
             let (cd_low, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
             let quarters = [
@@ -348,7 +348,7 @@ pub fn look_up_avx512(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usiz
                 _mm512_unpacklo_epi16(ab_high, cd_high),
                 _mm512_unpackhi_epi16(ab_high, cd_high),
             ];
-            // quarters[q] holds codes 16 l + 4 q .. + 4 in lane l: a transposition of 4 x 4 lanes.
+            // quarters[q] has codes 16 l + 4 q .. + 4 in lane l: transpose 4 x 4 lanes.
             let [q0, q1, q2, q3] = quarters;
             let (r0, r1) = (_mm512_shuffle_i32x4::<0x44>(q0, q1), _mm512_shuffle_i32x4::<0x44>(q2, q3));
             let (r2, r3) = (_mm512_shuffle_i32x4::<0xee>(q0, q1), _mm512_shuffle_i32x4::<0xee>(q2, q3));
@@ -366,7 +366,7 @@ pub fn look_up_avx512(table: &[f32; 256], codes: &[u8], out: &mut [f32]) -> usiz
     64 * codes.len().min(out.len())
 }
 
-/// A binary search: row k of the tree, from node 2^k on, is held in registers and picked from by permutes.
+/// Binary search: row k of the tree, from node 2^k on, is in registers, and permutes select from it.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[allow(unsafe_code)]
 pub fn search_avx512(tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> usize {

@@ -1,5 +1,5 @@
-//! Quantising more than the caches hold: codes go past them to memory, in whole cache lines, and values come in two
-//! streams.
+//! Quantizing arrays larger than the caches: codes are written with non-temporal stores, in whole cache lines, and values
+//! are read in two streams.
 
 use std::arch::x86_64::*;
 
@@ -8,11 +8,11 @@ use crate::quant::floats::Float;
 use crate::quant::kernel::{Counts, LINE, Tally};
 use crate::quant::scheme::Affine;
 
-/// How many values of one half are encoded before it is the other half's turn.
+/// Values of one half that are encoded before switching to the other half.
 pub const TURN: usize = 1024;
 
-/// Writes the codes of `x` (N, C, plane), to the nearest. The two halves are encoded in turns: one stream of reads leaves
-/// the memory idle (on a Zen 4 two of them are read 1.2 times as fast).
+/// Quantizes `x` (N, C, plane) to the nearest codes. Alternates between the two halves of the batch, because one read
+/// stream does not saturate the memory (on a Zen 4, two streams are 1.2 times as fast).
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,popcnt")]
 pub fn quantize<F: Float>(affine: &[Affine], x: &[F::Bits], out: &mut [u8], plane: usize) -> Counts {
     let sample = affine.len() * plane;
@@ -33,14 +33,15 @@ pub fn quantize<F: Float>(affine: &[Affine], x: &[F::Bits], out: &mut [u8], plan
     counts
 }
 
-/// Samples on their way.
+/// The state of encoding one half of the batch.
 struct Half<'a, F: Float> {
     affine: &'a [Affine],
     plane: usize,
-    /// What is to be encoded, and of it what belongs to the plane at hand.
+    /// Values that are not encoded yet.
     x: &'a [F::Bits],
+    /// Number of these that belong to the current plane.
     left: usize,
-    /// The sample and the channel of that plane.
+    /// Sample and channel of the current plane.
     at: (usize, usize),
     lines: Lines<'a>,
     carry: Carry,
@@ -56,7 +57,7 @@ impl<'a, F: Float> Half<'a, F> {
         Self { affine, plane, x, left: plane, at: (0, 0), lines, carry, tally: Tally::new(affine.len()) }
     }
 
-    /// Encodes up to [`TURN`] values of one plane; gives whether there were any.
+    /// Encodes up to [`TURN`] values of one plane. Returns false if none are left.
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,popcnt")]
     #[inline]
     fn step(&mut self) -> bool {
@@ -90,19 +91,19 @@ impl<'a, F: Float> Half<'a, F> {
     fn finish(self) -> Counts {
         let tail = self.lines.tail;
         tail.copy_from_slice(&bytes(self.carry.codes)[LINE - tail.len()..]);
-        // Orders what was written before all that follows, as other threads see it.
+        // Make the non-temporal stores visible to other threads before anything that follows.
         _mm_sfence();
         self.tally.counts
     }
 }
 
-/// A whole cache line of memory.
+/// One aligned cache line.
 #[repr(align(64))]
 struct Line([u8; LINE]);
 
-/// An output that is written past the caches, wherever it begins.
+/// An output for non-temporal stores, at any alignment.
 struct Lines<'a> {
-    /// Before the first whole line, the whole lines, and after the last.
+    /// The bytes before the first whole line, the whole lines, and the bytes after the last.
     head: &'a mut [u8],
     whole: &'a mut [Line],
     tail: &'a mut [u8],
@@ -111,7 +112,7 @@ struct Lines<'a> {
 impl<'a> Lines<'a> {
     #[allow(unsafe_code)]
     fn new(out: &'a mut [u8]) -> Self {
-        // SAFETY: any bytes are a line.
+        // SAFETY: any 64 bytes are a valid line.
         let (head, whole, tail) = unsafe { out.align_to_mut::<Line>() };
         Self { head, whole, tail }
     }
@@ -122,37 +123,37 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// How far an output is written. A value, so that it is kept in registers.
+/// Codes that do not fill a line yet, and their position. `Copy`, so that it stays in registers.
 #[derive(Clone, Copy)]
 struct Carry {
-    /// Its last `held` bytes are codes that did not fill a line.
+    /// The last `pending` bytes are codes that are not written yet.
     codes: __m512i,
-    held: usize,
-    /// The line that they begin: one of the whole ones, or [`HEAD`].
+    pending: usize,
+    /// Index of the whole line that they start, or [`HEAD`].
     line: usize,
 }
 
-/// The line before the first whole one, of which only the end is the output's.
+/// The partial line before the first whole line.
 const HEAD: usize = usize::MAX;
 
 impl Carry {
     #[target_feature(enable = "avx512f")]
     #[inline]
     fn new(lines: &Lines) -> Self {
-        // As if what is before the output in its first line had been put.
-        let held = (LINE - lines.head.len()) % LINE;
-        Self { codes: _mm512_setzero_si512(), held, line: if held == 0 { 0 } else { HEAD } }
+        // Treat the bytes before the output in its first line as pending.
+        let pending = (LINE - lines.head.len()) % LINE;
+        Self { codes: _mm512_setzero_si512(), pending, line: if pending == 0 { 0 } else { HEAD } }
     }
 
-    /// Adds the first `count` bytes of `codes`.
+    /// Appends the first `count` bytes of `codes`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     #[inline]
     #[allow(unsafe_code)]
     fn put(&mut self, lines: &mut Lines, codes: __m512i, count: usize) {
-        if count == LINE || self.held + count >= LINE {
-            let line = self.after(LINE - self.held, codes);
+        if count == LINE || self.pending + count >= LINE {
+            let line = self.after(LINE - self.pending, codes);
             match lines.whole.get_mut(self.line) {
-                // SAFETY: a line is 64 bytes, aligned.
+                // SAFETY: a line is 64 aligned bytes.
                 Some(to) => unsafe { _mm512_stream_si512(to.0.as_mut_ptr().cast(), line) },
                 None => lines.put_head(bytes(line)),
             }
@@ -162,11 +163,11 @@ impl Carry {
             self.codes = codes;
         } else {
             self.codes = self.after(count, codes);
-            self.held = (self.held + count) % LINE;
+            self.pending = (self.pending + count) % LINE;
         }
     }
 
-    /// The 64 bytes after the first `skipped` of what is carried and then `codes`.
+    /// 64 bytes of the concatenation of `self.codes` and `codes`, after the first `skipped`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     #[inline]
     #[allow(unsafe_code)]

@@ -1,0 +1,278 @@
+//! Resize kernels of x86-64 with AVX-512 VNNI: 8-bit digits for `vpdpbusd`.
+
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::weights::{HALF, Weights};
+use super::x86::{Line, ZERO, load, store, weight};
+
+/// The digits of a weight from low to high, each in -128..=127.
+fn bytes_of(weight: i32) -> [u8; 3] {
+    let low = weight as i8;
+    let rest = (weight - i32::from(low)) >> 8;
+    let middle = rest as i8;
+    let high = (rest - i32::from(middle)) >> 8;
+    [low as u8, middle as u8, high as u8]
+}
+
+/// Computes the whole vectors of one output row, four rows per vector. Returns the number of bytes done.
+pub fn vertical_vnni(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) -> usize {
+    // SAFETY: this kernel is only chosen if the processor supports its instructions.
+    unsafe { vertical_vnni_inner(input, stride, weights, out) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn vertical_vnni_inner(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) -> usize {
+    let zero = _mm512_setzero_si512();
+    let whole = out.len() / 64 * 64;
+    for at in (0..whole).step_by(64) {
+        let mut sums = [[zero; 3]; 4];
+        for (group, weights) in weights.chunks(4).enumerate() {
+            let mut rows = [zero; 4];
+            for (row, vector) in rows.iter_mut().enumerate().take(weights.len()) {
+                *vector = load!(_mm512_loadu_si512, input, (4 * group + row) * stride + at, 64);
+            }
+            let digits = byte_group(weights).map(|digits| _mm512_set1_epi32(digits));
+            let (low, high) = (_mm512_unpacklo_epi8(rows[0], rows[1]), _mm512_unpackhi_epi8(rows[0], rows[1]));
+            let (low2, high2) = (_mm512_unpacklo_epi8(rows[2], rows[3]), _mm512_unpackhi_epi8(rows[2], rows[3]));
+            let taps = [
+                _mm512_unpacklo_epi16(low, low2),
+                _mm512_unpackhi_epi16(low, low2),
+                _mm512_unpacklo_epi16(high, high2),
+                _mm512_unpackhi_epi16(high, high2),
+            ];
+            for quarter in 0..4 {
+                for digit in 0..3 {
+                    sums[quarter][digit] = _mm512_dpbusd_epi32(sums[quarter][digit], taps[quarter], digits[digit]);
+                }
+            }
+        }
+        let quarters = sums.map(|sums| join_bytes(sums));
+        let (left, right) =
+            (_mm512_packs_epi32(quarters[0], quarters[1]), _mm512_packs_epi32(quarters[2], quarters[3]));
+        store!(_mm512_storeu_si512, out, at, 64, _mm512_packus_epi16(left, right));
+    }
+    whole
+}
+
+/// The three digits of up to four weights, one weight per byte.
+fn byte_group(weights: &[i32]) -> [i32; 3] {
+    let digits = [0, 1, 2, 3].map(|index| bytes_of(weight(weights, index)));
+    [0, 1, 2].map(|digit| i32::from_le_bytes(digits.map(|bytes| bytes[digit])))
+}
+
+/// Combines the sums of the three digits, rounds and shifts them. The result is not clipped.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn join_bytes(sums: [__m512i; 3]) -> __m512i {
+    _mm512_srai_epi32::<22>(join_unrounded(sums, _mm512_set1_epi32(HALF)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn join_unrounded(sums: [__m512i; 3], start: __m512i) -> __m512i {
+    let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(sums[1]), _mm512_slli_epi32::<16>(sums[2]));
+    _mm512_add_epi32(_mm512_add_epi32(sums[0], upper), start)
+}
+
+/// Output pixels per vector in [`Short`].
+const BLOCK: usize = 5;
+/// Taps per vector in [`Long`].
+const TAPS: usize = 16;
+
+/// The weights of a horizontal pass in the layout of `vpdpbusd`. A byte permutation gathers the taps of each output value.
+pub enum Blocks {
+    Short(Short),
+    Long(Long),
+}
+
+/// For little or no shrinking: five output pixels per vector, four taps at a time.
+pub struct Short {
+    /// For each block, the first byte that it reads, and the permutation of the bytes from there on.
+    blocks: Vec<(usize, Line)>,
+    /// For each block, `groups` times three digits.
+    lines: Vec<[Line; 3]>,
+    groups: usize,
+    /// Number of output pixels.
+    count: usize,
+}
+
+/// For strong shrinking: one output pixel per vector, one channel per 128 bits, sixteen taps at a time.
+pub struct Long {
+    /// For each output pixel, the first byte that it reads.
+    offsets: Vec<usize>,
+    /// For each output pixel, `steps` times three digits.
+    weights: Vec<[[u8; TAPS]; 3]>,
+    steps: usize,
+}
+
+impl Blocks {
+    pub fn new(weights: &Weights) -> Self {
+        Short::new(weights).map_or_else(|| Self::Long(Long::new(weights)), Self::Short)
+    }
+
+    /// Bytes of a row that are read, from the first used pixel on.
+    pub fn reach(&self) -> usize {
+        match self {
+            Self::Short(Short { blocks, groups, .. }) => {
+                blocks.last().map_or(0, |(last, _)| last + (groups - 1) * 12 + 64)
+            }
+            Self::Long(Long { offsets, steps, .. }) => {
+                offsets.last().map_or(0, |last| last + (steps - 1) * TAPS * 3 + 64)
+            }
+        }
+    }
+
+    /// Resamples one to four rows.
+    pub fn rows(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        // SAFETY: this kernel is only chosen if the processor supports its instructions.
+        unsafe {
+            match out.len() / width {
+                4 => self.group::<4>(input, stride, out, width),
+                3 => self.group::<3>(input, stride, out, width),
+                2 => self.group::<2>(input, stride, out, width),
+                _ => self.group::<1>(input, stride, out, width),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        match self {
+            Self::Short(short) => short.group::<ROWS>(input, stride, out, width),
+            Self::Long(long) => long.group::<ROWS>(input, stride, out, width),
+        }
+    }
+}
+
+impl Short {
+    /// Returns `None` if the inputs of a block do not fit one load.
+    fn new(weights: &Weights) -> Option<Self> {
+        let first = weights.inputs().start;
+        let offset = |index: usize| (weights.starts[index] - first) * 3;
+        let count = weights.starts.len();
+        let last = |block: usize| (block + BLOCK).min(count) - 1;
+        // The last tap of a group must be within the 64 bytes that are loaded.
+        let fits = (0..count).step_by(BLOCK).all(|block| offset(last(block)) - offset(block) + 12 <= 64);
+        if !fits {
+            return None;
+        }
+        let groups = weights.longest().div_ceil(4);
+        let mut blocks = Vec::new();
+        let mut lines = Vec::new();
+        for block in (0..count).step_by(BLOCK) {
+            let mut places = ZERO;
+            let mut digits = vec![[ZERO; 3]; groups];
+            for index in block..=last(block) {
+                let (_, values) = weights.at(index);
+                for lane in 0..12 {
+                    let (channel, tap) = (lane / 4, lane % 4);
+                    let place = (index - block) * 12 + lane;
+                    places.0[place] = (offset(index) - offset(block) + tap * 3 + channel) as u8;
+                    for (group, digits) in digits.iter_mut().enumerate() {
+                        let bytes = bytes_of(weight(values, 4 * group + tap));
+                        for digit in 0..3 {
+                            digits[digit].0[place] = bytes[digit];
+                        }
+                    }
+                }
+            }
+            blocks.push((offset(block), places));
+            lines.extend(digits);
+        }
+        Some(Self { blocks, lines, groups, count })
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        let zero = _mm512_setzero_si512();
+        for (index, ((offset, places), lines)) in
+            self.blocks.iter().zip(self.lines.chunks_exact(self.groups)).enumerate()
+        {
+            let places = load!(_mm512_loadu_si512, places.0, 0, 64);
+            let mut sums = [[zero; 3]; ROWS];
+            for (group, lines) in lines.iter().enumerate() {
+                let mut digits = [zero; 3];
+                for digit in 0..3 {
+                    digits[digit] = load!(_mm512_loadu_si512, lines[digit].0, 0, 64);
+                }
+                for row in 0..ROWS {
+                    let taps = load!(_mm512_loadu_si512, input, row * stride + offset + group * 12, 64);
+                    let taps = _mm512_permutexvar_epi8(places, taps);
+                    for digit in 0..3 {
+                        sums[row][digit] = _mm512_dpbusd_epi32(sums[row][digit], taps, digits[digit]);
+                    }
+                }
+            }
+            let bytes = (self.count - index * BLOCK).min(BLOCK) * 3;
+            let mask = ((1u32 << bytes) - 1) as u16;
+            for row in 0..ROWS {
+                let values = _mm512_max_epi32(join_bytes(sums[row]), zero);
+                let values = _mm512_cvtusepi32_epi8(values);
+                let out = &mut out[row * width + index * BLOCK * 3..][..bytes];
+                // SAFETY: the mask selects exactly the bytes of the slice.
+                unsafe { _mm_mask_storeu_epi8(out.as_mut_ptr().cast(), mask, values) };
+            }
+        }
+    }
+}
+
+impl Long {
+    fn new(weights: &Weights) -> Self {
+        let first = weights.inputs().start;
+        let steps = weights.longest().div_ceil(TAPS);
+        let offsets = weights.starts.iter().map(|start| (start - first) * 3).collect();
+        let digits = |(_, values): (usize, &[i32])| -> Vec<[[u8; TAPS]; 3]> {
+            let step = |step: usize| {
+                let taps: [[u8; 3]; TAPS] = std::array::from_fn(|tap| bytes_of(weight(values, step * TAPS + tap)));
+                [0, 1, 2].map(|digit| taps.map(|bytes| bytes[digit]))
+            };
+            (0..steps).map(step).collect()
+        };
+        Self { offsets, weights: weights.iter().flat_map(digits).collect(), steps }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
+    fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        let zero = _mm512_setzero_si512();
+        let mut places = ZERO;
+        for (place, byte) in places.0[..48].iter_mut().enumerate() {
+            *byte = (place % TAPS * 3 + place / TAPS) as u8;
+        }
+        let places = load!(_mm512_loadu_si512, places.0, 0, 64);
+        // Transpose from one channel to one row per 32 bits.
+        let turn = _mm_setr_epi8(0, 4, 8, -1, 1, 5, 9, -1, 2, 6, 10, -1, 3, 7, 11, -1);
+        for (index, (&offset, weights)) in self.offsets.iter().zip(self.weights.chunks_exact(self.steps)).enumerate() {
+            let mut sums = [[zero; 3]; ROWS];
+            for (step, weights) in weights.iter().enumerate() {
+                let mut digits = [zero; 3];
+                for digit in 0..3 {
+                    digits[digit] = _mm512_broadcast_i32x4(load!(_mm_loadu_si128, weights[digit], 0, 16));
+                }
+                for row in 0..ROWS {
+                    let taps = load!(_mm512_loadu_si512, input, row * stride + offset + step * TAPS * 3, 64);
+                    let taps = _mm512_permutexvar_epi8(places, taps);
+                    for digit in 0..3 {
+                        sums[row][digit] = _mm512_dpbusd_epi32(sums[row][digit], taps, digits[digit]);
+                    }
+                }
+            }
+            let mut rows = [zero; 4];
+            for row in 0..ROWS {
+                rows[row] = join_unrounded(sums[row], zero);
+            }
+            // Add the four partial sums of each channel, for four rows at once.
+            let halves = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (upper, lower) = (halves(rows[0], rows[1]), halves(rows[2], rows[3]));
+            let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(upper, lower), _mm512_unpackhi_epi64(upper, lower));
+            let sums = _mm512_srai_epi32::<22>(_mm512_add_epi32(sums, _mm512_set1_epi32(HALF)));
+            let values = _mm_shuffle_epi8(_mm512_cvtusepi32_epi8(_mm512_max_epi32(sums, zero)), turn);
+            let mut pixels = [0; 16];
+            store!(_mm_storeu_si128, pixels, 0, 16, values);
+            for (row, pixel) in pixels.chunks_exact(4).enumerate().take(ROWS) {
+                out[row * width + index * 3..][..3].copy_from_slice(&pixel[..3]);
+            }
+        }
+    }
+}

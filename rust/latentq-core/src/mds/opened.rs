@@ -1,0 +1,260 @@
+//! Opening shards: files, offset tables and cached bytes.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use super::Fault;
+use super::cache::Cache;
+use super::file::{Reservation, read_exact_at, read_whole};
+use super::index::{Index, Schema, Shard};
+use super::shard::Table;
+use crate::{Error, Result};
+
+/// Maximum number of files that one reader keeps open.
+const MAX_FILES: usize = 256;
+
+/// Number of files that all readers keep open together: each reduces to an even share when it next opens a file. The default
+/// limit of Linux is 1,024 per process.
+const SHARED_FILES: usize = 512;
+
+/// Number of readers in this process.
+static READERS: AtomicUsize = AtomicUsize::new(0);
+
+/// Maximum bytes of offsets that one reader caches: those of 64 million samples.
+const MAX_TABLES: usize = 1 << 28;
+
+/// The shards of a dataset, with caches of what is open.
+pub struct Shards {
+    pub folder: PathBuf,
+    pub index: Index,
+    tables: Cache<Table>,
+    files: Cache<File>,
+    /// Shards in memory: decompressed ones, and others if all of them fit.
+    memory: Cache<Vec<u8>>,
+    /// `None` unless all shards fit in memory.
+    resident: Option<Resident>,
+}
+
+/// The state of a dataset that fits in memory as a whole.
+struct Resident {
+    _room: Reservation,
+    /// For each shard that is not in memory yet, the number of samples read from it.
+    reads: Box<[AtomicU64]>,
+    /// The process that fills the memory. A forked child shares what its parent loaded but loads no more, because every
+    /// child would have its own copy, where the page cache needs one.
+    owner: u32,
+}
+
+impl Drop for Shards {
+    fn drop(&mut self) {
+        READERS.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An open shard: its number and offsets, and the storage of its uncompressed bytes.
+pub struct Opened {
+    pub number: usize,
+    pub schema: Arc<Schema>,
+    pub table: Arc<Table>,
+    storage: Storage,
+}
+
+pub enum Storage {
+    File(Arc<File>),
+    Memory(Arc<Vec<u8>>),
+}
+
+impl Storage {
+    /// The bytes of a range, if they are in memory.
+    #[inline]
+    fn bytes(&self, range: &Range<u64>) -> Option<&[u8]> {
+        match self {
+            Self::File(_) => None,
+            Self::Memory(bytes) => bytes.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?),
+        }
+    }
+}
+
+impl Opened {
+    /// The bytes of a range, if the shard is in memory.
+    #[inline]
+    pub fn bytes(&self, range: &Range<u64>) -> Option<&[u8]> {
+        self.storage.bytes(range)
+    }
+}
+
+impl Shards {
+    /// See [`Reader::open`](super::Reader::open).
+    pub fn open(folder: &Path, memory: usize, raw: usize) -> Result<Self> {
+        let folder = std::path::absolute(folder).map_err(|error| Error::io(folder, error))?;
+        let index = Index::load(&folder)?;
+        let n = index.shards.len();
+        let bytes = index.shards.iter().try_fold(0usize, |sum, shard| sum.checked_add(shard.raw.bytes as usize));
+        let room = bytes.filter(|bytes| *bytes <= memory).and_then(|bytes| Reservation::new(bytes, raw));
+        let resident = room.map(|room| Resident {
+            _room: room,
+            reads: (0..n).map(|_| AtomicU64::new(0)).collect(),
+            owner: std::process::id(),
+        });
+        let (tables, files, memory) = (Cache::new(n, MAX_TABLES), Cache::new(n, MAX_FILES), Cache::new(n, memory));
+        READERS.fetch_add(1, Relaxed);
+        Ok(Self { folder, index, tables, files, memory, resident })
+    }
+
+    /// Opens a shard to read `samples` samples. It is checked when it is first opened.
+    pub fn open_shard(&self, number: usize, samples: u64) -> Result<Opened> {
+        let shard = &self.index.shards[number];
+        let storage = self.open_storage(number, shard, samples)?;
+        let table = match self.tables.get(number) {
+            Some(table) => table,
+            None => self.load_table(number, shard, &storage)?,
+        };
+        Ok(Opened { number, schema: Arc::clone(&shard.schema), table, storage })
+    }
+
+    fn load_table(&self, number: usize, shard: &Shard, storage: &Storage) -> Result<Arc<Table>> {
+        let table = Table::load(shard.samples, shard.raw.bytes, &shard.schema, |range| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            self.read_at(number, storage, range.start, &mut bytes).map(|()| bytes).map_err(Load::Error)
+        });
+        let table = Arc::new(table.map_err(|error| match error {
+            Load::Fault(fault) => self.error(number, fault),
+            Load::Error(error) => error,
+        })?);
+        self.tables.put(number, Arc::clone(&table), table.weight());
+        Ok(table)
+    }
+
+    fn open_storage(&self, number: usize, shard: &Shard, samples: u64) -> Result<Storage> {
+        let cached = self.memory.get(number);
+        let Some((compression, zip)) = &shard.zip else {
+            let file = self.open_file(number, shard)?;
+            if let Some(bytes) = cached {
+                // Detects a file that was truncated while it is cached, as reading it would. Seeking takes half the time of
+                // a stat, and nothing else uses the file's position.
+                let len = (&*file).seek(SeekFrom::End(0)).map_err(|error| Error::io(self.path(number), error))?;
+                return match len == shard.raw.bytes {
+                    true => Ok(Storage::Memory(bytes)),
+                    false => Err(self.wrong_size(&self.path(number), len, shard.raw.bytes)),
+                };
+            }
+            return Ok(match self.load_if_due(number, shard, &file, samples)? {
+                Some(bytes) => Storage::Memory(bytes),
+                None => Storage::File(file),
+            });
+        };
+        if let Some(bytes) = cached {
+            return Ok(Storage::Memory(bytes));
+        }
+        if let Some(file) = self.files.get(number) {
+            return Ok(Storage::File(file));
+        }
+        let path = self.folder.join(&zip.basename);
+        match fs::read(&path) {
+            Ok(packed) => {
+                if packed.len() as u64 != zip.bytes {
+                    return Err(self.wrong_size(&path, packed.len() as u64, zip.bytes));
+                }
+                let bytes = compression.decompress(&packed, shard.raw.bytes);
+                let bytes = Arc::new(bytes.map_err(|error| Fault::new(0, error.to_string()).in_file(&path))?);
+                self.memory.put(number, Arc::clone(&bytes), bytes.len());
+                Ok(Storage::Memory(bytes))
+            }
+            // A stock reader may have replaced it by the uncompressed file.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.folder.join(&shard.raw.basename).exists() => {
+                self.open_file(number, shard).map(Storage::File)
+            }
+            Err(error) => Err(Error::io(path, error)),
+        }
+    }
+
+    /// Opens the uncompressed file of a shard.
+    fn open_file(&self, number: usize, shard: &Shard) -> Result<Arc<File>> {
+        if let Some(file) = self.files.get(number) {
+            return Ok(file);
+        }
+        let path = self.folder.join(&shard.raw.basename);
+        let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+        let len = file.metadata().map_err(|error| Error::io(&path, error))?.len();
+        if len != shard.raw.bytes {
+            return Err(self.wrong_size(&path, len, shard.raw.bytes));
+        }
+        let file = Arc::new(file);
+        let share = SHARED_FILES / READERS.load(Relaxed).max(1);
+        self.files.put_within(number, Arc::clone(&file), 1, share.clamp(1, MAX_FILES));
+        Ok(file)
+    }
+
+    /// Loads a shard into memory if all shards fit and as many samples were read from this one as it has, so that reading a
+    /// few samples, or each sample once, stays cheap. Else counts `samples` more.
+    fn load_if_due(&self, number: usize, shard: &Shard, file: &File, samples: u64) -> Result<Option<Arc<Vec<u8>>>> {
+        let Some(Resident { reads, owner, .. }) = &self.resident else { return Ok(None) };
+        let reads = &reads[number];
+        // If several threads find it due, the one that resets the count loads it.
+        let due = reads.load(Relaxed) >= shard.samples && *owner == std::process::id();
+        if !due || reads.swap(0, Relaxed) < shard.samples {
+            reads.fetch_add(samples, Relaxed);
+            return Ok(None);
+        }
+        let bytes = read_whole(file, shard.raw.bytes as usize).map_err(|error| self.read_error(number, 0, error))?;
+        let bytes = bytes.map(Arc::new);
+        if let Some(bytes) = &bytes {
+            self.memory.put(number, Arc::clone(bytes), bytes.len());
+        }
+        Ok(bytes)
+    }
+
+    fn wrong_size(&self, path: &Path, len: u64, expected: u64) -> Error {
+        Fault::new(len.min(expected), format!("the file has {len} bytes, its index says {expected}")).in_file(path)
+    }
+
+    pub fn read(&self, shard: &Opened, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.read_at(shard.number, &shard.storage, offset, out)
+    }
+
+    fn read_at(&self, number: usize, storage: &Storage, offset: u64, out: &mut [u8]) -> Result<()> {
+        match storage {
+            Storage::File(file) => {
+                read_exact_at(file, out, offset).map_err(|error| self.read_error(number, offset, error))
+            }
+            Storage::Memory(_) => {
+                // Ranges of a checked table are always inside the shard.
+                let cached = storage.bytes(&(offset..offset.saturating_add(out.len() as u64)));
+                out.copy_from_slice(
+                    cached.ok_or_else(|| self.error(number, Fault::new(offset, "the shard ends here")))?,
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn read_error(&self, number: usize, offset: u64, error: io::Error) -> Error {
+        match error.kind() {
+            ErrorKind::UnexpectedEof => self.error(number, Fault::new(offset, "the file is truncated")),
+            _ => Error::io(self.path(number), error),
+        }
+    }
+
+    fn path(&self, number: usize) -> PathBuf {
+        self.folder.join(&self.index.shards[number].stored().basename)
+    }
+
+    pub fn error(&self, number: usize, fault: Fault) -> Error {
+        fault.in_file(&self.path(number))
+    }
+}
+
+enum Load {
+    Fault(Fault),
+    Error(Error),
+}
+
+impl From<Fault> for Load {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
