@@ -150,23 +150,7 @@ pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Encod
         Encoding::Scalar(DType::U64) => {
             number::<u64>(column, value).map(|number| EncodedValue::Own(number.to_le_bytes().to_vec()))
         }
-        Encoding::Scalar(dtype) => {
-            let wide = number::<i64>(column, value)?;
-            let bytes = wide.to_le_bytes();
-            let (low, high) = match dtype {
-                DType::U8 => (0, i64::from(u8::MAX)),
-                DType::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
-                DType::U16 => (0, i64::from(u16::MAX)),
-                DType::I16 => (i64::from(i16::MIN), i64::from(i16::MAX)),
-                DType::U32 => (0, i64::from(u32::MAX)),
-                DType::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
-                _ => (i64::MIN, i64::MAX),
-            };
-            if wide < low || wide > high {
-                return Err(invalid(column, format!("{wide} is out of range")));
-            }
-            Ok(EncodedValue::Own(bytes[..dtype.size()].to_vec()))
-        }
+        Encoding::Scalar(dtype) => encode_integer(column, *dtype, value),
         Encoding::Raw(dtype) => Ok(array_bytes(column, Some(*dtype), value)?.2),
         Encoding::NdArray(dtype, shape) => {
             let (found, dims, data) = array_bytes(column, *dtype, value)?;
@@ -193,6 +177,24 @@ pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Encod
         }
         _ => Err(wrong_type(column, "bytes", value)),
     }
+}
+
+/// Encodes an integer that fits i64 (every integer dtype but uint64).
+fn encode_integer<'py>(column: &Column, dtype: DType, value: &Bound<'py, PyAny>) -> PyResult<EncodedValue<'py>> {
+    let number = number::<i64>(column, value)?;
+    let (low, high) = match dtype {
+        DType::U8 => (0, i64::from(u8::MAX)),
+        DType::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
+        DType::U16 => (0, i64::from(u16::MAX)),
+        DType::I16 => (i64::from(i16::MIN), i64::from(i16::MAX)),
+        DType::U32 => (0, i64::from(u32::MAX)),
+        DType::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
+        _ => (i64::MIN, i64::MAX),
+    };
+    if number < low || number > high {
+        return Err(invalid(column, format!("{number} is out of range")));
+    }
+    Ok(EncodedValue::Own(number.to_le_bytes()[..dtype.size()].to_vec()))
 }
 
 /// The error for a value of the wrong Python type.

@@ -63,7 +63,7 @@ pub struct Opened {
     storage: Storage,
 }
 
-pub enum Storage {
+enum Storage {
     File(Arc<File>),
     Memory(Arc<Vec<u8>>),
 }

@@ -2,7 +2,7 @@
 
 use super::arch::Isa;
 use super::floats::{F32, Float};
-use super::kernel::{BLOCK, CHUNK, Counts, INFINITY, Kernel, ROUND, Seen, Shape, Tally};
+use super::kernel::{BLOCK, CHUNK, Counts, INFINITY, Kernel, Observed, ROUND, Shape, Tally};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
 
@@ -33,7 +33,7 @@ impl<F: Float> Kernel for Quantize<'_, F> {
             let planes = x.chunks_exact(shape.plane).zip(codes.chunks_exact_mut(shape.plane));
             for (channel, (x, codes)) in planes.enumerate() {
                 for (x, codes) in x.chunks(CHUNK).zip(codes.chunks_mut(CHUNK)) {
-                    tally.see(channel, encode::<F>(isa, quantizer, channel, x, codes));
+                    tally.add(channel, encode::<F>(isa, quantizer, channel, x, codes));
                 }
             }
             if tally.finish(number) {
@@ -48,7 +48,7 @@ impl<F: Float> Kernel for Quantize<'_, F> {
 
 /// Encodes at most [`CHUNK`] values of one channel.
 #[inline(always)]
-fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Seen {
+fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Observed {
     let bits = quantizer.bits();
     match quantizer.scheme() {
         Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),
@@ -60,7 +60,7 @@ fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bit
 /// Maps values of one channel to codes.
 trait Encode {
     /// Encodes at most [`CHUNK`] values.
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen;
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Observed;
 }
 
 /// Clamps to [low, high]; NaN becomes low. Two selects, which compile to vector min and max.
@@ -72,7 +72,7 @@ fn clamp(x: f32, low: f32, high: f32) -> f32 {
 
 /// Encodes value by value. Codes are computed from the clamped x, so the code itself needs no clamping.
 #[inline(always)]
-fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Seen {
+fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, code: impl Code) -> Observed {
     let (mut outside, mut largest) = (0u32, 0u32);
     for (x, out) in x.iter().zip(out) {
         let x = F::widen(*x);
@@ -81,7 +81,7 @@ fn encode_each<F: Float>(x: &[F::Bits], out: &mut [u8], low: f32, high: f32, cod
         outside += u32::from(inside != x);
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
-    Seen { outside: u64::from(outside), finite: largest < INFINITY }
+    Observed { outside: u64::from(outside), finite: largest < INFINITY }
 }
 
 /// Maps a value in range to its code. (A closure would not be compiled for the instruction set of its caller.)
@@ -106,7 +106,7 @@ impl Code for NearestCode {
 
 impl Encode for Nearest<'_> {
     #[inline(always)]
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Observed {
         let Affine { low, high, inverse_step, .. } = *self.0;
         let (done, mut seen) = isa.encode(self.0, F::floats(x), out);
         seen.add(encode_each::<F>(&x[done..], &mut out[done..], low, high, NearestCode { low, inverse_step }));
@@ -135,7 +135,7 @@ impl Code for TruncateCode {
 
 impl Encode for Truncate<'_> {
     #[inline(always)]
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Observed {
         let Self(affine, top) = *self;
         let Affine { low, high, inverse_step, .. } = *affine;
         if inverse_step == 0.0 {
@@ -168,11 +168,11 @@ impl Code for SearchCode<'_> {
 
 impl Encode for Search<'_> {
     #[inline(always)]
-    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Seen {
+    fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Observed {
         let Self(book, bits) = *self;
         let (low, high) = (book.levels[0], book.levels[255]);
         let rest = SearchCode { tree: &book.tree, bits };
-        let mut seen = Seen::NOTHING;
+        let mut seen = Observed::NOTHING;
         let mut buffer = [0.0; BLOCK];
         for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let wide = &mut buffer[..x.len()];
@@ -187,11 +187,11 @@ impl Encode for Search<'_> {
 
 /// The observations of [`encode_each`] without the codes.
 #[inline(always)]
-fn observe(x: &[f32], low: f32, high: f32) -> Seen {
+fn observe(x: &[f32], low: f32, high: f32) -> Observed {
     let (mut outside, mut largest) = (0u32, 0u32);
     for x in x {
         outside += u32::from(clamp(*x, low, high) != *x);
         largest = largest.max(x.to_bits() & 0x7fff_ffff);
     }
-    Seen { outside: u64::from(outside), finite: largest < INFINITY }
+    Observed { outside: u64::from(outside), finite: largest < INFINITY }
 }

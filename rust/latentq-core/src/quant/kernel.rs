@@ -33,18 +33,18 @@ pub struct Counts {
 }
 
 /// Observations about a run of values, made while encoding it.
-pub(super) struct Seen {
+pub(super) struct Observed {
     /// Number of values below low or above high; a NaN counts.
     pub outside: u64,
     /// True if no value is a NaN or an infinity.
     pub finite: bool,
 }
 
-impl Seen {
-    pub const NOTHING: Seen = Seen { outside: 0, finite: true };
+impl Observed {
+    pub const NOTHING: Observed = Observed { outside: 0, finite: true };
 
     #[inline(always)]
-    pub fn add(&mut self, other: Seen) {
+    pub fn add(&mut self, other: Observed) {
         self.outside += other.outside;
         self.finite &= other.finite;
     }
@@ -66,7 +66,7 @@ impl Tally {
     }
 
     #[inline(always)]
-    pub fn see(&mut self, channel: usize, seen: Seen) {
+    pub fn add(&mut self, channel: usize, seen: Observed) {
         self.counts.clipped[channel] += seen.outside;
         self.clipped[channel] += seen.outside;
         if !seen.finite && self.bad.is_none() {

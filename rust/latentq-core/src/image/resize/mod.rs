@@ -204,7 +204,7 @@ mod tests {
             for (y, row) in plain.pixels.chunks_exact(width * 3).enumerate() {
                 prop_assert_eq!(row, &all.pixels[((top + y) * to.0 + left) * 3..][..width * 3]);
             }
-            for kernel in Isa::available() {
+            for isa in Isa::available() {
                 prop_assert_eq!(&resize(image, to, window, filter, isa).unwrap(), &plain, "{:?}", isa);
             }
         }
@@ -219,8 +219,8 @@ mod tests {
                 for filter in [Filter::Box, Filter::Bicubic, Filter::Lanczos] {
                     let window = Window { left: to.0 / 8, top: to.1 / 8, width: to.0 / 2, height: to.1 / 2 };
                     let plain = resize(image, to, window, filter, Isa::Scalar).unwrap();
-                    for kernel in Isa::available() {
-                        assert!(resize(image, to, window, filter, isa).unwrap() == plain, "{kernel:?} {from:?} {to:?}");
+                    for isa in Isa::available() {
+                        assert!(resize(image, to, window, filter, isa).unwrap() == plain, "{isa:?} {from:?} {to:?}");
                     }
                 }
             }

@@ -9,7 +9,7 @@ mod x86;
 pub(super) mod x86_stream;
 
 use super::floats::{Float, Floats, FloatsMut};
-use super::kernel::{Counts, Kernel, Seen};
+use super::kernel::{Counts, Kernel, Observed};
 use super::scheme::Affine;
 
 /// An instruction set that this processor supports.
@@ -112,13 +112,13 @@ impl Isa {
     }
 
     /// Encodes to the nearest code. Returns the number of elements done, possibly not all.
-    pub(super) fn encode(self, affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, Seen) {
+    pub(super) fn encode(self, affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> (usize, Observed) {
         match (self, x) {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, x) => (x.len(), unsafe { x86::encode_avx512(affine, x, out) }),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Floats::F16(x)) => unsafe { x86::encode_f16_avx2(affine, x, out) },
-            _ => (0, Seen::NOTHING),
+            _ => (0, Observed::NOTHING),
         }
     }
 

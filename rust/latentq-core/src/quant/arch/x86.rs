@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use crate::quant::floats::{Floats, FloatsMut};
-use crate::quant::kernel::{INFINITY, Kernel, LINE, ROUND, Seen};
+use crate::quant::kernel::{INFINITY, Kernel, LINE, Observed, ROUND};
 use crate::quant::scheme::Affine;
 
 pub fn has_avx2() -> bool {
@@ -61,7 +61,7 @@ pub fn narrow_f16(values: &[f32], out: &mut [u16]) -> usize {
 /// The arithmetic of `encode::Nearest`, written to `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[allow(unsafe_code)]
-pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
+pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Observed {
     let mut lines = out.chunks_mut(LINE);
     encode_lines(affine, x, |codes, _| match lines.next() {
         // No mask here: masked stores are slow, and reading their result back is slow too. SAFETY: a line is 64 bytes.
@@ -79,7 +79,7 @@ pub fn encode_avx512(affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Seen {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
 #[allow(unsafe_code)]
-pub fn encode_lines(affine: &Affine, x: Floats<'_>, put: impl FnMut(__m512i, usize)) -> Seen {
+pub fn encode_lines(affine: &Affine, x: Floats<'_>, put: impl FnMut(__m512i, usize)) -> Observed {
     // SAFETY: `at` is 0, 16, 32 or 48, and each load reads 16 of 64 elements; for bfloat16, 32 elements at 0 or 32.
     unsafe {
         match x {
@@ -136,7 +136,7 @@ fn encode_vectors<T: Copy>(
     places: &[u8; LINE],
     mut put: impl FnMut(__m512i, usize),
     load: impl Fn(&[T; LINE]) -> [__m512; 4],
-) -> Seen {
+) -> Observed {
     let (low, high) = (_mm512_set1_ps(affine.low), _mm512_set1_ps(affine.high));
     let inverse_step = _mm512_set1_ps(affine.inverse_step);
     let last_code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(high, low), inverse_step));
@@ -184,7 +184,7 @@ fn encode_vectors<T: Copy>(
         let line_finite = |x| load(x).into_iter().all(|x| _mm512_fpclass_ps_mask::<NOT_FINITE>(x) == 0);
         finite = lines.iter().all(line_finite) && last_line.as_ref().is_none_or(line_finite);
     }
-    Seen { outside: x.len() as u64 - inside, finite }
+    Observed { outside: x.len() as u64 - inside, finite }
 }
 
 pub fn has_bfloat16() -> bool {
@@ -270,7 +270,7 @@ fn each_vector<T>(codes: &[u8], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T;
 /// The arithmetic of `encode::Nearest` on float16, with the conversion instruction.
 #[target_feature(enable = "avx2,f16c")]
 #[allow(unsafe_code)]
-pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Seen) {
+pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Observed) {
     let (x, out) = (x.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
     let (low, high) = (_mm256_set1_ps(affine.low), _mm256_set1_ps(affine.high));
     let (inverse_step, round) = (_mm256_set1_ps(affine.inverse_step), _mm256_set1_ps(ROUND));
@@ -296,7 +296,7 @@ pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Se
         _mm256_storeu_si256(lanes[1].as_mut_ptr().cast(), largest);
     }
     let outside = lanes[0].iter().map(|count| u64::from(*count)).sum();
-    (8 * x.len().min(out.len()), Seen { outside, finite: lanes[1].iter().all(|bits| *bits < INFINITY) })
+    (8 * x.len().min(out.len()), Observed { outside, finite: lanes[1].iter().all(|bits| *bits < INFINITY) })
 }
 
 /// Looks up in tables of 16 levels: two permutes of 8, selected by bit 3 of the code.

@@ -71,7 +71,7 @@ impl<'a, F: Float> Half<'a, F> {
             carry.put(&mut self.lines, codes, count);
         });
         self.carry = carry;
-        self.tally.see(channel, seen);
+        self.tally.add(channel, seen);
         self.x = rest;
         self.left -= turn;
         if self.left == 0 {
