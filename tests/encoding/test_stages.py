@@ -1,5 +1,7 @@
 """The encoding loop: NaN guards, out of memory, threads that end, and profiles."""
 
+import io
+import re
 import threading
 import time
 
@@ -205,9 +207,30 @@ def test_batch_is_halved_when_the_device_runs_out_of_memory(photos, tmp_path):
     )  # fmt: skip
     assert card.counts.samples == 12
     assert "going on with batches of 2\n" in "".join(lines)
+    assert "calibrate: 12 of 12 images" in "".join(lines)  # not those of the failed attempts as well
     assert "encode: 12 of 12 images" in "".join(lines)
     latentq.encode(photos, tmp_path / "two", recipe=recipe("affine", unit_size=8), autoencoder=Blocks(), batch_size=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
+
+
+def test_bar_moves_during_calibration(photos, tmp_path):
+    class Terminal(io.StringIO):
+        isatty = staticmethod(lambda: True)
+
+    class Slow(Blocks):
+        def encode(self, pixels):
+            time.sleep(0.15)  # longer than tqdm waits between two changes of its bar
+            return super().encode(pixels)
+
+    terminal = Terminal()
+    latentq.encode(
+        photos, tmp_path / "out", recipe=recipe("affine"), autoencoder=Slow(), batch_size=3, progress=terminal
+    )
+    bars = re.findall(r"(calibrate|encode): +\d+%\|.*?\| (\d+)/12 \[", terminal.getvalue())
+    calibrating = [int(count) for name, count in bars if name == "calibrate"]
+    assert len(set(calibrating)) > 2  # the last batches may come too close together to be drawn
+    assert calibrating == sorted(calibrating)
+    assert bars[-1] == ("encode", "12")
 
 
 def test_out_of_memory_for_one_image_is_an_error(photos, tmp_path):

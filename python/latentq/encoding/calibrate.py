@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from numpy.typing import NDArray
 
 from latentq._core import LatentqError
-from latentq.encoding.batches import encode_batches, retry_with_smaller_batches
+from latentq.encoding.batches import EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.run import EncodingRun
 from latentq.format import empty_caption
 from latentq.format.card import CARD, Card
@@ -25,7 +26,7 @@ from latentq.store.local import publish_once
 from latentq.system.progress import Progress
 
 
-def publish_card(out: Path, run: EncodingRun, bar: Progress, *, frozen: bool) -> Card:
+def publish_card(out: Path, run: EncodingRun, progress: TextIO | None, *, frozen: bool) -> Card:
     """Returns the card that all processes share: that of the first process to publish it.
 
     The list is published with the card, so that a run that fails before leaves nothing behind.
@@ -33,7 +34,7 @@ def publish_card(out: Path, run: EncodingRun, bar: Progress, *, frozen: bool) ->
     Args:
         out: The dataset's folder.
         run: The run, with the planned card.
-        bar: Prints notes.
+        progress: Stream that the progress of the calibration is printed to; None prints nothing.
         frozen: The quantizers come from another dataset, and those of a published card must equal them.
 
     Raises:
@@ -43,8 +44,11 @@ def publish_card(out: Path, run: EncodingRun, bar: Progress, *, frozen: bool) ->
     if not (out / CARD).exists():
         card = run.card
         if run.uncalibrated:
-            bar.note(f"calibrating on {min(card.recipe.calibration, card.source.samples)} images")
-            card = _with_quantizers(card, retry_with_smaller_batches(run, bar, _calibrate))
+            count = min(card.recipe.calibration, card.source.samples)
+            with Progress(count, "calibrate", progress, leave=False) as bar:
+                bar.note(f"calibrating on {count} images")
+                quantizers = retry_with_smaller_batches(run, bar, partial(_calibrate, bar=bar))
+            card = _with_quantizers(card, quantizers)
         publish_listing(out, run.listing)
         if publish_once(out / CARD, card.to_toml()):
             return card
@@ -82,7 +86,7 @@ def _empty_caption_columns(run: EncodingRun) -> dict[str, NDArray[Any]]:
     return {name: values[0] for name, values in columns.items()}
 
 
-def _calibrate(run: EncodingRun) -> dict[str, Quantizer]:
+def _calibrate(run: EncodingRun, *, bar: Progress) -> dict[str, Quantizer]:
     """Calibrates quantizers on samples spread evenly over the list.
 
     The card's placeholders store float32, so that the codes of a batch are the values themselves.
@@ -94,7 +98,8 @@ def _calibrate(run: EncodingRun) -> dict[str, Quantizer]:
     count = min(run.card.recipe.calibration, total)
     first_reject: tuple[Sample, str, Exception] | None = None
     encoded_samples = 0
-    for encoded in encode_batches(run, [(0, [place * total // count for place in range(count)])]):
+    chosen = [place * total // count for place in range(count)]
+    for encoded in _counted(encode_batches(run, [(0, chosen)]), bar):
         for place, (stage, error) in sorted(encoded.batch.rejected.items()):
             sample = run.listing.samples[encoded.batch.indices[place]]
             first_reject = first_reject or (sample, stage, error)
@@ -115,6 +120,19 @@ def _calibrate(run: EncodingRun) -> dict[str, Quantizer]:
             if name in calibrators:
                 calibrators[name].update(values.reshape(-1, values.shape[-1]))
     return {name: calibrator.quantizer() for name, calibrator in calibrators.items()}
+
+
+def _counted(batches: Iterator[EncodedBatch], bar: Progress) -> Iterator[EncodedBatch]:
+    """Yields the batches and counts their images, until an exception ends them: then the work may be done again."""
+    images = 0
+    try:
+        for encoded in batches:
+            images += len(encoded.batch.indices)
+            bar.update(len(encoded.batch.indices))
+            yield encoded
+    except BaseException:
+        bar.undo(images, ())
+        raise
 
 
 def _calibrators(run: EncodingRun) -> dict[str, Calibrator]:

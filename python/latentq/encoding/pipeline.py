@@ -22,7 +22,7 @@ from latentq.models.text import TextEncoder
 from latentq.run.archives import source_is_deleted
 from latentq.run.check import check_output_folder
 from latentq.run.finish import completed, finish
-from latentq.run.listing import collection_of, list_source, open_run_source, with_limits
+from latentq.run.listing import collection_of, list_source, open_run_source, print_notes, with_limits
 from latentq.run.plan import plan_card, resolve_recipe
 from latentq.run.share import Share
 from latentq.sources import Captions, Source
@@ -89,12 +89,11 @@ def encode(
     run = EncodingRun.of(opened, listing, card, uncalibrated, models, settings)
     share = Share.of(out, card, opened, listing, recipe.unit_size, settings)
 
+    print_notes(listing, settings.progress)
+    card = publish_card(out, run, settings.progress, frozen=parent is not None)
+    run = replace(run, card=card)
+    publish_empty_caption(out, run)
     with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
-        for note in listing.notes:
-            bar.note(note)
-        card = publish_card(out, run, bar, frozen=parent is not None)
-        run = replace(run, card=card)
-        publish_empty_caption(out, run)
         encode_units(run, share, bar)
     card = share.finish(card, CARD, completed)
     if card.complete:

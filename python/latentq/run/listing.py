@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from latentq.format.facts import SourceFacts
 from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 from latentq.store.local import make_folder, publish_once
+from latentq.system.text import one_line
 
 
 def collection_of(name: str | Collection | None) -> Collection | None:
@@ -99,6 +101,14 @@ def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
     listing = source.listing()
     _check_listing(file, listing)
     return listing
+
+
+def print_notes(listing: Listing, stream: TextIO | None) -> None:
+    """Prints what the user should know of how the listing was made. A stream of None prints nothing."""
+    if stream is not None:
+        with contextlib.suppress(OSError):  # nobody reads it, which is no reason to stop
+            for note in listing.notes:
+                print(one_line(note), file=stream, flush=True)
 
 
 def publish_listing(out: Path, listing: Listing) -> None:

@@ -22,6 +22,7 @@ from latentq.run.listing import (
     collection_of,
     list_source,
     open_run_source,
+    print_notes,
     publish_listing,
     source_facts,
     with_limits,
@@ -107,12 +108,11 @@ def shards(
     card = _publish_card(out, card, listing)
     share = Share.of(out, card, opened, listing, unit_size, settings)
 
+    print_notes(listing, settings.progress)
     with (
         Progress(share.samples, "shards", settings.progress, totals=settings.totals) as bar,
         ThreadPoolExecutor(settings.threads) as pool,
     ):
-        for note in listing.notes:
-            bar.note(note)
         for unit, indices in share.pending(bar).items():
             samples = (listing.samples[index] for index in indices)
             converted = _converted(card, opened, samples, pool, depth=_PREFETCH * settings.threads)
