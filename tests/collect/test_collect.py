@@ -1,4 +1,4 @@
-"""`latentq collect`: whatever a server does, the files arrive or are listed, and the bytes are right."""
+"""`latentq collect`: whatever a server does, each file arrives intact or is listed as failed."""
 
 import base64
 import errno
@@ -50,13 +50,13 @@ def bucket(server, path, name=CC12M):
     return f"/bucket/{name}/{server.repositories[name].commit('main')}/{path}"
 
 
-def test_the_small_subset_arrives_as_it_is(server, tmp_path, capsys):
+def test_the_small_subset_arrives_complete(server, tmp_path, capsys):
     assert main(["collect", "cc12m", str(tmp_path / "cc12m"), "--subset", "small"]) == 0
     assert arrived(tmp_path / "cc12m") == files_of(server)
     assert "24 files, 6.9 MB" in capsys.readouterr().out
 
 
-def test_what_is_there_is_not_fetched_again(server, tmp_path):
+def test_existing_files_are_not_downloaded_again(server, tmp_path):
     collect("cc12m", tmp_path, ids=[0, 1])
     before = server.sent.copy()
     done = collect("cc12m", tmp_path, ids=[0, 1, 2])
@@ -67,7 +67,7 @@ def test_what_is_there_is_not_fetched_again(server, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["drop", "short", "wrong", "busy", "hang up", 503, 500, 403])
-def test_a_server_that_misbehaves_now_and_then_is_borne_with(server, tmp_path, fault):
+def test_temporary_faults_of_a_server_are_survived(server, tmp_path, fault):
     for number in (0, 1):
         server.faults[bucket(server, f"cc12m-train-{number:04}.tar")] = [fault, fault]
     server.faults["/api/datasets/" + CC12M + "/revision/main"] = ["busy", 503, "hang up"]
@@ -77,7 +77,7 @@ def test_a_server_that_misbehaves_now_and_then_is_borne_with(server, tmp_path, f
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_a_server_does_the_files_arrive_or_are_listed(server, tmp_path, seed):
+def test_with_random_faults_every_file_arrives_or_is_listed_as_failed(server, tmp_path, seed):
     moods = random.Random(seed)
     kinds = ["drop", "short", "wrong", "busy", "hang up", "html", 403, 404, 500, 503]
     for path in [bucket(server, name) for name in files_of(server)]:
@@ -92,7 +92,7 @@ def test_whatever_a_server_does_the_files_arrive_or_are_listed(server, tmp_path,
     assert arrived(tmp_path) == files_of(server)
 
 
-def test_patience_begins_anew_with_every_byte_that_comes(server, tmp_path):
+def test_the_retry_count_starts_again_with_every_new_byte(server, tmp_path):
     name, path = "cc12m-train-0000.tar", bucket(server, "cc12m-train-0000.tar")
     files_of(server)[name] = data_of(0, 1_500_000)
     server.faults[path] = ["drop"] * 12  # each after 100,000 bytes
@@ -103,15 +103,15 @@ def test_patience_begins_anew_with_every_byte_that_comes(server, tmp_path):
     assert server.sent[path] < 3_000_000
 
 
-def test_what_cannot_be_had_is_listed_and_can_be_asked_for_alone(server, tmp_path, capsys):
+def test_failed_files_are_listed_and_can_be_retried_alone(server, tmp_path, capsys):
     del files_of(server)["cc12m-train-0003.tar"]
     server.faults[bucket(server, "cc12m-train-0001.tar")] = ["wrong"] * 99
     server.faults[bucket(server, "cc12m-train-0002.tar")] = [503] * 99
     folder = str(tmp_path)
     assert main(["collect", "cc12m", folder, "--ids", "0-4"]) == 1
-    told = capsys.readouterr()
-    assert "3 files" in told.out
-    assert told.err.splitlines()[-1].startswith("latentq: 3 files failed, see ")
+    output = capsys.readouterr()
+    assert "3 files" in output.out
+    assert output.err.splitlines()[-1].startswith("latentq: 3 files failed, see ")
     failed = [line.split("\t") for line in (tmp_path / "failed.tsv").read_text().splitlines()]
     assert [line[0] for line in failed] == ["1", "2", "3"]
     assert failed[0][1].endswith("/cc12m-train-0001.tar")
@@ -119,7 +119,7 @@ def test_what_cannot_be_had_is_listed_and_can_be_asked_for_alone(server, tmp_pat
     assert "503" in failed[1][2]
     assert failed[2][2] == f"cc12m-train-0003.tar is not in {CC12M} at main"
     assert not (tmp_path / "cc12m-train-0001.tar").exists()
-    # A run that does not take them does not forget them.
+    # A run on other files keeps them listed.
     assert main(["collect", "cc12m", folder, "--ids", "5"]) == 0
     assert len((tmp_path / "failed.tsv").read_text().splitlines()) == 3
     server.faults.clear()
@@ -130,7 +130,7 @@ def test_what_cannot_be_had_is_listed_and_can_be_asked_for_alone(server, tmp_pat
     assert [line.split("\t")[0] for line in (tmp_path / "failed.tsv").read_text().splitlines()] == ["3"]
 
 
-def test_a_server_that_never_gives_the_right_bytes_is_not_asked_for_ever(server, tmp_path):
+def test_retries_end_if_the_content_is_always_wrong(server, tmp_path):
     path = bucket(server, "cc12m-train-0000.tar")
     server.faults[path] = ["drop", "wrong"] * 99
     [failure] = collect("cc12m", tmp_path, ids=[0]).failed
@@ -138,14 +138,14 @@ def test_a_server_that_never_gives_the_right_bytes_is_not_asked_for_ever(server,
     assert server.sent[path] < 4 * 300_000
 
 
-def test_nothing_failed_leaves_no_list(server, tmp_path):
+def test_failed_tsv_is_removed_once_nothing_has_failed(server, tmp_path):
     server.faults[bucket(server, "cc12m-train-0000.tar")] = [410]
     assert len(collect("cc12m", tmp_path, ids=[0]).failed) == 1
     assert collect("cc12m", tmp_path, ids=[0], retry_failed=True).failed == []
     assert sorted(contents(tmp_path)) == ["_info.json", "cc12m-train-0000.tar", "collect.toml"]
 
 
-def test_a_gated_data_set_says_what_to_do(server, tmp_path, monkeypatch, capsys):
+def test_the_error_for_a_gated_data_set_says_what_to_do(server, tmp_path, monkeypatch, capsys):
     server.repositories["JourneyDB/JourneyDB"] = Repository({"main": journeydb()}, token="mine")
     for token in ("", "another"):
         monkeypatch.setenv("HF_TOKEN", token)
@@ -171,7 +171,7 @@ def test_an_unknown_data_set_is_named(server, tmp_path):
         collect("jdb", tmp_path)
 
 
-def test_a_full_disk_ends_the_run_with_what_to_do(server, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_run_and_the_error_says_what_to_do(server, tmp_path, monkeypatch):
     def full(path):
         if "0003" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -182,11 +182,11 @@ def test_a_full_disk_ends_the_run_with_what_to_do(server, tmp_path, monkeypatch)
             collect("cc12m", tmp_path, threads=1)
     server.sent.clear()
     assert collect("cc12m", tmp_path, ids=range(4), threads=1).failed == []
-    assert server.sent == {}  # what had come was kept
+    assert server.sent == {}  # partial files were kept
 
 
 def links(server, path, numbers, prefix="/links"):
-    """A list of links as the page of Segment Anything gives it."""
+    """Writes a list of links as on the page of Segment Anything."""
     lines = [f"sa_{number:06}.tar\t{server.url}{prefix}/{number}?sig=1%2F2\n" for number in numbers]
     path.write_text("file_name\tcdn_link\n" + "".join(lines))
     server.site |= {f"{prefix}/{number}": data_of(number, 50_000) for number in numbers}
@@ -200,19 +200,19 @@ def sa1b(server, tmp_path):
     return links(server, tmp_path / "links.tsv", range(20, 320))
 
 
-def test_links_of_which_the_first_percent_is_small(sa1b, tmp_path):
+def test_the_small_subset_is_the_first_percent_of_the_links(sa1b, tmp_path):
     assert main(["collect", "sa1b", str(tmp_path / "out"), "--links", sa1b, "--subset", "small"]) == 0
     expected = {f"sa_{number:06}.tar": data_of(number, 50_000) for number in (20, 21, 22)}
     assert arrived(tmp_path / "out") == expected | {"SA1B_caption.tar.gz": data_of("captions", 9000)}
 
 
 @pytest.mark.parametrize("fault", [403, 404, "html"])
-def test_links_that_have_expired_say_so_and_new_ones_are_taken(server, sa1b, tmp_path, fault, capsys):
+def test_expired_links_are_reported_and_a_newer_list_is_taken(server, sa1b, tmp_path, fault, capsys):
     server.faults["/links/21"] = [fault] * 9
     command = ["collect", "sa1b", str(tmp_path / "out")]
     assert main([*command, "--links", sa1b, "--ids", "20-22"]) == 1
     assert "download the list of links again from its page" in capsys.readouterr().err.splitlines()[-1]
-    assert server.faults["/links/21"] == [fault] * 8  # asked for once
+    assert server.faults["/links/21"] == [fault] * 8  # requested once
     failed = (tmp_path / "out" / "failed.tsv").read_text().splitlines()
     assert [line.split("\t")[:2] for line in failed] == [["21", f"{server.url}/links/21?sig=1%2F2"]]
     newer = links(server, tmp_path / "newer.tsv", range(20, 320), "/newer")
@@ -221,7 +221,7 @@ def test_links_that_have_expired_say_so_and_new_ones_are_taken(server, sa1b, tmp
     assert server.sent["/newer/20"] == 0
 
 
-def test_a_list_that_is_none_is_refused(server, tmp_path):
+def test_a_file_that_is_not_a_list_of_links_is_refused(server, tmp_path):
     (tmp_path / "page.html").write_text("<html>\n<body>\n")
     for path, message in (
         ("page.html", "line 2: expected the name of a tar, a tab and its link"),
@@ -234,13 +234,13 @@ def test_a_list_that_is_none_is_refused(server, tmp_path):
 COCO = {"/zips/val2014.zip": data_of("val", 400_000), "/annotations/annotations_trainval2014.zip": data_of("anno")}
 
 
-def test_a_site_of_ones_own(server, tmp_path):
+def test_a_mirror_site_can_be_given(server, tmp_path):
     server.site |= {f"/mirror{path}": data for path, data in COCO.items()}
     assert main(["collect", "coco", str(tmp_path), "--site", f"{server.url}/mirror/"]) == 0
     assert arrived(tmp_path) == {path.rpartition("/")[2]: data for path, data in COCO.items()}
 
 
-def test_parts_of_two_versions_are_never_joined(server, tmp_path):
+def test_parts_of_two_versions_of_a_file_are_never_joined(server, tmp_path):
     server.site |= COCO
     server.faults["/zips/val2014.zip"] = ["drop"] + [503] * 99
     assert len(collect("coco", tmp_path, site=server.url).failed) == 1
@@ -251,7 +251,7 @@ def test_parts_of_two_versions_are_never_joined(server, tmp_path):
 
 
 @pytest.mark.parametrize("later", [400_000, 90_000])
-def test_what_nothing_tells_apart_is_begun_anew(server, tmp_path, later):
+def test_a_file_without_a_strong_validator_starts_again_from_byte_zero(server, tmp_path, later):
     server.site |= COCO
     server.headers["/zips/val2014.zip"] = {"ETag": 'W/"weak"'}
     server.faults["/zips/val2014.zip"] = ["drop"] * 2
@@ -259,7 +259,7 @@ def test_what_nothing_tells_apart_is_begun_anew(server, tmp_path, later):
     assert {asked for _, path, asked in server.log if path == "/zips/val2014.zip"} == {None}
 
 
-def test_a_file_that_has_become_shorter_is_begun_anew(server, tmp_path):
+def test_a_file_that_became_shorter_starts_again_from_byte_zero(server, tmp_path):
     server.site |= COCO
     server.headers["/zips/val2014.zip"] = {"ETag": '"careless"'}
     server.faults["/zips/val2014.zip"] = ["drop"] + [503] * 99
@@ -280,7 +280,7 @@ CHECKSUMS = {
 
 
 @pytest.mark.parametrize("header", CHECKSUMS)
-def test_what_a_site_says_of_its_content_is_compared(server, tmp_path, header):
+def test_checksums_that_a_site_sends_are_compared(server, tmp_path, header):
     server.site |= COCO
     path = "/zips/val2014.zip"
     server.headers[path] = {header: CHECKSUMS[header](COCO[path])}
@@ -290,14 +290,14 @@ def test_what_a_site_says_of_its_content_is_compared(server, tmp_path, header):
     assert server.sent[path] == 800_000
 
 
-def test_a_small_file_of_the_hub_has_a_hash_too(server, tmp_path):
+def test_small_files_on_the_hub_are_hashed_too(server, tmp_path):
     path = f"/datasets/{CC12M}/resolve/{server.repositories[CC12M].commit('main')}/_info.json"
     server.faults[path] = ["wrong"]
     assert collect("cc12m", tmp_path, ids=[0]).failed == []
     assert (tmp_path / "_info.json").read_bytes() == b"{}"
 
 
-def test_textcaps_is_its_parquet_files_or_those_that_the_hub_made(server, tmp_path):
+def test_textcaps_takes_its_own_parquet_files_or_the_converted_ones(server, tmp_path):
     names = ["default/train/0000.parquet", "default/validation/0000.parquet", "default/test/0000.parquet"]
     converted = {name: data_of(name, 9000) for name in names}
     script = {"TextCaps.py": b"class TextCaps: pass", "README.md": b"#"}
@@ -310,7 +310,7 @@ def test_textcaps_is_its_parquet_files_or_those_that_the_hub_made(server, tmp_pa
         assert arrived(folder) == {name: data for name, data in expected.items() if "test" not in name}
 
 
-def test_the_commit_is_recorded_and_held(server, tmp_path):
+def test_the_commit_is_recorded_and_pinned(server, tmp_path):
     collect("cc12m", tmp_path, ids=[0])
     commit = server.repositories[CC12M].commit("main")
     assert commit in (tmp_path / "collect.toml").read_text()
@@ -319,7 +319,7 @@ def test_the_commit_is_recorded_and_held(server, tmp_path):
     assert not any("/revision/" in path for _, path, _ in server.log)
 
 
-def test_a_folder_is_of_one_collection_and_of_one_process(server, tmp_path):
+def test_a_folder_takes_one_collection_and_one_process(server, tmp_path):
     collect("cc12m", tmp_path, ids=[0])
     with pytest.raises(MismatchError, match="holds cc12m; jdb needs a folder of its own"):
         collect("jdb", tmp_path)
@@ -330,7 +330,7 @@ def test_a_folder_is_of_one_collection_and_of_one_process(server, tmp_path):
     os.close(descriptor)
 
 
-def test_a_file_of_another_size_is_the_users_and_stays(server, tmp_path):
+def test_an_existing_file_of_another_size_is_never_touched(server, tmp_path):
     (tmp_path / "cc12m-train-0000.tar").write_bytes(b"mine")
     [failure] = collect("cc12m", tmp_path, ids=[0]).failed
     assert "exists with 4 bytes instead of 300000: move it away" in failure.reason
@@ -349,20 +349,20 @@ def test_a_file_of_another_size_is_the_users_and_stays(server, tmp_path):
         (["jdb", "--threads", "0"], "threads must be at least 1, not 0"),
     ],
 )
-def test_arguments_that_cannot_be_right(server, tmp_path, arguments, message, capsys):
+def test_invalid_arguments_are_refused(server, tmp_path, arguments, message, capsys):
     name, *options = arguments
     assert main(["collect", name, str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_more_ids_than_there_can_be_are_refused_before_they_are_counted_out(server, tmp_path, capsys):
+def test_a_huge_range_of_ids_is_refused_without_building_it(server, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["collect", "cc12m", str(tmp_path), "--ids", "1-20000000"])
     assert "more archives than any collection has" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("site", ["127.0.0.1:80", "ftp://a", "http://"])
-def test_an_address_that_is_none_is_not_asked_again(server, tmp_path, site):
+def test_an_invalid_address_is_not_retried(server, tmp_path, site):
     failed = collect("coco", tmp_path, site=site).failed
     assert [
         "is not an address: it must begin with http:// or https:// and a host" in each.reason for each in failed
@@ -373,18 +373,18 @@ def test_an_address_that_is_none_is_not_asked_again(server, tmp_path, site):
     assert "given up" not in failed[0].reason
 
 
-def test_where_nothing_answers_the_reason_is_one_clear_line(server, tmp_path, monkeypatch):
+def test_without_an_answer_the_error_is_one_clear_line(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(LatentqError, match=r"does not answer for pixparse/cc12m-wds: no answer: \[Errno 111\]"):
         collect("cc12m", tmp_path, ids=[0])
 
 
-def test_a_wait_that_is_no_number_is_passed_over(server, tmp_path):
+def test_a_retry_after_that_is_not_a_number_is_ignored(server, tmp_path):
     assert download._retry_after("\u00b2") is None
 
 
 @pytest.mark.parametrize("place", ["../../outside/train.parquet", "{}/outside/train.parquet"])
-def test_a_name_from_the_hub_leads_nowhere_else(server, tmp_path, place):
+def test_file_names_from_the_hub_cannot_leave_the_folder(server, tmp_path, place):
     name, data = "HuggingFaceM4/TextCaps", data_of(1, 10)
     place = place.format(tmp_path)
     server.repositories[name] = Repository({"main": {place: data, "train.parquet": data}})
@@ -396,14 +396,14 @@ def test_a_name_from_the_hub_leads_nowhere_else(server, tmp_path, place):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_list_of_links_without_a_header_loses_none(server, sa1b, tmp_path):
+def test_a_list_of_links_may_have_no_header(server, sa1b, tmp_path):
     lines = (tmp_path / "links.tsv").read_bytes().splitlines()[1:3]
     (tmp_path / "bare.tsv").write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines))
     assert collect("sa1b", tmp_path / "out", links=tmp_path / "bare.tsv").failed == []
     assert {"sa_000020.tar", "sa_000021.tar"} < set(arrived(tmp_path / "out"))
 
 
-def test_what_failed_and_is_not_in_the_new_list_is_still_a_failure(server, sa1b, tmp_path, capsys):
+def test_a_failed_file_missing_from_the_new_list_stays_failed(server, sa1b, tmp_path, capsys):
     server.faults["/links/21"] = [404]
     command = ["collect", "sa1b", str(tmp_path / "out")]
     assert main([*command, "--links", sa1b, "--ids", "20", "21"]) == 1
@@ -419,7 +419,7 @@ def test_what_failed_and_is_not_in_the_new_list_is_still_a_failure(server, sa1b,
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
-def test_what_is_no_file_is_not_taken_for_one(server, tmp_path, kind):
+def test_a_folder_or_broken_link_in_place_of_a_file_is_reported(server, tmp_path, kind):
     server.site |= COCO
     if kind == "folder":
         (tmp_path / "val2014.zip").mkdir()
@@ -429,21 +429,21 @@ def test_what_is_no_file_is_not_taken_for_one(server, tmp_path, kind):
     assert failure.reason == f"{tmp_path / 'val2014.zip'} exists and is not a file: move it away"
 
 
-def test_a_page_in_place_of_a_file_of_the_hub_says_what_to_do(server, tmp_path):
+def test_a_web_page_in_place_of_a_hub_file_says_what_to_do(server, tmp_path):
     server.faults[bucket(server, "cc12m-train-0000.tar")] = ["html"]
     [failure] = collect("cc12m", tmp_path, ids=[0]).failed
     assert failure.reason.startswith("a web page came instead of the file: a proxy or a login page may be in between")
 
 
 def start(server, folder, home, *options):
-    """A process whose every folder but its own is `home`."""
+    """Starts a process whose home, cache and temporary folders are all `home`."""
     places = {"HOME": home, "TMPDIR": home, "HF_HOME": home / "hf", "XDG_CACHE_HOME": home / "cache"}
     environment = os.environ | {name: str(path) for name, path in places.items()}
     command = [sys.executable, "-B", "-m", "latentq", "collect", "cc12m", str(folder), "--threads", "2", *options]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server, tmp_path):
+def test_a_run_killed_at_any_moment_and_started_again_gives_the_same_bytes(server, tmp_path):
     home, out = tmp_path / "home", tmp_path / "out"
     home.mkdir()
     server.rate = 500_000
@@ -459,17 +459,17 @@ def test_killed_at_any_moment_and_started_again_it_brings_the_same_bytes(server,
     assert start(server, out, home, "--ids", "0-7").wait() == 0
     assert arrived(out) == {name: files_of(server)[name] for name in arrived(out)}
     assert len(arrived(out)) == 9
-    assert sum(server.sent.values()) < 8 * 300_000 + 4 * 2 * 200_000  # what had come was kept
+    assert sum(server.sent.values()) < 8 * 300_000 + 4 * 2 * 200_000  # partial files were kept
     assert [*home.iterdir()] == []
 
 
-def test_progress_tells_of_each_archive_and_of_all(server, tmp_path, monkeypatch):
+def test_progress_shows_each_archive_and_the_total(server, tmp_path, monkeypatch):
     monkeypatch.setattr("latentq.system.progress._LINE_SECONDS", 0.0)
     monkeypatch.setattr("latentq.collect.pipeline._SHORTEST_NOTED_PAUSE", 0.0001)
     server.faults[bucket(server, "cc12m-train-0001.tar")] = [503]
-    told = io.StringIO()
-    collect("cc12m", tmp_path, ids=[0, 1], threads=1, progress=told)
-    lines = told.getvalue().splitlines()
+    output = io.StringIO()
+    collect("cc12m", tmp_path, ids=[0, 1], threads=1, progress=output)
+    lines = output.getvalue().splitlines()
     assert lines[0].startswith("to download: 3 of 3 files, 600.0 kB; ")
     assert "cc12m-train-0001.tar: HTTP status 503; trying again in 0 s" in lines
     assert any("cc12m-train-0000.tar 43%" in line for line in lines)

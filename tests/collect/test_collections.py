@@ -1,4 +1,4 @@
-"""examples/collections.md as it stands: the six collections in small, from a server on loopback to a mixed loader."""
+"""The commands of examples/collections.md on small versions of the six collections, from a local server to a loader."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def blocks(language, page=PAGE):
 
 
 def commands(page, site):
-    """The page's commands, COCO's site another."""
+    """Yields the commands of a page, with another site for COCO."""
     for line in blocks("sh", page).splitlines():
         program, *arguments = shlex.split(line.replace("http://images.cocodataset.org", site))
         assert program == "latentq"
@@ -40,7 +40,7 @@ def commands(page, site):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tiny_vae, tiny_open_clip):
-    """Where the page's commands were run, the networks replaced by tiny ones of the same classes."""
+    """A folder where the page's commands were run, with tiny networks of the same classes."""
     place = tmp_path_factory.mktemp("prepared")
     networks = ["--autoencoder", str(tiny_vae), "--text-encoder", f"openclip:{tiny_open_clip}"]
     with Server() as server, pytest.MonkeyPatch.context() as patch:
@@ -57,14 +57,14 @@ def prepared(tmp_path_factory, tiny_vae, tiny_open_clip):
     return place
 
 
-def test_everything_is_in_the_folders_that_were_named(prepared):
+def test_nothing_is_written_outside_the_named_folders(prepared):
     assert {path.name for path in prepared.iterdir()} == {"sa1b_links.tsv", "data", "mds", "latents"}
     for name in COLLECTIONS:
         assert not (prepared / "data" / name / "failed.tsv").exists()
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_samples_are_those_kept_and_those_rejected_for_a_reason(prepared, name):
+def test_every_sample_is_kept_or_rejected_with_a_reason(prepared, name):
     card = ShardsCard.load(prepared / "mds" / name)
     rejects = [line.split("\t") for line in (prepared / "mds" / name / "rejects.tsv").read_text().splitlines()]
     assert card.counts.samples == KEPT[name]
@@ -74,7 +74,7 @@ def test_samples_are_those_kept_and_those_rejected_for_a_reason(prepared, name):
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_a_stock_reader_finds_the_columns_of_the_source_system(streaming_alone, prepared, name):
+def test_a_stock_reader_finds_micro_diffusions_columns(streaming_alone, prepared, name):
     stock = StreamingDataset(local=str(prepared / "mds" / name), batch_size=1, shuffle=False)
     columns = {"jpg", "caption", "width", "height"}
     if name == "sa1b":
@@ -116,7 +116,7 @@ def test_every_sample_of_the_shards_has_its_latents(prepared, name):
         assert sample[name].isfinite().all()
 
 
-def test_straight_from_archives_the_same_pictures_are_left_out(prepared, tmp_path):
+def test_encoding_straight_from_archives_rejects_the_same_images(prepared, tmp_path):
     data = prepared / "data" / "diffdb"
     source, captions = data / "*" / "*.zip", str(data / "metadata-large.parquet")
     card = encode(source, tmp_path / "out", autoencoder="dct-f8c16", size=32, captions=captions, collection="diffdb")
@@ -127,7 +127,7 @@ def test_straight_from_archives_the_same_pictures_are_left_out(prepared, tmp_pat
         encode(source, tmp_path / "another", autoencoder="dct-f8c16", size=32, collection="diffdb")
 
 
-def test_the_mixture_holds_all_six(prepared, monkeypatch):
+def test_the_mixture_has_samples_of_all_six(prepared, monkeypatch):
     monkeypatch.chdir(prepared)
     place = {}
     exec(blocks("python"), place)
@@ -135,7 +135,7 @@ def test_the_mixture_holds_all_six(prepared, monkeypatch):
     assert seen == Counter(journey=3, conceptual=3, diffusion=2, segment=3, text=3, coco=2)
 
 
-def test_every_block_of_the_reference_runs(tmp_path, monkeypatch, capsys):
+def test_every_code_block_of_the_reference_runs(tmp_path, monkeypatch, capsys):
     with Server() as server:
         (tmp_path / "sa1b_links.tsv").write_text(serve_collections(server))
         files = server.repositories["pixparse/cc12m-wds"].files["main"]
@@ -151,14 +151,14 @@ def test_every_block_of_the_reference_runs(tmp_path, monkeypatch, capsys):
 
 
 def commands_as(folder, program):
-    """An environment in which `latentq` is this text of a script."""
+    """Returns an environment in which `latentq` is a script with this text."""
     file = folder / "latentq"
     file.write_text(f"#!/bin/sh\n{program}\n")
     file.chmod(0o755)
     return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
-def test_one_command_does_what_the_page_does(tmp_path):
+def test_the_script_runs_the_commands_of_the_page(tmp_path):
     environment = commands_as(tmp_path, f"printf '%s\\t' \"$@\" >> '{tmp_path}/said'; echo >> '{tmp_path}/said'")
     for name in COLLECTIONS:
         subprocess.run([SCRIPT, name, ".", "small"], env=environment, cwd=tmp_path, check=True)
@@ -168,12 +168,12 @@ def test_one_command_does_what_the_page_does(tmp_path):
         return [argument for argument in kept if argument not in ("--subset", "small")]
 
     done = [plain(line.split("\t")[:-1]) for line in (tmp_path / "said").read_text().splitlines()]
-    told = [plain(arguments) for arguments in commands(PAGE, "") if "mds/cc12m-512" not in arguments]
-    assert sorted(done) == sorted(told)
+    output = [plain(arguments) for arguments in commands(PAGE, "") if "mds/cc12m-512" not in arguments]
+    assert sorted(done) == sorted(output)
 
 
-def test_two_collections_prepared_at_once_do_not_meet(tmp_path):
-    """Each has its folder, and all places that processes share by custom are of no use to them."""
+def test_two_collections_can_be_prepared_at_once(tmp_path):
+    """They share no folder: home, cache and temporary folders stay empty."""
     patterns = {"cc12m": "*.tar", "textcaps": "**/*.parquet"}
     home = tmp_path / "home"
     home.mkdir()

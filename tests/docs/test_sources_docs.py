@@ -1,4 +1,4 @@
-"""The commands and the code of docs/sources.md are run as they stand there."""
+"""Runs the commands and code of docs/sources.md."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def test_every_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
+def test_every_code_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     pictures = pictures_of(tmp_path / "pictures", 3, (300, 280))
     for folder in ("cc12m", "jdb", "diffdb", "textcaps"):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""Archives as sources: what is listed, what is read, and what becomes of broken ones."""
+"""Archives as sources: listing, reading, and broken archives."""
 
 import gzip
 import io
@@ -28,7 +28,7 @@ def pictures_made(tmp_path_factory):
 
 
 def make(path, members):
-    """An archive of the kind that its name says."""
+    """Makes an archive of the kind that its suffix names."""
     if path.suffix == ".zip":
         return make_zip(path, members, zipfile.ZIP_DEFLATED)
     return make_tar(path, members, "w" if path.suffix == ".tar" else "w:gz")
@@ -50,7 +50,7 @@ def test_every_member_is_listed_with_its_caption_and_read_by_its_offset(tmp_path
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.tgz"])
-def test_the_published_list_is_enough_to_read_by(tmp_path, pictures_made, name):
+def test_samples_can_be_read_from_the_published_list_alone(tmp_path, pictures_made, name):
     path = make(tmp_path / name, with_captions(pictures_made))
     listing = open_source(path).listing()
     again = type(listing).from_tsv(listing.to_tsv(), "samples.tsv")
@@ -59,7 +59,7 @@ def test_the_published_list_is_enough_to_read_by(tmp_path, pictures_made, name):
     assert source.unchanged(again)
 
 
-def test_a_pattern_or_a_folder_of_archives_is_one_source_in_the_order_of_names(tmp_path, pictures_made):
+def test_a_pattern_or_folder_of_archives_is_one_source_ordered_by_name(tmp_path, pictures_made):
     (tmp_path / "all").mkdir()
     for name in ("b.tar", "B.tar", "é.tar", "a.tar"):
         make_tar(tmp_path / "all" / name, [("x.jpg", b"1")])
@@ -79,7 +79,7 @@ def test_archives_of_one_name_in_two_folders_have_different_keys(tmp_path):
     assert [source.data(s) for s in samples] == [b"one", b"two"]
 
 
-def test_several_kinds_in_one_pattern_are_refused(tmp_path):
+def test_files_of_several_kinds_in_one_pattern_are_refused(tmp_path):
     make_tar(tmp_path / "a.tar", [("x.jpg", b"1")])
     make_zip(tmp_path / "b.zip", [("x.jpg", b"1")])
     for source in (tmp_path / "*", tmp_path):
@@ -101,7 +101,7 @@ def test_several_kinds_in_one_pattern_are_refused(tmp_path):
         unique_by=lambda member: member[0],
     )
 )
-def test_tars_of_every_format_are_read_as_tarfile_reads_them(tmp_path_factory, name, members):
+def test_tars_of_every_format_are_read_as_by_tarfile(tmp_path_factory, name, members):
     path = tmp_path_factory.mktemp("tar") / "a.tar"
     fits = [(n, d) for n, d in members if name != "ustar" or len(n.encode()) <= 100]
     make_tar(path, [(f"{n}.jpg", d) for n, d in fits if len(f"{n}.jpg".encode()) <= 100 or name != "ustar"],
@@ -116,7 +116,7 @@ def test_tars_of_every_format_are_read_as_tarfile_reads_them(tmp_path_factory, n
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_damaged_tar_gives_a_typed_error_and_never_less_than_is_told(tmp_path_factory, data):
+def test_a_damaged_tar_loses_no_sample_without_an_error(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("tar") / "a.tar"
     make_tar(path, [(f"{i}.jpg", bytes([i]) * 700) for i in range(4)], format=tarfile.GNU_FORMAT)
     raw = bytearray(path.read_bytes()[: data.draw(st.integers(0, 7000))])
@@ -129,14 +129,14 @@ def test_a_damaged_tar_gives_a_typed_error_and_never_less_than_is_told(tmp_path_
     except LatentqError:
         return
     faulty = {s.key for s in listing.samples if s.fault}
-    assert len(listing.samples) == 4 or "a.tar" in faulty  # whatever is missing is told of
+    assert len(listing.samples) == 4 or "a.tar" in faulty  # a missing member is reported
     source = open_source(path)
     for sample in listing.samples:
         if not sample.fault:
             assert len(source.data(sample)) == sample.bytes
 
 
-def test_what_a_tar_holds_beside_files_is_told_of(tmp_path):
+def test_tar_members_that_are_not_files_are_reported(tmp_path):
     link, sparse = tarfile.TarInfo("link.jpg"), tarfile.TarInfo("sparse.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
     sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
@@ -174,7 +174,7 @@ def test_a_cut_off_archive_loses_nothing_silently(tmp_path, pictures_made, name)
     path = make(tmp_path / name, [("noise.jpg", np.random.default_rng(0).bytes(9000)), *pictures_made.items()])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    if name == "a.zip":  # its directory stood at the end
+    if name == "a.zip":  # its directory was at the end
         with pytest.raises(FormatError, match=r"a\.zip hold no images: offset 0: not a zip"):
             open_source(path).listing()
         return
@@ -228,7 +228,7 @@ def test_zip_members_that_cannot_be_read_say_why(tmp_path, pictures_made):
 
 def test_a_zip_written_as_a_stream_is_read_with_its_checksums(tmp_path):
     class Pipe(io.RawIOBase):
-        """Cannot seek, so that sizes and checksums come behind the data."""
+        """Cannot seek, so sizes and checksums come after the data."""
 
         def __init__(self):
             self.data = b""
@@ -253,7 +253,7 @@ def test_a_zip_written_as_a_stream_is_read_with_its_checksums(tmp_path):
         open_source(tmp_path / "a.zip").data(samples[1])
 
 
-def test_a_deflated_bomb_is_unpacked_no_further_than_listed(tmp_path):
+def test_a_deflate_bomb_is_inflated_only_to_its_listed_size(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("a.jpg", bytes(100_000_000))], zipfile.ZIP_DEFLATED)
     raw = bytearray(path.read_bytes())
     directory = raw.rindex(b"PK\1\2")
@@ -264,7 +264,7 @@ def test_a_deflated_bomb_is_unpacked_no_further_than_listed(tmp_path):
         source.data(source.listing().samples[0])
 
 
-def test_names_that_would_leave_a_folder_are_only_names(tmp_path, pictures_made):
+def test_member_names_never_become_paths(tmp_path, pictures_made):
     data = next(iter(pictures_made.values()))
     members = [("../up.jpg", data), ("/abs.jpg", data), ("a\tb\nc.jpg", data), ("..\\w.jpg", data)]
     (tmp_path / "in").mkdir()
@@ -285,7 +285,7 @@ def test_a_name_that_is_not_utf_8_is_a_reject(tmp_path, pictures_made):
 # Captions in the archive.
 
 
-def test_an_image_without_caption_and_a_caption_without_image_are_rejects(tmp_path, pictures_made):
+def test_an_image_without_a_caption_and_a_caption_without_an_image_are_rejects(tmp_path, pictures_made):
     members = [
         *with_captions(pictures_made),
         ("alone.txt", b"a caption"),
@@ -318,7 +318,7 @@ def test_captions_may_be_a_field_of_json(tmp_path):
 # Units and processes.
 
 
-def test_a_compressed_tar_is_a_unit_of_its_own(tmp_path, pictures_made):
+def test_each_compressed_tar_is_one_unit(tmp_path, pictures_made):
     for name in ("a.tgz", "b.tar", "c.tgz"):
         make(tmp_path / name, pictures_made.items())
     listing = open_source(tmp_path / "*").listing()
@@ -374,13 +374,13 @@ def test_the_originals_of_a_dataset_are_found_in_their_archive(tmp_path, picture
     assert picture.exists()
 
 
-def test_the_output_may_lie_beside_the_archives(tmp_path, pictures_made):
+def test_the_output_may_be_next_to_the_archives(tmp_path, pictures_made):
     make(tmp_path / "a.zip", pictures_made.items())
     for _ in range(2):
         assert encode(tmp_path, tmp_path / "out", size=64).source.kind == "zip"
 
 
-def test_an_archive_that_has_changed_is_refused_by_every_process(tmp_path, pictures_made):
+def test_every_process_refuses_a_changed_archive(tmp_path, pictures_made):
     path = make_tar(tmp_path / "a.tar", pictures_made.items())
     encode(path, tmp_path / "out", size=64, unit_size=4, rank=0, world_size=2)
     make_tar(path, [*pictures_made.items(), ("more.jpg", bytes(20_000))])
@@ -397,7 +397,7 @@ def test_archives_are_listed_once(tmp_path, pictures_made, monkeypatch):
     encode(path, tmp_path / "out", size=64)
 
 
-def test_webdatasets_own_writer_is_read(tmp_path, pictures_made):
+def test_tars_of_webdatasets_own_writer_are_read(tmp_path, pictures_made):
     webdataset = pytest.importorskip("webdataset")
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         for name, data in pictures_made.items():
@@ -414,13 +414,13 @@ def test_a_broken_image_in_an_archive_is_one_reject(tmp_path, pictures_made):
     assert (tmp_path / "out" / "rejects.tsv").read_text().startswith("a.tgz/broken.jpg\tdecode\t")
 
 
-def test_a_folder_of_pictures_beside_archives_stays_a_folder(tmp_path):
+def test_a_folder_of_images_and_archives_is_a_folder_source(tmp_path):
     paint(tmp_path / "x.png", 1)
     make_tar(tmp_path / "a.tar", [("x.jpg", b"1")])
     assert open_source(tmp_path).kind == "folder"
 
 
-def test_a_name_in_the_list_does_not_depend_on_what_else_is_there(tmp_path):
+def test_archive_names_do_not_depend_on_other_files(tmp_path):
     pictures = pictures_of(tmp_path / "pictures", 2)
     for part in ("a", "b"):
         (tmp_path / "all" / part).mkdir(parents=True)
@@ -431,13 +431,13 @@ def test_a_name_in_the_list_does_not_depend_on_what_else_is_there(tmp_path):
     assert {sample.archive for sample in open_source(pattern).listing().samples} == {"b/0.tar"}
 
 
-def test_looking_through_many_archives_is_told_of(tmp_path, monkeypatch):
+def test_listing_many_archives_shows_progress(tmp_path, monkeypatch):
     for number in range(3):
         make_tar(tmp_path / f"{number}.tar", pictures_of(tmp_path / "pictures" / str(number), 1).items())
-    told = io.StringIO()
+    output = io.StringIO()
     pattern = str(tmp_path / "*.tar")
-    open_source(pattern, progress=told).listing()
-    assert told.getvalue() == ""  # it did not take long
+    open_source(pattern, progress=output).listing()
+    assert output.getvalue() == ""  # it did not take long
     monkeypatch.setattr("latentq.system.progress._LINE_SECONDS", 0.0)
-    open_source(pattern, progress=told).listing()
-    assert told.getvalue().splitlines()[-1].startswith("list: 3 of 3 archives, ")
+    open_source(pattern, progress=output).listing()
+    assert output.getvalue().splitlines()[-1].startswith("list: 3 of 3 archives, ")

@@ -1,4 +1,4 @@
-"""Sources: which samples a folder or a table holds, in which order, and what is known of them."""
+"""Folders and tables as sources: samples, their order, labels and captions."""
 
 import os
 
@@ -46,14 +46,14 @@ def test_a_class_name_without_a_second_column_is_an_error(pictures, tmp_path):
         open_source(pictures, class_names=tmp_path / "names.txt")
 
 
-def test_images_outside_class_folders_leave_all_without_labels(pictures):
+def test_no_image_has_a_label_if_one_is_outside_the_class_folders(pictures):
     paint(pictures / "outside.png", 1)
     listing = open_source(pictures).listing()
     assert listing.fields == ()
     assert any("no labels" in note for note in listing.notes)
 
 
-def test_the_order_is_that_of_the_paths_as_bytes(tmp_path):
+def test_samples_are_ordered_by_path_as_bytes(tmp_path):
     for name in ("b.png", "B.png", "a/z.png", "a-1.png", "é.png", "a.png"):
         paint(tmp_path / name, 0)
     keys = [s.key for s in open_source(tmp_path).listing().samples]
@@ -61,14 +61,14 @@ def test_the_order_is_that_of_the_paths_as_bytes(tmp_path):
     assert keys[0] == "B.png"
 
 
-def test_other_files_are_left_out_and_counted(pictures):
+def test_other_files_are_skipped_and_counted(pictures):
     (pictures / "labels.txt").write_text("not an image")
     listing = open_source(pictures).listing()
     assert len(listing.samples) == 12
     assert listing.notes == ("files without an image's extension are skipped: 1",)
 
 
-def test_links_are_followed_and_circles_end(pictures, tmp_path):
+def test_links_are_followed_and_link_cycles_end(pictures, tmp_path):
     (pictures / "ant" / "round").symlink_to(pictures)
     (pictures / "dog").symlink_to(tmp_path / "elsewhere")
     paint(tmp_path / "elsewhere" / "d.png", 1)
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(pictures, monkeypatch):
         open_source(pictures).listing()
 
 
-def test_the_output_inside_the_source_is_left_out(pictures):
+def test_the_output_inside_the_source_is_skipped(pictures):
     paint(pictures / "out" / "x.png", 1)
     keys = [s.key for s in open_source(pictures, exclude=pictures / "out").listing().samples]
     assert len(keys) == 12
@@ -111,7 +111,7 @@ def test_given_classes_number_the_folders_and_must_know_them(pictures):
         open_source(pictures, classes=classes).listing()
 
 
-def test_hidden_folders_and_shadow_files_are_left_out(pictures):
+def test_hidden_folders_and_macos_shadow_files_are_skipped(pictures):
     paint(pictures / ".ipynb_checkpoints" / "x.png", 1)
     paint(pictures / "ant" / ".thumbnails" / "x.png", 1)
     (pictures / "ant" / "._00.jpg").write_text("x")
@@ -147,12 +147,12 @@ def test_a_table_without_a_header_has_the_path_first(tmp_path):
     assert listing.fields == ()
 
 
-def test_a_csv_may_quote(tmp_path):
+def test_csv_quotes_are_understood(tmp_path):
     listing = table(tmp_path, 'Path,Text\n"a, b.png","say ""hi"""\n', "t.csv")
     assert listing.samples[0] == Sample("a, b.png", None, caption='say "hi"')
 
 
-def test_labels_that_are_names_are_numbered_and_become_the_text(tmp_path):
+def test_label_names_are_numbered_and_become_the_label_text(tmp_path):
     listing = table(tmp_path, "path\tlabel\na\tdog\nb\tant\nc\tdog\n")
     assert [(s.label, s.label_text) for s in listing.samples] == [(1, "dog"), (0, "ant"), (1, "dog")]
 
@@ -182,7 +182,7 @@ def test_a_table_that_is_not_text_is_an_error(tmp_path):
         open_source(tmp_path / "t.csv").listing()
 
 
-def test_what_is_neither_folder_nor_table_is_an_error(tmp_path):
+def test_a_file_that_is_not_a_source_is_an_error(tmp_path):
     paint(tmp_path / "x.png", 1)
     with pytest.raises(LatentqError, match="neither a folder of images nor a table"):
         open_source(tmp_path / "x.png")
@@ -195,7 +195,7 @@ _keys = st.binary(min_size=1, max_size=8).map(os.fsdecode)
 
 
 @given(st.lists(st.builds(Sample, _keys, st.none() | st.integers(0), st.integers(0, 9), _text, _text)))
-def test_a_listing_survives_its_file(samples):
+def test_a_listing_reads_back_from_its_file(samples):
     listing = Listing(tuple(samples), ("label", "label_text", "caption"))
     data = listing.to_tsv()
     assert data.count(b"\n") == len(samples) + 1

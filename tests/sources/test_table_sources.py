@@ -1,4 +1,4 @@
-"""Sources with a row for each sample, parquet, MDS and Hugging Face data sets; and captions in files of their own."""
+"""Sources with one row per sample (parquet, MDS, Hugging Face data sets), and captions in separate files."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def test_parquet_rows_are_samples(tmp_path, pictures_made, struct):
     assert [source.data(s) for s in reversed(samples)] == [*pictures_made.values()][::-1] * 2
 
 
-def test_what_a_parquet_row_lacks_is_a_reject(tmp_path, pictures_made):
+def test_a_parquet_row_without_image_or_caption_is_a_reject(tmp_path, pictures_made):
     data = next(iter(pictures_made.values()))
     rows = {"image": [data, None, data], "caption": ["one", "two", None]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
@@ -94,7 +94,7 @@ def test_mds_shards_of_the_stock_writer_are_a_source(tmp_path, pictures_made):
         open_source(tmp_path / "mds", captions="text")
 
 
-def test_other_shards_than_those_listed_are_refused(tmp_path, pictures_made):
+def test_shards_other_than_the_listed_ones_are_refused(tmp_path, pictures_made):
     samples = open_source(write_stock(tmp_path / "a", pictures_made)).listing().samples
     other = open_source(write_stock(tmp_path / "b", pictures_made, None))
     with pytest.raises(MismatchError, match="the shards have changed since"):
@@ -145,11 +145,11 @@ def test_any_number_of_processes_makes_the_same_dataset(tmp_path, pictures_made,
     assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
 
 
-# Captions in files of their own.
+# Captions in separate files.
 
 
 def caption_file(folder, kind, rows):
-    """Rows of (image, caption, score) as each kind of file has them."""
+    """Writes rows of (image, caption, score) in one of the kinds of caption files."""
     path = folder / f"captions.{kind}"
     if kind == "jsonl":
         path.write_text("".join(json.dumps({"img_path": f"./{n}", "prompt": c, "score": s}) + "\n" for n, c, s in rows))
@@ -171,7 +171,7 @@ def caption_file(folder, kind, rows):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "json", "tgz", "jsonl.tgz"])
-def test_captions_are_joined_by_name_and_what_has_none_is_a_reject(tmp_path, pictures_made, kind):
+def test_captions_are_joined_by_name_and_an_image_without_one_is_a_reject(tmp_path, pictures_made, kind):
     rows = [(name, f"of {name}, this", 0.1) for name in pictures_made if name != "003.jpg"]
     rows.append(("elsewhere.jpg", "an image that is not here", 0.1))
     captions = caption_file(tmp_path, kind, rows)
@@ -183,11 +183,11 @@ def test_captions_are_joined_by_name_and_what_has_none_is_a_reject(tmp_path, pic
     assert [(s.caption, s.fault) for s in samples] == expected
 
 
-def test_half_a_surrogate_pair_is_no_caption_and_ends_nothing():
+def test_a_text_with_a_lone_surrogate_is_not_a_caption():
     assert captions_in(["a \ud800", "b \U0001f600"]) == ("b \U0001f600",)
 
 
-def test_columns_of_captions_may_be_named(tmp_path):
+def test_the_columns_of_a_caption_file_may_be_named(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("x/1.jpg", b"1")])
     (tmp_path / "c.tsv").write_text("a\tb\tcaption\nx/1.jpg\tthis\tthat\n")
     assert open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,b").listing().samples[0].caption == "this"
@@ -199,7 +199,7 @@ def test_columns_of_captions_may_be_named(tmp_path):
         open_source(path, captions=f"{tmp_path / 'c.tsv'}:a")
 
 
-def test_captions_go_with_a_folder_of_pictures_too(pictures, tmp_path):
+def test_a_folder_of_images_takes_a_caption_file(pictures, tmp_path):
     names = [path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*")]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"path": n, "caption": n.upper()}) + "\n" for n in names))
     samples = open_source(pictures, captions=str(tmp_path / "c.jsonl")).listing().samples
@@ -207,7 +207,7 @@ def test_captions_go_with_a_folder_of_pictures_too(pictures, tmp_path):
     assert samples[-1].label == 2
 
 
-def test_captions_for_nothing_or_that_are_broken_are_errors(tmp_path):
+def test_broken_caption_files_and_those_without_a_match_are_errors(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("1.jpg", b"1")])
     (tmp_path / "c.jsonl").write_text('{"path": "2.jpg", "caption": "x"}\n')
     with pytest.raises(LatentqError, match="no caption for any of the 1 samples"):
@@ -225,7 +225,7 @@ def test_captions_for_nothing_or_that_are_broken_are_errors(tmp_path):
             open_source(path, captions=str(tmp_path / name)).listing()
 
 
-def test_images_above_a_limit_are_rejects_that_say_so(tmp_path, pictures_made):
+def test_images_above_a_limit_are_rejects_with_that_reason(tmp_path, pictures_made):
     rows = [(name, "a caption", score) for name, score in zip(pictures_made, np.linspace(0, 0.35, 8), strict=True)]
     path = make_zip(tmp_path / "a.zip", pictures_made.items())
     captions = Captions(caption_file(tmp_path, "parquet", rows), limits={"score": 0.2})
@@ -235,7 +235,7 @@ def test_images_above_a_limit_are_rejects_that_say_so(tmp_path, pictures_made):
     ]
 
 
-def test_changed_captions_are_another_list(tmp_path, pictures_made):
+def test_changed_captions_change_the_list(tmp_path, pictures_made):
     path = make_zip(tmp_path / "a.zip", pictures_made.items())
     rows = [(name, f"of {name}", 0.0) for name in pictures_made]
     source = open_source(path, captions=str(caption_file(tmp_path, "jsonl", rows)))
@@ -247,8 +247,8 @@ def test_changed_captions_are_another_list(tmp_path, pictures_made):
     assert not source.unchanged(listing)
 
 
-def test_a_data_set_of_the_hub_is_a_source(tmp_path):
-    """Its files are those of others: parquet with bytes and captions, and nothing that says what the columns are."""
+def test_a_data_set_on_the_hub_is_a_source(tmp_path):
+    """Its parquet has bytes and captions, without the types that `datasets` would write."""
     images = [{"bytes": picture(seed), "path": f"{seed}.jpg"} for seed in range(3)] + [{"bytes": None, "path": None}]
     files = {"data/train-00000-of-00001.parquet": parquet({"image": images, "caption": [*"abcd"]}), "README.md": b"#"}
     with Server({"someone/pictures": Repository({"main": files})}) as server:
