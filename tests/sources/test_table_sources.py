@@ -71,7 +71,7 @@ def test_parquet_that_is_broken_changed_or_without_images_is_an_error(tmp_path, 
     with pytest.raises(MismatchError, match=r"a\.parquet is listed with \d+ bytes"):
         source.data(sample)
     pq.write_table(pa.table({"x": [1], "caption": ["y"]}), path)
-    with pytest.raises(LatentqError, match="no column of image bytes: it has x, caption"):
+    with pytest.raises(LatentqError, match="no column of images: it has x, caption"):
         open_source(path).listing()
 
 

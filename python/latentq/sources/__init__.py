@@ -12,12 +12,17 @@ from latentq._core import LatentqError
 from latentq.format.files import SHARDS
 from latentq.sources.archives import Archives
 from latentq.sources.captions import Captions, WithCaptions
+from latentq.sources.columns import NamedColumns
 from latentq.sources.datasets import PREFIX, Datasets
-from latentq.sources.folder import EXTENSIONS, Folder, read_class_names
+from latentq.sources.delimited import DELIMITERS
+from latentq.sources.folder import Folder, read_class_names
+from latentq.sources.kinds import image_by_name
+from latentq.sources.labels import Classes
 from latentq.sources.listing import Listing, Sample, Source
 from latentq.sources.mds import Mds
 from latentq.sources.parquet import Parquet
-from latentq.sources.table import DELIMITERS, Table
+from latentq.sources.sidecars import SidecarRule
+from latentq.sources.table import Table
 
 __all__ = ["Captions", "Listing", "Sample", "Source", "exists", "open_source"]
 
@@ -31,6 +36,8 @@ def open_source(
     classes: dict[str, tuple[int, str]] | None = None,
     exclude: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     progress: TextIO | None = None,
 ) -> Source:
     """Opens the source at a path.
@@ -43,9 +50,12 @@ def open_source(
         classes: Label and readable name of each class, by the name of its folder or its name in a table. None numbers
             the names in sorted order.
         exclude: For a folder: a folder inside it to skip, such as the output.
-        captions: Where the captions are: a file, as `Captions.parse` takes it; in tars and zips `txt`, `json` or
-            `json:FIELD`, for members named as the image; otherwise the name of a column. None looks in the usual
+        captions: Where the captions are: a file, as `Captions.parse` takes it; in folders, tars and zips `txt`, `json`
+            or `json:FIELD`, for files named as the image; otherwise the name of a column. None looks in the usual
             places.
+        image_column: The column of images (in a table, of their paths); in tars and zips the field of WebDataset, such
+            as `image` in `0001.image.png`. None looks for a usual name.
+        label_column: The column of labels; None looks for a usual name.
         progress: The stream for progress, if listing takes long; None prints nothing.
 
     Raises:
@@ -54,46 +64,45 @@ def open_source(
     """
     if isinstance(captions, str) and Path(captions.rpartition(":")[0] or captions).is_file():
         captions = Captions.parse(captions)
-    if isinstance(captions, Captions):
-        source = open_source(path, class_names=class_names, classes=classes, exclude=exclude, progress=progress)
-        return WithCaptions(source, captions)
-    source = _open(os.fspath(path), class_names, classes, exclude, captions, progress)
-    if source.kind not in ("folder", "table"):
-        if class_names is not None:
-            raise LatentqError(f"class names are for a folder of class folders, which {path} is not")
-    elif captions is not None:
-        Path(captions).stat()
-        raise LatentqError(f"captions {captions}: not a file")
-    return source
+    named = NamedColumns(image_column, label_column, captions if isinstance(captions, str) else None)
+    source = _open(os.fspath(path), named, class_names, classes, exclude, progress)
+    if class_names is not None and source.kind != "folder":
+        raise LatentqError(f"class names are for a folder of class folders, which {path} is not")
+    for option, value, kinds in (
+        ("image", image_column, ("folder",)),
+        ("label", label_column, ("folder", "tar", "zip")),
+    ):
+        if value is not None and source.kind in kinds:
+            raise LatentqError(f"a source of kind {source.kind} has no columns: it takes no {option} column {value!r}")
+    return WithCaptions(source, captions) if isinstance(captions, Captions) else source
 
 
 def _open(
     path: str,
+    columns: NamedColumns,
     class_names: str | os.PathLike[str] | None,
-    classes: dict[str, tuple[int, str]] | None,
+    classes: Classes | None,
     exclude: str | os.PathLike[str] | None,
-    captions: str | None,
     progress: TextIO | None,
 ) -> Source:
     if path.startswith(PREFIX):
-        return Datasets(path, captions)
+        return Datasets(path, columns, classes)
     folder = Path(path)
     if not folder.is_dir():
         if folder.suffix.lower() in DELIMITERS and folder.exists():
-            if class_names is not None:
-                raise LatentqError(f"class names are for a folder of class folders; {path} is a table")
-            return Table(folder, classes)
-        return _open_files(path, _matching(path), captions, progress)
+            return Table(folder, columns, classes)
+        return _open_files(path, _matching(path), columns, classes, progress)
     if (folder / "index.json").is_file():
-        return Mds(folder, captions)
+        return Mds(folder, columns, classes)
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):  # of save_to_disk
-        return Datasets(path, captions)
+        return Datasets(path, columns, classes)
     if (folder / SHARDS).is_file():
         raise LatentqError(f"{path} is not finished: latentq shards must finish it")
     if files := _only_archives(folder, exclude):
-        return _open_files(path, files, captions, progress)
+        return _open_files(path, files, columns, classes, progress)
     names = read_class_names(Path(class_names)) if class_names is not None else {}
-    return Folder(folder, names, classes, Path(exclude) if exclude is not None else None)
+    SidecarRule.parse(columns.caption)
+    return Folder(folder, names, classes, Path(exclude) if exclude is not None else None, columns)
 
 
 def exists(path: str) -> bool:
@@ -123,7 +132,7 @@ def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list
         excluded = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
         if entry.name.startswith(".") or excluded:
             continue
-        if entry.is_dir() or entry.name.lower().endswith(EXTENSIONS):
+        if entry.is_dir() or image_by_name(entry.name):
             return []
         if _kind(entry.name) is not None:
             archives.append(Path(entry.path))
@@ -134,7 +143,9 @@ def _kind(name: str) -> str | None:
     return next((kind for suffix, kind in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def _open_files(path: str, files: list[Path], captions: str | None, progress: TextIO | None) -> Source:
+def _open_files(
+    path: str, files: list[Path], columns: NamedColumns, classes: Classes | None, progress: TextIO | None
+) -> Source:
     """The source that these files make, in the order of their names as bytes."""
     if not files:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -150,5 +161,5 @@ def _open_files(path: str, files: list[Path], captions: str | None, progress: Te
     named = [(file.relative_to(root).as_posix(), file) for file in files]
     named.sort(key=lambda file: os.fsencode(file[0]))
     if kinds == ["parquet"]:
-        return Parquet(named, captions, progress)
-    return Archives("tar" if kinds == ["tar"] else "zip", named, captions, progress)
+        return Parquet(named, columns, classes, progress)
+    return Archives("tar" if kinds == ["tar"] else "zip", named, columns, classes, progress)

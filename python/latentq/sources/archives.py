@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
-from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.sources.columns import captions_in
-from latentq.sources.folder import EXTENSIONS
-from latentq.sources.listing import Listing, Sample, unchanged_files
-from latentq.sources.member import Member, plain_name
+from latentq._core import FormatError, MismatchError
+from latentq.sources.columns import NamedColumns, caption_facts, captions_field
+from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
+from latentq.sources.labels import Classes, labels_note, with_labels
+from latentq.sources.listing import GZIP_SUFFIXES, Listing, Sample, unchanged_files
+from latentq.sources.member import Member, Reads, plain_name
+from latentq.sources.sidecars import NO_CAPTION, NO_IMAGE, SidecarRule, Sidecars, webdataset_key
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.system.faults import raise_machine_fault
@@ -22,22 +24,21 @@ from latentq.system.progress import listing_progress
 ArchiveKind = Literal["tar", "zip"]
 
 _OPENERS: dict[ArchiveKind, type[Tar | Zip]] = {"tar": Tar, "zip": Zip}
-_SIDECARS = ("txt", "json")
-_NO_CAPTION = "no caption"
-_NO_IMAGE = "no image for this caption"
+_LARGE_BYTES = 1 << 26  # members that are read only if they begin as an image does
 
 
 class Archives:
     """The images in archives of one kind: archive by archive, each in its own order.
 
     A sample's key is `<archive>/<member>`. Members that cannot be used are listed with their fault; so is a broken
-    archive, under its own name.
+    archive, under its own name. Members are images by their names, or by their bytes if the name does not tell.
 
     Args:
         kind: `tar` (plain or gzip) or `zip`.
         files: The archives in order, by their names in the source.
-        captions: Which members hold captions: `txt`, `json` or `json:FIELD`, named as the image but for this
-            extension. None takes those in .txt, if there are any.
+        columns: What a user names: as `caption` the sidecars with captions, as `SidecarRule.parse` takes it; as `image`
+            the field of WebDataset that holds the image. Without a caption, those in .txt are taken, if there are any.
+        classes: Label and readable name of each class name; None numbers the names.
         progress: The stream for progress, if listing takes long; None prints nothing.
     """
 
@@ -45,20 +46,18 @@ class Archives:
         self,
         kind: ArchiveKind,
         files: Sequence[tuple[str, Path]],
-        captions: str | None = None,
+        columns: NamedColumns | None = None,
+        classes: Classes | None = None,
         progress: TextIO | None = None,
     ) -> None:
+        columns = columns or NamedColumns()
         self.kind: ArchiveKind = kind
         self.files = dict(files)
+        self._image_field = columns.image
+        self._rule = SidecarRule.parse(columns.caption)
+        self._required = columns.caption is not None
+        self._classes = classes
         self._progress = progress
-        extension, _, json_field = (captions or "txt").partition(":")
-        if extension not in _SIDECARS:
-            raise LatentqError(
-                f"captions {captions!r}: neither a file, nor txt, json or json:FIELD for members next to each image"
-            )
-        self._sidecar = f".{extension}"
-        self._json_field = (json_field or "caption") if extension == "json" else None
-        self._required = captions is not None
         self._open: tuple[str, Tar | Zip] | None = None
         self._lock = threading.Lock()
 
@@ -70,25 +69,33 @@ class Archives:
             FormatError: No archive holds an image that can be used.
         """
         samples: list[Sample] = []
+        labels: list[str | None] = []
+        notes: list[str] = []
         others = 0
         for name, path in listing_progress(self.files.items(), self._progress):
-            found, others_found = self._list(name, path)
-            samples += found
-            others += others_found
+            contents = self._contents(name, path)
+            for sample, label in contents.samples():
+                samples.append(sample)
+                labels.append(label)
+            others += contents.others
+            notes += contents.notes(self._image_field)
         if not any(sample.offset is not None for sample in samples):
             first = next(iter(self.files.values()))
             reason = f": {samples[0].fault}" if samples else ""
             more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
             raise FormatError(f"{first}{more} hold no images{reason}")
+        samples, label_fields = with_labels(self.kind, samples, labels, self._classes)
         captioned = self._required or any(sample.caption for sample in samples if not sample.fault)
         if captioned:
-            samples = [s if s.fault or s.caption is not None else replace(s, fault=_NO_CAPTION) for s in samples]
+            samples = [s if s.fault or s.caption is not None else replace(s, fault=NO_CAPTION) for s in samples]
         else:  # texts that belong to no image are ordinary other members then
-            others += sum(sample.fault == _NO_IMAGE for sample in samples)
-            samples = [sample for sample in samples if sample.fault != _NO_IMAGE]
-        notes = (f"members without an image's extension are skipped: {others}",) if others else ()
-        fields = ("archive", "archive_bytes", "offset", "packed", "fault")
-        return Listing(tuple(samples), (*(("caption",) if captioned else ()), *fields), notes)
+            others += sum(sample.fault == NO_IMAGE for sample in samples)
+            samples = [sample for sample in samples if sample.fault != NO_IMAGE]
+        if others:
+            notes.append(f"members that are not images are skipped: {others}")
+        fields = (*label_fields, *(("caption",) if captioned else ()), *captions_field(samples))
+        place = ("archive", "archive_bytes", "offset", "packed", "fault")
+        return Listing(tuple(samples), (*fields, *place), (*notes, *labels_note(samples)))
 
     def unchanged(self, listing: Listing) -> bool:
         """True if the archives are those of a listing, as `unchanged_files` compares them."""
@@ -96,12 +103,20 @@ class Archives:
 
     def _has_no_images(self, name: str, path: Path) -> bool:
         """True if an archive is intact and holds no image."""
-        return all(sample.fault == _NO_IMAGE for sample in self._list(name, path)[0])
+        return all(sample.fault == NO_IMAGE for sample, _ in self._contents(name, path).samples())
 
     def data(self, sample: Sample) -> bytes:
-        """Returns the bytes of a member."""
+        """Returns the bytes of a member.
+
+        Raises:
+            MismatchError: The archive is not the one that was listed.
+            FormatError: The member is broken, or large and not an image.
+        """
         with self._lock:
-            return self._opened(sample).read(sample)
+            archive = self._opened(sample)
+            if (sample.bytes or 0) > _LARGE_BYTES and not is_image(archive.head(sample, HEAD_BYTES)):
+                raise FormatError("not an image")
+            return archive.read(sample)
 
     def _opened(self, sample: Sample) -> Tar | Zip:
         """The sample's archive, open; the archive before it is closed."""
@@ -126,18 +141,19 @@ class Archives:
         self._open = (sample.archive, archive)
         return archive
 
-    def _list(self, name: str, path: Path) -> tuple[list[Sample], int]:
-        """The samples of one archive, and the number of its other members."""
+    def _contents(self, name: str, path: Path) -> _Contents:
+        """Looks through one archive."""
         archive = _OPENERS[self.kind](path)
-        contents = _Contents(Sample(name, None, archive=name, archive_bytes=archive.bytes))
+        sidecars = Sidecars(self._rule, webdataset=self.kind == "tar")
+        contents = _Contents(Sample(name, None, archive=name, archive_bytes=archive.bytes), sidecars)
+        contents.renamed = isinstance(archive, Tar) and archive.compressed and not name.lower().endswith(GZIP_SUFFIXES)
         try:
-            for member in archive.members(lambda name: name.lower().endswith(self._sidecar)):
+            for member in archive.members(self._reads):
                 inside = plain_name(member.name)
-                base = inside.rpartition("/")[2].lower()
-                if base.endswith(EXTENSIONS) and not base.startswith("._"):  # macOS puts `._x.jpg` next to `x.jpg`
+                if self._is_image(inside, member):
                     contents.add_image(inside, member)
-                elif base.endswith(self._sidecar):
-                    contents.captions.setdefault(_stem(inside), (inside, *self._caption(member)))
+                elif self._rule.limit(inside):
+                    sidecars.add(inside, member.content, member.fault)
                 else:
                     contents.others += 1
         except FormatError as error:
@@ -145,75 +161,88 @@ class Archives:
             contents.fault = str(error)
         finally:
             archive.close()
-        return list(contents.samples()), contents.others
+        return contents
 
-    def _caption(self, member: Member) -> tuple[str | None, str]:
-        """The caption in a member, and its fault."""
-        if member.content is None:
-            return None, f"its caption: {member.fault}"
-        try:
-            text = member.content.decode("utf-8-sig")
-            if self._json_field is not None:
-                text = json.loads(text)[self._json_field]
-                if not isinstance(text, str):
-                    raise TypeError
-        except UnicodeDecodeError:
-            return None, "its caption is not UTF-8"
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None, f"{_NO_CAPTION}: no text {self._json_field!r} in its JSON"
-        text = text.strip()
-        return (text, "") if captions_in(text) else (None, f"{_NO_CAPTION}: it is empty")
+    def _reads(self, name: str) -> Reads:
+        """How much of a member is read to list it: sidecars, and the first bytes if the name does not tell."""
+        if limit := self._rule.limit(name):
+            return Reads(whole=limit)
+        return Reads(head=HEAD_BYTES if image_by_name(name.rpartition("/")[2]) is None else 0)
+
+    def _is_image(self, inside: str, member: Member) -> bool:
+        *folders, base = inside.split("/")
+        if any(is_junk_folder(folder) for folder in folders):
+            return False
+        named = image_by_name(base)
+        if not (is_image(member.head) if named is None else named):
+            return False
+        _, image_field = webdataset_key(inside)
+        return self._image_field in (None, image_field, image_field.rpartition(".")[0])
 
 
 @dataclass
 class _Contents:
-    """The members found in one archive.
+    """What was found in one archive.
 
     Attributes:
         archive: A sample that stands for the archive.
-        images: By key: the member's stem and its sample.
-        captions: By stem: the member's name, the caption and its fault.
+        sidecars: The captions and labels.
+        images: The name in the archive and the sample of each image, by key.
+        names: How many images there are of each name.
         others: How many other members there are.
+        renamed: True if the archive is gzip, and its name does not say so.
         fault: Why the rest of the archive cannot be read, or empty.
     """
 
     archive: Sample
+    sidecars: Sidecars
     images: dict[str, tuple[str, Sample]] = field(default_factory=dict)
-    captions: dict[str, tuple[str, str | None, str]] = field(default_factory=dict)
+    names: Counter[str] = field(default_factory=Counter)
     others: int = 0
+    renamed: bool = False
     fault: str = ""
 
     def add_image(self, inside: str, member: Member) -> None:
         """Adds an image by its name in the archive; the second image of a name is a reject, as `name#2`."""
-        key, count = f"{self.archive.key}/{inside}", 1
-        while key in self.images:
-            count += 1
-            key = f"{self.archive.key}/{inside}#{count}"
-        duplicate = "a member of this name came before" if count > 1 else ""
+        key = f"{self.archive.key}/{inside}"
+        self.names[inside] += 1
+        if duplicate := key in self.images:
+            self.names[inside] = max(2, self.names[inside])
+            while (key := f"{self.archive.key}/{inside}#{self.names[inside]}") in self.images:
+                self.names[inside] += 1
         sample = replace(
             self.archive,
             key=key,
             bytes=member.size,
             offset=member.offset,
             packed=member.packed,
-            fault=duplicate or member.fault,
+            fault="a member of this name came before" if duplicate else member.fault,
         )
-        self.images[key] = (_stem(inside), sample)
+        self.images[key] = (inside, sample)
 
-    def samples(self) -> Iterator[Sample]:
-        """Yields the images with their captions, then captions without an image, then the archive if it is broken."""
-        for stem, sample in self.images.values():
-            _, caption, fault = self.captions.get(stem, ("", None, ""))
-            yield replace(sample, caption=caption, fault=sample.fault or fault)
-        stems = {stem for stem, _ in self.images.values()}
-        for stem, (inside, _, _) in self.captions.items():
-            if stem not in stems:
-                yield replace(self.archive, key=f"{self.archive.key}/{inside}", fault=_NO_IMAGE)
+    def samples(self) -> Iterator[tuple[Sample, str | None]]:
+        """Yields the images with their captions and labels, then captions without an image, then a broken archive."""
+        for inside, sample in self.images.values():
+            caption = self.sidecars.caption_of(inside)
+            if caption is not None:
+                sample = replace(sample, **caption_facts(caption.captions), fault=sample.fault or caption.fault)
+            yield sample, self.sidecars.label_of(inside)
+        for name in self.sidecars.without_image():
+            yield replace(self.archive, key=f"{self.archive.key}/{name}", fault=NO_IMAGE), None
         if self.fault:
-            yield replace(self.archive, fault=self.fault)
+            yield replace(self.archive, fault=self.fault), None
 
-
-def _stem(name: str) -> str:
-    """A member's name without its last extension."""
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{base.rpartition('.')[0]}"
+    def notes(self, image_field: str | None) -> Iterator[str]:
+        """Yields what the user should know about the archive."""
+        if self.renamed:
+            yield f"{self.archive.key} is gzip: named .tar.gz, it would be one unit, and be decompressed once"
+        if image_field is None and self.sidecars.webdataset:
+            first: dict[str, str] = {}
+            for inside, _ in self.images.values():
+                key, _ = webdataset_key(inside)
+                if (other := first.setdefault(key, inside)) != inside:
+                    yield (
+                        f"{self.archive.key} has several images of one key, {other} and {inside}: each is a sample; "
+                        "--image-column names the one to take"
+                    )
+                    return

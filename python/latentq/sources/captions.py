@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,10 +11,11 @@ from typing import Any
 
 from latentq._core import FormatError, LatentqError
 from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_field, captions_in, column_of
+from latentq.sources.delimited import DELIMITERS, table_rows
 from latentq.sources.listing import Listing, Sample, Source
-from latentq.sources.member import plain_name
+from latentq.sources.member import MAX_MEMBER_BYTES, Reads, plain_name
 from latentq.sources.parquet import open_parquet, rows_of
-from latentq.sources.table import DELIMITERS
+from latentq.sources.sidecars import MAX_TEXT_BYTES
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 
@@ -175,8 +175,7 @@ def _rows(path: Path) -> Iterator[_CaptionRow]:
         elif name.endswith(".zip"):
             yield from _zip(path)
         elif path.suffix.lower() in DELIMITERS:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.DictReader(file, delimiter=DELIMITERS[path.suffix.lower()])
+            yield from _table(path)
         elif name.endswith(".jsonl"):
             with path.open("rb") as lines:
                 yield from _json_lines(path.name, lines)
@@ -188,8 +187,16 @@ def _rows(path: Path) -> Iterator[_CaptionRow]:
         raise FormatError(f"{path}: {error}") from None
     except UnicodeDecodeError:
         raise FormatError(f"{path} is not UTF-8 text") from None
-    except (csv.Error, RecursionError) as error:
+    except RecursionError as error:
         raise FormatError(f"{path}: not a table: {error}") from None
+
+
+def _table(path: Path) -> Iterator[_CaptionRow]:
+    """Yields the rows of a CSV or TSV by the names in its header."""
+    rows = table_rows(path)
+    _, header = next(rows, (0, []))
+    for _, row in rows:
+        yield dict(zip(header, row, strict=False)) | dict.fromkeys(header[len(row) :])
 
 
 def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_CaptionRow]:
@@ -210,7 +217,7 @@ def _zip(path: Path) -> Iterator[_CaptionRow]:
     zipped = Zip(path)
     found = False
     try:
-        for member in zipped.members(_is_coco_captions):
+        for member in zipped.members(lambda name: Reads(whole=MAX_MEMBER_BYTES if _is_coco_captions(name) else 0)):
             if not _is_coco_captions(member.name):
                 continue
             if member.content is None:
@@ -244,7 +251,7 @@ def _tar(path: Path) -> Iterator[_CaptionRow]:
     tar = Tar(path)
     tables = []
     try:
-        for member in tar.members(lambda name: name.endswith(".txt")):
+        for member in tar.members(lambda name: Reads(whole=MAX_TEXT_BYTES if name.endswith(".txt") else 0)):
             base = member.name.rpartition("/")[2]
             if base.startswith("._"):
                 continue

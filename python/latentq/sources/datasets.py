@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, captions_field, column_of
+from latentq.sources.columns import NamedColumns, columns_note
+from latentq.sources.labels import Classes
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.parquet import image_bytes, row_facts
+from latentq.sources.rows import Rows, image_bytes
 from latentq.system.extras import needed_for
 
 PREFIX = "hf:"
@@ -18,35 +19,27 @@ class Datasets:
 
     Args:
         name: A folder, or `hf:NAME` or `hf:NAME:SPLIT` for a data set on the Hub.
-        caption: The column of captions; None looks for a usual name.
+        columns: The columns that a user names.
+        classes: Label and readable name of each class name; None numbers the names.
     """
 
     kind = "datasets"
 
-    def __init__(self, name: str, caption: str | None = None) -> None:
+    def __init__(self, name: str, columns: NamedColumns | None = None, classes: Classes | None = None) -> None:
         with needed_for("a dataset of Hugging Face"):
             import datasets
 
-        self._name, self._caption = name, caption
-        try:
-            if name.startswith(PREFIX):
-                hub_name, _, split = name.removeprefix(PREFIX).partition(":")
-                loaded = datasets.load_dataset(hub_name, split=split or None)
-            else:
-                loaded = datasets.load_from_disk(name)
-                split = ""
-        except (OSError, ValueError) as error:
-            raise LatentqError(f"{name}: {str(error).partition(chr(10))[0]}") from None
-        splits = loaded if isinstance(loaded, dict) else {split or str(loaded.split or "all"): loaded}
-        self._splits: dict[str, Any] = {}
+        self._name = name
+        self._columns = columns or NamedColumns()
+        self._classes = classes
+        self._splits: dict[str, tuple[str, Any]] = {}
+        splits = _splits_of(name)
         for split in sorted(splits, key=str.encode):
-            dataset = splits[split]
+            dataset = splits[split].with_format(None)  # a saved format would change the values
             images = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
             # Parquet that was not written by `datasets` has bytes, without the type Image.
             binary = [name for name, kind in dataset.features.items() if _holds_bytes(kind)]
-            image = next(iter(images), None) or column_of(IMAGE, binary) or next(iter(binary), None)
-            if image is None:
-                raise LatentqError(f"{name} has no column of images: it has {', '.join(dataset.features)}")
+            image = self._columns.find_image(name, dataset.features, images or binary)
             if image in images:  # the stored bytes, not Pillow's decoded image
                 dataset = dataset.cast_column(image, datasets.Image(decode=False))
             self._splits[split] = (image, dataset)
@@ -55,35 +48,27 @@ class Datasets:
         """Reads every needed column except the images.
 
         Raises:
-            LatentqError: There are no rows, or the column of captions does not exist.
+            LatentqError: There are no rows, or a named column does not exist.
         """
-        samples: list[Sample] = []
-        found: set[str] = set()
-        for split, (_, dataset) in self._splits.items():
-            columns = dataset.column_names
-            if self._caption is not None and self._caption not in columns:
-                raise LatentqError(f"{self._name} has no column {self._caption!r}: it has {', '.join(columns)}")
-            chosen = {
-                "caption": self._caption or column_of(CAPTION, columns),
-                "label": column_of(LABEL, columns),
-                "id": column_of(ID, columns),
-            }
-            chosen = {field: column for field, column in chosen.items() if column is not None}
-            found |= chosen.keys()
-            names = getattr(dataset.features.get(chosen.get("label")), "names", None)
-            if names:
-                found.add("label_text")
-            narrow = dataset.select_columns(list(chosen.values()))
+        rows = Rows(self._name, self._classes)
+        notes: dict[str, None] = {}
+        for split, (image, dataset) in self._splits.items():
+            texts = {name for name, kind in dataset.features.items() if _holds_texts(kind)}
+            known = self._columns.find(self._name, dataset.column_names, texts)
+            notes[columns_note(image, known)] = None
+            class_names = getattr(dataset.features.get(known.get("label")), "names", None)
+            narrow = dataset.select_columns(list(known.values()))
             for row in range(len(dataset)):
-                values = narrow[row] if chosen else {}
-                facts = row_facts({field: values[column] for field, column in chosen.items()})
-                if names and facts.get("label") is not None and facts["label"] < len(names):
-                    facts["label_text"] = names[facts["label"]]
-                samples.append(Sample(f"{split}/{row:08}", None, archive=split, offset=row, **facts))
-        if not samples:
+                values = narrow[row] if known else {}
+                cells = {field: values[column] for field, column in known.items()}
+                if class_names:
+                    label = cells["label"]
+                    named = isinstance(label, int) and 0 <= label < len(class_names)
+                    cells["label_text"] = class_names[label] if named else None
+                rows.add(Sample(f"{split}/{row:08}", None, archive=split, offset=row), cells)
+        if not rows:
             raise LatentqError(f"{self._name} has no rows: there are no images")
-        fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in found)
-        return Listing(tuple(samples), (*fields, *captions_field(samples), "archive", "offset", "fault"))
+        return rows.listing(("archive", "offset", "fault"), [*notes])
 
     def data(self, sample: Sample) -> bytes:
         """Returns the image in a row.
@@ -100,8 +85,31 @@ class Datasets:
         return image_bytes(dataset[sample.offset][image])
 
 
+def _splits_of(name: str) -> dict[str, Any]:
+    """Loads the splits of a data set by name."""
+    import datasets
+
+    split = ""
+    try:
+        if name.startswith(PREFIX):
+            hub_name, _, split = name.removeprefix(PREFIX).partition(":")
+            loaded = datasets.load_dataset(hub_name, split=split or None)
+        else:
+            loaded = datasets.load_from_disk(name)
+    except (OSError, ValueError) as error:
+        raise LatentqError(f"{name}: {str(error).partition(chr(10))[0]}") from None
+    return loaded if isinstance(loaded, dict) else {split or str(loaded.split or "all"): loaded}
+
+
 def _holds_bytes(kind: Any) -> bool:
     """True if a column holds bytes, or structs {bytes, path}."""
     if isinstance(kind, dict):
         kind = kind.get("bytes")
     return getattr(kind, "dtype", None) in ("binary", "large_binary")
+
+
+def _holds_texts(kind: Any) -> bool:
+    """True if a column holds texts or lists of texts."""
+    while isinstance(kind, list) or hasattr(kind, "feature"):
+        kind = kind[0] if isinstance(kind, list) else kind.feature
+    return getattr(kind, "dtype", None) in ("string", "large_string")

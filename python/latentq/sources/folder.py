@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import csv
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from latentq._core import LatentqError, MismatchError
+from latentq.sources.columns import NamedColumns, caption_facts, captions_field
+from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
+from latentq.sources.labels import Classes
 from latentq.sources.listing import Listing, Sample
-
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Extensions of the files that are listed as images; the decoder finds the format from the bytes."""
+from latentq.sources.sidecars import NO_CAPTION, SidecarRule, Sidecars, stem_of
+from latentq.system.faults import FILE_ERRNOS
 
 
 @dataclass(frozen=True)
 class Folder:
     """The images of a folder and its sub-folders, in the order of their paths as bytes.
 
+    Files are images by their names, or by their bytes if the name does not tell.
+
     Attributes:
         path: The folder.
         class_names: Readable names of class folders; any other folder keeps its own name.
-        classes: Label and readable name of each class folder; None numbers the folders in sorted order, as
-            torchvision's ImageFolder does.
+        classes: Label and readable name of each class folder; None numbers the folders that hold images in sorted
+            order, as torchvision's ImageFolder does.
         exclude: A folder to skip.
+        columns: What a user names: as `caption` the files with captions, as `SidecarRule.parse` takes it.
     """
 
     path: Path
     class_names: dict[str, str]
-    classes: dict[str, tuple[int, str]] | None = None
+    classes: Classes | None = None
     exclude: Path | None = None
+    columns: NamedColumns = field(default_factory=NamedColumns)
     kind: str = "folder"
 
     def data(self, sample: Sample) -> Path:
@@ -43,49 +50,69 @@ class Folder:
             OSError: A folder cannot be read.
             LatentqError: There is no image, or a class folder is not in `classes`.
         """
-        files, others = self._walk()
-        if not files:
-            ignored = f" (files without an image's extension: {others})" if others else ""
+        found = self._walk()
+        if not found.images:
+            ignored = f" (files that are not images: {found.others})" if found.others else ""
             raise LatentqError(f"{self.path} holds no images{ignored}")
-        files.sort(key=lambda file: os.fsencode(file[0]))
-        notes = [f"files without an image's extension are skipped: {others}"] if others else []
-        outside = [key for key, _ in files if "/" not in key]
-        if outside:
-            if len(outside) < len(files):
-                notes.append(f"no labels: {len(outside)} images are outside class folders, {outside[0]} first")
-            return Listing(tuple(Sample(key, size) for key, size in files), (), tuple(notes))
-        labels = self._labels()
-        samples = []
-        for key, size in files:
-            folder = key.partition("/")[0]
-            if folder not in labels:
-                raise MismatchError(
-                    f"{self.path} has a class folder {folder!r} that the dataset of --like does not have"
-                )
-            label, text = labels[folder]
-            samples.append(Sample(key, size, label, self.class_names.get(folder, text)))
-        return Listing(tuple(samples), ("label", "label_text"), tuple(notes))
+        keys = sorted(found.images, key=os.fsencode)
+        samples = [Sample(key, found.images[key]) for key in keys]
+        fields: tuple[str, ...] = ()
+        notes = list(found.notes())
+        outside = [key for key in keys if "/" not in key]
+        if not outside:
+            samples = self._with_labels(samples)
+            fields = ("label", "label_text")
+        elif len(outside) < len(keys):
+            notes.append(f"no labels: {len(outside)} images are outside class folders, {outside[0]} first")
+        if self.columns.caption is not None:
+            samples = self._with_captions(samples, found.texts)
+            fields = (*fields, "caption", *captions_field(samples), "fault")
+        elif described := len({stem_of(key) for key in keys} & {stem_of(name) for name in found.texts}):
+            notes.append(f"images with a .txt of the same name: {described}; --captions txt takes those as captions")
+        return Listing(tuple(samples), fields, tuple(notes))
 
-    def _labels(self) -> dict[str, tuple[int, str]]:
-        if self.classes is not None:
-            return self.classes
-        with os.scandir(self.path) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir() and self._wanted(Path(entry.path))]
-        return {name: (number, name) for number, name in enumerate(sorted(folders, key=os.fsencode))}
+    def _with_labels(self, samples: list[Sample]) -> list[Sample]:
+        """The samples labelled by their class folders."""
+        folders = sorted({sample.key.partition("/")[0] for sample in samples}, key=os.fsencode)
+        classes = self.classes
+        if classes is None:
+            classes = {name: (number, name) for number, name in enumerate(folders)}
+        elif unknown := [folder for folder in folders if folder not in classes]:
+            raise MismatchError(
+                f"{self.path} has a class folder {unknown[0]!r} that the dataset of --like does not have"
+            )
+        labelled = []
+        for sample in samples:
+            folder = sample.key.partition("/")[0]
+            label, text = classes[folder]
+            labelled.append(replace(sample, label=label, label_text=self.class_names.get(folder, text)))
+        return labelled
+
+    def _with_captions(self, samples: list[Sample], texts: list[str]) -> list[Sample]:
+        """The samples with the captions in the files next to them; a sample without one gets that as its fault."""
+        rule = SidecarRule.parse(self.columns.caption)
+        sidecars = Sidecars(rule)
+        wanted = {stem_of(sample.key) for sample in samples}
+        for name in texts:
+            if stem_of(name) in wanted and (limit := rule.limit(name)):
+                sidecars.add(name, *_read_sidecar(self.path / name, limit))
+        captioned = []
+        for sample in samples:
+            caption = sidecars.caption_of(sample.key)
+            facts = caption_facts(caption.captions) if caption is not None else {"caption": None}
+            captioned.append(replace(sample, **facts, fault=NO_CAPTION if caption is None else caption.fault))
+        return captioned
 
     def _wanted(self, folder: Path) -> bool:
         """True if a folder is neither hidden (such as `.ipynb_checkpoints`) nor excluded."""
         hidden = folder.name.startswith(".")
         return not hidden and (self.exclude is None or folder.resolve() != self.exclude.resolve())
 
-    def _walk(self) -> tuple[list[tuple[str, int | None]], int]:
-        """The keys and sizes of the images, and the number of other files."""
-
+    def _walk(self) -> _Found:
         def refuse(error: OSError) -> None:
             raise error
 
-        files: list[tuple[str, int | None]] = []
-        others = 0
+        found = _Found()
         seen = set()
         for folder, folders, names in os.walk(self.path, onerror=refuse, followlinks=True):
             status = Path(folder).stat()
@@ -93,17 +120,69 @@ class Folder:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders[:] = [name for name in folders if self._wanted(Path(folder, name))]
+            found.junk += [name for name in folders if is_junk_folder(name)]
+            folders[:] = [name for name in folders if not is_junk_folder(name) and self._wanted(Path(folder, name))]
             relative = os.path.relpath(folder, self.path).replace(os.sep, "/")
             prefix = "" if relative == "." else relative + "/"
             for name in names:
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(
-                    "._"
-                ):  # macOS puts `._x.jpg` next to `x.jpg`
-                    files.append((prefix + name, file_size(Path(folder, name))))
-                else:
-                    others += 1
-        return files, others
+                found.add(prefix + name, Path(folder, name), SidecarRule.parse(self.columns.caption))
+        return found
+
+
+@dataclass
+class _Found:
+    """The files of a folder: sizes of images by path, sidecars, the number of other files, and skipped folders."""
+
+    images: dict[str, int | None] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    others: int = 0
+    junk: list[str] = field(default_factory=list)
+
+    def add(self, key: str, path: Path, rule: SidecarRule) -> None:
+        """Adds a file by its path in the folder."""
+        named = image_by_name(path.name)
+        if named or (named is None and is_image(_head(path))):
+            self.images[key] = file_size(path)
+        elif rule.limit(path.name):
+            self.texts.append(key)
+        else:
+            self.others += 1
+
+    def notes(self) -> Iterator[str]:
+        """Yields what was skipped."""
+        stems = {stem_of(key) for key in self.images}
+        others = self.others + sum(stem_of(name) not in stems for name in self.texts)
+        if others:
+            yield f"files that are not images are skipped: {others}"
+        if self.junk:
+            yield f"folders of operating systems are skipped: {', '.join(sorted(set(self.junk)))}"
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a regular file; empty if it cannot be read. Raises OSError if the machine cannot read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb", buffering=0) as file:
+            return file.read(HEAD_BYTES)
+    except OSError as error:
+        if error.errno not in FILE_ERRNOS:
+            raise
+        return b""
+
+
+def _read_sidecar(path: Path, limit: int) -> tuple[bytes | None, str]:
+    """The content of a sidecar, and why it cannot be read. Raises OSError if the machine cannot read."""
+    try:
+        if not path.is_file():
+            return None, "not a regular file"
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        if error.errno not in FILE_ERRNOS:
+            raise
+        return None, error.strerror
+    return (content, "") if len(content) <= limit else (None, f"more than the {limit} bytes that are read")
 
 
 def file_size(path: Path) -> int | None:

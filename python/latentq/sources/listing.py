@@ -16,7 +16,8 @@ from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.format.tsv import tsv_line, tsv_values
 from latentq.system.faults import FILE_ERRNOS, raise_machine_fault
 
-_COMPRESSED = (".tgz", ".tar.gz")
+GZIP_SUFFIXES = (".tgz", ".tar.gz")
+"""Suffixes of archives that are one unit each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,18 @@ class Listing:
 
     Attributes:
         samples: The samples.
-        fields: The attributes of `Sample` that the source knows, without `key` and `bytes`.
+        fields: The attributes of `Sample` that the source knows, without `key` and `bytes`. Some samples may lack a
+            label.
         notes: Lines for the user about how the listing was made.
     """
 
     samples: tuple[Sample, ...]
     fields: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def is_complete(self, field: str) -> bool:
+        """True if every usable sample has a value of a field."""
+        return all(getattr(sample, field) is not None for sample in self.samples if not sample.fault)
 
     def to_tsv(self) -> bytes:
         r"""Returns the bytes of samples.tsv: a header, then one line per sample.
@@ -130,7 +136,7 @@ class Listing:
         """
 
         def compressed(sample: Sample) -> str | None:
-            return sample.archive if sample.archive and sample.archive.lower().endswith(_COMPRESSED) else None
+            return sample.archive if sample.archive and sample.archive.lower().endswith(GZIP_SUFFIXES) else None
 
         units: list[range] = []
         start = 0

@@ -10,11 +10,13 @@ import numpy as np
 
 from latentq import mds
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, LABEL_TEXT, captions_field, column_of
+from latentq.sources.columns import IMAGE, NamedColumns, column_of, columns_note
+from latentq.sources.labels import Classes
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.parquet import row_facts
+from latentq.sources.rows import Rows
 
 _CHUNK = 4096  # samples per read
+_PLACE = ("archive", "archive_bytes", "offset", "fault")
 
 
 class Mds:
@@ -22,29 +24,25 @@ class Mds:
 
     Args:
         path: The folder.
-        caption: The column of captions; None takes the first with a usual name, or one that begins with `caption`.
+        columns: The columns that a user names.
+        classes: Label and readable name of each class name; None numbers the names.
     """
 
     kind = "mds"
 
-    def __init__(self, path: Path, caption: str | None = None) -> None:
+    def __init__(self, path: Path, columns: NamedColumns | None = None, classes: Classes | None = None) -> None:
         self._path = path
+        self._classes = classes
         self._reader = mds.Reader(path)
-        columns = self._reader.columns
-        images = [name for name, encoding in columns.items() if encoding in ("jpeg", "png", "bytes")]
-        image = column_of(IMAGE, images) or next((name for name in images if columns[name] != "bytes"), None)
-        if image is None and len(self._reader):
-            raise LatentqError(f"{path} has no column of images: it has {', '.join(columns)}")
-        self._image = image or ""
-        begins = next((name for name in columns if name.startswith("caption")), None)
-        self._columns = {
-            "caption": caption or column_of(CAPTION, columns) or begins,
-            "label": column_of(LABEL, columns),
-            "label_text": column_of(LABEL_TEXT, columns),
-            "id": column_of(ID, columns),
-        }
-        if caption is not None and caption not in columns:
-            raise LatentqError(f"{path} has no column {caption!r} of captions: it has {', '.join(columns)}")
+        encodings = self._reader.columns
+        columns = columns or NamedColumns()
+        images = [name for name, encoding in encodings.items() if encoding in ("jpeg", "png", "bytes")]
+        # Bytes may be anything: they are images only by their name.
+        typed = [name for name in images if encodings[name] != "bytes"]
+        named = columns.image is not None or column_of(IMAGE, images) is not None
+        self._image = columns.find_image(path, encodings, images if named else typed) if len(self._reader) else ""
+        texts = {name for name, encoding in encodings.items() if encoding in ("str", "json")}
+        self._columns = columns.find(path, list(encodings), texts)
         # Each shard's end, name and size, which identify the folder.
         self._shards: list[tuple[int, str, int]] = []
         stop = 0
@@ -62,20 +60,15 @@ class Mds:
         total = len(self._reader)
         if not total:
             raise LatentqError(f"{self._path} holds no samples")
-        known = {field: column for field, column in self._columns.items() if column is not None}
-        samples: list[Sample] = []
+        rows = Rows(self._path, self._classes)
         for start in range(0, total, _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, total))
-            values = self._reader.gather(indices, list(known.values()))
+            values = self._reader.gather(indices, list(self._columns.values()))
             for row_index, number in enumerate(indices.tolist()):
-                row = {field: values[column][row_index] for field, column in known.items()}
-                if "label" in row:
-                    row["label"] = int(row["label"]) if str(row["label"]).isdecimal() else None
+                cells = {field: values[column][row_index] for field, column in self._columns.items()}
                 _, shard, size = self._shard(number)
-                facts = row_facts(row)
-                samples.append(Sample(f"{number:08}", None, archive=shard, archive_bytes=size, offset=number, **facts))
-        fields = (*(field for field in ("label", "label_text", "caption", "id") if field in known), "archive")
-        return Listing(tuple(samples), (*fields, *captions_field(samples), "archive_bytes", "offset", "fault"))
+                rows.add(Sample(f"{number:08}", None, archive=shard, archive_bytes=size, offset=number), cells)
+        return rows.listing(_PLACE, [columns_note(self._image, self._columns)])
 
     def data(self, sample: Sample) -> bytes:
         """Returns the stored bytes of an image.

@@ -5,9 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latentq._core import FormatError
+from latentq.image import MAX_PIXELS
 
-MAX_MEMBER_BYTES = 1 << 30
-"""The largest member that is read into memory."""
+MAX_MEMBER_BYTES = 4 * MAX_PIXELS
+"""The largest member that is read as an image: the pixel limit in uncompressed RGBA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """How much of a member is read while an archive is listed.
+
+    Attributes:
+        whole: Reads the whole member if it has at most so many bytes; a larger one gets a fault. 0 reads nothing.
+        head: Reads so many bytes at the start of the member.
+    """
+
+    whole: int = 0
+    head: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +35,7 @@ class Member:
         packed: Deflated size in bytes, or None if the member is not deflated.
         fault: Why the member cannot be read, or empty.
         content: The bytes, if they were asked for and can be read.
+        head: The first bytes, if they were asked for.
     """
 
     name: str
@@ -29,6 +44,7 @@ class Member:
     packed: int | None = None
     fault: str = ""
     content: bytes | None = None
+    head: bytes = b""
 
 
 def broken_archive(offset: int, reason: str) -> FormatError:
@@ -41,3 +57,12 @@ def plain_name(name: str) -> str:
     while name.startswith("./"):
         name = name[2:]
     return name
+
+
+def size_fault(size: int, reads: Reads) -> str:
+    """Why a member of this size is not read, or empty."""
+    if reads.whole and size > reads.whole:
+        return f"{size} bytes, more than the {reads.whole} that are read"
+    if size > MAX_MEMBER_BYTES:
+        return f"{size} bytes, more than the {MAX_MEMBER_BYTES} of an image at the pixel limit"
+    return ""

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.sources.columns import CAPTION, ID, IMAGE, LABEL, caption_facts, captions_field, captions_in, column_of
+from latentq.sources.columns import NamedColumns, columns_note
+from latentq.sources.labels import Classes
 from latentq.sources.listing import Listing, Sample, unchanged_files
+from latentq.sources.rows import Rows, image_bytes
 from latentq.system.extras import needed_for
 from latentq.system.progress import listing_progress
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
+
+_PLACE = ("archive", "archive_bytes", "offset", "fault")
 
 
 class Parquet:
@@ -25,18 +29,24 @@ class Parquet:
 
     Args:
         files: The files in order, by their names in the source.
-        caption: The column of captions; None looks for a usual name.
+        columns: The columns that a user names.
+        classes: Label and readable name of each class name; None numbers the names.
         progress: The stream for progress, if listing takes long; None prints nothing.
     """
 
     kind = "parquet"
 
     def __init__(
-        self, files: Sequence[tuple[str, Path]], caption: str | None = None, progress: TextIO | None = None
+        self,
+        files: Sequence[tuple[str, Path]],
+        columns: NamedColumns | None = None,
+        classes: Classes | None = None,
+        progress: TextIO | None = None,
     ) -> None:
         self.files = dict(files)
+        self._columns = columns or NamedColumns()
+        self._classes = classes
         self._progress = progress
-        self._caption = caption
         self._rows: tuple[str, range, Any] | None = None
         self._lock = threading.Lock()
 
@@ -48,36 +58,22 @@ class Parquet:
             FormatError: A file is not parquet.
             LatentqError: There is no column of images, or no row.
         """
-        samples: list[Sample] = []
-        found: set[str] = set()
+        rows = Rows(next(iter(self.files.values())), self._classes)
+        notes: dict[str, None] = {}
         for name, path in listing_progress(self.files.items(), self._progress):
             with open_parquet(path) as file:
-                columns = file.schema_arrow.names
-                _image_column(path, file)
-                chosen = {
-                    "caption": self._caption or column_of(CAPTION, columns),
-                    "label": column_of(LABEL, columns),
-                    "id": column_of(ID, columns),
-                }
-                if self._caption is not None and self._caption not in columns:
-                    raise LatentqError(
-                        f"{path} has no column {self._caption!r} of captions: it has {', '.join(columns)}"
-                    )
-                known = {field: column for field, column in chosen.items() if column is not None}
-                found |= known.keys()
+                image = _image_column(path, file, self._columns)
+                known = self._columns.find(path, file.schema_arrow.names, _text_columns(file))
+                notes[columns_note(image, known)] = None
                 size, row = path.stat().st_size, 0
                 for batch in rows_of(path, file, list(known.values())):
                     for values in batch:
-                        facts = row_facts({field: values[column] for field, column in known.items()})
-                        key = f"{name}/{row:08}"
-                        samples.append(Sample(key, None, archive=name, archive_bytes=size, offset=row, **facts))
+                        sample = Sample(f"{name}/{row:08}", None, archive=name, archive_bytes=size, offset=row)
+                        rows.add(sample, {field: values[column] for field, column in known.items()})
                         row += 1
-        if not samples:
+        if not rows:
             raise LatentqError(f"{next(iter(self.files.values()))} has no rows: there are no images")
-        fields = tuple(name for name in ("label", "caption", "id") if name in found)
-        return Listing(
-            tuple(samples), (*fields, *captions_field(samples), "archive", "archive_bytes", "offset", "fault")
-        )
+        return rows.listing(_PLACE, [*notes])
 
     def unchanged(self, listing: Listing) -> bool:
         """True if the files are those of a listing, as `unchanged_files` compares them."""
@@ -99,6 +95,7 @@ class Parquet:
             return image_bytes(values[sample.offset - rows.start].as_py())
 
     def _read_group(self, sample: Sample, row: int) -> tuple[range, Any]:
+        """The rows of the row group that holds a row, and their images."""
         path = self.files.get(sample.archive or "")
         if path is None or not path.exists():
             raise MismatchError(f"{path or sample.archive} is listed and is not there")
@@ -107,7 +104,7 @@ class Parquet:
                 f"{path} is listed with {sample.archive_bytes} bytes and has {path.stat().st_size} bytes now"
             )
         with open_parquet(path) as file:
-            column = _image_column(path, file)
+            column = _image_column(path, file, self._columns)
             start = 0
             for group in range(file.num_row_groups):
                 stop = start + file.metadata.row_group(group).num_rows
@@ -123,40 +120,6 @@ class Parquet:
             except (pa.ArrowException, OSError) as error:
                 raise FormatError(f"row group {group}: {error}") from None
         return range(start, stop), table.column(0)
-
-
-def row_facts(values: dict[str, Any]) -> dict[str, Any]:
-    """The caption, label and id of a row as fields of a sample, with a fault if the caption or label is missing."""
-    facts = dict(values)
-    faults = []
-    if "caption" in facts:
-        facts |= caption_facts(captions_in(facts["caption"]))
-        if not facts["caption"]:
-            faults.append("no caption")
-    if "label" in facts and (not isinstance(facts["label"], int) or facts["label"] < 0):
-        facts["label"] = None
-        faults.append("no label")
-    if facts.get("id") is not None:
-        facts["id"] = str(facts["id"])
-    return {**facts, "fault": " and ".join(faults)}
-
-
-def image_bytes(cell: object) -> bytes:
-    """Returns the image in a cell: bytes, or a struct {bytes, path} that names a file if it has no bytes.
-
-    Raises:
-        FormatError: The cell has no image.
-    """
-    if isinstance(cell, dict):
-        if cell.get("bytes") is None and cell.get("path"):
-            try:
-                return Path(cell["path"]).read_bytes()
-            except (OSError, ValueError) as error:
-                raise FormatError(f"no image: {getattr(error, 'strerror', None) or error}") from None
-        cell = cell.get("bytes")
-    if not isinstance(cell, bytes):
-        raise FormatError("no image in this row")
-    return cell
 
 
 def _has_no_rows(path: Path) -> bool:
@@ -176,7 +139,7 @@ def open_parquet(path: Path) -> ParquetFile:
         raise FormatError(f"{path}: not a parquet file: {str(error).partition(chr(10))[0]}") from None
 
 
-def _image_column(path: Path, file: ParquetFile) -> str:
+def _image_column(path: Path, file: ParquetFile, columns: NamedColumns) -> str:
     import pyarrow.types as types
 
     def holds_bytes(kind: Any) -> bool:
@@ -186,12 +149,20 @@ def _image_column(path: Path, file: ParquetFile) -> str:
             )
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    fields = {field.name: field.type for field in file.schema_arrow}
-    candidates = [name for name, kind in fields.items() if holds_bytes(kind)]
-    column = column_of(IMAGE, candidates) or next(iter(candidates), None)
-    if column is None:
-        raise LatentqError(f"{path} has no column of image bytes: it has {', '.join(fields)}")
-    return column
+    schema = file.schema_arrow
+    return columns.find_image(path, schema.names, [field.name for field in schema if holds_bytes(field.type)])
+
+
+def _text_columns(file: ParquetFile) -> set[str]:
+    """The columns of texts or of lists of texts."""
+    import pyarrow.types as types
+
+    def holds_texts(kind: Any) -> bool:
+        if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+            return holds_texts(kind.value_type)
+        return bool(types.is_string(kind) or types.is_large_string(kind))
+
+    return {field.name for field in file.schema_arrow if holds_texts(field.type)}
 
 
 def rows_of(path: Path, file: ParquetFile, columns: list[str]) -> Iterator[list[dict[str, Any]]]:

@@ -15,9 +15,10 @@ from typing import Protocol
 
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
-from latentq.sources.member import MAX_MEMBER_BYTES, Member, broken_archive
+from latentq.sources.member import Member, Reads, broken_archive, size_fault
 
 _BLOCK = 512
+_GZIP = b"\x1f\x8b"
 _MAX_EXTENSION_BYTES = 1 << 20  # a long name, or pax records
 _CHUNK = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
@@ -42,31 +43,42 @@ class _Bytes(Protocol):
 
 
 class Tar:
-    """An open tar. Offsets count from the start of the uncompressed tar."""
+    """An open tar. Offsets count from the start of the uncompressed tar.
+
+    Attributes:
+        compressed: True if it is gzip.
+        bytes: The size of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._compressed = path.name.lower().endswith((".gz", ".tgz"))
+        with path.open("rb", buffering=0) as file:  # the name does not tell: a .tar may be gzip, a .tar.gz may not
+            self.compressed = file.read(len(_GZIP)) == _GZIP
         self.bytes = path.stat().st_size
         self._bytes = self._open()
 
     def _open(self) -> _Bytes:
-        return _GzipBytes(self._path) if self._compressed else _FileBytes(self._path)
+        return _GzipBytes(self._path) if self.compressed else _FileBytes(self._path)
 
     def close(self) -> None:
         """Closes the file."""
         self._bytes.close()
 
-    def members(self, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    def members(self, reads_of: Callable[[str], Reads]) -> Iterator[Member]:
         """Yields every member except folders, in order.
 
         Args:
-            wanted: Takes a member's name; returns True if its content is to be read.
+            reads_of: Takes a member's name; returns how much of it to read.
 
         Raises:
             FormatError: The archive is broken or cut short at some offset; the members before it have been yielded.
         """
-        return _members(self._bytes, wanted)
+        return _members(self._bytes, reads_of)
+
+    def head(self, sample: Sample, count: int) -> bytes:
+        """Returns the first bytes of a member."""
+        assert sample.offset is not None
+        return self._bytes_at(sample.offset).read(sample.offset, count)
 
     def read(self, sample: Sample) -> bytes:
         """Returns the bytes of a member.
@@ -178,7 +190,7 @@ class _Extensions:
         self.long_name, self.records = None, {}
 
 
-def _members(source: _Bytes, wanted: Callable[[str], bool]) -> Iterator[Member]:
+def _members(source: _Bytes, reads_of: Callable[[str], Reads]) -> Iterator[Member]:
     offset = 0
     extensions = _Extensions()
     while True:
@@ -196,7 +208,7 @@ def _members(source: _Bytes, wanted: Callable[[str], bool]) -> Iterator[Member]:
             extensions.add(kind, block, offset)
             offset += _BLOCK + _padded(size)
             continue
-        member, offset = _member(source, header, offset, size, kind, extensions, wanted)
+        member, offset = _member(source, header, offset, size, kind, extensions, reads_of)
         if member is not None:
             yield member
         extensions.next_member()
@@ -209,7 +221,7 @@ def _member(
     size: int,
     kind: bytes,
     extensions: _Extensions,
-    wanted: Callable[[str], bool],
+    reads_of: Callable[[str], Reads],
 ) -> tuple[Member | None, int]:
     """The member of a header, or None for a folder; and the offset of the next header."""
     known = extensions.global_records | extensions.records
@@ -225,21 +237,22 @@ def _member(
     next_offset = data + _padded(stored)
     if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
         return None, next_offset
-    fault = ""
+    fault, reads = "", reads_of(name)
     if kind == _GNU_SPARSE or any(key.startswith("GNU.sparse.") for key in known):
         fault = "a sparse member"
     elif kind not in _REGULAR:
         fault = "a link or device, not a file"
-    elif size > MAX_MEMBER_BYTES:
-        fault = f"{size} bytes are more than an image has"
-    content = source.read(data, size) if not fault and wanted(name) else None
+    else:
+        fault = size_fault(size, reads)
+    content = source.read(data, size) if not fault and reads.whole else None
+    head = source.read(data, min(size, reads.head)) if not fault and reads.head else b""
     try:
         complete = source.reaches(data + stored)
     except FormatError:
         complete = False
     if not complete:
         fault = f"cut short: the archive ends within its {size} bytes"
-    return Member(name, data, size, fault=fault, content=None if fault else content), next_offset
+    return Member(name, data, size, fault=fault, content=None if fault else content, head=head), next_offset
 
 
 def _data_offset(source: _Bytes, header: bytes, offset: int, kind: bytes) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
-from latentq.sources.member import MAX_MEMBER_BYTES, Member, broken_archive
+from latentq.sources.member import Member, Reads, broken_archive, size_fault
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _DESCRIPTOR = struct.Struct("<4sL")  # after the data, if the checksum was not known when the header was written
+_HEAD_BYTES = 4096  # deflated, for the first bytes of a member
 _ENCRYPTED, _HAS_DESCRIPTOR = 0x1, 0x8
 _NOT_A_ZIP = (
     zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OverflowError, IndexError, struct.error
@@ -32,11 +33,11 @@ class Zip:
         """Closes the file."""
         self._file.close()
 
-    def members(self, wanted: Callable[[str], bool]) -> Iterator[Member]:
+    def members(self, reads_of: Callable[[str], Reads]) -> Iterator[Member]:
         """Yields every member of the directory except folders, in order.
 
         Args:
-            wanted: Takes a member's name; returns True if its content is to be read.
+            reads_of: Takes a member's name; returns how much of it to read.
 
         Raises:
             FormatError: The file is not a zip, or its directory is broken or cut off.
@@ -49,29 +50,52 @@ class Zip:
         for info in infos:
             if info.is_dir():
                 continue
-            fault = self._fault(info)
+            reads = reads_of(info.filename)
+            fault = self._fault(info, reads)
             packed = info.compress_size if info.compress_type == zipfile.ZIP_DEFLATED else None
-            content = None
-            if not fault and wanted(info.filename):
-                try:
+            content, head = None, b""
+            try:
+                if not fault and reads.whole:
                     content = self._read(info.header_offset, info.file_size, packed)
-                except FormatError as error:
-                    fault = str(error)
-            yield Member(info.filename, info.header_offset, info.file_size, packed, fault, content)
+                elif not fault and reads.head:
+                    head = self._head(info.header_offset, packed, reads.head)
+            except FormatError as error:
+                fault = str(error)
+            yield Member(info.filename, info.header_offset, info.file_size, packed, fault, content, head)
 
-    def _fault(self, info: zipfile.ZipInfo) -> str:
+    def _head(self, offset: int, packed: int | None, count: int) -> bytes:
+        """The first bytes of a member; empty if it is broken, which reading it will report."""
+        header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
+        if len(header) < _LOCAL_HEADER.size:
+            return b""
+        *_, name, extra = _LOCAL_HEADER.unpack(header)
+        data = os.pread(self._file.fileno(), _HEAD_BYTES, offset + len(header) + name + extra)
+        if packed is None:
+            return data[:count]
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, count)
+        except zlib.error:
+            return b""
+
+    def _fault(self, info: zipfile.ZipInfo, reads: Reads) -> str:
         """Why a member cannot be read, as far as the directory tells; otherwise empty."""
         if info.flag_bits & _ENCRYPTED:
             return "encrypted"
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             return f"compressed by method {info.compress_type}; only stored and deflated members can be read"
-        if info.file_size > MAX_MEMBER_BYTES or info.compress_size > MAX_MEMBER_BYTES:
-            return f"{info.file_size} bytes are more than an image has"
+        if fault := size_fault(max(info.file_size, info.compress_size), reads):
+            return fault
         if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
             return f"{info.compress_size} bytes are stored of {info.file_size}"
         if not 0 <= info.header_offset <= self.bytes - _LOCAL_HEADER.size - info.compress_size:
             return "its place is outside the archive"
         return ""
+
+    def head(self, sample: Sample, count: int) -> bytes:
+        """Returns the first bytes of a member."""
+        assert sample.offset is not None
+        assert sample.bytes is not None
+        return self._head(sample.offset, sample.packed, count)
 
     def read(self, sample: Sample) -> bytes:
         """Returns the bytes of a member, whose checksum is verified.

@@ -1,0 +1,105 @@
+"""Tables of text: CSV, and TSV with or without quoting."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from latentq._core import LatentqError
+from latentq.format.tsv import tsv_values
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_OWN_HEADER = "key\tbytes"  # of samples.tsv, whose escapes are latentq's
+
+
+def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields the rows of a table that are not blank, each with the line number where it ends.
+
+    A TSV is read with quoting only if it is quoted consistently: every cell with a quotation mark is in quotation
+    marks, with those inside it doubled. Otherwise each line is a row, and quotation marks are text, as most writers of
+    TSV have it. A list that latentq wrote is read with its own escapes.
+
+    Raises:
+        OSError: The file cannot be read.
+        LatentqError: The file is not text, or a quotation mark in a CSV is never closed.
+    """
+    delimiter = DELIMITERS[path.suffix.lower()]
+    try:
+        if delimiter == "\t" and not _is_quoted(path):
+            yield from _plain_rows(path)
+        else:
+            yield from _quoted_rows(path, delimiter)
+    except UnicodeDecodeError:
+        raise LatentqError(f"{path} is not UTF-8 text") from None
+    except csv.Error as error:
+        raise LatentqError(f"{path}: not a table: {error}") from None
+
+
+def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    own = False
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.rstrip("\r\n")
+            own |= number == 1 and f"{text}\t".startswith(f"{_OWN_HEADER}\t")
+            if text:
+                yield number, tsv_values(text) if own else text.split("\t")
+
+
+def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        start = end = 0
+        for row in reader:
+            start, end = end + 1, reader.line_num
+            if row:
+                yield end, row
+    if end and _unclosed(path, delimiter, start):  # it has taken every line after it for its cell
+        raise csv.Error(f"the quotation mark in line {start} is never closed")
+
+
+def _unclosed(path: Path, delimiter: str, start: int) -> bool:
+    """True if a quotation mark of a row is still open at the end of the file."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for _ in range(start - 1):
+            file.readline()
+        try:
+            next(csv.reader(file, delimiter=delimiter, strict=True), None)
+        except csv.Error as error:
+            return "unexpected end" in str(error)
+    return False
+
+
+def _is_quoted(path: Path) -> bool:
+    """True if a TSV uses quotation marks for quoting, and does so consistently."""
+    columns = None
+    quoted = ragged = False
+    consistent = True
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for line in file:
+            cells = line.rstrip("\r\n").split("\t")
+            if columns is None and f"{line}\t".startswith(f"{_OWN_HEADER}\t"):
+                return False
+            columns = columns or len(cells)
+            ragged |= len(cells) != columns and cells != [""]
+            for cell in cells:
+                if '"' in cell:
+                    quoted = True
+                    consistent &= _is_quoted_cell(cell)
+    if not quoted or consistent:
+        return quoted
+    return ragged and _reads_with_quotes(path, columns or 0)
+
+
+def _is_quoted_cell(cell: str) -> bool:
+    inside = cell[1:-1]
+    return len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in inside.replace('""', "")
+
+
+def _reads_with_quotes(path: Path, columns: int) -> bool:
+    """True if a TSV with cells of several lines is quoted: strictly parsed, every row has as many columns."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            return all(len(row) in (0, columns) for row in csv.reader(file, delimiter="\t", strict=True))
+        except csv.Error:
+            return False

@@ -1,0 +1,125 @@
+"""Labels of any source as class numbers: one rule for all kinds of values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import SupportsInt
+
+from latentq._core import MismatchError
+from latentq.sources.listing import Sample
+
+Classes = Mapping[str, tuple[int, str]]
+"""Label and readable name of each class name."""
+
+MAX_LABEL = (1 << 63) - 1  # an int64
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan", re.IGNORECASE)
+_LONGEST_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A label as a number, or a class name; neither if the sample has no label."""
+
+    number: int | None = None
+    name: str | None = None
+
+
+def with_labels(
+    source: object, samples: Sequence[Sample], values: Sequence[object], classes: Classes | None = None
+) -> tuple[list[Sample], tuple[str, ...]]:
+    """Adds labels to samples.
+
+    Whole numbers from 0 are labels; so are floats and texts of such numbers, and booleans (0 and 1). If any text is not
+    a number, every value is a class name: names are numbered in sorted order, and are the `label_text`. Missing and
+    negative values, NaN, fractions and values of other types are no label. A number above int64 is the sample's fault.
+
+    Args:
+        source: The source, for messages.
+        samples: The samples.
+        values: The label of each sample, as the source has it.
+        classes: Label and readable name of each class name; None numbers the names.
+
+    Returns:
+        The samples, and the fields of the listing: `label` and `label_text`, if any sample has them.
+
+    Raises:
+        MismatchError: `classes` does not have a class name.
+    """
+    parsed = [_parsed(value) for value in values]
+    if any(value.name is not None for value in parsed):
+        return _with_names(source, samples, values, classes)
+    labelled = []
+    for sample, value in zip(samples, parsed, strict=True):
+        if value.number is not None and value.number > MAX_LABEL:
+            shown = str(value.number)[:_LONGEST_SHOWN]
+            labelled.append(replace(sample, label=None, fault=sample.fault or f"the label {shown} is above int64"))
+        else:
+            labelled.append(replace(sample, label=value.number))
+    return labelled, ("label",) if any(sample.label is not None for sample in labelled) else ()
+
+
+def _with_names(
+    source: object, samples: Sequence[Sample], values: Sequence[object], classes: Classes | None
+) -> tuple[list[Sample], tuple[str, ...]]:
+    names = [_class_name(value) for value in values]
+    present = sorted({name for name in names if name is not None})
+    if classes is None:
+        classes = {name: (number, name) for number, name in enumerate(present)}
+    elif unknown := [name for name in present if name not in classes]:
+        raise MismatchError(f"{source} has a class {unknown[0]!r} that the dataset of --like does not have")
+    labelled = []
+    for sample, name in zip(samples, names, strict=True):
+        label, text = classes[name] if name is not None else (None, None)
+        labelled.append(replace(sample, label=label, label_text=sample.label_text or text))
+    return labelled, ("label", "label_text")
+
+
+def _class_name(value: object) -> str | None:
+    """A value as a class name; None if it is missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).strip()
+    return text if text and isinstance(value, str | int | float) else None
+
+
+def _parsed(value: object) -> _Value:
+    if hasattr(value, "item"):  # a NumPy scalar or a tensor of one value
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):  # of several values
+            return _Value()
+    if isinstance(value, bool | int):
+        return _number(value)
+    if isinstance(value, float):
+        return _number(value) if math.isfinite(value) and value.is_integer() else _Value()
+    if isinstance(value, str) and (text := value.strip()):
+        if _WHOLE.fullmatch(text) and text.isascii():
+            return _digits(text.partition(".")[0])
+        return _Value() if _NUMBER.fullmatch(text) else _Value(name=text)
+    return _Value()
+
+
+def _number(value: SupportsInt) -> _Value:
+    number = int(value)
+    return _Value(number if number >= 0 else None)
+
+
+def _digits(text: str) -> _Value:
+    """A whole number in text. Python refuses thousands of digits, so a longer one than int64 stands for any such."""
+    digits = text.lstrip("+-").lstrip("0") or "0"
+    if text.startswith("-"):
+        return _Value(0 if digits == "0" else None)
+    return _Value(int(digits[:_LONGEST_SHOWN]))
+
+
+def labels_note(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """The note that some samples have no label, if others do."""
+    usable = [sample for sample in samples if not sample.fault]
+    missing = [sample for sample in usable if sample.label is None]
+    if not missing or len(missing) == len(usable):
+        return ()
+    return (f"{len(missing)} of {len(usable)} samples have no label, {missing[0].text} first",)

@@ -1,0 +1,164 @@
+"""Sidecars: members or files with the caption or label of the image next to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from latentq._core import LatentqError
+from latentq.sources.columns import CAPTION, captions_in, column_of
+
+MAX_TEXT_BYTES, MAX_JSON_BYTES = 1 << 16, 1 << 20
+NO_CAPTION = "no caption"
+NO_IMAGE = "no image for this caption"
+_TEXTS = ("txt", "text", "caption")
+_JSON, _LABEL = "json", "cls"
+
+
+@dataclass(frozen=True)
+class SidecarRule:
+    """Which files next to images hold their captions.
+
+    Attributes:
+        extension: `txt` or `json`.
+        json_field: The field of the JSON; None looks for a usual name.
+    """
+
+    extension: str = "txt"
+    json_field: str | None = None
+
+    @classmethod
+    def parse(cls, captions: str | None) -> SidecarRule:
+        """Parses `txt`, `json` or `json:FIELD`; None is `txt`.
+
+        Raises:
+            LatentqError: It is another text.
+        """
+        extension, _, json_field = (captions or "txt").partition(":")
+        if extension not in ("txt", _JSON) or (json_field and extension != _JSON):
+            raise LatentqError(
+                f"captions {captions!r}: neither a file, nor txt, json or json:FIELD for members next to each image"
+            )
+        return cls(extension, json_field or None)
+
+    def limit(self, name: str) -> int:
+        """How many bytes of a file are read as a sidecar; 0 if it is none."""
+        extension = name.rpartition(".")[2].lower()
+        if extension == _LABEL or (self.extension == "txt" and extension in _TEXTS):
+            return MAX_TEXT_BYTES
+        return MAX_JSON_BYTES if extension == self.extension == _JSON else 0
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The captions in a sidecar.
+
+    Attributes:
+        name: The sidecar's name.
+        captions: The captions.
+        fault: Why there is none, or empty.
+    """
+
+    name: str
+    captions: tuple[str, ...] = ()
+    fault: str = ""
+
+
+@dataclass
+class Sidecars:
+    """The sidecars of an archive or folder, found by the names of images.
+
+    A sidecar belongs to the image of the same name without the last extension. With `webdataset`, names may also end at
+    their first dot: `0001.image.png` has `0001.txt` or `0001.caption.txt`.
+
+    Attributes:
+        rule: Which files hold captions.
+        webdataset: True if names may end at their first dot.
+    """
+
+    rule: SidecarRule
+    webdataset: bool = False
+    _by_stem: dict[str, Caption] = field(default_factory=dict)
+    _by_key: dict[str, dict[str, Caption]] = field(default_factory=dict)
+    _labels: dict[str, str] = field(default_factory=dict)
+    _used: set[str] = field(default_factory=set)
+    _keys: set[str] = field(default_factory=set)
+
+    def add(self, name: str, content: bytes | None, fault: str) -> None:
+        """Adds a sidecar.
+
+        Args:
+            name: The path of the sidecar.
+            content: The bytes, or None if they cannot be read.
+            fault: Why they cannot be read, or empty.
+        """
+        key, sidecar_field = webdataset_key(name)
+        if sidecar_field.rpartition(".")[2] == _LABEL:
+            if content is not None:
+                label = content.decode("utf-8", "replace").strip()
+                for stem in (stem_of(name), *((key,) if self.webdataset else ())):
+                    self._labels.setdefault(stem, label)
+            return
+        caption = self._caption(name, content, fault)
+        self._by_stem.setdefault(stem_of(name), caption)
+        fields = sidecar_field.split(".")
+        if self.webdataset and (len(fields) == 1 or (len(fields) == 2 and fields[0] in CAPTION)):
+            self._by_key.setdefault(key, {}).setdefault(fields[0] if len(fields) == 2 else "", caption)
+
+    def caption_of(self, image: str) -> Caption | None:
+        """The caption of an image by its path, or None."""
+        stem, (key, _) = stem_of(image), webdataset_key(image)
+        caption = self._by_stem.get(stem)
+        if caption is None:
+            fields = self._by_key.get(key, {})
+            caption = fields.get("") or next((fields[name] for name in CAPTION if name in fields), None)
+        self._keys.add(key)
+        if caption is not None:
+            self._used.add(caption.name)
+        return caption
+
+    def label_of(self, image: str) -> str | None:
+        """The label of an image by its path, or None."""
+        stem, (key, _) = stem_of(image), webdataset_key(image)
+        return self._labels.get(stem, self._labels.get(key))
+
+    def without_image(self) -> Iterator[str]:
+        """Yields the names of captions whose image has not been asked for."""
+        for caption in self._by_stem.values():
+            key, _ = webdataset_key(caption.name)
+            another_of_image = key in self._keys and caption in self._by_key.get(key, {}).values()
+            if caption.name not in self._used and not another_of_image:
+                yield caption.name
+
+    def _caption(self, name: str, content: bytes | None, fault: str) -> Caption:
+        if content is None:
+            return Caption(name, fault=f"its caption: {fault}")
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return Caption(name, fault="its caption is not UTF-8")
+        if self.rule.extension != _JSON:
+            captions = captions_in(text)
+            return Caption(name, captions, "" if captions else f"{NO_CAPTION}: it is empty")
+        try:
+            row = json.loads(text)
+            column = self.rule.json_field or column_of(CAPTION, row)
+            captions = captions_in(row[column])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            captions = ()
+        wanted = repr(self.rule.json_field) if self.rule.json_field else f"of a usual name ({', '.join(CAPTION)})"
+        return Caption(name, captions, "" if captions else f"{NO_CAPTION}: no text {wanted} in its JSON")
+
+
+def stem_of(name: str) -> str:
+    """A path without its last extension."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}{base.rpartition('.')[0] or base}"
+
+
+def webdataset_key(name: str) -> tuple[str, str]:
+    """WebDataset's key and field of a path: its base name is split at its first dot, and the field is in lower case."""
+    folder, slash, base = name.rpartition("/")
+    key, _, extension = base.partition(".")
+    return f"{folder}{slash}{key}", extension.lower()
