@@ -72,7 +72,12 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "--captions",
         metavar="WHERE",
         help="a file of captions (.jsonl, .csv, .tsv, .parquet, COCO's .json, .tgz), as FILE or FILE:KEY,CAPTION; txt "
-        "or json:FIELD for members of archives that are named like the image; or the name of a column",
+        "or json:FIELD for files in a folder or archive that are named like the image; or the name of a column",
+    )
+    parser.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="the column of images, or in a tar the field of WebDataset (default: a usual name, such as image)",
     )
 
 

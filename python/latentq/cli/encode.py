@@ -44,6 +44,9 @@ def add(commands: Commands) -> None:
         resumable=True,
     )
     add_source(parser)
+    parser.add_argument(
+        "--label-column", metavar="NAME", help="the column of labels (default: a usual name, such as label)"
+    )
     parser.add_argument("out", metavar="OUT", help="the dataset's folder; a name ending in .tsv gets a table of tokens")
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     parser.add_argument(
@@ -114,6 +117,8 @@ def _run(options: argparse.Namespace) -> int:
         like=options.like,
         class_names=options.class_names,
         captions=options.captions,
+        image_column=options.image_column,
+        label_column=options.label_column,
         collection=options.collection,
         device=options.device,
         batch_size=options.batch_size,

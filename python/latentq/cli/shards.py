@@ -62,6 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         options.out,
         collection=options.collection,
         captions=options.captions,
+        image_column=options.image_column,
         min_size=options.min_size,
         max_size=options.max_size,
         quality=options.quality,

@@ -159,11 +159,14 @@ def _decoded_batch(
         if error is not None and place not in rejected:
             raise_machine_fault(error, samples[place].text)
             rejected[place] = ("read" if isinstance(error, OSError) else "decode", error)
+    labels = {column.content for column in recipe.columns.values()} & {"label", "label_text"}
     for place, sample in enumerate(samples):
         try:
             sample.key.encode()
         except UnicodeEncodeError:
             rejected[place] = ("list", LatentqError("the file's name is not UTF-8"))
+        if missing := [label for label in sorted(labels) if getattr(sample, label) in (None, "")]:
+            rejected.setdefault(place, ("list", LatentqError(f"no {missing[0]}")))
     images = []
     if any(column.content == "image" for column in recipe.columns.values()):
         images = [b"" if place in rejected else _file_bytes(item) for place, item in enumerate(data)]

@@ -39,6 +39,8 @@ def encode(
     like: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     collection: str | Collection | None = None,
     **options: Unpack[EncodeOptions],
 ) -> Card:
@@ -57,6 +59,8 @@ def encode(
         like: A dataset whose recipe, quantizers and class numbers are used, e.g. for a validation split.
         class_names: A file of two columns: class folder and readable name.
         captions: Where captions are, for `open_source`.
+        image_column: The column of images, for `open_source`. The card records it.
+        label_column: The column of labels, for `open_source`.
         collection: A `latentq.collect.COLLECTIONS` entry or its name. Its limits apply to its archives, which must be
             the source; they need `captions`.
         options: How the run is done, and fields of the recipe to change: see `EncodeOptions`.
@@ -79,12 +83,22 @@ def encode(
     if settings.delete_archives and (out / CARD).exists() and source_is_deleted(source, out, begun := Card.load(out)):
         return finish(out, begun)
 
-    opened = open_run_source(source, out, class_names, like, with_limits(captions, collection), settings.progress)
+    opened = open_run_source(
+        source,
+        out,
+        class_names,
+        like,
+        with_limits(captions, collection),
+        image_column,
+        label_column,
+        settings.progress,
+    )
     with settings.profile.timing(LIST, "worked"):
         listing = list_source(opened, out, compare=settings.rank == 0)
     keep_subfolder = overrides.get("subfolder") is not None
     models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=keep_subfolder)
     card, uncalibrated = plan_card(recipe, opened.kind, listing, models.autoencoder, parent, models.text_encoder)
+    card = replace(card, source=replace(card.source, image_column=image_column))
     check_table(named, card)
     run = EncodingRun.of(opened, listing, card, uncalibrated, models, settings)
     share = Share.of(out, card, opened, listing, recipe.unit_size, settings)

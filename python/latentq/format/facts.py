@@ -24,12 +24,14 @@ class SourceFacts:
         samples: Number of samples that the source lists, rejects included.
         sha256: The hash of samples.tsv.
         units: Number of units, if it does not follow from samples and unit size.
+        image_column: The column of images, if a user named it.
     """
 
     kind: str
     samples: int
     sha256: str
     units: int | None = None
+    image_column: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the card's table."""

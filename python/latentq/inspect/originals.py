@@ -63,7 +63,7 @@ class Originals:
     ) -> None:
         self.network = network
         self._stored = stored_samples(path)
-        self._source = open_source(source)
+        self._source = open_source(source, image_column=card.source.image_column)
         self._card, self._column = card, column
         self._encoder = LatentEncoder(network, card.recipe.autoencoder, device)
 

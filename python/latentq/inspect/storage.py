@@ -89,7 +89,7 @@ def _jpegs(card: Card, samples: Sequence[Sample], side: int, source: str | os.Pa
     from PIL import Image
 
     count = min(len(samples), _TRIED)
-    opened = open_source(source)
+    opened = open_source(source, image_column=card.source.image_column)
     total = 0
     for position in range(count):
         sample = samples[position * len(samples) // count]

@@ -50,6 +50,8 @@ def open_run_source(
     class_names: str | os.PathLike[str] | None = None,
     like: str | os.PathLike[str] | None = None,
     captions: str | Captions | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     progress: TextIO | None = None,
 ) -> Source:
     """Opens the source of a run that writes to `out`, which is not listed even if it lies inside the source.
@@ -60,14 +62,18 @@ def open_run_source(
         class_names: A file of readable class names, for `open_source`.
         like: A dataset whose class numbers are used.
         captions: Where captions are, for `open_source`.
+        image_column: The column of images, for `open_source`.
+        label_column: The column of labels, for `open_source`.
         progress: Stream that the progress of a long listing is printed to.
 
     Raises:
-        ValueError: Captions are given with a `Source`.
+        ValueError: Captions or columns are given with a `Source`.
     """
     if not isinstance(source, str | os.PathLike):
         if captions is not None:
             raise ValueError("captions go with a path; a Source brings its own: open_source(path, captions=...)")
+        if image_column is not None or label_column is not None:
+            raise ValueError("columns go with a path; a Source brings its own: open_source(path, image_column=...)")
         return source
     classes: dict[str, tuple[int, str]] = {}
     if like is not None:
@@ -77,7 +83,14 @@ def open_run_source(
                 facts = (sample.label, sample.label_text)
                 classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
     return open_source(
-        source, class_names=class_names, classes=classes or None, exclude=out, captions=captions, progress=progress
+        source,
+        class_names=class_names,
+        classes=classes or None,
+        exclude=out,
+        captions=captions,
+        image_column=image_column,
+        label_column=label_column,
+        progress=progress,
     )
 
 

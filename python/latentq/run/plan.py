@@ -153,13 +153,14 @@ def _like_message(
 
 
 def _stored_columns(recipe: Recipe, listing: Listing, text_encoder: TextEncoder | None) -> dict[str, Column]:
-    """Returns the recipe's columns without the optional ones that the source does not have."""
+    """Returns the recipe's columns without the optional ones that the source does not have for every sample."""
     available = {"key", "image", *ENCODED, *listing.fields}
+    incomplete = {field for field in ("label", "label_text") if not listing.is_complete(field)}
     if "caption" in available:
         available |= {"captions"} | (_text_contents(text_encoder) if text_encoder is not None else set())
     columns = {}
     for name, column in recipe.columns.items():
-        if column.content in available:
+        if column.content in available and not (column.optional and column.content in incomplete):
             columns[name] = column
         elif not column.optional:
             lacking = "the source does not have"

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
@@ -49,6 +50,7 @@ def shards(
     *,
     collection: str | Collection | None = None,
     captions: str | Captions | None = None,
+    image_column: str | None = None,
     min_size: int = 256,
     max_size: int = 512,
     quality: int = 95,
@@ -69,6 +71,7 @@ def shards(
         collection: A `COLLECTIONS` entry or its name, which has other columns, and limits. By default the columns are
             `COLUMNS`, without the caption if the source has none.
         captions: Where captions are, for `open_source`.
+        image_column: The column of images, for `open_source`. The card records it.
         min_size: Smallest side in pixels.
         max_size: Longest short side in pixels.
         quality: JPEG quality of images that are encoded again, 1 to 100.
@@ -94,10 +97,16 @@ def shards(
         if source_is_deleted(source, out, begun):
             return finish_units(out, begun, SHARDS, ShardsCard.completed)
 
-    opened = open_run_source(source, out, captions=with_limits(captions, collection), progress=settings.progress)
+    opened = open_run_source(
+        source,
+        out,
+        captions=with_limits(captions, collection),
+        image_column=image_column,
+        progress=settings.progress,
+    )
     listing = list_source(opened, out, compare=settings.rank == 0)
     card = ShardsCard(
-        source=source_facts(opened.kind, listing, unit_size),
+        source=replace(source_facts(opened.kind, listing, unit_size), image_column=image_column),
         contents=_contents(collection, listing.fields),
         min_size=min_size,
         max_size=max_size,

@@ -181,7 +181,7 @@ def _read_sidecar(path: Path, limit: int) -> tuple[bytes | None, str]:
     except OSError as error:
         if error.errno not in FILE_ERRNOS:
             raise
-        return None, error.strerror
+        return None, str(error.strerror)
     return (content, "") if len(content) <= limit else (None, f"more than the {limit} bytes that are read")
 
 

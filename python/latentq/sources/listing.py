@@ -79,7 +79,7 @@ class Listing:
 
     def is_complete(self, field: str) -> bool:
         """True if every usable sample has a value of a field."""
-        return all(getattr(sample, field) is not None for sample in self.samples if not sample.fault)
+        return all(getattr(sample, field) not in (None, "") for sample in self.samples if not sample.fault)
 
     def to_tsv(self) -> bytes:
         r"""Returns the bytes of samples.tsv: a header, then one line per sample.
