@@ -17,7 +17,7 @@ from latentq.format.options import ENCODED
 from latentq.run.finish import finish
 from latentq.run.listing import publish_listing
 from latentq.run.unit_writer import UnitWriter, publish_unit
-from latentq.run.units import LatentSums, UnitFacts, unit_names
+from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_names
 from latentq.store.local import published_whole
 from latentq.system.progress import Progress
 
@@ -105,7 +105,8 @@ def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) 
 
 def _write_unit(path: Path, card: Card, foreign: ForeignDataset, indices: range, bar: Progress) -> None:
     sums = {name: LatentSums.of(latent.quantizer) for name, latent in card.latents.items()}
-    facts = UnitFacts(latents=sums)
+    listing = foreign.listing.part_sha256(indices)
+    facts = UnitFacts(card=card_hash(card.to_toml()), listing=listing, latents=sums)
 
     def fill(writer: UnitWriter) -> None:
         for batch in batches(indices):

@@ -13,12 +13,13 @@ from latentq import image
 from latentq.encoding.batches import EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import NETWORK, WRITE, background_consumer
+from latentq.format.card import CARD
 from latentq.format.facts import EmbeddingFacts
 from latentq.format.options import FLOATS, TEXT
 from latentq.quantizer import Moments, Quantizer
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
-from latentq.run.units import LatentSums, UnitFacts
+from latentq.run.units import LatentSums, UnitFacts, card_hash
 from latentq.sources.listing import cycled_captions
 from latentq.system.progress import Progress
 
@@ -48,7 +49,11 @@ def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
 
 def _write_unit(run: EncodingRun, share: Share, unit: int, batches: Iterator[EncodedBatch], bar: Progress) -> None:
     """Takes the batches of one unit, and publishes the unit unless another process is first."""
-    facts = UnitFacts(latents={name: LatentSums.of(quantizer) for name, quantizer in run.quantizers.items()})
+    facts = UnitFacts(
+        card=card_hash((share.out / CARD).read_bytes()),
+        listing=run.listing.part_sha256(share.units[unit]),
+        latents={name: LatentSums.of(quantizer) for name, quantizer in run.quantizers.items()},
+    )
     remaining = _batches_of_unit(batches)
 
     def fill(writer: UnitWriter) -> None:

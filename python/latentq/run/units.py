@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from latentq._core import FormatError
 from latentq.format.facts import Counts, SourceFacts
 from latentq.format.files import INDEX
 from latentq.quantizer import Moments, Quantizer, Statistics
+
+_FINISH_FIELDS = ("complete", "counts", "versions")  # of a card
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class UnitFacts:
     """The contents of `unit.toml`.
 
     Attributes:
+        card: Hash of the card that the unit was made by, see `card_hash`; empty in units of older versions.
+        listing: Hash of the unit's part of the list, see `Listing.part_sha256`; empty in units of older versions.
         samples: Number of samples that are stored.
         redone: Number of samples that were encoded again in float32.
         rejects: The samples that are not stored.
@@ -81,6 +87,8 @@ class UnitFacts:
         clipped: For each column of embeddings, the number of values outside the quantizer's range.
     """
 
+    card: str = ""
+    listing: str = ""
     samples: int = 0
     redone: int = 0
     rejects: list[Reject] = field(default_factory=list)
@@ -89,7 +97,8 @@ class UnitFacts:
 
     def to_toml(self) -> bytes:
         """Returns the bytes of `unit.toml`, a pure function of the facts."""
-        data: dict[str, Any] = {
+        data: dict[str, Any] = {"card": self.card, "list": self.listing} if self.card else {}
+        data |= {
             "samples": self.samples,
             "redone": self.redone,
             "rejects": [vars(reject) for reject in self.rejects],
@@ -116,6 +125,8 @@ class UnitFacts:
         try:
             data = tomllib.loads(path.read_bytes().decode())
             return cls(
+                card=str(data.get("card", "")),
+                listing=str(data.get("list", "")),
                 samples=int(data["samples"]),
                 redone=int(data.get("redone", 0)),
                 rejects=[Reject(**reject) for reject in data["rejects"]],
@@ -157,6 +168,27 @@ class UnitCard(Protocol):
     def to_toml(self) -> bytes:
         """Returns the bytes of the card's file."""
         ...
+
+
+def card_hash(data: bytes) -> str:
+    """Hashes the fields of a card that decide what the stored values mean.
+
+    These are all fields but the ones that the finish adds, and the versions of libraries. The hash is taken over the
+    fields in the file, so that a later version of latentq, which may have more fields, computes the same.
+
+    Args:
+        data: The bytes of the card's file, finished or not.
+
+    Returns:
+        The SHA-256 in hexadecimal.
+    """
+    fields = tomllib.loads(data.decode())
+    for name in _FINISH_FIELDS:
+        fields.pop(name, None)
+    for column in (*fields.get("latents", {}).values(), *fields.get("embeddings", {}).values()):
+        column.pop("statistics", None)
+        column.pop("clipped", None)
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def unit_names(card: UnitCard) -> list[str]:

@@ -31,7 +31,7 @@ from latentq.run.listing import (
 from latentq.run.options import RunOptions, run_settings
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
-from latentq.run.units import UnitFacts
+from latentq.run.units import UnitFacts, card_hash
 from latentq.sharding.card import ShardsCard
 from latentq.sources import Captions, Listing, Sample, Source
 from latentq.sources.listing import read_sample
@@ -125,7 +125,8 @@ def shards(
         for unit, indices in share.pending(bar).items():
             samples = (listing.samples[index] for index in indices)
             converted = _converted(card, opened, samples, pool, depth=_PREFETCH * settings.threads)
-            _write_unit(share.path(unit), card, opened, converted, bar, strict=settings.strict)
+            facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=listing.part_sha256(indices))
+            _write_unit(share.path(unit), card, opened, converted, facts, bar, strict=settings.strict)
             share.published(unit)
     return share.finish(card, SHARDS, ShardsCard.completed)
 
@@ -170,6 +171,7 @@ def _write_unit(
     card: ShardsCard,
     source: Source,
     converted: Iterable[tuple[Sample, Jpeg | _Refusal]],
+    facts: UnitFacts,
     bar: Progress,
     *,
     strict: bool,
@@ -181,7 +183,7 @@ def _write_unit(
             else:
                 writer.reject(source, sample, *result, strict=strict)
 
-    publish_unit(path, card.columns, UnitFacts(), bar, fill, shard_bytes=SHARD_BYTES)
+    publish_unit(path, card.columns, facts, bar, fill, shard_bytes=SHARD_BYTES)
 
 
 def _stored(card: ShardsCard, sample: Sample, jpeg: Jpeg) -> dict[str, Any]:

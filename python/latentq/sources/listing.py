@@ -8,7 +8,7 @@ import json
 import stat
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,6 +150,10 @@ class Listing:
     def sha256(self) -> str:
         """Returns the SHA-256 of samples.tsv, in hexadecimal."""
         return hashlib.sha256(self.to_tsv()).hexdigest()
+
+    def part_sha256(self, indices: range) -> str:
+        """Returns the SHA-256 of a part of samples.tsv (the header, and the lines of these samples), in hexadecimal."""
+        return replace(self, samples=self.samples[indices.start : indices.stop]).sha256()
 
 
 def _cell(value: object) -> object:
