@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from latentq._core import LatentqError
 from latentq.inspect.psnr import psnr
 from latentq.quantizer import Method, Quantizer
+from latentq.system.progress import BriefProgress, Progress
 
 if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
@@ -28,9 +29,10 @@ __all__ = ["SchemeCost", "load", "main_table", "measure", "of_dataset", "print_t
 BITS = (8, 6, 4)
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max")
 DEFAULT_METHOD: Method = "mse"  # docs/quantizer.md says why it is not lloyd-max
-SAMPLES = 4096  # measured at most
+SAMPLES = 4096  # used at most
+DECODED = 128  # decoded at most, evenly spread over the samples that are measured
 _FLOAT16_OVERFLOW = 65520.0  # the smallest value that rounds to infinity
-_BATCH = 8  # images decoded at once
+_BATCH = 16  # images encoded or decoded at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,14 @@ def measure(
     methods: Sequence[Method] = METHODS,
     autoencoder: Autoencoder | None = None,
     images: npt.NDArray[np.uint8] | None = None,
+    progress: TextIO | None = None,
 ) -> list[SchemeCost]:
     """Measure every method at every number of bits, and for comparison float16 and one range for all channels.
 
     bfloat16 replaces float16 if a latent overflows float16.
 
     Samples with an even index calibrate and those with an odd index are measured, so that no scheme benefits from
-    having seen its test data (a single sample serves for both).
+    having seen its test data (a single sample serves for both). At most 128 of the measured samples are decoded.
 
     Args:
         latents: (N, C, ...) floats, or any iterable of samples (C, ...); the first 4,096 are used.
@@ -99,6 +102,7 @@ def measure(
         methods: Methods of `Quantizer.calibrate`.
         autoencoder: The autoencoder to decode with: any object with `decode` and `pixel_range`.
         images: (N, 3, S, S) uint8, the images that the latents were encoded from.
+        progress: The stream for progress, or None.
 
     Raises:
         NotFiniteError: A value is NaN or infinite.
@@ -118,8 +122,21 @@ def measure(
     schemes = [(half, Quantizer.floating(half, channels=channels))]
     schemes += [("uniform", Quantizer.uniform(low, high, channels=channels, bits=b)) for b in bits]
     schemes += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
-    decoded = None if autoencoder is None else _decode(autoencoder, tried)
-    return [_cost(name, q, tried, autoencoder, decoded, images) for name, q in schemes]
+    count = 0 if autoencoder is None else min(DECODED, len(tried))
+    chosen = [position * len(tried) // count for position in range(count)]
+    with BriefProgress(len(schemes) * (1 + count), "measure", progress, noun="steps") as bar:
+        rows = []
+        for name, quantizer in schemes:
+            rows.append(_cost(name, quantizer, tried))
+            bar.update(1)
+        if autoencoder is not None:
+            originals = None if images is None else images[chosen]
+            psnrs = _psnrs(autoencoder, [quantizer for _, quantizer in schemes], tried[chosen], originals, bar)
+            rows = [
+                replace(row, psnr_decoded_db=decoded, psnr_images_db=None if images is None else original)
+                for row, (decoded, original) in zip(rows, psnrs, strict=True)
+            ]
+    return rows
 
 
 def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
@@ -199,32 +216,43 @@ def _arrays(samples: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
         yield sample if isinstance(sample, np.ndarray) else sample.detach().cpu().float().numpy()
 
 
-def _cost(
-    name: str,
-    quantizer: Quantizer,
-    x: npt.NDArray[Any],
-    autoencoder: Autoencoder | None,
-    decoded: npt.NDArray[np.float32] | None,
-    images: npt.NDArray[np.uint8] | None,
-) -> SchemeCost:
+def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
+    """Measure a scheme on latents, without decoding."""
     measured = quantizer.measure(x)
-    codes, _ = quantizer.quantize_counted(x)
-    psnr_images = psnr_decoded = None
-    if autoencoder is not None and decoded is not None:
-        reconstructed = _decode(autoencoder, quantizer.dequantize(codes))
-        psnr_decoded = _mean_psnr(reconstructed, decoded)
-        psnr_images = None if images is None else _mean_psnr(reconstructed, images.astype(np.float32) / 255)
     return SchemeCost(
         name,
         quantizer.bits,
-        None if quantizer.bits > 8 else _entropy(quantizer.histogram(codes)),
+        None if quantizer.bits > 8 else _entropy(quantizer.histogram(quantizer.quantize(x))),
         measured.overall_sqnr_db,
         min(measured.sqnr_db),
         sum(measured.clip_rate) / quantizer.channels,
         measured.largest_error,
-        psnr_images,
-        psnr_decoded,
     )
+
+
+def _psnrs(
+    autoencoder: Autoencoder,
+    quantizers: Sequence[Quantizer],
+    x: npt.NDArray[Any],
+    images: npt.NDArray[np.uint8] | None,
+    bar: Progress,
+) -> list[tuple[float, float]]:
+    """Return for each quantizer the mean PSNR of decoded codes against decoded floats, and against the images.
+
+    The second is NaN without images. Works batch by batch, so that memory does not grow with the number of samples.
+    """
+    scores: list[list[tuple[float, float]]] = [[] for _ in quantizers]
+    for start in range(0, len(x), _BATCH):
+        batch = x[start : start + _BATCH]
+        targets = _decode(autoencoder, batch)
+        originals = None if images is None else images[start : start + _BATCH].astype(np.float32) / 255
+        for quantizer, pairs in zip(quantizers, scores, strict=True):
+            decoded = _decode(autoencoder, quantizer.dequantize(quantizer.quantize(batch)))
+            for index, image in enumerate(decoded):
+                original = math.nan if originals is None else psnr(image, originals[index], peak=1.0)
+                pairs.append((psnr(image, targets[index], peak=1.0), original))
+            bar.update(len(batch))
+    return [(float(np.mean([d for d, _ in pairs])), float(np.mean([i for _, i in pairs]))) for pairs in scores]
 
 
 def _entropy(histogram: npt.NDArray[np.int64]) -> float:
@@ -235,22 +263,14 @@ def _entropy(histogram: npt.NDArray[np.int64]) -> float:
 
 
 def _decode(autoencoder: Autoencoder, latents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Decode latents to images (N, 3, S, S) in [0, 1]."""
+    """Decode a batch of latents to images (n, 3, S, S) in [0, 1]."""
     import torch
 
     low, high = autoencoder.pixel_range
-    images = []
-    for start in range(0, len(latents), _BATCH):
-        batch = torch.from_numpy(latents[start : start + _BATCH].astype(np.float32))
-        with torch.inference_mode():
-            pixels = autoencoder.decode(batch).float().cpu()
-        images.append(((pixels - low) / (high - low)).clamp(0, 1).numpy())
-    return np.concatenate(images)
-
-
-def _mean_psnr(images: npt.NDArray[np.float32], originals: npt.NDArray[np.float32]) -> float:
-    """Return the mean PSNR in dB over images with values in [0, 1]."""
-    return float(np.mean([psnr(image, original, peak=1.0) for image, original in zip(images, originals, strict=True)]))
+    with torch.inference_mode():
+        pixels = autoencoder.decode(torch.from_numpy(latents.astype(np.float32))).float().cpu()
+    images: npt.NDArray[np.float32] = ((pixels - low) / (high - low)).clamp(0, 1).numpy()
+    return images
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -263,6 +283,7 @@ def of_dataset(
     column: str | None = None,
     source: str | PathLike[str] | None = None,
     autoencoder: str | PathLike[str] | None = None,
+    progress: TextIO | None = None,
 ) -> tuple[npt.NDArray[np.float32], Autoencoder | None, npt.NDArray[np.uint8] | None]:
     """Read the inputs of `measure` from a dataset.
 
@@ -273,6 +294,7 @@ def of_dataset(
             which have already been quantized once.
         autoencoder: The autoencoder's name or folder, if its name in the card is not enough; without a source no
             autoencoder is loaded unless named.
+        progress: The stream for progress, or None.
 
     Returns:
         (N, C, h, w) unscaled latents of at most 4,096 evenly spread samples; the autoencoder or None; and the images
@@ -298,5 +320,9 @@ def of_dataset(
     if source is None or network is None:
         return dataset.decodable(indices).numpy(), network, None
     originals = Originals(path, card, name, source, network)
-    parts = [originals.encode(indices[start : start + _BATCH]) for start in range(0, count, _BATCH)]
+    parts = []
+    with BriefProgress(count, "encode", progress) as bar:
+        for start in range(0, count, _BATCH):
+            parts.append(originals.encode(indices[start : start + _BATCH]))
+            bar.update(len(parts[-1][0]))
     return np.concatenate([latents for _, latents in parts]), network, np.concatenate([images for images, _ in parts])

@@ -194,16 +194,22 @@ def listing_progress(archives: Collection[_Item], stream: TextIO | None) -> Iter
         archives: The archives.
         stream: Stream to print to; None prints nothing.
     """
-    with _ListingProgress(len(archives), "list", stream, noun="archives", leave=False, delay=1.0) as bar:
+    with BriefProgress(len(archives), "list", stream, noun="archives") as bar:
         for archive in archives:
             yield archive
             bar.update(1)
 
 
-class _ListingProgress(Progress):
+class BriefProgress(Progress):
+    """Progress of work that is usually short: nothing is printed unless it takes long, and nothing at the end."""
+
+    def __init__(self, total: int, label: str, stream: TextIO | None, *, noun: str = "images") -> None:
+        super().__init__(total, label, stream, noun=noun, leave=False, delay=1.0)
+
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
 
 class TransferProgress(Progress):
