@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ def _run(options: argparse.Namespace) -> int:
             source=options.source,
             autoencoder=options.autoencoder,
             device=options.device,
+            progress=sys.stderr,
         )
     except IndexError as error:
         raise UsageError(f"--{error}") from None

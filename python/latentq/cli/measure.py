@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         from latentq.models.autoencoders import load_autoencoder
 
         network = load_autoencoder(options.autoencoder) if options.autoencoder else None
-        measure.main_table(path, as_json=options.json, autoencoder=network, **wanted)
+        measure.main_table(path, as_json=options.json, autoencoder=network, progress=sys.stderr, **wanted)
         return 0
     if not (path / CARD).exists():
         raise LatentqError(f"{path} has no card ({CARD}): it is not a dataset")
@@ -60,7 +60,11 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.inspect import measure
 
     latents, network, images = measure.of_dataset(
-        path, column=options.column, source=options.source, autoencoder=options.autoencoder
+        path,
+        column=options.column,
+        source=options.source,
+        autoencoder=options.autoencoder,
+        progress=sys.stderr,
     )
-    measure.main_table(latents, as_json=options.json, autoencoder=network, images=images, **wanted)
+    measure.main_table(latents, as_json=options.json, autoencoder=network, images=images, progress=sys.stderr, **wanted)
     return 0

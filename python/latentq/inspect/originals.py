@@ -86,15 +86,32 @@ class Originals:
         """
         column = self._card.recipe.columns[self._column]
         chosen = [self._stored[index] for index in indices]
-        data = [self._source.data(sample) for _, sample in chosen]
-        pixels, errors = image.load_batch(data, column.size, **self._card.recipe.image.options())
-        for error, (_, sample) in zip(errors, chosen, strict=True):
-            if error is not None:
-                raise LatentqError(f"the original {sample.text} cannot be read: {error}")
+        pixels = self._load(chosen)
         stream = list(self._card.recipe.encoded()).index(self._column)
         on_device = torch.from_numpy(pixels).to(self._encoder.device)
         encoded = self._encoder.encode(on_device, replace(column, scaled=False), [n for n, _ in chosen], stream)
         if column.content == "moments":
             encoded = encoded.chunk(2, 1)[0]
         latents = encoded.cpu().numpy()
-        return (np.ascontiguousarray(pixels[..., ::-1]) if column.flip else pixels), latents
+        return self._flipped(pixels), latents
+
+    def pixels(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Load stored samples' originals as they were encoded: (n, 3, S, S) uint8, mirrored if the column is.
+
+        Raises:
+            LatentqError: An original is missing, or cannot be decoded.
+        """
+        return self._flipped(self._load([self._stored[index] for index in indices]))
+
+    def _load(self, chosen: Sequence[tuple[int, Sample]]) -> NDArray[np.uint8]:
+        data = [self._source.data(sample) for _, sample in chosen]
+        size = self._card.recipe.columns[self._column].size
+        pixels, errors = image.load_batch(data, size, **self._card.recipe.image.options())
+        for error, (_, sample) in zip(errors, chosen, strict=True):
+            if error is not None:
+                raise LatentqError(f"the original {sample.text} cannot be read: {error}")
+        return pixels
+
+    def _flipped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        flip = self._card.recipe.columns[self._column].flip
+        return np.ascontiguousarray(pixels[..., ::-1]) if flip else pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from latentq.inspect.psnr import psnr
 from latentq.models.decode import decode_latents
 from latentq.models.match import autoencoder_for
 from latentq.sources import Sample
+from latentq.system.progress import BriefProgress
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -64,6 +65,7 @@ def pictures(
     source: str | os.PathLike[str] | None = None,
     autoencoder: str | os.PathLike[str] | None = None,
     device: str = "cpu",
+    progress: TextIO | None = None,
 ) -> list[list[Picture]]:
     """Decode samples of a dataset, or of a file or folder that `latentq.convert` reads.
 
@@ -74,6 +76,7 @@ def pictures(
         source: The dataset's source, to show the originals too.
         autoencoder: The autoencoder's name or folder, if its name in the card is not enough.
         device: The device to compute on.
+        progress: The stream for progress, or None.
 
     Returns:
         For each sample the decoded picture or, given a source, three pictures: the original, the original encoded and
@@ -105,9 +108,11 @@ def pictures(
             raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to compare it with its originals")
         compared = Originals(path, card, name, source, network, device=device), opened.layout
     rows = []
-    for number in [index % count for index in indices]:
-        stored = decode_latents(network, opened.decodable([number]))[0]
-        rows.append(_compare(*compared, number, stored) if compared else [Picture(stored, (f"#{number}",))])
+    with BriefProgress(len(indices), "decode", progress) as bar:
+        for number in [index % count for index in indices]:
+            stored = decode_latents(network, opened.decodable([number]))[0]
+            rows.append(_compare(*compared, number, stored) if compared else [Picture(stored, (f"#{number}",))])
+            bar.update(1)
     return rows
 
 

@@ -176,6 +176,7 @@ class _Verification:
 
     def _listed_columns(self) -> dict[str, str]:
         """Return the content of each stored column that comes from the list, by column name."""
+        contents: dict[str, str]
         if isinstance(self._card, Card):
             contents = {name: self._card.recipe.columns[name].content for name in self._card.columns}
         else:

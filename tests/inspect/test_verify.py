@@ -1,0 +1,184 @@
+"""`latentq verify`: everything that makes a dataset differ from its card and its list is found."""
+
+import json
+import shutil
+import tomllib
+
+import pytest
+
+import latentq
+from conftest import paint
+from latentq.cli.main import main
+from latentq.inspect.quality import sample_quality
+from latentq.sharding.pipeline import shards
+
+SMALL = {"size": 64, "unit_size": 5, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Twelve pictures in three class folders, with one file that cannot be decoded."""
+    folder = tmp_path_factory.mktemp("source")
+    for index in range(12):
+        paint(folder / ["ant", "bee", "cat"][index % 3] / f"{index:02}.png", index, (90 + index, 70 + 3 * index))
+    (folder / "cat" / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert latentq.encode(source, out, **SMALL).counts.rejects == 1
+    assert latentq.verify(out) == []
+    return out
+
+
+@pytest.fixture
+def dataset(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "out")
+
+
+def swap(folder, first="00000", second="00001"):
+    (folder / first).rename(folder / "temporary")
+    (folder / second).rename(folder / first)
+    (folder / "temporary").rename(folder / second)
+
+
+def edit(file, old, new):
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def messages(folder):
+    return [f"{finding.file}: {finding.message}" for finding in latentq.verify(folder)]
+
+
+def test_swapped_units_are_found_even_after_another_run(source, dataset):
+    swap(dataset)
+    latentq.encode(source, dataset, **SMALL)
+    found = messages(dataset)
+    assert "00000/unit.toml: the unit was made from another part of the list" in found
+    assert any("column key: holds 'bee/04.png', the list says 'ant/00.png'" in line for line in found), found
+    assert not any(line.startswith("00002") for line in found)
+
+
+def test_swapped_units_of_an_older_version_are_found_by_their_keys(source, dataset):
+    for unit in ("00000", "00001", "00002"):
+        lines = (dataset / unit / "unit.toml").read_text().splitlines(keepends=True)
+        assert [line[:4] for line in lines[:2]] == ["card", "list"]
+        (dataset / unit / "unit.toml").write_text("".join(lines[2:]))
+    assert latentq.verify(dataset) == []
+    swap(dataset)
+    latentq.encode(source, dataset, **SMALL)
+    assert any("column key: holds" in line for line in messages(dataset))
+
+
+def test_swapped_units_without_keys_are_found_by_the_hash_of_their_list(source, tmp_path):
+    recipe = latentq.Recipe.from_dict({"name": "bare", "columns": {"latent": {"from": "latent", "size": 64}}})
+    latentq.encode(source, tmp_path / "out", recipe=recipe, unit_size=6)
+    assert latentq.verify(tmp_path / "out") == []
+    swap(tmp_path / "out")
+    latentq.encode(source, tmp_path / "out", recipe=recipe, unit_size=6)
+    assert "00000/unit.toml: the unit was made from another part of the list" in messages(tmp_path / "out")
+
+
+def test_swapped_units_of_shards_are_found(source, tmp_path):
+    shards(source, tmp_path / "out", min_size=1, unit_size=5)
+    assert latentq.verify(tmp_path / "out") == []
+    swap(tmp_path / "out")
+    shards(source, tmp_path / "out", min_size=1, unit_size=5)
+    assert "00000/unit.toml: the unit was made from another part of the list" in messages(tmp_path / "out")
+
+
+def test_swapped_units_of_a_converted_dataset_are_found(tokens_tsv, tmp_path, monkeypatch):
+    from latentq.converting import pipeline
+    from latentq.format.recipe import Recipe
+
+    load = Recipe.load
+    small = staticmethod(lambda name: load(name).override(unit_size=16))
+    monkeypatch.setattr("latentq.converting.vqgan.Recipe.load", small)
+    pipeline.convert(tokens_tsv, tmp_path / "out")
+    assert latentq.verify(tmp_path / "out") == []
+    swap(tmp_path / "out")
+    assert "00000/unit.toml: the unit was made from another part of the list" in messages(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("scaling_factor = 0.5", "scaling_factor = 0.25"),
+        ("shift_factor = 0.0", "shift_factor = 1.0"),
+        ('filter = "bicubic"', 'filter = "box"'),
+        ('crop = "center"', 'crop = "random"'),
+        ("seed = 0", "seed = 1"),
+    ],
+)
+def test_an_edited_field_of_the_card_that_decides_meaning_is_found(dataset, old, new):
+    text = (dataset / "latents.toml").read_text()
+    assert old in text
+    (dataset / "latents.toml").write_text(text.replace(old, new))
+    assert messages(dataset), new
+
+
+@pytest.mark.parametrize("table", ["quantizer.low", "statistics.mean"])
+def test_an_edited_quantizer_or_statistic_is_found(dataset, table):
+    text = (dataset / "latents.toml").read_text()
+    group, name = table.split(".")
+    number = repr(tomllib.loads(text)["latents"]["latent"][group][name][3])
+    start = text.index(f"[latents.latent.{group}]")
+    head, tail = text[:start], text[start:].replace(number, repr(float(number) + 0.5), 1)
+    (dataset / "latents.toml").write_text(head + tail)
+    assert any(line.startswith("latents.toml: ") for line in messages(dataset))
+
+
+def test_versions_and_a_finish_by_another_run_are_no_edits(source, dataset):
+    text = (dataset / "latents.toml").read_text()
+    version = tomllib.loads(text)["versions"]["numpy"]
+    edit(dataset / "latents.toml", f'numpy = "{version}"', 'numpy = "1.0"')
+    assert messages(dataset) == []
+    shutil.rmtree(dataset / "00001")
+    with pytest.warns(UserWarning, match="numpy"):
+        latentq.encode(source, dataset, **SMALL)
+    assert messages(dataset) == []
+
+
+def test_edited_labels_in_the_list_are_found(dataset):
+    edit(dataset / "samples.tsv", "cat/02.png\t", "cat/02.jpg\t")
+    found = messages(dataset)
+    assert any(line.startswith("samples.tsv: ") for line in found)
+    assert any("holds 'cat/02.png', the list says 'cat/02.jpg'" in line for line in found)
+
+
+def test_extra_units_and_files_are_found(dataset):
+    shutil.copytree(dataset / "00001", dataset / "00003")
+    (dataset / "notes.txt").write_text("mine")
+    (dataset / "00001" / "notes.txt").write_text("mine")
+    (dataset / "00002" / "shard.00001.mds").write_bytes((dataset / "00002" / "shard.00000.mds").read_bytes())
+    (dataset / ".hidden").write_text("ignored")
+    assert messages(dataset) == [
+        "00003: is a unit that the card does not have",
+        "notes.txt: is not a part of the dataset",
+        "00001/notes.txt: is not a part of the dataset",
+        "00002/shard.00001.mds: the index does not list the shard",
+    ]
+
+
+def test_decode_reports_psnr_and_clip_rate(source, dataset, capsys):
+    quality = sample_quality(dataset, 6, source=source)
+    assert (quality.decoded, quality.bad) == (6, ())
+    assert 22 < quality.psnr < 26
+    assert quality.lowest_psnr <= quality.psnr
+    assert quality.lowest in (0, 2, 4, 6, 8, 10)
+    clipped = sum(latentq.Card.load(dataset).latents["latent"].clipped)
+    assert quality.clip_rate == clipped / (12 * 16 * 8 * 8)
+    assert main(["verify", str(dataset), "--decode", "6", "--source", str(source)]) == 0
+    printed = capsys.readouterr()
+    assert f"6 samples decoded; mean PSNR {quality.psnr:.2f} dB" in printed.err
+    assert printed.out == f"{dataset}: good\n"
+    assert main(["verify", str(dataset), "--decode", "99", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == []
+    assert "12 samples decoded; no PSNR without --source" in printed.err
+    assert main(["verify", str(dataset), "--decode", "0"]) == 2
+    assert main(["verify", str(dataset), "--source", str(source)]) == 2
