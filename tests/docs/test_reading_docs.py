@@ -34,6 +34,8 @@ def test_every_block_of_the_page_runs(streaming_alone, tmp_path):
         tmp_path / "vae_mds", {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
     ) as writer:
         writer.write({"vae_output": np.zeros(4096, np.uint8), "label": "3", "label_as_text": "three"})
+    with mds.Writer(tmp_path / "plain_mds", {"vae": "ndarray:uint8:4,8,8", "label": "int"}) as writer:
+        writer.write({"vae": np.zeros((4, 8, 8), np.uint8), "label": 3})
     text = (ROOT / "docs" / "reading.md").read_text()
     code = "".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     body = "".join(f"    {line}\n" for line in code.splitlines())

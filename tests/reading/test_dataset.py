@@ -624,6 +624,61 @@ def test_imagenet_int8_opens_with_the_range_of_its_page(imagenet_int8):
     np.testing.assert_allclose(latents, (codes / 255.0 - 0.5) * 24, atol=2e-6)
 
 
+def _plain_folder(path, columns, count=6):
+    """Writes a folder as `streaming.MDSWriter` does: no card, `columns` of random values next to `name` and `size`."""
+    rng = np.random.default_rng(0)
+    rows = {name: rng.integers(0, 256, (count, *shape), np.uint8) for name, shape in columns.items()}
+    encodings = {name: f"ndarray:uint8:{','.join(map(str, shape))}" for name, shape in columns.items()}
+    with mds.Writer(path, encodings | {"label": "int64", "name": "str", "size": "ndarray:float32:2"}) as writer:
+        for i in range(count):
+            sample = {"label": np.int64(7 * i), "name": f"picture {i}", "size": np.array([i, 0.5], np.float32)}
+            writer.write({name: values[i] for name, values in rows.items()} | sample)
+    return rows
+
+
+def test_a_plain_folder_opens_with_a_quantizer_alone(tmp_path):
+    rows = _plain_folder(tmp_path / "out", {"vae": (4, 3, 5), "mask": (1, 3, 5)})
+    quantizer = Quantizer.uniform(-12.0, 12.0, channels=4)
+    dataset = LatentDataset(tmp_path / "out", quantizer=quantizer)
+    assert list(dataset[0]) == ["label", "mask", "name", "size", "latent"]
+    assert type(dataset[2]["label"]) is int
+    for batch in (
+        dataset.batch(range(6)),
+        *dataset.loader(6),
+        *DataLoader(dataset, batch_size=6),
+        *DataLoader(dataset, batch_size=6, num_workers=1, collate_fn=dataset.collate),
+        LatentMixture([dataset]).batch(range(6)),
+    ):
+        np.testing.assert_allclose(batch["latent"], rows["vae"] / 255 * 24 - 12, atol=2e-6)
+        np.testing.assert_array_equal(batch["mask"], rows["mask"])
+        assert batch["label"].tolist() == [0, 7, 14, 21, 28, 35]
+        assert batch["name"] == [f"picture {i}" for i in range(6)]
+        assert torch.equal(batch["size"], torch.tensor([[i, 0.5] for i in range(6)]))
+    assert list(LatentDataset(tmp_path / "out", quantizer=quantizer, columns=["vae", "label"])[0]) == [
+        "latent",
+        "label",
+    ]
+    assert torch.equal(dataset.to_device("cpu")[1]["latent"], dataset[1]["latent"])
+
+
+def test_plain_columns_keep_their_names_if_one_name_is_taken(tmp_path):
+    quantizer = Quantizer.uniform(-1.0, 1.0, channels=2)
+    _plain_folder(tmp_path / "taken", {"vae": (2, 3, 5), "latent": (4, 3, 5)})
+    taken = LatentDataset(tmp_path / "taken", quantizer=quantizer)
+    assert list(taken[0]) == ["label", "latent", "name", "size", "vae"]
+    assert list(taken.layout.latents) == ["vae"]
+    _plain_folder(tmp_path / "two", {"low": (2, 3, 5), "high": (2, 6, 10)})
+    assert list(LatentDataset(tmp_path / "two", quantizer=quantizer).layout.latents) == ["high", "low"]
+
+
+def test_a_plain_folder_that_the_quantizer_does_not_fit_is_refused_with_its_columns(tmp_path):
+    _plain_folder(tmp_path / "out", {"vae": (4, 3, 5)})
+    with pytest.raises(
+        RecipeError, match="no column ndarray:uint8:3,h,w that the quantizer fits, but .*, vae ndarray:uint8:4,3,5"
+    ):
+        LatentDataset(tmp_path / "out", quantizer=Quantizer.uniform(-1.0, 1.0, channels=3))
+
+
 def test_a_quantizer_with_other_channels_is_refused(imagenet_int8):
     wrong = Quantizer.uniform(-12.0, 12.0, channels=3)
     with pytest.raises(MismatchError, match="4 channels, and its quantizer 3"):

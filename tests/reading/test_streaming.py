@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from latentq import FormatError, LatentDataset, LatentqError, MismatchError, mds
+from latentq import FormatError, LatentDataset, LatentqError, MismatchError, Quantizer, mds
 from support.making import make_dataset
 
 streaming = pytest.importorskip("streaming")
@@ -92,6 +92,18 @@ def test_a_remote_without_a_card_is_an_error(made, tmp_path):
     (tmp_path / "remote" / "latents.toml").unlink()
     with pytest.raises(LatentqError, match=r"has no latents\.toml"):
         LatentStreamingDataset(remote=str(tmp_path / "remote"), local=str(tmp_path / "local"), batch_size=1)
+
+
+def test_a_plain_remote_opens_with_a_quantizer_alone(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 256, (3, 4, 2, 2), np.uint8)
+    with mds.Writer(tmp_path / "remote", {"vae": "ndarray:uint8:4,2,2", "size": "ndarray:float32:2"}) as writer:
+        for code in codes:
+            writer.write({"vae": code, "size": np.array([1, 2], np.float32)})
+    options = {"quantizer": Quantizer.uniform(-1.0, 1.0, channels=4)}
+    remote = LatentStreamingDataset(
+        remote=str(tmp_path / "remote"), local=str(tmp_path / "local"), batch_size=1, **options
+    )
+    _check_equal(remote[1], LatentDataset(tmp_path / "remote", **options)[1])
 
 
 def test_the_encoding_of_imagenet_int8_is_registered_only_when_asked(tmp_path):

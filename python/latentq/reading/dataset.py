@@ -57,7 +57,9 @@ class LatentDataset(BatchedDataset):
         scale: `raw` for the autoencoder's own latents, `scaled` for (raw - shift factor) * scaling factor, or
             `normalized` for mean 0 and standard deviation 1 in each channel, by the card's statistics.
         recipe: For a folder without a card: the recipe that made it, or the recipe's name or file.
-        quantizer: For a folder without a card: the quantizer of its codes, if the recipe has none or another.
+        quantizer: For a folder without a card: the quantizer of its codes. It is enough without a recipe if the latents
+            are columns `ndarray:uint8:C,h,w`; samples then have all columns of the shards. With a recipe it replaces
+            the recipe's.
         transform: Called with each sample; its result replaces the sample.
 
     Attributes:
@@ -280,9 +282,9 @@ class LatentDataset(BatchedDataset):
         return lambda values, indices: self._value(name, self._reader.decoded_list(stored, values, indices))
 
     def _value(self, name: str, values: Any) -> Any:
-        """Converts labels to an int64 tensor; leaves other values as they are."""
+        """Converts labels to an int64 tensor, and other arrays to tensors."""
         if name not in self.layout.labels:
-            return values
+            return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
         try:
             return torch.from_numpy(np.asarray(values, dtype=np.int64))
         except (ValueError, OverflowError):

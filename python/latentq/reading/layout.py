@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from latentq.reading.columns import EmbeddingColumn, EncodedColumn, LatentColumn
 from latentq.reading.samples import Batch, ColumnDict
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+_INTEGERS = ("int", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 _SHOWN = 32  # channels whose ranges a message lists
 
 
@@ -86,7 +88,10 @@ class Layout:
     @property
     def labels(self) -> tuple[str, ...]:
         """The sample keys of the columns that hold labels."""
-        return tuple(name for name, stored in self.stored.items() if self.recipe.columns[stored].content == "label")
+        columns = self.recipe.columns
+        return tuple(
+            name for name, stored in self.stored.items() if stored in columns and columns[stored].content == "label"
+        )
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:
         """Decodes the columns of a batch that are still uint8 (N, bytes), on their own device.
@@ -148,11 +153,16 @@ class Layout:
             raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, not {scale!r}")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, not {dtype!r}")
-        known = _recipe_of(path, card, recipe, quantizer)
-        selected = _selected(_sample_names(known, shard_columns), columns)
+        known = _recipe_of(path, shard_columns, card, recipe, quantizer)
+        names = _sample_names(known, shard_columns)
+        if card is None and recipe is None:  # no recipe says which columns to skip
+            names = _with_all_columns(names, shard_columns)
+        selected = _selected(names, columns)
         encoded: dict[str, EncodedColumn] = {}
         for name, stored in selected.items():
-            column = known.columns[stored]
+            column = known.columns.get(stored)
+            if column is None:
+                continue
             if column.content == "tokens":
                 encoded[name] = TokenColumn(stored, card.tokens[stored] if card else _token_facts(path, stored, column))
             elif column.content in TEXT:
@@ -227,17 +237,45 @@ def _describe(quantizer: Quantizer) -> str:
 
 
 def _recipe_of(
-    path: Path, card: Card | None, recipe: str | os.PathLike[str] | Recipe | None, quantizer: Quantizer | None
+    path: Path,
+    shard_columns: Mapping[str, str],
+    card: Card | None,
+    recipe: str | os.PathLike[str] | Recipe | None,
+    quantizer: Quantizer | None,
 ) -> Recipe:
-    """Returns the card's recipe, or the given recipe if there is no card."""
+    """Returns the card's recipe; without a card the given recipe, or else one that follows from the quantizer."""
     if card is not None:
         if recipe is not None or quantizer is not None:
             raise ValueError(f"{path} has a card: recipe and quantizer are for a folder without one")
         return card.recipe
-    if recipe is None:
-        known = ", ".join(Recipe.names())
-        raise RecipeError(f"{path} has no {CARD}: say what made it, recipe=NAME or a file (known: {known})")
-    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if recipe is not None:
+        return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if quantizer is not None:
+        return _plain_recipe(path, shard_columns, quantizer)
+    known = ", ".join(Recipe.names())
+    raise RecipeError(
+        f"{path} has no {CARD}: say what made it, recipe=NAME or a file (known: {known}), or "
+        "quantizer=Quantizer.uniform(...) if its latents are columns ndarray:uint8:C,h,w"
+    )
+
+
+def _plain_recipe(path: Path, shard_columns: Mapping[str, str], quantizer: Quantizer) -> Recipe:
+    """Returns the recipe of a folder without one: latents are the uint8 (C, h, w) columns that the quantizer fits."""
+    shape = f"{quantizer.channels},[0-9]+,[0-9]+"
+    columns = {
+        name: Column("latent", encoding)
+        for name, encoding in shard_columns.items()
+        if re.fullmatch(f"ndarray:uint8:{shape}", encoding)
+    }
+    if not columns:
+        found = ", ".join(f"{name} {encoding}" for name, encoding in shard_columns.items()) or "none"
+        raise RecipeError(
+            f"{path} has no {CARD}, and no column ndarray:uint8:{quantizer.channels},h,w that the quantizer fits, but "
+            f"{found}: a recipe says what its columns hold"
+        )
+    if shard_columns.get("label") in _INTEGERS:
+        columns["label"] = Column("label", shard_columns["label"])
+    return Recipe("without a card", columns)
 
 
 def _sample_names(recipe: Recipe, shard_columns: Mapping[str, str]) -> dict[str, str]:
@@ -251,6 +289,14 @@ def _sample_names(recipe: Recipe, shard_columns: Mapping[str, str]) -> dict[str,
     contents = {name: "latent" if column.content == "moments" else column.content for name, column in present.items()}
     count = Counter(contents.values())
     return {name: content if count[content] == 1 else name for name, content in contents.items()}
+
+
+def _with_all_columns(names: Mapping[str, str], shard_columns: Mapping[str, str]) -> dict[str, str]:
+    """Adds the shard columns that are not in `names` under their own names. If one is taken, all keep their own."""
+    others = shard_columns.keys() - names.keys()
+    if others & set(names.values()):
+        return {stored: stored for stored in shard_columns}
+    return {stored: names.get(stored, stored) for stored in shard_columns}
 
 
 def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[str, str]:

@@ -55,8 +55,8 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         columns: The columns of a sample: see `LatentDataset`.
         dtype: The dtype of latents: see `LatentDataset`.
         scale: The scale of latents: see `LatentDataset`.
-        recipe: The recipe of data without a card; if given, no card is fetched.
-        quantizer: The quantizer of data without a card.
+        recipe: The recipe of data without a card; if it or a quantizer is given, no card is fetched.
+        quantizer: The quantizer of data without a card: see `LatentDataset`.
         raw_uint8: True calls `register_raw_uint8`, for data with that encoding.
         **options: Options of `StreamingDataset`: `remote`, `local`, `streams`, `batch_size`, `shuffle` and so on.
 
@@ -88,7 +88,7 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
             layout = Layout.resolve(
                 path,
                 dict(zip(shard.column_names, shard.column_encodings, strict=True)),
-                card=_fetch_card(stream, path) if recipe is None else None,
+                card=_fetch_card(stream, path) if recipe is None and quantizer is None else None,
                 columns=columns,
                 dtype=dtype,
                 scale=scale,
@@ -125,7 +125,7 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
         return int(value)
     column = layout.encoded.get(name)
     if column is None:
-        return value
+        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
     data = np.frombuffer(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes(), np.uint8)
     if data.size != column.nbytes:
         hint = ": raw_uint8=True reads the encoding of imagenet.int8" if data.size == 1 else ""

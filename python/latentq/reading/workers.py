@@ -183,5 +183,5 @@ def _decoded(layout: Layout, stored: Batch, allocate: Allocate) -> Batch:
         if isinstance(value, torch.Tensor):
             batch[name] = value.clone()
         elif isinstance(value, np.ndarray):
-            batch[name] = torch.from_numpy(value) if name in layout.labels else value.copy()
+            batch[name] = torch.from_numpy(value)
     return batch
