@@ -50,8 +50,8 @@ class ImageError(LatentqError): ...
 class RecipeError(LatentqError): ...
 class MismatchError(LatentqError): ...
 
-# batch.rs: the arrays passed to `gather` must not be read or written before `result`, which may be called once. The bool
-# next to a quantizer is true if uint16 items are the bits of bfloat16, not float16.
+# batch.rs: the arrays passed to `gather` must not be read or written before `result`, which may be called once; the
+# bool next to a quantizer is true if uint16 items are the bits of bfloat16, not float16
 
 @final
 class Threads:
