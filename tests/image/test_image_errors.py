@@ -213,7 +213,7 @@ for work in (
     try:
         work()
     except ImageError as error:
-        assert "no memory" in str(error), error
+        assert "not enough memory" in str(error), error
     else:
         raise AssertionError("nothing was refused")
 """
