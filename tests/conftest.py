@@ -67,7 +67,7 @@ def pictures(tmp_path: Path) -> Path:
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run one `latentq` command in its own process and capture its output."""
     command = [sys.executable, "-m", "latentq", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def heed_interrupts() -> None:
