@@ -1,8 +1,8 @@
 """Decodes, resizes and crops images: bit for bit the pixels of Pillow, several times as fast.
 
 Arrays are ``uint8`` of shape (height, width, 3), RGB, C-contiguous and writable. The format of a file is detected from
-its bytes, never from its name. ``orient=False, alpha="drop", icc="ignore"`` gives the pixels of
-``PIL.Image.open(file).convert("RGB")``.
+its bytes, never from its name; formats that the core does not decode, such as AVIF, are decoded by Pillow.
+``orient=False, alpha="drop", icc="ignore"`` gives the pixels of ``PIL.Image.open(file).convert("RGB")``.
 
 Every function releases the GIL while it works and keeps no threads between calls, so it can be called from threads,
 from ``DataLoader`` workers and after a fork.
@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq import _core
+from latentq._core import ImageError
+from latentq.image_fallback import as_png, header, is_unknown_format
 
 __all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_batch", "load_sizes", "resize"]
 
@@ -86,7 +88,13 @@ def decode(
         "min_side": min_side,
         "max_pixels": max_pixels,
     }
-    return _core.image_decode(_source(data), options)
+    source = _source(data)
+    try:
+        return _core.image_decode(source, options)
+    except ImageError as error:
+        if not is_unknown_format(error):
+            raise
+        return _core.image_decode(as_png(source, max_pixels, error), options)
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int, *, filter: Filter = "bicubic") -> NDArray[np.uint8]:
@@ -167,7 +175,13 @@ def load(
         "min_side": min_side,
         "max_pixels": max_pixels,
     }
-    return _core.image_load(_source(data), size, options)
+    source = _source(data)
+    try:
+        return _core.image_load(source, size, options)
+    except ImageError as error:
+        if not is_unknown_format(error):
+            raise
+        return _core.image_load(as_png(source, max_pixels, error), size, options)
 
 
 def load_batch(
@@ -279,7 +293,26 @@ def load_sizes(
         "max_pixels": max_pixels,
     }
     errors = _core.image_load_batch(sources, list(sizes), threads, flat, options)
+    for index, error in enumerate(errors):
+        if is_unknown_format(error):
+            rows = [array[index : index + 1].reshape(-1) for array in arrays]
+            errors[index] = _load_by_pillow(sources[index], error, list(sizes), rows, options)
     return arrays, errors
+
+
+def _load_by_pillow(
+    source: bytes | str,
+    error: Exception,
+    sizes: list[int],
+    rows: list[NDArray[np.uint8]],
+    options: "_core._ImageOptions",
+) -> Exception | None:
+    """Loads one image of a format that the core does not decode. Returns its error, or None."""
+    try:
+        png = as_png(source, options["max_pixels"], error)
+    except (OSError, ImageError) as reason:
+        return reason
+    return _core.image_load_batch([png], sizes, 1, rows, options)[0]
 
 
 def _out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -301,7 +334,13 @@ def info(data: Item) -> ImageInfo:
         OSError: The file cannot be read.
         ImageError: It is not an image of a known format, or its header is broken.
     """
-    return ImageInfo(*_core.image_info(_source(data)))
+    source = _source(data)
+    try:
+        return ImageInfo(*_core.image_info(source))
+    except ImageError as error:
+        if not is_unknown_format(error):
+            raise
+        return ImageInfo(*header(source, error))
 
 
 def _positive(**numbers: int | None) -> None:

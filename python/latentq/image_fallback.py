@@ -1,0 +1,159 @@
+"""Decodes with Pillow what the core does not: AVIF, JPEG 2000, PSD, TGA, ICO, PPM, QOI; HEIC and JPEG XL by plugins.
+
+Pillow's pixels are handed to the core as an uncompressed PNG with the color profile and orientation of the file, so
+that every option of `latentq.image` has the same meaning for all formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from latentq._core import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+UNKNOWN_FORMAT = "not an image of a known format"
+"""How the core's message begins (after the path) for bytes that it takes for no image."""
+
+_FORMATS = ("AVIF", "JPEG2000", "HEIF", "JXL", "PSD", "ICO", "PPM", "QOI")
+_TGA, _TGA_FOOTER = "TGA", b"TRUEVISION-XFILE.\0"  # Pillow takes other bytes for a TGA too
+_KEPT_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
+_COLOR_PROFILE_MODES = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB "}
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def is_unknown_format(error: Exception | None) -> TypeGuard[ImageError]:
+    """True if the core's error says that the bytes are no image of its formats."""
+    return isinstance(error, ImageError) and UNKNOWN_FORMAT in str(error)
+
+
+def as_png(data: bytes | str, max_pixels: int, error: Exception) -> bytes:
+    """Decodes an image with Pillow.
+
+    Args:
+        data: The bytes of a file, or its path.
+        max_pixels: The largest number of pixels to accept, checked before anything is decoded.
+        error: The core's error, raised if Pillow is not installed or does not know the format either.
+
+    Returns:
+        The pixels as an uncompressed PNG.
+
+    Raises:
+        ImageError: The image cannot be decoded, or is over the limit.
+        OSError: The file cannot be read.
+    """
+    with _opened(data, error) as image:
+        if image.width * image.height > max_pixels:
+            raise ImageError(f"{image.width} x {image.height} pixels are over the limit of {max_pixels}")
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        profile = image.info.get("icc_profile")
+        pixels = _plain(image)
+        options: dict[str, Any] = {}
+        if profile and profile[16:20] == _COLOR_PROFILE_MODES.get(pixels.mode):
+            options["icc_profile"] = profile
+        if orientation != 1:
+            options["exif"] = _exif(orientation)
+        file = io.BytesIO()
+        pixels.save(file, "PNG", compress_level=0, **options)
+    return file.getvalue()
+
+
+def header(data: bytes | str, error: Exception) -> tuple[str, int, int, int, int]:
+    """Reads an image's format, width, height, channels and orientation with Pillow.
+
+    Args:
+        data: The bytes of a file, or its path.
+        error: The core's error, raised if Pillow is not installed or does not know the format either.
+
+    Raises:
+        ImageError: The header cannot be read.
+        OSError: The file cannot be read.
+    """
+    with _opened(data, error) as image:
+        palette = 4 if "transparency" in image.info else 3
+        channels = palette if image.mode == "P" else min(len(image.getbands()), 4)
+        return str(image.format), image.width, image.height, channels, image.getexif().get(_ORIENTATION, 1)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes | str, error: Exception) -> Iterator[Image]:
+    """Opens an image, and raises what Pillow raises in the body as ImageError."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ModuleNotFoundError:
+        raise error from None
+    Image.init()
+    _register_plugins()
+    where = f"{data}: " if isinstance(data, str) else ""
+    with contextlib.ExitStack() as stack:
+        # Opened here, so that only a fault of the file system is an OSError to the caller.
+        file = io.BytesIO(data) if isinstance(data, bytes) else stack.enter_context(open(data, "rb"))  # noqa: PTH123
+        formats = [form for form in (*_FORMATS, *((_TGA,) if _has_tga_footer(file) else ())) if form in Image.OPEN]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, whose limit is the caller's
+            try:
+                yield stack.enter_context(Image.open(file, formats=formats))
+            except UnidentifiedImageError:
+                raise ImageError(f"{error}{_advice(file)}") from None
+            except ImageError as reason:
+                raise ImageError(f"{where}{reason}") from None
+            except MemoryError:
+                raise
+            except OSError as reason:
+                if reason.errno is not None:  # of the file system; a decoder's have no number
+                    raise
+                raise ImageError(f"{where}Pillow cannot decode it: {reason}") from None
+            except (Exception, Image.DecompressionBombError) as reason:  # decoders raise anything
+                raise ImageError(f"{where}Pillow cannot decode it: {reason or type(reason).__name__}") from None
+
+
+def _register_plugins() -> None:
+    """Registers the plugins for HEIC and JPEG XL that are installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif  # type: ignore[import-not-found]
+
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        import pillow_jxl  # type: ignore[import-not-found]  # noqa: F401  (registers itself)
+
+
+def _plain(image: Image) -> Image:
+    """The image in a mode that a PNG has."""
+    if image.mode in _KEPT_MODES:
+        image.load()
+        return image
+    if image.mode == "P" or image.mode == "PA":
+        return image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    if image.mode.startswith("I;16"):
+        return image.convert("I;16")
+    return image.convert("RGBA" if image.mode in ("La", "RGBa") else "RGB")
+
+
+def _exif(orientation: int) -> bytes:
+    """An EXIF block with nothing but an orientation."""
+    return b"II*\0" + struct.pack("<LHHHLHHL", 8, 1, _ORIENTATION, 3, 1, orientation, 0, 0)
+
+
+def _has_tga_footer(file: io.BufferedIOBase) -> bool:
+    with contextlib.suppress(OSError):
+        file.seek(-len(_TGA_FOOTER), io.SEEK_END)
+    footer = file.read(len(_TGA_FOOTER))
+    file.seek(0)
+    return footer == _TGA_FOOTER
+
+
+def _advice(file: io.BufferedIOBase) -> str:
+    """The package that reads a format, if there is one."""
+    file.seek(0)
+    head = file.read(16)
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "; HEIC needs the package pillow-heif"
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "; JPEG XL needs the package pillow-jxl-plugin"
+    return ""
