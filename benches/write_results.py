@@ -88,7 +88,8 @@ def grouped(benchmarks: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[di
 def replace(text: str, file: str, tables: str) -> str:
     """RESULTS.md with new tables of one file."""
     start, end = f"<!-- {file} -->", f"<!-- /{file} -->"
-    new, count = re.subn(f"{start}.*?{end}", lambda _match: f"{start}\n{tables}\n{end}", text, flags=re.DOTALL)
+    pattern = re.compile(f"^{start}$.*?^{end}$", re.DOTALL | re.MULTILINE)
+    new, count = pattern.subn(lambda _match: f"{start}\n{tables}\n{end}", text)
     if count != 1:
         raise SystemExit(f"RESULTS.md needs the comments {start} and {end} once; found {count}")
     return new
