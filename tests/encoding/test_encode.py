@@ -151,13 +151,16 @@ def test_min_side_decodes_jpegs_at_reduced_scale_and_is_in_the_card(tmp_path):
 
 def test_table_with_labels_and_captions_is_encoded(pictures, tmp_path):
     table = tmp_path / "table.csv"
-    table.write_text("path,label,caption\npictures/cat/02.png,4,a cat\npictures/ant/00.jpg,9,\n")
+    table.write_text(
+        "path,label,caption\npictures/cat/02.png,4,a cat\npictures/ant/00.jpg,9,an ant\npictures/bee/01.png,7,\n"
+    )
     latentq.encode(table, tmp_path / "out", **SMALL)
     samples = list(LatentDataset(tmp_path / "out"))
     assert [(s["key"], s["label"], s["caption"]) for s in samples] == [
         ("pictures/cat/02.png", 4, "a cat"),
-        ("pictures/ant/00.jpg", 9, ""),
+        ("pictures/ant/00.jpg", 9, "an ant"),
     ]
+    assert (tmp_path / "out" / "rejects.tsv").read_text() == "pictures/bee/01.png\tlist\tno caption\n"
 
 
 def spoil(pictures: Path) -> None:

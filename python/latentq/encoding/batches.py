@@ -19,6 +19,7 @@ from latentq.sources import Sample
 from latentq.sources.listing import read_sample
 from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import Progress
+from latentq.system.text import size_text
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,12 @@ Units: TypeAlias = Iterable[tuple[int, Sequence[int]]]
 """Units to encode: each a number, and the indices of its samples in the list."""
 Refusal: TypeAlias = tuple[str, Exception]
 """The stage that rejects a sample, and its error."""
+
+
+READ_BYTES = 1 << 28
+"""Image files read from archives that are held in memory until they are decoded."""
+STORED_BYTES = 1 << 30
+"""Image files of one batch that are held in memory until they are stored."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +158,20 @@ def _decoded_batch(
     recipe = run.card.recipe
     samples = [run.listing.samples[index] for index in indices]
     sizes = sorted({column.size for column in recipe.encoded().values()})
-    data, rejected = _read(run, samples)
     pixels = {size: run.encoder.host_buffer((length, 3, size, size)) for size in sizes}
-    outputs = [buffer.numpy()[: len(data)] for buffer in pixels.values()]
-    _, errors = image.load_sizes(data, sizes, threads=run.threads, out=outputs, **recipe.image.options())
-    for place, error in enumerate(errors):
-        if error is not None and place not in rejected:
-            raise_machine_fault(error, samples[place].text)
-            rejected[place] = ("read" if isinstance(error, OSError) else "decode", error)
+    keep_files = any(column.content == "image" for column in recipe.columns.values())
+    rejected: dict[int, Refusal] = {}
+    images: list[bytes] = []
+    for start, data in _read(run, samples, rejected):
+        outputs = [buffer.numpy()[start : start + len(data)] for buffer in pixels.values()]
+        _, errors = image.load_sizes(data, sizes, threads=run.threads, out=outputs, **recipe.image.options())
+        for place, error in enumerate(errors, start):
+            if error is not None and place not in rejected:
+                raise_machine_fault(error, samples[place].text)
+                rejected[place] = ("read" if isinstance(error, OSError) else "decode", error)
+        if keep_files:
+            images += [b"" if place in rejected else _file_bytes(item) for place, item in enumerate(data, start)]
+            _check_bytes(samples, images)
     labels = {column.content for column in recipe.columns.values()} & {"label", "label_text"}
     for place, sample in enumerate(samples):
         try:
@@ -167,25 +180,47 @@ def _decoded_batch(
             rejected[place] = ("list", LatentqError("the file's name is not UTF-8"))
         if missing := [label for label in sorted(labels) if getattr(sample, label) in (None, "")]:
             rejected.setdefault(place, ("list", LatentqError(f"no {missing[0]}")))
-    images = []
-    if any(column.content == "image" for column in recipe.columns.values()):
-        images = [b"" if place in rejected else _file_bytes(item) for place, item in enumerate(data)]
     return Batch(unit, indices, pixels, rejected, images, captions, last)
 
 
-def _read(run: EncodingRun, samples: Sequence[Sample]) -> tuple[list[bytes | Path], dict[int, Refusal]]:
-    """Returns each sample's data, empty if it is rejected, and the rejected samples by position."""
+def _read(
+    run: EncodingRun, samples: Sequence[Sample], rejected: dict[int, Refusal]
+) -> Iterator[tuple[int, list[bytes | Path]]]:
+    """Yields the samples' data in runs of at most `READ_BYTES` and one image, each with the position of its first.
+
+    Args:
+        run: The run.
+        samples: The samples of a batch.
+        rejected: Filled with the rejected samples, by position in the batch. Their data is empty.
+    """
     smallest = run.card.recipe.image.min_size
+    start, held = 0, 0
     data: list[bytes | Path] = []
-    rejected: dict[int, Refusal] = {}
     for place, sample in enumerate(samples):
         item, refusal = read_sample(run.source, sample)
         if refusal is None and smallest:
             refusal = _too_small(item, smallest)
-        data.append(item if refusal is None else b"")
         if refusal is not None:
-            rejected[place] = refusal
-    return data, rejected
+            item, rejected[place] = b"", refusal
+        data.append(item)
+        held += len(item) if isinstance(item, bytes) else 0  # the decoder reads files, one per thread
+        if held >= READ_BYTES:
+            yield start, data
+            start, held, data = place + 1, 0, []
+    if data:
+        yield start, data
+
+
+def _check_bytes(samples: Sequence[Sample], images: Sequence[bytes]) -> None:
+    """Refuses a batch whose image files, which are to be stored, take more than `STORED_BYTES` of memory."""
+    held = sum(map(len, images))
+    if held > STORED_BYTES:
+        largest = max(range(len(images)), key=lambda place: len(images[place]))
+        raise LatentqError(
+            f"{samples[largest].text}: the image files of a batch of {len(samples)} take more than "
+            f"{size_text(STORED_BYTES)} of memory, this one {size_text(len(images[largest]))}: "
+            "use a smaller batch size, or do not store the files"
+        )
 
 
 def _too_small(data: bytes | Path, smallest: int) -> Refusal | None:

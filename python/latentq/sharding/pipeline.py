@@ -41,6 +41,7 @@ from latentq.system.progress import Progress
 
 SHARD_BYTES = 1 << 28
 _PREFETCH = 4  # images per thread that are read ahead of their conversion
+_READ_BYTES = 1 << 28  # of image files that are read ahead, and of the JPEGs that they become
 _Refusal: TypeAlias = tuple[str, Exception]
 
 
@@ -198,19 +199,26 @@ def _stored(card: ShardsCard, sample: Sample, jpeg: Jpeg) -> dict[str, Any]:
 def _converted(
     card: ShardsCard, source: Source, samples: Iterable[Sample], pool: ThreadPoolExecutor, *, depth: int
 ) -> Iterator[tuple[Sample, Jpeg | _Refusal]]:
-    """Yields each sample with its JPEG or refusal, in order. Up to `depth` images are read ahead."""
-    pending: deque[tuple[Sample, Future[Jpeg | _Refusal] | _Refusal]] = deque()
+    """Yields each sample with its JPEG or refusal, in order. Up to `depth` images, or `_READ_BYTES`, are read ahead."""
+    pending: deque[tuple[Sample, int, Future[Jpeg | _Refusal] | _Refusal]] = deque()
+    held = 0
 
     def first() -> tuple[Sample, Jpeg | _Refusal]:
-        sample, result = pending.popleft()
+        nonlocal held
+        sample, size, result = pending.popleft()
+        held -= size
         return sample, result.result() if isinstance(result, Future) else result
 
     for sample in samples:
         data, refusal = read_sample(source, sample)
         if refusal is None and sample.text != sample.key:
             refusal = ("list", LatentqError("the file's name is not UTF-8"))
-        pending.append((sample, refusal if refusal is not None else pool.submit(_convert, data, sample.text, card)))
-        if len(pending) > depth:
+        size = len(data) if isinstance(data, bytes) else 0  # a thread reads its own file
+        held += size
+        converted = refusal if refusal is not None else pool.submit(_convert, data, sample.text, card)
+        pending.append((sample, size, converted))
+        del data, converted
+        while pending and (len(pending) > depth or held > _READ_BYTES):
             yield first()
     while pending:
         yield first()
