@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import add_command, print_rows
+from latentq.system.text import escaped
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -27,7 +28,8 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.format.recipe import Recipe
 
     if options.name is not None:
-        print(Recipe.toml(options.name), end="")
+        for line in Recipe.toml(options.name).splitlines():
+            print("\t".join(map(escaped, line.split("\t"))))
         return 0
     print_rows([(name, Recipe.toml(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
     return 0

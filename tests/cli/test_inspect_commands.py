@@ -1,0 +1,82 @@
+"""`latentq info`, `verify`, `repair` and `recipes`."""
+
+import json
+
+import latentq
+from conftest import contents
+from latentq.cli.main import main
+
+
+def test_info_as_json_is_the_card(small_dataset, capsys):
+    assert main(["info", str(small_dataset), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["counts"] == {"samples": 12, "rejects": 0, "redone": 0}
+    assert data["bytes"] == sum(map(len, contents(small_dataset).values()))
+
+
+def test_info_of_shards_without_a_card(small_dataset, tmp_path, capsys):
+    assert main(["info", str(small_dataset / "00000")]) == 0
+    told = capsys.readouterr().out
+    assert "no card" in told
+    assert "ndarray:uint8:16,8,8" in told
+
+
+def test_verify_exits_with_1_if_a_bit_is_wrong(small_dataset, capsys):
+    shard = small_dataset / "00000" / "shard.00000.mds"
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 4
+    shard.write_bytes(data)
+    assert main(["verify", str(small_dataset)]) == 1
+    assert "shard.00000.mds" in capsys.readouterr().out
+    assert main(["verify", str(small_dataset), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["file"].endswith("shard.00000.mds")
+
+
+def test_repair_rebuilds_a_lost_index(small_dataset, capsys):
+    unit = small_dataset / "00000"
+    index = (unit / "index.json").read_bytes()
+    (unit / "index.json").unlink()
+    assert main(["repair", str(unit)]) == 0
+    assert "1 shards, 12 samples" in capsys.readouterr().out
+    assert (unit / "index.json").read_bytes() == index
+    assert latentq.verify(small_dataset) == []
+
+
+def test_recipes_are_listed_and_can_be_copied(tmp_path, capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == latentq.Recipe.names()
+    assert all(len(line.split()) > 5 for line in lines)
+    for name in latentq.Recipe.names():
+        assert main(["recipes", name]) == 0
+        (tmp_path / "copy.toml").write_text(capsys.readouterr().out)
+        assert latentq.Recipe.load(tmp_path / "copy.toml") == latentq.Recipe.load(name)
+    assert main(["recipes", "nosuch"]) == 2
+    assert "no recipe 'nosuch'" in capsys.readouterr().err
+
+
+def test_info_of_another_folder_says_what_it_is_not(pictures, capsys):
+    assert main(["info", str(pictures)]) == 1
+    reason = "neither a dataset nor a folder of MDS shards: it has no latents.toml and no index.json"
+    assert capsys.readouterr().err == f"latentq: {pictures} is {reason}\n"
+
+
+def test_a_card_prints_itself_on_one_short_line(small_dataset):
+    assert repr(latentq.Card.load(small_dataset)) == (
+        "<Card: recipe default, autoencoder dct-f8c16, 12 samples, 0 rejects>"
+    )
+
+
+def test_control_characters_of_column_names_do_not_reach_the_terminal(tmp_path, capsys):
+    with latentq.mds.Writer(tmp_path / "out", {"\x1b[31m": "int"}) as writer:
+        writer.write({"\x1b[31m": 1})
+    assert main(["info", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "column \\x1b[31m  int" in printed
+
+
+def test_a_recipes_file_is_printed_without_control_characters(tmp_path, capsys):
+    (tmp_path / "x.toml").write_text("# \x1b[2J\n\tname = 1\n")
+    assert main(["recipes", str(tmp_path / "x.toml")]) == 0
+    assert capsys.readouterr().out == "# \\x1b[2J\n\tname = 1\n"
