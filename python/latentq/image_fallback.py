@@ -98,9 +98,15 @@ def _opened(data: bytes | str, error: Exception) -> Iterator[Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, whose limit is the caller's
             try:
-                yield stack.enter_context(Image.open(file, formats=formats))
+                image = stack.enter_context(Image.open(file, formats=formats))
             except UnidentifiedImageError:
-                raise ImageError(f"{error}{_advice(file)}") from None
+                image = None
+            except Image.DecompressionBombError as reason:
+                raise ImageError(f"{where}{reason}") from None
+            if image is None:  # raised here, without Pillow's error as its context
+                raise ImageError(f"{error}{_advice(file)}")
+            try:
+                yield image
             except ImageError as reason:
                 raise ImageError(f"{where}{reason}") from None
             except MemoryError:
@@ -109,7 +115,7 @@ def _opened(data: bytes | str, error: Exception) -> Iterator[Image]:
                 if reason.errno is not None:  # of the file system; a decoder's have no number
                     raise
                 raise ImageError(f"{where}Pillow cannot decode it: {reason}") from None
-            except (Exception, Image.DecompressionBombError) as reason:  # decoders raise anything
+            except Exception as reason:  # decoders raise anything
                 raise ImageError(f"{where}Pillow cannot decode it: {reason or type(reason).__name__}") from None
 
 

@@ -7,8 +7,11 @@ import hashlib
 import io
 import os
 import random
+import socket
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 import zlib
 
@@ -25,6 +28,16 @@ CC12M = "pixparse/cc12m-wds"
 
 def data_of(seed, size=300_000):
     return random.Random(seed).randbytes(size)
+
+
+def zip_of(seed, size=300_000):
+    """Returns bytes that begin as a zip does."""
+    return b"PK\3\4" + data_of(seed, size - 4)
+
+
+def tar_of(seed, size=50_000):
+    """Returns bytes that begin as a tar does."""
+    return tarfile.TarInfo(f"{seed}").tobuf() + data_of(seed, size - 512)
 
 
 @pytest.fixture
@@ -189,7 +202,7 @@ def links(server, path, numbers, prefix="/links"):
     """Writes a list of links as on the page of Segment Anything."""
     lines = [f"sa_{number:06}.tar\t{server.url}{prefix}/{number}?sig=1%2F2\n" for number in numbers]
     path.write_text("file_name\tcdn_link\n" + "".join(lines))
-    server.site |= {f"{prefix}/{number}": data_of(number, 50_000) for number in numbers}
+    server.site |= {f"{prefix}/{number}": tar_of(number) for number in numbers}
     return str(path)
 
 
@@ -202,7 +215,7 @@ def sa1b(server, tmp_path):
 
 def test_the_small_subset_is_the_first_percent_of_the_links(sa1b, tmp_path):
     assert main(["collect", "sa1b", str(tmp_path / "out"), "--links", sa1b, "--subset", "small"]) == 0
-    expected = {f"sa_{number:06}.tar": data_of(number, 50_000) for number in (20, 21, 22)}
+    expected = {f"sa_{number:06}.tar": tar_of(number) for number in (20, 21, 22)}
     assert arrived(tmp_path / "out") == expected | {"SA1B_caption.tar.gz": data_of("captions", 9000)}
 
 
@@ -231,7 +244,7 @@ def test_a_file_that_is_not_a_list_of_links_is_refused(server, tmp_path):
             collect("sa1b", tmp_path / "out", links=path and tmp_path / path)
 
 
-COCO = {"/zips/val2014.zip": data_of("val", 400_000), "/annotations/annotations_trainval2014.zip": data_of("anno")}
+COCO = {"/zips/val2014.zip": zip_of("val", 400_000), "/annotations/annotations_trainval2014.zip": zip_of("anno")}
 
 
 def test_a_mirror_site_can_be_given(server, tmp_path):
@@ -244,7 +257,7 @@ def test_parts_of_two_versions_of_a_file_are_never_joined(server, tmp_path):
     server.site |= COCO
     server.faults["/zips/val2014.zip"] = ["drop"] + [503] * 99
     assert len(collect("coco", tmp_path, site=server.url).failed) == 1
-    server.site["/zips/val2014.zip"] = data_of("another", 400_000)
+    server.site["/zips/val2014.zip"] = zip_of("another", 400_000)
     server.faults.clear()
     assert collect("coco", tmp_path, site=server.url).failed == []
     assert (tmp_path / "val2014.zip").read_bytes() == server.site["/zips/val2014.zip"]
@@ -264,7 +277,7 @@ def test_a_file_that_became_shorter_starts_again_from_byte_zero(server, tmp_path
     server.headers["/zips/val2014.zip"] = {"ETag": '"careless"'}
     server.faults["/zips/val2014.zip"] = ["drop"] + [503] * 99
     collect("coco", tmp_path, site=server.url)
-    server.site["/zips/val2014.zip"] = data_of("shorter", 9000)
+    server.site["/zips/val2014.zip"] = zip_of("shorter", 9000)
     server.faults.clear()
     assert collect("coco", tmp_path, site=server.url).failed == []
     assert (tmp_path / "val2014.zip").read_bytes() == server.site["/zips/val2014.zip"]
@@ -474,3 +487,129 @@ def test_progress_shows_each_archive_and_the_total(server, tmp_path, monkeypatch
     assert "cc12m-train-0001.tar: HTTP status 503; trying again in 0 s" in lines
     assert any("cc12m-train-0000.tar 43%" in line for line in lines)
     assert lines[-1].startswith("collect: 3 of 3 files, 600.0 kB of 600.0 kB, ")
+
+
+def test_a_file_that_is_forbidden_is_listed_and_the_run_goes_on(server, tmp_path, capsys):
+    commit = server.repositories[CC12M].commit("main")
+    path = f"/datasets/{CC12M}/resolve/{commit}/cc12m-train-0001.tar"
+    server.faults[path] = [403]
+    folder = str(tmp_path)
+    assert main(["collect", "cc12m", folder, "--ids", "0-2"]) == 1
+    assert "1 file failed" in capsys.readouterr().err.splitlines()[-1]
+    [line] = (tmp_path / "failed.tsv").read_text().splitlines()
+    assert line.startswith("1\t")
+    assert "HTTP status 403" in line
+    assert {"cc12m-train-0000.tar", "cc12m-train-0002.tar"} < set(arrived(tmp_path))
+    assert main(["collect", "cc12m", folder, "--retry-failed"]) == 0
+    assert (tmp_path / "cc12m-train-0001.tar").read_bytes() == files_of(server)["cc12m-train-0001.tar"]
+
+
+def test_an_error_that_ends_the_run_lists_every_file_that_is_missing(server, tmp_path, monkeypatch, capsys):
+    server.repositories["JourneyDB/JourneyDB"] = Repository({"main": journeydb()}, token="mine")
+    monkeypatch.setenv("HF_TOKEN", "another")
+    command = ["collect", "jdb", str(tmp_path / "jdb")]
+    assert main([*command, "--subset", "small"]) == 1
+    lines = (tmp_path / "jdb" / "failed.tsv").read_text().splitlines()
+    assert len(lines) == len(journeydb())
+    assert all("is gated: accept its terms" in line for line in lines)
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    assert main([*command, "--retry-failed"]) == 0
+    assert arrived(tmp_path / "jdb") == journeydb()
+    capsys.readouterr()
+    assert main([*command, "--retry-failed"]) == 0
+    assert "there is no failed.tsv: without --retry-failed" in capsys.readouterr().err
+
+
+class HostileSite:
+    """A site that sends `head`, and then `more` until the client hangs up."""
+
+    def __init__(self, head, more):
+        self._head, self._more = head, more
+        self.sent = 0
+
+    def __enter__(self):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._listener.close()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection):
+        try:
+            connection.recv(1 << 16)
+            connection.sendall(self._head)
+            while self._more:
+                connection.sendall(self._more)
+                self.sent += len(self._more)
+        except OSError:
+            pass
+        finally:
+            connection.close()
+
+
+OK, CHUNKED = b"HTTP/1.1 200 OK\r\n", b"Transfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    "headers": (OK, b"X: y\r\n" * 1000),
+    "trailers": (OK + CHUNKED + b"4\r\nPK\3\4\r\n0\r\n", b"X: y\r\n" * 1000),
+    "a chunk's size": (OK + CHUNKED, b"0" * 1000),
+    "zeros of no length": (OK + b"\r\n", bytes(1 << 16)),
+    "zeros in chunks": (OK + CHUNKED, b"10000\r\n" + bytes(1 << 16) + b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_a_server_sends_without_end_ends(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
+    with HostileSite(*ENDLESS[name]) as site:
+        done = collect("coco", tmp_path, site=site.url)
+        assert len(done.failed) == 2
+        assert site.sent < 2 * 8 * (20 << 20)  # two files, eight attempts
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.zip*")) < 1 << 20
+
+
+def test_a_body_of_no_known_size_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_MAX_UNSIZED_BYTES", 1 << 20)
+    with HostileSite(OK + b"\r\nPK\3\4", bytes(1 << 16)) as site:
+        done = collect("coco", tmp_path, site=site.url)
+    assert [failure.reason for failure in done.failed] == [
+        "the server says no size, and sends more than 1048576 bytes"
+    ] * 2
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"collect.toml", "failed.tsv"}
+
+
+def test_a_server_that_sends_content_too_slowly_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr("latentq.collect.guard._STALL_SECONDS", 0.3)
+
+    class Dripping(HostileSite):
+        def _answer(self, connection):
+            try:
+                connection.sendall(OK + b"Content-Length: 1000000\r\n\r\n")
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+            except OSError:
+                connection.close()
+
+    with Dripping(b"", b"") as site:
+        failed = collect("coco", tmp_path, site=site.url).failed
+    assert ["the server sent no content for 0 s" in failure.reason for failure in failed] == [True, True]
+
+
+@pytest.mark.parametrize("name", ["val2014.zip", "a.tar", "a.tgz", "a.parquet", "a.tar.gz"])
+def test_the_beginning_of_a_file_is_compared_with_its_name(name):
+    assert not download._begins_as_named(b"<html>" * 100, name)
+    assert not download._begins_as_named(bytes(1), name)
+    good = {"zip": zip_of(1), "tar": tar_of(1), "tgz": b"\x1f\x8b\x08", "parquet": b"PAR1", "gz": b"\x1f\x8b\x08"}
+    assert download._begins_as_named(good[name.rpartition(".")[2]], name)

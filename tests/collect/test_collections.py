@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_every_code_block_of_the_reference_runs(tmp_path, monkeypatch, capsys):
         (tmp_path / "sa1b_links.tsv").write_text(serve_collections(server))
         files = server.repositories["pixparse/cc12m-wds"].files["main"]
         files |= {f"cc12m-train-{number:04}.tar": b"a tar" for number in (23, 24, 30, 31, 32)}
-        server.site["/sa1b/20"] = b"a tar"
+        server.site["/sa1b/20"] = tarfile.TarInfo("a").tobuf()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         for arguments in commands(REFERENCE, server.url):

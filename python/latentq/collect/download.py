@@ -27,6 +27,8 @@ from latentq.store.local import sync
 if TYPE_CHECKING:
     import requests
 
+    from latentq.collect.guard import Guard
+
 _T = TypeVar("_T")
 
 Pause = Callable[[float, str], None]
@@ -39,6 +41,10 @@ _TIMEOUT = (15, 60)  # seconds: to connect; between bytes
 _CHUNK = 1 << 16
 _RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _NOT_SATISFIABLE = 416
+_MAX_UNSIZED_BYTES = 1 << 35  # 32 GiB, some three times the largest archive of a collection
+# What files begin with, by suffix; a tar is told by its first header.
+_BEGINNINGS = {".zip": b"PK", ".tgz": b"\x1f\x8b", ".gz": b"\x1f\x8b", ".parquet": b"PAR1"}
+_TAR_BLOCK = 512
 _NO_VALIDATOR = "unknown"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -187,6 +193,8 @@ class Download:
         """One attempt. Returns the complete, verified partial file."""
         import requests
 
+        from latentq.collect.guard import Guard
+
         remote, partial = self.remote, _find_partial(self.partials)
         if partial is not None and remote.hash and partial != _partial_path(self.partials, remote.hash):
             partial.unlink()
@@ -197,7 +205,11 @@ class Download:
         start = max(0, _size(partial) - 1)
         headers = {**self.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
         try:
-            with requests.get(remote.address, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+            guard = Guard()
+            with (
+                guard.session() as session,
+                session.get(remote.address, headers=headers, stream=True, timeout=_TIMEOUT) as response,
+            ):
                 if response.status_code == _NOT_SATISFIABLE and partial is not None:
                     partial.unlink()
                     raise RetryableError("the server has a shorter file than the partial one")
@@ -206,7 +218,7 @@ class Download:
                     partial.unlink()
                 if begin and (partial != target or begin != start):
                     raise RetryableError("the server has another file than the partial one")
-                self._receive(response, remote, target, begin)
+                self._receive(response, guard, remote, target, begin)
         except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema, requests.exceptions.InvalidURL):
             raise LatentqError(
                 f"{remote.address} is not an address: it must begin with http:// or https:// and a host"
@@ -215,19 +227,26 @@ class Download:
             raise RetryableError(f"the connection broke: {root_cause(error)}") from None
         return _verified(remote, target)
 
-    def _receive(self, response: requests.Response, remote: Remote, target: Path, begin: int) -> None:
+    def _receive(self, response: requests.Response, guard: Guard, remote: Remote, target: Path, begin: int) -> None:
         """Appends the body to the partial file, from byte `begin` on."""
+        limit = _MAX_UNSIZED_BYTES if remote.size is None else remote.size
         self.report(begin, remote.size)
         with target.open("ab") as file:
             file.truncate(begin)
             done = begin
             for chunk in response.iter_content(_CHUNK):
                 self.pause(0, "")
+                guard.content(len(chunk))
                 file.write(chunk)
+                if done == 0 and not remote.hash and not _begins_as_named(chunk, self.path.name):
+                    raise MovedError(f"the server sends something else than a {self.path.suffix} file")
                 done += len(chunk)
                 self.report(done, remote.size)
-                if remote.size is not None and done > remote.size:
+                if done > limit:
                     break
+        if remote.size is None and done > limit:
+            target.unlink()
+            raise LatentqError(f"the server says no size, and sends more than {limit} bytes")
 
 
 def _begin(response: requests.Response, remote: Remote, partials: Path) -> tuple[Remote, Path, int]:
@@ -259,7 +278,9 @@ def _check_status(response: requests.Response, remote: Remote) -> None:
         message = response.headers.get("X-Error-Message") or f"HTTP status {status}"
         gated = response.headers.get("X-Error-Code") == "GatedRepo"
         endpoint = remote.address.partition("/datasets/")[0]
-        raise FatalError(access_advice(remote.repository, endpoint, "" if gated else message))
+        # A token that is missing or refused is so for every file; a single file may be forbidden by itself.
+        failure = FatalError if gated or status == 401 else LatentqError
+        raise failure(access_advice(remote.repository, endpoint, "" if gated else message))
     kind = MovedError if (denied or status in (404, 410)) and not remote.repository else LatentqError
     raise kind(f"HTTP status {status} {response.reason or ''}".strip())
 
@@ -281,6 +302,19 @@ def _range_of(response: requests.Response) -> tuple[int, int | None]:
     if match is None:
         raise RetryableError("the server sends a part of the file without saying which")
     return int(match[1]), int(match[2]) if match[2] != "*" else None
+
+
+def _begins_as_named(chunk: bytes, name: str) -> bool:
+    """True if the first bytes of a file may be those of a file of this name."""
+    suffix = Path(name).suffix.lower()
+    if suffix != ".tar":
+        return chunk.startswith(_BEGINNINGS.get(suffix, b""))
+    if chunk.startswith(_BEGINNINGS[".gz"]) or not 0 < len(chunk[:_TAR_BLOCK]) == _TAR_BLOCK:
+        return chunk.startswith(_BEGINNINGS[".gz"])
+    header = chunk[:_TAR_BLOCK]
+    digits = header[148:156].strip(b" \0")
+    checksum = sum(header) - sum(header[148:156]) + 8 * ord(" ")
+    return not any(header) or (digits.isdigit() and all(digit < 56 for digit in digits) and int(digits, 8) == checksum)
 
 
 def _validator(response: requests.Response) -> str:

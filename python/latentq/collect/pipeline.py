@@ -27,7 +27,7 @@ from latentq.format.tsv import tsv_line, tsv_values
 from latentq.store.local import replace_file
 from latentq.system.extras import needed_for
 from latentq.system.progress import TransferProgress
-from latentq.system.text import size_text
+from latentq.system.text import one_line, size_text
 
 CARD = "collect.toml"
 FAILED = "failed.tsv"
@@ -132,13 +132,38 @@ class _Run:
             failed_ids = {failure.id for failure in earlier}
             files = [file for file in files if file.id in failed_ids]
             lost = [failure for failure in earlier if failure.id not in {file.id for file in files}]
+            if not earlier:
+                self.bar.note(
+                    f"there is no {FAILED}: without --retry-failed, the same command downloads what is missing"
+                )
         remotes = self._hub.remotes(file for file in files if file.repository)
         remotes |= {file.path: Remote(file.address) for file in files if file.address}
         replace_file(self._folder / CARD, _card(self._name, self._hub.commits))
         reasons = {file: reason for file in files if (reason := self._obstacle(file, remotes.get(file.path)))}
         missing = [file for file in files if file not in reasons and not (self._folder / file.path).exists()]
         self._announce(reasons, missing, len(files), sum(remotes[file.path].size or 0 for file in missing))
-        reasons |= self._download_all(missing, remotes, threads)
+        try:
+            self._download_all(missing, remotes, threads, reasons)
+        except (LatentqError, OSError) as error:  # it ends the run: every file that is not there yet has failed
+            for file in missing:
+                if not (self._folder / file.path).exists():
+                    reasons.setdefault(file, one_line(error))
+            with contextlib.suppress(OSError):  # the disk may be full
+                self._record_failures(files, remotes, reasons, earlier, lost)
+            raise
+        failed = self._record_failures(files, remotes, reasons, earlier, lost)
+        complete = [self._folder / file.path for file in files if file not in reasons]
+        return Collected(len(complete), sum(path.stat().st_size for path in complete), failed)
+
+    def _record_failures(
+        self,
+        files: list[File],
+        remotes: dict[str, Remote],
+        reasons: dict[File, str],
+        earlier: list[Failure],
+        lost: list[Failure],
+    ) -> list[Failure]:
+        """Writes failed.tsv: the failures of this run, and earlier ones of other files. Returns those of this run."""
         failed = [
             Failure(file.id, remotes[file.path].address if file.path in remotes else file.repository, reasons[file])
             for file in files
@@ -147,8 +172,7 @@ class _Run:
         failed += [replace(failure, reason=_LOST) for failure in lost]
         tried = {file.id for file in files} | {failure.id for failure in lost}
         _write_failures(self._folder, [failure for failure in earlier if failure.id not in tried] + failed)
-        complete = [self._folder / file.path for file in files if file not in reasons]
-        return Collected(len(complete), sum(path.stat().st_size for path in complete), failed)
+        return failed
 
     def _announce(self, reasons: dict[File, str], missing: list[File], count: int, total: int) -> None:
         """Tells which files cannot be requested, and how much there is to download."""
@@ -173,9 +197,10 @@ class _Run:
             return f"{path} exists with {path.stat().st_size} bytes instead of {remote.size}: move it away"
         return ""
 
-    def _download_all(self, files: list[File], remotes: dict[str, Remote], threads: int) -> dict[File, str]:
-        """Downloads files, several at once. Returns the reasons of those that failed."""
-        reasons = {}
+    def _download_all(
+        self, files: list[File], remotes: dict[str, Remote], threads: int, reasons: dict[File, str]
+    ) -> None:
+        """Downloads files, several at once, and adds the reasons of those that failed."""
         (self._folder / _PARTIALS).mkdir(exist_ok=True)
         pool = ThreadPoolExecutor(threads)
         try:
@@ -189,7 +214,6 @@ class _Run:
             pool.shutdown(cancel_futures=True)
         with contextlib.suppress(OSError):  # partial files of failed downloads stay
             (self._folder / _PARTIALS).rmdir()
-        return reasons
 
     def _download(self, file: File, remote: Remote) -> str:
         """Downloads a file. Returns why it failed, or empty."""
@@ -210,9 +234,9 @@ class _Run:
             self._stop.set()
             raise
         except MovedError as error:
-            reason = f"{error}: {self._collection.advice or _RETRY_ADVICE}"
+            reason = one_line(f"{error}: {self._collection.advice or _RETRY_ADVICE}")
         except LatentqError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
         self.bar.end(file.path, reason)
         return reason
 

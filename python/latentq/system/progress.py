@@ -286,7 +286,7 @@ class TransferProgress(Progress):
     def _file_shares(self) -> str:
         """Returns the percentage of each file that is being downloaded and has a known size."""
         shares = (
-            f"{name.rpartition('/')[2]} {100 * done // size}%"
+            f"{name.rpartition('/')[2]} {100 * max(done, 0) // size}%"
             for name, (done, size) in self._active.items()
             if size and done >= 0
         )
