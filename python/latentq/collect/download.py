@@ -239,6 +239,7 @@ class Download:
                 guard.content(len(chunk))
                 file.write(chunk)
                 if done == 0 and not remote.hash and not _begins_as_named(chunk, self.path.name):
+                    target.unlink()
                     raise MovedError(f"the server sends something else than a {self.path.suffix} file")
                 done += len(chunk)
                 self.report(done, remote.size)

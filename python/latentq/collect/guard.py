@@ -11,7 +11,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import PoolManager
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-_MAX_OVERHEAD_BYTES = 2 << 20  # of headers, trailers and chunk sizes, next to _MAX_OVERHEAD_RATIO of the content
+_MAX_OVERHEAD_BYTES = 1 << 18  # of headers, trailers and chunk sizes, next to _MAX_OVERHEAD_RATIO of the content
 _MAX_OVERHEAD_RATIO = 8
 _STALL_SECONDS = 300.0  # without a chunk of content
 
