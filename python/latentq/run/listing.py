@@ -13,6 +13,7 @@ from latentq.collect import COLLECTIONS, Collection
 from latentq.format.facts import SourceFacts
 from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
+from latentq.sources.labels import MAX_LABEL, with_labels
 from latentq.store.local import make_folder, publish_once
 from latentq.system.text import one_line
 
@@ -111,9 +112,38 @@ def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
         unchanged = getattr(source, "unchanged", None)
         if not compare or (unchanged is not None and unchanged(published)):
             return published
-    listing = source.listing()
+    listing = storable(source.kind, source.listing())
     _check_listing(file, listing)
     return listing
+
+
+def storable(kind: str, listing: Listing) -> Listing:
+    """Returns a listing as it reads back from samples.tsv, so that every run sees the same values.
+
+    Sources of users may give labels of any type; the rules of `with_labels` hold for them too.
+
+    Args:
+        kind: Kind of the source, for messages.
+        listing: The listing as the source gives it.
+
+    Raises:
+        LatentqError: A sample cannot be written to samples.tsv and read back; the message names it.
+    """
+    labels = [sample.label for sample in listing.samples]
+    if any(label is not None and (type(label) is not int or not 0 <= label <= MAX_LABEL) for label in labels):
+        samples, fields = with_labels(f"source of kind {kind}", listing.samples, labels)
+        known = dict.fromkeys((*fields, *(field for field in listing.fields if field != "label")))
+        listing = replace(listing, samples=tuple(samples), fields=tuple(known))
+        if any(sample.fault for sample in samples) and "fault" not in known:
+            listing = replace(listing, fields=(*listing.fields, "fault"))
+    try:
+        read_back = Listing.from_tsv(listing.to_tsv(), f"the list of a source of kind {kind}")
+    except (TypeError, UnicodeEncodeError) as error:
+        raise LatentqError(f"the list of a source of kind {kind} cannot be written: {error}") from None
+    for sample, read in zip(listing.samples, read_back.samples, strict=True):
+        if sample.key != read.key or sample.archive != read.archive:
+            raise LatentqError(f"{sample.key!r}: samples.tsv cannot hold this key")
+    return replace(read_back, notes=listing.notes)
 
 
 def print_notes(listing: Listing, stream: TextIO | None) -> None:

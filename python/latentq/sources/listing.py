@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import operator
 import stat
 import sys
 from collections.abc import Callable, Mapping
@@ -60,6 +61,7 @@ class Sample:
 
 _COLUMNS = tuple(field.name for field in fields(Sample))
 _NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
+_PATHS = ("key", "archive", "fault")  # may hold file names, which may be any bytes
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,15 @@ class Listing:
         r"""Returns the bytes of samples.tsv: a header, then one line per sample.
 
         Tabs, line ends and backslashes inside a value are written `\t`, `\n`, `\r` and `\\`. A key that is not UTF-8
-        (a file name may be any bytes) keeps its bytes. Several captions are a JSON list.
+        (a file name may be any bytes) keeps its bytes. Several captions are a JSON list. Surrogates in other texts,
+        which JSON can have, are joined to characters or replaced by U+FFFD.
+
+        Raises:
+            TypeError: A number of a sample, such as its label, is not a whole number.
         """
         columns = ("key", "bytes", *self.fields)
         lines = ["\t".join(columns)]
-        lines += [tsv_line(_cell(getattr(sample, column)) for column in columns) for sample in self.samples]
+        lines += [tsv_line(_cell(getattr(sample, column), column) for column in columns) for sample in self.samples]
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
     @classmethod
@@ -156,8 +162,21 @@ class Listing:
         return replace(self, samples=self.samples[indices.start : indices.stop]).sha256()
 
 
-def _cell(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else value
+def _cell(value: Any, column: str) -> object:
+    if value is None or column in _PATHS:
+        return value
+    if column in _NUMBERS:
+        return operator.index(value)  # of a bool or a NumPy integer as well; raises TypeError for others
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else str(value)
+    return text if text.isascii() else _without_surrogates(text)
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _captions_from(cell: str) -> tuple[str, ...] | None:

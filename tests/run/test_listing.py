@@ -1,0 +1,189 @@
+"""Everything that a run writes to samples.tsv reads back, whatever values the source has."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import latentq
+from conftest import contents, paint
+from latentq import LatentqError
+from latentq.run.listing import storable
+from latentq.sources import Listing, Sample, open_source
+
+INT64 = (1 << 63) - 1
+NUMBERS = [
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.integers(-(1 << 31), (1 << 31) - 1).map(np.int32),
+    st.integers(-(1 << 63), INT64).map(np.int64),
+    st.integers(0, (1 << 64) - 1).map(np.uint64),
+    st.floats(width=32).map(np.float32),
+    st.booleans().map(np.bool_),
+]
+TEXTS = st.text(st.characters(codec=None))  # with surrogates, control characters and line ends of every kind
+LABELS = st.one_of(st.none(), *NUMBERS, TEXTS, TEXTS.map(np.str_), st.just(""), st.decimals(), st.binary())
+SAMPLES = st.builds(
+    lambda label, label_text, caption, captions, size: Sample(
+        "", size, label=label, label_text=label_text, caption=caption, captions=captions
+    ),
+    LABELS,
+    st.none() | TEXTS,
+    st.none() | TEXTS,
+    st.none() | st.lists(TEXTS, min_size=1).map(tuple),
+    st.none() | st.integers(0, INT64),
+)
+FIELDS = st.sets(st.sampled_from(["label", "label_text", "caption", "captions"])).map(sorted).map(tuple)
+
+
+def read_back(listing):
+    return Listing.from_tsv(listing.to_tsv(), "samples.tsv")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(SAMPLES, min_size=1, max_size=4), FIELDS)
+def test_values_of_any_type_read_back(samples, fields):
+    samples = tuple(Sample(f"{i}.png", *(getattr(s, name) for name in ("bytes", "label", "label_text", "caption",
+                    "captions"))) for i, s in enumerate(samples))  # fmt: skip
+    listing = storable("test", Listing(samples, fields))
+    assert read_back(listing) == listing
+    assert read_back(listing).sha256() == listing.sha256()
+    for sample in listing.samples:
+        assert sample.label is None or (type(sample.label) is int and 0 <= sample.label <= INT64)
+        for text in (sample.label_text, sample.caption, *(sample.captions or ())):
+            (text or "").encode()  # no surrogates are left
+
+
+def label_of(value):
+    """Returns the label and the fault of one sample, next to which no other is."""
+    (sample,) = storable("test", Listing((Sample("a.png", 1, label=value),), ("label",))).samples
+    return sample.label, sample.fault
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (True, 1), (np.bool_(False), 0), (7, 7), (np.int64(7), 7), (np.uint8(7), 7), (7.0, 7), (np.float32(7), 7),
+        ("7", 7), (-1, None), (math.nan, None), (math.inf, None), (0.5, None), (None, None), ("", None), (INT64, INT64),
+    ],
+)  # fmt: skip
+def test_labels_become_whole_numbers_or_none(value, label):
+    assert label_of(value) == (label, "")
+
+
+def test_label_above_int64_is_a_fault():
+    label, fault = label_of(1 << 63)
+    assert label is None
+    assert "above int64" in fault
+
+
+def test_surrogates_of_json_become_characters():
+    caption = json.loads(r'"\ud83d\ude00 \ud800"')
+    listing = storable("test", Listing((Sample("a.png", 1, caption=caption),), ("caption",)))
+    assert listing.samples[0].caption == "\U0001f600 \ufffd"
+
+
+@pytest.mark.parametrize("key", ["a\ud800.png", "a\udcc3\udca9.png"])
+def test_key_that_cannot_be_written_is_an_error(key):
+    with pytest.raises(LatentqError, match="cannot"):
+        storable("test", Listing((Sample(key, 1),), ()))
+
+
+class Labelled:
+    """A user's own source: images in memory with labels of any type."""
+
+    kind = "labelled"
+
+    def __init__(self, folder, labels):
+        self.labels = labels
+        paint(folder / "a.png", 0)
+        self.image = (folder / "a.png").read_bytes()
+
+    def listing(self):
+        return Listing(tuple(Sample(f"{i}.png", None, label=label) for i, label in enumerate(self.labels)), ("label",))
+
+    def data(self, _):
+        return self.image
+
+
+@pytest.mark.parametrize(
+    ("labels", "stored"),
+    [
+        ([True, False], [1, 0]),
+        ([np.int64(3), 5.0], [3, 5]),
+        (["cat", "ant"], [1, 0]),
+        ([-1, 2], None),
+        ([None, None], None),
+    ],
+    ids=str,
+)
+def test_no_label_condemns_a_sample_whose_label_is_optional(tmp_path, labels, stored):
+    source = Labelled(tmp_path, labels)
+    card = latentq.encode(source, tmp_path / "out", size=32)
+    assert (card.counts.samples, card.counts.rejects) == (2, 0)
+    dataset = latentq.LatentDataset(tmp_path / "out")
+    assert [sample.get("label") for sample in dataset] == (stored or [None, None])
+    before = contents(tmp_path / "out")
+    latentq.encode(source, tmp_path / "out", size=32)  # the same command again
+    assert contents(tmp_path / "out") == before
+    assert latentq.verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "datasets", "csv", "tsv", "jsonl", "folder"])
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_values_of_every_kind_of_source_read_back(kind, data):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
+    column = data.draw(
+        st.sampled_from([st.booleans(), st.integers(-3, INT64), st.floats(), texts, st.integers(-3, 3) | st.none()])
+    )
+    rows = data.draw(st.lists(st.tuples(column, texts), min_size=1, max_size=3))
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top) / "source"
+        listing = storable(kind, _made(kind, folder, rows, pa, pq).listing())
+        assert read_back(listing) == Listing(listing.samples, listing.fields)
+        assert len(listing.samples) == len(rows)
+
+
+def _made(kind, folder, rows, pa, pq):
+    """Opens a source of a kind with one image for each label and caption."""
+    folder.mkdir()
+    for index in range(len(rows)):
+        paint(folder / f"{index}.png", index, (16, 16))
+    labels, captions = zip(*rows, strict=True)
+    images = [(folder / f"{index}.png").read_bytes() for index in range(len(rows))]
+    table = {"label": list(labels), "caption": list(captions)}
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": images, **table}), folder / "a.parquet")
+        return open_source(folder / "a.parquet")
+    if kind == "datasets":
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        features = [{"image": {"bytes": image, "path": "a.png"}} for image in images]
+        rows = datasets.Dataset.from_dict({"image": features, **table}).cast_column("image", datasets.Image())
+        rows.save_to_disk(folder / "saved")
+        return open_source(folder / "saved")
+    if kind in ("csv", "tsv"):
+        import csv
+
+        path = folder / f"a.{kind}"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="," if kind == "csv" else "\t")
+            writer.writerow(["path", "caption"])
+            writer.writerows([f"{index}.png", caption] for index, caption in enumerate(captions))
+        return open_source(path)
+    if kind == "jsonl":
+        lines = [json.dumps({"file_name": f"{i}.png", "caption": text + "\ud800"}) for i, text in enumerate(captions)]
+        (folder / "captions.jsonl").write_text("\n".join(lines))
+        from support.archive_making import make_zip
+
+        path = make_zip(folder / "a.zip", [(f"{index}.png", image) for index, image in enumerate(images)])
+        return open_source(path, captions=f"{folder / 'captions.jsonl'}:file_name,caption")
+    return open_source(folder)
