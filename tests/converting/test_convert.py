@@ -1,8 +1,10 @@
 """The command `latentq convert`, and pictures from every layout."""
 
+import io
 import re
 import shlex
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import latentq
 from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from latentq.models.decode import decode_latents
+from latentq.system.progress import Progress
 
 
 def names(folder="."):
@@ -124,3 +127,47 @@ def test_every_line_of_the_page_runs(
         else:
             for line in text.splitlines():
                 assert main(shlex.split(line)[1:]) == 0, line
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("layout", ["converted", "int8_folder", "tokens_tsv"])
+def test_reading_and_writing_show_progress(layout, request, tmp_path, monkeypatch):
+    path = request.getfixturevalue(layout)
+    path = path.parent / "imagenet_3gb.pt" if layout == "converted" else path
+    made = []
+    init = Progress.__init__
+
+    def record(self, total, label, *arguments, **options):
+        init(self, total, label, *arguments, **options)
+        made.append(self)
+
+    monkeypatch.setattr(Progress, "__init__", record)
+    samples = convert(path, tmp_path / "out", progress=Terminal())
+    assert [bar._label for bar in made] == ["read", "convert"]
+    assert made[-1]._done == samples
+    read = path.stat().st_size if layout == "tokens_tsv" else samples
+    assert 0.9 * read < made[0]._done <= made[0]._total == read
+
+
+@pytest.mark.parametrize("name", ["words.txt", "folder", "archive.zip", "list.pt"])
+def test_an_unknown_layout_is_an_error_that_lists_the_known_ones(name, tmp_path, capsys):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif name == "archive.zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a/b.txt", "words")
+    elif name == "list.pt":
+        torch.save([], path)
+    else:
+        path.write_text("words")
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    for word in (str(path), "imagenet_3gb's torch file", "VQGAN-f16-16384's TSV", "imagenet.int8's MDS folder"):
+        assert word in line

@@ -25,7 +25,7 @@ from latentq.format.card import Card
 from latentq.format.recipe import Recipe
 from latentq.format.torch_file import TensorRecord, TorchFile
 from latentq.sources import Listing, Sample
-from latentq.system.progress import Progress
+from latentq.system.progress import BriefProgress, Progress
 
 RECIPE = "imagenet-3gb"
 SUFFIX = ".pt"
@@ -36,8 +36,12 @@ _AUTOENCODER = ForeignAutoencoder(
 )
 
 
-def read(path: Path) -> ForeignDataset:
+def read(path: Path, progress: TextIO | None) -> ForeignDataset:
     """Open such a file. Nothing in it is executed, and latents stay on disk until they are requested.
+
+    Args:
+        path: The file.
+        progress: The stream for progress, or None.
 
     Raises:
         FormatError: It is truncated or of another kind; the message names the file and the first sample that is wrong.
@@ -52,13 +56,15 @@ def read(path: Path) -> ForeignDataset:
         problem = "no samples" if items == [] else "no list of samples"
         raise FormatError(f"{path}: holds {problem}. {KNOWN_LAYOUTS}")
     samples = []
-    for index, item in enumerate(items):
-        try:
-            key, latent, label = _fields(file, item)
-        except ValueError as error:
-            raise FormatError(f"{path}: sample {index}: {error}") from None
-        samples.append(Sample(key=str(key), bytes=None, label=label))
-        items[index] = latent
+    with BriefProgress(len(items), "read", progress, noun="samples") as bar:
+        for index, item in enumerate(items):
+            try:
+                key, latent, label = _fields(file, item)
+            except ValueError as error:
+                raise FormatError(f"{path}: sample {index}: {error}") from None
+            samples.append(Sample(key=str(key), bytes=None, label=label))
+            items[index] = latent
+            bar.update(1)
 
     def read_stored(indices: Sequence[int]) -> NDArray[np.uint8]:
         return np.stack([file.read(items[index]) for index in indices])

@@ -22,15 +22,19 @@ from latentq.format.card import CARD
 from latentq.format.files import INDEX
 from latentq.format.recipe import Recipe
 from latentq.sources import Listing, Sample
-from latentq.system.progress import Progress
+from latentq.system.progress import BriefProgress, Progress
 from latentq.system.text import one_line
 
 RECIPE = "imagenet.int8"
 _AUTOENCODER = ForeignAutoencoder("stabilityai/sdxl-vae", "AutoencoderKL", 0.13025, (-1.0, 1.0), (4, 32, 32))
 
 
-def read(path: Path) -> ForeignDataset:
+def read(path: Path, progress: TextIO | None) -> ForeignDataset:
     """Open such a folder. Its samples have no names: their keys are their indices.
+
+    Args:
+        path: The folder.
+        progress: The stream for progress, or None.
 
     Raises:
         FormatError: The shards are broken, or a label is not a number.
@@ -50,10 +54,12 @@ def read(path: Path) -> ForeignDataset:
         problem = f"{path} has no {CARD}, and is no folder of imagenet.int8 either"
         raise MismatchError(f"{problem}: {one_line(error)}. {KNOWN_LAYOUTS}") from None
     samples: list[Sample] = []
-    for batch in batches(range(len(classes))):
-        labels, names = classes.batch(batch).values()
-        for index, label, name in zip(batch, labels.tolist(), names, strict=True):
-            samples.append(Sample(str(index), None, label, name))
+    with BriefProgress(len(classes), "read", progress, noun="samples") as bar:
+        for batch in batches(range(len(classes))):
+            labels, names = classes.batch(batch).values()
+            for index, label, name in zip(batch, labels.tolist(), names, strict=True):
+                samples.append(Sample(str(index), None, label, name))
+            bar.update(len(batch))
 
     def read_stored(indices: Sequence[int]) -> NDArray[Any]:
         try:

@@ -30,7 +30,7 @@ _ZIP = b"PK\x03\x04"
 class _Layout(Protocol):
     """A module that reads and writes one layout."""
 
-    def read(self, path: Path) -> ForeignDataset: ...
+    def read(self, path: Path, progress: TextIO | None) -> ForeignDataset: ...
 
     def write(self, dataset: Path, out: Path, progress: TextIO | None) -> int: ...
 
@@ -65,7 +65,7 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
     with published_whole(out) as temporary:
         if progress is not None and source.is_file() and source.stat().st_size > _SLOW_TO_OPEN:
             progress.write(f"reading {source}\n")
-        foreign = open_foreign(source)
+        foreign = open_foreign(source, progress=progress)
         if foreign is None:
             layout = _BY_SUFFIX.get(out.suffix, cast("_Layout", imagenet_int8))
             return layout.write(source, temporary, progress)
@@ -74,8 +74,12 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
         return _write_dataset(foreign, temporary, progress)
 
 
-def open_foreign(path: str | os.PathLike[str]) -> ForeignDataset | None:
+def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> ForeignDataset | None:
     """Open another tool's file or folder, recognized by its content; return None for a latent dataset.
+
+    Args:
+        path: The file or folder.
+        progress: The stream for progress, or None.
 
     Raises:
         FormatError: It is of no known layout, or violates its layout.
@@ -83,12 +87,13 @@ def open_foreign(path: str | os.PathLike[str]) -> ForeignDataset | None:
     """
     path = Path(path)
     if path.is_dir():
-        return None if (path / CARD).exists() else imagenet_int8.read(path)
+        return None if (path / CARD).exists() else imagenet_int8.read(path, progress)
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
     if not start:
         raise FormatError(f"{path}: is empty")
-    return imagenet_3gb.read(path) if start == _ZIP or path.suffix == imagenet_3gb.SUFFIX else vqgan.read(path)
+    layout = imagenet_3gb if start == _ZIP or path.suffix == imagenet_3gb.SUFFIX else vqgan
+    return layout.read(path, progress)
 
 
 def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:

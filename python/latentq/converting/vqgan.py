@@ -17,7 +17,7 @@ from latentq.converting.foreign import KNOWN_LAYOUTS, ForeignAutoencoder, Foreig
 from latentq.format.card import Card
 from latentq.format.recipe import Recipe
 from latentq.sources import Listing, Sample
-from latentq.system.progress import Progress
+from latentq.system.progress import BriefProgress, Progress
 
 RECIPE = "vqgan-f16-16384"
 SUFFIX = ".tsv"
@@ -26,8 +26,12 @@ CODEBOOK_SIZE = 16384
 _REDUCTION = 16  # pixels per token, along each side
 
 
-def read(path: Path) -> ForeignDataset:
+def read(path: Path, progress: TextIO | None) -> ForeignDataset:
     """Read such a file; its tokens are kept in memory, two bytes each.
+
+    Args:
+        path: The file.
+        progress: The stream for progress, or None.
 
     Raises:
         FormatError: It has another header, or a row is not a path and as many tokens as in the first row; the message
@@ -36,8 +40,11 @@ def read(path: Path) -> ForeignDataset:
     """
     samples: list[Sample] = []
     rows: list[NDArray[np.uint16]] = []
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        lines = _lines(path, file)
+    with (
+        path.open(encoding="utf-8", errors="surrogateescape", newline="") as file,
+        BriefProgress(path.stat().st_size, "read", progress, noun="bytes") as bar,
+    ):
+        lines = _lines(path, _counted(file, bar))
         header = next(lines, (1, []))[1]
         if tuple(header) != HEADER:
             found = " and ".join(map(repr, header[:3])) or "nothing"
@@ -70,7 +77,14 @@ def read(path: Path) -> ForeignDataset:
     return ForeignDataset("TSV of tokens", recipe, autoencoder, Listing(tuple(samples), ()), read_stored)
 
 
-def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+def _counted(file: TextIO, bar: Progress) -> Iterator[str]:
+    """Yield the lines of a file; the bar counts their characters, which are nearly all of one byte."""
+    for line in file:
+        yield line
+        bar.update(len(line))
+
+
+def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a TSV as pandas writes it, each with the line where it ends."""
     reader = csv.reader(file, delimiter="\t")
     try:

@@ -30,7 +30,8 @@ BITS = (8, 6, 4)
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max")
 DEFAULT_METHOD: Method = "mse"  # docs/quantizer.md says why it is not lloyd-max
 SAMPLES = 4096  # used at most
-DECODED = 128  # decoded at most, evenly spread over the samples that are measured
+ENCODED = 512  # encoded again at most, evenly spread over the dataset
+DECODED = 64  # decoded at most, evenly spread over the samples that are measured
 _FLOAT16_OVERFLOW = 65520.0  # the smallest value that rounds to infinity
 _BATCH = 16  # images encoded or decoded at once
 
@@ -94,7 +95,7 @@ def measure(
     bfloat16 replaces float16 if a latent overflows float16.
 
     Samples with an even index calibrate and those with an odd index are measured, so that no scheme benefits from
-    having seen its test data (a single sample serves for both). At most 128 of the measured samples are decoded.
+    having seen its test data (a single sample serves for both). At most 64 of the measured samples are decoded.
 
     Args:
         latents: (N, C, ...) floats, or any iterable of samples (C, ...); the first 4,096 are used.
@@ -297,8 +298,8 @@ def of_dataset(
         progress: The stream for progress, or None.
 
     Returns:
-        (N, C, h, w) unscaled latents of at most 4,096 evenly spread samples; the autoencoder or None; and the images
-        (N, 3, S, S) or None.
+        (N, C, h, w) unscaled latents of evenly spread samples, at most 4,096, or 512 with a source; the autoencoder or
+        None; and the images (N, 3, S, S) or None.
 
     Raises:
         LatentqError: The dataset, the autoencoder or an original cannot be read.
@@ -314,7 +315,7 @@ def of_dataset(
     if name in card.tokens:
         raise LatentqError(f"{path}: column {name!r} holds tokens, which are not quantized")
     dataset = LatentDataset(path, columns=[name])
-    count = min(len(dataset), SAMPLES)
+    count = min(len(dataset), SAMPLES if source is None else ENCODED)
     indices = [position * len(dataset) // count for position in range(count)]
     network = autoencoder_for(card, autoencoder) if source is not None or autoencoder is not None else None
     if source is None or network is None:
