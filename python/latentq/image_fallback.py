@@ -97,26 +97,30 @@ def _opened(data: bytes | str, error: Exception) -> Iterator[Image]:
         formats = [form for form in (*_FORMATS, *((_TGA,) if _has_tga_footer(file) else ())) if form in Image.OPEN]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, whose limit is the caller's
-            try:
+            image = None
+            with _image_errors(where), contextlib.suppress(UnidentifiedImageError):
                 image = stack.enter_context(Image.open(file, formats=formats))
-            except UnidentifiedImageError:
-                image = None
-            except Image.DecompressionBombError as reason:
-                raise ImageError(f"{where}{reason}") from None
             if image is None:  # raised here, without Pillow's error as its context
                 raise ImageError(f"{error}{_advice(file)}")
-            try:
+            with _image_errors(where):
                 yield image
-            except ImageError as reason:
-                raise ImageError(f"{where}{reason}") from None
-            except MemoryError:
-                raise
-            except OSError as reason:
-                if reason.errno is not None:  # of the file system; a decoder's have no number
-                    raise
-                raise ImageError(f"{where}Pillow cannot decode it: {reason}") from None
-            except Exception as reason:  # decoders raise anything
-                raise ImageError(f"{where}Pillow cannot decode it: {reason or type(reason).__name__}") from None
+
+
+@contextlib.contextmanager
+def _image_errors(where: str) -> Iterator[None]:
+    """Raises what Pillow raises as ImageError, except for faults of the machine."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{where}{error}") from None
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # of the file system; a decoder's have no number
+            raise
+        raise ImageError(f"{where}Pillow cannot decode it: {error}") from None
+    except Exception as error:  # decoders raise anything
+        raise ImageError(f"{where}Pillow cannot decode it: {error or type(error).__name__}") from None
 
 
 def _register_plugins() -> None:

@@ -5,6 +5,8 @@ import io
 import os
 import struct
 import tarfile
+import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -16,7 +18,7 @@ from conftest import contents, paint
 from latentq import FormatError, LatentqError, MismatchError, encode
 from latentq.cli.main import main
 from latentq.sources import open_source
-from latentq.sources.member import Reads
+from latentq.sources.member import MAX_MEMBER_BYTES, Reads
 from latentq.sources.tar import Tar
 from support.archive_making import make_tar, make_zip, pictures_of, with_captions
 
@@ -314,6 +316,155 @@ def test_captions_may_be_a_field_of_json(tmp_path):
     assert open_source(path, captions="json:prompt").listing().samples[0].caption == "uno"
     with pytest.raises(LatentqError, match="neither a file, nor txt"):
         open_source(path, captions="captions.xml")
+
+
+@pytest.mark.parametrize("image", ["png", "image.png"])
+@pytest.mark.parametrize("caption", ["txt", "caption.txt", "TEXT.txt"])
+def test_a_webdataset_key_ends_at_the_first_dot(tmp_path, image, caption):
+    webdataset = pytest.importorskip("webdataset")
+    members = []
+    for number in range(2):
+        members += [(f"a/{number:04}.{image}", b"image"), (f"a/{number:04}.{caption}", b"caption %d" % number)]
+    path = make_tar(tmp_path / "a.tar", members)
+    listing = open_source(path).listing()
+    expected = [sample[caption.lower()].decode() for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
+    assert [(s.caption, s.fault) for s in listing.samples] == [(text, "") for text in expected]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "folder"])
+def test_names_with_dots_keep_their_own_captions(tmp_path, kind):
+    names = ("a 2.0 x", "a 2.0 y", "a 2.1", "b")
+    members = [(f"{name}.png", b"image") for name in names] + [(f"{name}.txt", name.encode()) for name in names]
+    if kind == "folder":
+        for name, data in members:
+            (tmp_path / name).write_bytes(data)
+        listing = open_source(tmp_path, captions="txt").listing()
+    else:
+        make = make_zip if kind == "zip" else make_tar
+        listing = open_source(make(tmp_path / f"a.{kind}", members)).listing()
+    assert {s.key.rpartition("/")[2]: s.caption for s in listing.samples} == {f"{name}.png": name for name in names}
+
+
+def test_a_zip_has_no_webdataset_keys(tmp_path):
+    path = make_zip(
+        tmp_path / "a.zip", [("v1.0.png", b"x"), ("v1.1.png", b"x"), ("v1.txt", b"other"), ("v1.1.txt", b"own")]
+    )
+    samples = open_source(path).listing().samples
+    assert [(s.caption, s.fault) for s in samples] == [
+        (None, "no caption"),
+        ("own", ""),
+        (None, "no image for this caption"),
+    ]
+
+
+def test_several_captions_of_one_key_are_chosen_by_name(tmp_path):
+    members = [("1.png", b"x"), ("1.prompt.txt", b"third"), ("1.text.txt", b"second"), ("1.notes.txt", b"never")]
+    path = make_tar(tmp_path / "a.tar", members)
+    listing = open_source(path).listing()
+    assert listing.samples[0].caption == "second"
+    assert faults(open_source(path)) == {"a.tar/1.notes.txt": "no image for this caption"}
+    path = make_tar(tmp_path / "a.tar", [*members, ("1.txt", b"first")])
+    assert open_source(path).listing().samples[0].caption == "first"
+
+
+def test_cls_members_are_labels(tmp_path):
+    members = []
+    for number in range(3):
+        members += [(f"{number}.image.png", b"x"), (f"{number}.cls", b"%d\n" % (7 * number))]
+    listing = open_source(make_tar(tmp_path / "a.tar", members)).listing()
+    assert [s.label for s in listing.samples] == [0, 7, 14]
+    assert (listing.fields[0], listing.notes) == ("label", ())
+    listing = open_source(make_zip(tmp_path / "a.zip", [("1.png", b"x"), ("1.cls", b"cat"), ("2.png", b"x")])).listing()
+    assert [(s.label, s.label_text, s.fault) for s in listing.samples] == [(0, "cat", ""), (None, None, "")]
+    assert listing.notes == ("1 of 2 samples have no label, a.zip/2.png first",)
+
+
+def test_one_image_of_several_of_a_key_can_be_named(tmp_path):
+    members = [
+        ("1.mask.png", b"mask"),
+        ("1.image.png", b"image"),
+        ("1.txt", b"a"),
+        ("2.mask.png", b"m"),
+        ("2.image.jpg", b"i"),
+    ]
+    path = make_tar(tmp_path / "a.tar", members)
+    listing = open_source(path).listing()
+    assert len(listing.samples) == 4
+    note = "a.tar has several images of one key, 1.mask.png and 1.image.png: each is a sample; "
+    assert listing.notes == (f"{note}--image-column names the one to take",)
+    source = open_source(path, image_column="image")
+    listing = source.listing()
+    assert [source.data(sample) for sample in listing.samples] == [b"image", b"i"]
+    assert listing.samples[0].caption == "a"
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_members_are_images_by_their_bytes_if_their_names_do_not_tell(tmp_path, pictures_made, name):
+    jpeg = next(iter(pictures_made.values()))
+    images = ["1.jpg", "2", "3.jpg?w=1", "4.dat", "5.avif", "6.HEIC"]
+    others = ["7", "8.dat", "9.csv", "__MACOSX/1.jpg", "@eaDir/1.jpg/thumb.jpg", "._1.jpg"]
+    members = [(inside, jpeg if inside[0] in "1234_@." else b"\1\2\3" * 99) for inside in [*images, *others]]
+    source = open_source(make(tmp_path / name, members))
+    listing = source.listing()
+    assert [s.key for s in listing.samples] == [f"{name}/{inside}" for inside in images]
+    assert listing.notes == ("members that are not images are skipped: 6",)
+    assert [source.data(s) for s in listing.samples[:4]] == [jpeg] * 4
+
+
+@pytest.mark.parametrize("name", ["a.tgz", "a.zip"])
+def test_large_sidecars_are_not_read(tmp_path, name):
+    members = [("1.jpg", b"x"), ("1.txt", bytes(50_000_000)), ("2.jpg", b"x"), ("2.txt", b"two")]
+    path = make(tmp_path / name, members)
+    tracemalloc.start()
+    found = faults(open_source(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == {f"{name}/1.jpg": "its caption: 50000000 bytes, more than the 65536 that are read"}
+    assert peak < 10_000_000
+
+
+def test_members_above_the_pixel_limit_are_rejects(tmp_path):
+    info = tarfile.TarInfo("huge.jpg")
+    info.size = MAX_MEMBER_BYTES + 1
+    first = tarfile.TarInfo("1.jpg")
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.write(first.tobuf() + info.tobuf())
+        file.seek(info.size, 1)
+        file.write(bytes(2048))
+    fault = f"{info.size} bytes, more than the {MAX_MEMBER_BYTES} of an image at the pixel limit"
+    assert faults(open_source(tmp_path / "a.tar")) == {"a.tar/huge.jpg": fault}
+
+
+@pytest.mark.parametrize("name", ["a.tgz", "a.zip"])
+def test_a_large_member_is_read_only_if_it_begins_as_an_image(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("latentq.sources.archives._LARGE_BYTES", 1000)
+    jpeg = b"\xff\xd8\xff" + bytes(2000)
+    source = open_source(make(tmp_path / name, [("bomb.jpg", bytes(2000)), ("large.jpg", jpeg)]))
+    bomb, large = source.listing().samples
+    with pytest.raises(FormatError, match=r"^not an image$"):
+        source.data(bomb)
+    assert source.data(large) == jpeg
+
+
+def test_members_of_one_name_are_listed_in_linear_time(tmp_path):
+    path = make_tar(tmp_path / "a.tar", [("b.jpg#3", b""), *[("b.jpg", b"")] * 20_000])
+    start = time.process_time()
+    samples = open_source(path).listing().samples
+    assert time.process_time() - start < 20  # by trying every number from 2 it took minutes
+    assert len({sample.key for sample in samples}) == len(samples) == 20_000
+    assert sum(sample.fault == "a member of this name came before" for sample in samples) == 19_999
+
+
+def test_gzip_is_told_by_the_bytes_and_not_by_the_name(tmp_path, pictures_made):
+    packed = make_tar(tmp_path / "x.tgz", pictures_made.items(), "w:gz").rename(tmp_path / "a.tar")
+    plain = make_tar(tmp_path / "x.tar", pictures_made.items()).rename(tmp_path / "b.tar.gz")
+    for path in (packed, plain):
+        source = open_source(path)
+        listing = source.listing()
+        assert [source.data(s) for s in reversed(listing.samples)] == list(pictures_made.values())[::-1]
+        assert bool(listing.notes) == (path == packed)
+        card = encode(path, tmp_path / f"out of {path.name}", size=64, unit_size=3)
+        assert card.counts.samples == len(pictures_made)
 
 
 # Units and processes.
