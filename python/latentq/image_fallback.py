@@ -120,7 +120,7 @@ def _image_errors(where: str) -> Iterator[None]:
             raise
         raise ImageError(f"{where}Pillow cannot decode it: {error}") from None
     except Exception as error:  # decoders raise anything
-        raise ImageError(f"{where}Pillow cannot decode it: {error or type(error).__name__}") from None
+        raise ImageError(f"{where}Pillow cannot decode it: {str(error) or type(error).__name__}") from None
 
 
 def _register_plugins() -> None:
