@@ -92,8 +92,8 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
         start = file.read(len(_ZIP))
     if not start:
         raise FormatError(f"{path}: is empty")
-    layout = imagenet_3gb if start == _ZIP or path.suffix == imagenet_3gb.SUFFIX else vqgan
-    return layout.read(path, progress)
+    is_torch_file = start == _ZIP or path.suffix == imagenet_3gb.SUFFIX
+    return cast("_Layout", imagenet_3gb if is_torch_file else vqgan).read(path, progress)
 
 
 def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:
