@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from latentq._core import LatentqError
 from latentq.store.local import sync
+from latentq.system.text import one_line
 
 if TYPE_CHECKING:
     import requests
@@ -395,4 +396,4 @@ def root_cause(error: BaseException) -> str:
     """The innermost error's message, in one line."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from latentq._core import LatentqError
+from latentq.system.text import one_line
 
 CONFIG = "config.json"
 _PROBE_TIMEOUT = 3  # seconds
@@ -45,7 +46,7 @@ def download(kind: str, name: str, revision: str, choose: Callable[[list[str]], 
     except errors.LocalEntryNotFoundError:
         reason = "the hub cannot be reached and its cache does not hold the model: connect, or name a folder"
     except (OSError, ValueError, LatentqError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     raise LatentqError(f"cannot load the {kind} {name!r}: {reason}")
 
 

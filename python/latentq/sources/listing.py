@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.format.tsv import tsv_line, tsv_values
 from latentq.system.faults import FILE_ERRNOS, raise_machine_fault
+from latentq.system.text import one_line
 
 GZIP_SUFFIXES = (".tgz", ".tar.gz")
 """Suffixes of archives that are one unit each."""
@@ -266,7 +267,7 @@ def reason_of(error: Exception, path: Path | None = None) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error) if path is None else str(error).removeprefix(f"{path}: ")
-    return " ".join(text.split())
+    return one_line(text) or type(error).__name__
 
 
 def _unreadable(sample: Sample, path: Path) -> str | None:

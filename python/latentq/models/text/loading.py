@@ -12,6 +12,7 @@ from latentq.models.text.base import UNLOADABLE, TextNetwork
 from latentq.models.text.clip import ClipText
 from latentq.models.text.t5 import T5Text
 from latentq.models.weights import check_weights, quiet
+from latentq.system.text import one_line
 
 _PIPELINE_FOLDER = "text_encoder"  # in a diffusers pipeline; its tokenizer is in `tokenizer`
 _WEIGHTS = weight_layouts("model", "pytorch_model")
@@ -53,7 +54,7 @@ def load(name: str, *, revision: str, subfolder: str, length: int) -> TextNetwor
     except ModuleNotFoundError:
         raise
     except UNLOADABLE as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise LatentqError(f"cannot load the text encoder {name!r}: {reason}") from None
     # transformers initializes missing weights at random and only logs it. A larger model's other weights are fine.
     check_weights(

@@ -15,6 +15,7 @@ from latentq.models.device import send
 from latentq.models.hub import download, matching
 from latentq.models.text.base import UNLOADABLE, TextNetwork
 from latentq.models.text.interface import OPEN_CLIP, Embeddings
+from latentq.system.text import one_line
 
 _CONFIG = "open_clip_config.json"
 # The weights that open_clip looks for, in its order.
@@ -104,7 +105,7 @@ class OpenClipText(TextNetwork):
         except ModuleNotFoundError:
             raise
         except UNLOADABLE as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise LatentqError(f"cannot load the text encoder {title!r}: {reason}") from None
         finally:
             logging.root.manager.disable = previous
