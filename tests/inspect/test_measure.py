@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import latentq
 from latentq.inspect import measure
 from latentq.quantizer import NotFiniteError, Quantizer
 
@@ -115,3 +116,26 @@ def test_a_file_with_other_content_is_an_error(tmp_path: Path) -> None:
         measure.load(tmp_path / "x.npy")
     with pytest.raises(FileNotFoundError):
         measure.load(tmp_path / "absent.npy")
+
+
+def test_the_number_of_images_that_are_encoded_and_decoded_is_bounded(
+    pictures: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("torch")
+    decoded = []
+
+    class Counting(ChannelsAsImages):
+        def decode(self, latents: Any) -> Any:
+            decoded.append(len(latents))
+            return super().decode(latents)
+
+    x = latents(2 * measure.DECODED + 20).clip(-8, 8)
+    rows = measure.measure(x, bits=[8], methods=["mse"], autoencoder=Counting())
+    assert sum(decoded) == measure.DECODED * (1 + len(rows))
+    latentq.encode(pictures, tmp_path / "out", size=64)
+    monkeypatch.setattr(measure, "ENCODED", 5)
+    values, network, images = measure.of_dataset(tmp_path / "out", source=pictures)
+    assert network is not None
+    assert images is not None
+    assert len(values) == len(images) == 5
+    assert len(measure.of_dataset(tmp_path / "out")[0]) == 12

@@ -85,7 +85,10 @@ class TorchFile:
             data = self._members.read(PICKLE)
             if ignore_others:
                 _check_memo(data)
-            return _Unpickler(io.BytesIO(data), ignore_others).load()
+            loaded = _Unpickler(io.BytesIO(data), ignore_others).load()
+            if isinstance(loaded, _Ignored):
+                raise pickle.UnpicklingError("it holds no tensors")
+            return loaded
         except Exception as error:  # unpickling broken bytes raises nearly anything
             raise FormatError(f"{self._path}: cannot be loaded: {one_line(error)}") from None
 
