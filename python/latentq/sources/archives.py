@@ -24,6 +24,7 @@ from latentq.system.progress import listing_progress
 ArchiveKind = Literal["tar", "zip"]
 
 _OPENERS: dict[ArchiveKind, type[Tar | Zip]] = {"tar": Tar, "zip": Zip}
+_HEAD, _NOTHING = Reads(head=HEAD_BYTES), Reads()
 _LARGE_BYTES = 1 << 26  # members that are read only if they begin as an image does
 
 
@@ -150,10 +151,10 @@ class Archives:
         try:
             for member in archive.members(self._reads):
                 inside = plain_name(member.name)
-                if self._is_image(inside, member):
-                    contents.add_image(inside, member)
-                elif self._rule.limit(inside):
+                if self._rule.limit(inside):
                     sidecars.add(inside, member.content, member.fault)
+                elif self._is_image(inside, member):
+                    contents.add_image(inside, member)
                 else:
                     contents.others += 1
         except FormatError as error:
@@ -167,17 +168,19 @@ class Archives:
         """How much of a member is read to list it: sidecars, and the first bytes if the name does not tell."""
         if limit := self._rule.limit(name):
             return Reads(whole=limit)
-        return Reads(head=HEAD_BYTES if image_by_name(name.rpartition("/")[2]) is None else 0)
+        return _HEAD if image_by_name(name.rpartition("/")[2]) is None else _NOTHING
 
     def _is_image(self, inside: str, member: Member) -> bool:
-        *folders, base = inside.split("/")
-        if any(is_junk_folder(folder) for folder in folders):
-            return False
+        folder, _, base = inside.rpartition("/")
         named = image_by_name(base)
         if not (is_image(member.head) if named is None else named):
             return False
+        if folder and any(is_junk_folder(name) for name in folder.split("/")):
+            return False
+        if self._image_field is None:
+            return True
         _, image_field = webdataset_key(inside)
-        return self._image_field in (None, image_field, image_field.rpartition(".")[0])
+        return self._image_field in (image_field, image_field.rpartition(".")[0])
 
 
 @dataclass
@@ -210,10 +213,11 @@ class _Contents:
             self.names[inside] = max(2, self.names[inside])
             while (key := f"{self.archive.key}/{inside}#{self.names[inside]}") in self.images:
                 self.names[inside] += 1
-        sample = replace(
-            self.archive,
-            key=key,
-            bytes=member.size,
+        sample = Sample(
+            key,
+            member.size,
+            archive=self.archive.archive,
+            archive_bytes=self.archive.archive_bytes,
             offset=member.offset,
             packed=member.packed,
             fault="a member of this name came before" if duplicate else member.fault,

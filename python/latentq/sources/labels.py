@@ -49,6 +49,8 @@ def with_labels(
     Raises:
         MismatchError: `classes` does not have a class name.
     """
+    if all(value is None for value in values):
+        return list(samples), ()
     parsed = [_parsed(value) for value in values]
     if any(value.name is not None for value in parsed):
         return _with_names(source, samples, values, classes)

@@ -14,6 +14,10 @@ NO_CAPTION = "no caption"
 NO_IMAGE = "no image for this caption"
 _TEXTS = ("txt", "text", "caption")
 _JSON, _LABEL = "json", "cls"
+_LIMITS = {
+    "txt": dict.fromkeys((*_TEXTS, _LABEL), MAX_TEXT_BYTES),
+    _JSON: {_JSON: MAX_JSON_BYTES, _LABEL: MAX_TEXT_BYTES},
+}
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,10 @@ class SidecarRule:
 
     def limit(self, name: str) -> int:
         """How many bytes of a file are read as a sidecar; 0 if it is none."""
-        extension = name.rpartition(".")[2].lower()
-        if extension == _LABEL or (self.extension == "txt" and extension in _TEXTS):
-            return MAX_TEXT_BYTES
-        return MAX_JSON_BYTES if extension == self.extension == _JSON else 0
+        return _LIMITS[self.extension].get(name.rpartition(".")[2].lower(), 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Caption:
     """The captions in a sidecar.
 
@@ -83,7 +84,7 @@ class Sidecars:
     _by_key: dict[str, dict[str, Caption]] = field(default_factory=dict)
     _labels: dict[str, str] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
-    _keys: set[str] = field(default_factory=set)
+    _images: list[str] = field(default_factory=list)
 
     def add(self, name: str, content: bytes | None, fault: str) -> None:
         """Adds a sidecar.
@@ -108,27 +109,29 @@ class Sidecars:
 
     def caption_of(self, image: str) -> Caption | None:
         """The caption of an image by its path, or None."""
-        stem, (key, _) = stem_of(image), webdataset_key(image)
-        caption = self._by_stem.get(stem)
-        if caption is None:
-            fields = self._by_key.get(key, {})
+        caption = self._by_stem.get(stem_of(image))
+        if caption is None and self._by_key:
+            fields = self._by_key.get(webdataset_key(image)[0], {})
             caption = fields.get("") or next((fields[name] for name in CAPTION if name in fields), None)
-        self._keys.add(key)
+        self._images.append(image)
         if caption is not None:
             self._used.add(caption.name)
         return caption
 
     def label_of(self, image: str) -> str | None:
         """The label of an image by its path, or None."""
-        stem, (key, _) = stem_of(image), webdataset_key(image)
-        return self._labels.get(stem, self._labels.get(key))
+        if not self._labels:
+            return None
+        return self._labels.get(stem_of(image), self._labels.get(webdataset_key(image)[0]))
 
     def without_image(self) -> Iterator[str]:
         """Yields the names of captions whose image has not been asked for."""
-        for caption in self._by_stem.values():
+        unused = [caption for caption in self._by_stem.values() if caption.name not in self._used]
+        keys = {webdataset_key(image)[0] for image in self._images} if unused else set()
+        for caption in unused:
             key, _ = webdataset_key(caption.name)
-            another_of_image = key in self._keys and caption in self._by_key.get(key, {}).values()
-            if caption.name not in self._used and not another_of_image:
+            another_of_image = key in keys and caption in self._by_key.get(key, {}).values()
+            if not another_of_image:
                 yield caption.name
 
     def _caption(self, name: str, content: bytes | None, fault: str) -> Caption:

@@ -224,7 +224,7 @@ def _member(
     reads_of: Callable[[str], Reads],
 ) -> tuple[Member | None, int]:
     """The member of a header, or None for a folder; and the offset of the next header."""
-    known = extensions.global_records | extensions.records
+    known = extensions.global_records | extensions.records if extensions.global_records else extensions.records
     name = known.get("path") or extensions.long_name or _name(header)
     try:
         size = int(known.get("size", size))
@@ -232,13 +232,13 @@ def _member(
         raise broken_archive(offset, "a pax record of the size is not a number") from None
     if not 0 <= size < 1 << 62:
         raise broken_archive(offset, f"a member of {size} bytes")
-    data = _data_offset(source, header, offset, kind)
+    data = offset + _BLOCK if kind != _GNU_SPARSE else _sparse_data_offset(source, header, offset)
     stored = 0 if kind in _WITHOUT_DATA else size
     next_offset = data + _padded(stored)
     if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
         return None, next_offset
     fault, reads = "", reads_of(name)
-    if kind == _GNU_SPARSE or any(key.startswith("GNU.sparse.") for key in known):
+    if kind == _GNU_SPARSE or (known and any(key.startswith("GNU.sparse.") for key in known)):
         fault = "a sparse member"
     elif kind not in _REGULAR:
         fault = "a link or device, not a file"
@@ -255,10 +255,10 @@ def _member(
     return Member(name, data, size, fault=fault, content=None if fault else content, head=head), next_offset
 
 
-def _data_offset(source: _Bytes, header: bytes, offset: int, kind: bytes) -> int:
-    """Where a member's data begins: after its header and, for GNU's sparse members, the blocks of their maps."""
+def _sparse_data_offset(source: _Bytes, header: bytes, offset: int) -> int:
+    """Where the data of GNU's sparse member begins: after its header and the blocks of its map."""
     data = offset + _BLOCK
-    more = kind == _GNU_SPARSE and header[482] != 0
+    more = header[482] != 0
     while more:
         block = source.read(data, _BLOCK)
         data, more = data + _BLOCK, len(block) == _BLOCK and block[504] != 0
@@ -284,7 +284,7 @@ def _number(field: bytes) -> int:
             raise ValueError
         return int.from_bytes(bytes([field[0] & 0x3F]) + field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip()
-    if not all(48 <= digit < 56 for digit in digits):
+    if digits.translate(None, b"01234567"):
         raise ValueError
     return int(digits or b"0", 8)
 
