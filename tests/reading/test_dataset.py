@@ -674,7 +674,7 @@ def test_plain_columns_keep_their_names_if_one_name_is_taken(tmp_path):
 def test_a_plain_folder_that_the_quantizer_does_not_fit_is_refused_with_its_columns(tmp_path):
     _plain_folder(tmp_path / "out", {"vae": (4, 3, 5)})
     with pytest.raises(
-        RecipeError, match="no column ndarray:uint8:3,h,w that the quantizer fits, but .*, vae ndarray:uint8:4,3,5"
+        RecipeError, match=r"no column ndarray:uint8:3,h,w that the quantizer fits, but .*, vae ndarray:uint8:4,3,5"
     ):
         LatentDataset(tmp_path / "out", quantizer=Quantizer.uniform(-1.0, 1.0, channels=3))
 

@@ -127,6 +127,22 @@ impl Destination {
         Ok(Self::Values(Arc::clone(&quantizer.0), plane, pointer))
     }
 
+    /// The addresses of the array's `n` rows; `None` for a list.
+    fn addresses(&self, n: usize) -> Option<Range<usize>> {
+        let (start, row) = match self {
+            Self::Bytes(size, start) => (start.addr(), *size),
+            Self::Values(quantizer, plane, pointer) => {
+                let (start, item) = match pointer {
+                    Pointer::F32(start) => (start.addr(), size_of::<f32>()),
+                    Pointer::F16(start) | Pointer::BF16(start) => (start.addr(), size_of::<u16>()),
+                };
+                (start, quantizer.channels() * plane * item)
+            }
+            Self::List => return None,
+        };
+        Some(start..start + n * row)
+    }
+
     /// The sink for rows `slots`.
     ///
     /// # Safety
@@ -191,6 +207,17 @@ impl Plan {
     }
 }
 
+/// Refuses arrays that share memory: each is written as if nothing else had access to it.
+fn check_disjoint(destinations: &[Destination], n: usize) -> PyResult<()> {
+    let mut ranges: Vec<_> = destinations.iter().filter_map(|destination| destination.addresses(n)).collect();
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_unstable_by_key(|range| range.start);
+    match ranges.windows(2).any(|pair| pair[0].end > pair[1].start) {
+        true => Err(PyValueError::new_err("two outputs share memory")),
+        false => Ok(()),
+    }
+}
+
 /// A running or finished gather.
 #[pyclass(module = "latentq._core", frozen)]
 pub struct Gathering {
@@ -249,7 +276,9 @@ pub fn gather<'py>(
     };
     let n = indices.len();
     let destinations = outs.iter().zip(&quantizers).map(|(out, quantizer)| Destination::new(out, quantizer, n));
-    let plan = Arc::new(Plan { samples: rows, indices, columns, destinations: destinations.collect::<PyResult<_>>()? });
+    let destinations = destinations.collect::<PyResult<Vec<_>>>()?;
+    check_disjoint(&destinations, n)?;
+    let plan = Arc::new(Plan { samples: rows, indices, columns, destinations });
     let work = {
         let plan = Arc::clone(&plan);
         move |slots| plan.run(slots)

@@ -29,17 +29,20 @@ impl Drop for Reservation {
     }
 }
 
-/// Reads the first `len` bytes of a file. Returns `None` if there is not enough memory.
+/// Reads the first `len` bytes of a file. Returns `None` if there is not enough memory or `is_stopped` returns true.
 ///
 /// # Errors
 /// Any error of reading; `UnexpectedEof` for a shorter file.
-pub fn read_whole(file: &File, len: usize) -> io::Result<Option<Vec<u8>>> {
+pub fn read_whole(file: &File, len: usize, is_stopped: impl Fn() -> bool) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     if bytes.try_reserve_exact(len).is_err() {
         return Ok(None);
     }
     advise_huge(bytes.spare_capacity_mut());
     while bytes.len() < len {
+        if is_stopped() {
+            return Ok(None);
+        }
         let start = bytes.len();
         bytes.resize(len.min(start + PIECE), 0);
         read_exact_at(file, &mut bytes[start..], start as u64)?;

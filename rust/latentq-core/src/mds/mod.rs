@@ -13,6 +13,7 @@ mod cache;
 mod compress;
 mod encoding;
 mod file;
+mod fill;
 mod hash;
 mod index;
 mod json;

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::Fault;
 use super::cache::Cache;
-use super::file::{Reservation, read_exact_at, read_whole};
+use super::file::{Reservation, read_exact_at};
+use super::fill::Filler;
 use super::index::{Index, Schema, Shard};
 use super::shard::Table;
 use crate::{Error, Result};
@@ -34,20 +35,21 @@ pub struct Shards {
     tables: Cache<Table>,
     files: Cache<File>,
     /// Shards in memory: decompressed ones, and others if all of them fit.
-    memory: Cache<Vec<u8>>,
+    memory: Arc<Cache<Vec<u8>>>,
     /// `None` unless all shards fit in memory.
     resident: Option<Resident>,
 }
 
 /// The state of a dataset that fits in memory as a whole.
 struct Resident {
-    _room: Reservation,
-    /// For each shard that is not in memory yet, the number of samples read from it.
+    /// For each shard, the number of samples read from it, or [`QUEUED`].
     reads: Box<[AtomicU64]>,
-    /// The process that fills the memory. A forked child shares what its parent loaded but loads no more, because every
-    /// child would have its own copy, where the page cache needs one.
-    owner: u32,
+    filler: Filler,
+    _room: Reservation,
 }
+
+/// Marks a shard that was given to the [`Filler`].
+const QUEUED: u64 = u64::MAX;
 
 impl Drop for Shards {
     fn drop(&mut self) {
@@ -95,12 +97,13 @@ impl Shards {
         let n = index.shards.len();
         let bytes = index.shards.iter().try_fold(0usize, |sum, shard| sum.checked_add(shard.raw.bytes as usize));
         let room = bytes.filter(|bytes| *bytes <= memory).and_then(|bytes| Reservation::new(bytes, raw));
+        let (tables, files) = (Cache::new(n, MAX_TABLES), Cache::new(n, MAX_FILES));
+        let memory = Arc::new(Cache::new(n, memory));
         let resident = room.map(|room| Resident {
-            _room: room,
             reads: (0..n).map(|_| AtomicU64::new(0)).collect(),
-            owner: std::process::id(),
+            filler: Filler::new(Arc::clone(&memory)),
+            _room: room,
         });
-        let (tables, files, memory) = (Cache::new(n, MAX_TABLES), Cache::new(n, MAX_FILES), Cache::new(n, memory));
         READERS.fetch_add(1, Relaxed);
         Ok(Self { folder, index, tables, files, memory, resident })
     }
@@ -142,10 +145,8 @@ impl Shards {
                     false => Err(self.wrong_size(&self.path(number), len, shard.raw.bytes)),
                 };
             }
-            return Ok(match self.load_if_due(number, shard, &file, samples)? {
-                Some(bytes) => Storage::Memory(bytes),
-                None => Storage::File(file),
-            });
+            self.count_reads(number, shard, samples);
+            return Ok(Storage::File(file));
         };
         if let Some(bytes) = cached {
             return Ok(Storage::Memory(bytes));
@@ -189,23 +190,21 @@ impl Shards {
         Ok(file)
     }
 
-    /// Loads a shard into memory if all shards fit and as many samples were read from this one as it has, so that reading a
-    /// few samples, or each sample once, stays cheap. Else counts `samples` more.
-    fn load_if_due(&self, number: usize, shard: &Shard, file: &File, samples: u64) -> Result<Option<Arc<Vec<u8>>>> {
-        let Some(Resident { reads, owner, .. }) = &self.resident else { return Ok(None) };
+    /// Counts `samples` more that are read from the file of a shard. If all shards fit in memory and as many samples were
+    /// read from this one as it has, it is loaded in the background, so that reading a few samples, or each sample once,
+    /// stays cheap.
+    fn count_reads(&self, number: usize, shard: &Shard, samples: u64) {
+        let Some(Resident { reads, filler, .. }) = &self.resident else { return };
         let reads = &reads[number];
-        // If several threads find it due, the one that resets the count loads it.
-        let due = reads.load(Relaxed) >= shard.samples && *owner == std::process::id();
-        if !due || reads.swap(0, Relaxed) < shard.samples {
+        let before = reads.load(Relaxed);
+        if before == QUEUED || !filler.is_own() {
+            return;
+        }
+        if before < shard.samples {
             reads.fetch_add(samples, Relaxed);
-            return Ok(None);
+        } else if reads.swap(QUEUED, Relaxed) != QUEUED {
+            filler.load(number, self.folder.join(&shard.raw.basename), shard.raw.bytes as usize);
         }
-        let bytes = read_whole(file, shard.raw.bytes as usize).map_err(|error| self.read_error(number, 0, error))?;
-        let bytes = bytes.map(Arc::new);
-        if let Some(bytes) = &bytes {
-            self.memory.put(number, Arc::clone(bytes), bytes.len());
-        }
-        Ok(bytes)
     }
 
     fn wrong_size(&self, path: &Path, len: u64, expected: u64) -> Error {

@@ -68,8 +68,8 @@ impl Sample {
 impl Reader {
     /// Opens the dataset in `folder`. Reads only the index.
     ///
-    /// At most `memory` bytes of decompressed shards, but always one shard, are cached. Uncompressed shards are cached too, once
-    /// each of their samples was read once on average, if all shards of the dataset have at most `memory` bytes and those of
+    /// At most `memory` bytes of decompressed shards, but always one shard, are cached. Uncompressed shards are cached too, loaded by
+    /// a background thread once each of their samples was read once on average, if all shards of the dataset have at most `memory` bytes and those of
     /// all readers of this process at most `raw` bytes.
     ///
     /// # Errors
