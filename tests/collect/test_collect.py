@@ -21,6 +21,7 @@ from conftest import contents
 from latentq import LatentqError, MismatchError
 from latentq.cli.main import main
 from latentq.collect import collect, download
+from latentq.system.progress import TransferProgress
 from support.hub_server import Repository, Server
 
 CC12M = "pixparse/cc12m-wds"
@@ -518,6 +519,19 @@ def test_an_error_that_ends_the_run_lists_every_file_that_is_missing(server, tmp
     capsys.readouterr()
     assert main([*command, "--retry-failed"]) == 0
     assert "there is no failed.tsv: without --retry-failed" in capsys.readouterr().err
+
+
+def test_a_file_whose_download_begins_is_at_0_percent(monkeypatch):
+    monkeypatch.setattr("latentq.system.progress._LINE_SECONDS", 0.0)
+    output = io.StringIO()
+    with TransferProgress(output) as bar:
+        bar.expect(2, 200)
+        bar.begin("a.tar", 100)
+        bar.begin("b.tar", 100)
+        bar.at("a.tar", 0, 100)
+        bar.at("a.tar", 50, 100)
+    assert "a.tar 50%, b.tar 0%" in output.getvalue()
+    assert "-1%" not in output.getvalue()
 
 
 class HostileSite:

@@ -455,7 +455,7 @@ def test_members_of_one_name_are_listed_in_linear_time(tmp_path):
     assert sum(sample.fault == "a member of this name came before" for sample in samples) == 19_999
 
 
-def test_gzip_is_told_by_the_bytes_and_not_by_the_name(tmp_path, pictures_made):
+def test_gzip_is_detected_by_its_bytes_and_not_by_the_name(tmp_path, pictures_made):
     packed = make_tar(tmp_path / "x.tgz", pictures_made.items(), "w:gz").rename(tmp_path / "a.tar")
     plain = make_tar(tmp_path / "x.tar", pictures_made.items()).rename(tmp_path / "b.tar.gz")
     for path in (packed, plain):

@@ -43,7 +43,7 @@ _CHUNK = 1 << 16
 _RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _NOT_SATISFIABLE = 416
 _MAX_UNSIZED_BYTES = 1 << 35  # 32 GiB, some three times the largest archive of a collection
-# What files begin with, by suffix; a tar is told by its first header.
+# The first bytes of files by suffix; a tar begins with a header whose checksum is right.
 _BEGINNINGS = {".zip": b"PK", ".tgz": b"\x1f\x8b", ".gz": b"\x1f\x8b", ".parquet": b"PAR1"}
 _TAR_BLOCK = 512
 _NO_VALIDATOR = "unknown"

@@ -41,7 +41,7 @@ def image_by_name(name: str) -> bool | None:
 
 
 def is_image(head: bytes) -> bool:
-    """True if a file that begins with these bytes is an image, of any format that can be told by them."""
+    """True if a file that begins with these bytes is an image of a format that they identify."""
     return _MAGIC.match(head) is not None
 
 
