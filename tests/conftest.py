@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest_plugins = ["support.model_fixtures", "support.layout_fixtures", "support.cli_fixtures"]
+pytest_plugins = ["support.model_fixtures", "support.layout_fixtures", "support.cli_fixtures", "support.mds_fixtures"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
