@@ -38,7 +38,7 @@ def test_kill_9_at_ten_random_moments(tmp_path):
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         assert process.wait() in (0, -signal.SIGKILL)
-        if process.returncode == 0:  # too late: begin anew
+        if process.returncode == 0:  # too late: try again
             assert contents(out) == contents(tmp_path / "whole")
             out.rename(tmp_path / f"out-{kill}")
     assert start(source, out).wait() == 0
