@@ -13,7 +13,7 @@ use crate::parallel::Task;
 /// Loads shards into a cache, one after the other, on a thread of its own that lives while there is something to load.
 /// Dropping it stops the load and joins the thread.
 ///
-/// Whoever reads a shard meanwhile reads its file. A shard that cannot be loaded stays out of the cache: the next read of
+/// A shard that is read meanwhile is read from its file. A shard that cannot be loaded stays out of the cache: the next read of
 /// its file reports the error.
 pub struct Filler {
     shared: Arc<Shared>,
