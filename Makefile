@@ -44,7 +44,7 @@ test: test-rust test-python ## run all tests
 
 test-rust: build ## run the tests of the Rust core
 	$(SAY) 'compiling and running the Rust tests; about 2 minutes on two cores'
-	@cargo test --package latentq-core --release $(CHECKED) $(QUIET)
+	@cargo test --package latentq-core --lib --release $(CHECKED) $(QUIET)
 
 test-python: build ## run the tests of the Python package
 	$(SAY) 'running the Python tests; about 6 minutes on two cores'
