@@ -1,5 +1,6 @@
 """Text encoders, compared with their libraries, batched and single."""
 
+import os
 import shutil
 import sys
 
@@ -194,3 +195,27 @@ def test_an_incomplete_repository_is_one_error_line(hub):
 def test_weights_in_parts_are_downloaded_with_their_index():
     sharded = ["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "spiece.model"]
     assert _needed_files(["README.md", *sharded], "") == sharded
+
+
+class Harm:
+    """Pickles as a call of `os.mkdir`."""
+
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_other_objects_in_weights_are_refused_without_torchs_advice(tiny_t5, tiny_open_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_t5, tmp_path / "t5")
+    (tmp_path / "t5" / "model.safetensors").unlink()
+    torch.save({"x": Harm()}, tmp_path / "t5" / "pytorch_model.bin")
+    shutil.copytree(tiny_open_clip, tmp_path / "clip")
+    (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
+    torch.save({"x": Harm()}, tmp_path / "clip" / "open_clip_pytorch_model.bin")
+    for name in (str(tmp_path / "t5"), f"openclip:{tmp_path / 'clip'}"):
+        with pytest.raises(LatentqError, match="cannot load the text encoder") as caught:
+            load_text_encoder(name)
+        assert "weights_only" not in str(caught.value)
+        assert "trusted source" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "harm").exists()

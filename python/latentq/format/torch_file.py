@@ -34,6 +34,7 @@ STORAGES = {
 }  # fmt: skip
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, then the lengths of its name and extra field
 _REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2")
+_SCANNED = 1 << 24  # bytes; scanning a larger pickle in Python would take longer than loading it
 _BAD_ZIP = (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error, zlib.error, MemoryError)
 
 
@@ -83,8 +84,8 @@ class TorchFile:
         """
         try:
             data = self._members.read(PICKLE)
-            if ignore_others:
-                _check_memo(data)
+            if len(data) <= _SCANNED:
+                _check_operations(data)
             loaded = _Unpickler(io.BytesIO(data), ignore_others).load()
             if isinstance(loaded, _Ignored):
                 raise pickle.UnpicklingError("it holds no tensors")
@@ -104,6 +105,8 @@ class TorchFile:
             count = _extent(tensor)
             if (tensor.start + count) * dtype.itemsize > size:
                 raise ValueError(f"it ends at element {tensor.start + count}, its storage has {size // dtype.itemsize}")
+            if prod(tensor.shape) > os.fstat(self._file.fileno()).st_size:  # of strides 0
+                raise ValueError(f"its shape {tensor.shape} has more elements than the file has bytes")
             data = self._members.pread(count * dtype.itemsize, offset + tensor.start * dtype.itemsize)
             steps = [stride * dtype.itemsize for stride in tensor.strides]
             return np.ndarray(tensor.shape, dtype, data, strides=steps)
@@ -167,17 +170,19 @@ def _extent(tensor: TensorRecord) -> int:
         raise ValueError(f"start {tensor.start}, shape {tensor.shape} and strides {tensor.strides} do not fit")
     if 0 in tensor.shape:
         return 0
-    count = 1 + sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True))
-    if prod(tensor.shape) > count:
-        raise ValueError(f"its elements overlap: shape {tensor.shape}, strides {tensor.strides}")
-    return count
+    return 1 + sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True))
 
 
-def _check_memo(data: bytes) -> None:
-    """Refuse a memo index that no real pickle has: unpickling would allocate memory for all indices below it."""
+def _check_operations(data: bytes) -> None:
+    """Refuse operations that allocate far more memory than the pickle has bytes; torch.save writes none of them.
+
+    They are memo indices beyond the pickle's size, and bytearrays. Lengths of other objects are checked by `genops`.
+    """
     for operation, argument, _ in pickletools.genops(data):
         if operation.name in ("PUT", "LONG_BINPUT") and (argument or 0) > len(data):
             raise pickle.UnpicklingError(f"it has a memo index of {argument}")
+        if operation.name == "BYTEARRAY8":
+            raise pickle.UnpicklingError("it holds a bytearray")
 
 
 class _StorageType(NamedTuple):

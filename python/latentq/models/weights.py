@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from latentq._core import LatentqError
+from latentq.system.text import one_line
 
 
 def weight_hash(network: object) -> str:
@@ -54,6 +55,12 @@ def check_weights(
     ):
         if keys:
             raise LatentqError(f"the weights of {name} do not fit: {len(keys)} {problem}, {min(keys)} first")
+
+
+def load_failure(error: Exception) -> str:
+    """Return on one line why a library cannot load a model, without torch's advice to unpickle the file unsafely."""
+    text = one_line(error)
+    return "its weights hold objects other than tensors, which are not loaded" if "weights_only" in text else text
 
 
 @contextlib.contextmanager

@@ -14,8 +14,7 @@ from latentq.models.autoencoders.taming import TamingAutoencoder
 from latentq.models.autoencoders.tiny import TinyAutoencoder
 from latentq.models.autoencoders.vq import VQAutoencoder
 from latentq.models.hub import CONFIG, download, weight_files, weight_layouts
-from latentq.models.weights import check_weights, quiet
-from latentq.system.text import one_line
+from latentq.models.weights import check_weights, load_failure, quiet
 
 _FAMILIES = {family.family: family for family in (KLAutoencoder, DCAutoencoder, TinyAutoencoder, VQAutoencoder)}
 _WEIGHTS = weight_layouts("diffusion_pytorch_model", "diffusion_pytorch_model")
@@ -73,7 +72,7 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
                 folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, TypeError, AssertionError) as error:
-        reason = one_line(error)
+        reason = load_failure(error)
         raise LatentqError(f"cannot load the autoencoder {name!r}: {reason}") from None
     # diffusers initializes missing weights at random and only logs it.
     check_weights(

@@ -11,8 +11,7 @@ from latentq.models.hub import CONFIG, download, matching, weight_files, weight_
 from latentq.models.text.base import UNLOADABLE, TextNetwork
 from latentq.models.text.clip import ClipText
 from latentq.models.text.t5 import T5Text
-from latentq.models.weights import check_weights, quiet
-from latentq.system.text import one_line
+from latentq.models.weights import check_weights, load_failure, quiet
 
 _PIPELINE_FOLDER = "text_encoder"  # in a diffusers pipeline; its tokenizer is in `tokenizer`
 _WEIGHTS = weight_layouts("model", "pytorch_model")
@@ -54,7 +53,7 @@ def load(name: str, *, revision: str, subfolder: str, length: int) -> TextNetwor
     except ModuleNotFoundError:
         raise
     except UNLOADABLE as error:
-        reason = one_line(error)
+        reason = load_failure(error)
         raise LatentqError(f"cannot load the text encoder {name!r}: {reason}") from None
     # transformers initializes missing weights at random and only logs it. A larger model's other weights are fine.
     check_weights(

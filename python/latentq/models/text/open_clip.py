@@ -15,7 +15,7 @@ from latentq.models.device import send
 from latentq.models.hub import download, matching
 from latentq.models.text.base import UNLOADABLE, TextNetwork
 from latentq.models.text.interface import OPEN_CLIP, Embeddings
-from latentq.system.text import one_line
+from latentq.models.weights import load_failure
 
 _CONFIG = "open_clip_config.json"
 # The weights that open_clip looks for, in its order.
@@ -105,7 +105,7 @@ class OpenClipText(TextNetwork):
         except ModuleNotFoundError:
             raise
         except UNLOADABLE as error:
-            reason = one_line(error)
+            reason = load_failure(error)
             raise LatentqError(f"cannot load the text encoder {title!r}: {reason}") from None
         finally:
             logging.root.manager.disable = previous
