@@ -1,4 +1,4 @@
-"""What `import latentq` costs, and what it leaves for later."""
+"""`import latentq` and each command import little, and nothing that they do not use."""
 
 import json
 import subprocess

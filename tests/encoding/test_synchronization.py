@@ -105,7 +105,7 @@ def gpu(monkeypatch):
 
 
 def synchronizations(prepare):
-    """What waits for the device in the second run of the work that `prepare` returns."""
+    """Lists what waits for the device in the second run of the work that `prepare` returns."""
     recorder = Synchronizations()
     with FakeTensorMode(allow_non_fake_inputs=True):
         work = prepare()

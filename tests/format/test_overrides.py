@@ -40,7 +40,7 @@ def example(kind):
 
 @pytest.mark.parametrize("override", OVERRIDES, ids=lambda override: override.name)
 def test_an_override_sets_the_field_that_the_table_names(override):
-    """Where the value lands in the recipe, found by changing nothing else."""
+    """Checks the field that changes in the recipe when nothing else is changed."""
     needs_text = override.name.startswith("text_") or override.name == "pooled"
     recipe = Recipe.load("default").override(text_encoder="owner/text" if needs_text else None)
     value = {"text_encoder": "owner/other", "store": "mean", "bits": 5, "alpha": "black"}.get(override.name)

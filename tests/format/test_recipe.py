@@ -16,7 +16,7 @@ def test_a_shipped_recipe_survives_toml(name):
 
 
 def test_the_source_systems_are_recipes():
-    """What ../shared/docs/conventions.md says of each, in the recipes' words."""
+    """Each recipe says what the page of its source system says."""
 
     def column(name, key, *fields):
         return tuple(getattr(Recipe.load(name).columns[key], field) for field in fields)

@@ -1,4 +1,4 @@
-"""What a run counts as done has been fsynced, and a failed fsync is not counted as done."""
+"""A unit or file that counts as done has been fsynced; a failed fsync does not count as done."""
 
 import errno
 import os

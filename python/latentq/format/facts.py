@@ -17,7 +17,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """Where the samples came from.
+    """Facts of the source.
 
     Attributes:
         kind: `folder`, `table`, `tar`, `zip`, `mds`, `parquet` or `datasets`; for converted latents, their layout.

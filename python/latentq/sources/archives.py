@@ -185,7 +185,7 @@ class Archives:
 
 @dataclass
 class _Contents:
-    """What was found in one archive.
+    """The findings of listing one archive.
 
     Attributes:
         archive: A sample that stands for the archive.

@@ -170,7 +170,7 @@ class _GzipBytes:
 
 @dataclass
 class _Extensions:
-    """What extension headers say of the member after them."""
+    """The fields that extension headers set for the member after them."""
 
     long_name: str | None = None
     records: dict[str, str] = field(default_factory=dict)
@@ -256,7 +256,7 @@ def _member(
 
 
 def _sparse_data_offset(source: _Bytes, header: bytes, offset: int) -> int:
-    """Where the data of GNU's sparse member begins: after its header and the blocks of its map."""
+    """Returns the offset of the data of GNU's sparse member: after its header and the blocks of its map."""
     data = offset + _BLOCK
     more = header[482] != 0
     while more:

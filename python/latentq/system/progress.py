@@ -27,7 +27,7 @@ def terminal() -> TextIO | None:
 
 @dataclass
 class Totals:
-    """What a run has done when it ends.
+    """Totals of a run that has ended.
 
     Attributes:
         images: Number of images that this run handled, rejects included.
