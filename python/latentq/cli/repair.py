@@ -22,13 +22,18 @@ def add(commands: Commands) -> None:
         "  latentq repair shards/",
     )
     parser.add_argument("folder", metavar="FOLDER", help="a folder of MDS shards")
+    parser.add_argument(
+        "--allow-fewer-samples",
+        action="store_true",
+        help="replace an index even if the shards in the folder hold fewer samples than it lists",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     from latentq import mds
 
     path = dataset_folder(options.folder)
-    done = mds.repair(path)
+    done = mds.repair(path, allow_fewer_samples=options.allow_fewer_samples)
     for finding in done.left_out:
         print(escaped(f"{path / finding.file}: skipped: {finding.message}"))
     for name in done.kept:

@@ -94,20 +94,24 @@ def verify(path: str | os.PathLike[str]) -> list[Finding]:
     return findings + _verify_images(reader, columns, {finding.file for finding in findings}) if columns else findings
 
 
-def repair(path: str | os.PathLike[str]) -> Repair:
-    """Makes an index.json from the shards in a folder alone. Deletes nothing.
+def repair(path: str | os.PathLike[str], *, allow_fewer_samples: bool = False) -> Repair:
+    """Makes an index.json from the shards in a folder. Deletes nothing.
 
     If the shards are not in the folder itself but in its sub-folders, each sub-folder without an index gets one, and
-    the folder gets the merged index.
+    the folder gets the merged index. Shards that mosaicml-streaming has downloaded and decompressed keep their entries
+    in the index, with the compressed files of the remote.
 
     Args:
         path: The folder.
+        allow_fewer_samples: True if an index may be replaced by one with fewer samples, because shards are missing or
+            broken.
 
     Raises:
-        latentq.FormatError: There is no shard in the folder.
+        latentq.FormatError: No shard in the folder can be listed, or the shards hold fewer samples than the present
+            index lists. Nothing is written then.
         OSError: A file cannot be read or written.
     """
-    shards, samples, left_out, kept = _core.mds_repair(os.fspath(path))
+    shards, samples, left_out, kept = _core.mds_repair(os.fspath(path), allow_fewer_samples)
     return Repair(shards, samples, [Finding(*finding) for finding in left_out], kept)
 
 

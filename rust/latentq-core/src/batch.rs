@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::mds::Reader;
-use crate::memory::prefetch;
+use crate::memory::{append, prefetch, with_room};
 use crate::quant::{FloatsMut, Quantizer};
 use crate::{Error, Result};
 
@@ -75,6 +75,7 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
         let fits = match sink {
             Sink::Fixed(size, out) => size.checked_mul(indices.len()) == Some(out.len()),
             Sink::Each(_, ranges) => {
+                **ranges = with_room(indices.len())?;
                 ranges.resize(indices.len(), 0..0);
                 true
             }
@@ -97,8 +98,7 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
         }
         Sink::Each(out, ranges) => {
             ranges[slot] = out.len()..out.len() + value.len();
-            out.extend_from_slice(value);
-            Ok(())
+            append(out, value)
         }
         Sink::Dequantized(quantizer, plane, out) => {
             let elements = quantizer.channels() * *plane;

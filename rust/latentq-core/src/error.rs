@@ -15,6 +15,8 @@ pub enum Kind {
     Image,
     /// An argument outside its documented range.
     Argument,
+    /// Not enough memory. The data may be good.
+    Memory,
 }
 
 /// The error of every fallible function in this crate.
@@ -49,9 +51,17 @@ impl Error {
         Self::new(Kind::Argument, message)
     }
 
-    /// Creates an error for an operation on `path` that the operating system refused.
+    /// Creates an error for an allocation of `len` bytes that failed.
+    pub fn memory(len: usize) -> Self {
+        Self::new(Kind::Memory, format!("not enough memory for {len} bytes"))
+    }
+
+    /// Creates an error for an operation on `path` that the operating system refused, or that ran out of memory.
     pub fn io(path: impl AsRef<Path>, error: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
+        if error.kind() == io::ErrorKind::OutOfMemory {
+            return Self::new(Kind::Memory, format!("{}: not enough memory", path.display()));
+        }
         let message = format!("{}: {error}", path.display());
         Self { kind: Kind::Io, message, io: Some((error, path)) }
     }
@@ -64,6 +74,11 @@ impl Error {
     /// The error of the operating system, if the kind is [`Kind::Io`].
     pub fn io_error(&self) -> Option<&io::Error> {
         self.io.as_ref().map(|(error, _)| error)
+    }
+
+    /// True if the operating system reports that a file does not exist.
+    pub fn is_not_found(&self) -> bool {
+        self.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// The path of the failed operation, if the kind is [`Kind::Io`].

@@ -1,6 +1,42 @@
-//! Hints about memory to the operating system and the processor, which may ignore them.
+//! Fallible allocation, and hints about memory to the operating system and the processor, which may ignore them.
 
 use std::mem::MaybeUninit;
+
+use crate::{Error, Result};
+
+/// An empty vector with room for `len` elements.
+///
+/// # Errors
+/// A memory error.
+pub fn with_room<T>(len: usize) -> Result<Vec<T>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).map_err(|_| Error::memory(len.saturating_mul(size_of::<T>())))?;
+    Ok(out)
+}
+
+/// Resizes to `len` bytes; new bytes are 0.
+///
+/// # Errors
+/// A memory error.
+pub fn resize(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
+    bytes.try_reserve_exact(len.saturating_sub(bytes.len())).map_err(|_| Error::memory(len))?;
+    bytes.resize(len, 0);
+    Ok(())
+}
+
+/// Appends bytes.
+///
+/// # Errors
+/// A memory error.
+pub fn append(bytes: &mut Vec<u8>, more: &[u8]) -> Result<()> {
+    // Growing by a factor is fast, but may ask for memory that is not needed.
+    if bytes.try_reserve(more.len()).is_err() {
+        let len = bytes.len().saturating_add(more.len());
+        bytes.try_reserve_exact(more.len()).map_err(|_| Error::memory(len))?;
+    }
+    bytes.extend_from_slice(more);
+    Ok(())
+}
 
 /// Asks for huge pages, which are faster to allocate than small pages and need fewer TLB entries.
 #[cfg(target_os = "linux")]

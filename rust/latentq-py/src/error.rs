@@ -2,7 +2,7 @@
 
 use latentq_core::{Error, Kind};
 use pyo3::create_exception;
-use pyo3::exceptions::{PyException, PyOSError, PyValueError};
+use pyo3::exceptions::{PyException, PyMemoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 create_exception!(latentq, LatentqError, PyException, "Base class of latentq's exceptions.");
@@ -17,7 +17,7 @@ create_exception!(
 create_exception!(latentq, MismatchError, LatentqError, "Two things that must agree differ; the message names both.");
 
 /// Converts a core error to `OSError` (with errno and file name, so that Python picks the subclass, such as
-/// `FileNotFoundError`), `FormatError`, `ImageError` or `ValueError`.
+/// `FileNotFoundError`), `FormatError`, `ImageError`, `ValueError` or `MemoryError`.
 pub fn to_py(error: Error) -> PyErr {
     match error.kind() {
         Kind::Io => {
@@ -35,6 +35,7 @@ pub fn to_py(error: Error) -> PyErr {
         Kind::Format => FormatError::new_err(error.to_string()),
         Kind::Image => ImageError::new_err(error.to_string()),
         Kind::Argument => PyValueError::new_err(error.to_string()),
+        Kind::Memory => PyMemoryError::new_err(error.to_string()),
     }
 }
 

@@ -11,7 +11,7 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::error::to_py;
-use crate::values::{EncodedValue, decode, encode};
+use crate::values::{EncodedValue, decode, encode, new_bytes};
 
 /// The column names as Python strings, created once instead of per sample.
 fn names(py: Python<'_>, columns: &[Column]) -> Vec<Py<PyString>> {
@@ -219,7 +219,7 @@ impl MdsReader {
 #[pyfunction]
 fn mds_merged_index(py: Python<'_>, path: PathBuf, folders: Vec<String>) -> PyResult<Bound<'_, PyBytes>> {
     let bytes = py.detach(|| mds::merged_index(&path, &folders)).map_err(to_py)?;
-    Ok(PyBytes::new(py, &bytes))
+    new_bytes(py, &bytes)
 }
 
 #[pyfunction]
@@ -240,8 +240,8 @@ fn mds_verify(py: Python<'_>, path: PathBuf) -> PyResult<Findings> {
 }
 
 #[pyfunction]
-fn mds_repair(py: Python<'_>, path: PathBuf) -> PyResult<(usize, u64, Findings, Vec<String>)> {
-    let done = py.detach(|| mds::repair(&path)).map_err(to_py)?;
+fn mds_repair(py: Python<'_>, path: PathBuf, allow_fewer: bool) -> PyResult<(usize, u64, Findings, Vec<String>)> {
+    let done = py.detach(|| mds::repair(&path, allow_fewer)).map_err(to_py)?;
     Ok((done.shards, done.samples, findings(done.left_out), done.kept))
 }
 

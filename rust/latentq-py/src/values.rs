@@ -1,9 +1,11 @@
 //! Conversion between Python values and the bytes of a column.
 
+use std::ffi::c_int;
+
 use bytemuck::{Pod, cast_slice};
 use half::f16;
 use latentq_core::mds::{self, Column, DType, Encoding, Value};
-use numpy::ndarray::IxDyn;
+use numpy::npyffi::{PY_ARRAY_API, npy_intp};
 use numpy::prelude::*;
 use numpy::{Element, PyArrayDyn, PyReadonlyArrayDyn, PyUntypedArray};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
@@ -214,10 +216,37 @@ fn number<'py, T: FromPyObjectOwned<'py>>(column: &Column, value: &Bound<'py, Py
     })
 }
 
+/// A new `bytes` object.
+///
+/// # Errors
+/// `MemoryError`, where `PyBytes::new` panics.
+pub fn new_bytes<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    PyBytes::new_with(py, bytes.len(), |out| {
+        out.copy_from_slice(bytes);
+        Ok(())
+    })
+}
+
+/// A new array of zeros that owns its memory.
+///
+/// # Errors
+/// `MemoryError`, where `PyArray::zeros` panics.
+#[allow(unsafe_code)]
+fn new_zeros<'py, T: Element>(py: Python<'py>, shape: &[usize]) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+    let mut dims: Vec<npy_intp> = shape.iter().map(|dim| *dim as npy_intp).collect();
+    // SAFETY: the call reads `dims.len()` dimensions and takes the reference to the dtype. It returns a new reference to an
+    // array of this dtype, or null with an exception set.
+    unsafe {
+        let dtype = T::get_dtype(py).into_dtype_ptr();
+        let array = PY_ARRAY_API.PyArray_Zeros(py, dims.len() as c_int, dims.as_mut_ptr(), dtype, 0);
+        Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
+    }
+}
+
 /// A new array with the contents `bytes`, which must have exactly the size of `shape`.
 fn new_array<'py>(py: Python<'py>, dtype: DType, shape: &[usize], bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     with_type!(dtype, {
-        let array = PyArrayDyn::<T>::zeros(py, IxDyn(shape), false);
+        let array = new_zeros::<T>(py, shape)?;
         bytemuck::cast_slice_mut(array.try_readwrite()?.as_slice_mut()?).copy_from_slice(bytes);
         Ok(array.into_any())
     })
@@ -231,11 +260,15 @@ fn new_scalar<'py>(py: Python<'py>, dtype: DType, bytes: &[u8]) -> PyResult<Boun
 /// Converts a value to Python. JSON, numbers as text, and images are left to the caller, as text or bytes.
 pub fn decode<'py>(py: Python<'py>, value: &Value<'_>) -> PyResult<Bound<'py, PyAny>> {
     Ok(match value {
-        Value::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),
-        Value::Text(text) => PyString::new(py, text).into_any(),
+        Value::Bytes(bytes) => new_bytes(py, bytes)?.into_any(),
+        Value::Text(text) => PyString::from_bytes(py, text.as_bytes())?.into_any(),
         Value::Int(number) => number.into_pyobject(py)?.into_any(),
         Value::Scalar(dtype, bytes) => new_scalar(py, *dtype, bytes)?,
         Value::Array(array) => new_array(py, array.dtype, &array.shape, array.data)?,
-        Value::Blobs(blobs) => PyList::new(py, blobs.iter().map(|blob| PyBytes::new(py, blob)))?.into_any(),
+        Value::Blobs(blobs) => {
+            let list = PyList::empty(py);
+            blobs.iter().try_for_each(|blob| list.append(new_bytes(py, blob)?))?;
+            list.into_any()
+        }
     })
 }

@@ -109,6 +109,10 @@ impl Compression {
     /// Damaged input, or more than `limit` bytes.
     pub fn decompress_up_to(self, packed: &[u8], limit: u64) -> io::Result<Vec<u8>> {
         match self.family {
+            // Not a format of shards, and its windows take up to 1 GiB.
+            Family::Brotli if packed.first().is_some_and(|byte| byte & 0x7f == LARGE_WINDOW) => {
+                Err(io::Error::other("a brotli stream with a large window"))
+            }
             Family::Brotli => take(brotli::Decompressor::new(packed, 1 << 16), limit),
             Family::Bzip2 => take(bzip2::read::MultiBzDecoder::new(packed), limit),
             Family::Gzip => take(flate2::read::MultiGzDecoder::new(packed), limit),
@@ -120,20 +124,62 @@ impl Compression {
                 if len > limit || len / 32 > packed.len() as u64 {
                     return Err(io::Error::other(format!("an implausible length of {len} bytes")));
                 }
-                snap::raw::Decoder::new().decompress_vec(packed).map_err(io::Error::other)
+                let mut out = Vec::new();
+                reserve(&mut out, len as usize)?;
+                out.resize(len as usize, 0);
+                let written = snap::raw::Decoder::new().decompress(packed, &mut out).map_err(io::Error::other)?;
+                out.truncate(written);
+                Ok(out)
             }
         }
     }
 }
 
-/// Reads to the end, at most `len` bytes.
-fn take(reader: impl Read, len: u64) -> io::Result<Vec<u8>> {
+/// The first seven bits of a brotli stream with a large window (up to 1 GiB).
+const LARGE_WINDOW: u8 = 0x11;
+
+/// Bytes that the output of a decompressor has room for at first.
+const FIRST_ROOM: usize = 1 << 16;
+
+/// Reads to the end, at most `len` bytes. The memory follows the output, and is never more than `len` bytes.
+fn take(mut reader: impl Read, len: u64) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
     let mut out = Vec::new();
-    reader.take(len.saturating_add(1)).read_to_end(&mut out)?;
-    if out.len() as u64 > len {
-        return Err(io::Error::other(format!("decompresses to more than {len} bytes")));
+    loop {
+        if out.len() == out.capacity() {
+            let room = out.len().max(FIRST_ROOM).min(len - out.len());
+            reserve(&mut out, room)?;
+        }
+        let start = out.len();
+        if start == len {
+            // Only the end may follow.
+            return match reader.read(&mut [0]).map_err(memory_or_other)? {
+                0 => Ok(out),
+                _ => Err(io::Error::other(format!("decompresses to more than {len} bytes"))),
+            };
+        }
+        out.resize(out.capacity().min(start + PIECE).min(len), 0);
+        let read = reader.read(&mut out[start..]).map_err(memory_or_other)?;
+        out.truncate(start + read);
+        if read == 0 {
+            return Ok(out);
+        }
     }
-    Ok(out)
+}
+
+/// Bytes decompressed at a time.
+const PIECE: usize = 1 << 16;
+
+fn reserve(out: &mut Vec<u8>, more: usize) -> io::Result<()> {
+    out.try_reserve_exact(more).map_err(|_| io::ErrorKind::OutOfMemory.into())
+}
+
+/// Recognizes zstd's message for a failed allocation.
+fn memory_or_other(error: io::Error) -> io::Error {
+    match error.to_string().contains("not enough memory") {
+        true => io::ErrorKind::OutOfMemory.into(),
+        false => error,
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,19 @@
 //! Reading files by position and whole, and the memory that whole shards may take.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::Fault;
 use crate::memory::advise_huge;
+use crate::{Error, Result};
 
 /// Bytes read at a time: small enough that freshly zeroed memory is still in the processor's cache when it is filled.
 const PIECE: usize = 1 << 20;
+
+/// The fault of a FIFO, a device or a folder.
+pub const NOT_REGULAR: &str = "this is not a regular file";
 
 /// Bytes reserved by all readers of this process.
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
@@ -29,6 +35,47 @@ impl Drop for Reservation {
     }
 }
 
+/// Opens a file and returns its length.
+///
+/// # Errors
+/// A format error if it is not a regular file: a FIFO would wait for a writer, and a device may never end. An I/O error if it
+/// cannot be opened.
+pub fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let io = |error| Error::io(path, error);
+    // Before opening, which waits for a FIFO.
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        return Err(Fault::new(0, NOT_REGULAR).in_file(path));
+    }
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    Ok((file, len))
+}
+
+/// Reads a regular file whole.
+///
+/// # Errors
+/// The errors of [`open_regular`] and of reading, and a memory error.
+pub fn read_regular(path: &Path) -> Result<Vec<u8>> {
+    let (file, len) = open_regular(path)?;
+    read_opened(&file, len, path)
+}
+
+/// Reads the first `len` bytes of an open file. `path` is for errors.
+///
+/// # Errors
+/// Any error of reading, and a memory error.
+pub fn read_opened(file: &File, len: u64, path: &Path) -> Result<Vec<u8>> {
+    let len = usize::try_from(len).map_err(|_| Error::memory(usize::MAX))?;
+    match read_whole(file, len, || false) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(Error::io(path, io::ErrorKind::OutOfMemory.into())),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(Fault::new(0, "the file was truncated while it was read").in_file(path))
+        }
+        Err(error) => Err(Error::io(path, error)),
+    }
+}
+
 /// Reads the first `len` bytes of a file. Returns `None` if there is not enough memory or `is_stopped` returns true.
 ///
 /// # Errors
@@ -38,7 +85,9 @@ pub fn read_whole(file: &File, len: usize, is_stopped: impl Fn() -> bool) -> io:
     if bytes.try_reserve_exact(len).is_err() {
         return Ok(None);
     }
-    advise_huge(bytes.spare_capacity_mut());
+    if len >= PIECE {
+        advise_huge(bytes.spare_capacity_mut());
+    }
     while bytes.len() < len {
         if is_stopped() {
             return Ok(None);

@@ -1,6 +1,6 @@
 //! `index.json`: the list of shards, and their schema.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use super::file::read_regular;
 use super::json::dumps;
 use super::{Column, Compression, Fault, INDEX, publish};
 use crate::{Error, Result};
@@ -25,6 +26,8 @@ pub struct Schema {
     pub header: u64,
     /// Bytes of all columns of fixed size.
     pub fixed: u64,
+    /// The index of each column by name.
+    by_name: HashMap<String, usize>,
 }
 
 impl Schema {
@@ -32,7 +35,8 @@ impl Schema {
     pub fn new(columns: Vec<Column>) -> Self {
         let header = 4 * columns.iter().filter(|column| column.size.is_none()).count() as u64;
         let fixed = columns.iter().filter_map(|column| column.size).map(u64::from).sum();
-        Self { columns, header, fixed }
+        let by_name = columns.iter().enumerate().map(|(at, column)| (column.name.clone(), at)).collect();
+        Self { columns, header, fixed, by_name }
     }
 
     /// True if all samples have the same size.
@@ -42,7 +46,7 @@ impl Schema {
 
     /// The index of the column called `name`.
     pub fn position(&self, name: &str) -> Option<usize> {
-        self.columns.iter().position(|column| column.name == name)
+        self.by_name.get(name).copied()
     }
 }
 
@@ -54,6 +58,7 @@ pub(super) struct Config {
     pub column_sizes: Vec<Option<u64>>,
     pub compression: Option<String>,
     pub format: String,
+    #[serde(default, deserialize_with = "null_as_default")]
     pub hashes: Vec<String>,
     pub size_limit: Json,
     pub version: u64,
@@ -88,6 +93,15 @@ fn schema(
     Ok(Schema::new(columns.collect::<std::result::Result<_, _>>()?))
 }
 
+/// Reads `null`, which other writers use for nothing, as an empty collection.
+fn null_as_default<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// One file of a shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -96,6 +110,7 @@ pub struct FileEntry {
     /// Size in bytes.
     pub bytes: u64,
     /// Maps algorithms to lowercase hex digests of the whole file.
+    #[serde(default, deserialize_with = "null_as_default")]
     pub hashes: BTreeMap<String, String>,
 }
 
@@ -107,6 +122,7 @@ pub struct ShardEntry {
     pub column_sizes: Vec<Option<u64>>,
     pub compression: Option<String>,
     pub format: String,
+    #[serde(default, deserialize_with = "null_as_default")]
     pub hashes: Vec<String>,
     pub raw_data: FileEntry,
     pub samples: u64,
@@ -156,6 +172,15 @@ pub(super) fn to_bytes(shards: &[ShardEntry]) -> Vec<u8> {
     dumps(&IndexFile { shards: shards.iter().collect(), version: VERSION })
 }
 
+/// The entries of an `index.json`.
+///
+/// # Errors
+/// The faults of [`Index::parse`].
+pub(super) fn entries(bytes: &[u8]) -> std::result::Result<Vec<ShardEntry>, Fault> {
+    Index::parse(bytes)?;
+    Ok(from_bytes::<IndexFile<ShardEntry>>(bytes)?.shards)
+}
+
 /// A shard, as parsed from the index.
 #[derive(Clone, Debug)]
 pub struct Shard {
@@ -192,7 +217,7 @@ impl Index {
     /// An I/O error if it cannot be read, a format error if it is invalid.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(INDEX);
-        let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+        let bytes = read_regular(&path)?;
         Self::parse(&bytes).map_err(|fault| fault.in_file(&path))
     }
 
@@ -247,25 +272,38 @@ impl Shard {
             (Some(name), None) => return Err(format!("compression {name:?}, but no zip_data")),
             (None, Some(_)) => return Err("zip_data, but no compression".into()),
         };
-        for file in [Some(raw), zip.as_ref().map(|(_, file)| file)].into_iter().flatten() {
-            check_basename(&file.basename)?;
-        }
-        Ok(Self { schema, raw: raw.clone(), zip, samples: entry.samples })
+        let inside = |file: FileEntry| {
+            let basename = normalized(&file.basename)?;
+            Ok::<_, String>(FileEntry { basename, ..file })
+        };
+        let zip = zip.map(|(compression, file)| Ok::<_, String>((compression, inside(file)?))).transpose()?;
+        Ok(Self { schema, raw: inside(raw.clone())?, zip, samples: entry.samples })
     }
 }
 
-/// Refuses a path that leads out of the dataset's folder.
-fn check_basename(basename: &str) -> std::result::Result<(), String> {
-    let path = Path::new(basename);
-    let inside = !basename.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)));
-    match inside && !basename.contains('\0') {
-        true => Ok(()),
-        false => Err(format!("the basename {basename:?} is not inside the folder")),
+/// A path without `.` and empty parts.
+///
+/// # Errors
+/// A message for a path that leads out of the dataset's folder.
+pub(super) fn normalized(basename: &str) -> std::result::Result<String, String> {
+    let outside = || format!("the basename {basename:?} is not inside the folder");
+    let mut parts = Vec::new();
+    for part in Path::new(basename).components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_str().ok_or_else(outside)?),
+            Component::CurDir => {}
+            _ => return Err(outside()),
+        }
+    }
+    match parts.is_empty() || basename.contains('\0') {
+        true => Err(outside()),
+        false => Ok(parts.join("/")),
     }
 }
 
 fn same_set(a: &Schema, b: &Schema) -> bool {
-    a.columns.len() == b.columns.len() && a.columns.iter().all(|column| b.columns.contains(column))
+    let in_b = |column: &Column| b.position(&column.name).is_some_and(|at| b.columns[at] == *column);
+    a.columns.len() == b.columns.len() && a.columns.iter().all(in_b)
 }
 
 /// Parses JSON. Converts the position of an error from line and column to a byte offset.
@@ -291,11 +329,11 @@ pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
     // Entries keep the order of their keys, and unknown keys, as Python dicts would.
     let mut merged: Vec<Json> = Vec::new();
     for folder in folders {
-        if check_basename(folder).is_err() || Path::new(folder).components().count() != 1 {
+        if normalized(folder).is_err() || Path::new(folder).components().count() != 1 {
             return Err(Error::argument(format!("{folder:?} is not the name of a folder in {}", path.display())));
         }
         let file = path.join(folder).join(INDEX);
-        let bytes = fs::read(&file).map_err(|error| Error::io(&file, error))?;
+        let bytes = read_regular(&file)?;
         let fault = |message: String| Fault::new(0, message).in_file(&file);
         // Refuse to merge an index that cannot be read.
         Index::parse(&bytes).map_err(|fault| fault.in_file(&file))?;

@@ -1,6 +1,7 @@
 //! Opening shards: files, offset tables and cached bytes.
 
-use std::fs::{self, File};
+use std::borrow::Cow;
+use std::fs::File;
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::Fault;
 use super::cache::Cache;
-use super::file::{Reservation, read_exact_at};
+use super::file::{Reservation, open_regular, read_exact_at, read_opened};
 use super::fill::Filler;
 use super::index::{Index, Schema, Shard};
-use super::shard::Table;
+use super::shard::{Load, Table};
+use crate::memory::resize;
 use crate::{Error, Result};
 
 /// Maximum number of files that one reader keeps open.
@@ -121,8 +123,10 @@ impl Shards {
 
     fn load_table(&self, number: usize, shard: &Shard, storage: &Storage) -> Result<Arc<Table>> {
         let table = Table::load(shard.samples, shard.raw.bytes, &shard.schema, |range| {
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            self.read_at(number, storage, range.start, &mut bytes).map(|()| bytes).map_err(Load::Error)
+            let mut bytes = Vec::new();
+            resize(&mut bytes, (range.end - range.start) as usize).map_err(|error| self.with_path(number, error))?;
+            self.read_at(number, storage, range.start, &mut bytes)?;
+            Ok(Cow::Owned(bytes))
         });
         let table = Arc::new(table.map_err(|error| match error {
             Load::Fault(fault) => self.error(number, fault),
@@ -155,22 +159,25 @@ impl Shards {
             return Ok(Storage::File(file));
         }
         let path = self.folder.join(&zip.basename);
-        match fs::read(&path) {
-            Ok(packed) => {
-                if packed.len() as u64 != zip.bytes {
-                    return Err(self.wrong_size(&path, packed.len() as u64, zip.bytes));
-                }
-                let bytes = compression.decompress(&packed, shard.raw.bytes);
-                let bytes = Arc::new(bytes.map_err(|error| Fault::new(0, error.to_string()).in_file(&path))?);
-                self.memory.put(number, Arc::clone(&bytes), bytes.len());
-                Ok(Storage::Memory(bytes))
-            }
+        let (file, len) = match open_regular(&path) {
+            Ok(opened) => opened,
             // A stock reader may have replaced it by the uncompressed file.
-            Err(error) if error.kind() == ErrorKind::NotFound && self.folder.join(&shard.raw.basename).exists() => {
-                self.open_file(number, shard).map(Storage::File)
+            Err(error) if error.is_not_found() && self.folder.join(&shard.raw.basename).exists() => {
+                return self.open_file(number, shard).map(Storage::File);
             }
-            Err(error) => Err(Error::io(path, error)),
+            Err(error) => return Err(error),
+        };
+        if len != zip.bytes {
+            return Err(self.wrong_size(&path, len, zip.bytes));
         }
+        let packed = read_opened(&file, len, &path)?;
+        let bytes = compression.decompress(&packed, shard.raw.bytes).map_err(|error| match error.kind() {
+            ErrorKind::OutOfMemory => Error::io(&path, error),
+            _ => Fault::new(0, error.to_string()).in_file(&path),
+        });
+        let bytes = Arc::new(bytes?);
+        self.memory.put(number, Arc::clone(&bytes), bytes.len());
+        Ok(Storage::Memory(bytes))
     }
 
     /// Opens the uncompressed file of a shard.
@@ -179,8 +186,7 @@ impl Shards {
             return Ok(file);
         }
         let path = self.folder.join(&shard.raw.basename);
-        let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
-        let len = file.metadata().map_err(|error| Error::io(&path, error))?.len();
+        let (file, len) = open_regular(&path)?;
         if len != shard.raw.bytes {
             return Err(self.wrong_size(&path, len, shard.raw.bytes));
         }
@@ -245,15 +251,9 @@ impl Shards {
     pub fn error(&self, number: usize, fault: Fault) -> Error {
         fault.in_file(&self.path(number))
     }
-}
 
-enum Load {
-    Fault(Fault),
-    Error(Error),
-}
-
-impl From<Fault> for Load {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+    /// Adds the file to the message of a memory error.
+    pub fn with_path(&self, number: usize, error: Error) -> Error {
+        Error::new(error.kind(), format!("{}: {error}", self.path(number).display()))
     }
 }

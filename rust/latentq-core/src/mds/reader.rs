@@ -7,7 +7,7 @@ use super::Fault;
 use super::index::Schema;
 use super::opened::{Opened, Shards};
 use super::shard::{Position, split};
-use crate::memory::prefetch;
+use crate::memory::{prefetch, resize, with_room};
 use crate::{Error, Result};
 
 /// Samples up to this size are read whole, even if only some columns are wanted.
@@ -120,7 +120,8 @@ impl Reader {
                 None
             }
             None => {
-                let mut bytes = vec![0; (range.end - range.start) as usize];
+                let mut bytes = Vec::new();
+                self.resize(&mut bytes, range.end - range.start, number)?;
                 self.shards.read(&shard, range.start, &mut bytes)?;
                 self.split(&shard, &bytes, &range, &mut ranges)?;
                 Some(bytes)
@@ -179,7 +180,8 @@ impl Reader {
             )));
         }
         // Go shard by shard, so that each is opened (and decompressed) once, and read in storage order.
-        let mut order: Vec<(u64, usize)> = indices.iter().copied().zip(0..).collect();
+        let mut order: Vec<(u64, usize)> = with_room(indices.len())?;
+        order.extend(indices.iter().copied().zip(0..));
         order.sort_unstable();
         let mut scratch = Scratch::default();
         let mut rest = order.as_slice();
@@ -229,7 +231,7 @@ impl Reader {
         let mut read = 0..0;
         if wanted.positions.is_none() {
             read = 0..if len <= WHOLE { len } else { shard.schema.header };
-            bytes.resize(read.end as usize, 0);
+            self.resize(bytes, read.end, shard.number)?;
             self.shards.read(shard, range.start, bytes)?;
             self.split(shard, bytes, &range, all)?;
             ranges.extend(wanted.columns.iter().map(|column| all[*column].clone()));
@@ -238,11 +240,16 @@ impl Reader {
         let end = ranges.iter().map(|at| at.end).max().unwrap_or(0);
         if start < read.start || end > read.end {
             read = start..end;
-            bytes.resize((end - start) as usize, 0);
+            self.resize(bytes, end - start, shard.number)?;
             self.shards.read(shard, range.start + start, bytes)?;
         }
         ranges.iter_mut().for_each(|at| *at = at.start - read.start..at.end - read.start);
         Ok((bytes, ranges))
+    }
+
+    /// Makes `bytes` as long as a sample, or a part of one. Errors name the shard.
+    fn resize(&self, bytes: &mut Vec<u8>, len: u64, shard: usize) -> Result<()> {
+        resize(bytes, len as usize).map_err(|error| self.shards.with_path(shard, error))
     }
 
     /// The number of the shard that contains a sample, and the sample's index in it.

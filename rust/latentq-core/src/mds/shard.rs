@@ -1,10 +1,34 @@
 //! The layout of a shard: `u32 n, u32 offsets[n + 1], config, samples`.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::Fault;
 use super::encoding::u32_at;
 use super::index::{Config, Schema, from_bytes};
+use crate::Error;
+use crate::memory::with_room;
+
+/// The reason why a table could not be loaded.
+#[derive(Debug)]
+pub enum Load {
+    /// The shard violates its format.
+    Fault(Fault),
+    /// The shard could not be read, or there is not enough memory.
+    Error(Error),
+}
+
+impl From<Fault> for Load {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<Error> for Load {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
 
 /// The offsets of the samples of a checked shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,13 +42,13 @@ impl Table {
     /// `read` returns the bytes of a range within `len`.
     ///
     /// # Errors
-    /// Any error of `read`, or a fault.
-    pub fn load<E: From<Fault>>(
+    /// Any error of `read`, a memory error, or a fault.
+    pub fn load<'a>(
         samples: u64,
         len: u64,
         schema: &Schema,
-        mut read: impl FnMut(Range<u64>) -> Result<Vec<u8>, E>,
-    ) -> Result<Self, E> {
+        mut read: impl FnMut(Range<u64>) -> Result<Cow<'a, [u8]>, Load>,
+    ) -> Result<Self, Load> {
         let head = 8u64.saturating_add(samples.saturating_mul(4));
         if head > len {
             return Err(Fault::new(len, format!("the shard ends before the offsets of {samples} samples")).into());
@@ -34,8 +58,8 @@ impl Table {
         if n != samples {
             return Err(Fault::new(0, format!("the shard has {n} samples, its index says {samples}")).into());
         }
-        let offsets: Vec<u32> =
-            bytes.chunks_exact(4).skip(1).map(|bytes| u32_at(bytes, 0).unwrap_or_default()).collect();
+        let mut offsets: Vec<u32> = with_room(bytes.len() / 4)?;
+        offsets.extend(bytes.chunks_exact(4).skip(1).map(|bytes| u32_at(bytes, 0).unwrap_or_default()));
         let least = schema.header + schema.fixed;
         let first = u64::from(offsets[0]);
         if first < head || first > len {
@@ -83,12 +107,15 @@ impl Table {
 }
 
 /// Checks a whole shard in memory. Returns the first fault of its header, or else the first fault of each sample.
-pub fn check(samples: u64, schema: &Schema, bytes: &[u8]) -> Vec<Fault> {
+///
+/// # Errors
+/// A memory error.
+pub fn check(samples: u64, schema: &Schema, bytes: &[u8]) -> crate::Result<Vec<Fault>> {
     let part = |range: Range<u64>| bytes.get(range.start as usize..range.end as usize).unwrap_or_default();
-    let table = Table::load(samples, bytes.len() as u64, schema, |range| Ok::<_, Fault>(part(range).to_vec()));
-    let table = match table {
+    let table = match Table::load(samples, bytes.len() as u64, schema, |range| Ok(Cow::Borrowed(part(range)))) {
         Ok(table) => table,
-        Err(fault) => return vec![fault],
+        Err(Load::Fault(fault)) => return Ok(vec![fault]),
+        Err(Load::Error(error)) => return Err(error),
     };
     let mut ranges = Vec::new();
     let sample = |i: usize| {
@@ -104,7 +131,7 @@ pub fn check(samples: u64, schema: &Schema, bytes: &[u8]) -> Vec<Fault> {
         }
         Ok(())
     };
-    (0..table.len()).map(sample).filter_map(Result::err).collect()
+    Ok((0..table.len()).map(sample).filter_map(Result::err).collect())
 }
 
 /// Reads the number of samples and the configuration from a shard, without an index.

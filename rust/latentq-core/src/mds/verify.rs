@@ -1,12 +1,13 @@
-//! Verifying a dataset, and rebuilding a lost index.
+//! Verifying a dataset.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::collections::HashSet;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::index::{FileEntry, Index, Shard, ShardEntry, datasets_in, to_bytes};
-use super::{Algorithm, Compression, Fault, INDEX, merge, publish, shard};
+use super::file::{NOT_REGULAR, open_regular, read_opened, read_regular};
+use super::index::{FileEntry, Index, Shard};
+use super::{Algorithm, Fault, INDEX, shard};
 use crate::{Error, Kind, Result};
 
 /// A problem with a file of a dataset.
@@ -21,7 +22,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(file: &str, fault: Fault) -> Self {
+    pub(super) fn new(file: &str, fault: Fault) -> Self {
         Self { file: file.to_owned(), offset: fault.offset, message: fault.message }
     }
 }
@@ -32,8 +33,7 @@ impl Finding {
 /// # Errors
 /// An I/O error if there is no index or a file cannot be read.
 pub fn verify(folder: &Path) -> Result<Vec<Finding>> {
-    let path = folder.join(INDEX);
-    let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+    let bytes = read_regular(&folder.join(INDEX))?;
     let index = match Index::parse(&bytes) {
         Ok(index) => index,
         Err(fault) => return Ok(vec![Finding::new(INDEX, fault)]),
@@ -68,18 +68,31 @@ pub fn verify(folder: &Path) -> Result<Vec<Finding>> {
 fn verify_shard(folder: &Path, shard: &Shard, findings: &mut Vec<Finding>) -> Result<()> {
     let raw = &shard.raw;
     let mut stored = shard.stored();
-    let mut bytes = read(folder, &stored.basename)?;
+    let mut opened = open(folder, &stored.basename)?;
     let mut compression = shard.zip.as_ref().map(|(compression, _)| *compression);
-    if bytes.is_none() && compression.is_some() {
+    if matches!(opened, Found::Missing) && compression.is_some() {
         // A stock reader may have decompressed it in place.
         (stored, compression) = (raw, None);
-        bytes = read(folder, &stored.basename)?;
+        opened = open(folder, &stored.basename)?;
     }
     let mut report = |fault| findings.push(Finding::new(&stored.basename, fault));
-    let Some(bytes) = bytes else {
-        report(Fault::new(0, "the file is not there"));
-        return Ok(());
+    let (file, len) = match opened {
+        Found::File(file, len) => (file, len),
+        Found::Missing => {
+            report(Fault::new(0, "the file is not there"));
+            return Ok(());
+        }
+        Found::NotRegular => {
+            report(Fault::new(0, NOT_REGULAR));
+            return Ok(());
+        }
     };
+    if let Some(fault) = wrong_size(len, stored) {
+        report(fault);
+        return Ok(());
+    }
+    let path = folder.join(&stored.basename);
+    let bytes = read_opened(&file, len, &path)?;
     let sound = check_file(stored, &bytes, &mut report);
     let bytes = match compression {
         None => bytes,
@@ -90,21 +103,26 @@ fn verify_shard(folder: &Path, shard: &Shard, findings: &mut Vec<Finding>) -> Re
                 }
                 bytes
             }
+            Err(error) if error.kind() == ErrorKind::OutOfMemory => return Err(Error::io(path, error)),
             Err(error) => {
                 report(Fault::new(0, format!("cannot be decompressed: {error}")));
                 return Ok(());
             }
         },
     };
-    shard::check(shard.samples, &shard.schema, &bytes).into_iter().for_each(report);
+    shard::check(shard.samples, &shard.schema, &bytes)?.into_iter().for_each(report);
     Ok(())
+}
+
+fn wrong_size(len: u64, entry: &FileEntry) -> Option<Fault> {
+    let message = format!("the file has {len} bytes, its index says {}", entry.bytes);
+    (len != entry.bytes).then(|| Fault::new(len.min(entry.bytes), message))
 }
 
 /// Checks size and hashes against the index. Returns true if they match.
 fn check_file(entry: &FileEntry, bytes: &[u8], report: &mut impl FnMut(Fault)) -> bool {
-    let len = bytes.len() as u64;
-    if len != entry.bytes {
-        report(Fault::new(len.min(entry.bytes), format!("the file has {len} bytes, its index says {}", entry.bytes)));
+    if let Some(fault) = wrong_size(bytes.len() as u64, entry) {
+        report(fault);
         return false;
     }
     let mut sound = true;
@@ -120,159 +138,27 @@ fn check_file(entry: &FileEntry, bytes: &[u8], report: &mut impl FnMut(Fault)) -
     sound
 }
 
-/// Reads a file; `None` if it does not exist.
-fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
-    let path = folder.join(name);
-    match fs::read(&path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(error) => Err(Error::io(path, error)),
-    }
+/// The file of a shard.
+pub(super) enum Found {
+    File(File, u64),
+    Missing,
+    NotRegular,
 }
 
-/// The result of [`repair`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Repair {
-    /// Number of shards in the index.
-    pub shards: usize,
-    /// Number of samples in them.
-    pub samples: u64,
-    /// Shards that could not be listed, and why. The files are not changed.
-    pub left_out: Vec<Finding>,
-    /// New names of previous indexes, relative to the folder.
-    pub kept: Vec<String>,
-}
-
-/// Rebuilds `index.json` from the shards in `folder`. If there are none, rebuilds the index of each subfolder that has lost
-/// its own, and then the merged index. Nothing is deleted: a previous index is kept under another name.
-///
-/// # Errors
-/// A format error if there is no shard at all; an I/O error if a file cannot be read or written.
-pub fn repair(folder: &Path) -> Result<Repair> {
-    let mut done = Repair::default();
-    if !shards_in(folder)?.is_empty() {
-        repair_here(folder, "", &mut done)?;
-        return Ok(done);
+/// Opens a file. `Missing` and `NotRegular` are problems of the dataset, other errors are not.
+pub(super) fn open(folder: &Path, name: &str) -> Result<Found> {
+    match open_regular(&folder.join(name)) {
+        Ok((file, len)) => Ok(Found::File(file, len)),
+        Err(error) if error.kind() == Kind::Format => Ok(Found::NotRegular),
+        Err(error) => match error.io_error().map(std::io::Error::kind) {
+            Some(ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(Found::Missing),
+            _ => Err(error),
+        },
     }
-    let mut found = Vec::new();
-    for name in datasets_in(folder, |folder| Ok(folder.is_dir()))? {
-        let sub = folder.join(&name);
-        match Index::load(&sub) {
-            Ok(index) => {
-                done.shards += index.shards.len();
-                done.samples += index.shards.iter().map(|shard| shard.samples).sum::<u64>();
-            }
-            Err(error) if error.kind() == Kind::Format || is_missing(&error) => {
-                if shards_in(&sub)?.is_empty() {
-                    continue;
-                }
-                repair_here(&sub, &format!("{name}/"), &mut done)?;
-            }
-            Err(error) => return Err(error),
-        }
-        found.push(name);
-    }
-    if found.is_empty() {
-        return Err(Error::format(format!("{}: there is no shard in this folder", folder.display())));
-    }
-    let index = super::merged_index(folder, &found)?;
-    done.kept.extend(keep(folder, &index)?);
-    merge(folder, Some(&found))?;
-    Ok(done)
-}
-
-fn is_missing(error: &Error) -> bool {
-    error.io_error().is_some_and(|error| error.kind() == ErrorKind::NotFound)
-}
-
-fn repair_here(folder: &Path, prefix: &str, done: &mut Repair) -> Result<()> {
-    let names = shards_in(folder)?;
-    let mut entries: Vec<ShardEntry> = Vec::new();
-    for name in &names {
-        // A copy that a stock reader decompressed next to the compressed shard.
-        let copy =
-            names.iter().any(|other| other.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('.')));
-        if copy {
-            continue;
-        }
-        let path = folder.join(name);
-        let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
-        match entry_of(name, &bytes) {
-            Ok(entry) if entries.first().is_none_or(|first| first.same_columns(&entry)) => {
-                done.shards += 1;
-                done.samples += entry.samples;
-                entries.push(entry);
-            }
-            Ok(_) => {
-                let fault = Fault::new(0, "its columns differ from those of the first shard");
-                done.left_out.push(Finding::new(&format!("{prefix}{name}"), fault));
-            }
-            Err(fault) => done.left_out.push(Finding::new(&format!("{prefix}{name}"), fault)),
-        }
-    }
-    let index = to_bytes(&entries);
-    done.kept.extend(keep(folder, &index)?.map(|name| format!("{prefix}{name}")));
-    publish::replace_file(&folder.join(INDEX), &index)
-}
-
-/// Builds the index entry of a shard called `name` from its bytes.
-///
-/// # Errors
-/// The first fault of the shard.
-pub fn entry_of(name: &str, stored: &[u8]) -> std::result::Result<ShardEntry, Fault> {
-    let other = |message: String| Fault::new(0, message);
-    let (raw_name, compression) = match name.rsplit_once(".mds.") {
-        None => (name.to_owned(), None),
-        Some((stem, extension)) => {
-            let compression = Compression::parse(extension).map_err(|error| other(error.to_string()))?;
-            (format!("{stem}.mds"), Some(compression))
-        }
-    };
-    let unpacked = compression.map(|compression| compression.decompress_up_to(stored, u64::from(u32::MAX)));
-    let unpacked = unpacked.transpose().map_err(|error| other(format!("cannot be decompressed: {error}")))?;
-    let bytes = unpacked.as_deref().unwrap_or(stored);
-    let (samples, config) = shard::own_config(bytes)?;
-    let schema = config.schema().map_err(other)?;
-    if let Some(fault) = shard::check(samples, &schema, bytes).into_iter().next() {
-        return Err(fault);
-    }
-    let hashes = config.hashes.iter().map(|name| Algorithm::parse(name)).collect::<Result<Vec<_>>>();
-    let hashes = hashes.map_err(|error| other(error.to_string()))?;
-    let entry = |basename: &str, bytes: &[u8]| FileEntry {
-        basename: basename.to_owned(),
-        bytes: bytes.len() as u64,
-        hashes: hashes.iter().map(|hash| (hash.name().to_owned(), hash.digest(&[bytes]))).collect::<BTreeMap<_, _>>(),
-    };
-    let stated = config.compression.as_deref().map(Compression::parse).transpose();
-    match stated {
-        Ok(stated) if stated.map(Compression::extension) == compression.map(Compression::extension) => {}
-        _ => return Err(other(format!("its configuration has the compression {:?}", config.compression))),
-    }
-    let zip = compression.map(|_| entry(name, stored));
-    Ok(ShardEntry::new(config, entry(&raw_name, bytes), zip, samples))
-}
-
-/// Keeps the index in `folder` under another name, unless it equals `index`. Returns the new name.
-fn keep(folder: &Path, index: &[u8]) -> Result<Option<String>> {
-    match read(folder, INDEX)? {
-        Some(bytes) if bytes != index => {}
-        _ => return Ok(None),
-    }
-    // No `.json` at the end: mosaicml's merge_index would read it as an index.
-    for number in 0.. {
-        let name = format!("{INDEX}.before-repair.{number}");
-        let to = folder.join(&name);
-        match fs::hard_link(folder.join(INDEX), &to) {
-            Ok(()) => return Ok(Some(name)),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Error::io(to, error)),
-        }
-    }
-    Ok(None)
 }
 
 /// The names of the shards in a folder, ordered by number.
-fn shards_in(folder: &Path) -> Result<Vec<String>> {
+pub(super) fn shards_in(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let io = |error| Error::io(folder, error);
     let entries = match fs::read_dir(folder) {
