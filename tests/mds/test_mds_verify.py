@@ -1,5 +1,6 @@
 """Tests `verify` and `repair` on damaged datasets."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -151,3 +152,101 @@ def test_without_shards_there_is_nothing_to_repair(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="no shard"):
         mds.repair(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def stock_cache(path: Path) -> tuple[Path, Path]:
+    """Returns a compressed remote, and the folder that a StreamingDataset keeps of it: plain shards and its index."""
+    remote, cache = path / "remote", path / "cache"
+    write(remote, compression="gz", hashes=["md5"])
+    cache.mkdir()
+    for shard in json.loads((remote / "index.json").read_text())["shards"]:
+        packed = (remote / shard["zip_data"]["basename"]).read_bytes()
+        (cache / shard["raw_data"]["basename"]).write_bytes(gzip.decompress(packed))
+    (cache / "index.json").write_bytes((remote / "index.json").read_bytes())
+    return remote, cache
+
+
+def test_the_index_of_a_cache_of_a_compressed_remote_is_kept(tmp_path: Path) -> None:
+    _, cache = stock_cache(tmp_path)
+    before = contents(cache)
+    shards = len(before) - 1
+    assert mds.repair(cache) == mds.Repair(shards, 12, [], [])
+    assert contents(cache) == before
+
+
+def test_a_cache_of_a_compressed_remote_without_its_index_gets_one_of_plain_shards(tmp_path: Path) -> None:
+    _, cache = stock_cache(tmp_path)
+    (cache / "index.json").write_bytes(b"{")
+    done = mds.repair(cache)
+    assert (done.samples, done.left_out, done.kept) == (12, [], ["index.json.before-repair.0"])
+    entries = json.loads((cache / "index.json").read_text())["shards"]
+    assert {(entry["compression"], entry["zip_data"]) for entry in entries} == {(None, None)}
+    assert mds.verify(cache) == []
+    assert mds.Reader(cache).gather(range(12), "n").tolist() == list(range(12))
+
+
+def test_a_cached_shard_that_differs_from_its_remote_gets_its_own_entry(tmp_path: Path) -> None:
+    _, cache = stock_cache(tmp_path)
+    file = cache / "shard.00000.mds"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # a byte of n
+    file.write_bytes(data)
+    done = mds.repair(cache)
+    assert done.samples == 12
+    entries = json.loads((cache / "index.json").read_text())["shards"]
+    assert [entry["compression"] for entry in entries] == [None, *["gz"] * (len(entries) - 1)]
+    assert mds.verify(cache) == []
+
+
+def test_an_index_is_not_replaced_by_one_with_fewer_samples_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write(path, size_limit=350)
+    (path / "shard.00001.mds").unlink()
+    file = path / "shard.00002.mds"
+    file.write_bytes(file.read_bytes()[:-1])
+    before = contents(path)
+    with pytest.raises(
+        FormatError, match=r"lists 12 samples, but the shards here hold \d.*shard\.00002\.mds: "
+    ) as raised:
+        mds.repair(path)
+    assert "--allow-fewer-samples" in str(raised.value)
+    assert contents(path) == before
+    done = mds.repair(path, allow_fewer_samples=True)
+    assert done.kept == ["index.json.before-repair.0"]
+    assert (path / done.kept[0]).read_bytes() == before["index.json"]
+    assert 0 < done.samples == len(mds.Reader(path)) < 12
+
+
+def test_a_merged_index_is_not_replaced_by_one_with_fewer_samples_unasked(tmp_path: Path) -> None:
+    for name in ["00000", "00001"]:
+        write(tmp_path / name)
+    mds.merge(tmp_path)
+    (tmp_path / "00001" / "index.json").unlink()
+    (tmp_path / "00001" / "shard.00000.mds").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(FormatError, match="lists 24 samples"):
+        mds.repair(tmp_path)
+    assert contents(tmp_path) == before
+    assert mds.repair(tmp_path, allow_fewer_samples=True).samples == len(mds.Reader(tmp_path)) < 24
+
+
+def test_an_index_without_shards_is_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    write(path)
+    for file in path.glob("shard.*"):
+        file.write_bytes(b"broken")
+    (path / "index.json").write_bytes(b"{")
+    before = contents(path)
+    with pytest.raises(FormatError, match=r"none of the \d shards can be listed; the first is shard\.00000\.mds"):
+        mds.repair(path, allow_fewer_samples=True)
+    assert contents(path) == before
+
+
+def test_a_broken_compressed_shard_is_replaced_by_its_plain_copy(tmp_path: Path) -> None:
+    remote, cache = stock_cache(tmp_path)
+    (remote / "shard.00000.mds.gz").write_bytes(b"broken")
+    (remote / "shard.00000.mds").write_bytes((cache / "shard.00000.mds").read_bytes())
+    done = mds.repair(remote)
+    assert done.samples == 12
+    assert [finding.file for finding in done.left_out] == ["shard.00000.mds.gz"]
+    assert mds.Reader(remote).gather(range(12), "n").tolist() == list(range(12))

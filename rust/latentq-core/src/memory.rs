@@ -24,16 +24,24 @@ pub fn resize(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
     Ok(())
 }
 
+/// Makes room for `more` bytes.
+///
+/// # Errors
+/// A memory error.
+pub fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<()> {
+    // Growing by a factor is fast, but may ask for memory that is not needed.
+    if bytes.try_reserve(more).is_ok() {
+        return Ok(());
+    }
+    bytes.try_reserve_exact(more).map_err(|_| Error::memory(bytes.len().saturating_add(more)))
+}
+
 /// Appends bytes.
 ///
 /// # Errors
 /// A memory error.
 pub fn append(bytes: &mut Vec<u8>, more: &[u8]) -> Result<()> {
-    // Growing by a factor is fast, but may ask for memory that is not needed.
-    if bytes.try_reserve(more.len()).is_err() {
-        let len = bytes.len().saturating_add(more.len());
-        bytes.try_reserve_exact(more.len()).map_err(|_| Error::memory(len))?;
-    }
+    reserve(bytes, more.len())?;
     bytes.extend_from_slice(more);
     Ok(())
 }

@@ -11,7 +11,7 @@ use latentq_core::quant::{self, FloatsMut};
 use latentq_core::{Result, mds};
 use numpy::prelude::*;
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArray};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -269,11 +269,14 @@ pub fn gather<'py>(
         Some(reader) => Samples::Reader(Arc::clone(&reader.get().reader)),
         None => Samples::Tables(Arc::clone(&samples.cast::<MemoryTables>()?.get().tables)),
     };
-    let indices = indices.as_array();
-    let indices: Vec<u64> = match &reader {
-        Some(reader) => indices.iter().map(|index| reader.get().resolve(*index)).collect::<PyResult<_>>()?,
-        None => indices.iter().map(|index| *index as u64).collect(), // a negative index becomes out of range
-    };
+    let (given, mut indices) = (indices.as_array(), Vec::new());
+    indices.try_reserve_exact(given.len()).map_err(|_| PyMemoryError::new_err("not enough memory for the indices"))?;
+    for index in given {
+        indices.push(match &reader {
+            Some(reader) => reader.get().resolve(*index)?,
+            None => *index as u64, // a negative index becomes out of range
+        });
+    }
     let n = indices.len();
     let destinations = outs.iter().zip(&quantizers).map(|(out, quantizer)| Destination::new(out, quantizer, n));
     let destinations = destinations.collect::<PyResult<Vec<_>>>()?;

@@ -214,6 +214,24 @@ mod tests {
     }
 
     #[test]
+    fn decompression_stops_at_the_limit() {
+        for name in ["br", "bz2", "gz", "zstd"] {
+            let compression = Compression::parse(name).unwrap();
+            let packed = compression.compress(&vec![0; 1 << 20]).unwrap();
+            let error = compression.decompress_up_to(&packed, 1000).unwrap_err();
+            assert_eq!(error.to_string(), "decompresses to more than 1000 bytes", "{name}");
+            let out = compression.decompress_up_to(&packed, u64::from(u32::MAX)).unwrap();
+            assert!(out.len() == 1 << 20 && out.capacity() <= 1 << 21, "{name}");
+        }
+    }
+
+    #[test]
+    fn brotli_streams_with_a_large_window_are_refused() {
+        let error = Compression::parse("br").unwrap().decompress_up_to(&[0x11, 0x1e, 3], 10).unwrap_err();
+        assert_eq!(error.to_string(), "a brotli stream with a large window");
+    }
+
+    #[test]
     fn levels_of_the_stock_writer_are_the_only_ones() {
         for name in ["br:12", "bz2:0", "gz:10", "snappy:1", "zstd:0", "zstd:23", "zstd:", "zstd:03", "zstd:-1", "lz4"] {
             assert!(Compression::parse(name).is_err(), "{name}");

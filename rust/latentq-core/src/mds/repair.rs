@@ -122,9 +122,15 @@ fn check_samples(folder: &Path, previous: Option<&[ShardEntry]>, done: &Repair, 
 
 /// Makes the entries of the shards in a folder. Adds those that cannot be listed to `done.left_out`, with `prefix`.
 fn rebuild(folder: &Path, prefix: &str, previous: &[ShardEntry], done: &mut Repair) -> Result<Vec<ShardEntry>> {
-    let previous = previous.iter().filter_map(|entry| Some((normalized(&entry.raw_data.basename).ok()?, entry)));
-    let previous: HashMap<String, &ShardEntry> = previous.collect();
     let names = shards_in(folder)?;
+    // Readers prefer the compressed file, so its entry fits a plain shard only if that file is gone.
+    let present: HashSet<&str> = names.iter().map(String::as_str).collect();
+    let previous = previous.iter().filter_map(|entry| {
+        let zip = normalized(&entry.zip_data.as_ref()?.basename).ok()?;
+        let raw = normalized(&entry.raw_data.basename).ok()?;
+        (!present.contains(zip.as_str())).then_some((raw, entry))
+    });
+    let previous: HashMap<String, &ShardEntry> = previous.collect();
     let mut found: BTreeMap<usize, ShardEntry> = BTreeMap::new();
     let mut listed: HashSet<String> = HashSet::new();
     let mut columns: Option<ShardEntry> = None;
@@ -186,7 +192,6 @@ fn describes(known: &ShardEntry, made: &ShardEntry, bytes: &[u8]) -> bool {
         Algorithm::parse(name).is_ok_and(|algorithm| algorithm.digest(&[bytes]) == *digest)
     };
     made.zip_data.is_none()
-        && known.zip_data.is_some()
         && known.samples == made.samples
         && known.same_columns(made)
         && known.raw_data.bytes == bytes.len() as u64

@@ -10,7 +10,7 @@ use super::index::{Config, FileEntry, Schema, ShardEntry, to_bytes};
 use super::json::dumps;
 use super::publish::Folder;
 use super::{Algorithm, Column, Compression, INDEX};
-use crate::memory::advise_huge;
+use crate::memory::{advise_huge, append, reserve};
 use crate::parallel::Task;
 use crate::{Error, Result};
 
@@ -258,6 +258,10 @@ impl Writer {
             }
             self.flush()?;
         }
+        if let Err(error) = reserve(&mut self.samples.data, size as usize) {
+            self.failed = true;
+            return Err(error);
+        }
         for (at, column) in self.schema.columns.iter().enumerate() {
             if column.size.is_none() {
                 // `check` has made sure that this fits.
@@ -360,7 +364,7 @@ impl Form {
                 None
             }
             Some(compression) => {
-                head.extend_from_slice(&samples.data);
+                append(&mut head, &samples.data)?;
                 let basename = format!("{basename}.{}", compression.extension());
                 let packed = compression.compress(&head).map_err(|error| Error::io(&basename, error))?;
                 folder.write(&basename, &[&packed])?;
