@@ -1,13 +1,12 @@
 //! Loading shards into memory in the background.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cache::Cache;
-use super::file::read_whole;
+use super::file::{open_regular, read_whole};
 use crate::parallel::Task;
 
 /// Loads shards into a cache, one after the other, on a thread of its own that lives while there is something to load.
@@ -98,9 +97,8 @@ impl Shared {
 
     /// The bytes of a shard, or `None` if it cannot be read, memory is short or the load is stopped.
     fn read(&self, due: &Due) -> Option<Vec<u8>> {
-        let file = File::open(&due.path).ok()?;
-        let is_whole = file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == due.len as u64);
-        if !is_whole {
+        let (file, len) = open_regular(&due.path).ok()?;
+        if len != due.len as u64 {
             return None;
         }
         read_whole(&file, due.len, || self.stopped.load(Relaxed)).ok().flatten()
