@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from latentq import ImageError, image
@@ -98,7 +99,8 @@ def test_tiffs_decode_to_the_pixels_of_pillow(mode: str, compression: str | None
 
 
 @pytest.mark.parametrize(
-    ("compression", "flags"), [("tiff_ccitt", 0), ("group3", 0), ("group3", 1), ("group3", 4), ("group4", 0)]
+    ("compression", "flags"),
+    [("tiff_ccitt", 0), ("group3", 0), ("group3", 1), ("group3", 4), ("group3", 5), ("group4", 0)],
 )
 def test_faxes_in_tiffs_decode_to_the_written_pixels(compression: str, flags: int) -> None:
     # Not compared with Pillow, because libtiff loses the last run of the smallest tiff_ccitt files.
@@ -166,11 +168,111 @@ def test_bmps_of_every_kind_decode_to_the_pixels_of_pillow() -> None:
         np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
 
 
+@pytest.mark.parametrize("colors", [1, 2])
+@pytest.mark.parametrize(("bits", "compression"), [(8, 1), (4, 2)])
+def test_runs_of_a_black_and_white_palette_become_0_and_255(bits: int, compression: int, colors: int) -> None:
+    palette = bytes(4) + b"\xff\xff\xff\0"
+    runs = bytes([4, 0x11, 0, 0, 2, 0, 2, 0x10, 0, 0, 4, 0x03, 0, 1])
+    start = 54 + 4 * colors
+    header = struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, start, 40, 4, 3, 1, bits, compression, 0, 0, 0, colors, 0)
+    data = b"BM" + header + palette[: 4 * colors] + runs
+    pixels = image.decode(data, **PLAIN)
+    np.testing.assert_array_equal(pixels, pillow(data))
+    assert pixels[2, :, 0].tolist() == [255] * 4
+
+
 def test_unsupported_tiffs_are_refused_by_name() -> None:
     for compression, number in (("lzma", 34925), ("tiff_raw_16", 32771)):
         data = saved(picture_of("1", 20, 30), "TIFF", compression=compression)
         with pytest.raises(ImageError, match=f"TIFF: compression {number} is not supported"):
             image.decode(data)
+
+
+def with_tag(data: bytes, tag: int, value: int | None) -> bytes:
+    """Returns a little-endian TIFF with the number of a tag changed, or with the tag made an unknown one."""
+    start = struct.unpack_from("<I", data, 4)[0]
+    changed = bytearray(data)
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        if struct.unpack_from("<H", data, entry)[0] == tag:
+            assert struct.unpack_from("<I", data, entry + 4)[0] == 1
+            if value is None:
+                changed[entry : entry + 2] = struct.pack("<H", 65000)
+            else:
+                changed[entry + 8 : entry + 12] = struct.pack("<I", value)
+    return bytes(changed)
+
+
+COMPRESSIONS = ["tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "jpeg", None]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("count", [0, None])
+def test_a_single_strip_without_its_length_is_read_to_the_end(compression: str | None, count: int | None) -> None:
+    picture = picture_of("L" if compression == "jpeg" else "1", 40, 64)
+    whole = saved(picture, "TIFF", compression=compression)
+    data = with_tag(whole, 279, count)
+    assert data != whole
+    np.testing.assert_array_equal(image.decode(data, **PLAIN), pillow(data))
+    np.testing.assert_array_equal(image.decode(data, **PLAIN), image.decode(whole, **PLAIN))
+
+
+def float_tiff(values: NDArray[np.float32], compression: int, predictor: int, rows: int) -> bytes:
+    """Returns a TIFF of floats in strips of `rows` rows, stored with predictor 3 if that is the number given."""
+    height, width = values.shape
+    strips = []
+    for top in range(0, height, rows):
+        stored = b""
+        for row in values[top : top + rows]:
+            sorted_bytes = row.astype(">f4").view(np.uint8).reshape(width, 4).T.ravel()
+            differences = np.diff(sorted_bytes, prepend=np.uint8(0))
+            stored += (differences if predictor == 3 else row.astype("<f4").view(np.uint8)).tobytes()
+        strips.append(zlib.compress(stored) if compression == 8 else stored)
+    tags = [(256, 4, [width]), (257, 4, [height]), (258, 3, [32]), (259, 3, [compression]), (262, 3, [1])]
+    tags += [(273, 4, [0] * len(strips)), (277, 3, [1]), (278, 4, [rows]), (279, 4, [len(strip) for strip in strips])]
+    tags += [(317, 3, [predictor]), (339, 3, [3])]
+    lists = 8 + 2 + 12 * len(tags) + 4
+    first = lists + 2 * 4 * len(strips)
+    offsets = [first + sum(map(len, strips[:number])) for number in range(len(strips))]
+    tags[5] = (273, 4, offsets)
+    entries, outside = b"", b""
+    for tag, kind, numbers in tags:
+        packed = struct.pack(f"<{len(numbers)}{'H' if kind == 3 else 'I'}", *numbers)
+        if len(packed) > 4:
+            entries += struct.pack("<HHII", tag, kind, len(numbers), lists + len(outside))
+            outside += packed
+        else:
+            entries += struct.pack("<HHI", tag, kind, len(numbers)) + packed.ljust(4, b"\0")
+    return (
+        struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+        + entries
+        + bytes(4)
+        + outside.ljust(first - lists, b"\0")
+        + (b"".join(strips))
+    )
+
+
+@pytest.mark.parametrize("rows", [31, 7])
+@pytest.mark.parametrize("width", [1, 2, 33])
+def test_the_predictor_of_floats_is_reversed(width: int, rows: int) -> None:
+    values = (noise(31, width)[..., 0] - np.float32(20.3)) * np.float32(1.3)
+    data = float_tiff(values, 8, 3, rows)
+    pixels = image.decode(data, **PLAIN)
+    np.testing.assert_array_equal(pixels, pillow(data))
+    np.testing.assert_array_equal(pixels[..., 0], values.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("predictor", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_predictors_are_read_or_refused_as_by_pillow(compression: int, predictor: int) -> None:
+    data = float_tiff((noise(5, 9)[..., 0] - np.float32(20.3)), compression, predictor if compression == 8 else 1, 5)
+    data = with_tag(data, 317, predictor)
+    try:
+        expected = pillow(data)
+    except (OSError, ValueError):
+        with pytest.raises(ImageError, match="predictor"):
+            image.decode(data)
+    else:
+        np.testing.assert_array_equal(image.decode(data, **PLAIN), expected)
 
 
 def test_the_first_frame_of_an_animation_is_decoded() -> None:

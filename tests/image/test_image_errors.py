@@ -200,10 +200,10 @@ import io, resource
 import numpy as np
 from PIL import Image
 from latentq import ImageError, image
-resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+resource.setrlimit(resource.RLIMIT_AS, (3 << 29, 3 << 29))
 gray = np.zeros((2, 2, 3), np.uint8)
 file = io.BytesIO()
-Image.new("L", (13000, 13000)).save(file, "PNG")
+Image.new("RGBA", (13000, 13000)).save(file, "PNG", compress_level=1)
 for work in (
     lambda: image.resize(gray, 20_000, 30_000),
     lambda: image.fit(gray, 40_000),
@@ -221,6 +221,159 @@ for work in (
 
 def test_short_memory_is_an_error_and_does_not_end_the_process():
     subprocess.run([sys.executable, "-c", NO_ROOM], check=True)
+
+
+ROOM = """
+import pathlib, resource, sys
+from latentq import ImageError, image
+file, bytes_per_pixel = pathlib.Path(sys.argv[1]).read_bytes(), float(sys.argv[2])
+image.decode(file)  # makes the arenas of the allocator
+used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
+limit = used + int(8000 * 8000 * bytes_per_pixel)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    assert image.decode(file).shape == (8000, 8000, 3)
+    print("decoded")
+except ImageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("mode", "needed"), [("RGB", 3), ("L", 4)])
+def test_a_png_decodes_in_the_memory_of_its_pixels(tmp_path, mode, needed):
+    Image.new(mode, (8000, 8000)).save(tmp_path / "a.png", "PNG", compress_level=1)
+    for bytes_per_pixel, expected in ((needed + 0.7, "decoded"), (needed - 0.5, "not enough memory")):
+        arguments = [sys.executable, "-c", ROOM, str(tmp_path / "a.png"), str(bytes_per_pixel)]
+        assert expected in subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_decoder_without_memory_says_so():
+    # libjpeg allocates the coefficients of a progressive image, 6 bytes a pixel.
+    program = """
+import io, resource
+from PIL import Image
+from latentq import ImageError, image
+from latentq.system.faults import is_machine_fault
+files = []
+for format, options in (("JPEG", {"progressive": True, "subsampling": 0}), ("WEBP", {"lossless": True, "method": 0})):
+    file = io.BytesIO()
+    Image.new("RGB", (5000, 5000)).save(file, format, **options)
+    files.append(file.getvalue())
+used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
+for room in range(80, 800, 130):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (room << 20), resource.RLIM_INFINITY))
+    for data in files:
+        try:
+            image.decode(data)
+        except (ImageError, MemoryError) as error:
+            assert is_machine_fault(error), error
+        else:
+            assert room > 200
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def jpeg_of_empty_scans(side: int, scans: int) -> bytes:
+    """Returns a gray progressive JPEG whose scans are runs of blocks without coefficients, a few bytes each."""
+    blocks = (side + 7) // 8
+    runs = -(-blocks * blocks // 32767)
+    bits = ("0" + "1" * 14) * runs
+    bits += "1" * (-len(bits) % 8)
+    coded = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)).replace(b"\xff", b"\xff\0")
+    scan = segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") + coded
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xDB, b"\0" + bytes([1] * 64)),
+            segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\0"),
+            segment(0xC4, b"\x10" + bytes([1, 1] + [0] * 14) + b"\xe0\x00"),
+            scan * scans,
+            b"\xff\xd9",
+        ]
+    )
+
+
+@pytest.mark.parametrize(("side", "limit"), [(64, 500), (4000, 268), (13300, 24)])
+def test_a_jpeg_of_too_many_scans_is_refused(side: int, limit: int) -> None:
+    if side <= 4000:  # the largest takes seconds
+        assert image.load(jpeg_of_empty_scans(side, limit), 8).shape == (8, 8, 3)
+    start = time.process_time()
+    with pytest.raises(ImageError, match=f"more than {limit} scans"):
+        image.load(jpeg_of_empty_scans(side, 10 * limit), 8)
+    refused = time.process_time() - start
+    start = time.process_time()
+    with pytest.raises(ImageError, match=f"more than {limit} scans"):
+        image.load(jpeg_of_empty_scans(side, limit + 1), 8)
+    assert refused < 3 * (time.process_time() - start) + 0.1  # the scans beyond the limit are not read
+
+
+def test_the_strips_of_a_tiff_share_the_limit_of_scans() -> None:
+    strip = jpeg_of_empty_scans(64, 501)
+    tags = [(256, 64), (257, 64), (258, 8), (259, 7), (262, 1), (273, 8 + 2 + 12 * 9 + 4), (277, 1), (278, 64)]
+    tags.append((279, len(strip)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + strip
+    with pytest.raises(ImageError, match="more than 500 scans"):
+        image.decode(data)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_progressive_jpegs_decode_at_the_default_pixel_limit(mode: str) -> None:
+    whole = saved(picture_of(mode, 40, 40), "JPEG", progressive=True)
+    assert 6 <= whole.count(b"\xff\xda") <= 24
+    np.testing.assert_array_equal(image.decode(whole, **PLAIN), pillow(whole))
+
+
+def apng(*chunks: tuple[bytes, bytes], frames: int = 2) -> bytes:
+    head = (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), (b"acTL", struct.pack(">II", frames, 0))
+    return png(*head, *chunks)
+
+
+def frame(number: int) -> tuple[bytes, bytes]:
+    return b"fcTL", struct.pack(">5I2H2B", number, 4, 4, 0, 0, 1, 10, 0, 0)
+
+
+APNG_ROWS = zlib.compress(b"".join(b"\0" + bytes(range(12)) for _ in range(4)))
+APNG_IMAGE = (b"IDAT", APNG_ROWS)
+
+
+def frame_data(number: int, data: bytes = APNG_ROWS) -> tuple[bytes, bytes]:
+    return b"fdAT", struct.pack(">I", number) + data
+
+
+APNGS = {
+    "the image is not a frame": apng(APNG_IMAGE, frame(0), frame_data(1)),
+    "numbers begin at 1": apng(APNG_IMAGE, frame(1), frame_data(1)),
+    "empty frame data": apng(APNG_IMAGE, frame(0), (b"fdAT", b"")),
+    "truncated in the animation": apng(APNG_IMAGE, frame(0), frame_data(1))[:-30],
+    "frame data without a frame": apng(APNG_IMAGE, frame_data(0)),
+    "a single frame that is the image": apng(frame(0), APNG_IMAGE, frame(1), frame_data(2), frames=1),
+    "a single frame, then numbers out of order": apng(frame(0), APNG_IMAGE, frame(7), frames=1),
+    "a single frame besides the image, broken": apng(APNG_IMAGE, frame(7), frames=1),
+    "no frames": apng(APNG_IMAGE, frame(7), frames=0),
+    "no frames, in order": apng(APNG_IMAGE, frame(0), frame_data(1), frames=0),
+    "too many frames": apng(APNG_IMAGE, frame(7), frames=(1 << 31) + 1),
+    "two announcements": apng((b"acTL", struct.pack(">II", 2, 0)), APNG_IMAGE, frame(7)),
+    "three announcements": apng(*[(b"acTL", struct.pack(">II", 2, 0))] * 2, APNG_IMAGE, frame(7)),
+    "the image is the first of two frames": apng(frame(0), APNG_IMAGE, frame(7), frame_data(2)),
+    "only frame data": apng(frame(0), frame_data(1)),
+    "only frame data, out of order": apng(frame(0), frame_data(2)),
+    "image data go on in frame data": apng(frame(0), (b"IDAT", APNG_ROWS[:9]), frame_data(1, APNG_ROWS[9:])),
+    "image data go on in frame data, out of order": apng(
+        frame(0), (b"IDAT", APNG_ROWS[:9]), frame_data(0, APNG_ROWS[9:])
+    ),
+    "frame data go on in frame data": apng(frame(0), frame_data(1, APNG_ROWS[:9]), frame_data(2, APNG_ROWS[9:])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid APNG")
+@pytest.mark.parametrize("name", APNGS)
+def test_a_broken_animation_is_refused_or_its_image_decoded_as_by_pillow(name: str) -> None:
+    assert_judged_as_by_pillow(APNGS[name])
 
 
 def test_a_result_too_large_for_any_memory_is_refused():

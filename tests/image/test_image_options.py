@@ -1,6 +1,7 @@
 """Compares orientation, alpha, color profiles and reduced decoding with Pillow."""
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,47 @@ def test_orientation_is_read_from_xmp_if_exif_has_none() -> None:
         pixels = image.decode(data, **PLAIN)
         assert pixels.shape == shape
         np.testing.assert_array_equal(pixels, pillow(data))
+
+
+TYPED_VALUES = {
+    "byte": (1, b"\6"),
+    "text": (2, b"6\0"),
+    "short": (3, struct.pack("<H", 6)),
+    "long": (4, struct.pack("<I", 6)),
+    "fraction": (5, struct.pack("<II", 12, 2)),
+    "fraction that is not whole": (5, struct.pack("<II", 13, 2)),
+    "fraction of zero": (5, struct.pack("<II", 6, 0)),
+    "signed byte": (6, b"\6"),
+    "undefined": (7, b"\6"),
+    "signed short": (8, struct.pack("<h", 6)),
+    "negative": (8, struct.pack("<h", -6)),
+    "signed long": (9, struct.pack("<i", 6)),
+    "signed fraction": (10, struct.pack("<ii", -6, -1)),
+    "float": (11, struct.pack("<f", 6)),
+    "float that is not whole": (11, struct.pack("<f", 6.25)),
+    "double": (12, struct.pack("<d", 6)),
+    "directory": (13, struct.pack("<I", 6)),
+    "64 bits": (16, struct.pack("<Q", 6)),
+    "two shorts": (3, struct.pack("<HH", 6, 3)),
+    "three shorts": (3, struct.pack("<HHH", 8, 3, 1)),
+    "unknown type": (99, b"\6"),
+}
+TYPE_SIZES = {2: 1, 3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+@pytest.mark.parametrize("with_xmp", [False, True])
+@pytest.mark.parametrize("name", TYPED_VALUES)
+def test_an_orientation_of_any_type_is_applied_as_pillow_applies_it(name: str, with_xmp: bool) -> None:
+    kind, value = TYPED_VALUES[name]
+    entry = struct.pack("<HHI", 274, kind, len(value) // TYPE_SIZES.get(kind, 1))
+    entry += value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", 26)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4) + (value if len(value) > 4 else b"")
+    options = {"xmp": b'<x tiff:Orientation="3"/>'} if with_xmp else {}
+    data = saved(picture_of("RGB", 21, 34), "JPEG", exif=exif, **options)
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    np.testing.assert_array_equal(image.decode(data), expected)
 
 
 @pytest.mark.parametrize(("alpha", "ground"), [("white", 255), ("black", 0)])

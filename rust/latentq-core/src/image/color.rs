@@ -3,9 +3,10 @@
 use lcms2::{CIExyY, Flags, Intent, PixelFormat, Profile, ThreadContext, Transform};
 
 use super::decode::{Mode, Picture};
-use super::pixels::Image;
+use super::pixels::{Image, check_room};
+use crate::Result;
 
-/// The background of tranbuffernt pixels.
+/// The background of transparent pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpha {
     /// White, blended as by Pillow's `paste` with a mask.
@@ -26,13 +27,18 @@ pub enum Icc {
 }
 
 /// Converts a decoded file to RGB.
-pub fn to_rgb(picture: Picture, alpha: Alpha, icc: Icc) -> Image {
+///
+/// # Errors
+/// An image error if there is not enough memory.
+pub fn to_rgb(picture: Picture, alpha: Alpha, icc: Icc) -> Result<Image> {
     let Picture { width, height, mode, mut samples, icc: profile, .. } = picture;
+    // Three channels are converted in place; colors with alpha are first copied without it.
+    check_room(width * height * [0, 3, 6][usize::from(mode.channels() != 3) + usize::from(mode == Mode::Rgba)])?;
     let converter = Converter::new(mode, profile.as_deref(), alpha, icc);
     let mut buffer = Vec::new();
     converter.convert(&mut samples, &mut buffer);
     let pixels = if mode.channels() == 3 { samples } else { buffer };
-    Image { width, height, pixels }
+    Ok(Image { width, height, pixels })
 }
 
 type ToSrgb = Transform<u8, u8, ThreadContext>;
@@ -128,7 +134,7 @@ fn over(background: Alpha, color: [u8; 3], alpha: u8) -> [u8; 3] {
 }
 
 /// The Little CMS transform from a profile to sRGB, as in Pillow's `ImageCms.profileToProfile`.
-fn to_srgb(mode: Mode, profile: &[u8]) -> Result<ToSrgb, lcms2::Error> {
+fn to_srgb(mode: Mode, profile: &[u8]) -> std::result::Result<ToSrgb, lcms2::Error> {
     let context = ThreadContext::new();
     let from = Profile::new_icc_context(&context, profile)?;
     let to = Profile::new_srgb_context(&context);
@@ -142,7 +148,7 @@ fn to_srgb(mode: Mode, profile: &[u8]) -> Result<ToSrgb, lcms2::Error> {
 }
 
 /// The Little CMS transform from L*a*b* to sRGB, as in Pillow's `convert("RGB")`.
-fn lab_to_srgb() -> Result<ToSrgb, lcms2::Error> {
+fn lab_to_srgb() -> std::result::Result<ToSrgb, lcms2::Error> {
     let context = ThreadContext::new();
     let from = Profile::new_lab2_context(&context, CIExyY::d50())?;
     let to = Profile::new_srgb_context(&context);

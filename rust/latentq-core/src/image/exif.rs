@@ -16,18 +16,21 @@ pub fn orientation(exif: &[u8], xmp: Option<&[u8]>) -> u8 {
 
 /// [`orientation`] from a parsed directory.
 pub fn of_directory(directory: Option<&Directory<'_>>, xmp: Option<&[u8]>) -> u8 {
-    let value = directory.and_then(|directory| directory.number(ORIENTATION));
-    let value = value.or_else(|| xmp.and_then(xmp_orientation)).unwrap_or(1);
-    if (1..=8).contains(&value) { value as u8 } else { 1 }
+    // Pillow compares a number of any type, also a fraction, with 1 to 8. Bytes and texts equal none, but hide the XMP.
+    let value = match directory.filter(|directory| directory.bytes(ORIENTATION).is_some()) {
+        Some(directory) => directory.real(ORIENTATION),
+        None => xmp.and_then(xmp_orientation).map(f64::from),
+    };
+    (2..=8).find(|&orientation| value == Some(f64::from(orientation))).unwrap_or(1)
 }
 
 /// The digit after `tiff:Orientation="` or `tiff:Orientation>`.
-fn xmp_orientation(xmp: &[u8]) -> Option<u64> {
+fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     const NAME: &[u8] = b"tiff:Orientation";
     let positions = (0..xmp.len()).filter(|&at| xmp[at] == NAME[0] && xmp[at..].starts_with(NAME));
     positions.map(|at| &xmp[at + NAME.len()..]).find_map(|rest| {
         let rest = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"))?;
-        rest.first().filter(|digit| digit.is_ascii_digit()).map(|digit| u64::from(digit - b'0'))
+        rest.first().filter(|digit| digit.is_ascii_digit()).map(|digit| digit - b'0')
     })
 }
 
@@ -70,6 +73,33 @@ mod tests {
         for length in 0..26 {
             assert_eq!(orientation(&whole[..length], None), 1);
         }
+    }
+
+    #[test]
+    fn numbers_of_every_type_are_read() {
+        for kind in [3, 4, 8, 9, 13] {
+            assert_eq!(orientation(&block(true, 274, kind, 1, [6, 0, 0, 0]), None), 6);
+        }
+        assert_eq!(orientation(&block(true, 274, 6, 1, [6, 0, 0, 0]), None), 6);
+        assert_eq!(orientation(&block(true, 274, 11, 1, 6f32.to_le_bytes()), None), 6);
+        assert_eq!(orientation(&block(true, 274, 11, 1, 6.5f32.to_le_bytes()), None), 1);
+        for (kind, value) in [(5, [12, 2]), (10, [6, 1]), (10, [-6, -1])] {
+            let mut bytes = block(true, 274, kind, 1, [26, 0, 0, 0]);
+            value.iter().for_each(|number: &i32| bytes.extend(number.to_le_bytes()));
+            assert_eq!(orientation(&bytes, None), 6);
+        }
+        let mut bytes = block(false, 274, 12, 1, [0, 0, 0, 26]);
+        bytes.extend(8f64.to_be_bytes());
+        assert_eq!(orientation(&bytes, None), 8);
+    }
+
+    #[test]
+    fn bytes_and_texts_are_upright_and_hide_xmp() {
+        let xmp = br#"tiff:Orientation="8""#;
+        for kind in [1, 2, 7] {
+            assert_eq!(orientation(&block(true, 274, kind, 1, [6, 0, 0, 0]), Some(xmp)), 1);
+        }
+        assert_eq!(orientation(&block(true, 274, 99, 1, [6, 0, 0, 0]), Some(xmp)), 8);
     }
 
     #[test]

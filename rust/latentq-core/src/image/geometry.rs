@@ -1,6 +1,6 @@
 //! Orientation and crops: the size to resize to, and the part to keep. `conventions.md` documents the crops.
 
-use super::pixels::Image;
+use super::pixels::{Image, check_room};
 use super::resize::{Filter, Isa, Resizer, Window, resize};
 use crate::{Error, Result};
 
@@ -27,10 +27,13 @@ pub enum Crop {
 }
 
 /// Turns an image upright, given its EXIF orientation.
-pub fn orient(image: Image, orientation: u8) -> Image {
+///
+/// # Errors
+/// An image error if there is not enough memory.
+pub fn orient(image: Image, orientation: u8) -> Result<Image> {
     let size = (image.width, image.height);
     let (width, height) = turned(size, orientation);
-    Image { width, height, pixels: turn(image.pixels, size, 3, orientation) }
+    Ok(Image { width, height, pixels: turn(image.pixels, size, 3, orientation)? })
 }
 
 /// The size of an image after it is turned upright.
@@ -39,10 +42,14 @@ pub fn turned((width, height): (usize, usize), orientation: u8) -> (usize, usize
 }
 
 /// Turns samples of `channels` per pixel upright.
-pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, orientation: u8) -> Vec<u8> {
+///
+/// # Errors
+/// An image error if there is not enough memory.
+pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, orientation: u8) -> Result<Vec<u8>> {
     if !(2..=8).contains(&orientation) {
-        return samples;
+        return Ok(samples);
     }
+    check_room(samples.len())?;
     let (new_width, _) = turned((width, height), orientation);
     let mut out = vec![0; samples.len()];
     for (y, row) in out.chunks_exact_mut(new_width * channels).enumerate() {
@@ -59,7 +66,7 @@ pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, 
             pixel.copy_from_slice(&samples[(from_y * width + from_x) * channels..][..channels]);
         }
     }
-    out
+    Ok(out)
 }
 
 /// One of the resizes that lead to the square.

@@ -19,7 +19,7 @@ pub const MAX_PIXELS: u64 = 2 * 89_478_485;
 pub struct DecodeOptions {
     /// Turn the image upright, by its EXIF or XMP orientation.
     pub orient: bool,
-    /// Background of tranbuffernt pixels.
+    /// Background of transparent pixels.
     pub alpha: Alpha,
     /// Handling of an embedded color profile.
     pub icc: Icc,
@@ -66,13 +66,13 @@ fn named(path: &Path, error: Error) -> Error {
 /// # Errors
 /// An image error if the format is unknown, or the image is broken, truncated or over the limit.
 pub fn decode(data: &[u8], options: &DecodeOptions) -> Result<Image> {
-    Ok(upright(decode::decode(data, options.min_side, options.max_pixels)?, options))
+    upright(decode::decode(data, options.min_side, options.max_pixels)?, options)
 }
 
 /// Converts a decoded file to RGB and turns it upright if the options say so.
-fn upright(picture: Picture, options: &DecodeOptions) -> Image {
+fn upright(picture: Picture, options: &DecodeOptions) -> Result<Image> {
     let orientation = if options.orient { picture.orientation } else { 1 };
-    geometry::orient(to_rgb(picture, options.alpha, options.icc), orientation)
+    geometry::orient(to_rgb(picture, options.alpha, options.icc)?, orientation)
 }
 
 /// Resizes to `width` x `height`, each at least 1.
@@ -106,7 +106,7 @@ pub fn load_many(data: &[u8], targets: &[Fit], options: &DecodeOptions) -> Resul
         return targets.iter().map(|&target| fit(image.view(), target)).collect();
     };
     if options.orient && reader.orientation != 1 {
-        let image = upright(reader.picture()?, options);
+        let image = upright(reader.picture()?, options)?;
         return targets.iter().map(|&target| fit(image.view(), target)).collect();
     }
     let converter = Converter::new(reader.mode, reader.icc.as_deref(), options.alpha, options.icc);

@@ -88,6 +88,20 @@ impl<'a> Directory<'a> {
         Some(value.bytes.chunks_exact(unit).map(|bytes| self.read(bytes)))
     }
 
+    /// The first number of a tag, if the tag exists and has numbers of any type but bytes.
+    pub fn real(&self, tag: u16) -> Option<f64> {
+        let value = self.tags.get(&tag)?;
+        let bits = |bytes: Option<&[u8]>| Some(self.read(bytes?));
+        let (four, next, eight) = (value.bytes.get(..4), value.bytes.get(4..8), value.bytes.get(..8));
+        match value.kind {
+            5 => Some(bits(four)? as f64 / bits(next)? as f64),
+            10 => Some(f64::from(bits(four)? as i32) / f64::from(bits(next)? as i32)),
+            11 => Some(f64::from(f32::from_bits(bits(four)? as u32))),
+            12 => Some(f64::from_bits(bits(eight)?)),
+            _ => Some(self.number(tag)? as f64),
+        }
+    }
+
     /// The raw bytes of a tag.
     pub fn bytes(&self, tag: u16) -> Option<&'a [u8]> {
         self.tags.get(&tag).map(|value| value.bytes)

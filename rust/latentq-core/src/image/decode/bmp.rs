@@ -189,7 +189,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
 pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let description = Description::read(data)?;
     let Description { width, height, .. } = description;
-    check_pixels(width, height, max_pixels, 8)?;
+    check_pixels(width, height, max_pixels, usize::from(description.runs.is_some()) + description.mode().channels())?;
     let truncated = || broken("the image data are truncated");
     let runs = description.runs.map(|kind| expand_runs(data, description.offset, width, height, kind == 2));
     let (pixels, layout, stride, row_bytes) = match &runs {
@@ -223,7 +223,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     for (y, out) in samples.chunks_exact_mut(width * mode.channels()).enumerate() {
         let y = if description.is_top_down { y } else { height - 1 - y };
         let row = &pixels[y * stride..][..row_bytes];
-        let black_white = matches!(description.colors, Colors::BlackWhite) && runs.is_none();
+        let black_white = matches!(description.colors, Colors::BlackWhite);
         unpack(row, layout, black_white, mode, &colors, out);
     }
     Ok(Picture { width, height, mode, samples, icc: None, orientation: 1 })
@@ -235,7 +235,9 @@ fn unpack(row: &[u8], layout: Layout, black_white: bool, mode: Mode, colors: &[[
             Layout::Index(bits) => {
                 let index = row[x * bits / 8] << (x * bits % 8) >> (8 - bits);
                 match mode {
-                    Mode::L => pixel[0] = if black_white { index * 255 } else { index },
+                    // Runs may have other indices than 0 and 1.
+                    Mode::L if black_white => pixel[0] = if index == 0 { 0 } else { 255 },
+                    Mode::L => pixel[0] = index,
                     _ => pixel.copy_from_slice(&colors[usize::from(index)]),
                 }
             }
@@ -258,7 +260,7 @@ fn unpack(row: &[u8], layout: Layout, black_white: bool, mode: Mode, colors: &[[
 /// Expands run-length coded indices to one byte each. The result may be shorter than the image.
 fn expand_runs(data: &[u8], offset: usize, width: usize, height: usize, is_four_bit: bool) -> Vec<u8> {
     let wanted = width * height;
-    let mut out: Vec<u8> = Vec::new();
+    let mut out: Vec<u8> = Vec::with_capacity(wanted);
     let mut at = offset;
     let mut x = 0;
     while out.len() < wanted {

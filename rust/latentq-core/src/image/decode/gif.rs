@@ -28,7 +28,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
 pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let frame = Frame::read(data)?;
     let (width, height) = (frame.width, frame.height);
-    check_pixels(width, height, max_pixels, 5)?;
+    check_pixels(width, height, max_pixels, if frame.transparent.is_some() { 5 } else { 4 })?;
     let mut indices = vec![frame.transparent.unwrap_or(0); width * height];
     frame.expand(&mut indices)?;
     let colors = match frame.palette {

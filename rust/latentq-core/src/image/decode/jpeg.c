@@ -18,9 +18,11 @@ typedef struct {
   struct jpeg_decompress_struct info;
   struct jpeg_error_mgr errors;
   struct jpeg_source_mgr source;
+  struct jpeg_progress_mgr progress;
   jmp_buf caller;
   /* Nonzero once libjpeg has asked for more data than there are. */
   int starved;
+  int max_scans;
   char message[JMSG_LENGTH_MAX];
 } latentq_jpeg;
 
@@ -45,6 +47,14 @@ static void skip(j_decompress_ptr info, long count) {
   if (step > left) step = left;
   info->src->next_input_byte += step;
   info->src->bytes_in_buffer -= step;
+}
+
+/* Called before each part of a scan is read: bounds the work for a small file of many scans. */
+static void check_scans(j_common_ptr info) {
+  latentq_jpeg *jpeg = (latentq_jpeg *)info->client_data;
+  if (jpeg->info.input_scan_number <= jpeg->max_scans) return;
+  snprintf(jpeg->message, sizeof jpeg->message, "more than %d scans, the limit for its size", jpeg->max_scans);
+  longjmp(jpeg->caller, 1);
 }
 
 /* Returns NULL if out of memory. */
@@ -73,10 +83,10 @@ const char *latentq_jpeg_message(const latentq_jpeg *jpeg) { return jpeg->messag
 
 /* Reads the header and everything before the first row. `data` must stay valid until the last call.
  * stored, wanted: libjpeg's numbers of the color space in the file (negative: by its markers) and of the output.
- * channels: expected number of output channels. shrink: 1, 2, 4 or 8.
+ * channels: expected number of output channels. shrink: 1, 2, 4 or 8. max_scans: more scans are refused.
  * width, height: in, the size of the image, which the caller checked; out, the size of the output. */
 int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, int stored, int wanted,
-                       int channels, unsigned shrink, uint32_t *width, uint32_t *height) {
+                       int channels, unsigned shrink, int max_scans, uint32_t *width, uint32_t *height) {
   int found;
   if (setjmp(jpeg->caller)) return LATENTQ_BROKEN;
   jpeg->source.init_source = ignore_source;
@@ -87,6 +97,9 @@ int latentq_jpeg_start(latentq_jpeg *jpeg, const uint8_t *data, size_t length, i
   jpeg->source.next_input_byte = data;
   jpeg->source.bytes_in_buffer = length;
   jpeg->info.src = &jpeg->source;
+  jpeg->max_scans = max_scans;
+  jpeg->progress.progress_monitor = check_scans;
+  jpeg->info.progress = &jpeg->progress;
   do {
     found = jpeg_read_header(&jpeg->info, FALSE);
   } while (found == JPEG_HEADER_TABLES_ONLY);

@@ -9,6 +9,7 @@ use turbojpeg_sys as _;
 
 use super::picture::{Header, Mode, Picture, check_pixels};
 use crate::image::exif;
+use crate::image::pixels::check_room;
 use crate::{Error, Result};
 
 /// The contents of the markers before the first scan.
@@ -58,7 +59,8 @@ const PADDING: usize = 256;
 impl<'a> Reader<'a> {
     pub fn open(data: &'a [u8], min_side: Option<usize>, max_pixels: u64) -> Result<Self> {
         let markers = markers(data)?;
-        check_pixels(markers.width, markers.height, max_pixels, 4)?;
+        // Rows need little memory; libjpeg reports if there is none for the coefficients of several scans.
+        check_pixels(markers.width, markers.height, max_pixels, 0)?;
         let shrink = min_side.map_or(1, |side| shrink(markers.width.min(markers.height), side));
         let (mode, space) = match markers.channels {
             1 => (Mode::L, JCS_GRAYSCALE),
@@ -66,7 +68,8 @@ impl<'a> Reader<'a> {
             _ => (Mode::Cmyk, JCS_CMYK),
         };
         let size = (markers.width, markers.height);
-        let decoder = Decoder::start(data, size, AS_MARKED, space, mode.channels(), shrink)?;
+        let max_scans = max_scans(size.0 * size.1);
+        let decoder = Decoder::start(data, size, (AS_MARKED, space), mode.channels(), shrink, max_scans)?;
         let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
         let can_skip = markers.is_sequential && !decoder.has_scans();
         let (width, height) = (decoder.width, decoder.height);
@@ -122,6 +125,7 @@ impl<'a> Reader<'a> {
     /// Decodes the whole image.
     pub fn picture(mut self) -> Result<Picture> {
         let Self { width, height, mode, orientation, .. } = self;
+        check_room(width * height * mode.channels())?;
         let mut samples = vec![0; width * height * mode.channels()];
         self.decoder.rows(&mut samples, width * mode.channels())?;
         self.decoder.finish()?;
@@ -140,6 +144,15 @@ fn invert_ink(mode: Mode, samples: &mut [u8]) {
 /// The largest fast scale of libjpeg that keeps the short side at least `side`.
 fn shrink(short: usize, side: usize) -> usize {
     [8, 4, 2].into_iter().find(|scale| short / scale >= side).unwrap_or(1)
+}
+
+/// The most scans that an image of `pixels` pixels may have. Every scan visits every block, although an empty scan is a
+/// few bytes, so that without a limit a small file takes minutes.
+///
+/// libjpeg-turbo's fuzz targets allow 500. Large images have a limit of 2^32 pixels in all scans, but at least 24 scans:
+/// encoders write 10 for color and 18 for CMYK.
+fn max_scans(pixels: usize) -> i32 {
+    ((1u64 << 32) / pixels.max(1) as u64).clamp(24, 500) as i32
 }
 
 /// Reads the markers up to the first scan, exactly as strictly as Pillow.
@@ -261,14 +274,15 @@ fn quantization(mut body: &[u8]) -> std::result::Result<(), &'static str> {
     Ok(())
 }
 
-/// Decodes a strip or tile of a TIFF, whose streams share their tables. `is_ycc` converts YCbCr to RGB; other channels are
-/// left unconverted.
+/// Decodes a strip or tile of a TIFF of `pixels` pixels, whose streams share their tables. `is_ycc` converts YCbCr to RGB;
+/// other channels are left unconverted.
 pub fn decode_strip(
     tables: Option<&[u8]>,
     coded: &[u8],
     size: (usize, usize),
     channels: usize,
     is_ycc: bool,
+    pixels: usize,
 ) -> Result<Vec<u8>> {
     let joined: Vec<u8>;
     let data = match tables {
@@ -279,8 +293,8 @@ pub fn decode_strip(
         }
         _ => coded,
     };
-    let (stored, wanted) = if is_ycc { (JCS_YCBCR, JCS_RGB) } else { (JCS_UNKNOWN, JCS_UNKNOWN) };
-    let mut decoder = Decoder::start(data, size, stored, wanted, channels, 1)?;
+    let spaces = if is_ycc { (JCS_YCBCR, JCS_RGB) } else { (JCS_UNKNOWN, JCS_UNKNOWN) };
+    let mut decoder = Decoder::start(data, size, spaces, channels, 1, max_scans(pixels))?;
     let mut samples = vec![0; size.0 * size.1 * channels];
     decoder.rows(&mut samples, size.0 * channels)?;
     decoder.finish()?;
@@ -320,6 +334,7 @@ unsafe extern "C" {
         wanted: i32,
         channels: i32,
         shrink: u32,
+        max_scans: i32,
         width: *mut u32,
         height: *mut u32,
     ) -> i32;
@@ -332,14 +347,14 @@ unsafe extern "C" {
 
 #[allow(unsafe_code)]
 impl<'a> Decoder<'a> {
-    /// Starts decoding an image whose size was checked. Color spaces are libjpeg's numbers.
+    /// Starts decoding an image whose size was checked. The color spaces, stored and wanted, are libjpeg's numbers.
     fn start(
         data: &'a [u8],
         size: (usize, usize),
-        stored: i32,
-        wanted: i32,
+        (stored, wanted): (i32, i32),
         channels: usize,
         shrink: usize,
+        max_scans: i32,
     ) -> Result<Self> {
         // SAFETY: no arguments; null is handled.
         let handle = NonNull::new(unsafe { latentq_jpeg_new() }).ok_or_else(|| Error::image("JPEG: out of memory"))?;
@@ -349,7 +364,8 @@ impl<'a> Decoder<'a> {
         let status = unsafe {
             let (data, length, channels, shrink) = (data.as_ptr(), data.len(), channels as i32, shrink as u32);
             let handle = handle.as_ptr();
-            latentq_jpeg_start(handle, data, length, stored, wanted, channels, shrink, &mut width, &mut height)
+            let size = (&mut width, &mut height);
+            latentq_jpeg_start(handle, data, length, stored, wanted, channels, shrink, max_scans, size.0, size.1)
         };
         decoder.check(status)?;
         decoder.width = width as usize;

@@ -52,7 +52,7 @@ impl Mode {
     }
 }
 
-/// Checks the pixel limit, and that there is memory for `bytes` bytes per pixel, before anything is allocated. Sizes that
+/// Checks the pixel limit, and that there is memory for the `bytes` bytes per pixel that the decoder allocates. Sizes that
 /// pass fit the address space.
 pub fn check_pixels(width: usize, height: usize, max_pixels: u64, bytes: usize) -> Result<()> {
     // The number of bits must not overflow for the widest pixels of any format.

@@ -6,6 +6,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use super::picture::{Header, Picture, check_pixels, palette};
 use super::png_rows::{Area, Kind, Passes, Rows, Unpack, unfilter};
 use crate::image::exif;
+use crate::image::pixels::check_room;
 use crate::{Error, Result};
 
 pub const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
@@ -35,7 +36,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let mut chunks = Chunks::open(data);
     chunks.until_image()?;
     let (width, height) = chunks.size()?;
-    check_pixels(width, height, max_pixels, 12)?;
+    check_pixels(width, height, max_pixels, 0)?;
     let kind = chunks.kind()?;
     let palette = palette(chunks.palette.unwrap_or_default())?;
     let area = chunks.area(width, height)?;
@@ -45,16 +46,19 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     if kind.color == 3 && chunks.palette.is_none() && transparency.is_some_and(is_one_transparent) {
         return Err(Error::image("PNG: a transparent color without a palette"));
     }
+    let unpack = Unpack { kind, palette, transparency };
+    let mode = unpack.mode();
+    let is_plain = unpack.is_plain() && (area.width, area.height) == (width, height);
+    let unpacked = if is_plain { 0 } else { width * height * mode.channels() };
+    check_room((area.width * kind.bits()).div_ceil(8) * area.height + unpacked)?;
     let rows = chunks.rows(&kind, &area)?;
     chunks.after_image()?;
 
-    let unpack = Unpack { kind, palette, transparency };
-    let mode = unpack.mode();
     let orientation = chunks.orientation();
-    if unpack.is_plain() && (area.width, area.height) == (width, height) {
+    if is_plain {
         return Ok(Picture { width, height, mode, samples: rows.bytes, icc: chunks.icc, orientation });
     }
-    let mut samples = vec![0; width * height * mode.channels()];
+    let mut samples = vec![0; unpacked];
     let stride = width * mode.channels();
     for (y, row) in rows.iter().enumerate() {
         let start = (area.top + y) * stride + area.left * mode.channels();
@@ -82,6 +86,10 @@ struct Chunks<'a> {
     xmp: Option<Vec<u8>>,
     /// Left, top, width and height of the first frame of an animation.
     frame: Option<[u32; 4]>,
+    /// Number of frames that a valid acTL chunk announces.
+    frames: Option<u32>,
+    /// True if the image is followed by frames, at the first of which Pillow stops.
+    is_animated: bool,
     sequence: Option<u32>,
     text: usize,
     /// Bytes left in the current IDAT chunk.
@@ -101,6 +109,8 @@ impl<'a> Chunks<'a> {
             exif: None,
             xmp: None,
             frame: None,
+            frames: None,
+            is_animated: false,
             sequence: None,
             text: 0,
             image_left: 0,
@@ -139,6 +149,13 @@ impl<'a> Chunks<'a> {
             match &name {
                 b"IDAT" if self.kind.is_some() => {
                     self.image_left = length;
+                    // An image before the first frame is not one of the frames.
+                    self.is_animated = self.frames.is_some_and(|frames| frames > 1 || self.frame.is_none());
+                    return Ok(());
+                }
+                b"fdAT" if self.kind.is_some() => {
+                    self.begin_frame_data(length)?;
+                    self.is_animated = self.frames.is_some_and(|frames| frames > 1);
                     return Ok(());
                 }
                 b"fdAT" | b"IEND" => return Err(self.broken("no image")),
@@ -164,7 +181,7 @@ impl<'a> Chunks<'a> {
             match &name {
                 b"IEND" => break,
                 // The next frame of an animation.
-                b"fcTL" if self.sequence.is_some() => break,
+                b"fcTL" if self.is_animated => break,
                 _ => {}
             }
             let body = self.body(length)?;
@@ -208,8 +225,13 @@ impl<'a> Chunks<'a> {
                 self.take_text(key, &value)?;
             }
             b"iTXt" => self.take_international_text(body)?,
+            b"acTL" => {
+                // A second chunk revokes the first.
+                let frames = u32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                self.frames = Some(frames).filter(|frames| self.frames.is_none() && (1..=1 << 31).contains(frames));
+            }
             b"fcTL" => self.take_frame(body)?,
-            b"fdAT" => self.take_sequence(u32::from_be_bytes([body[0], body[1], body[2], body[3]]))?,
+            b"fdAT" => self.take_data_sequence(body)?,
             _ => {}
         }
         Ok(())
@@ -267,6 +289,22 @@ impl<'a> Chunks<'a> {
             return Err(self.broken("frames are out of sequence"));
         }
         self.sequence = Some(number);
+        Ok(())
+    }
+
+    /// Checks the number with which the data of a frame begin: a frame header must come before.
+    fn take_data_sequence(&mut self, body: &[u8]) -> Result<()> {
+        match body.first_chunk() {
+            Some(&number) if self.sequence.is_some() => self.take_sequence(u32::from_be_bytes(number)),
+            _ => Err(self.broken("frames are out of sequence")),
+        }
+    }
+
+    /// Enters an fdAT chunk, whose data after the number are image data.
+    fn begin_frame_data(&mut self, length: usize) -> Result<()> {
+        self.take_data_sequence(self.data.get(self.at..self.at.saturating_add(length.min(4))).unwrap_or_default())?;
+        self.at += 4;
+        self.image_left = length - 4;
         Ok(())
     }
 
@@ -357,6 +395,7 @@ impl<'a> Chunks<'a> {
             self.at = self.at.saturating_add(4);
             match self.next() {
                 Some((name, length)) if &name == b"IDAT" || &name == b"DDAT" => self.image_left = length,
+                Some((name, length)) if &name == b"fdAT" => self.begin_frame_data(length)?,
                 _ => {
                     self.at = rewind;
                     return Ok(None);

@@ -2,8 +2,9 @@
 
 use super::jpeg;
 use super::picture::{Header, Mode, Picture, check_pixels, palette};
-use super::tiff_expand::{JPEG, RAW, ZSTD, broken, expand, expand_fax, read, unpredict};
+use super::tiff_expand::{JPEG, RAW, ZSTD, broken, expand, expand_fax, read, unpredict, unpredict_floats};
 use crate::Result;
+use crate::image::pixels::check_room;
 use crate::image::tiff_directory::Directory;
 use crate::image::{exif, geometry};
 
@@ -165,7 +166,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
 pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let directory = Directory::first(data).ok_or_else(|| broken("the directory is missing"))?;
     let layout = Layout::read(&directory)?;
-    check_pixels(layout.width, layout.height, max_pixels, 12)?;
+    check_pixels(layout.width, layout.height, max_pixels, 0)?;
     let mut planes = planes(data, &directory, &layout, max_pixels)?;
     let is_plain = match layout.photometric {
         BLACK_IS_ZERO | RGB | INK => layout.bits == 8 && !layout.is_planar,
@@ -178,7 +179,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     };
     // Orientation is part of the format: like Pillow, apply it regardless of the options.
     let size = (layout.width, layout.height);
-    let samples = geometry::turn(samples, size, layout.mode().channels(), layout.orientation);
+    let samples = geometry::turn(samples, size, layout.mode().channels(), layout.orientation)?;
     let (width, height) = geometry::turned(size, layout.orientation);
     let icc = directory.bytes(ICC).map(<[u8]>::to_vec);
     Ok(Picture { width, height, mode: layout.mode(), samples, icc, orientation: 1 })
@@ -190,6 +191,8 @@ struct Grid {
     height: usize,
     offsets: Vec<u64>,
     counts: Vec<u64>,
+    /// True if the image is a single strip.
+    is_strip: bool,
 }
 
 impl Grid {
@@ -203,15 +206,18 @@ impl Grid {
         match (list(STRIP_OFFSETS), list(TILE_OFFSETS)) {
             (Some(offsets), _) => {
                 let height = side(ROWS_PER_STRIP, layout.height)?.min(layout.height);
-                Ok(Self { width: layout.width, height, offsets, counts: list(STRIP_COUNTS).unwrap_or_default() })
+                let counts = list(STRIP_COUNTS).unwrap_or_default();
+                let is_strip = height == layout.height && !layout.is_planar;
+                Ok(Self { width: layout.width, height, offsets, counts, is_strip })
             }
             (None, Some(offsets)) => {
                 let (width, height) = (side(TILE_WIDTH, 0)?, side(TILE_HEIGHT, 0)?);
-                check_pixels(width, height, max_pixels, 12)?;
+                check_pixels(width, height, max_pixels, 0)?;
                 if width == 0 || height == 0 || !(width * layout.bits).is_multiple_of(8) {
                     return Err(broken("the size of the tiles is not supported"));
                 }
-                Ok(Self { width, height, offsets, counts: list(TILE_COUNTS).unwrap_or_default() })
+                let counts = list(TILE_COUNTS).unwrap_or_default();
+                Ok(Self { width, height, offsets, counts, is_strip: false })
             }
             (None, None) => Err(broken("there are neither strips nor tiles")),
         }
@@ -223,6 +229,8 @@ impl Grid {
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
         let end = match self.counts.get(number) {
             _ if compression == RAW => start.saturating_add(length),
+            // Like libtiff: old software wrote no length for the only strip.
+            Some(0) if self.is_strip => data.len(),
             Some(&count) => start.saturating_add(usize::try_from(count).unwrap_or(usize::MAX)),
             None => data.len(),
         };
@@ -237,21 +245,31 @@ struct Coding<'a> {
     /// Channels per strip or tile.
     channels: usize,
     is_reversed: bool,
-    is_predicted: bool,
+    predictor: Predictor,
+}
+
+/// The prediction that was subtracted from the samples before compression.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Predictor {
+    None,
+    /// The pixel to the left.
+    Left,
+    /// The byte to the left, in rows of floats whose bytes are sorted by significance.
+    FloatBytes,
 }
 
 impl<'a> Coding<'a> {
     fn read(directory: &'a Directory<'a>, layout: &'a Layout) -> Result<Self> {
-        let is_predicted = match directory.number(PREDICTOR) {
-            Some(2) if matches!(layout.compression, 5 | 8 | 32946 | ZSTD) => true,
-            Some(predictor) if predictor > 2 => return Err(broken("the predictor is not supported")),
-            _ => false,
+        // Other compressions have no predictor, and ignore the tag.
+        let is_predictable = matches!(layout.compression, 5 | 8 | 32946 | ZSTD);
+        let predictor = match directory.number(PREDICTOR).filter(|_| is_predictable).unwrap_or(1) {
+            1 => Predictor::None,
+            2 if layout.bits >= 8 => Predictor::Left,
+            3 if layout.format == FLOAT => Predictor::FloatBytes,
+            _ => return Err(broken("the predictor is not supported")),
         };
-        if is_predicted && layout.bits < 8 {
-            return Err(broken("the predictor is not supported"));
-        }
         let channels = if layout.is_planar { 1 } else { layout.samples };
-        Ok(Self { directory, layout, channels, is_reversed: directory.number(FILL_ORDER) == Some(2), is_predicted })
+        Ok(Self { directory, layout, channels, is_reversed: directory.number(FILL_ORDER) == Some(2), predictor })
     }
 
     /// Bytes per row of `width` pixels.
@@ -273,7 +291,8 @@ impl<'a> Coding<'a> {
         let mut chunk = Vec::new();
         if layout.compression == JPEG {
             let is_ycc = layout.photometric == YCC;
-            chunk = jpeg::decode_strip(directory.bytes(JPEG_TABLES), coded, (width, rows), channels, is_ycc)?;
+            let (tables, pixels) = (directory.bytes(JPEG_TABLES), layout.width * layout.height);
+            chunk = jpeg::decode_strip(tables, coded, (width, rows), channels, is_ycc, pixels)?;
         } else {
             chunk.resize(rows * stride, 0);
             let filled = match layout.compression {
@@ -287,9 +306,12 @@ impl<'a> Coding<'a> {
                 return Err(broken("the image data are broken or truncated"));
             }
         }
-        if self.is_predicted {
-            for row in chunk.chunks_exact_mut(stride) {
-                unpredict(row, channels, layout.bits, directory.is_little());
+        for row in chunk.chunks_exact_mut(stride) {
+            match self.predictor {
+                Predictor::None => break,
+                Predictor::Left => unpredict(row, channels, layout.bits, directory.is_little()),
+                // Floats have one channel and, if compressed, are little-endian.
+                Predictor::FloatBytes => unpredict_floats(row, layout.bits / 8),
             }
         }
         Ok(chunk)
@@ -302,8 +324,10 @@ fn planes(data: &[u8], directory: &Directory<'_>, layout: &Layout, max_pixels: u
     let coding = Coding::read(directory, layout)?;
     let (stride, chunk_stride) = (coding.stride(layout.width), coding.stride(grid.width));
     let (across, down) = (layout.width.div_ceil(grid.width), layout.height.div_ceil(grid.height));
+    let count = if layout.is_planar { layout.samples } else { 1 };
+    check_room(count * stride * layout.height + chunk_stride * grid.height)?;
     let mut planes = Vec::new();
-    for plane in 0..if layout.is_planar { layout.samples } else { 1 } {
+    for plane in 0..count {
         let mut samples = vec![0; stride * layout.height];
         for index in 0..across * down {
             let number = plane * across * down + index;
@@ -364,6 +388,7 @@ fn unpack(planes: &[Vec<u8>], directory: &Directory<'_>, layout: &Layout) -> Res
         row[index * bits / 8] << (index * bits % 8) >> (8 - bits)
     };
     let channels = layout.mode().channels();
+    check_room(width * height * channels)?;
     let mut out = vec![0; width * height * channels];
     for (y, row) in out.chunks_exact_mut(width * channels).enumerate() {
         for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {

@@ -41,8 +41,17 @@ pub fn expand(coded: &[u8], compression: u64, out: &mut [u8]) -> Result<usize> {
             stream.total_out() as usize
         }
         32773 => unpack_bits(coded, out),
-        ZSTD => zstd::bulk::decompress_to_buffer(coded, out).map_err(|_| broken("broken image data"))?,
+        ZSTD => expand_zstd(coded, out)?,
         _ => return Err(broken(&format!("compression {compression} is not supported"))),
+    })
+}
+
+/// Decompresses a zstd frame; bytes after it are ignored.
+fn expand_zstd(coded: &[u8], out: &mut [u8]) -> Result<usize> {
+    let length = zstd::zstd_safe::find_frame_compressed_size(coded).unwrap_or(coded.len());
+    zstd::bulk::decompress_to_buffer(&coded[..length], out).map_err(|error| match error.to_string() {
+        message if message.contains("not enough memory") => broken("not enough memory to decompress"),
+        _ => broken("broken image data"),
     })
 }
 
@@ -135,6 +144,21 @@ pub fn unpredict(row: &mut [u8], channels: usize, bits: usize, is_little: bool) 
         let value = read(&row[index..][..bytes], is_little).wrapping_add(before);
         for (place, byte) in row[index..][..bytes].iter_mut().enumerate() {
             *byte = (value >> (8 * if is_little { place } else { bytes - 1 - place })) as u8;
+        }
+    }
+}
+
+/// Reverses the prediction of floats of `bytes` bytes: differences of bytes, the most significant bytes of all floats first.
+/// The result is little-endian.
+pub fn unpredict_floats(row: &mut [u8], bytes: usize) {
+    for index in 1..row.len() {
+        row[index] = row[index].wrapping_add(row[index - 1]);
+    }
+    let planes = row.to_vec();
+    let count = row.len() / bytes;
+    for (index, float) in row.chunks_exact_mut(bytes).enumerate() {
+        for (place, byte) in float.iter_mut().enumerate() {
+            *byte = planes[(bytes - 1 - place) * count + index];
         }
     }
 }

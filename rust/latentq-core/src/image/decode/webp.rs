@@ -10,6 +10,7 @@ use libwebp_sys::{
 
 use super::picture::{Header, Mode, Picture, check_pixels};
 use crate::image::exif;
+use crate::image::pixels::check_room;
 use crate::{Error, Result};
 
 pub fn header(data: &[u8]) -> Result<Header> {
@@ -23,6 +24,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
 
 pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let (width, height, alpha) = features(data)?;
+    // The decoder has two canvases of four channels.
     check_pixels(width, height, max_pixels, 8)?;
     let mut decoder = Decoder::new(data)?;
     if (decoder.width, decoder.height) != (width, height) {
@@ -32,6 +34,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     let orientation = exif::orientation(&exif, decoder.chunk(c"XMP ").as_deref());
     let icc = decoder.chunk(c"ICCP");
     let canvas = decoder.first_frame()?;
+    check_room(width * height * if alpha { 4 } else { 3 })?;
     let (mode, samples) = if alpha {
         (Mode::Rgba, canvas.to_vec())
     } else {
@@ -99,6 +102,8 @@ impl<'a> Decoder<'a> {
         let (mut canvas, mut timestamp) = (ptr::null_mut(), 0);
         // SAFETY: the handle is live and both outputs are locals.
         if unsafe { WebPAnimDecoderGetNext(self.handle.as_ptr(), &mut canvas, &mut timestamp) } == 0 {
+            // libwebp does not tell why it failed. It needs up to five bytes a pixel besides the canvases.
+            check_room(self.width * self.height * 5)?;
             return Err(Error::image("WebP: the image data are broken or truncated"));
         }
         // SAFETY: on success the canvas has width * height * 4 bytes and belongs to the decoder, unchanged until its next call.
