@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 UNKNOWN_FORMAT = "not an image of a known format"
-"""How the core's message begins (after the path) for bytes that it takes for no image."""
+"""The start of the core's message (after the path) for bytes that are not an image of a known format."""
 
 _FORMATS = ("AVIF", "JPEG2000", "HEIF", "JXL", "PSD", "ICO", "PPM", "QOI")
 _TGA, _TGA_FOOTER = "TGA", b"TRUEVISION-XFILE.\0"  # Pillow takes other bytes for a TGA too

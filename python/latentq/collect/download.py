@@ -42,7 +42,7 @@ _TIMEOUT = (15, 60)  # seconds: to connect; between bytes
 _CHUNK = 1 << 16
 _RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _NOT_SATISFIABLE = 416
-_MAX_UNSIZED_BYTES = 1 << 35  # 32 GiB, some three times the largest archive of a collection
+_MAX_UNSIZED_BYTES = 1 << 35  # 32 GiB, about three times the largest archive of any collection
 # The first bytes of files by suffix; a tar begins with a header whose checksum is right.
 _BEGINNINGS = {".zip": b"PK", ".tgz": b"\x1f\x8b", ".gz": b"\x1f\x8b", ".parquet": b"PAR1"}
 _TAR_BLOCK = 512
@@ -70,7 +70,7 @@ class Remote:
 
 
 class FatalError(LatentqError):
-    """An error that every other file would meet too: the disk is full, or access is denied."""
+    """An error that would affect every other file too: the disk is full, or access is denied."""
 
 
 class MovedError(LatentqError):
@@ -104,7 +104,7 @@ def retry(attempt: Callable[[], _T], pause: Pause, progressed: Callable[[], bool
         progressed: Returns True if the last attempt brought new bytes, which resets the count of failures.
 
     Raises:
-        RetryableError: The last of too many.
+        RetryableError: The last error, after too many failed attempts.
     """
     failures = wrong = 0
     while True:
@@ -137,14 +137,14 @@ def _retry_after(value: str) -> float | None:
 
 @dataclass(frozen=True)
 class Download:
-    """One file to download, with where to put it and whom to tell.
+    """A download of one file: its destination, and callbacks for progress and pauses.
 
     Attributes:
         remote: The file.
-        path: Where the complete file goes; nothing may be there.
-        partials: Where partial files go: a path on the same file system, without the tag.
+        path: The destination of the complete file, which must not exist.
+        partials: The path of partial files, on the same file system and without the tag.
         headers: Headers for the address, which are not sent to another host that it redirects to.
-        report: Called with the bytes that are there and the total, as they arrive.
+        report: Called as bytes arrive, with the number received so far and the total.
         pause: Waits between attempts.
     """
 
@@ -158,13 +158,14 @@ class Download:
     def run(self) -> None:
         """Downloads the file, or continues an earlier download.
 
-        Received bytes lie at `partials`.TAG, where the tag stands for the hash or the server's validator, so that only
-        the rest of the same content is requested. One rename publishes the file once its size and hash are right.
+        Received bytes are kept in `partials`.TAG. The tag is derived from the hash or the server's validator, so that
+        a download is resumed only with the same content. One rename publishes the file once its size and hash are
+        right.
 
         Raises:
-            LatentqError: The file cannot be had; `FatalError` if no other file could be had either.
+            LatentqError: The file cannot be downloaded; `FatalError` if no other file could be either.
             StoppedError: `pause` raised it.
-            OSError: The machine fails.
+            OSError: The partial or complete file cannot be read or written.
         """
         seen = 0
 
@@ -181,7 +182,7 @@ class Download:
             partial.rename(self.path)
             sync(self.path.parent)
         except RetryableError as error:
-            raise LatentqError(f"{error}; given up after several attempts") from None
+            raise LatentqError(f"{error}; gave up after several attempts") from None
         except OSError as error:
             if error.errno in _DISK_FULL:
                 raise FatalError(
@@ -202,7 +203,7 @@ class Download:
             partial = None
         if partial is not None and _size(partial) == remote.size:
             return _verified(remote, partial)
-        # From the last byte on: a server can answer that even if nothing is missing.
+        # Request from the last byte on, so that the server can answer even if nothing is missing.
         start = max(0, _size(partial) - 1)
         headers = {**self.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
         try:
@@ -213,12 +214,12 @@ class Download:
             ):
                 if response.status_code == _NOT_SATISFIABLE and partial is not None:
                     partial.unlink()
-                    raise RetryableError("the server has a shorter file than the partial one")
+                    raise RetryableError("the server's file is shorter than the partial file")
                 remote, target, begin = _begin(response, remote, self.partials)
                 if partial is not None and partial != target:
                     partial.unlink()
                 if begin and (partial != target or begin != start):
-                    raise RetryableError("the server has another file than the partial one")
+                    raise RetryableError("the server's file differs from the partial file")
                 self._receive(response, guard, remote, target, begin)
         except (requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema, requests.exceptions.InvalidURL):
             raise LatentqError(
@@ -241,21 +242,21 @@ class Download:
                 file.write(chunk)
                 if done == 0 and not remote.hash and not _begins_as_named(chunk, self.path.name):
                     target.unlink()
-                    raise MovedError(f"the server sends something else than a {self.path.suffix} file")
+                    raise MovedError(f"the server sent something other than a {self.path.suffix} file")
                 done += len(chunk)
                 self.report(done, remote.size)
                 if done > limit:
                     break
         if remote.size is None and done > limit:
             target.unlink()
-            raise LatentqError(f"the server says no size, and sends more than {limit} bytes")
+            raise LatentqError(f"the server gave no size and sent more than {limit} bytes")
 
 
 def _begin(response: requests.Response, remote: Remote, partials: Path) -> tuple[Remote, Path, int]:
     """The file as the server describes it, its partial file, and the offset at which the body begins."""
     _check_status(response, remote)
     if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise MovedError("a web page came instead of the file")
+        raise MovedError("the server sent a web page instead of the file")
     begin, total = _range_of(response)
     if remote.size is not None and total not in (None, remote.size):
         raise RetryableError(f"the server offers {total} bytes instead of {remote.size}")
@@ -280,7 +281,7 @@ def _check_status(response: requests.Response, remote: Remote) -> None:
         message = response.headers.get("X-Error-Message") or f"HTTP status {status}"
         gated = response.headers.get("X-Error-Code") == "GatedRepo"
         endpoint = remote.address.partition("/datasets/")[0]
-        # A token that is missing or refused is so for every file; a single file may be forbidden by itself.
+        # A missing or refused token affects every file; status 403 may concern this file only.
         failure = FatalError if gated or status == 401 else LatentqError
         raise failure(access_advice(remote.repository, endpoint, "" if gated else message))
     kind = MovedError if (denied or status in (404, 410)) and not remote.repository else LatentqError
@@ -288,7 +289,7 @@ def _check_status(response: requests.Response, remote: Remote) -> None:
 
 
 def access_advice(repository: str, endpoint: str, message: str = "") -> str:
-    """The message for a data set that needs a token; without a message of the Hub, the data set is gated."""
+    """The message for a dataset that needs a token. If `message`, the Hub's own, is empty, the dataset is gated."""
     page, how = f"{endpoint}/datasets/{repository}", "(HF_TOKEN, or hf auth login)"
     if message:
         return f"{page}: {message}: give a token that may read it {how}"
@@ -302,7 +303,7 @@ def _range_of(response: requests.Response) -> tuple[int, int | None]:
         return 0, int(length) if length.isdecimal() else None
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if match is None:
-        raise RetryableError("the server sends a part of the file without saying which")
+        raise RetryableError("the server sent part of the file without saying which part")
     return int(match[1]), int(match[2]) if match[2] != "*" else None
 
 
@@ -326,14 +327,14 @@ def _validator(response: requests.Response) -> str:
 
 
 def _checksum(response: requests.Response, *, whole: bool) -> tuple[str, str]:
-    """The algorithm and hash that a server gives of the file; empty if none."""
+    """The algorithm and hash that the server gives for the file; empty if it gives none."""
     headers = response.headers
     given = {
         "sha256": re.search(r"sha-256=:([\w+/=]+):", headers.get("Repr-Digest", "")),
         "md5": re.search(r"md5=([\w+/=]+)", headers.get("x-goog-hash", "")),
     }
     found = {algorithm: match[1] for algorithm, match in given.items() if match}
-    if whole:  # with a part of the file, these are the part's
+    if whole:  # in a partial response, these headers describe only the part
         names = (("sha256", "x-amz-checksum-sha256"), ("crc32", "x-amz-checksum-crc32"), ("md5", "Content-MD5"))
         found |= {algorithm: headers[name] for algorithm, name in names if name in headers}
     for algorithm, value in found.items():
@@ -349,7 +350,7 @@ def _verified(remote: Remote, partial: Path) -> Path:
         raise RetryableError(f"the connection broke after {size} of {remote.size} bytes")
     if remote.size is not None and size > remote.size:
         partial.unlink()
-        raise RetryableError(f"{size} bytes came instead of {remote.size}", wrong_content=True)
+        raise RetryableError(f"received {size} bytes instead of {remote.size}", wrong_content=True)
     if remote.hash and (found := _hash_of(partial, remote.algorithm)) != remote.hash:
         partial.unlink()
         raise RetryableError(f"its {remote.algorithm} is {found}, not {remote.hash}", wrong_content=True)

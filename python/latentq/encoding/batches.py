@@ -35,9 +35,9 @@ Refusal: TypeAlias = tuple[str, Exception]
 
 
 READ_BYTES = 1 << 28
-"""Image files read from archives that are held in memory until they are decoded."""
+"""The maximum bytes of image files from archives that are in memory before they are decoded."""
 STORED_BYTES = 1 << 30
-"""Image files of one batch that are held in memory until they are stored."""
+"""The maximum bytes of image files of one batch that are in memory before they are stored."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Batch:
     Attributes:
         unit: The unit's number.
         indices: Indices of the n samples in the list.
-        pixels: By size: (B, 3, S, S) uint8, B >= n, in a `host_buffer` of the encoder. Rows of rejected samples, and
-            rows after the first n, are zero.
+        pixels: Maps sizes to (B, 3, S, S) uint8, B >= n, in a `host_buffer` of the encoder. Rows of rejected samples,
+            and rows after the first n, are zero.
         rejected: The rejected samples, by position in the batch.
         images: The image files, if the recipe stores them.
         captions: Embeds the unit's captions, if the recipe stores embeddings.
@@ -127,7 +127,7 @@ def retry_with_smaller_batches(run: EncodingRun, bar: Progress, work: Callable[[
                 raise
         # Outside the handler, where the exception's frames no longer hold the memory of the failed attempt.
         run = replace(run, batch_size=run.batch_size // 2)
-        bar.note(f"out of memory on {run.encoder.device}: going on with batches of {run.batch_size}")
+        bar.note(f"out of memory on {run.encoder.device}: retrying with batch size {run.batch_size}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -12,7 +12,7 @@ from latentq.run.options import RunOptions, RunSettings, run_settings
 
 
 class EncodeRunOptions(RunOptions, total=False):
-    """How encoding is run. None of it leaves a trace in the dataset.
+    """Options of running an encoding. They are not recorded in the dataset.
 
     Attributes:
         device: Device that the models compute on; by default `cuda:LOCAL_RANK` if there is a GPU, else `cpu`. An

@@ -196,7 +196,7 @@ class TokenFacts:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many of the source's samples are stored and rejected.
+    """The numbers of the source's samples that are stored and rejected.
 
     Attributes:
         samples: Number of stored samples.

@@ -50,7 +50,7 @@ QUANTIZER_FIELDS: Mapping[str, set[str]] = {
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How an image file becomes pixels.
+    """The options that turn an image file into pixels.
 
     Attributes:
         crop: `center`, `center-round` or `adm`.

@@ -1,4 +1,4 @@
-"""Measure what each quantization scheme and number of bits costs for given latents, to choose a quantizer."""
+"""Measure the size and error of each quantization scheme and number of bits on given latents, to choose a quantizer."""
 
 from __future__ import annotations
 
@@ -46,12 +46,13 @@ class SchemeCost:
         entropy: The entropy of the codes in bits per element, which an ideal entropy coder of single codes would store;
             None for floats.
         sqnr_db: The signal-to-quantization-noise ratio over all channels, as in `Measurement`.
-        worst_sqnr_db: That of the worst channel.
+        worst_sqnr_db: The signal-to-quantization-noise ratio of the worst channel.
         clip_rate: The share of values outside the range.
         largest_error: The largest absolute error, in the unit of the latents.
-        psnr_images_db: The mean PSNR of the images decoded from the codes against the originals; None without these.
-        psnr_decoded_db: The mean PSNR of the same against the images decoded from the floats; None without an
-            autoencoder.
+        psnr_images_db: The mean PSNR of the images decoded from the codes against the originals; None without
+            originals.
+        psnr_decoded_db: The mean PSNR of the images decoded from the codes against those decoded from the floats; None
+            without an autoencoder.
     """
 
     scheme: str
@@ -70,7 +71,7 @@ def load(path: str | PathLike[str]) -> npt.NDArray[Any]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds no array of floats (N, C, ...).
+        ValueError: The file does not contain an array of floats (N, C, ...).
     """
     try:
         latents = np.load(Path(path), mmap_mode="r", allow_pickle=False)
@@ -94,8 +95,8 @@ def measure(
 
     bfloat16 replaces float16 if a latent overflows float16.
 
-    Samples with an even index calibrate and those with an odd index are measured, so that no scheme benefits from
-    having seen its test data (a single sample serves for both). At most 64 of the measured samples are decoded.
+    Samples with an even index are used for calibration and those with an odd index for measuring, so that no scheme is
+    tested on its calibration data (a single sample serves for both). At most 64 of the measured samples are decoded.
 
     Args:
         latents: (N, C, ...) floats, or any iterable of samples (C, ...); the first 4,096 are used.
@@ -115,7 +116,7 @@ def measure(
     calibration, tried = (x[::2], x[1::2]) if len(x) > 1 else (x, x)
     if images is not None:
         if len(images) < len(x):
-            raise ValueError(f"{len(images)} images do not go with {len(x)} latents")
+            raise ValueError(f"expected one image per latent, not {len(images)} images for {len(x)} latents")
         images = images[: len(x)][1::2] if len(x) > 1 else images[:1]
     channels = x.shape[1]
     low, high = float(calibration.min()), float(calibration.max())
@@ -240,7 +241,8 @@ def _psnrs(
 ) -> list[tuple[float, float]]:
     """Return for each quantizer the mean PSNR of decoded codes against decoded floats, and against the images.
 
-    The second is NaN without images. Works batch by batch, so that memory does not grow with the number of samples.
+    The PSNR against the images is NaN if there are none. Works batch by batch, so that memory does not grow with the
+    number of samples.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in quantizers]
     for start in range(0, len(x), _BATCH):
@@ -291,10 +293,10 @@ def of_dataset(
     Args:
         path: The dataset.
         column: The latent column; the first by default.
-        source: The source of the dataset. Its images are encoded again; without it the latents are the stored ones,
+        source: The source of the dataset. Its images are encoded again. Without a source, the stored latents are used,
             which have already been quantized once.
-        autoencoder: The autoencoder's name or folder, if its name in the card is not enough; without a source no
-            autoencoder is loaded unless named.
+        autoencoder: The autoencoder's name or folder, if the name in the card does not find it. Without a source, an
+            autoencoder is loaded only if this is given.
         progress: The stream for progress, or None.
 
     Returns:

@@ -36,7 +36,7 @@ def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Te
     stored = torch.as_tensor(latents).to(device_of(network))
     decode: Any = network.decode if stored.is_floating_point() else getattr(network, "decode_tokens", None)
     if decode is None:
-        raise LatentqError(f"{network.name} has no codebook: it decodes no tokens")
+        raise LatentqError(f"{network.name} has no codebook, so it cannot decode tokens")
     with torch.no_grad(), fixed_arithmetic():
         pixels = decode(stored)
     levels = ((pixels.float() - low) * (255 / (high - low))).round().clamp(0, 255)

@@ -21,7 +21,7 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(np.uint16),
     "float32": np.dtype(np.float32),
 }
-# The usual arguments, so that a call on one small latent does not parse a dtype.
+# The usual arguments, looked up first because parsing a dtype takes long for one small latent.
 _COMMON_NAMES: dict[Any, FloatName] = {
     np.float32: "float32",
     np.float16: "float16",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer(Scheme):
-    """A frozen map from floats to codes and back. Its class methods make it.
+    """An immutable map from floats to codes and back. Create one with a class method.
 
     Methods take NumPy arrays or torch tensors and return the same kind of object. C is the number of channels; a
     sample is (C, ...), usually (C, h, w).
@@ -74,7 +74,7 @@ class Quantizer(Scheme):
     def uniform(
         cls, low: float, high: float, *, channels: int, bits: int = 8, rounding: Rounding = "nearest"
     ) -> Quantizer:
-        """Makes a quantizer with one given range for all channels, the scheme of the source systems.
+        """Makes a quantizer with one given range for all channels, as imagenet.int8 has.
 
         Args:
             low: the value of code 0; rounded to float32.
@@ -106,7 +106,7 @@ class Quantizer(Scheme):
 
     @classmethod
     def codebook(cls, levels: Sequence[Sequence[float]] | Array) -> Quantizer:
-        """Makes a quantizer with a code book for each channel. A value takes the nearest level; halfway, the lower one.
+        """Makes a quantizer with a codebook for each channel. A value is coded as the nearest level; a tie goes to the lower level.
 
         Args:
             levels: (C, 2^bits) finite values, ascending in each channel, for 2 to 8 bits; rounded to float32.
@@ -123,9 +123,10 @@ class Quantizer(Scheme):
 
     @classmethod
     def floating(cls, dtype: FloatDType, *, channels: int) -> Quantizer:
-        """Makes a quantizer that stores values unchanged but for rounding to a float type.
+        """Makes a quantizer that only rounds values to a float type.
 
-        Its codes are values of that type. NumPy has no bfloat16, so in arrays the codes are its bits, as uint16.
+        Its codes are values of that type. NumPy has no bfloat16, so an array holds bfloat16 codes as their bits, in
+        uint16.
 
         Args:
             dtype: `float16`, `bfloat16` or `float32`, as a name, a NumPy dtype or a torch dtype.
@@ -142,7 +143,7 @@ class Quantizer(Scheme):
 
     @classmethod
     def calibrate(cls, latents: Array | torch.Tensor, *, bits: int = 8, method: Method = "mse") -> Quantizer:
-        """Makes a quantizer whose ranges, or code books, fit given samples; see `Calibrator` for samples in batches.
+        """Makes a quantizer whose ranges or codebooks fit given samples; see `Calibrator` for samples in batches.
 
         Args:
             latents: (N, C, ...) finite floats.
@@ -447,10 +448,10 @@ class Quantizer(Scheme):
         return out
 
     def kernel(self, is_bfloat16: bool) -> tuple[_core.Quantizer, bool]:
-        """Returns what `_core.gather` takes: the compiled quantizer, and `is_bfloat16`.
+        """Returns the arguments for `_core.gather`: the compiled quantizer and `is_bfloat16`.
 
         Args:
-            is_bfloat16: True if values of 16 bits are to be bfloat16, False for float16.
+            is_bfloat16: True if 16-bit values are bfloat16, False if they are float16.
 
         Raises:
             ValueError: this is a float kind.
@@ -580,7 +581,7 @@ class Quantizer(Scheme):
 
 
 class Calibrator:
-    """Finds ranges or code books for samples that come in batches.
+    """Finds ranges or codebooks for samples that come in batches.
 
     It keeps a histogram for each channel, so its memory is bounded (4 MiB per channel, usually less than a tenth of
     that) for any number of samples. Neither the batches nor their order change the result.

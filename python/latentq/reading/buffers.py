@@ -35,7 +35,7 @@ def shareable(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Allocates memory; in a DataLoader worker it is shared memory, so that sending the tensor copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
-    untyped: Any = torch.UntypedStorage  # default_collate, too, calls its _new_shared
+    untyped: Any = torch.UntypedStorage  # default_collate calls _new_shared too
     storage: torch.UntypedStorage = untyped._new_shared(prod(shape) * dtype.itemsize, device="cpu")
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
@@ -52,7 +52,7 @@ class _Loan(weakref.ref[NDArray[Any]]):
 
 
 class RecycledMemory:
-    """An allocator that reuses the memory of tensors nobody refers to: new pages cost more than filling them.
+    """An allocator that reuses the memory of unreferenced tensors, because allocating new pages costs more than filling them.
 
     Any thread may allocate, keep and drop tensors.
     """
@@ -62,7 +62,7 @@ class RecycledMemory:
         self._free: defaultdict[int, list[_Loan]] = defaultdict(list)
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Allocates a tensor, in memory used before if there is some of that size."""
+        """Allocates a tensor, reusing free memory of that size if there is any."""
         nbytes = prod(shape) * dtype.itemsize
         if nbytes < _SMALL:
             return torch.empty(shape, dtype=dtype)
@@ -73,7 +73,7 @@ class RecycledMemory:
             del self._loans[id(ended)]
         except IndexError:
             memory = np.empty(nbytes, np.uint8)
-        # Only the tensor and its views keep this array alive. The callback that runs when it is gone must be C alone:
+        # Only the tensor and its views keep this array alive. The callback that runs when it is gone must be pure C:
         # a Ctrl-C during a Python callback would be lost. NumPy makes the view, since torch's would release the GIL
         # and wait to reacquire it.
         lent = memory.view(_NUMPY[dtype]).reshape(shape)

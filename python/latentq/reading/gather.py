@@ -21,7 +21,7 @@ _LINE = 64  # bytes of a cache line
 
 @dataclass(frozen=True)
 class GatheredColumn:
-    """How one column of a batch is gathered.
+    """The gathering of one column of a batch.
 
     Attributes:
         name: The column's name in the batch.

@@ -48,7 +48,7 @@ _worker_blocks: list[_SharedBlock] = []  # in a worker: its own blocks
 
 
 class WorkerBatch(MutableMapping[str, Any]):
-    """A worker's batch. It becomes an ordinary, decoded batch when it is looked into, or else when it is received.
+    """A worker's batch. It is decoded on first access, or else when it is received.
 
     Args:
         layout: The meaning of its columns.
@@ -90,7 +90,7 @@ class WorkerBatch(MutableMapping[str, Any]):
         """The decoded batch; decoding frees the block."""
         if self._batch is None:
             if self._block is None:
-                raise RuntimeError("the worker has sent this batch and no longer has it")
+                raise RuntimeError("this batch was sent to the training process and its memory was returned")
             self._batch = _decoded(self._layout, self._stored, private)
             self._block.in_use[0] = 0
             self._block = None
@@ -118,7 +118,7 @@ class WorkerBatch(MutableMapping[str, Any]):
         return dict, (dict(self._values),)
 
     def _send(self) -> tuple[Any, ...]:
-        """Pickles the batch for the queue from a worker to the training process; works once."""
+        """Pickles the batch for the queue to the training process. Works only once."""
         block = self._block
         if block is None:
             return self.__reduce__() if self._batch is not None else (_sent_before, ())
@@ -139,8 +139,8 @@ ForkingPickler.register(WorkerBatch, WorkerBatch._send)
 
 
 def _sent_before() -> None:
-    """Raises where the batch is received: an error where it is sent would leave the receiver waiting."""
-    raise RuntimeError("a worker has sent the same batch of latents twice: let it keep a copy, dict(batch), instead")
+    """Raises in the receiver: an error in the sender would leave the receiver waiting."""
+    raise RuntimeError("a worker has sent the same batch of latents twice: keep a copy, dict(batch), instead")
 
 
 class _Sender:

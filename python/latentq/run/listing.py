@@ -32,15 +32,17 @@ def collection_of(name: str | Collection | None) -> Collection | None:
 
 
 def with_limits(captions: str | Captions | None, collection: Collection | None) -> str | Captions | None:
-    """Adds the collection's limits to a description of where captions are.
+    """Adds the collection's limits to the `captions` option.
 
     Raises:
-        LatentqError: The collection has limits, and no file of captions is named to hold the limited values.
+        LatentqError: The collection has limits, but `captions` names no file that has the limited columns.
     """
     if collection is None or not collection.limits:
         return captions
     if captions is None:
-        raise LatentqError(f"limits on {', '.join(collection.limits)} need the file that holds them: name its captions")
+        raise LatentqError(
+            f"limits on {', '.join(collection.limits)} need a captions file with those columns: give it as captions"
+        )
     captions = Captions.parse(captions) if isinstance(captions, str) else captions
     return replace(captions, limits=collection.limits)
 
@@ -72,9 +74,13 @@ def open_run_source(
     """
     if not isinstance(source, str | os.PathLike):
         if captions is not None:
-            raise ValueError("captions go with a path; a Source brings its own: open_source(path, captions=...)")
+            raise ValueError(
+                "captions can only be given with a path; for a Source, use open_source(path, captions=...)"
+            )
         if image_column is not None or label_column is not None:
-            raise ValueError("columns go with a path; a Source brings its own: open_source(path, image_column=...)")
+            raise ValueError(
+                "columns can only be given with a path; for a Source, use open_source(path, image_column=...)"
+            )
         return source
     classes: dict[str, tuple[int, str]] = {}
     if like is not None:
@@ -101,7 +107,7 @@ def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
     Args:
         source: The source.
         out: The folder of the run.
-        compare: Check that the source still holds what is published: one process of a run is enough.
+        compare: Check that the source still matches the published list; one process of a run does it for all.
 
     Raises:
         MismatchError: The source differs from the published list.
@@ -120,7 +126,7 @@ def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
 def storable(kind: str, listing: Listing) -> Listing:
     """Returns a listing as it reads back from samples.tsv, so that every run sees the same values.
 
-    Sources of users may give labels of any type; the rules of `with_labels` hold for them too.
+    User-defined sources may return labels of any type; the rules of `with_labels` apply to them too.
 
     Args:
         kind: Kind of the source, for messages.
@@ -147,9 +153,9 @@ def storable(kind: str, listing: Listing) -> Listing:
 
 
 def print_notes(listing: Listing, stream: TextIO | None) -> None:
-    """Prints what the user should know of how the listing was made. A stream of None prints nothing."""
+    """Prints the notes of a listing. Prints nothing if `stream` is None."""
     if stream is not None:
-        with contextlib.suppress(OSError):  # nobody reads it, which is no reason to stop
+        with contextlib.suppress(OSError):  # a closed stream must not end the run
             for note in listing.notes:
                 print(one_line(note), file=stream, flush=True)
 
@@ -189,6 +195,6 @@ def _sample_text(sample: Sample) -> str:
 
 
 def source_facts(kind: str, listing: Listing, unit_size: int) -> SourceFacts:
-    """Returns a card's facts of a source; `units` is None if it follows from the number of samples."""
+    """Returns the source's facts for a card; `units` is None if it follows from the number of samples."""
     total, units = len(listing.samples), len(listing.units(unit_size))
     return SourceFacts(kind, total, listing.sha256(), None if units == -(-total // unit_size) else units)

@@ -1,4 +1,4 @@
-"""How a run is done: options that leave no trace in what it makes."""
+"""Options of a run that are not recorded in its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The share of one process in a run: the units it makes, and what follows once they are published."""
+"""The share of one process in a run: the units it makes, and the work that follows once they are published."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Share:
     def of(
         cls, out: Path, card: UnitCard, source: Source, listing: Listing, unit_size: int, settings: RunSettings
     ) -> Self:
-        """Returns the share of the process that `settings` are of.
+        """Returns the share of the process that `settings` describe.
 
         Raises:
-            LatentqError: Archives are to be deleted, and the source has none.
+            LatentqError: `settings.delete_archives` is set, but the source has no archives.
         """
         names, units = unit_names(card), listing.units(unit_size)
         archives = ArchiveDeleter(source, listing, units, out, names) if settings.delete_archives else None
@@ -60,7 +60,7 @@ class Share:
         return self.out / self.names[unit]
 
     def pending(self, bar: Progress) -> dict[int, range]:
-        """Returns the units that are not published yet. The bar skips those that are."""
+        """Returns the units that are not published yet, and advances the bar past the published units."""
         if self.out.is_dir():
             sync_published(self.out)
         pending = {unit: indices for unit, indices in self.units.items() if not unit_done(self.out, self.names[unit])}

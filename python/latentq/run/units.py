@@ -78,7 +78,7 @@ class UnitFacts:
     """The contents of `unit.toml`.
 
     Attributes:
-        card: Hash of the card that the unit was made by, see `card_hash`; empty in units of older versions.
+        card: Hash of the card that the unit was made with, see `card_hash`; empty in units of older versions.
         listing: Hash of the unit's part of the list, see `Listing.part_sha256`; empty in units of older versions.
         samples: Number of samples that are stored.
         redone: Number of samples that were encoded again in float32.
@@ -173,7 +173,7 @@ class UnitCard(Protocol):
 def card_hash(data: bytes) -> str:
     """Hashes the fields of a card that decide what the stored values mean.
 
-    These are all fields but the ones that the finish adds, and the versions of libraries. The hash is taken over the
+    These are all fields except the versions of libraries and the fields that finishing adds. The hash is taken over the
     fields in the file, so that a later version of latentq, which may have more fields, computes the same.
 
     Args:

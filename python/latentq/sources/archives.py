@@ -165,7 +165,7 @@ class Archives:
         return contents
 
     def _reads(self, name: str) -> Reads:
-        """How much of a member is read to list it: sidecars, and the first bytes if the name does not tell."""
+        """Returns how much of a member to read for the listing: all of a sidecar, the first bytes if the name does not tell."""
         if limit := self._rule.limit(name):
             return Reads(whole=limit)
         return _HEAD if image_by_name(name.rpartition("/")[2]) is None else _NOTHING

@@ -29,7 +29,7 @@ class Folder:
         classes: Label and readable name of each class folder; None numbers the folders that hold images in sorted
             order, as torchvision's ImageFolder does.
         exclude: A folder to skip.
-        columns: What a user names: as `caption` the files with captions, as `SidecarRule.parse` takes it.
+        columns: The columns that the user names; `caption` is parsed by `SidecarRule.parse`.
     """
 
     path: Path
@@ -89,7 +89,7 @@ class Folder:
         return labelled
 
     def _with_captions(self, samples: list[Sample], texts: list[str]) -> list[Sample]:
-        """The samples with the captions in the files next to them; a sample without one gets that as its fault."""
+        """The samples with the captions in the files next to them; a sample without a caption gets `NO_CAPTION` as its `fault`."""
         rule = SidecarRule.parse(self.columns.caption)
         sidecars = Sidecars(rule)
         wanted = {stem_of(sample.key) for sample in samples}

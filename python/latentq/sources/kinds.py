@@ -1,11 +1,11 @@
-"""Which files are images: by their names, and by their first bytes if the name says nothing."""
+"""Recognizes image files: by name, or by their first bytes if the name does not tell."""
 
 from __future__ import annotations
 
 import re
 
 HEAD_BYTES = 32
-"""How many bytes of a file `is_image` looks at."""
+"""The number of bytes that `is_image` looks at."""
 
 _IMAGES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",  # the core's

@@ -35,7 +35,8 @@ def with_labels(
 
     Whole numbers from 0 are labels; so are floats and texts of such numbers, and booleans (0 and 1). If any text is not
     a number, every value is a class name: names are numbered in sorted order, and are the `label_text`. Missing and
-    negative values, NaN, fractions and values of other types are no label. A number above int64 is the sample's fault.
+    negative values, NaN, fractions and values of other types are no label. A number above int64 is recorded as the
+    sample's `fault`.
 
     Args:
         source: The source, for messages.
@@ -111,7 +112,10 @@ def _number(value: SupportsInt) -> _Value:
 
 
 def _digits(text: str) -> _Value:
-    """A whole number in text. Python refuses thousands of digits, so a longer one than int64 stands for any such."""
+    """Parses a whole number.
+
+    Python refuses thousands of digits, so only the first ones are parsed, enough to exceed int64.
+    """
     digits = text.lstrip("+-").lstrip("0") or "0"
     if text.startswith("-"):
         return _Value(0 if digits == "0" else None)

@@ -13,7 +13,7 @@ MAX_MEMBER_BYTES = 4 * MAX_PIXELS
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """How much of a member is read while an archive is listed.
+    """The amount of a member that is read while an archive is listed.
 
     Attributes:
         whole: Reads the whole member if it has at most so many bytes; a larger one gets a fault. 0 reads nothing.

@@ -22,7 +22,7 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class SidecarRule:
-    """Which files next to images hold their captions.
+    """The rule for which files next to images contain their captions.
 
     Attributes:
         extension: `txt` or `json`.
@@ -37,7 +37,7 @@ class SidecarRule:
         """Parses `txt`, `json` or `json:FIELD`; None is `txt`.
 
         Raises:
-            LatentqError: It is another text.
+            LatentqError: `captions` is none of these.
         """
         extension, _, json_field = (captions or "txt").partition(":")
         if extension not in ("txt", _JSON) or (json_field and extension != _JSON):
@@ -47,7 +47,7 @@ class SidecarRule:
         return cls(extension, json_field or None)
 
     def limit(self, name: str) -> int:
-        """How many bytes of a file are read as a sidecar; 0 if it is none."""
+        """Returns the number of bytes of a file to read as a sidecar; 0 if the file is not a sidecar."""
         return _LIMITS[self.extension].get(name.rpartition(".")[2].lower(), 0)
 
 

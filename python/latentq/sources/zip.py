@@ -78,7 +78,7 @@ class Zip:
             return b""
 
     def _fault(self, info: zipfile.ZipInfo, reads: Reads) -> str:
-        """Why a member cannot be read, as far as the directory tells; otherwise empty."""
+        """Returns why a member cannot be read, judging by the directory alone; empty if it can."""
         if info.flag_bits & _ENCRYPTED:
             return "encrypted"
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -122,7 +122,7 @@ def published_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_dead(out: Path) -> None:
-    """Removes temporaries whose file or unit is published; their writer was killed, or lost the race."""
+    """Removes temporaries whose file or unit is published: their writers were killed or lost the race."""
     for entry in list(os.scandir(out)):
         match = _TEMPORARY.fullmatch(entry.name)
         if not match or not (out / match[1]).exists():

@@ -145,7 +145,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
         elif self._stream is not None:
-            with contextlib.suppress(OSError):  # nobody reads it, which is no reason to stop
+            with contextlib.suppress(OSError):  # a closed stream must not end the run
                 print(line, file=self._stream, flush=True)
 
     def _print_line(self) -> None:

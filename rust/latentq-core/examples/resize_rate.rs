@@ -11,7 +11,7 @@ fn main() {
         let view = View::new(width, height, &pixels).expect("pixels of that size");
         let plain = fit_with(view, target, Isa::Scalar).expect("a fit");
         for isa in Isa::available() {
-            assert!(fit_with(view, target, isa).expect("a fit") == plain, "{isa:?} gives other pixels");
+            assert!(fit_with(view, target, isa).expect("a fit") == plain, "{isa:?} gives different pixels");
             let mut seconds: Vec<f64> = (0..50)
                 .map(|_| {
                     let start = Instant::now();

@@ -90,7 +90,7 @@ fn choice<T: Copy>(options: &Bound<'_, PyDict>, name: &str, choices: &[(&str, T)
     let found = choices.iter().find(|(choice, _)| *choice == &*word).map(|(_, value)| *value);
     found.ok_or_else(|| {
         let choices: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
-        PyValueError::new_err(format!("unknown {name} {word:?}: {}", choices.join(", ")))
+        PyValueError::new_err(format!("unknown {name} {word:?}: choose one of {}", choices.join(", ")))
     })
 }
 

@@ -13,8 +13,8 @@ class Autoencoder(Protocol):
     """The protocol that `latentq.encode` needs; any object that has these attributes and methods will do.
 
     An autoencoder may also be a `Posterior` or a `Tokenizer`, and may have `shift_factor` (0.0 if absent), which is
-    subtracted from latents before they are scaled: (z - shift_factor) * scaling_factor. Our own also have `family`, the
-    name of the class for the card, `module`, the torch module, and `to(device)`.
+    subtracted from latents before they are scaled: (z - shift_factor) * scaling_factor. The built-in autoencoders also
+    have `family`, the name of the class for the card, `module`, the torch module, and `to(device)`.
 
     Attributes:
         name: The name for the card.
@@ -29,7 +29,8 @@ class Autoencoder(Protocol):
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 unscaled latents.
 
-        A `Posterior` returns the mean, a `Tokenizer` the latents that are then quantized to the nearest codes.
+        A `Posterior` returns the mean, a `Tokenizer` the latents before they are replaced by the nearest codebook
+        vectors.
         """
         ...
 
@@ -41,7 +42,7 @@ class Autoencoder(Protocol):
         """Return (C, h, w) for images of size x size pixels.
 
         Raises:
-            ValueError: It cannot encode this size.
+            ValueError: The autoencoder cannot encode this size.
         """
         ...
 
@@ -60,7 +61,7 @@ class Tokenizer(Protocol):
     """An autoencoder with a codebook: each position of the latents can be stored as one integer.
 
     Attributes:
-        codebook_size: The number of codes.
+        codebook_size: The number of codebook vectors.
     """
 
     codebook_size: int

@@ -64,8 +64,8 @@ impl Converter {
         Self { mode, alpha, to_srgb: to_srgb.filter(|transform| !(is_color && is_identity(transform))) }
     }
 
-    /// Converts samples to pixels. Three channels are converted in place and `samples` is returned, else `buffer` is filled
-    /// and returned. Bytes after the last whole pixel are undefined.
+    /// Converts samples to pixels. Three channels are converted in place and `samples` is returned; otherwise `buffer`
+    /// is filled and returned. Bytes after the last whole pixel are undefined.
     pub fn convert<'a>(&self, samples: &'a mut [u8], buffer: &'a mut Vec<u8>) -> &'a [u8] {
         let whole = samples.len() / self.mode.channels() * self.mode.channels();
         if self.mode.channels() == 3 {

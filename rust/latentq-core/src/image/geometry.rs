@@ -1,4 +1,4 @@
-//! Orientation and crops: the size to resize to, and the part to keep. `conventions.md` documents the crops.
+//! Orientation and crops: the size to resize to, and the part to keep. `docs/image.md` documents the crops.
 
 use super::pixels::{Image, check_room};
 use super::resize::{Filter, Isa, Resizer, Window, resize};
