@@ -446,7 +446,7 @@ def test_a_folder_or_broken_link_in_place_of_a_file_is_reported(server, tmp_path
 def test_a_web_page_in_place_of_a_hub_file_says_what_to_do(server, tmp_path):
     server.faults[bucket(server, "cc12m-train-0000.tar")] = ["html"]
     [failure] = collect("cc12m", tmp_path, ids=[0]).failed
-    assert failure.reason.startswith("a web page came instead of the file: a proxy or a login page may be in between")
+    assert failure.reason.startswith("the server sent a web page instead of the file: a proxy or a login page may be in between")
 
 
 def start(server, folder, home, *options):
@@ -597,7 +597,7 @@ def test_a_body_of_no_known_size_is_bounded(tmp_path, monkeypatch):
     with HostileSite(OK + b"\r\nPK\3\4", bytes(1 << 16)) as site:
         done = collect("coco", tmp_path, site=site.url)
     assert [failure.reason for failure in done.failed] == [
-        "the server says no size, and sends more than 1048576 bytes"
+        "the server gave no size and sent more than 1048576 bytes"
     ] * 2
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"collect.toml", "failed.tsv"}
 

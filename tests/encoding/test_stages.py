@@ -206,7 +206,7 @@ def test_batch_is_halved_when_the_device_runs_out_of_memory(photos, tmp_path):
         progress=Lines(),
     )  # fmt: skip
     assert card.counts.samples == 12
-    assert "going on with batches of 2\n" in "".join(lines)
+    assert "retrying with batch size 2\n" in "".join(lines)
     assert "calibrate: 12 of 12 images" in "".join(lines)  # not those of the failed attempts as well
     assert "encode: 12 of 12 images" in "".join(lines)
     latentq.encode(photos, tmp_path / "two", recipe=recipe("affine", unit_size=8), autoencoder=Blocks(), batch_size=2)

@@ -34,8 +34,8 @@ QUANTIZERS = {
     "uniform": Quantizer.uniform(-5, 6, channels=4),
     "truncating": Quantizer.uniform(-14, 14, channels=4, rounding="truncate"),
     "affine of 6 bits": Quantizer.affine([-4.0] * 4, [5.0] * 4, bits=6),
-    "code book": Quantizer.codebook(LEVELS),
-    "code book of 4 bits": Quantizer.codebook(LEVELS[:, ::16]),
+    "codebook": Quantizer.codebook(LEVELS),
+    "codebook of 4 bits": Quantizer.codebook(LEVELS[:, ::16]),
     "float16": Quantizer.floating("float16", channels=4),
     "bfloat16": Quantizer.floating("bfloat16", channels=4),
 }

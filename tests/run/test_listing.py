@@ -98,7 +98,7 @@ def test_key_that_cannot_be_written_is_an_error(key):
 class Labelled:
     """A user's own source: images in memory with labels of any type."""
 
-    kind = "labelled"
+    kind = "labeled"
 
     def __init__(self, folder, labels):
         self.labels = labels

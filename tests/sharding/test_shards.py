@@ -17,7 +17,7 @@ from conftest import contents, paint
 from latentq import LatentqError, MismatchError, encode, mds, verify
 from latentq.cli.main import main
 from latentq.collect import COLLECTIONS
-from latentq.format.jpeg import to_jpeg
+from latentq.format.shrink_jpeg import to_jpeg
 from latentq.sharding.pipeline import shards
 from support.archive_making import make_tar, make_zip, pictures_of, with_captions
 

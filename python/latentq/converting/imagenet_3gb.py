@@ -23,7 +23,7 @@ from latentq.converting.foreign import (
 from latentq.converting.torch_writer import TorchWriter
 from latentq.format.card import Card
 from latentq.format.recipe import Recipe
-from latentq.format.torch_file import TensorRecord, TorchFile
+from latentq.format.safe_torch_file import TensorRecord, TorchFile
 from latentq.sources import Listing, Sample
 from latentq.system.progress import BriefProgress, Progress
 

@@ -12,7 +12,7 @@ from typing import IO, Self
 
 import numpy as np
 
-from latentq.format.torch_file import PICKLE, STORAGES
+from latentq.format.safe_torch_file import PICKLE, STORAGES
 
 _ALIGNMENT = 64  # bytes; torch aligns the records of storages
 _ITEMS_AT_ONCE = 1000  # list items per APPENDS, as pickle writes them

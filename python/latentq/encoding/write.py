@@ -112,7 +112,7 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
 
 def _as_jpeg(data: bytes) -> bytes:
     """Returns an image file as a JPEG: as it is, or encoded with quality 95."""
-    from latentq.format.jpeg import to_jpeg
+    from latentq.format.shrink_jpeg import to_jpeg
 
     if image.info(data).format == "JPEG":
         return data

@@ -106,7 +106,9 @@ class Quantizer(Scheme):
 
     @classmethod
     def codebook(cls, levels: Sequence[Sequence[float]] | Array) -> Quantizer:
-        """Makes a quantizer with a codebook for each channel. A value is coded as the nearest level; a tie goes to the lower level.
+        """Makes a quantizer with a codebook for each channel.
+
+        A value is coded as the nearest level; a tie goes to the lower level.
 
         Args:
             levels: (C, 2^bits) finite values, ascending in each channel, for 2 to 8 bits; rounded to float32.
@@ -148,7 +150,7 @@ class Quantizer(Scheme):
         Args:
             latents: (N, C, ...) finite floats.
             bits: 2 to 8.
-            method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for code books.
+            method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks.
 
         Raises:
             NotFiniteError: a value is NaN or infinite.
@@ -589,7 +591,7 @@ class Calibrator:
     Args:
         channels: the number of channels, C.
         bits: 2 to 8.
-        method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for code books.
+        method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks.
 
     Raises:
         ValueError: an argument is out of range.

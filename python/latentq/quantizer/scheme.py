@@ -29,7 +29,7 @@ class Scheme:
         rounding: `nearest` (round half to even), or `truncate` for reproducing old data.
         low: (C,) the value of code 0 in each channel, exact in float32; for a float type its smallest number.
         high: (C,) the value of the last code in each channel; for a float type its largest number.
-        levels: (C, 2^bits) the value of every code of a code book; empty for other kinds.
+        levels: (C, 2^bits) the value of every code of a codebook; empty for other kinds.
     """
 
     kind: Kind

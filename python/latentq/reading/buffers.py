@@ -52,7 +52,9 @@ class _Loan(weakref.ref[NDArray[Any]]):
 
 
 class RecycledMemory:
-    """An allocator that reuses the memory of unreferenced tensors, because allocating new pages costs more than filling them.
+    """An allocator that reuses the memory of unreferenced tensors.
+
+    Allocating new pages costs more than filling them.
 
     Any thread may allocate, keep and drop tensors.
     """

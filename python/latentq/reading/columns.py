@@ -200,11 +200,11 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TokenColumn(_IndirectColumn):
-    """A column of tokens: indices of a code book, decoded to int64.
+    """A column of tokens: indices of a codebook, decoded to int64.
 
     Attributes:
         stored: The column's name in the shards.
-        facts: Its shape, stored dtype and code book size.
+        facts: Its shape, stored dtype and codebook size.
     """
 
     stored: str

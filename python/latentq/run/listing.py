@@ -13,7 +13,7 @@ from latentq.collect import COLLECTIONS, Collection
 from latentq.format.facts import SourceFacts
 from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
-from latentq.sources.labels import MAX_LABEL, with_labels
+from latentq.sources.label_values import MAX_LABEL, with_labels
 from latentq.store.local import make_folder, publish_once
 from latentq.system.text import one_line
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, Unpack
 from latentq._core import LatentqError, MismatchError
 from latentq.collect import COLUMNS, Collection, Columns
 from latentq.format.files import SHARDS
-from latentq.format.jpeg import Jpeg, TooSmallError, to_jpeg
+from latentq.format.shrink_jpeg import Jpeg, TooSmallError, to_jpeg
 from latentq.run.archives import source_is_deleted
 from latentq.run.check import check_output_folder
 from latentq.run.finish import finish_units

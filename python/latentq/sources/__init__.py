@@ -17,7 +17,7 @@ from latentq.sources.datasets import PREFIX, Datasets
 from latentq.sources.delimited import DELIMITERS
 from latentq.sources.folder import Folder, read_class_names
 from latentq.sources.kinds import image_by_name
-from latentq.sources.labels import Classes
+from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample, Source
 from latentq.sources.mds import Mds
 from latentq.sources.parquet import Parquet

@@ -12,7 +12,7 @@ from typing import Literal, TextIO
 from latentq._core import FormatError, MismatchError
 from latentq.sources.columns import NamedColumns, caption_facts, captions_field
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
-from latentq.sources.labels import Classes, labels_note, with_labels
+from latentq.sources.label_values import Classes, labels_note, with_labels
 from latentq.sources.listing import GZIP_SUFFIXES, Listing, Sample, unchanged_files
 from latentq.sources.member import Member, Reads, plain_name
 from latentq.sources.sidecars import NO_CAPTION, NO_IMAGE, SidecarRule, Sidecars, webdataset_key
@@ -165,7 +165,7 @@ class Archives:
         return contents
 
     def _reads(self, name: str) -> Reads:
-        """Returns how much of a member to read for the listing: all of a sidecar, the first bytes if the name does not tell."""
+        """Returns how much of a member to list it by: all of a sidecar, the first bytes if its name does not tell."""
         if limit := self._rule.limit(name):
             return Reads(whole=limit)
         return _HEAD if image_by_name(name.rpartition("/")[2]) is None else _NOTHING

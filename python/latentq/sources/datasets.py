@@ -6,7 +6,7 @@ from typing import Any
 
 from latentq._core import LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, columns_note
-from latentq.sources.labels import Classes
+from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.rows import Rows, image_bytes
 from latentq.system.extras import needed_for

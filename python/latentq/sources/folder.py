@@ -11,7 +11,7 @@ from pathlib import Path
 from latentq._core import LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, caption_facts, captions_field
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
-from latentq.sources.labels import Classes
+from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.sidecars import NO_CAPTION, SidecarRule, Sidecars, stem_of
 from latentq.system.faults import FILE_ERRNOS
@@ -72,7 +72,7 @@ class Folder:
         return Listing(tuple(samples), fields, tuple(notes))
 
     def _with_labels(self, samples: list[Sample]) -> list[Sample]:
-        """The samples labelled by their class folders."""
+        """The samples labeled by their class folders."""
         folders = sorted({sample.key.partition("/")[0] for sample in samples}, key=os.fsencode)
         classes = self.classes
         if classes is None:
@@ -81,15 +81,15 @@ class Folder:
             raise MismatchError(
                 f"{self.path} has a class folder {unknown[0]!r} that the dataset of --like does not have"
             )
-        labelled = []
+        labeled = []
         for sample in samples:
             folder = sample.key.partition("/")[0]
             label, text = classes[folder]
-            labelled.append(replace(sample, label=label, label_text=self.class_names.get(folder, text)))
-        return labelled
+            labeled.append(replace(sample, label=label, label_text=self.class_names.get(folder, text)))
+        return labeled
 
     def _with_captions(self, samples: list[Sample], texts: list[str]) -> list[Sample]:
-        """The samples with the captions in the files next to them; a sample without a caption gets `NO_CAPTION` as its `fault`."""
+        """The samples with captions from the files next to them; without one, a sample's `fault` is `NO_CAPTION`."""
         rule = SidecarRule.parse(self.columns.caption)
         sidecars = Sidecars(rule)
         wanted = {stem_of(sample.key) for sample in samples}

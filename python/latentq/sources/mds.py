@@ -11,7 +11,7 @@ import numpy as np
 from latentq import mds
 from latentq._core import LatentqError, MismatchError
 from latentq.sources.columns import IMAGE, NamedColumns, column_of, columns_note
-from latentq.sources.labels import Classes
+from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.rows import Rows
 

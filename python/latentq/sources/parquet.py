@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, columns_note
-from latentq.sources.labels import Classes
+from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.sources.rows import Rows, image_bytes
 from latentq.system.extras import needed_for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentq._core import FormatError
 from latentq.sources.columns import caption_facts, captions_field, captions_in
-from latentq.sources.labels import Classes, labels_note, with_labels
+from latentq.sources.label_values import Classes, labels_note, with_labels
 from latentq.sources.listing import Listing, Sample
 from latentq.system.faults import FILE_ERRNOS
 

@@ -9,7 +9,7 @@ from latentq._core import LatentqError
 from latentq.sources.columns import CAPTION, KEY, NamedColumns, column_of, columns_note
 from latentq.sources.delimited import table_rows
 from latentq.sources.folder import file_size
-from latentq.sources.labels import Classes
+from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.rows import Rows
 

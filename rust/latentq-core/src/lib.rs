@@ -5,8 +5,8 @@ pub mod error;
 pub mod image;
 pub mod mds;
 mod memory;
-pub mod order;
 pub mod parallel;
+pub mod permutation;
 pub mod quant;
 
 pub use error::{Error, Kind, Result};

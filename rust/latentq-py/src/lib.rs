@@ -6,7 +6,7 @@ mod batch;
 mod error;
 mod image;
 mod mds;
-mod order;
+mod permutation;
 mod quant;
 mod values;
 
@@ -17,7 +17,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     batch::register(module)?;
     image::register(module)?;
     mds::register(module)?;
-    order::register(module)?;
+    permutation::register(module)?;
     quant::register(module)?;
     Ok(())
 }

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from latentq._core import LatentqError
-from latentq.format.torch_file import TensorRecord, TorchFile
+from latentq.format.safe_torch_file import TensorRecord, TorchFile
 from latentq.models.autoencoders.vq import VQNetwork
 from latentq.models.weights import check_weights
 from latentq.system.text import one_line

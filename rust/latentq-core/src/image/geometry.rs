@@ -1,6 +1,6 @@
 //! Orientation and crops: the size to resize to, and the part to keep. `docs/image.md` documents the crops.
 
-use super::pixels::{Image, check_room};
+use super::pixels::Image;
 use super::resize::{Filter, Isa, Resizer, Window, resize};
 use crate::{Error, Result};
 
@@ -24,49 +24,6 @@ pub enum Crop {
     CenterRound,
     /// ADM and DiT: halve with a box filter while the short side is at least twice the size, then resize.
     Adm,
-}
-
-/// Turns an image upright, given its EXIF orientation.
-///
-/// # Errors
-/// An image error if there is not enough memory.
-pub fn orient(image: Image, orientation: u8) -> Result<Image> {
-    let size = (image.width, image.height);
-    let (width, height) = turned(size, orientation);
-    Ok(Image { width, height, pixels: turn(image.pixels, size, 3, orientation)? })
-}
-
-/// The size of an image after it is turned upright.
-pub fn turned((width, height): (usize, usize), orientation: u8) -> (usize, usize) {
-    if (5..=8).contains(&orientation) { (height, width) } else { (width, height) }
-}
-
-/// Turns samples of `channels` per pixel upright.
-///
-/// # Errors
-/// An image error if there is not enough memory.
-pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, orientation: u8) -> Result<Vec<u8>> {
-    if !(2..=8).contains(&orientation) {
-        return Ok(samples);
-    }
-    check_room(samples.len())?;
-    let (new_width, _) = turned((width, height), orientation);
-    let mut out = vec![0; samples.len()];
-    for (y, row) in out.chunks_exact_mut(new_width * channels).enumerate() {
-        for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
-            let (from_x, from_y) = match orientation {
-                2 => (width - 1 - x, y),
-                3 => (width - 1 - x, height - 1 - y),
-                4 => (x, height - 1 - y),
-                5 => (y, x),
-                6 => (y, height - 1 - x),
-                7 => (width - 1 - y, height - 1 - x),
-                _ => (width - 1 - y, x),
-            };
-            pixel.copy_from_slice(&samples[(from_y * width + from_x) * channels..][..channels]);
-        }
-    }
-    Ok(out)
 }
 
 /// One of the resizes that lead to the square.

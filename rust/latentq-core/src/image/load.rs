@@ -6,6 +6,7 @@ use std::path::Path;
 use super::color::{Alpha, Converter, Icc, to_rgb};
 use super::decode::{self, Picture};
 use super::geometry::{self, Fit};
+use super::orientation;
 use super::pixels::{Image, Layout, View};
 use super::resize::{self, Filter, Isa, Window};
 use crate::{Error, Result};
@@ -72,7 +73,7 @@ pub fn decode(data: &[u8], options: &DecodeOptions) -> Result<Image> {
 /// Converts a decoded file to RGB and turns it upright if the options say so.
 fn upright(picture: Picture, options: &DecodeOptions) -> Result<Image> {
     let orientation = if options.orient { picture.orientation } else { 1 };
-    geometry::orient(to_rgb(picture, options.alpha, options.icc)?, orientation)
+    orientation::orient(to_rgb(picture, options.alpha, options.icc)?, orientation)
 }
 
 /// Resizes to `width` x `height`, each at least 1.

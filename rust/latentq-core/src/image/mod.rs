@@ -2,17 +2,17 @@
 
 mod color;
 mod decode;
-mod exif;
 mod geometry;
 mod load;
+mod orientation;
 mod pixels;
 mod resize;
 mod tiff_directory;
 
 pub use color::{Alpha, Icc};
 pub use decode::{Header, header};
-pub use exif::orientation;
 pub use geometry::{Crop, Fit};
 pub use load::{DecodeOptions, Encoded, MAX_PIXELS, decode, fit, fit_with, load, load_batch, load_many, resize};
+pub use orientation::orientation;
 pub use pixels::{Image, Layout, View};
 pub use resize::{Filter, Isa};

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use turbojpeg_sys as _;
 
 use super::picture::{Header, Mode, Picture, check_pixels};
-use crate::image::exif;
+use crate::image::orientation;
 use crate::image::pixels::check_room;
 use crate::{Error, Result};
 
@@ -31,7 +31,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
         width: markers.width,
         height: markers.height,
         channels: markers.channels,
-        orientation: exif::orientation(&markers.exif, markers.xmp.as_deref()),
+        orientation: orientation::orientation(&markers.exif, markers.xmp.as_deref()),
     })
 }
 
@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         let size = (markers.width, markers.height);
         let max_scans = max_scans(size.0 * size.1);
         let decoder = Decoder::start(data, size, (AS_MARKED, space), mode.channels(), shrink, max_scans)?;
-        let orientation = exif::orientation(&markers.exif, markers.xmp.as_deref());
+        let orientation = orientation::orientation(&markers.exif, markers.xmp.as_deref());
         let can_skip = markers.is_sequential && !decoder.has_scans();
         let (width, height) = (decoder.width, decoder.height);
         Ok(Self { width, height, mode, orientation, icc: markers.icc, can_skip, decoder })

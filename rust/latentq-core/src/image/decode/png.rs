@@ -5,7 +5,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 
 use super::picture::{Header, Picture, check_pixels, palette};
 use super::png_rows::{Area, Kind, Passes, Rows, Unpack, unfilter};
-use crate::image::exif;
+use crate::image::orientation;
 use crate::image::pixels::check_room;
 use crate::{Error, Result};
 
@@ -385,7 +385,7 @@ impl<'a> Chunks<'a> {
     }
 
     fn orientation(&self) -> u8 {
-        exif::orientation(self.exif.as_deref().unwrap_or_default(), self.xmp.as_deref())
+        orientation::orientation(self.exif.as_deref().unwrap_or_default(), self.xmp.as_deref())
     }
 
     /// The next piece of image data; `None` after the last IDAT chunk.

@@ -4,9 +4,9 @@ use super::jpeg;
 use super::picture::{Header, Mode, Picture, check_pixels, palette};
 use super::tiff_expand::{JPEG, RAW, ZSTD, broken, expand, expand_fax, read, unpredict, unpredict_floats};
 use crate::Result;
+use crate::image::orientation;
 use crate::image::pixels::check_room;
 use crate::image::tiff_directory::Directory;
-use crate::image::{exif, geometry};
 
 const WIDTH: u16 = 256;
 const HEIGHT: u16 = 257;
@@ -126,7 +126,7 @@ impl Layout {
         if photometric == YCC && compression != JPEG && !is_plain_ycc(directory) {
             return Err(broken("this kind of YCbCr is not supported"));
         }
-        let orientation = exif::of_directory(Some(directory), directory.bytes(XMP));
+        let orientation = orientation::of_directory(Some(directory), directory.bytes(XMP));
         let is_planar = number(PLANAR) == Some(2) && samples > 1;
         if is_planar && (compression == JPEG || photometric == YCC) {
             return Err(broken("planar JPEG or YCbCr is not supported"));
@@ -159,7 +159,7 @@ fn is_plain_ycc(directory: &Directory<'_>) -> bool {
 pub fn header(data: &[u8]) -> Result<Header> {
     let directory = Directory::first(data).ok_or_else(|| broken("the directory is missing"))?;
     let layout = Layout::read(&directory)?;
-    let (width, height) = geometry::turned((layout.width, layout.height), layout.orientation);
+    let (width, height) = orientation::turned((layout.width, layout.height), layout.orientation);
     Ok(Header { format: "TIFF", width, height, channels: layout.mode().channels() as u8, orientation: 1 })
 }
 
@@ -179,8 +179,8 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
     };
     // Orientation is part of the format: like Pillow, apply it regardless of the options.
     let size = (layout.width, layout.height);
-    let samples = geometry::turn(samples, size, layout.mode().channels(), layout.orientation)?;
-    let (width, height) = geometry::turned(size, layout.orientation);
+    let samples = orientation::turn(samples, size, layout.mode().channels(), layout.orientation)?;
+    let (width, height) = orientation::turned(size, layout.orientation);
     let icc = directory.bytes(ICC).map(<[u8]>::to_vec);
     Ok(Picture { width, height, mode: layout.mode(), samples, icc, orientation: 1 })
 }

@@ -9,7 +9,7 @@ use libwebp_sys::{
 };
 
 use super::picture::{Header, Mode, Picture, check_pixels};
-use crate::image::exif;
+use crate::image::orientation;
 use crate::image::pixels::check_room;
 use crate::{Error, Result};
 
@@ -18,7 +18,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
     // Skips over the pixels: RIFF chunks follow each other, with no table.
     let exif = chunks(data).find(|(name, _)| name == b"EXIF").map_or(&[][..], |(_, body)| body);
     let xmp = chunks(data).find(|(name, _)| name == b"XMP ").map(|(_, body)| body);
-    let orientation = exif::orientation(exif, xmp);
+    let orientation = orientation::orientation(exif, xmp);
     Ok(Header { format: "WEBP", width, height, channels: if alpha { 4 } else { 3 }, orientation })
 }
 
@@ -31,7 +31,7 @@ pub fn decode(data: &[u8], max_pixels: u64) -> Result<Picture> {
         return Err(Error::image("WebP: two headers disagree on the size"));
     }
     let exif = decoder.chunk(c"EXIF").unwrap_or_default();
-    let orientation = exif::orientation(&exif, decoder.chunk(c"XMP ").as_deref());
+    let orientation = orientation::orientation(&exif, decoder.chunk(c"XMP ").as_deref());
     let icc = decoder.chunk(c"ICCP");
     let canvas = decoder.first_frame()?;
     check_room(width * height * if alpha { 4 } else { 3 })?;

@@ -59,7 +59,10 @@ impl Resizer {
         }
         let pixels = window.width.checked_mul(window.height).filter(|pixels| *pixels <= MAX_PIXELS);
         let Some(pixels) = pixels else {
-            return Err(Error::argument(format!("{} x {} pixels exceed the limit of {MAX_PIXELS} pixels", window.width, window.height)));
+            return Err(Error::argument(format!(
+                "{} x {} pixels exceed the limit of {MAX_PIXELS} pixels",
+                window.width, window.height
+            )));
         };
         // The weights of both axes: at most 2 * 3 * input + 3 * output numbers, and their copy in the kernel's layout.
         check_room(from.0.saturating_add(from.1).saturating_add(window.width + window.height).saturating_mul(32))?;

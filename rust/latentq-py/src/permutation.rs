@@ -1,6 +1,6 @@
 //! `latentq_core::order` for Python.
 
-use latentq_core::order::{Permutation, ROUNDS};
+use latentq_core::permutation::{Permutation, ROUNDS};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 

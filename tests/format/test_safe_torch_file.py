@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentq import FormatError
-from latentq.format.torch_file import TorchFile
+from latentq.format.safe_torch_file import TorchFile
 
 
 def text(value):

@@ -55,14 +55,14 @@ def with_labels(
     parsed = [_parsed(value) for value in values]
     if any(value.name is not None for value in parsed):
         return _with_names(source, samples, values, classes)
-    labelled = []
+    labeled = []
     for sample, value in zip(samples, parsed, strict=True):
         if value.number is not None and value.number > MAX_LABEL:
             shown = str(value.number)[:_LONGEST_SHOWN]
-            labelled.append(replace(sample, label=None, fault=sample.fault or f"the label {shown} is above int64"))
+            labeled.append(replace(sample, label=None, fault=sample.fault or f"the label {shown} is above int64"))
         else:
-            labelled.append(replace(sample, label=value.number))
-    return labelled, ("label",) if any(sample.label is not None for sample in labelled) else ()
+            labeled.append(replace(sample, label=value.number))
+    return labeled, ("label",) if any(sample.label is not None for sample in labeled) else ()
 
 
 def _with_names(
@@ -74,11 +74,11 @@ def _with_names(
         classes = {name: (number, name) for number, name in enumerate(present)}
     elif unknown := [name for name in present if name not in classes]:
         raise MismatchError(f"{source} has a class {unknown[0]!r} that the dataset of --like does not have")
-    labelled = []
+    labeled = []
     for sample, name in zip(samples, names, strict=True):
         label, text = classes[name] if name is not None else (None, None)
-        labelled.append(replace(sample, label=label, label_text=sample.label_text or text))
-    return labelled, ("label", "label_text")
+        labeled.append(replace(sample, label=label, label_text=sample.label_text or text))
+    return labeled, ("label", "label_text")
 
 
 def _class_name(value: object) -> str | None:

@@ -1,6 +1,8 @@
 //! The orientation that a camera recorded: from EXIF, else from XMP, with the rules of Pillow's `exif_transpose`.
 
+use super::pixels::{Image, check_room};
 use super::tiff_directory::Directory;
+use crate::Result;
 
 const ORIENTATION: u16 = 274;
 
@@ -32,6 +34,49 @@ fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
         let rest = rest.strip_prefix(b"=\"").or_else(|| rest.strip_prefix(b">"))?;
         rest.first().filter(|digit| digit.is_ascii_digit()).map(|digit| digit - b'0')
     })
+}
+
+/// Turns an image upright, given its EXIF orientation.
+///
+/// # Errors
+/// An image error if there is not enough memory.
+pub fn orient(image: Image, orientation: u8) -> Result<Image> {
+    let size = (image.width, image.height);
+    let (width, height) = turned(size, orientation);
+    Ok(Image { width, height, pixels: turn(image.pixels, size, 3, orientation)? })
+}
+
+/// The size of an image after it is turned upright.
+pub fn turned((width, height): (usize, usize), orientation: u8) -> (usize, usize) {
+    if (5..=8).contains(&orientation) { (height, width) } else { (width, height) }
+}
+
+/// Turns samples of `channels` per pixel upright.
+///
+/// # Errors
+/// An image error if there is not enough memory.
+pub fn turn(samples: Vec<u8>, (width, height): (usize, usize), channels: usize, orientation: u8) -> Result<Vec<u8>> {
+    if !(2..=8).contains(&orientation) {
+        return Ok(samples);
+    }
+    check_room(samples.len())?;
+    let (new_width, _) = turned((width, height), orientation);
+    let mut out = vec![0; samples.len()];
+    for (y, row) in out.chunks_exact_mut(new_width * channels).enumerate() {
+        for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
+            let (from_x, from_y) = match orientation {
+                2 => (width - 1 - x, y),
+                3 => (width - 1 - x, height - 1 - y),
+                4 => (x, height - 1 - y),
+                5 => (y, x),
+                6 => (y, height - 1 - x),
+                7 => (width - 1 - y, height - 1 - x),
+                _ => (width - 1 - y, x),
+            };
+            pixel.copy_from_slice(&samples[(from_y * width + from_x) * channels..][..channels]);
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]
