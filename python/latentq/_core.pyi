@@ -75,7 +75,7 @@ def gather(
     threads: Threads | None,
 ) -> Gathering: ...
 
-# order.rs: in-place; positions must be contiguous
+# permutation.rs: in-place; positions must be contiguous
 
 def permute(positions: npt.NDArray[np.int64], size: int, keys: Sequence[int]) -> None: ...
 

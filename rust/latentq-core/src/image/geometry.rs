@@ -1,4 +1,4 @@
-//! Orientation and crops: the size to resize to, and the part to keep. `docs/image.md` documents the crops.
+//! Crops: the size to resize to, and the part to keep. `docs/image.md` documents the crops.
 
 use super::pixels::Image;
 use super::resize::{Filter, Isa, Resizer, Window, resize};

@@ -1,4 +1,5 @@
-//! The orientation that a camera recorded: from EXIF, else from XMP, with the rules of Pillow's `exif_transpose`.
+//! The orientation that a camera recorded (from EXIF, else from XMP, by the rules of Pillow's `exif_transpose`), and its
+//! application to pixels.
 
 use super::pixels::{Image, check_room};
 use super::tiff_directory::Directory;
