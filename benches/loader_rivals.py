@@ -272,7 +272,7 @@ def constant(folder: Path, workers: int) -> Epoch:
 
 
 def read_and_dequantize(folder: Path, part: slice = slice(None)) -> Epoch:
-    """On one thread: one positioned read per sample from one file, and the kernel, into the same buffers."""
+    """One thread: one positioned read per sample from one file, and the kernel, into the same buffers."""
     labels = torch.from_numpy(np.load(folder / "labels.npy"))
     file = write_layout(folder, "codes.bin").open("rb")
     codes = np.empty((BATCH, *SHAPE), np.uint8)

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def ratio(reference: list[float], durations: list[float]) -> str:
-    """How many times as fast as the reference, as the median of the rounds."""
+    """Speed as a multiple of the reference's: the median over the rounds."""
     return f"{statistics.median(a / b for a, b in zip(reference, durations, strict=True)):.2f}"
 
 
@@ -64,7 +64,7 @@ def table(benchmarks: list[dict[str, Any]]) -> str:
 
 
 def machine(result: dict[str, Any], file: str) -> str:
-    """When, where and with what the figures were made."""
+    """The date, machine, versions and command of the figures."""
     info = result["machine_info"]
     packages = ", ".join(f"{name} {version}" for name, version in info["packages"].items())
     cpu = info["cpu"].get("brand_raw", info["processor"] or info["machine"])

@@ -28,8 +28,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from latentq import LatentDataset
-from latentq.models.decode import decode_latents
-from latentq.models.match import autoencoder_for
+from latentq.decode import autoencoder_for, decode_latents
 from latentq.reading.loader import LoaderOptions
 
 LABEL_DROPOUT = 0.1

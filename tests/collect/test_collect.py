@@ -1,4 +1,7 @@
-"""`latentq collect`: whatever a server does, each file arrives intact or is listed as failed."""
+"""`latentq collect`: whatever a server does, each file arrives intact or is listed as failed.
+
+Over 500 lines: the tests download from one server, the fixture `server`.
+"""
 
 import base64
 import errno
@@ -446,7 +449,9 @@ def test_a_folder_or_broken_link_in_place_of_a_file_is_reported(server, tmp_path
 def test_a_web_page_in_place_of_a_hub_file_says_what_to_do(server, tmp_path):
     server.faults[bucket(server, "cc12m-train-0000.tar")] = ["html"]
     [failure] = collect("cc12m", tmp_path, ids=[0]).failed
-    assert failure.reason.startswith("the server sent a web page instead of the file: a proxy or a login page may be in between")
+    assert failure.reason.startswith(
+        "the server sent a web page instead of the file: a proxy or a login page may be in between"
+    )
 
 
 def start(server, folder, home, *options):

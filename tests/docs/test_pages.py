@@ -50,6 +50,13 @@ def test_paths_that_are_named_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def test_tests_that_workflows_name_exist():
+    workflows = "".join(file.read_text() for file in (ROOT / ".github" / "workflows").iterdir())
+    paths = re.findall(r"\btests/[\w./-]+", workflows)
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_layers_of_the_architecture_are_those_of_the_contract():
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
     layers = re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)

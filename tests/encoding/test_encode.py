@@ -1,4 +1,7 @@
-"""`latentq.encode`: from images to a finished dataset."""
+"""`latentq.encode`: from images to a finished dataset.
+
+Over 500 lines: one test for each property of the function, on the fixture `pictures`.
+"""
 
 import dataclasses
 import errno
@@ -354,7 +357,7 @@ def test_noise_is_normal_and_depends_on_seed_sample_and_stream():
 
 
 def test_bytes_do_not_depend_on_threads_batch_size_or_ranks(pictures, tmp_path):
-    """For the built-in transform, one process or several, in either order, write the same bytes."""
+    """One process or several, in either order, write the same bytes with the built-in transform."""
     latentq.encode(pictures, tmp_path / "one", **SMALL, unit_size=5)
     expected = contents(tmp_path / "one")
     for name, ranks, batch, threads in [("a", [0, 1], 7, 1), ("b", [1, 0], 64, 3), ("c", [2, 0, 1], 1, 2)]:

@@ -33,7 +33,7 @@ class Blocks:
 
 
 class Fragile(Blocks):
-    """In half precision, gives NaN and infinity for bright images, and other numbers for the rest."""
+    """Gives, in half precision, NaN and infinity for bright images, and other numbers for the rest."""
 
     threshold = 0.5
 
@@ -137,7 +137,7 @@ def test_sample_that_stays_nonfinite_is_rejected(photos, tmp_path, dtype):
 
 
 class FragileTokens(Blocks):
-    """In half precision, bright images have no tokens."""
+    """Gives, in half precision, no tokens for bright images."""
 
     codebook_size = 100
 

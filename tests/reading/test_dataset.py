@@ -1,4 +1,7 @@
-"""LatentDataset: samples and batches hold the values in the shards, whichever way workers are started."""
+"""LatentDataset: samples and batches hold the values in the shards, whichever way workers are started.
+
+Over 500 lines: the tests read one dataset, the fixture `made`.
+"""
 
 import copy
 import itertools

@@ -1,4 +1,7 @@
-"""Archives as sources: listing, reading, and broken archives."""
+"""Archives as sources: listing, reading, and broken archives.
+
+Over 500 lines: tar and zip files pass the same tests, with the same members.
+"""
 
 import gzip
 import io

@@ -32,8 +32,8 @@ class Reader:
 
     Args:
         path: The dataset's folder.
-        cache_bytes: The maximum number of bytes of shards to cache in memory. Of compressed shards, as many are cached
-            as fit, and always one. Uncompressed shards are cached only if the whole dataset fits and takes no more than
+        cache_bytes: The maximum number of bytes of shards to cache in memory. As many compressed shards are cached as
+            fit, and always one. Uncompressed shards are cached only if the whole dataset fits and takes no more than
             an eighth of the memory available when the reader is opened: a background thread loads each shard once as
             many samples have been read from it as it holds, and reads never wait for it. A forked child shares what its
             parent has cached. Neither a forked child nor an unpickled reader caches more uncompressed shards: the

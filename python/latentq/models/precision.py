@@ -116,7 +116,7 @@ _SHARED = _Shared()
 
 
 def _forget() -> None:
-    """In a forked child no thread of the parent is left to leave the guard."""
+    """Resets the guard in a forked child, which has none of the threads that would leave it."""
     global _SHARED
     _SHARED = _Shared()
 

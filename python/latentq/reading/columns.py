@@ -74,7 +74,7 @@ class _IndirectColumn:
     is_plain: ClassVar[bool] = False
 
     def direct_quantizer(self, _dtype: torch.dtype) -> None:
-        """None: decoding takes more than dequantizing."""
+        """Returns None, since decoding takes more than dequantizing."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class LatentMixture(BatchedDataset):
         return self.decode_batch(self.read(indices) | (noise or {}), allocate=allocate)
 
     def native_gatherer(self, *, decoded: bool = True) -> None:
-        """None: Python joins the datasets' parts of a batch."""
+        """Returns None, since Python joins the datasets' parts of a batch."""
 
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
         """Reads a batch with its latents as stored, for `decode_batch`."""
