@@ -1,6 +1,7 @@
 """The command line as a program: help, exit codes, errors on one line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,18 @@ def test_help_shows_examples():
         done = run(*command, "--help")
         assert done.returncode == 0
         assert "example" in done.stdout
+
+
+def test_help_of_encode_names_the_defaults():
+    told = " ".join(run("encode", "--help").stdout.split())
+    for option, default in (
+        ("size", "256"),
+        ("crop", "center"),
+        ("filter", "bicubic"),
+        ("bits", "8"),
+        ("store", "sample"),
+    ):
+        assert re.search(rf"--{option} [^)]*\(default: {default}\)", told), option
 
 
 @pytest.mark.parametrize(

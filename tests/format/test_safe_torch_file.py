@@ -86,7 +86,7 @@ def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, changed, reason):
         (b"cos\nsystem\n" + text("false") + pickle.TUPLE1 + pickle.REDUCE, "posix.system, which is no tensor"),
         (b"cbuiltins\nbytearray\n" + number(2**36) + pickle.TUPLE1 + pickle.REDUCE, "builtins.bytearray"),
         (b"ctorch\nFloatTensor\n" + number(2**36) + pickle.TUPLE1 + pickle.REDUCE, "torch.FloatTensor"),
-        (b"", ""),
+        (b"", "unpickling stack underflow"),
         (pickle.EMPTY_LIST * 100000 + pickle.APPEND * 99999 + pickle.STOP, None),
     ],
 )

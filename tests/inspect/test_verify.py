@@ -1,6 +1,7 @@
 """`latentq verify`: everything that makes a dataset differ from its card and its list is found."""
 
 import json
+import os
 import shutil
 import tomllib
 
@@ -162,6 +163,21 @@ def test_extra_units_and_files_are_found(dataset):
         "00001/notes.txt: is not a part of the dataset",
         "00002/shard.00001.mds: the index does not list the shard",
     ]
+
+
+@pytest.mark.parametrize("name", ["latents.toml", "samples.tsv", "rejects.tsv", "00001/unit.toml"])
+def test_a_file_that_is_a_fifo_is_found_at_once(source, dataset, name, capsys):
+    (dataset / name).unlink()
+    os.mkfifo(dataset / name)
+    for command in (
+        ["verify", str(dataset)],
+        ["encode", str(source), str(dataset), "--size", "64", "--unit-size", "5"],
+    ):
+        if name == "rejects.tsv" and command[0] == "encode":  # written again, never read
+            continue
+        assert main(command) == 1
+        printed = capsys.readouterr()
+        assert f"{dataset / name}: not a regular file" in printed.out + printed.err
 
 
 def test_decode_reports_psnr_and_clip_rate(source, dataset, capsys):

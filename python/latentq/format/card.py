@@ -26,6 +26,7 @@ from latentq.format.facts import (
 )
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer
+from latentq.store.local import read_regular
 
 CARD = "latents.toml"
 FORMAT = 1
@@ -94,8 +95,9 @@ class Card:
         """
         path = Path(path)
         file = path / CARD if path.is_dir() else path
+        data = read_regular(file)
         try:
-            return cls.from_dict(tomllib.loads(file.read_bytes().decode()))
+            return cls.from_dict(tomllib.loads(data.decode()))
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise FormatError(f"{file}: not a card: {error}") from None
         except (FormatError, RecipeError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
+from latentq.store.local import read_regular
 
 _BROKEN = (
     ValueError, TypeError, KeyError, EOFError, OverflowError, RuntimeError, OSError, zipfile.BadZipFile, zlib.error
@@ -37,7 +38,7 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
         FileNotFoundError: There is no such file.
         FormatError: It is broken; its checksums are verified.
     """
-    data = path.read_bytes()
+    data = read_regular(path)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays.items())

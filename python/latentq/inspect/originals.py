@@ -20,13 +20,14 @@ from latentq.format.files import REJECTS, SAMPLES
 from latentq.format.tsv import tsv_line
 from latentq.models.autoencoders import Autoencoder
 from latentq.sources import Listing, Sample, open_source
+from latentq.store.local import read_regular
 
 
 def stored_samples(path: str | os.PathLike[str]) -> list[tuple[int, Sample]]:
     """List the stored samples of a finished dataset, in order: each one's number in the source, and its listing."""
     file = Path(path) / SAMPLES
-    listing = Listing.from_tsv(file.read_bytes(), str(file))
-    lines = (Path(path) / REJECTS).read_bytes().decode().split("\n")
+    listing = Listing.from_tsv(read_regular(file), str(file))
+    lines = read_regular(Path(path) / REJECTS).decode().split("\n")
     rejects = {line.partition("\t")[0] for line in lines if line}
     return [
         (number, sample)

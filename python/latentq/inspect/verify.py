@@ -22,6 +22,7 @@ from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_done, unit_
 from latentq.sharding.card import ShardsCard
 from latentq.sources import Listing, Sample
 from latentq.sources.listing import cycled_captions
+from latentq.store.local import read_regular
 from latentq.system.progress import Progress
 
 _BATCH = 1024  # samples read at once
@@ -80,7 +81,7 @@ class _Verification:
     def findings(self, progress: TextIO | None) -> Iterator[mds.Finding]:
         try:
             yield from self._check_folder()
-            samples = (self._path / SAMPLES).read_bytes()
+            samples = read_regular(self._path / SAMPLES)
             listing = Listing.from_tsv(samples, str(self._path / SAMPLES))
             if listing.sha256() != self._card.source.sha256:
                 yield _finding(SAMPLES, "is not the card's list: its hash differs")
@@ -120,7 +121,7 @@ class _Verification:
 
     def _check_origin(self, listing: Listing, facts: list[UnitFacts]) -> Iterator[mds.Finding]:
         """Check that the units were made by this card and from their parts of this list."""
-        expected = card_hash((self._path / self._file).read_bytes())
+        expected = card_hash(read_regular(self._path / self._file))
         edited = [name for name, unit in zip(self._names, facts, strict=True) if unit.card not in ("", expected)]
         if edited:
             which = "the units" if len(edited) == len(facts) else f"{len(edited)} units, {edited[0]} first,"
@@ -196,10 +197,10 @@ class _Verification:
             yield _finding(self._file, "its counts or statistics are not those of the units")
         elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
             yield _finding(self._file, "samples and rejects do not add up to the source's samples")
-        if mds.merged_index(self._path, self._names) != (self._path / INDEX).read_bytes():
+        if mds.merged_index(self._path, self._names) != read_regular(self._path / INDEX):
             yield _finding(INDEX, "is not the units' indexes merged")
         lines = [tsv_line((r.key, r.stage, r.error)) for unit in facts for r in unit.rejects]
-        if "".join(f"{line}\n" for line in lines).encode() != (self._path / REJECTS).read_bytes():
+        if "".join(f"{line}\n" for line in lines).encode() != read_regular(self._path / REJECTS):
             yield _finding(REJECTS, "does not hold the units' rejects")
 
 

@@ -14,7 +14,7 @@ from latentq.format.facts import SourceFacts
 from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 from latentq.sources.label_values import MAX_LABEL, with_labels
-from latentq.store.local import make_folder, publish_once
+from latentq.store.local import make_folder, publish_once, read_regular
 from latentq.system.text import one_line
 
 
@@ -85,7 +85,7 @@ def open_run_source(
     classes: dict[str, tuple[int, str]] = {}
     if like is not None:
         file = Path(like) / SAMPLES
-        for sample in Listing.from_tsv(file.read_bytes(), str(file)).samples:
+        for sample in Listing.from_tsv(read_regular(file), str(file)).samples:
             if sample.label is not None and sample.label_text is not None:
                 facts = (sample.label, sample.label_text)
                 classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
@@ -114,7 +114,7 @@ def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
     """
     file = out / SAMPLES
     if file.exists():
-        published = Listing.from_tsv(file.read_bytes(), str(file))
+        published = Listing.from_tsv(read_regular(file), str(file))
         unchanged = getattr(source, "unchanged", None)
         if not compare or (unchanged is not None and unchanged(published)):
             return published
@@ -172,7 +172,7 @@ def publish_listing(out: Path, listing: Listing) -> None:
 
 
 def _check_listing(file: Path, listing: Listing) -> None:
-    published = file.read_bytes() if file.exists() else None
+    published = read_regular(file) if file.exists() else None
     if published is not None and published != listing.to_tsv():
         raise MismatchError(_list_difference(file, Listing.from_tsv(published, str(file)), listing))
 

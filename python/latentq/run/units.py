@@ -19,6 +19,7 @@ from latentq._core import FormatError
 from latentq.format.facts import Counts, SourceFacts
 from latentq.format.files import INDEX
 from latentq.quantizer import Moments, Quantizer, Statistics
+from latentq.store.local import read_regular
 
 _FINISH_FIELDS = ("complete", "counts", "versions")  # of a card
 
@@ -122,8 +123,9 @@ class UnitFacts:
             FormatError: The file is not a valid `unit.toml`; the message names it.
             OSError: The file cannot be read.
         """
+        text = read_regular(path)
         try:
-            data = tomllib.loads(path.read_bytes().decode())
+            data = tomllib.loads(text.decode())
             return cls(
                 card=str(data.get("card", "")),
                 listing=str(data.get("list", "")),

@@ -16,6 +16,7 @@ from latentq.collect import Columns
 from latentq.format.facts import Counts, SourceFacts
 from latentq.format.files import SHARDS
 from latentq.run.units import UnitFacts
+from latentq.store.local import read_regular
 
 _FORMAT = 1
 
@@ -63,8 +64,9 @@ class ShardsCard:
             FormatError: The card is not valid.
         """
         file = Path(path) / SHARDS
+        text = read_regular(file)
         try:
-            data = tomllib.loads(file.read_bytes().decode())
+            data = tomllib.loads(text.decode())
             if data.pop("format") != _FORMAT:
                 raise ValueError("another format")
             columns = {name: (column["from"], column["encoding"]) for name, column in data.pop("columns").items()}

@@ -12,14 +12,31 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from latentq._core import FormatError
 
 _TEMPORARY = re.compile(
     r"\.(\d{5,}|empty_caption\.npz|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
 )
 _ATTEMPTS = 10
 _LINKS_UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def read_regular(path: Path) -> bytes:
+    """Reads a file of a dataset. A FIFO or device, which could keep the reader for ever, is refused before it is read.
+
+    Raises:
+        FormatError: It is not a regular file.
+        OSError: It cannot be opened or read.
+    """
+    # With O_NONBLOCK, opening a FIFO does not wait for a writer.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FormatError(f"{path}: not a regular file")
+        return file.read()
 
 
 def make_folder(path: Path) -> None:
