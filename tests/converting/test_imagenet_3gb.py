@@ -47,7 +47,7 @@ def test_a_torch_file_becomes_a_dataset_with_its_codes(torch_items, converted):
 
 def test_the_card_is_complete_and_says_what_is_unknown(torch_items, converted):
     card = Card.load(converted)
-    assert card.counts == latentq.format.card.Counts(300, 0)
+    assert card.counts == latentq.format.facts.SampleCounts(300, 0)
     assert card.autoencoder.name == "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"
     assert (card.autoencoder.family, card.autoencoder.weights) == ("AutoencoderDC", "unknown")
     latent = card.latents["latent"]

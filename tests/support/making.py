@@ -10,7 +10,7 @@ import numpy as np
 
 from latentq import mds
 from latentq.format.card import CARD, Card
-from latentq.format.facts import AutoencoderFacts, Counts, LatentFacts, SourceFacts
+from latentq.format.facts import AutoencoderFacts, LatentFacts, SampleCounts, SourceFacts
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer, Statistics
 
@@ -105,7 +105,7 @@ def _card(columns, latents, shape, quantizer, values, scaled, weights):
         autoencoder=AutoencoderFacts("toy", "Toy", weights, SCALING_FACTOR, (-1.0, 1.0)),
         columns=columns,
         latents={name: LatentFacts(shape, quantizer, stats, (0,) * shape[0]) for name in latents},
-        counts=Counts(samples=len(values), rejects=0),
+        counts=SampleCounts(samples=len(values), rejects=0),
         versions={},
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from latentq.system.text import duration_text, escaped, one_line, size_text
 
 if TYPE_CHECKING:
-    from latentq.format.facts import Counts
+    from latentq.format.facts import SampleCounts
     from latentq.run.units import UnitCard
     from latentq.system.progress import Totals
 
@@ -102,7 +102,7 @@ def progress_stream(options: argparse.Namespace) -> TextIO | None:
     return None if options.quiet else sys.stderr
 
 
-def print_result(named: Path, out: Path, card: UnitCard, counts: Counts | None, totals: Totals) -> int:
+def print_result(named: Path, out: Path, card: UnitCard, counts: SampleCounts | None, totals: Totals) -> int:
     """Prints the last line of a command that works unit by unit, and returns its exit code.
 
     Args:

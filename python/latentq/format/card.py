@@ -17,9 +17,9 @@ from latentq._core import FormatError, LatentqError, RecipeError
 from latentq.format.facts import (
     TOKEN_DTYPES,
     AutoencoderFacts,
-    Counts,
     EmbeddingFacts,
     LatentFacts,
+    SampleCounts,
     SourceFacts,
     TextFacts,
     TokenFacts,
@@ -57,7 +57,7 @@ class Card:
     autoencoder: AutoencoderFacts
     columns: Mapping[str, str]
     latents: Mapping[str, LatentFacts]
-    counts: Counts | None = None
+    counts: SampleCounts | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     tokens: Mapping[str, TokenFacts] = field(default_factory=dict)
     text: TextFacts | None = None
@@ -125,7 +125,7 @@ class Card:
                 embeddings={
                     name: EmbeddingFacts.from_dict(facts) for name, facts in data.get("embeddings", {}).items()
                 },
-                counts=Counts(**data["counts"]) if data["complete"] else None,
+                counts=SampleCounts(**data["counts"]) if data["complete"] else None,
                 versions=dict(data["versions"]),
             )
             _check_counts(card)

@@ -195,7 +195,7 @@ class TokenFacts:
 
 
 @dataclass(frozen=True)
-class Counts:
+class SampleCounts:
     """The numbers of the source's samples that are stored and rejected.
 
     Attributes:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Crop = Literal["center", "center-round", "adm"]
-Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
-Alpha = Literal["white", "black", "drop"]
-Icc = Literal["srgb", "ignore"]
+from latentq.image import Alpha, Crop, Filter, Icc
+
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
 Content = Literal[

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from latentq import mds
 from latentq.format.card import CARD, Card
-from latentq.format.facts import Counts, LatentFacts
+from latentq.format.facts import LatentFacts, SampleCounts
 from latentq.format.files import INDEX, REJECTS, UNIT
 from latentq.format.tsv import tsv_line
 from latentq.run.units import LatentSums, UnitCard, UnitFacts, unit_names
@@ -74,7 +74,7 @@ def completed(card: Card, units: list[UnitFacts]) -> Card:
         name: replace(facts, clipped=sum(unit.clipped.get(name, 0) for unit in units))
         for name, facts in card.embeddings.items()
     }
-    counts = Counts(
+    counts = SampleCounts(
         samples=sum(unit.samples for unit in units),
         rejects=sum(len(unit.rejects) for unit in units),
         redone=sum(unit.redone for unit in units),

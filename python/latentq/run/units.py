@@ -16,7 +16,7 @@ import tomli_w
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
-from latentq.format.facts import Counts, SourceFacts
+from latentq.format.facts import SampleCounts, SourceFacts
 from latentq.format.files import INDEX
 from latentq.quantizer import Moments, Quantizer, Statistics
 from latentq.store.local import read_regular
@@ -158,7 +158,7 @@ class UnitCard(Protocol):
         ...
 
     @property
-    def counts(self) -> Counts | None:
+    def counts(self) -> SampleCounts | None:
         """Numbers of samples stored and rejected; None until all units are published."""
         ...
 

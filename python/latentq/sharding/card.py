@@ -13,7 +13,7 @@ import tomli_w
 
 from latentq._core import FormatError
 from latentq.collect import Columns
-from latentq.format.facts import Counts, SourceFacts
+from latentq.format.facts import SampleCounts, SourceFacts
 from latentq.format.files import SHARDS
 from latentq.run.units import UnitFacts
 from latentq.store.local import read_regular
@@ -42,7 +42,7 @@ class ShardsCard:
     max_size: int
     quality: int
     unit_size: int
-    counts: Counts | None = None
+    counts: SampleCounts | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -70,7 +70,7 @@ class ShardsCard:
             if data.pop("format") != _FORMAT:
                 raise ValueError("another format")
             columns = {name: (column["from"], column["encoding"]) for name, column in data.pop("columns").items()}
-            counts = Counts(**data.pop("counts")) if "counts" in data else None
+            counts = SampleCounts(**data.pop("counts")) if "counts" in data else None
             return cls(**{**data, "source": SourceFacts(**data["source"])}, contents=columns, counts=counts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{file}: not the card of converted shards: {error}") from None
@@ -94,5 +94,7 @@ class ShardsCard:
 
     def completed(self, units: list[UnitFacts]) -> ShardsCard:
         """Returns the card with the counts of its units."""
-        counts = Counts(samples=sum(unit.samples for unit in units), rejects=sum(len(unit.rejects) for unit in units))
+        counts = SampleCounts(
+            samples=sum(unit.samples for unit in units), rejects=sum(len(unit.rejects) for unit in units)
+        )
         return replace(self, counts=counts)
