@@ -8,8 +8,19 @@ from dataclasses import fields
 from typing import Any, TypeVar, get_args
 
 from latentq._core import RecipeError
-from latentq.format.options import COLUMN_FIELDS, DEFAULT_QUANTIZERS, QUANTIZER_FIELDS, Column, Content, Dtype, Store
-from latentq.image import Alpha, Crop, Filter, Icc
+from latentq.format.options import (
+    COLUMN_FIELDS,
+    DEFAULT_QUANTIZERS,
+    QUANTIZER_FIELDS,
+    Alpha,
+    Column,
+    Content,
+    Crop,
+    Dtype,
+    Filter,
+    Icc,
+    Store,
+)
 
 _CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
 _Options = TypeVar("_Options")

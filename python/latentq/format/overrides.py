@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from latentq._core import RecipeError
-from latentq.format.options import ENCODED, QUANTIZER_FIELDS, TEXT, Dtype, TextOptions
-from latentq.image import Alpha, Crop, Filter, Icc
-from latentq.quantizer.scheme import Method
+from latentq.format.options import (
+    ENCODED,
+    QUANTIZER_FIELDS,
+    TEXT,
+    Alpha,
+    Crop,
+    Dtype,
+    Filter,
+    Icc,
+    TextOptions,
+)
 
 StoreOption = Literal["sample", "mean", "moments", "tokens"]
+CalibrationMethod = Literal["mse", "minmax", "percentile", "lloyd-max"]
 PixelRange = tuple[float, float]
 Tables = dict[str, Any]
 
@@ -40,7 +49,7 @@ class RecipeOverrides(TypedDict, total=False):
     scaled: bool | None
     flip: bool | None
     bits: int | None
-    calibrate: Method | None
+    calibrate: CalibrationMethod | None
     calibration: int | None
     unit_size: int | None
     image: bool | None
@@ -112,7 +121,7 @@ OVERRIDES = (
     Override("flip", "columns", bool, "store the mirrored images too, in columns NAME_flip"),
     Override("bits", "columns.*.quantizer.bits", int, "bits of each stored value", "2..8"),
     Override(
-        "calibrate", "columns.*.quantizer.method", Method,
+        "calibrate", "columns.*.quantizer.method", CalibrationMethod,
         "how quantizers are calibrated; lloyd-max makes codebooks",
     ),
     Override("calibration", "calibration", int, "number of images that quantizers are calibrated on", "N"),
