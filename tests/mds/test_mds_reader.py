@@ -72,16 +72,17 @@ def test_more_shards_than_open_files_are_read(tmp_path: Path) -> None:
     write_ours(tmp_path / "out", {"n": "int"}, [{"n": n} for n in range(600)], size_limit=1)
     reader = mds.Reader(tmp_path / "out")
     before = len(list(Path("/proc/self/fd").iterdir()))
+    loading = 1  # the file that a reader's background thread is loading into memory
     order = np.random.default_rng(0).permutation(600)
     np.testing.assert_array_equal([reader[i]["n"] for i in order], order)
     np.testing.assert_array_equal(reader.gather(order, "n"), order)
-    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 256
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 256 + loading
     # Readers share what a process may have open.
     readers = [reader, *(mds.Reader(tmp_path / "out") for _ in range(7))]
     for _ in range(2):
         for each in readers:
             np.testing.assert_array_equal(each.gather(order, "n"), order)
-    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 512
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 512 + 8 * loading
 
 
 def test_folders_of_imagenet_int8_with_four_digit_names_are_read(tmp_path: Path) -> None:
