@@ -27,7 +27,7 @@ Alpha: TypeAlias = Literal["white", "black", "drop"]
 Icc: TypeAlias = Literal["srgb", "ignore"]
 Filter: TypeAlias = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
 Crop: TypeAlias = Literal["center", "center-round", "adm"]
-Layout: TypeAlias = Literal["chw", "hwc"]
+ChannelOrder: TypeAlias = Literal["chw", "hwc"]
 Item: TypeAlias = bytes | str | os.PathLike[str]
 
 MAX_PIXELS: int = _core.MAX_PIXELS
@@ -190,7 +190,7 @@ def load_batch(
     *,
     threads: int = 1,
     out: NDArray[np.uint8] | None = None,
-    layout: Layout = "chw",
+    layout: ChannelOrder = "chw",
     crop: Crop = "center",
     filter: Filter = "bicubic",
     orient: bool = True,
@@ -242,7 +242,7 @@ def load_sizes(
     *,
     threads: int = 1,
     out: Sequence[NDArray[np.uint8]] | None = None,
-    layout: Layout = "chw",
+    layout: ChannelOrder = "chw",
     crop: Crop = "center",
     filter: Filter = "bicubic",
     orient: bool = True,

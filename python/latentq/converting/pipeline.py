@@ -27,7 +27,7 @@ _SLOW_TO_OPEN = 1 << 28  # bytes
 _ZIP = b"PK\x03\x04"
 
 
-class _Layout(Protocol):
+class _ForeignLayout(Protocol):
     """A module that reads and writes one layout."""
 
     def read(self, path: Path, progress: TextIO | None) -> ForeignDataset: ...
@@ -35,7 +35,7 @@ class _Layout(Protocol):
     def write(self, dataset: Path, out: Path, progress: TextIO | None) -> int: ...
 
 
-_BY_SUFFIX = cast("dict[str, _Layout]", {imagenet_3gb.SUFFIX: imagenet_3gb, vqgan.SUFFIX: vqgan})
+_BY_SUFFIX = cast("dict[str, _ForeignLayout]", {imagenet_3gb.SUFFIX: imagenet_3gb, vqgan.SUFFIX: vqgan})
 
 
 def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: TextIO | None = None) -> int:
@@ -67,7 +67,7 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
             progress.write(f"reading {source}\n")
         foreign = open_foreign(source, progress=progress)
         if foreign is None:
-            layout = _BY_SUFFIX.get(out.suffix, cast("_Layout", imagenet_int8))
+            layout = _BY_SUFFIX.get(out.suffix, cast("_ForeignLayout", imagenet_int8))
             return layout.write(source, temporary, progress)
         if out.suffix in _BY_SUFFIX:
             raise LatentqError(f"{source} is a {foreign.kind}: convert it to a latent dataset first, and that to {out}")
@@ -93,7 +93,7 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
     if not start:
         raise FormatError(f"{path}: is empty")
     is_torch_file = start == _ZIP or path.suffix == imagenet_3gb.SUFFIX
-    return cast("_Layout", imagenet_3gb if is_torch_file else vqgan).read(path, progress)
+    return cast("_ForeignLayout", imagenet_3gb if is_torch_file else vqgan).read(path, progress)
 
 
 def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:

@@ -41,7 +41,7 @@ STORED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Batch:
+class DecodedBatch:
     """The decoded images of a batch of samples, all of one unit.
 
     Attributes:
@@ -77,7 +77,7 @@ class EncodedBatch:
         redone: Number of samples that were encoded again in float32.
     """
 
-    batch: Batch
+    batch: DecodedBatch
     places: Sequence[int]
     codes: Mapping[str, NDArray[Any]]
     clipped: Mapping[str, NDArray[np.int64]]
@@ -88,7 +88,7 @@ class EncodedBatch:
 class _PendingBatch:
     """A batch that the device is encoding; `captions` has the rows of each sample's captions."""
 
-    batch: Batch
+    batch: DecodedBatch
     latents: PendingLatents
     captions: list[list[Any]]
 
@@ -132,7 +132,7 @@ def retry_with_smaller_batches(run: EncodingRun, bar: Progress, work: Callable[[
             torch.cuda.empty_cache()
 
 
-def _decoded_batches(run: EncodingRun, units: Units) -> Iterator[Batch]:
+def _decoded_batches(run: EncodingRun, units: Units) -> Iterator[DecodedBatch]:
     """Yields the decoded images of units, in order.
 
     A unit's batches follow from its length and the batch size alone, and all have one shape: the last bit of a
@@ -154,7 +154,7 @@ def _decoded_batches(run: EncodingRun, units: Units) -> Iterator[Batch]:
 
 def _decoded_batch(
     run: EncodingRun, unit: int, indices: Sequence[int], length: int, captions: UnitCaptions | None, *, last: bool
-) -> Batch:
+) -> DecodedBatch:
     recipe = run.card.recipe
     samples = [run.listing.samples[index] for index in indices]
     sizes = sorted({column.size for column in recipe.encoded().values()})
@@ -180,7 +180,7 @@ def _decoded_batch(
             rejected[place] = ("list", LatentqError("the file's name is not UTF-8"))
         if missing := [label for label in sorted(labels) if getattr(sample, label) in (None, "")]:
             rejected.setdefault(place, ("list", LatentqError(f"no {missing[0]}")))
-    return Batch(unit, indices, pixels, rejected, images, captions, last)
+    return DecodedBatch(unit, indices, pixels, rejected, images, captions, last)
 
 
 def _read(
@@ -194,7 +194,7 @@ def _read(
         rejected: Filled with the rejected samples, by position in the batch. Their data is empty.
     """
     smallest = run.card.recipe.image.min_size
-    start, held = 0, 0
+    start, read_bytes = 0, 0
     data: list[bytes | Path] = []
     for place, sample in enumerate(samples):
         item, refusal = read_sample(run.source, sample)
@@ -203,18 +203,18 @@ def _read(
         if refusal is not None:
             item, rejected[place] = b"", refusal
         data.append(item)
-        held += len(item) if isinstance(item, bytes) else 0  # the decoder reads files, one per thread
-        if held >= READ_BYTES:
+        read_bytes += len(item) if isinstance(item, bytes) else 0  # the decoder reads files, one per thread
+        if read_bytes >= READ_BYTES:
             yield start, data
-            start, held, data = place + 1, 0, []
+            start, read_bytes, data = place + 1, 0, []
     if data:
         yield start, data
 
 
 def _check_bytes(samples: Sequence[Sample], images: Sequence[bytes]) -> None:
     """Refuses a batch whose image files, which are to be stored, take more than `STORED_BYTES` of memory."""
-    held = sum(map(len, images))
-    if held > STORED_BYTES:
+    total = sum(map(len, images))
+    if total > STORED_BYTES:
         largest = max(range(len(images)), key=lambda place: len(images[place]))
         raise LatentqError(
             f"{samples[largest].text}: the image files of a batch of {len(samples)} take more than "
@@ -238,7 +238,7 @@ def _file_bytes(data: bytes | Path) -> bytes:
     return data.read_bytes() if isinstance(data, Path) else data
 
 
-def _start(run: EncodingRun, batch: Batch) -> _PendingBatch:
+def _start(run: EncodingRun, batch: DecodedBatch) -> _PendingBatch:
     rows: list[list[Any]] = []
     if batch.captions is not None:  # first, because they are waited for first
         with run.profile.timing(CAPTIONS, "worked"):

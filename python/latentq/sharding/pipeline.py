@@ -201,12 +201,12 @@ def _converted(
 ) -> Iterator[tuple[Sample, Jpeg | _Refusal]]:
     """Yields each sample with its JPEG or refusal, in order. Up to `depth` images, or `_READ_BYTES`, are read ahead."""
     pending: deque[tuple[Sample, int, Future[Jpeg | _Refusal] | _Refusal]] = deque()
-    held = 0
+    read_bytes = 0
 
     def first() -> tuple[Sample, Jpeg | _Refusal]:
-        nonlocal held
+        nonlocal read_bytes
         sample, size, result = pending.popleft()
-        held -= size
+        read_bytes -= size
         return sample, result.result() if isinstance(result, Future) else result
 
     for sample in samples:
@@ -214,11 +214,11 @@ def _converted(
         if refusal is None and sample.text != sample.key:
             refusal = ("list", LatentqError("the file's name is not UTF-8"))
         size = len(data) if isinstance(data, bytes) else 0  # a thread reads its own file
-        held += size
+        read_bytes += size
         converted = refusal if refusal is not None else pool.submit(_convert, data, sample.text, card)
         pending.append((sample, size, converted))
         del data, converted
-        while pending and (len(pending) > depth or held > _READ_BYTES):
+        while pending and (len(pending) > depth or read_bytes > _READ_BYTES):
             yield first()
     while pending:
         yield first()
