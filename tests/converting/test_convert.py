@@ -1,6 +1,7 @@
 """The command `latentq convert`, and pictures from every layout."""
 
 import io
+import os
 import re
 import shlex
 import shutil
@@ -171,3 +172,9 @@ def test_an_unknown_layout_is_an_error_that_lists_the_known_ones(name, tmp_path,
     (line,) = capsys.readouterr().err.splitlines()
     for word in (str(path), "imagenet_3gb's torch file", "VQGAN-f16-16384's TSV", "imagenet.int8's MDS folder"):
         assert word in line
+
+
+def test_a_fifo_is_no_file_to_convert(tmp_path, capsys):
+    os.mkfifo(tmp_path / "latents.pt")
+    assert main(["convert", str(tmp_path / "latents.pt"), str(tmp_path / "out")]) == 1
+    assert "not a regular file" in capsys.readouterr().err

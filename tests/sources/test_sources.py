@@ -304,3 +304,10 @@ def test_a_listing_reads_back_from_its_file(samples):
 def test_a_broken_listing_is_an_error(data):
     with pytest.raises(FormatError, match=r"samples\.tsv"):
         Listing.from_tsv(data, "samples.tsv")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip", "a.parquet", "a.csv", "a.tsv"])
+def test_a_fifo_is_no_source(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FormatError, match="not a regular file"):
+        open_source(tmp_path / name)

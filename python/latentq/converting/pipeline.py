@@ -18,7 +18,7 @@ from latentq.run.finish import finish
 from latentq.run.listing import publish_listing
 from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_names
-from latentq.store.local import published_whole
+from latentq.store.local import check_regular, published_whole
 from latentq.system.progress import Progress
 
 __all__ = ["convert", "open_foreign"]
@@ -88,6 +88,7 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
     path = Path(path)
     if path.is_dir():
         return None if (path / CARD).exists() else imagenet_int8.read(path, progress)
+    check_regular(path)
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
     if not start:

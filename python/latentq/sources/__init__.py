@@ -23,6 +23,7 @@ from latentq.sources.mds import Mds
 from latentq.sources.parquet import Parquet
 from latentq.sources.sidecars import SidecarRule
 from latentq.sources.table import Table
+from latentq.store.local import check_regular
 
 __all__ = ["Captions", "Listing", "Sample", "Source", "exists", "open_source"]
 
@@ -90,6 +91,7 @@ def _open(
     folder = Path(path)
     if not folder.is_dir():
         if folder.suffix.lower() in DELIMITERS and folder.exists():
+            check_regular(folder)
             return Table(folder, columns, classes)
         return _open_files(path, _matching(path), columns, classes, progress)
     if (folder / "index.json").is_file():
@@ -154,6 +156,8 @@ def _open_files(
         unknown.stat()  # FileNotFoundError, PermissionError
         known = ", ".join((".csv", ".tsv", *_SUFFIXES))
         raise LatentqError(f"{unknown} is neither a folder of images nor a table nor an archive ({known})")
+    for file in files:
+        check_regular(file)
     kinds = sorted({str(_kind(file.name)) for file in files})
     if len(kinds) > 1:
         raise LatentqError(f"{path} holds files of several kinds ({', '.join(kinds)}): name files of one kind")

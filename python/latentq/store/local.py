@@ -39,6 +39,16 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
+def check_regular(path: Path) -> None:
+    """Refuses a FIFO or device, which could keep a reader for ever.
+
+    Raises:
+        FormatError: It exists, and is not a regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise FormatError(f"{path}: not a regular file")
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and its missing parents, durably: the folder that each one is made in is fsynced."""
     missing = []
