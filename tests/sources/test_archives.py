@@ -426,6 +426,14 @@ def test_large_sidecars_are_not_read(tmp_path, name):
     assert peak < 10_000_000
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_the_captions_of_an_archive_have_a_bound_in_bytes(tmp_path, monkeypatch, name):
+    path = make(tmp_path / name, [(f"{i}.txt", b"caption " * 100) for i in range(20)] + [("1.jpg", b"x")])
+    monkeypatch.setattr("latentq.sources.archives._TEXT_BYTES", 8_000)
+    with pytest.raises(LatentqError, match=f"{name}: its captions and labels take more than"):
+        open_source(path).listing()
+
+
 def test_members_above_the_pixel_limit_are_rejects(tmp_path):
     info = tarfile.TarInfo("huge.jpg")
     info.size = MAX_MEMBER_BYTES + 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TextIO
 
-from latentq._core import FormatError, MismatchError
+from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, caption_facts, captions_field
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
 from latentq.sources.label_values import Classes, labels_note, with_labels
@@ -20,11 +20,13 @@ from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import listing_progress
+from latentq.system.text import size_text
 
 ArchiveKind = Literal["tar", "zip"]
 
 _OPENERS: dict[ArchiveKind, type[Tar | Zip]] = {"tar": Tar, "zip": Zip}
 _HEAD, _NOTHING = Reads(head=HEAD_BYTES), Reads()
+_TEXT_BYTES = 1 << 29  # captions and labels of one archive, which are in memory until its images are listed
 _LARGE_BYTES = 1 << 26  # members that are read only if they begin as an image does
 
 
@@ -148,10 +150,14 @@ class Archives:
         sidecars = Sidecars(self._rule, webdataset=self.kind == "tar")
         contents = _Contents(Sample(name, None, archive=name, archive_bytes=archive.bytes), sidecars)
         contents.renamed = isinstance(archive, Tar) and archive.compressed and not name.lower().endswith(GZIP_SUFFIXES)
+        text_bytes = 0
         try:
             for member in archive.members(self._reads):
                 inside = plain_name(member.name)
                 if self._rule.limit(inside):
+                    text_bytes += len(member.content or b"")
+                    if text_bytes > _TEXT_BYTES:
+                        raise LatentqError(f"{name}: its captions and labels take more than {size_text(_TEXT_BYTES)}")
                     sidecars.add(inside, member.content, member.fault)
                 elif self._is_image(inside, member):
                     contents.add_image(inside, member)
