@@ -377,7 +377,7 @@ def test_a_broken_animation_is_refused_or_its_image_decoded_as_by_pillow(name: s
 
 
 def test_a_result_too_large_for_any_memory_is_refused():
-    with pytest.raises(ValueError, match="too many"):
+    with pytest.raises(ValueError, match="exceed the limit of"):
         image.resize(np.zeros((2, 2, 3), np.uint8), 10**6, 10**7)
 
 
