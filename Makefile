@@ -47,7 +47,7 @@ test-rust: build ## run the tests of the Rust core
 	@cargo test --package latentq-core --lib --release $(CHECKED) $(QUIET)
 
 test-python: build ## run the tests of the Python package
-	$(SAY) 'running the Python tests; about 6 minutes on two cores'
+	$(SAY) 'running the Python tests; about 9 minutes on two cores'
 	@python -m pytest -n auto --dist loadfile
 
 lint: build ## check formatting, lints, types, import layers and stubs

@@ -16,8 +16,9 @@ class Reads:
     """The amount of a member that is read while an archive is listed.
 
     Attributes:
-        whole: Reads the whole member if it has at most so many bytes; a larger one gets a fault. 0 reads nothing.
-        head: Reads so many bytes at the start of the member.
+        whole: Reads the whole member if it has at most this number of bytes; a larger one gets a fault. 0 reads
+            nothing.
+        head: Reads this number of bytes at the start of the member.
     """
 
     whole: int = 0
