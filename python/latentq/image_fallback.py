@@ -134,7 +134,7 @@ def _register_plugins() -> None:
 
 
 def _plain(image: Image) -> Image:
-    """The image in a mode that a PNG has."""
+    """Returns the image in a mode that a PNG has."""
     if image.mode in _KEPT_MODES:
         image.load()
         return image
@@ -146,7 +146,7 @@ def _plain(image: Image) -> Image:
 
 
 def _exif(orientation: int) -> bytes:
-    """An EXIF block with nothing but an orientation."""
+    """Returns an EXIF block with nothing but an orientation."""
     return b"II*\0" + struct.pack("<LHHHLHHL", 8, 1, _ORIENTATION, 3, 1, orientation, 0, 0)
 
 
@@ -159,7 +159,7 @@ def _has_tga_footer(file: io.BufferedIOBase) -> bool:
 
 
 def _advice(file: io.BufferedIOBase) -> str:
-    """The package that reads a format, if there is one."""
+    """Returns the package that reads a format, if there is one."""
     file.seek(0)
     head = file.read(16)
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):

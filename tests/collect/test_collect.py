@@ -184,7 +184,7 @@ def journeydb():
 
 
 def test_an_unknown_data_set_is_named(server, tmp_path):
-    with pytest.raises(LatentqError, match="has no data set JourneyDB/JourneyDB, or hides it"):
+    with pytest.raises(LatentqError, match="has no dataset JourneyDB/JourneyDB, or hides it"):
         collect("jdb", tmp_path)
 
 
@@ -360,7 +360,7 @@ def test_an_existing_file_of_another_size_is_never_touched(server, tmp_path):
         (["cc12m", "--ids", "2176"], "there is no archive 2176: they are 0 to 2175"),
         (["diffdb", "--ids", "0-3"], "there is no archive 0: they are 1 to 14000"),
         (["coco", "--ids", "1"], "coco takes no ids"),
-        (["sa1b"], "sa1b needs its list of links, from the data set's page: --links FILE"),
+        (["sa1b"], "sa1b needs its list of links, from the dataset's page: --links FILE"),
         (["cc12m", "--links", "a.tsv"], "cc12m takes no links"),
         (["jdb", "--site", "http://a"], "jdb takes no site"),
         (["jdb", "--threads", "0"], "threads must be at least 1, not 0"),

@@ -23,7 +23,7 @@ def folder(tmp_path_factory, tiny_vae):
         for name in ("photos", "validation", f"imagenet/class{index % 3}"):
             paint(folder / name / f"{index}.jpg", index, (300, 280))
     (folder / "names.txt").write_text("class0 the first\nclass1 the second\nclass2 the third\n")
-    # A folder of the hub's name is found before the hub is asked.
+    # A folder of the Hub's name is found before the Hub is asked.
     shutil.copytree(tiny_vae, folder / "stabilityai" / "sdxl-vae")
     return folder
 

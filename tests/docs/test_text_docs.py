@@ -23,7 +23,7 @@ def test_every_block_of_the_page_runs(tiny_vae, tiny_clip, tiny_t5, tmp_path, mo
     (tmp_path / "cc12m").mkdir()
     make_tar(tmp_path / "cc12m" / "0.tar", with_captions(pictures_of(tmp_path / "pictures", 3, (300, 280))))
     shards(tmp_path / "cc12m" / "0.tar", tmp_path / "cc12m-mds")
-    # Folders of the hub's names are found before the hub is asked.
+    # Folders of the Hub's names are found before the Hub is asked.
     shutil.copytree(tiny_vae, tmp_path / "stabilityai" / "stable-diffusion-xl-base-1.0" / "vae")
     save_open_clip(tmp_path / "apple" / "DFN5B-CLIP-ViT-H-14-378", width=1024, heads=16, layers=1, mlp_ratio=0.1)
     for name, folder in (("vae", tiny_vae), ("clip", tiny_clip), ("t5", tiny_t5)):

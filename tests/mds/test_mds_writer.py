@@ -311,6 +311,6 @@ def test_a_merged_index_equals_that_of_merge_index_byte_for_byte(tmp_path: Path)
         mds.merge(tmp_path, ["00000", "00007"])
     with pytest.raises(ValueError):
         mds.merged_index(tmp_path, ["../00000"])
-    with pytest.raises(FileNotFoundError, match="no sub-folder holds an index"):
+    with pytest.raises(FileNotFoundError, match="no subfolder holds an index"):
         mds.merge(tmp_path / "empty")
     assert not list((tmp_path / "empty").iterdir())

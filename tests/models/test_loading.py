@@ -1,4 +1,4 @@
-"""Load autoencoders from folders and from the hub."""
+"""Load autoencoders from folders and from the Hub."""
 
 import shutil
 from types import SimpleNamespace
@@ -93,8 +93,8 @@ def test_an_incomplete_repository_is_one_error_line(hub):
     for name, options, message in [
         ("a/nothing", {}, "no such repository"),
         ("a/kl", {"revision": "v2"}, "no revision 'v2'"),
-        ("a/pipeline", {}, "sub-folder 'vae' has one"),
-        ("a/kl", {"subfolder": "vae"}, "has no vae/config.json.*outside of that sub-folder.*--subfolder ''"),
+        ("a/pipeline", {}, "subfolder 'vae' has one"),
+        ("a/kl", {"subfolder": "vae"}, "has no vae/config.json.*outside of that subfolder.*--subfolder ''"),
     ]:
         with pytest.raises(latentq.LatentqError, match=f"cannot load the autoencoder '{name}': .*{message}") as caught:
             latentq.load_autoencoder(name, **options)
@@ -111,7 +111,7 @@ def test_the_cache_is_enough_without_the_hub(tiny_vae, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     network = latentq.load_autoencoder("a/pipeline", subfolder="vae")
     assert (network.name, weight_hash(network)) == ("a/pipeline", weight_hash(latentq.load_autoencoder(tiny_vae)))
-    with pytest.raises(latentq.LatentqError, match="sub-folder 'vae' has"):
+    with pytest.raises(latentq.LatentqError, match="subfolder 'vae' has"):
         latentq.load_autoencoder("a/pipeline")
 
 
@@ -143,7 +143,7 @@ def test_an_unloadable_autoencoder_is_one_error_line(tiny_vae, tmp_path, monkeyp
     for name, message in [
         ("dct", "no autoencoder 'dct'"),
         (tmp_path / "empty", r"no config\.json and no \.ckpt"),
-        (tmp_path / "pipeline", "sub-folder 'vae'"),
+        (tmp_path / "pipeline", "subfolder 'vae'"),
         (tmp_path / "other", "UNet2DModel"),
         (tmp_path / "broken", "cannot load"),
         (tmp_path / "no-weights", r"there is no diffusion_pytorch_model\.safetensors and no .*\.bin$"),

@@ -110,9 +110,9 @@ def test_an_unloadable_text_encoder_is_one_error_line(tiny_clip, tiny_vae, tiny_
         shutil.copytree(whole, short)
         (short / file).write_bytes((short / file).read_bytes()[:-1000])
     for name, text in (
-        ("no-such", "no text encoder 'no-such': it is no folder and no hub name"),
-        ("owner/name", "'owner/name': the hub cannot be reached"),
-        ("openclip:hf-hub:owner/name", "'owner/name': the hub cannot be reached"),
+        ("no-such", "no text encoder 'no-such': it is no folder and no Hub name"),
+        ("owner/name", "'owner/name': the Hub cannot be reached"),
+        ("openclip:hf-hub:owner/name", "'owner/name': the Hub cannot be reached"),
         (tmp_path / "empty", "holds no text encoder"),
         (f"openclip:{tmp_path / 'empty'}", "open_clip_config.json"),
         (f"openclip:{tmp_path / 'unsaved'}", "cannot load the text encoder 'openclip:unsaved'"),

@@ -1,4 +1,4 @@
-"""Sources with one row per sample (parquet, MDS, Hugging Face data sets), and captions in separate files."""
+"""Sources with one row per sample (parquet, MDS, Hugging Face datasets), and captions in separate files."""
 
 import gzip
 import json
@@ -485,7 +485,7 @@ def test_changed_captions_change_the_list(tmp_path, pictures_made):
     assert not source.unchanged(listing)
 
 
-def test_a_data_set_on_the_hub_is_a_source(tmp_path):
+def test_a_dataset_on_the_hub_is_a_source(tmp_path):
     """Its parquet has bytes and captions, without the types that `datasets` would write."""
     images = [{"bytes": picture(seed), "path": f"{seed}.jpg"} for seed in range(3)] + [{"bytes": None, "path": None}]
     files = {"data/train-00000-of-00001.parquet": parquet({"image": images, "caption": [*"abcd"]}), "README.md": b"#"}

@@ -1,4 +1,4 @@
-"""A loopback server that imitates the Hugging Face hub and any other site, with faults on request."""
+"""A loopback server that imitates the Hugging Face Hub and any other site, with faults on request."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ LFS_FROM = 4096  # bytes; smaller files are in git itself
 
 @dataclass
 class Repository:
-    """A dataset repository of the hub: its files by revision, and the token that it requires, if any."""
+    """A dataset repository of the Hub: its files by revision, and the token that it requires, if any."""
 
     files: dict[str, dict[str, bytes]]
     token: str = ""
@@ -33,8 +33,8 @@ class Server:
     """The content of the server and its faults.
 
     Attributes:
-        repositories: The hub's dataset repositories by name.
-        site: The files of a site that is not the hub, by path.
+        repositories: The Hub's dataset repositories by name.
+        site: The files of a site that is not the Hub, by path.
         headers: The response headers of the site's files, by path; an ETag by default.
         faults: The faults of the next responses in order, by path: a status, `drop`, `short`, `wrong`, `html`, `busy`
             (429 with Retry-After) or `hang up`.
@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _tree(files, below, recursive):
-    """List a folder as the hub's API does, recursively or not."""
+    """List a folder as the Hub's API does, recursively or not."""
     found = {}
     for path, data in files.items():
         rest = path.removeprefix(below)
@@ -229,7 +229,7 @@ def _tree(files, below, recursive):
 
 
 def _facts(path, data):
-    """Describe a file as the hub's API does."""
+    """Describe a file as the Hub's API does."""
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     facts = {"type": "file", "path": path, "size": len(data), "oid": blob}
     if len(data) >= LFS_FROM:

@@ -59,7 +59,7 @@ class Remote:
         size: The size in bytes, if it is known in advance.
         algorithm: The algorithm of `hash`: a name of `hashlib`, `crc32`, or `git` for the SHA-1 of a git blob.
         hash: The hash in hexadecimal; empty if none is known.
-        repository: The data set on the Hub that the file belongs to, if any.
+        repository: The dataset on the Hub that the file belongs to, if any.
     """
 
     address: str
@@ -120,14 +120,14 @@ def retry(attempt: Callable[[], _T], pause: Pause, progressed: Callable[[], bool
 
 
 def retryable_status(status: int, headers: Mapping[str, str]) -> RetryableError | None:
-    """The error for an HTTP status that may change, with the server's Retry-After; None for any other status."""
+    """Returns the error for an HTTP status that may change, with the server's Retry-After; None for other statuses."""
     if status not in _RETRYABLE_STATUSES:
         return None
     return RetryableError(f"HTTP status {status}", _retry_after(headers.get("Retry-After", "")))
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds to wait, from a number of seconds or a date; None if the value is neither."""
+    """Returns the seconds to wait, from a number of seconds or a date; None if the value is neither."""
     if value.strip().isdecimal():
         return float(value)
     with contextlib.suppress(ValueError, TypeError):
@@ -192,7 +192,7 @@ class Download:
             raise
 
     def _attempt(self) -> Path:
-        """One attempt. Returns the complete, verified partial file."""
+        """Makes one attempt, and returns the complete, verified partial file."""
         import requests
 
         from latentq.collect.guard import Guard
@@ -253,7 +253,7 @@ class Download:
 
 
 def _begin(response: requests.Response, remote: Remote, partials: Path) -> tuple[Remote, Path, int]:
-    """The file as the server describes it, its partial file, and the offset at which the body begins."""
+    """Returns the file as the server describes it, its partial file, and the offset at which the body begins."""
     _check_status(response, remote)
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise MovedError("the server sent a web page instead of the file")
@@ -289,7 +289,7 @@ def _check_status(response: requests.Response, remote: Remote) -> None:
 
 
 def access_advice(repository: str, endpoint: str, message: str = "") -> str:
-    """The message for a dataset that needs a token. If `message`, the Hub's own, is empty, the dataset is gated."""
+    """Returns the message for a dataset that needs a token; without the Hub's own message, the dataset is gated."""
     page, how = f"{endpoint}/datasets/{repository}", "(HF_TOKEN, or hf auth login)"
     if message:
         return f"{page}: {message}: give a token that may read it {how}"
@@ -297,7 +297,7 @@ def access_advice(repository: str, endpoint: str, message: str = "") -> str:
 
 
 def _range_of(response: requests.Response) -> tuple[int, int | None]:
-    """The offset at which the body begins in the file, and the file's size, if the server says it."""
+    """Returns the offset at which the body begins in the file, and the file's size, if the server says it."""
     length = response.headers.get("Content-Length", "")
     if response.status_code == 200:
         return 0, int(length) if length.isdecimal() else None
@@ -321,13 +321,13 @@ def _begins_as_named(chunk: bytes, name: str) -> bool:
 
 
 def _validator(response: requests.Response) -> str:
-    """The server's strong ETag, or its date of the content; empty if it gives neither."""
+    """Returns the server's strong ETag, or its date of the content; empty if it gives neither."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def _checksum(response: requests.Response, *, whole: bool) -> tuple[str, str]:
-    """The algorithm and hash that the server gives for the file; empty if it gives none."""
+    """Returns the algorithm and hash that the server gives for the file; empty if it gives none."""
     headers = response.headers
     given = {
         "sha256": re.search(r"sha-256=:([\w+/=]+):", headers.get("Repr-Digest", "")),
@@ -344,7 +344,7 @@ def _checksum(response: requests.Response, *, whole: bool) -> tuple[str, str]:
 
 
 def _verified(remote: Remote, partial: Path) -> Path:
-    """The partial file, fsynced, if its size and hash are right. Raises RetryableError if they are not."""
+    """Returns the partial file, fsynced, if its size and hash are right. Raises RetryableError if they are not."""
     size = _size(partial)
     if remote.size is not None and size < remote.size:
         raise RetryableError(f"the connection broke after {size} of {remote.size} bytes")
@@ -374,13 +374,13 @@ def _hash_of(path: Path, algorithm: str) -> str:
 
 
 def _partial_path(partials: Path, validator: str) -> Path:
-    """The path of a partial file with that validator or hash."""
+    """Returns the path of a partial file with that validator or hash."""
     tag = hashlib.sha256(validator.encode()).hexdigest()[:16] if validator else _NO_VALIDATOR
     return partials.with_name(f"{partials.name}.{tag}")
 
 
 def _find_partial(partials: Path) -> Path | None:
-    """The partial file to continue, if there is one; a partial file without a validator is removed."""
+    """Returns the partial file to continue, or None; removes a partial file without a validator."""
     for entry in partials.parent.iterdir():
         if entry.name.rpartition(".")[0] == partials.name:
             if entry != _partial_path(partials, ""):
@@ -394,7 +394,7 @@ def _size(partial: Path | None) -> int:
 
 
 def root_cause(error: BaseException) -> str:
-    """The innermost error's message, in one line."""
+    """Returns the innermost error's message, in one line."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return one_line(error)

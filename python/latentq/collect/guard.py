@@ -77,7 +77,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _guarded(pool: Any, guard: Guard) -> Any:
-    """A class of connection pools whose connections tell the guard what they receive."""
+    """Returns a class of connection pools whose connections tell the guard what they receive."""
 
     class Connection(pool.ConnectionCls):  # type: ignore[misc]
         sock: Any

@@ -1,4 +1,4 @@
-"""Files of data sets on the Hugging Face Hub: names, sizes, hashes and URLs at a commit."""
+"""Files of datasets on the Hugging Face Hub: names, sizes, hashes and URLs at a commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATHS_PER_REQUEST = 1000
 
 
 class HubFiles:
-    """The files of data sets on the Hub, each data set pinned to the commit that was seen first.
+    """The files of datasets on the Hub, each dataset pinned to the commit that was seen first.
 
     Args:
         commits: The pinned commits by repository and revision; new ones are added.
@@ -120,7 +120,7 @@ class HubFiles:
                 raise
             except RepositoryNotFoundError:
                 raise LatentqError(
-                    f"the Hub at {self._api.endpoint} has no data set {repository}, or hides it from users without a "
+                    f"the Hub at {self._api.endpoint} has no dataset {repository}, or hides it from users without a "
                     "token that may read it (HF_TOKEN, or hf auth login)"
                 ) from None
             except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
@@ -148,7 +148,7 @@ class HubFiles:
 
 
 def _connection_error() -> type[Exception]:
-    """The connection error of the HTTP library that this version of huggingface_hub uses."""
+    """Returns the connection error of the HTTP library that this version of huggingface_hub uses."""
     from huggingface_hub import get_session
 
     library = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # requests, or an httpx

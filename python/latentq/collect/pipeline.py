@@ -185,7 +185,7 @@ class _Run:
             self.bar.note(f"to download: {len(missing)} of {count} files{known}; {free} are free in {self._folder}")
 
     def _obstacle(self, file: File, remote: Remote | None) -> str:
-        """Why a file cannot be requested, or empty."""
+        """Returns why a file cannot be requested; empty if it can."""
         if remote is None:
             return f"{file.path} is not in {file.repository} at {file.revision}"
         path = self._folder / file.path
@@ -253,7 +253,7 @@ def _check_request(name: str, collection: Collection, request: Request) -> None:
         if getattr(request, option) is not None and option not in collection.takes:
             raise ValueError(f"{name} takes no {option}")
     if "links" in collection.takes and request.links is None:
-        raise ValueError(f"{name} needs its list of links, from the data set's page: --links FILE")
+        raise ValueError(f"{name} needs its list of links, from the dataset's page: --links FILE")
 
 
 @contextlib.contextmanager
@@ -275,7 +275,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _commits(name: str, folder: Path) -> dict[str, dict[str, str]]:
-    """The pinned commits of a folder, by repository and revision."""
+    """Returns the pinned commits of a folder, by repository and revision."""
     path = folder / CARD
     if not path.exists():
         return {}
@@ -293,7 +293,7 @@ def _commits(name: str, folder: Path) -> dict[str, dict[str, str]]:
 def _card(name: str, commits: Mapping[str, Mapping[str, str]]) -> bytes:
     data = {"collection": name, "commits": {repository: commits[repository] for repository in sorted(commits)}}
     return (
-        "# Files fetched by `latentq collect`: of what, and at which commits of the hub.\n" + tomli_w.dumps(data)
+        "# Files fetched by `latentq collect`: of what, and at which commits of the Hub.\n" + tomli_w.dumps(data)
     ).encode()
 
 

@@ -1,4 +1,4 @@
-"""TextCaps: the parquet files of its data set on the Hub, or those that the Hub converted if it has none."""
+"""TextCaps: the parquet files of its dataset on the Hub, or those that the Hub converted if it has none."""
 
 from __future__ import annotations
 

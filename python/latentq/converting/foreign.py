@@ -37,7 +37,7 @@ class ForeignAutoencoder:
     """The autoencoder that made another tool's latents, described without loading it.
 
     Attributes:
-        name: The name on the hub.
+        name: The name on the Hub.
         family: The name of its class in diffusers.
         scaling_factor: The factor that latents are multiplied by for training.
         pixel_range: The pixel values of black and white.
@@ -53,7 +53,7 @@ class ForeignAutoencoder:
     codebook_size: int = 0
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:  # noqa: ARG002  (the protocol's name)
-        """Return (C, h, w) of the stored latents, for any size."""
+        """Returns (C, h, w) of the stored latents, for any size."""
         return self.shape
 
 
@@ -86,7 +86,7 @@ class ForeignDataset:
         return replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN))
 
     def decodable(self, indices: Sequence[int]) -> torch.Tensor:
-        """Return samples as an autoencoder decodes them: unscaled latents or tokens, as `LatentDataset.decodable`."""
+        """Returns samples as an autoencoder decodes them: raw latents or tokens, as `LatentDataset.decodable`."""
         import torch
 
         stored = self.read_stored(indices)
@@ -96,13 +96,13 @@ class ForeignDataset:
 
 
 def batches(indices: range) -> Iterator[range]:
-    """Split indices into batches of at most 1,024."""
+    """Splits indices into batches of at most 1,024."""
     for start in range(0, len(indices), _BATCH):
         yield indices[start : start + _BATCH]
 
 
 def open_columns(path: Path, column: str, layout: str, contents: Sequence[str]) -> LatentDataset:
-    """Open the columns of a dataset that a layout needs.
+    """Opens the columns of a dataset that a layout needs.
 
     Args:
         path: The dataset.
@@ -131,12 +131,12 @@ def open_columns(path: Path, column: str, layout: str, contents: Sequence[str]) 
 
 
 def column_of(card: Card, content: str) -> str | None:
-    """Return the name of the first column with a content (`key`, `label`, ...), or None."""
+    """Returns the name of the first column with a content (`key`, `label`, ...), or None."""
     return next((name for name in card.columns if card.recipe.columns[name].content == content), None)
 
 
 def matching_column(path: Path, recipe: Recipe) -> str:
-    """Find the latent column of a dataset whose codes mean the same as those of a layout's recipe.
+    """Finds the latent column of a dataset whose codes mean the same as those of a layout's recipe.
 
     Raises:
         MismatchError: There is none. Codes are copied unchanged, so nothing can be adapted; both sides are named.

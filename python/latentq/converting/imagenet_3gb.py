@@ -37,7 +37,7 @@ _AUTOENCODER = ForeignAutoencoder(
 
 
 def read(path: Path, progress: TextIO | None) -> ForeignDataset:
-    """Open such a file. Nothing in it is executed, and latents stay on disk until they are requested.
+    """Opens imagenet_3gb's torch file. Nothing in it is executed, and latents stay on disk until they are requested.
 
     Args:
         path: The file.
@@ -74,7 +74,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
 
 
 def _fields(file: TorchFile, item: object) -> tuple[int, TensorRecord, int]:
-    """Return a sample's id, latent and label, or raise ValueError."""
+    """Returns a sample's id, latent and label, or raises ValueError."""
     if not isinstance(item, dict) or not {"id", "latent", "label"} <= item.keys():
         found = ", ".join(map(str, item)) if isinstance(item, dict) else _type_of(item)
         raise ValueError(f"must be a dict of id, latent and label, not {found or 'empty'}")
@@ -97,7 +97,7 @@ def _type_of(value: object) -> str:
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
-    """Write such a file from a dataset. All latents are views of one storage, ids and labels of another.
+    """Writes imagenet_3gb's torch file from a dataset. All latents are views of one storage, ids and labels of another.
 
     An id is the sample's key if all keys are integers, as in a converted dataset; otherwise it is the sample's index.
 

@@ -30,7 +30,7 @@ _AUTOENCODER = ForeignAutoencoder("stabilityai/sdxl-vae", "AutoencoderKL", 0.130
 
 
 def read(path: Path, progress: TextIO | None) -> ForeignDataset:
-    """Open such a folder. Its samples have no names: their keys are their indices.
+    """Opens imagenet.int8's folder. Its samples have no names: their keys are their indices.
 
     Args:
         path: The folder.
@@ -73,7 +73,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
-    """Write such a folder from a dataset.
+    """Writes imagenet.int8's folder from a dataset.
 
     Args:
         dataset: A dataset whose codes mean the same as this layout's.

@@ -1,4 +1,4 @@
-"""Convert between latent datasets and other tools' layouts: `latentq.convert`."""
+"""Converts between latent datasets and other tools' layouts: `latentq.convert`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BY_SUFFIX = cast("dict[str, _ForeignLayout]", {imagenet_3gb.SUFFIX: imagenet_3g
 
 
 def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: TextIO | None = None) -> int:
-    """Convert another tool's latents to a latent dataset, or a latent dataset to another tool's layout.
+    """Converts another tool's latents to a latent dataset, or a latent dataset to another tool's layout.
 
     Codes are copied unchanged; nothing is quantized again.
 
@@ -75,7 +75,7 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
 
 
 def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> ForeignDataset | None:
-    """Open another tool's file or folder, recognized by its content; return None for a latent dataset.
+    """Opens another tool's file or folder, recognized by its content; returns None for a latent dataset.
 
     Args:
         path: The file or folder.
@@ -98,7 +98,7 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
 
 
 def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:
-    """Write a finished dataset, unit by unit, as `latentq.encode` does."""
+    """Writes a finished dataset, unit by unit, as `latentq.encode` does."""
     card = foreign.card
     publish_listing(out, foreign.listing)
     count, size = len(foreign.listing.samples), card.recipe.unit_size
@@ -127,7 +127,7 @@ def _write_unit(path: Path, card: Card, foreign: ForeignDataset, indices: range,
 
 
 def _columns(card: Card, foreign: ForeignDataset, batch: range) -> dict[str, Any]:
-    """Read the stored values of a batch, by column."""
+    """Reads the stored values of a batch, by column."""
     columns: dict[str, Any] = {}
     for name, encoding in card.columns.items():
         content = card.recipe.columns[name].content

@@ -16,12 +16,12 @@ _SUFFIX = ".tsv"
 
 
 def dataset_of(out: Path) -> Path:
-    """Return the dataset's folder for an output path: the path itself, or for a `.tsv` the folder next to it."""
+    """Returns the dataset's folder for an output path: the path itself, or for a `.tsv` the folder next to it."""
     return out.with_name(f"{out.name}.latentq") if out.suffix == _SUFFIX else out
 
 
 def check_table(out: Path, card: Card) -> None:
-    """Refuse a `.tsv` that could not be written at the end, before anything is encoded.
+    """Refuses a `.tsv` that could not be written at the end, before anything is encoded.
 
     Raises:
         MismatchError: The file exists without its dataset, or the codebook is too large for the layout.
@@ -43,7 +43,7 @@ def check_table(out: Path, card: Card) -> None:
 
 
 def write_table(out: Path) -> None:
-    """Write the `.tsv` of a complete dataset, unless it exists."""
+    """Writes the `.tsv` of a complete dataset, unless it exists."""
     if dataset_of(out) == out or out.exists():
         return
     from latentq.converting.pipeline import convert

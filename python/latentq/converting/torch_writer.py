@@ -1,4 +1,4 @@
-"""Write a list of dicts of tensors as torch.save does, in pieces and without making tensors."""
+"""Writes a list of dicts of tensors as torch.save does, in pieces and without making tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TorchWriter:
         self._memo: dict[bytes, int] = {}
 
     def storage(self, dtype: str, count: int) -> IO[bytes]:
-        """Open the record of the next storage for writing its bytes.
+        """Opens the record of the next storage for writing its bytes.
 
         Args:
             dtype: The NumPy dtype of its elements.
@@ -41,7 +41,7 @@ class TorchWriter:
         return self._record(f"data/{len(self._storages) - 1}")
 
     def write_list(self, items: Iterable[Mapping[str, tuple[int, int, tuple[int, ...]]]]) -> None:
-        """Write the list.
+        """Writes the list.
 
         Args:
             items: For each item its contiguous tensors by name: the index of the storage, the start in it, the shape.
@@ -60,7 +60,7 @@ class TorchWriter:
                 file.write(data)
 
     def _tensor(self, storage: int, start: int, shape: tuple[int, ...]) -> bytes:
-        """Pickle torch._utils._rebuild_tensor_v2(storage, start, shape, strides, False, OrderedDict())."""
+        """Pickles torch._utils._rebuild_tensor_v2(storage, start, shape, strides, False, OrderedDict())."""
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
         return (
             self._memoized(_global("torch._utils", "_rebuild_tensor_v2"))
@@ -84,7 +84,7 @@ class TorchWriter:
         return pickle.MARK + fields + pickle.TUPLE + pickle.BINPERSID
 
     def _memoized(self, code: bytes) -> bytes:
-        """Return the code that pickles an object; from its second use on, the code that gets it from the memo."""
+        """Returns the code that pickles an object; from its second use on, the code that gets it from the memo."""
         slot = self._memo.get(code)
         if slot is not None:
             return pickle.BINGET + bytes([slot])

@@ -27,7 +27,7 @@ _REDUCTION = 16  # pixels per token, along each side
 
 
 def read(path: Path, progress: TextIO | None) -> ForeignDataset:
-    """Read such a file; its tokens are kept in memory, two bytes each.
+    """Reads the TSV of tokens; they are kept in memory, two bytes each.
 
     Args:
         path: The file.
@@ -78,14 +78,14 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
 
 
 def _counted(file: TextIO, bar: Progress) -> Iterator[str]:
-    """Yield the lines of a file; the bar counts their characters, which are nearly all of one byte."""
+    """Yields the lines of a file; the bar counts their characters, which are nearly all of one byte."""
     for line in file:
         yield line
         bar.update(len(line))
 
 
 def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a TSV as pandas writes it, each with the line where it ends."""
+    """Yields the rows of a TSV as pandas writes it, each with the line where it ends."""
     reader = csv.reader(file, delimiter="\t")
     try:
         for cells in reader:
@@ -95,7 +95,7 @@ def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _row(cells: list[str], count: int | None) -> tuple[str, NDArray[np.uint16]]:
-    """Return a row's path and its `count` tokens, or raise ValueError."""
+    """Returns a row's path and its `count` tokens, or raises ValueError."""
     if len(cells) != len(HEADER):
         raise ValueError(f"must have {len(HEADER)} columns, not {len(cells)}")
     key, text = cells
@@ -119,11 +119,11 @@ def _row(cells: list[str], count: int | None) -> tuple[str, NDArray[np.uint16]]:
 
 
 def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.int64]) -> None:
-    """Write rows of the TSV, byte for byte as pandas does.
+    """Writes rows of the TSV, byte for byte as pandas does.
 
     Args:
         file: The file, opened with newline="".
-        keys: n paths.
+        keys: N paths.
         tokens: (n, ...) integers.
     """
     rows = tokens.reshape(len(tokens), -1).tolist()
@@ -132,7 +132,7 @@ def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.int64]) -> 
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:
-    """Write such a file from a dataset of tokens.
+    """Writes the TSV of tokens from a dataset.
 
     Args:
         dataset: The dataset.

@@ -1,1 +1,1 @@
-"""Encode a source into a latent dataset."""
+"""Encodes a source into a latent dataset."""

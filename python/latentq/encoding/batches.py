@@ -1,4 +1,4 @@
-"""Encode units in batches: images in, codes out."""
+"""Encodes units in batches: images in, codes out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrate quantizers, and publish the card that all processes of a run share."""
+"""Calibrates quantizers, and publishes the card that all processes of a run share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embed the captions of a unit, each distinct caption once."""
+"""Embeds the captions of a unit, each distinct caption once."""
 
 from __future__ import annotations
 

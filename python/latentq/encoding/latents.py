@@ -1,4 +1,4 @@
-"""Encode batches of pixels to codes on the device, asynchronously, and replace samples that hold NaN or infinity."""
+"""Encodes batches of pixels to codes on the device, asynchronously; encodes samples that hold NaN or infinity again."""
 
 from __future__ import annotations
 

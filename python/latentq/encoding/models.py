@@ -1,4 +1,4 @@
-"""Load the models of a run, on the device that it computes on."""
+"""Loads the models of a run, on the device that it computes on."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def encode(
     """Encodes a source into a latent dataset, or continues where an earlier run stopped.
 
     Args:
-        source: A folder of images (class sub-folders become labels), a table of image paths, archives, anything else
+        source: A folder of images (class subfolders become labels), a table of image paths, archives, anything else
             that `latentq.sources.open_source` takes, or a `Source`.
         out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source. A name that
             ends with `.tsv` gets a table of tokens in the layout of VQGAN-f16-16384's page, and the dataset is in

@@ -1,4 +1,4 @@
-"""Encode units and publish them."""
+"""Encodes units and publishes them."""
 
 from __future__ import annotations
 

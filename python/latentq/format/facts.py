@@ -43,7 +43,7 @@ class AutoencoderFacts:
     """The autoencoder that made the latents.
 
     Attributes:
-        name: `dct-f8c16`, a hub name, or the last part of a folder's path.
+        name: `dct-f8c16`, a name on the Hub, or the last part of a folder's path.
         family: The class that implements it.
         weights: `sha256:...` over names, types, shapes and values of its tensors; empty if it has none; `unknown` if
             the latents were made elsewhere.
@@ -81,7 +81,7 @@ class TextFacts:
     """The text encoder that made the embeddings.
 
     Attributes:
-        name: A hub name, or the last part of a folder's path.
+        name: A name on the Hub, or the last part of a folder's path.
         family: The class that implements it.
         weights: `sha256:...` over names, types, shapes and values of its tensors; empty if it has none.
         length: Tokens of every caption, padding included.

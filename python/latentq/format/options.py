@@ -83,8 +83,8 @@ class AutoencoderOptions:
     """The autoencoder, and how it computes.
 
     Attributes:
-        model: `dct-f8c16`, a hub name, or a folder.
-        revision: The hub's branch, tag or commit; empty for the default.
+        model: `dct-f8c16`, a name on the Hub, or a folder.
+        revision: The Hub's branch, tag or commit; empty for the default.
         subfolder: The model's folder inside its repository or folder.
         pixel_range: The pixel values of black and white; empty for the model's own. For checkpoints that were trained
             on another range than their family, which their files do not tell.
@@ -105,8 +105,8 @@ class TextOptions:
     """The text encoder, and its input.
 
     Attributes:
-        model: A hub name or a folder; `openclip:NAME` for open_clip's. Empty if no column needs a text encoder.
-        revision: The hub's branch, tag or commit; empty for the default.
+        model: A name on the Hub or a folder; `openclip:NAME` for open_clip's. Empty if no column needs a text encoder.
+        revision: The Hub's branch, tag or commit; empty for the default.
         subfolder: The text encoder to take from a pipeline of several; empty for `text_encoder`.
         dtype: The type it computes in: `float32` (IEEE), `tf32`, `float16` or `bfloat16`.
         length: Tokens that a caption is padded or cut to; 0 for as many as the model takes.

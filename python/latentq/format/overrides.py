@@ -92,8 +92,8 @@ class Override:
 
 
 OVERRIDES = (
-    Override("autoencoder", "autoencoder.model", str, "a hub name, a folder, a checkpoint, or dct-f8c16", "NAME"),
-    Override("revision", "autoencoder.revision", str, "the hub's branch, tag or commit", "REVISION"),
+    Override("autoencoder", "autoencoder.model", str, "a Hub name, a folder, a checkpoint, or dct-f8c16", "NAME"),
+    Override("revision", "autoencoder.revision", str, "the Hub's branch, tag or commit", "REVISION"),
     Override(
         "subfolder", "autoencoder.subfolder", str, "the autoencoder's folder inside its repository or folder", "NAME"
     ),
@@ -128,9 +128,9 @@ OVERRIDES = (
     Override("unit_size", "unit_size", int, "samples per unit, which is published as a whole", "N"),
     Override("image", "columns", bool, "store the image file too, in column jpg"),
     Override(
-        "text_encoder", "text.model", str, "embed the captions with a hub name, a folder, or openclip:NAME", "NAME"
+        "text_encoder", "text.model", str, "embed the captions with a Hub name, a folder, or openclip:NAME", "NAME"
     ),
-    Override("text_revision", "text.revision", str, "the hub's branch, tag or commit", "REVISION"),
+    Override("text_revision", "text.revision", str, "the Hub's branch, tag or commit", "REVISION"),
     Override(
         "text_subfolder", "text.subfolder", str,
         "the text encoder of a pipeline that has several, e.g. text_encoder_2", "NAME",

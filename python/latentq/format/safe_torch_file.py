@@ -1,4 +1,4 @@
-"""Read torch.save's files without making tensors: a zip with a pickle and one record per storage.
+"""Reads torch.save's files without making tensors: a zip with a pickle and one record per storage.
 
 Nothing that the pickle names is imported or called. For a list of dicts of tensors, torch.load makes three objects of
 half a kilobyte or more per sample, and pickle's memo takes as much again: more than twice the file's size for
@@ -73,7 +73,7 @@ class TorchFile:
             raise FormatError(f"{path}: not a torch file, or truncated: {one_line(error)}") from None
 
     def load(self, *, ignore_others: bool = False) -> Any:
-        """Return the object that was saved, with a `TensorRecord` for each tensor.
+        """Returns the object that was saved, with a `TensorRecord` for each tensor.
 
         Args:
             ignore_others: Replace other objects than tensors and plain containers by empty stand-ins, instead of
@@ -94,7 +94,7 @@ class TorchFile:
             raise FormatError(f"{self._path}: cannot be loaded: {one_line(error)}") from None
 
     def read(self, tensor: TensorRecord) -> NDArray[Any]:
-        """Read a tensor's values; bfloat16 as its bits in uint16.
+        """Reads a tensor's values; bfloat16 as its bits in uint16.
 
         Raises:
             FormatError: The tensor is not within its storage, or the storage is not in the file.
@@ -132,7 +132,7 @@ class _Members:
         return name in self._index
 
     def locate(self, name: str) -> tuple[int, int]:
-        """Return the offset and size of a member's data in bytes, or raise ValueError."""
+        """Returns the offset and size of a member's data in bytes, or raises ValueError."""
         index = self._index.get(name)
         if index is None:
             raise ValueError(f"there is no record {name}")
@@ -146,12 +146,12 @@ class _Members:
         return header + _LOCAL_HEADER.size + name_length + extra_length, size
 
     def read(self, name: str) -> bytes:
-        """Read a whole member, or raise ValueError."""
+        """Reads a whole member, or raises ValueError."""
         offset, size = self.locate(name)
         return self.pread(size, offset)
 
     def pread(self, size: int, offset: int) -> bytes:
-        """Read bytes of the file, or raise ValueError if it ends before."""
+        """Reads bytes of the file, or raises ValueError if it ends before."""
         if offset + size > os.fstat(self._file).st_size:
             raise ValueError("the file is truncated")
         data = os.pread(self._file, size, offset)
@@ -164,7 +164,7 @@ class _Members:
 
 
 def _extent(tensor: TensorRecord) -> int:
-    """Return the number of elements from a tensor's first to its last, both included, or raise ValueError."""
+    """Returns the number of elements from a tensor's first to its last, both included, or raises ValueError."""
     layout = (tensor.start, *tensor.shape, *tensor.strides)
     if any(type(value) is not int or value < 0 for value in layout) or len(tensor.shape) != len(tensor.strides):
         raise ValueError(f"start {tensor.start}, shape {tensor.shape} and strides {tensor.strides} do not fit")
@@ -174,7 +174,7 @@ def _extent(tensor: TensorRecord) -> int:
 
 
 def _check_operations(data: bytes) -> None:
-    """Refuse operations that allocate far more memory than the pickle has bytes; torch.save writes none of them.
+    """Refuses operations that allocate far more memory than the pickle has bytes; torch.save writes none of them.
 
     They are memo indices beyond the pickle's size, and bytearrays. Lengths of other objects are checked by `genops`.
     """
@@ -210,13 +210,13 @@ class _Ignored(dict[Any, Any]):
         pass
 
     def append(self, item: object) -> None:
-        """Ignore an item."""
+        """Ignores an item."""
 
     def extend(self, items: object) -> None:
-        """Ignore items."""
+        """Ignores items."""
 
     def add(self, item: object) -> None:
-        """Ignore an item."""
+        """Ignores an item."""
 
 
 class _Unpickler(pickle.Unpickler):

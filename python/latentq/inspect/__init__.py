@@ -1,1 +1,1 @@
-"""Look at datasets: verify them, decode them to pictures, measure quantizers, count bytes."""
+"""Reports on datasets: verification, decoded pictures, errors of quantizers, bytes."""

@@ -1,4 +1,4 @@
-"""Measure the size and error of each quantization scheme and number of bits on given latents, to choose a quantizer."""
+"""Measures the size and error of each quantization scheme and number of bits on latents, to choose a quantizer."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SchemeCost:
 
 
 def load(path: str | PathLike[str]) -> npt.NDArray[Any]:
-    """Open latents (N, C, ...) in a .npy file, memory-mapped.
+    """Opens latents (N, C, ...) in a .npy file, memory-mapped.
 
     Raises:
         OSError: The file cannot be read.
@@ -91,7 +91,7 @@ def measure(
     images: npt.NDArray[np.uint8] | None = None,
     progress: TextIO | None = None,
 ) -> list[SchemeCost]:
-    """Measure every method at every number of bits, and for comparison float16 and one range for all channels.
+    """Measures every method at every number of bits, and for comparison float16 and one range for all channels.
 
     bfloat16 replaces float16 if a latent overflows float16.
 
@@ -142,7 +142,7 @@ def measure(
 
 
 def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
-    """Write rows as an aligned table, to standard output by default.
+    """Writes rows as an aligned table, to standard output by default.
 
     The last column marks the default method, and the scheme with the highest SQNR at each number of bits.
     """
@@ -182,7 +182,7 @@ def main_table(
     file: TextIO | None = None,
     **options: Any,
 ) -> None:
-    """Run `latentq measure`: measure, and write the table or, with `as_json`, a list of one object per row.
+    """Measures, and prints the table or, with `as_json`, a list of one object per row.
 
     Args:
         latents: The path of a .npy file, or any latents that `measure` accepts.
@@ -219,7 +219,7 @@ def _arrays(samples: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
 
 
 def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
-    """Measure a scheme on latents, without decoding."""
+    """Measures a scheme on latents, without decoding."""
     measured = quantizer.measure(x)
     return SchemeCost(
         name,
@@ -239,7 +239,7 @@ def _psnrs(
     images: npt.NDArray[np.uint8] | None,
     bar: Progress,
 ) -> list[tuple[float, float]]:
-    """Return for each quantizer the mean PSNR of decoded codes against decoded floats, and against the images.
+    """Returns for each quantizer the mean PSNR of decoded codes against decoded floats, and against the images.
 
     The PSNR against the images is NaN if there are none. Works batch by batch, so that memory does not grow with the
     number of samples.
@@ -259,14 +259,14 @@ def _psnrs(
 
 
 def _entropy(histogram: npt.NDArray[np.int64]) -> float:
-    """Return the entropy of each channel's codes in bits, averaged over the channels."""
+    """Returns the entropy of each channel's codes in bits, averaged over the channels."""
     share = histogram / histogram.sum(1, keepdims=True)
     logs = np.log2(share, where=share > 0, out=np.zeros_like(share))
     return abs(float((share * logs).sum(1).mean()))
 
 
 def _decode(autoencoder: Autoencoder, latents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Decode a batch of latents to images (n, 3, S, S) in [0, 1]."""
+    """Decodes a batch of latents to images (n, 3, S, S) in [0, 1]."""
     import torch
 
     low, high = autoencoder.pixel_range
@@ -288,7 +288,7 @@ def of_dataset(
     autoencoder: str | PathLike[str] | None = None,
     progress: TextIO | None = None,
 ) -> tuple[npt.NDArray[np.float32], Autoencoder | None, npt.NDArray[np.uint8] | None]:
-    """Read the inputs of `measure` from a dataset.
+    """Reads the inputs of `measure` from a dataset.
 
     Args:
         path: The dataset.
@@ -300,7 +300,7 @@ def of_dataset(
         progress: The stream for progress, or None.
 
     Returns:
-        (N, C, h, w) unscaled latents of evenly spread samples, at most 4,096, or 512 with a source; the autoencoder or
+        (N, C, h, w) raw latents of evenly spread samples, at most 4,096, or 512 with a source; the autoencoder or
         None; and the images (N, 3, S, S) or None.
 
     Raises:

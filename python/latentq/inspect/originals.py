@@ -24,7 +24,7 @@ from latentq.store.local import read_regular
 
 
 def stored_samples(path: str | os.PathLike[str]) -> list[tuple[int, Sample]]:
-    """List the stored samples of a finished dataset, in order: each one's number in the source, and its listing."""
+    """Lists the stored samples of a finished dataset, in order: each one's number in the source, and its listing."""
     file = Path(path) / SAMPLES
     listing = Listing.from_tsv(read_regular(file), str(file))
     lines = read_regular(Path(path) / REJECTS).decode().split("\n")
@@ -69,17 +69,17 @@ class Originals:
         self._encoder = LatentEncoder(network, card.recipe.autoencoder, device)
 
     def sample(self, index: int) -> Sample:
-        """Return the listing of a stored sample."""
+        """Returns the listing of a stored sample."""
         return self._stored[index][1]
 
     def encode(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """Encode stored samples again, without quantization.
+        """Encodes stored samples again, without quantization.
 
         Args:
             indices: The samples' indices in the dataset.
 
         Returns:
-            The pixels that were encoded, (n, 3, S, S) uint8, mirrored if the column is; and the unscaled latents (n, C,
+            The pixels that were encoded, (n, 3, S, S) uint8, mirrored if the column is; and the raw latents (n, C,
             h, w), for moments their means, or the tokens (n, h, w).
 
         Raises:
@@ -97,7 +97,7 @@ class Originals:
         return self._flipped(pixels), latents
 
     def pixels(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Load stored samples' originals as they were encoded: (n, 3, S, S) uint8, mirrored if the column is.
+        """Loads stored samples' originals as they were encoded: (n, 3, S, S) uint8, mirrored if the column is.
 
         Raises:
             LatentqError: An original is missing, or cannot be decoded.

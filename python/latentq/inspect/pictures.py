@@ -1,4 +1,4 @@
-"""Decode stored latents to pictures, alone or on a contact sheet next to their originals."""
+"""Decodes stored latents to pictures, alone or on a contact sheet next to their originals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Picture:
 
 
 def latent_name(path: str | os.PathLike[str], card: Card, column: str | None) -> str:
-    """Return the name of a column of latents, moments or tokens: the given one, or the first for None.
+    """Returns the name of a column of latents, moments or tokens: the given one, or the first for None.
 
     Raises:
         LatentqError: There is no such column.
@@ -67,7 +67,7 @@ def pictures(
     device: str = "cpu",
     progress: TextIO | None = None,
 ) -> list[list[Picture]]:
-    """Decode samples of a dataset, or of a file or folder that `latentq.convert` reads.
+    """Decodes samples of a dataset, or of a file or folder that `latentq.convert` reads.
 
     Args:
         path: The dataset, or another tool's file or folder.
@@ -117,7 +117,7 @@ def pictures(
 
 
 def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
-    """Show a stored sample, given decoded, next to its original and to its unquantized reconstruction.
+    """Shows a stored sample, given decoded, next to its original and to its unquantized reconstruction.
 
     For tokens there are two pictures: the reconstruction is the stored one.
     """
@@ -156,7 +156,7 @@ def _bytes(count: int) -> str:
 
 
 def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
-    """Draw a contact sheet: the pictures of a sample side by side, the samples in a grid that is about square."""
+    """Draws a contact sheet: the pictures of a sample side by side, the samples in a grid that is about square."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = max(picture.pixels.shape[0] for row in rows for picture in row)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def psnr(pixels: NDArray[Any], original: NDArray[Any], *, peak: float = 255.0) -> float:
-    """Return the peak signal-to-noise ratio of an image in dB; infinite if both are equal.
+    """Returns the peak signal-to-noise ratio of an image in dB; infinite if both are equal.
 
     Args:
         pixels: The image, of any shape.

@@ -1,4 +1,4 @@
-"""Decode a few samples of a dataset and compare them with their originals."""
+"""Decodes a few samples of a dataset and compares them with their originals."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sample_quality(
     device: str = "cpu",
     progress: TextIO | None = None,
 ) -> Quality:
-    """Decode samples that are evenly spread over a dataset.
+    """Decodes samples that are evenly spread over a dataset.
 
     Args:
         path: The dataset.

@@ -1,4 +1,4 @@
-"""Compare the size of a dataset with that of its images and of its latents as floats."""
+"""Compares the size of a dataset with that of its images and of its latents as floats."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StorageRow:
 
 
 def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> list[StorageRow]:
-    """Return the bytes of a finished dataset's samples as images, as smaller JPEGs, as floats and as stored.
+    """Returns the bytes of a finished dataset's samples as images, as smaller JPEGs, as floats and as stored.
 
     Args:
         path: The dataset.
@@ -85,7 +85,7 @@ def _row(what: str, total: int | None, count: int, note: str = "") -> StorageRow
 
 
 def _jpegs(card: Card, samples: Sequence[Sample], side: int, source: str | os.PathLike[str]) -> tuple[int, int]:
-    """Estimate the bytes of all encoded images as JPEGs; also return the number of evenly spread images tried."""
+    """Estimates the bytes of all encoded images as JPEGs; also returns the number of evenly spread images tried."""
     from PIL import Image
 
     count = min(len(samples), _TRIED)

@@ -1,4 +1,4 @@
-"""Verify that a dataset agrees with its card and its list: every file, every hash, every sample, every count."""
+"""Verifies that a dataset agrees with its card and its list: every file, every hash, every sample, every count."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LISTED = ("key", "label", "label_text", "caption", "captions", "id")  # content
 
 
 def verify(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> list[mds.Finding]:
-    """Find everything that is wrong with a dataset.
+    """Finds everything that is wrong with a dataset.
 
     Checks the shards as `latentq.mds.verify` does and, if there is a card, that the units are those of the card and of
     their parts of the list, that stored keys, labels and captions are the list's, that rejects, counts and statistics
@@ -111,7 +111,7 @@ class _Verification:
         return units
 
     def _check_folder(self) -> Iterator[mds.Finding]:
-        """Find files that do not belong to the dataset. Names that begin with a dot are ignored."""
+        """Finds files that do not belong to the dataset. Names that begin with a dot are ignored."""
         expected = {self._file, SAMPLES, REJECTS, INDEX, EMPTY_CAPTION, *self._names}
         for entry in sorted(self._path.iterdir()):
             if entry.name in expected or entry.name.startswith("."):
@@ -120,7 +120,7 @@ class _Verification:
             yield _finding(entry.name, f"is {extra}")
 
     def _check_origin(self, listing: Listing, facts: list[UnitFacts]) -> Iterator[mds.Finding]:
-        """Check that the units were made by this card and from their parts of this list."""
+        """Checks that the units were made by this card and from their parts of this list."""
         expected = card_hash(read_regular(self._path / self._file))
         edited = [name for name, unit in zip(self._names, facts, strict=True) if unit.card not in ("", expected)]
         if edited:
@@ -132,7 +132,7 @@ class _Verification:
                 yield _finding(f"{name}/{UNIT}", "the unit was made from another part of the list")
 
     def _check_unit(self, name: str, facts: UnitFacts, listing: Listing, indices: range) -> Iterator[mds.Finding]:
-        """Check a unit's shards, and that its facts and the list agree with them."""
+        """Checks a unit's shards, and that its facts and the list agree with them."""
         path = self._path / name
         broken = [mds.Finding(f"{name}/{shard.file}", shard.offset, shard.message) for shard in mds.verify(path)]
         yield from broken
@@ -153,7 +153,7 @@ class _Verification:
     def _check_listed(
         self, name: str, reader: mds.Reader, facts: UnitFacts, samples: list[Sample]
     ) -> Iterator[mds.Finding]:
-        """Check that stored keys, labels and captions are those of the list."""
+        """Checks that stored keys, labels and captions are those of the list."""
         rejects = Counter(reject.key for reject in facts.rejects)
         kept = []
         for sample in samples:
@@ -176,7 +176,7 @@ class _Verification:
                     break
 
     def _listed_columns(self) -> dict[str, str]:
-        """Return the content of each stored column that comes from the list, by column name."""
+        """Returns the content of each stored column that comes from the list, by column name."""
         contents: dict[str, str]
         if isinstance(self._card, Card):
             contents = {name: self._card.recipe.columns[name].content for name in self._card.columns}
@@ -190,7 +190,7 @@ class _Verification:
         return list(sample.captions or ()) if content == "captions" else getattr(sample, content)
 
     def _check_totals(self, facts: list[UnitFacts]) -> Iterator[mds.Finding]:
-        """Check that card, index and rejects follow from the units."""
+        """Checks that card, index and rejects follow from the units."""
         card = self._card
         complete = completed(card, facts) if isinstance(card, Card) else card.completed(facts)
         if complete != card:
@@ -205,7 +205,7 @@ class _Verification:
 
 
 def _check_files(path: Path) -> Iterator[mds.Finding]:
-    """Find files in a unit that are neither its own nor shards, which `mds.verify` compares with the index."""
+    """Finds files in a unit that are neither its own nor shards, which `mds.verify` compares with the index."""
     for entry in sorted(path.iterdir()):
         is_shard = entry.name.startswith("shard.") and ".mds" in entry.name
         if not is_shard and entry.name not in (INDEX, UNIT) and not entry.name.startswith("."):
@@ -213,7 +213,7 @@ def _check_files(path: Path) -> Iterator[mds.Finding]:
 
 
 def _check_codes(name: str, reader: mds.Reader, card: Card, facts: UnitFacts) -> Iterator[mds.Finding]:
-    """Check that tokens are in the codebook, and that a unit's histograms are those of its codes."""
+    """Checks that tokens are in the codebook, and that a unit's histograms are those of its codes."""
     for column, tokens in card.tokens.items():
         for _, part in _parts(reader, column, int(np.prod(tokens.shape)) * np.dtype(tokens.dtype).itemsize):
             ids = part.view(tokens.dtype)
@@ -242,7 +242,7 @@ def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray
 
 
 def _parts(reader: mds.Reader, name: str, size: int) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.uint8]]]]:
-    """Read a column of `size` bytes per sample in batches: yields n and (n, size) uint8."""
+    """Reads a column of `size` bytes per sample in batches: yields n and (n, size) uint8."""
     for indices in _batches(len(reader)):
         part = np.empty((len(indices), size), np.uint8)
         reader.gather(indices, name, out=part)
@@ -250,7 +250,7 @@ def _parts(reader: mds.Reader, name: str, size: int) -> Iterator[tuple[int, np.n
 
 
 def _values(reader: mds.Reader, name: str) -> Iterator[tuple[int, Any]]:
-    """Read a column of single values: yields index and value."""
+    """Reads a column of single values: yields index and value."""
     for indices in _batches(len(reader)):
         values: Iterable[Any] = reader.gather(indices, name)
         yield from zip(indices.tolist(), values, strict=True)

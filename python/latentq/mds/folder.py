@@ -52,16 +52,16 @@ def merge(path: str | os.PathLike[str], folders: Sequence[str] | None = None) ->
 
     Args:
         path: The folder that holds the datasets.
-        folders: The names of the datasets, in the order of the samples. By default, every immediate sub-folder with an
+        folders: The names of the datasets, in the order of the samples. By default, every immediate subfolder with an
             index.json whose name does not begin with a dot, in the order of their names.
 
     Raises:
         FileNotFoundError: A folder has no index.json, or no folder has one.
         latentq.FormatError: The index of a folder violates its format.
-        ValueError: A name is not that of an immediate sub-folder.
+        ValueError: A name is not that of an immediate subfolder.
     """
     if folders is None and not any(Path(path).glob("[!.]*/index.json")):
-        raise FileNotFoundError(errno.ENOENT, "no sub-folder holds an index.json", os.fspath(path))
+        raise FileNotFoundError(errno.ENOENT, "no subfolder holds an index.json", os.fspath(path))
     _core.mds_merge(os.fspath(path), None if folders is None else list(folders))
 
 
@@ -97,7 +97,7 @@ def verify(path: str | os.PathLike[str]) -> list[Finding]:
 def repair(path: str | os.PathLike[str], *, allow_fewer_samples: bool = False) -> Repair:
     """Makes an index.json from the shards in a folder. Deletes nothing.
 
-    If the shards are not in the folder itself but in its sub-folders, each sub-folder without an index gets one, and
+    If the shards are not in the folder itself but in its subfolders, each subfolder without an index gets one, and
     the folder gets the merged index. Shards that mosaicml-streaming has downloaded and decompressed keep their entries
     in the index, with the compressed files of the remote.
 

@@ -1,4 +1,4 @@
-"""Decode latents to pixels."""
+"""Decodes latents to pixels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Tensor) -> NDArray[np.uint8]:
-    """Decode latents or tokens to 8-bit pixels.
+    """Decodes latents or tokens to 8-bit pixels.
 
     Args:
         network: The autoencoder.
-        latents: (n, C, h, w) unscaled float latents, or (n, h, w) integer tokens, on any device.
+        latents: (n, C, h, w) raw latents, or (n, h, w) integer tokens, on any device.
 
     Returns:
         (n, S, S, 3) uint8 pixels, rounded to nearest.

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: download only the files that are needed, and report an error in one line."""
+"""Downloads models from the Hugging Face Hub: only the files that are needed, with errors on one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROBE_TIMEOUT = 3  # seconds
 
 
 def download(kind: str, name: str, revision: str, choose: Callable[[list[str]], list[str]]) -> Path:
-    """Download the needed files of a repository. If the hub cannot be reached, use its local cache.
+    """Downloads the needed files of a repository. Without a connection to the Hub, uses its local cache.
 
     Args:
         kind: The kind of model, for messages: `autoencoder`.
@@ -23,7 +23,7 @@ def download(kind: str, name: str, revision: str, choose: Callable[[list[str]], 
         choose: Selects from the names of the repository's files; raises LatentqError if the model is incomplete.
 
     Returns:
-        The snapshot's folder in the hub's cache.
+        The snapshot's folder in the Hub's cache.
 
     Raises:
         LatentqError: The model cannot be downloaded; the message is one line and says what to do.
@@ -40,18 +40,18 @@ def download(kind: str, name: str, revision: str, choose: Callable[[list[str]], 
     except errors.GatedRepoError:
         reason = f"accept its terms at https://huggingface.co/{name} and run `hf auth login`"
     except errors.RepositoryNotFoundError:
-        reason = "there is no such repository on the hub (for a private one run `hf auth login`)"
+        reason = "there is no such repository on the Hub (for a private one run `hf auth login`)"
     except errors.RevisionNotFoundError:
         reason = f"it has no revision {revision!r}"
     except errors.LocalEntryNotFoundError:
-        reason = "the hub cannot be reached and its cache does not hold the model: connect, or name a folder"
+        reason = "the Hub cannot be reached and its cache does not hold the model: connect, or name a folder"
     except (OSError, ValueError, LatentqError) as error:
         reason = one_line(error)
     raise LatentqError(f"cannot load the {kind} {name!r}: {reason}")
 
 
 def weight_layouts(stem: str, binary_stem: str) -> tuple[tuple[str, ...], ...]:
-    """List the ways in which diffusers and transformers save weights, in the order of preference.
+    """Lists the ways in which diffusers and transformers save weights, in the order of preference.
 
     Args:
         stem: The name of the safetensors file without its suffix.
@@ -69,7 +69,7 @@ def weight_layouts(stem: str, binary_stem: str) -> tuple[tuple[str, ...], ...]:
 
 
 def weight_files(names: list[str], prefix: str, layouts: Sequence[tuple[str, ...]], library: str) -> list[str]:
-    """Select a model's configuration and one set of its weights from a repository's files.
+    """Selects a model's configuration and one set of its weights from a repository's files.
 
     Args:
         names: All files of the repository.
@@ -88,12 +88,12 @@ def weight_files(names: list[str], prefix: str, layouts: Sequence[tuple[str, ...
 
 
 def matching(names: list[str], prefix: str, *patterns: str) -> list[str]:
-    """Return the files below a prefix whose names match any of the patterns."""
+    """Returns the files below a prefix whose names match any of the patterns."""
     return [name for pattern in patterns for name in names if fnmatchcase(name, prefix + pattern)]
 
 
 def _reachable() -> bool:
-    """True if the hub answers. Asked once: the hub's client asks six times, for 23 seconds, before it gives up."""
+    """True if the Hub answers. Asked once: the Hub's client asks six times, for 23 seconds, before it gives up."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:

@@ -1,4 +1,4 @@
-"""Match networks with recipes and cards: shapes, codebooks, weights."""
+"""Matches networks with recipes and cards: shapes, codebooks, weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def autoencoder_for(
     card: Card, name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu"
 ) -> Autoencoder:
-    """Load the autoencoder that made a dataset.
+    """Loads the autoencoder that made a dataset.
 
     Args:
         card: The dataset's card.
@@ -59,7 +59,7 @@ def autoencoder_for(
 
 
 def shape_of(recipe: Recipe, column: Column, network: Autoencoder) -> tuple[int, ...]:
-    """Return the shape that a column of latents, moments or tokens stores for one sample.
+    """Returns the shape that a column of latents, moments or tokens stores for one sample.
 
     Raises:
         MismatchError: The recipe gives another shape.
@@ -82,7 +82,7 @@ def shape_of(recipe: Recipe, column: Column, network: Autoencoder) -> tuple[int,
 
 
 def text_shape(recipe: Recipe, column: Column, network: TextEncoder) -> tuple[int, ...]:
-    """Return the shape that a text encoder's column stores for one sample; its first axis is that of the captions.
+    """Returns the shape that a text encoder's column stores for one sample; its first axis is that of the captions.
 
     Raises:
         MismatchError: The recipe gives another shape.
@@ -104,5 +104,5 @@ def _checked(recipe: Recipe, column: Column, shape: tuple[int, ...], name: str) 
 
 
 def codebook_size(network: Autoencoder) -> int:
-    """Return the number of codes in a network's codebook; 0 if it has none."""
+    """Returns the number of codes in a network's codebook; 0 if it has none."""
     return int(getattr(network, "codebook_size", 0))

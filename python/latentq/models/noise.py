@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def noise(
     seed: int, numbers: Iterable[int], stream: int, shape: tuple[int, ...], *, epoch: int = 0
 ) -> NDArray[np.float32]:
-    """Draw standard normal noise as a function of (seed, number, stream, epoch).
+    """Draws standard normal noise as a function of (seed, number, stream, epoch).
 
     The generator is Philox (Salmon et al. 2011), keyed by seed and number, with stream and epoch as its counter, so
     that batches, processes and their order do not matter.

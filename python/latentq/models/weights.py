@@ -1,4 +1,4 @@
-"""Weights of networks: load them quietly, check and hash them."""
+"""Weights of networks: quiet loading, checks and hashes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentq.system.text import one_line
 
 
 def weight_hash(network: object) -> str:
-    """Hash a network's weights, independently of the files they were loaded from.
+    """Hashes a network's weights, independently of the files they were loaded from.
 
     Args:
         network: A torch module, or an object whose `module` is one.
@@ -37,7 +37,7 @@ def weight_hash(network: object) -> str:
 def check_weights(
     name: str, *, missing: Collection[str], mismatched: Collection[str], unexpected: Collection[str]
 ) -> None:
-    """Refuse weights that do not fit their network exactly.
+    """Refuses weights that do not fit their network exactly.
 
     Args:
         name: The model's name, for the message.
@@ -58,14 +58,14 @@ def check_weights(
 
 
 def load_failure(error: Exception) -> str:
-    """Return on one line why a library cannot load a model, without torch's advice to unpickle the file unsafely."""
+    """Returns on one line why a library cannot load a model, without torch's advice to unpickle the file unsafely."""
     text = one_line(error)
     return "its weights hold objects other than tensors, which are not loaded" if "weights_only" in text else text
 
 
 @contextlib.contextmanager
 def quiet(logging: Any) -> Iterator[None]:
-    """Silence the hints and progress bars of diffusers or transformers while a model is loaded: errors are raised.
+    """Silences the hints and progress bars of diffusers or transformers while a model is loaded: errors are raised.
 
     Args:
         logging: `diffusers.utils.logging` or `transformers.utils.logging`.

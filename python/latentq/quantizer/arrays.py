@@ -39,7 +39,7 @@ def native_array(array: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Returns the array if it is C-contiguous, aligned and of native byte order, else a copy that is.
 
     Raises:
-        TypeError: the dtype of the array is not `dtype` in some byte order.
+        TypeError: The dtype of the array is not `dtype` in some byte order.
     """
     # The first two comparisons are the common case, and cheap compared with a call on one latent.
     if array.dtype is dtype and array.flags.carray:
@@ -53,7 +53,7 @@ def float_array(x: Any) -> tuple[npt.NDArray[Any], bool]:
     """Returns a float array in the form that the kernels take, and True if its 16-bit items are bfloat16 bits.
 
     Raises:
-        TypeError: x is not an array of float16, float32, float64 or uint16 (the bits of bfloat16).
+        TypeError: `x` is not an array of float16, float32, float64 or uint16 (the bits of bfloat16).
     """
     if type(x) is np.ndarray and x.dtype is FLOAT32:
         return native_array(x, FLOAT32), False
@@ -102,7 +102,7 @@ def check_threads(threads: int) -> int:
     """Returns the number of threads as the kernels take it; they never start more threads than there are chunks.
 
     Raises:
-        ValueError: it is less than 1.
+        ValueError: It is less than 1.
     """
     if threads < 1:
         raise ValueError(f"threads must be 1 or more, not {threads}")

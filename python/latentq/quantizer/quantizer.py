@@ -77,15 +77,15 @@ class Quantizer(Scheme):
         """Makes a quantizer with one given range for all channels, as imagenet.int8 has.
 
         Args:
-            low: the value of code 0; rounded to float32.
-            high: the value of the last code; rounded to float32.
-            channels: the number of channels.
+            low: The value of code 0; rounded to float32.
+            high: The value of the last code; rounded to float32.
+            channels: The number of channels.
             bits: 2 to 8.
             rounding: `nearest`, or `truncate` to reproduce the encoder of imagenet.int8 bit for bit; its codes are
                 decoded at the lower edge of their step.
 
         Raises:
-            ValueError: an argument is out of range, low > high, or one of them is not finite.
+            ValueError: An argument is out of range, low > high, or one of them is not finite.
         """
         check_channels(channels)
         return cls("uniform", bits, rounding, float32_values([low]) * channels, float32_values([high]) * channels)
@@ -100,7 +100,7 @@ class Quantizer(Scheme):
             bits: 2 to 8.
 
         Raises:
-            ValueError: an argument is out of range, low > high in a channel, or a value is not finite.
+            ValueError: An argument is out of range, low > high in a channel, or a value is not finite.
         """
         return cls("affine", bits, "nearest", float32_values(low), float32_values(high))
 
@@ -114,7 +114,7 @@ class Quantizer(Scheme):
             levels: (C, 2^bits) finite values, ascending in each channel, for 2 to 8 bits; rounded to float32.
 
         Raises:
-            ValueError: levels has another shape, or does not ascend.
+            ValueError: `levels` has another shape, or does not ascend.
         """
         array = np.asarray(levels, np.float32)
         if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] not in (4, 8, 16, 32, 64, 128, 256):
@@ -132,11 +132,11 @@ class Quantizer(Scheme):
 
         Args:
             dtype: `float16`, `bfloat16` or `float32`, as a name, a NumPy dtype or a torch dtype.
-            channels: the number of channels.
+            channels: The number of channels.
 
         Raises:
-            TypeError: dtype is another type.
-            ValueError: channels is out of range.
+            TypeError: `dtype` is another type.
+            ValueError: `channels` is out of range.
         """
         check_channels(channels)
         kind = float_name(dtype)
@@ -153,8 +153,8 @@ class Quantizer(Scheme):
             method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite.
-            ValueError: there are no values, or an argument is out of range.
+            NotFiniteError: A value is NaN or infinite.
+            ValueError: There are no values, or an argument is out of range.
         """
         if len(latents.shape) < 2:
             raise ValueError(f"latents must be (N, C, ...), not of shape {tuple(latents.shape)}")
@@ -172,17 +172,17 @@ class Quantizer(Scheme):
         Args:
             x: (N, C, ...) float32, float16, float64, or bfloat16 as its bits in uint16; or a torch tensor of a float
                 type on any device. An array that is not C-contiguous and of native byte order is copied first.
-            out: a C-contiguous buffer for the codes, of the shape of x.
-            threads: the largest number of threads to use on the CPU.
+            out: A C-contiguous buffer for the codes, of the shape of x.
+            threads: The largest number of threads to use on the CPU.
 
         Returns:
             uint8 codes of the shape of x, or for float kinds values of that type; `out` if it is given.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite, or too large for a float kind. `out` then holds the codes of the
+            NotFiniteError: A value is NaN or infinite, or too large for a float kind. `out` then holds the codes of the
                 other samples, and 0 for samples with such values.
-            ValueError: x is not (N, C, ...), or `out` does not match it.
-            TypeError: x is not an array or tensor of floats.
+            ValueError: `x` is not (N, C, ...), or `out` does not match it.
+            TypeError: `x` is not an array or tensor of floats.
         """
         if type(x) is not np.ndarray and (tensors := tensors_for(x)):
             if x.device.type != "cpu":
@@ -260,15 +260,15 @@ class Quantizer(Scheme):
             codes: (N, C, ...) uint8, or for float kinds values of that type.
             dtype: `float32`, `float16` or `bfloat16`, as a name, a NumPy dtype or a torch dtype. In NumPy, bfloat16 is
                 returned as its bits in uint16. Values are computed in float32 and rounded to dtype.
-            out: a C-contiguous buffer for the values, of the shape of codes.
-            threads: the largest number of threads to use on the CPU.
+            out: A C-contiguous buffer for the values, of the shape of codes.
+            threads: The largest number of threads to use on the CPU.
 
         Returns:
             Values of the shape of codes; `out` if it is given.
 
         Raises:
-            ValueError: codes is not (N, C, ...), a code has more than `bits` bits, or `out` does not match.
-            TypeError: codes has another dtype, or dtype is none of the three.
+            ValueError: `codes` is not (N, C, ...), a code has more than `bits` bits, or `out` does not match.
+            TypeError: `codes` has another dtype, or dtype is none of the three.
         """
         if type(codes) is not np.ndarray and (tensors := tensors_for(codes)):
             name = float_name(dtype)
@@ -300,13 +300,13 @@ class Quantizer(Scheme):
 
         Args:
             codes: (N, ...) codes from `quantize`.
-            threads: the largest number of threads to use on the CPU.
+            threads: The largest number of threads to use on the CPU.
 
         Returns:
             (N, packed_bytes) uint8.
 
         Raises:
-            ValueError: a code has more than `bits` bits.
+            ValueError: A code has more than `bits` bits.
         """
         if type(codes) is not np.ndarray and (tensors := tensors_for(codes)):
             if codes.device.type != "cpu":
@@ -333,14 +333,14 @@ class Quantizer(Scheme):
 
         Args:
             packed: (N, packed_bytes) uint8.
-            shape: the shape (N, C, ...) of the codes.
-            threads: the largest number of threads to use on the CPU.
+            shape: The shape (N, C, ...) of the codes.
+            threads: The largest number of threads to use on the CPU.
 
         Returns:
             Codes of that shape.
 
         Raises:
-            ValueError: packed does not hold that many codes.
+            ValueError: `packed` does not hold that many codes.
         """
         if type(packed) is not np.ndarray and (tensors := tensors_for(packed)):
             if packed.device.type != "cpu":
@@ -368,14 +368,14 @@ class Quantizer(Scheme):
 
         Args:
             x: (N, C, ...) floats, as for `quantize`.
-            out: a C-contiguous buffer for the bytes.
-            threads: the largest number of threads to use on the CPU.
+            out: A C-contiguous buffer for the bytes.
+            threads: The largest number of threads to use on the CPU.
 
         Returns:
             (N, packed_bytes) uint8; `out` if it is given.
 
         Raises:
-            NotFiniteError: as in `quantize`; also `ValueError` and `TypeError`.
+            NotFiniteError: As in `quantize`; also `ValueError` and `TypeError`.
         """
         if type(x) is not np.ndarray and (tensors := tensors_for(x)):
             if x.device.type != "cpu":
@@ -421,17 +421,17 @@ class Quantizer(Scheme):
 
         Args:
             packed: (N, packed_bytes) uint8.
-            shape: the shape (N, C, ...) of the values.
-            dtype: the dtype of the values, as for `dequantize`.
-            out: a C-contiguous buffer for the values, of that shape.
-            threads: the largest number of threads to use on the CPU.
+            shape: The shape (N, C, ...) of the values.
+            dtype: The dtype of the values, as for `dequantize`.
+            out: A C-contiguous buffer for the values, of that shape.
+            threads: The largest number of threads to use on the CPU.
 
         Returns:
             Values of that shape; `out` if it is given.
 
         Raises:
-            ValueError: packed does not hold that many codes, or `out` does not match the shape.
-            TypeError: dtype is none of the three.
+            ValueError: `packed` does not hold that many codes, or `out` does not match the shape.
+            TypeError: `dtype` is none of the three.
         """
         if type(packed) is not np.ndarray and (tensors := tensors_for(packed)):
             name = float_name(dtype)
@@ -456,7 +456,7 @@ class Quantizer(Scheme):
             is_bfloat16: True if 16-bit values are bfloat16, False if they are float16.
 
         Raises:
-            ValueError: this is a float kind.
+            ValueError: This is a float kind.
         """
         if self._kernel is None:
             raise ValueError(f"{self.kind} values have no codes")
@@ -472,7 +472,7 @@ class Quantizer(Scheme):
             (C, 2^bits) int64: how often each code occurs.
 
         Raises:
-            ValueError: this is a float kind, or a code has more than `bits` bits.
+            ValueError: This is a float kind, or a code has more than `bits` bits.
         """
         if self._kernel is None:
             raise ValueError(f"{self.kind} values have no histogram: use Moments")
@@ -493,7 +493,7 @@ class Quantizer(Scheme):
             x: (N, C, ...) finite floats.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite.
+            NotFiniteError: A value is NaN or infinite.
         """
         values = as_array(x)
         signal = np.zeros(self.channels)
@@ -538,7 +538,7 @@ class Quantizer(Scheme):
         """Makes the quantizer that `to_dict` described.
 
         Raises:
-            ValueError: an entry is missing, unknown or out of range.
+            ValueError: An entry is missing, unknown or out of range.
         """
         entries = dict(d)
         kind = entries.pop("kind", None)
@@ -589,12 +589,12 @@ class Calibrator:
     that) for any number of samples. Neither the batches nor their order change the result.
 
     Args:
-        channels: the number of channels, C.
+        channels: The number of channels, C.
         bits: 2 to 8.
         method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(self, channels: int, *, bits: int = 8, method: Method = "mse") -> None:
@@ -613,7 +613,7 @@ class Calibrator:
             x: (N, C, ...) finite floats.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite. No value of x is counted then.
+            NotFiniteError: A value is NaN or infinite. No value of x is counted then.
         """
         bad = self._core.update(*float_array(as_array(x)))
         if bad is not None:
@@ -623,7 +623,7 @@ class Calibrator:
         """Returns the quantizer that fits the counted values.
 
         Raises:
-            ValueError: no value of a channel was counted.
+            ValueError: No value of a channel was counted.
         """
         if self.method == "lloyd-max":
             return Quantizer.codebook(np.reshape(self._core.levels(self.bits), (-1, 2**self.bits)))
@@ -634,7 +634,7 @@ class Calibrator:
         """Measures the error of a quantizer on the counted values, to the 11 significant bits of the histogram.
 
         Raises:
-            ValueError: the quantizer is of a float kind, or has another number of channels.
+            ValueError: The quantizer is of a float kind, or has another number of channels.
         """
         sums = self._core.measure(quantizer.kernel(False)[0])
         count, clipped, signal, noise, largest_error = zip(*sums, strict=True)

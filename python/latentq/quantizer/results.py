@@ -36,9 +36,9 @@ class Measurement:
     Attributes:
         sqnr_db: (C,) floats, the signal-to-quantization-noise ratio of each channel in decibels: 10 log10 of the sum of
             squares of the values over the sum of squares of the errors. Infinite if there is no error.
-        overall_sqnr_db: the same ratio over all channels together, in decibels.
+        overall_sqnr_db: The same ratio over all channels together, in decibels.
         clip_rate: (C,) floats in [0, 1], the fraction of values outside [low, high] in each channel.
-        largest_error: the largest absolute difference between a value and its dequantized code, over all channels.
+        largest_error: The largest absolute difference between a value and its dequantized code, over all channels.
     """
 
     sqnr_db: tuple[float, ...]
@@ -56,7 +56,7 @@ class Measurement:
             signal: (C,) sums of squares of the values.
             noise: (C,) sums of squares of the errors.
             clip_rate: (C,) fractions of clipped values.
-            largest_error: the largest absolute error.
+            largest_error: The largest absolute error.
         """
         ratios = tuple(_decibels(s, n) for s, n in zip(signal, noise, strict=True))
         return cls(ratios, _decibels(math.fsum(signal), math.fsum(noise)), tuple(clip_rate), largest_error)

@@ -25,7 +25,7 @@ class Scheme:
     Attributes:
         kind: `uniform` (one given range for all channels), `affine` (one range per channel), `codebook`, or the float
             type in which values are stored unchanged: `float16`, `bfloat16` or `float32`.
-        bits: bits of one stored element: 2 to 8, or those of the float type.
+        bits: Bits of one stored element: 2 to 8, or those of the float type.
         rounding: `nearest` (round half to even), or `truncate` for reproducing old data.
         low: (C,) the value of code 0 in each channel, exact in float32; for a float type its smallest number.
         high: (C,) the value of the last code in each channel; for a float type its largest number.
@@ -50,7 +50,7 @@ class Scheme:
         """Returns the stored size in bytes of one sample.
 
         Args:
-            elements: the number of elements in the sample, C * h * w.
+            elements: The number of elements in the sample, C * h * w.
         """
         return (elements * self.bits + 7) // 8
 

@@ -47,11 +47,11 @@ class Statistics:
         Computed in rational numbers and rounded once, so the result depends on the counts alone.
 
         Args:
-            quantizer: the quantizer that made the codes.
+            quantizer: The quantizer that made the codes.
             histogram: (C, 2^bits) int64 counts: the sum of any number of results of `Quantizer.histogram`.
 
         Raises:
-            ValueError: histogram has another shape.
+            ValueError: `histogram` has another shape.
         """
         levels = quantizer.table()
         if histogram.shape != levels.shape:
@@ -96,8 +96,8 @@ class Moments:
             sample: (C, ...) floats: an array (bfloat16 as its bits in uint16) or a tensor.
 
         Raises:
-            NotFiniteError: a value is NaN or infinite, or its square is too large for float64.
-            ValueError: the sample has no channels.
+            NotFiniteError: A value is NaN or infinite, or its square is too large for float64.
+            ValueError: The sample has no channels.
         """
         array = as_array(sample)
         if array.ndim == 0 or array.shape[0] == 0:
@@ -112,7 +112,7 @@ class Moments:
         """Returns the sums over both.
 
         Raises:
-            ValueError: they have different numbers of channels.
+            ValueError: They have different numbers of channels.
         """
         if len(self.count) != len(other.count):
             raise ValueError(f"{len(self.count)} and {len(other.count)} channels cannot be merged")

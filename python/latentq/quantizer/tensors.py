@@ -33,9 +33,9 @@ def from_numpy(array: npt.NDArray[Any], name: str, out: torch.Tensor | None) -> 
     """Returns `out` if given (the array is then its memory), else a tensor that shares the array's memory.
 
     Args:
-        array: codes or values.
+        array: Codes or values.
         name: `bfloat16` if the array holds its bits in uint16; any other name leaves the dtype as it is.
-        out: the tensor whose memory was written to.
+        out: The tensor whose memory was written to.
     """
     if out is not None:
         return out
@@ -47,7 +47,7 @@ def out_array(out: torch.Tensor | None) -> npt.NDArray[Any] | None:
     """Returns the memory of an output tensor as an array.
 
     Raises:
-        ValueError: it is not a CPU tensor.
+        ValueError: It is not a CPU tensor.
     """
     if out is None:
         return None
@@ -101,9 +101,9 @@ def encode(
     """Computes codes by torch operations on the tensor's device.
 
     Args:
-        scheme: the quantizer's parameters.
+        scheme: The quantizer's parameters.
         x: (N, C, ...) floats.
-        out: a tensor that receives the codes.
+        out: A tensor that receives the codes.
 
     Returns:
         The codes (uint8, or the float type of a float kind), (N, C) numbers of clipped values (bool if a channel is
@@ -111,8 +111,8 @@ def encode(
         of such a sample are 0.
 
     Raises:
-        ValueError: x is not (N, C, ...), or `out` does not match the codes.
-        TypeError: x is not a tensor of floats.
+        ValueError: `x` is not (N, C, ...), or `out` does not match the codes.
+        TypeError: `x` is not a tensor of floats.
     """
     if x.ndim < 2 or x.shape[1] != scheme.channels:
         raise ValueError(f"expected a tensor (N, {scheme.channels}, ...), not one of shape {tuple(x.shape)}")
@@ -165,14 +165,14 @@ def decode(scheme: Scheme, codes: torch.Tensor, dtype: torch.dtype, *, unpacked:
     """Computes values by torch operations on the tensor's device.
 
     Args:
-        scheme: the quantizer's parameters.
+        scheme: The quantizer's parameters.
         codes: (N, C, ...) uint8, or the float type of a float kind.
-        dtype: the dtype of the result.
-        unpacked: the codes come from `unpack`, so none has too many bits: looking at them would wait for the device.
+        dtype: The dtype of the result.
+        unpacked: True if the codes come from `unpack`: none has too many bits, and a check would wait for the device.
 
     Raises:
-        ValueError: codes is not (N, C, ...), or a code has more than `bits` bits.
-        TypeError: codes has another dtype.
+        ValueError: `codes` is not (N, C, ...), or a code has more than `bits` bits.
+        TypeError: `codes` has another dtype.
     """
     if codes.ndim < 2 or codes.shape[1] != scheme.channels:
         raise ValueError(f"expected a tensor (N, {scheme.channels}, ...), not one of shape {tuple(codes.shape)}")

@@ -60,7 +60,7 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:
-        """The native gatherer, or None if building a batch needs Python.
+        """Returns the native gatherer, or None if building a batch needs Python.
 
         Args:
             decoded: True to dequantize latents while gathering where that is one pass over them.
@@ -90,7 +90,7 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
         return samples_of(self.batch(indices), len(indices), self.transform)
 
     def _worker_batch(self, _indices: NDArray[np.int64]) -> MutableMapping[str, Any] | None:
-        """A DataLoader worker's batch that is decoded where it arrives, or None if it must be decoded here."""
+        """Returns a DataLoader worker's batch that is decoded where it arrives, or None if it must be decoded here."""
         return None
 
     collate = staticmethod(collate)

@@ -42,14 +42,14 @@ class EncodedColumn(Protocol):
         """True if decoding is dequantizing, and nothing else."""
 
     def direct_quantizer(self, dtype: torch.dtype) -> Quantizer | None:
-        """The quantizer that turns stored bytes into values of a dtype in one pass, or None if there is none."""
+        """Returns the quantizer that turns stored bytes into values of a dtype in one pass, or None."""
 
     def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of values in a dataset whose latents have `dtype`."""
+        """Returns the dtype of values in a dataset whose latents have `dtype`."""
 
     def decode(
         self,
-        raw: torch.Tensor,
+        stored: torch.Tensor,
         dtype: torch.dtype,
         *,
         out: torch.Tensor | None = None,
@@ -58,7 +58,7 @@ class EncodedColumn(Protocol):
         """Decodes stored samples on their own device.
 
         Args:
-            raw: uint8 (N, nbytes).
+            stored: uint8 (N, nbytes).
             dtype: The dataset's dtype: float32, float16 or bfloat16; or uint8 for the codes themselves.
             out: Where to write the result, if given: (N, *shape) of `decoded_dtype(dtype)`.
             noise: For moments: standard normal float32 (N, *shape); None draws it by torch's own generator.
@@ -118,7 +118,7 @@ class LatentColumn:
         return self.quantizer.packed_bytes(prod(self.facts.shape))
 
     def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dataset's dtype."""
+        """Returns the dataset's dtype."""
         return dtype
 
     @property
@@ -127,30 +127,30 @@ class LatentColumn:
         return not (self.is_float or self.moments)
 
     def direct_quantizer(self, dtype: torch.dtype) -> Quantizer | None:
-        """The quantizer that turns stored bytes into values of a dtype in one pass, or None if there is none."""
+        """Returns the quantizer that turns stored bytes into values of a dtype in one pass, or None."""
         return self.quantizer if self.is_plain and dtype != torch.uint8 else None
 
     def decode(
         self,
-        raw: torch.Tensor,
+        stored: torch.Tensor,
         dtype: torch.dtype,
         *,
         out: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Decodes stored samples: see `EncodedColumn.decode`."""
-        shape = (len(raw), *self.facts.shape)
+        shape = (len(stored), *self.facts.shape)
         direct = self.direct_quantizer(dtype)
         if direct is not None:
-            values: torch.Tensor = direct.dequantize_packed(raw, shape, dtype=dtype, out=out)
+            values: torch.Tensor = direct.dequantize_packed(stored, shape, dtype=dtype, out=out)
             return values
-        codes: torch.Tensor = self.quantizer.unpack(raw, shape)
+        codes: torch.Tensor = self.quantizer.unpack(stored, shape)
         if self.moments:
             mean, logvar = self.quantizer.dequantize(codes, dtype=torch.float32).chunk(2, 1)
             codes = mean + (logvar / 2).exp() * (torch.randn_like(mean) if noise is None else noise)
         if self.factor:
             channels = (-1, *(1 for _ in self.shape[1:]))
-            shift, factor = (_on_device(values, raw.device).view(channels) for values in (self.shift, self.factor))
+            shift, factor = (_on_device(values, stored.device).view(channels) for values in (self.shift, self.factor))
             codes = (codes.float() - shift) * factor
         return codes.to(dtype) if out is None else out.copy_(codes)
 
@@ -221,12 +221,12 @@ class TokenColumn(_IndirectColumn):
         return prod(self.shape) * np.dtype(self.facts.dtype).itemsize
 
     def decoded_dtype(self, _dtype: torch.dtype) -> torch.dtype:
-        """int64, whatever the dtype of latents."""
+        """Returns int64, whatever the dtype of latents."""
         return torch.int64
 
     def decode(
         self,
-        raw: torch.Tensor,
+        stored: torch.Tensor,
         _dtype: torch.dtype = torch.int64,
         *,
         out: torch.Tensor | None = None,
@@ -234,10 +234,10 @@ class TokenColumn(_IndirectColumn):
     ) -> torch.Tensor:
         """Decodes stored samples, uint8 (N, nbytes), to int64 (N, *shape)."""
         if self.facts.dtype == "uint16":  # torch has few operations for uint16
-            tokens = raw.view(torch.int16).to(torch.int64) & 0xFFFF
+            tokens = stored.view(torch.int16).to(torch.int64) & 0xFFFF
         else:
-            tokens = raw.view(torch.int32).to(torch.int64)
-        tokens = tokens.reshape(len(raw), *self.shape)
+            tokens = stored.view(torch.int32).to(torch.int64)
+        tokens = tokens.reshape(len(stored), *self.shape)
         return tokens if out is None else out.copy_(tokens)
 
 
@@ -264,21 +264,21 @@ class EmbeddingColumn(_IndirectColumn):
         return self.facts.nbytes
 
     def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dataset's dtype."""
+        """Returns the dataset's dtype."""
         return dtype
 
     def decode(
         self,
-        raw: torch.Tensor,
+        stored: torch.Tensor,
         dtype: torch.dtype,
         *,
         out: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,  # noqa: ARG002  (EncodedColumn's signature)
     ) -> torch.Tensor:
         """Decodes stored samples, uint8 (N, nbytes), to (N, *shape) of the dtype."""
-        quantizer, shape = self.facts.quantizer, (len(raw), *self.shape)
-        rows = (len(raw) * self.facts.rows, self.shape[-1])  # each vector is a sample of the quantizer
-        flat = raw.reshape(rows[0], -1)
+        quantizer, shape = self.facts.quantizer, (len(stored), *self.shape)
+        rows = (len(stored) * self.facts.rows, self.shape[-1])  # each vector is a sample of the quantizer
+        flat = stored.reshape(rows[0], -1)
         if quantizer.kind in FLOATS or dtype == torch.uint8:
             values = quantizer.unpack(flat, rows).reshape(shape)
             return values.to(dtype) if out is None else out.copy_(values)
@@ -315,19 +315,19 @@ class MaskColumn(_IndirectColumn):
         return prod(self.shape)
 
     def decoded_dtype(self, _dtype: torch.dtype) -> torch.dtype:
-        """uint8, whatever the dtype of latents."""
+        """Returns uint8, whatever the dtype of latents."""
         return torch.uint8
 
     def decode(
         self,
-        raw: torch.Tensor,
+        stored: torch.Tensor,
         _dtype: torch.dtype = torch.uint8,
         *,
         out: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,  # noqa: ARG002  (EncodedColumn's signature)
     ) -> torch.Tensor:
         """Reshapes stored samples, uint8 (N, nbytes), to (N, *shape)."""
-        values = raw.reshape(len(raw), *self.shape)
+        values = stored.reshape(len(stored), *self.shape)
         return values if out is None else out.copy_(values)
 
     def from_array(self, mask: NDArray[Any], _dtype: torch.dtype) -> torch.Tensor:

@@ -142,7 +142,7 @@ class LatentDataset(BatchedDataset):
         return self.decode_batch(begun() | (noise or {}), allocate=allocate)
 
     def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:
-        """The native gatherer, or None if building a batch needs Python.
+        """Returns the native gatherer, or None if building a batch needs Python.
 
         Args:
             decoded: True to dequantize latents while gathering where that is one pass over them.
@@ -246,14 +246,14 @@ class LatentDataset(BatchedDataset):
         """Returns what an autoencoder decodes: the first column of latents or tokens of some samples.
 
         Returns:
-            Unscaled latents, (N, C, h, w) float32, the means of moments; or tokens, (N, h, w) int64.
+            Raw latents, (N, C, h, w) float32, the means of moments; or tokens, (N, h, w) int64.
         """
         name, column = next(iter(self.layout.pictures.items()))
-        raw = self.read(indices)[name]
+        stored = self.read(indices)[name]
         if isinstance(column, TokenColumn):
-            return column.decode(raw)
+            return column.decode(stored)
         column = column.in_scale(self.path, self.card, "raw")
-        return column.decode(raw, torch.float32, noise=torch.zeros(len(raw), *column.shape))
+        return column.decode(stored, torch.float32, noise=torch.zeros(len(stored), *column.shape))
 
     def _gathered_column(self, name: str, decoded: bool) -> GatheredColumn:
         """Returns how a column is gathered."""
@@ -275,7 +275,7 @@ class LatentDataset(BatchedDataset):
             name,
             position,
             (size,),
-            convert=lambda raw, _: self._value(name, raw.numpy().view(dtype).reshape(-1, *shape)),
+            convert=lambda stored, _: self._value(name, stored.numpy().view(dtype).reshape(-1, *shape)),
         )
 
     def _list_converter(self, name: str, stored: str) -> Callable[[Any, NDArray[np.int64]], Any]:

@@ -105,7 +105,7 @@ _UNCHANGED = ((torch.uint8, 2), (torch.int64, 1))  # dtypes and dimensions that 
 
 
 def _buffer(tensor: torch.Tensor, column: GatheredColumn) -> NDArray[Any]:
-    """A tensor's memory as the core takes it: 16-bit floats as uint16, other copied values as rows of bytes."""
+    """Returns a tensor's memory as the core takes it: 16-bit floats as uint16, other copied values as rows of bytes."""
     if column.quantizer is None:
         array = tensor.numpy()
         return array if (tensor.dtype, tensor.ndim) in _UNCHANGED else rows(array)

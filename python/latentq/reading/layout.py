@@ -111,11 +111,11 @@ class Layout:
                 decoded[name] = value
         return decoded
 
-    def _decoded(self, name: str, raw: torch.Tensor, noise: torch.Tensor | None, allocate: Allocate) -> torch.Tensor:
+    def _decoded(self, name: str, stored: torch.Tensor, noise: torch.Tensor | None, allocate: Allocate) -> torch.Tensor:
         column = self.encoded[name]
         dtype = column.decoded_dtype(self.dtype)
-        out = allocate((len(raw), *column.shape), dtype) if raw.device.type == "cpu" else None
-        return column.decode(raw, dtype, out=out, noise=noise)
+        out = allocate((len(stored), *column.shape), dtype) if stored.device.type == "cpu" else None
+        return column.decode(stored, dtype, out=out, noise=noise)
 
     @classmethod
     def resolve(
@@ -185,7 +185,7 @@ class Layout:
                 raise MismatchError(f"{other.path} has {mine.name} {theirs.text}, and {self.path} has {mine.text}")
 
     def _traits(self) -> list[_Trait]:
-        """The traits of this dataset. The columns come first, so that later traits are compared by the same names."""
+        """Returns the traits of this dataset: the columns first, so that later traits compare the same names."""
         names = sorted(self.stored)
         traits = [_Trait("columns", names, ", ".join(names)), self._autoencoder_trait()]
         if self.texts:
@@ -210,7 +210,7 @@ class Layout:
         return [*traits, _Trait("scale", self.scale, self.scale), _Trait("dtype", self.dtype, str(self.dtype))]
 
     def _autoencoder_trait(self) -> _Trait:
-        """The autoencoder's weights and scaling if a card names them, else its name in the recipe."""
+        """Returns the autoencoder's weights and scaling if a card names them, else its name in the recipe."""
         if self.card is None:
             return _Trait("autoencoder", self.recipe.autoencoder.model, self.recipe.autoencoder.model)
         network = self.card.autoencoder
@@ -219,7 +219,7 @@ class Layout:
         return _Trait("autoencoder", (identity, network.scaling_factor, network.shift_factor), text)
 
     def _text_encoder_trait(self) -> _Trait:
-        """The text encoder's weights if a card names them, else its name."""
+        """Returns the text encoder's weights if a card names them, else its name."""
         facts = None if self.card is None else self.card.text
         model, weights = (self.recipe.text.model, "") if facts is None else (facts.name, facts.weights)
         return _Trait("text encoder", weights or model, f"{model} (weights {weights or 'unknown'})")

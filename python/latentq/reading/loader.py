@@ -152,7 +152,7 @@ class LatentLoader:
         return self._epoch
 
     def __len__(self) -> int:
-        """The number of batches in a whole epoch."""
+        """Returns the number of batches in a whole epoch."""
         step = self.batch_size * self.world_size
         return len(self.order) // step if self.drop_last else -(-len(self.order) // step)
 

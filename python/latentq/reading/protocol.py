@@ -41,4 +41,4 @@ class BatchSource(Protocol):
         """Reads a batch and decodes its latents."""
 
     def native_gatherer(self, *, decoded: bool) -> Gatherer | None:
-        """The native gatherer of `batch` (or, not `decoded`, of `read`); None if building a batch needs Python."""
+        """Returns the native gatherer of `batch` (or of `read`), or None if building a batch needs Python."""

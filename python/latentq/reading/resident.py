@@ -117,7 +117,7 @@ class ResidentDataset(BatchedDataset):
         )
 
     def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:  # noqa: ARG002  (on the CPU all is decoded)
-        """The native gatherer, or None if building a batch needs Python or runs on another device."""
+        """Returns the native gatherer, or None if building a batch needs Python or runs on another device."""
         return self._gatherer() if self.device.type == "cpu" and self._dataset.is_plain else None
 
     def _gatherer(self) -> Gatherer:

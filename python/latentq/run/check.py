@@ -1,4 +1,4 @@
-"""Check that a run fits what is in its folder already."""
+"""Checks that a run fits what is in its folder already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finish a dataset: publish what follows from its units. A pure function of the units."""
+"""Finishes a dataset: publishes rejects, card and index, a pure function of the units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open the source of a run, and publish its list or compare it with the published one."""
+"""Opens the source of a run, and publishes its list or compares it with the published list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan a run: the recipe that decides its numbers, and the card that follows from recipe, source and models."""
+"""Plans a run: the recipe that decides its numbers, and the card that follows from recipe, source and models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write one unit and publish it, whichever pipeline makes its samples."""
+"""Writes and publishes one unit, whichever pipeline makes its samples."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Convert a source to MDS shards of JPEGs."""
+"""Converts a source to MDS shards of JPEGs."""

@@ -45,7 +45,7 @@ def open_source(
 
     Args:
         path: A folder of images; a CSV or TSV table of image paths; .tar, .tgz, .zip or .parquet files, named by one
-            file, a pattern (`cc12m/*.tar`) or a folder that holds nothing else; a folder of MDS shards; a data set
+            file, a pattern (`cc12m/*.tar`) or a folder that holds nothing else; a folder of MDS shards; a dataset
             written by Hugging Face's `save_to_disk`, or on the Hub as `hf:NAME` or `hf:NAME:SPLIT`.
         class_names: For a folder: a file of two columns, folder name and readable name.
         classes: Label and readable name of each class, by the name of its folder or its name in a table. None numbers
@@ -108,19 +108,19 @@ def _open(
 
 
 def exists(path: str) -> bool:
-    """True if a path exists or a pattern matches; the name of a data set on the Hub is not checked."""
+    """True if a path exists or a pattern matches; the name of a dataset on the Hub is not checked."""
     return path.startswith(PREFIX) or bool(_matching(path))
 
 
 def _matching(path: str) -> list[Path]:
-    """The file at a path, or the files that a pattern matches."""
+    """Returns the file at a path, or the files that a pattern matches."""
     if os.path.lexists(path):
         return [Path(path)]
     return [Path(found) for found in glob.glob(path, recursive=True)]  # noqa: PTH207  (pathlib takes no absolute patterns)
 
 
 def _root(path: str) -> Path:
-    """The folder that file names are relative to, which does not depend on which files of a pattern are there."""
+    """Returns the folder that file names are relative to, the same whichever files of a pattern exist."""
     parts = Path(path).parts
     fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part) and not os.path.lexists(path)), len(parts))
     root = Path(*parts[:fixed])
@@ -128,7 +128,7 @@ def _root(path: str) -> Path:
 
 
 def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:
-    """The archives of a folder that holds neither images nor folders, apart from `exclude`; otherwise none."""
+    """Returns the archives of a folder that holds neither images nor folders, apart from `exclude`; otherwise none."""
     archives = []
     for entry in os.scandir(folder):
         excluded = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
@@ -148,7 +148,7 @@ def _kind(name: str) -> str | None:
 def _open_files(
     path: str, files: list[Path], columns: NamedColumns, classes: Classes | None, progress: TextIO | None
 ) -> Source:
-    """The source that these files make, in the order of their names as bytes."""
+    """Returns the source that these files make, in the order of their names as bytes."""
     if not files:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     unknown = next((file for file in files if _kind(file.name) is None), None)

@@ -122,7 +122,7 @@ class Archives:
             return archive.read(sample)
 
     def _opened(self, sample: Sample) -> Tar | Zip:
-        """The sample's archive, open; the archive before it is closed."""
+        """Returns the sample's archive, open; the archive before it is closed."""
         assert sample.archive is not None
         if self._open is not None:
             if self._open[0] == sample.archive:

@@ -138,7 +138,7 @@ class WithCaptions:
         self.files = getattr(source, "files", None)
 
     def listing(self) -> Listing:
-        """The source's listing, with captions."""
+        """Returns the source's listing, with captions."""
         return self._captions.join(self._source.listing())
 
     def unchanged(self, listing: Listing) -> bool:
@@ -158,7 +158,7 @@ class WithCaptions:
 
 
 def _names(sample: Sample) -> Iterable[str]:
-    """The names that a row may use for a sample: its path (in its archive), file name, stem, or id."""
+    """Returns the names that a row may use for a sample: its path (in its archive), file name, stem, or id."""
     path = sample.key[len(sample.archive) + 1 :] if sample.archive else sample.key
     base = path.rpartition("/")[2]
     stem = base.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The columns of tables, shards and data sets of images: their usual names, and how one is chosen."""
+"""The columns of tables, shards and datasets of images: their usual names, and how one is chosen."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class NamedColumns:
 
 
 def column_of(names: tuple[str, ...], columns: Iterable[str]) -> str | None:
-    """The column with the first of these names, in any case; None if there is none."""
+    """Returns the column with the first of these names, in any case; None if there is none."""
     by_name: dict[str, str] = {}
     for column in columns:
         by_name.setdefault(column.strip().lower(), column)
@@ -91,13 +91,13 @@ def column_of(names: tuple[str, ...], columns: Iterable[str]) -> str | None:
 
 
 def caption_column(columns: Iterable[str], texts: Collection[str]) -> str | None:
-    """The column of captions: the first of texts with a usual name, or whose name begins with `caption`."""
+    """Returns the column of captions: the first of texts with a usual name, or whose name begins with `caption`."""
     candidates = [column for column in columns if column in texts]
     return column_of(CAPTION, candidates) or next((c for c in candidates if c.lower().startswith("caption")), None)
 
 
 def named_column(source: object, name: str | None, columns: Iterable[str], content: str) -> str | None:
-    """The column that a user named, or None if no name is given. Raises LatentqError if there is no such column."""
+    """Returns the column that a user named, or None without a name. Raises LatentqError if there is no such column."""
     columns = list(columns)
     if name is not None and name not in columns:
         raise LatentqError(f"{source} has no column {name!r} of {content}: it has {', '.join(columns)}")
@@ -105,14 +105,14 @@ def named_column(source: object, name: str | None, columns: Iterable[str], conte
 
 
 def columns_note(image: str, columns: Mapping[str, str]) -> str:
-    """The note that says which columns are taken."""
+    """Returns the note that says which columns are taken."""
     names = {"caption": "captions", "label": "labels", "label_text": "names of labels"}
     parts = [f"images from {image!r}", *(f"{names[f]} from {column!r}" for f, column in columns.items() if f in names)]
     return f"columns: {', '.join(parts)}"
 
 
 def captions_in(cell: object) -> tuple[str, ...]:
-    """The captions in a cell: a text or a list of texts, stripped of white space.
+    """Returns the captions in a cell: a text or a list of texts, stripped of white space.
 
     Blank texts and texts with a lone surrogate are not captions.
     """
@@ -124,10 +124,10 @@ def captions_in(cell: object) -> tuple[str, ...]:
 
 
 def caption_facts(captions: tuple[str, ...]) -> dict[str, Any]:
-    """The fields `caption` (the first) and `captions` (all, if there are several) of a sample."""
+    """Returns the fields `caption` (the first) and `captions` (all, if there are several) of a sample."""
     return {"caption": captions[0] if captions else None, "captions": captions if len(captions) > 1 else None}
 
 
 def captions_field(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """The listing field `captions`, if any sample has several; otherwise no field."""
+    """Returns the listing field `captions`, if any sample has several; otherwise no field."""
     return ("captions",) if any(sample.captions for sample in samples) else ()

@@ -1,4 +1,4 @@
-"""A data set of Hugging Face `datasets` as a source: a folder written by `save_to_disk`, or a name on the Hub."""
+"""A dataset of Hugging Face `datasets` as a source: a folder written by `save_to_disk`, or a name on the Hub."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PREFIX = "hf:"
 
 
 class Datasets:
-    """The rows of a data set, split by split in the order of their names. A sample's key is `<split>/<row>`.
+    """The rows of a dataset, split by split in the order of their names. A sample's key is `<split>/<row>`.
 
     Args:
-        name: A folder, or `hf:NAME` or `hf:NAME:SPLIT` for a data set on the Hub.
+        name: A folder, or `hf:NAME` or `hf:NAME:SPLIT` for a dataset on the Hub.
         columns: The columns that a user names.
         classes: Label and readable name of each class name; None numbers the names.
     """
@@ -86,7 +86,7 @@ class Datasets:
 
 
 def _splits_of(name: str) -> dict[str, Any]:
-    """Loads the splits of a data set by name."""
+    """Loads the splits of a dataset by name."""
     import datasets
 
     split = ""

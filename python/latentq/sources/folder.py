@@ -1,4 +1,4 @@
-"""A folder of images as a source; its sub-folders are classes if every image is in one."""
+"""A folder of images as a source; its subfolders are classes if every image is in one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from latentq.system.faults import FILE_ERRNOS
 
 @dataclass(frozen=True)
 class Folder:
-    """The images of a folder and its sub-folders, in the order of their paths as bytes.
+    """The images of a folder and its subfolders, in the order of their paths as bytes.
 
     Files are images by their names, or by their bytes if the name does not tell.
 
@@ -72,7 +72,7 @@ class Folder:
         return Listing(tuple(samples), fields, tuple(notes))
 
     def _with_labels(self, samples: list[Sample]) -> list[Sample]:
-        """The samples labeled by their class folders."""
+        """Returns the samples labeled by their class folders."""
         folders = sorted({sample.key.partition("/")[0] for sample in samples}, key=os.fsencode)
         classes = self.classes
         if classes is None:
@@ -89,7 +89,7 @@ class Folder:
         return labeled
 
     def _with_captions(self, samples: list[Sample], texts: list[str]) -> list[Sample]:
-        """The samples with captions from the files next to them; without one, a sample's `fault` is `NO_CAPTION`."""
+        """Returns the samples with captions from their sidecars; without one, a sample's `fault` is `NO_CAPTION`."""
         rule = SidecarRule.parse(self.columns.caption)
         sidecars = Sidecars(rule)
         wanted = {stem_of(sample.key) for sample in samples}
@@ -159,7 +159,7 @@ class _Found:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a regular file; empty if it cannot be read. Raises OSError if the machine cannot read."""
+    """Returns the first bytes of a regular file; empty if it cannot be read. Raises OSError for a machine fault."""
     try:
         if not path.is_file():
             return b""
@@ -172,7 +172,7 @@ def _head(path: Path) -> bytes:
 
 
 def _read_sidecar(path: Path, limit: int) -> tuple[bytes | None, str]:
-    """The content of a sidecar, and why it cannot be read. Raises OSError if the machine cannot read."""
+    """Returns the content of a sidecar, and why it cannot be read. Raises OSError for a machine fault."""
     try:
         if not path.is_file():
             return None, "not a regular file"
@@ -186,7 +186,7 @@ def _read_sidecar(path: Path, limit: int) -> tuple[bytes | None, str]:
 
 
 def file_size(path: Path) -> int | None:
-    """The size of a file in bytes, or None if it cannot be read; encoding then rejects the file."""
+    """Returns the size of a file in bytes, or None if it cannot be read; encoding then rejects the file."""
     try:
         return path.stat().st_size
     except (OSError, ValueError):

@@ -82,7 +82,7 @@ def _with_names(
 
 
 def _class_name(value: object) -> str | None:
-    """A value as a class name; None if it is missing."""
+    """Returns a value as a class name; None if it is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     text = str(value).strip()
@@ -123,7 +123,7 @@ def _digits(text: str) -> _Value:
 
 
 def labels_note(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """The note that some samples have no label, if others do."""
+    """Returns the note that some samples have no label, if others do."""
     usable = [sample for sample in samples if not sample.fault]
     missing = [sample for sample in usable if sample.label is None]
     if not missing or len(missing) == len(usable):

@@ -181,7 +181,7 @@ def _without_surrogates(text: str) -> str:
 
 
 def _captions_from(cell: str) -> tuple[str, ...] | None:
-    """Several captions, from a JSON list. Raises ValueError if the cell is something else."""
+    """Returns several captions, from a JSON list. Raises ValueError if the cell is something else."""
     captions = json.loads(cell) if cell else None
     if captions is None:
         return None
@@ -233,7 +233,7 @@ class Source(Protocol):
 
 
 def cycled_captions(sample: Sample, count: int) -> list[str]:
-    """The first `count` captions, cycling if there are fewer; empty strings if there are none."""
+    """Returns the first `count` captions, cycling if there are fewer; empty strings if there are none."""
     captions = sample.captions or (sample.caption or "",)
     return [captions[index % len(captions)] for index in range(count)]
 
@@ -263,7 +263,7 @@ def read_sample(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str
 
 
 def reason_of(error: Exception, path: Path | None = None) -> str:
-    """Why a sample was rejected, in one line, without its path, which differs between machines."""
+    """Returns why a sample was rejected, in one line, without its path, which differs between machines."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error) if path is None else str(error).removeprefix(f"{path}: ")
@@ -271,7 +271,7 @@ def reason_of(error: Exception, path: Path | None = None) -> str:
 
 
 def _unreadable(sample: Sample, path: Path) -> str | None:
-    """Why a file cannot be read, or None. Raises MismatchError if it is not the file that was listed."""
+    """Returns why a file cannot be read, or None. Raises MismatchError if it is not the file that was listed."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -89,5 +89,5 @@ class Mds:
         return data
 
     def _shard(self, number: int) -> tuple[int, str, int]:
-        """The end, name and size of the shard that holds a sample."""
+        """Returns the end, name and size of the shard that holds a sample."""
         return self._shards[bisect.bisect_right(self._shards, number, key=lambda shard: shard[0])]

@@ -49,19 +49,19 @@ class Member:
 
 
 def broken_archive(offset: int, reason: str) -> FormatError:
-    """The error for an archive that cannot be read past `offset`."""
+    """Returns the error for an archive that cannot be read past `offset`."""
     return FormatError(f"offset {offset}: {reason}; the rest of the archive cannot be read")
 
 
 def plain_name(name: str) -> str:
-    """A name without leading `./`."""
+    """Returns a name without leading `./`."""
     while name.startswith("./"):
         name = name[2:]
     return name
 
 
 def size_fault(size: int, reads: Reads) -> str:
-    """Why a member of this size is not read, or empty."""
+    """Returns why a member of this size is not read; empty if it is."""
     if reads.whole and size > reads.whole:
         return f"{size} bytes, more than the {reads.whole} that are read"
     if size > MAX_MEMBER_BYTES:

@@ -95,7 +95,7 @@ class Parquet:
             return image_bytes(values[sample.offset - rows.start].as_py())
 
     def _read_group(self, sample: Sample, row: int) -> tuple[range, Any]:
-        """The rows of the row group that holds a row, and their images."""
+        """Returns the rows of the row group that holds a row, and their images."""
         path = self.files.get(sample.archive or "")
         if path is None or not path.exists():
             raise MismatchError(f"{path or sample.archive} is listed and is not there")
@@ -154,7 +154,7 @@ def _image_column(path: Path, file: ParquetFile, columns: NamedColumns) -> str:
 
 
 def _text_columns(file: ParquetFile) -> set[str]:
-    """The columns of texts or of lists of texts."""
+    """Returns the columns of texts or of lists of texts."""
     import pyarrow.types as types
 
     def holds_texts(kind: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Rows as samples: the same rules for parquet, MDS shards, Hugging Face data sets and tables."""
+"""Rows as samples: the same rules for parquet, MDS shards, Hugging Face datasets and tables."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Sidecars:
             self._by_key.setdefault(key, {}).setdefault(fields[0] if len(fields) == 2 else "", caption)
 
     def caption_of(self, image: str) -> Caption | None:
-        """The caption of an image by its path, or None."""
+        """Returns the caption of an image by its path, or None."""
         caption = self._by_stem.get(stem_of(image))
         if caption is None and self._by_key:
             fields = self._by_key.get(webdataset_key(image)[0], {})
@@ -119,7 +119,7 @@ class Sidecars:
         return caption
 
     def label_of(self, image: str) -> str | None:
-        """The label of an image by its path, or None."""
+        """Returns the label of an image by its path, or None."""
         if not self._labels:
             return None
         return self._labels.get(stem_of(image), self._labels.get(webdataset_key(image)[0]))
@@ -155,7 +155,7 @@ class Sidecars:
 
 
 def stem_of(name: str) -> str:
-    """A path without its last extension."""
+    """Returns a path without its last extension."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}{base.rpartition('.')[0] or base}"
 

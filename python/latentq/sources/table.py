@@ -68,7 +68,7 @@ class Table:
         return listing if any(sample.fault for sample in listing.samples) else _without_faults(listing)
 
     def _header(self, first: list[str]) -> tuple[str | None, dict[str, str]]:
-        """The column of paths and the columns of facts; None and nothing if the first row is not a header."""
+        """Returns the column of paths and the columns of facts; None and nothing if the first row is not a header."""
         names = NamedColumns(label=self.columns.label, caption=self.columns.caption)
         texts = [column for column in first if column.strip().lower() in CAPTION]
         key = self.columns.image or column_of(KEY, first)

@@ -111,7 +111,7 @@ class Tar:
         yield rest
 
     def _bytes_at(self, offset: int) -> _Bytes:
-        """The archive's bytes, reopened if a gzip stream has already passed the offset."""
+        """Returns the archive's bytes, reopened if a gzip stream has already passed the offset."""
         if isinstance(self._bytes, _GzipBytes) and offset < self._bytes.position:
             self._bytes.close()
             self._bytes = self._open()
@@ -223,7 +223,7 @@ def _member(
     extensions: _Extensions,
     reads_of: Callable[[str], Reads],
 ) -> tuple[Member | None, int]:
-    """The member of a header, or None for a folder; and the offset of the next header."""
+    """Returns the member of a header, or None for a folder; and the offset of the next header."""
     known = extensions.global_records | extensions.records if extensions.global_records else extensions.records
     name = known.get("path") or extensions.long_name or _name(header)
     try:
@@ -266,7 +266,7 @@ def _sparse_data_offset(source: _Bytes, header: bytes, offset: int) -> int:
 
 
 def _size_and_kind(header: bytes, offset: int) -> tuple[int, bytes]:
-    """The size and type in a header, whose checksum is verified."""
+    """Returns the size and type in a header, whose checksum is verified."""
     try:
         size = _number(header[124:136])
         checksum = _number(header[148:156])
@@ -278,7 +278,7 @@ def _size_and_kind(header: bytes, offset: int) -> tuple[int, bytes]:
 
 
 def _number(field: bytes) -> int:
-    """A number in octal digits or GNU's binary form. Raises ValueError."""
+    """Returns a number in octal digits or GNU's binary form. Raises ValueError."""
     if field[0] & 0x80:
         if field[0] & 0x40:
             raise ValueError
@@ -300,7 +300,7 @@ def _text(field: bytes) -> str:
 
 
 def _records(block: bytes, offset: int) -> dict[str, str]:
-    """The records of a pax header: lines of `LENGTH KEY=VALUE`."""
+    """Returns the records of a pax header: lines of `LENGTH KEY=VALUE`."""
     records = {}
     start = 0
     while start < len(block) and block[start]:

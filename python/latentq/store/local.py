@@ -181,7 +181,7 @@ def _write(path: Path, data: bytes) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Fsync a file or directory."""
+    """Fsyncs a file or directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Tell faults of the machine, which end a run, from faults of a file, which make its sample a reject."""
+"""Distinguishes faults of the machine, which end a run, from faults of a file, which make its sample a reject."""
 
 from __future__ import annotations
 

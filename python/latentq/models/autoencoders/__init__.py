@@ -28,16 +28,16 @@ def load_autoencoder(
     subfolder: str = "",
     pixel_range: Sequence[float] = (),
 ) -> Autoencoder:
-    """Load an autoencoder; its family follows from its files.
+    """Loads an autoencoder; its family follows from its files.
 
     Supported are `AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny` and `VQModel` of diffusers, as `save_pretrained`
     writes them, and VQGAN checkpoints of taming-transformers: a `.ckpt` with its `.yaml` next to it. Weights are cast
     to float32; to compute in another dtype, the caller uses `torch.autocast`.
 
     Args:
-        name: `dct-f8c16`, a folder, the path of a `.ckpt`, or `owner/name` on the hub.
+        name: `dct-f8c16`, a folder, the path of a `.ckpt`, or `owner/name` on the Hub.
         device: The device to compute on.
-        revision: The hub's branch, tag or commit.
+        revision: The Hub's branch, tag or commit.
         subfolder: The model's folder inside the folder or repository (`vae` in a pipeline).
         pixel_range: The pixel values of black and white, for a checkpoint that was trained on another range than its
             family's; empty for the family's.
@@ -50,7 +50,7 @@ def load_autoencoder(
     plausible = path.is_dir() or path.suffix == ".ckpt" or re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))
     if str(name) != DEFAULT and not plausible:
         raise LatentqError(
-            f"no autoencoder {str(name)!r}: it is no folder, no .ckpt, no hub name (owner/name) and not {DEFAULT}"
+            f"no autoencoder {str(name)!r}: it is no folder, no .ckpt, no Hub name (owner/name) and not {DEFAULT}"
         )
     try:
         if str(name) == DEFAULT:
@@ -68,6 +68,6 @@ def load_autoencoder(
 
 
 def subfolder_in(name: str | os.PathLike[str], subfolder: str) -> str:
-    """Return the sub-folder of a recipe's model, or an empty string if `name` is a folder without that sub-folder."""
+    """Returns the subfolder of a recipe's model, or an empty string if `name` is a folder without that subfolder."""
     path = Path(name)
     return "" if path.is_dir() and not (path / subfolder).is_dir() else subfolder

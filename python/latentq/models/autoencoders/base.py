@@ -13,7 +13,7 @@ class Network(ABC):
 
     Attributes:
         family: The name of the class that implements it, for the card.
-        name: The hub name, or the last part of the path.
+        name: The name on the Hub, or the last part of the path.
         module: The torch module.
         channels: C of the latents.
         reduction: The number of pixels per latent pixel, along each side.
@@ -43,12 +43,12 @@ class Network(ABC):
         self.pixel_range: tuple[float, float] = (-1.0, 1.0)
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the weights to a device, in-place."""
+        """Moves the weights to a device, in-place."""
         self.module.to(device)
         return self
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """Return (C, size / reduction, size / reduction).
+        """Returns (C, size / reduction, size / reduction).
 
         Raises:
             ValueError: The size is not a multiple of the reduction.
@@ -59,11 +59,11 @@ class Network(ABC):
 
     @abstractmethod
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 unscaled latents."""
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 raw latents."""
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode (B, C, h, w) unscaled latents to (B, 3, S, S) float32 pixels."""
+        """Decodes (B, C, h, w) raw latents to (B, 3, S, S) float32 pixels."""
         pixels: torch.Tensor = self.module.decode(latents.float()).sample
         return pixels.float()
 

@@ -52,11 +52,11 @@ class DctAutoencoder:
     pixel_range = (-1.0, 1.0)
 
     def to(self, _device: str | torch.device) -> DctAutoencoder:
-        """Return itself: there are no weights to move, and it computes on the device of its pixels."""
+        """Returns itself: there are no weights to move, and it computes on the device of its pixels."""
         return self
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """Return (16, size / 8, size / 8).
+        """Returns (16, size / 8, size / 8).
 
         Raises:
             ValueError: The size is not a multiple of 8.
@@ -66,7 +66,7 @@ class DctAutoencoder:
         return len(_CHANNELS), size // _BLOCK, size // _BLOCK
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in [-1, 1] to (B, 16, S/8, S/8) float32 coefficients."""
+        """Encodes (B, 3, S, S) float pixels in [-1, 1] to (B, 16, S/8, S/8) float32 coefficients."""
         batch, _, height, width = pixels.shape
         planes = pixels.float().unbind(1)
         latents = pixels.new_empty((batch, len(_CHANNELS), height // _BLOCK, width // _BLOCK), dtype=torch.float32)
@@ -80,7 +80,7 @@ class DctAutoencoder:
         return latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode (B, 16, h, w) coefficients to (B, 3, 8h, 8w) float32 pixels."""
+        """Decodes (B, 16, h, w) coefficients to (B, 3, 8h, 8w) float32 pixels."""
         batch, _, height, width = latents.shape
         coefficients = latents.float().unbind(1)
         planes = []
@@ -100,12 +100,12 @@ class DctAutoencoder:
 
 
 def _channels_of(color: int) -> list[tuple[int, int, int]]:
-    """List the latent channels (channel, u, v) that hold coefficients of a color channel."""
+    """Lists the latent channels (channel, u, v) that hold coefficients of a color channel."""
     return [(channel, u, v) for channel, (plane, u, v) in enumerate(_CHANNELS) if plane == color]
 
 
 def _weighted_sum(weights: Iterable[float], tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Sum weighted tensors in order, rounding after each step (no fused multiply-add, no matrix product)."""
+    """Sums weighted tensors in order, rounding after each step (no fused multiply-add, no matrix product)."""
     total: torch.Tensor | None = None
     for weight, tensor in zip(weights, tensors, strict=True):
         term = tensor * weight

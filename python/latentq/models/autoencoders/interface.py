@@ -27,7 +27,7 @@ class Autoencoder(Protocol):
     pixel_range: tuple[float, float]
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 unscaled latents.
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 raw latents.
 
         A `Posterior` returns the mean, a `Tokenizer` the latents before they are replaced by the nearest codebook
         vectors.
@@ -35,11 +35,11 @@ class Autoencoder(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode (B, C, h, w) unscaled latents to (B, 3, S, S) float pixels in `pixel_range`; they may overshoot it."""
+        """Decodes (B, C, h, w) raw latents to (B, 3, S, S) float pixels in `pixel_range`, perhaps beyond it."""
         ...
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """Return (C, h, w) for images of size x size pixels.
+        """Returns (C, h, w) for images of size x size pixels.
 
         Raises:
             ValueError: The autoencoder cannot encode this size.
@@ -52,7 +52,7 @@ class Posterior(Protocol):
     """An autoencoder whose latents are drawn from a normal distribution."""
 
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode (B, 3, S, S) float pixels in `pixel_range` to mean and log-variance, each (B, C, h, w) float32."""
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to mean and log-variance, each (B, C, h, w) float32."""
         ...
 
 
@@ -67,11 +67,11 @@ class Tokenizer(Protocol):
     codebook_size: int
 
     def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens; -1 if a latent is not finite."""
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens, -1 if not finite."""
         ...
 
     def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Decode (B, h, w) integer tokens to (B, 3, S, S) float32 pixels.
+        """Decodes (B, h, w) integer tokens to (B, 3, S, S) float32 pixels.
 
         Raises:
             ValueError: A token is not in the codebook.

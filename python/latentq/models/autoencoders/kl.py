@@ -14,10 +14,10 @@ class KLAutoencoder(DiffusersNetwork):
 
     @torch.no_grad()
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode (B, 3, S, S) float pixels in [-1, 1] to mean and log-variance, each (B, C, h, w) float32."""
+        """Encodes (B, 3, S, S) float pixels in [-1, 1] to mean and log-variance, each (B, C, h, w) float32."""
         distribution = self.module.encode(pixels.float()).latent_dist
         return distribution.mean.float(), distribution.logvar.float()
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in [-1, 1] to the posterior's mean, (B, C, h, w) float32."""
+        """Encodes (B, 3, S, S) float pixels in [-1, 1] to the posterior's mean, (B, C, h, w) float32."""
         return self.posterior(pixels)[0]

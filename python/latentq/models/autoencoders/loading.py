@@ -1,4 +1,4 @@
-"""Load an autoencoder by name: find its files, tell its family by them, and check its weights."""
+"""Loads an autoencoder by name: finds its files, determines its family from them, and checks its weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROOT_HINT = "say so by --subfolder ''"
 
 
 def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Network:
-    """Load an autoencoder from a folder, the path of a `.ckpt`, or the hub, onto the CPU.
+    """Loads an autoencoder from a folder, the path of a `.ckpt`, or the Hub, onto the CPU.
 
     Raises:
         LatentqError: There is none, or its family is unknown; the message is one line.
@@ -46,7 +46,7 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
         return TamingAutoencoder.load(checkpoints[0], _yaml_of(checkpoints[0]), title)
     if checkpoints:
         raise LatentqError(f"{folder} holds {len(checkpoints)} checkpoints: name one of them, e.g. {checkpoints[0]}")
-    hint = ", but its sub-folder 'vae' has: name that" if (folder / "vae" / CONFIG).is_file() else ""
+    hint = ", but its subfolder 'vae' has: name that" if (folder / "vae" / CONFIG).is_file() else ""
     if subfolder and (root / CONFIG).is_file():
         hint = f", but {root} has: {_ROOT_HINT}"
     raise LatentqError(f"{folder} holds no autoencoder: it has no {CONFIG} and no .ckpt{hint}")
@@ -85,7 +85,7 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
 
 
 def _yaml_of(checkpoint: Path) -> Path:
-    """Find the configuration of a checkpoint: the `.yaml` of the same name, or the only one in its folder."""
+    """Finds the configuration of a checkpoint: the `.yaml` of the same name, or the only one in its folder."""
     found = sorted(path for ending in ("*.yaml", "*.yml") for path in checkpoint.parent.glob(ending))
     same = [path for path in found if path.stem == checkpoint.stem]
     if not checkpoint.is_file():
@@ -99,7 +99,7 @@ def _yaml_of(checkpoint: Path) -> Path:
 
 
 def _needed_files(names: list[str], prefix: str) -> list[str]:
-    """Select the files of a repository that make the model whose configuration is below `prefix`."""
+    """Selects the files of a repository that make the model whose configuration is below `prefix`."""
     if f"{prefix}{CONFIG}" in names:
         return weight_files(names, prefix, _WEIGHTS, "diffusers")
     siblings = [name for name in names if name.rpartition("/")[0] == prefix.rstrip("/")]
@@ -107,7 +107,7 @@ def _needed_files(names: list[str], prefix: str) -> list[str]:
     yamls = [name for name in siblings if name.endswith((".yaml", ".yml"))]
     if len(checkpoints) == 1 and yamls:
         return [*yamls, *checkpoints]
-    hint = "; its sub-folder 'vae' has one: name that" if f"{prefix}vae/{CONFIG}" in names else ""
+    hint = "; its subfolder 'vae' has one: name that" if f"{prefix}vae/{CONFIG}" in names else ""
     if prefix and CONFIG in names:
-        hint = f"; outside of that sub-folder it has one: {_ROOT_HINT}"
+        hint = f"; outside of that subfolder it has one: {_ROOT_HINT}"
     raise LatentqError(f"it has no {prefix}{CONFIG}, and not one .ckpt with its .yaml{hint}")

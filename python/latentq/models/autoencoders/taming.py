@@ -39,7 +39,7 @@ class TamingAutoencoder(VQNetwork):
 
     @classmethod
     def load(cls, checkpoint: Path, config: Path, name: str) -> TamingAutoencoder:
-        """Load a checkpoint onto the CPU, in float32.
+        """Loads a checkpoint onto the CPU, in float32.
 
         Args:
             checkpoint: The `.ckpt`.
@@ -70,7 +70,7 @@ class TamingAutoencoder(VQNetwork):
 
 
 def _params(path: Path) -> Mapping[str, Any]:
-    """Read `model.params` of a configuration."""
+    """Reads `model.params` of a configuration."""
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -101,7 +101,7 @@ def _params(path: Path) -> Mapping[str, Any]:
 
 
 def _architecture(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the parameters that define the network, and check that they are plausible before it is built.
+    """Selects the parameters that define the network, and checks that they are plausible before it is built.
 
     Raises:
         KeyError: A parameter is missing.
@@ -127,7 +127,7 @@ def _architecture(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a checkpoint, except those of the loss, as float32.
+    """Reads the tensors of a checkpoint, except those of the loss, as float32.
 
     Nothing that the pickle names is imported or called: objects that are not tensors (Lightning's callbacks,
     OmegaConf's options) are dropped.

@@ -20,6 +20,6 @@ class TinyAutoencoder(DiffusersNetwork):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in [-1, 1] to (B, C, h, w) float32 latents."""
+        """Encodes (B, 3, S, S) float pixels in [-1, 1] to (B, C, h, w) float32 latents."""
         latents: torch.Tensor = self.module.encode(pixels.float()).latents
         return latents.float()

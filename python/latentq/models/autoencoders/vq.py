@@ -26,22 +26,22 @@ class VQNetwork(Network):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 latents, not yet quantized."""
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 latents, not yet quantized."""
         latents: torch.Tensor = self.module.quant_conv(self.module.encoder(pixels.float()))
         return latents.float()
 
     @torch.no_grad()
     def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens; -1 if a latent is not finite."""
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens, -1 if not finite."""
         return self._nearest(self.encode(pixels))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Quantize (B, C, h, w) latents to their nearest codes and decode these to (B, 3, S, S) float32 pixels."""
+        """Quantizes (B, C, h, w) latents to their nearest codes and decodes these to (B, 3, S, S) float32 pixels."""
         return self.decode_tokens(self._nearest(latents.float()))
 
     @torch.no_grad()
     def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Decode (B, h, w) integer tokens to (B, 3, S, S) float32 pixels.
+        """Decodes (B, h, w) integer tokens to (B, 3, S, S) float32 pixels.
 
         Raises:
             ValueError: A token is not in the codebook.
@@ -58,7 +58,7 @@ class VQNetwork(Network):
         return pixels
 
     def _nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Find the nearest codes of (B, C, h, w) float32 latents: (B, h, w) int64, -1 if a latent is not finite.
+        """Finds the nearest codes of (B, C, h, w) float32 latents: (B, h, w) int64, -1 if a latent is not finite.
 
         Uses `cdist`, as diffusers does, which computes in float32 even under autocast. Works image by image, since the
         distances of 256 positions to 16,384 codes already take 16 MiB.

@@ -27,16 +27,16 @@ def load_text_encoder(
     subfolder: str = "",
     length: int = 0,
 ) -> TextEncoder:
-    """Load a text encoder; its family follows from its files.
+    """Loads a text encoder; its family follows from its files.
 
     Supported are CLIP text models and T5 encoders of transformers, alone in a folder or repository with their tokenizer
     or in a diffusers pipeline (`text_encoder` next to `tokenizer`), and the text towers of open_clip's models. Weights
     are cast to float32; to compute in another dtype, the caller uses `torch.autocast`.
 
     Args:
-        name: A folder, or `owner/name` on the hub; for open_clip `openclip:FOLDER` or `openclip:hf-hub:owner/name`.
+        name: A folder, or `owner/name` on the Hub; for open_clip `openclip:FOLDER` or `openclip:hf-hub:owner/name`.
         device: The device to compute on.
-        revision: The hub's branch, tag or commit.
+        revision: The Hub's branch, tag or commit.
         subfolder: The encoder's folder in a pipeline, if it is not `text_encoder`: for example `text_encoder_2`.
         length: The number of tokens that a caption is padded or truncated to; 0 for the model's maximum.
 
@@ -49,7 +49,7 @@ def load_text_encoder(
     bare = text.removeprefix(OPEN_CLIP).removeprefix("hf-hub:").removeprefix("local-dir:")
     if not Path(bare).is_dir() and not re.fullmatch(_HUB_NAME, bare):
         raise LatentqError(
-            f"no text encoder {text!r}: it is no folder and no hub name (owner/name; for open_clip {OPEN_CLIP}...)"
+            f"no text encoder {text!r}: it is no folder and no Hub name (owner/name; for open_clip {OPEN_CLIP}...)"
         )
     try:
         if text.startswith(OPEN_CLIP):

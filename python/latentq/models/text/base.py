@@ -24,7 +24,7 @@ class TextNetwork(ABC):
 
     Attributes:
         family: The name of the class that implements it, for the card.
-        name: The hub name, or the last part of the path.
+        name: The name on the Hub, or the last part of the path.
         module: The torch module.
         length: L, the number of tokens of every caption, padding included.
         width: D, the size of a token's embedding.
@@ -53,10 +53,10 @@ class TextNetwork(ABC):
         return device
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the weights to a device, in-place."""
+        """Moves the weights to a device, in-place."""
         self.module.to(device)
         return self
 
     @abstractmethod
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """Embed B captions."""
+        """Embeds B captions."""

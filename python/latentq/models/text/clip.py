@@ -37,7 +37,7 @@ class ClipText(TextNetwork):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """Embed B captions: (B, L, D), mask (B, L) and pooled (B, P)."""
+        """Embeds B captions: (B, L, D), mask (B, L) and pooled (B, P)."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )

@@ -44,5 +44,5 @@ class TextEncoder(Protocol):
     masked: bool
 
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """Embed B captions; the result is on the encoder's own device."""
+        """Embeds B captions; the result is on the encoder's own device."""
         ...

@@ -1,4 +1,4 @@
-"""Load a text encoder of transformers by name: find model and tokenizer, and check the weights."""
+"""Loads a text encoder of transformers by name: finds model and tokenizer, and checks the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOKENIZER = ("tokenizer*", *_VOCABULARIES[1:], "merges.txt", "special_tokens_ma
 
 
 def load(name: str, *, revision: str, subfolder: str, length: int) -> TextNetwork:
-    """Load a text encoder from a folder or the hub, onto the CPU.
+    """Loads a text encoder from a folder or the Hub, onto the CPU.
 
     Raises:
         LatentqError: There is none, or its family is unknown; the message is one line.
@@ -35,7 +35,7 @@ def load(name: str, *, revision: str, subfolder: str, length: int) -> TextNetwor
     folder = root / inner
     if not (folder / CONFIG).is_file():
         raise LatentqError(
-            f"{folder} holds no text encoder: it has no {CONFIG}, and no sub-folder {_PIPELINE_FOLDER} with one"
+            f"{folder} holds no text encoder: it has no {CONFIG}, and no subfolder {_PIPELINE_FOLDER} with one"
         )
     family, model = _family_of(folder, name)
     tokenizer_folder = root / _tokenizer_of(inner)
@@ -67,7 +67,7 @@ def load(name: str, *, revision: str, subfolder: str, length: int) -> TextNetwor
 
 
 def _family_of(folder: Path, name: str) -> tuple[Any, Any]:
-    """Tell the family and the class of transformers by a model's configuration."""
+    """Returns the family and the class of transformers that a model's configuration names."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
         kind, classes = config["model_type"], config.get("architectures") or []
@@ -85,13 +85,13 @@ def _family_of(folder: Path, name: str) -> tuple[Any, Any]:
 
 
 def _tokenizer_of(inner: str) -> str:
-    """Return the folder of an encoder's tokenizer: `tokenizer_2` for `text_encoder_2`; otherwise the encoder's own."""
+    """Returns the folder of an encoder's tokenizer: `tokenizer_2` for `text_encoder_2`; otherwise the encoder's own."""
     parent, _, last = inner.rpartition("/")
     return "/".join(filter(None, (parent, last.replace(_PIPELINE_FOLDER, "tokenizer"))))
 
 
 def _needed_files(names: list[str], subfolder: str) -> list[str]:
-    """Select the files of a repository that make the encoder and its tokenizer."""
+    """Selects the files of a repository that make the encoder and its tokenizer."""
     inner = subfolder or (_PIPELINE_FOLDER if f"{_PIPELINE_FOLDER}/{CONFIG}" in names else "")
     prefix = f"{inner}/" if inner else ""
     tokenizer_prefix = f"{_tokenizer_of(inner)}/" if inner else ""

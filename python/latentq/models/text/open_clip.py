@@ -39,7 +39,7 @@ class _Tower(torch.nn.Module):
         self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map (B, L) tokens to (B, L, D) and (B, P), pooled at the end token, which has the highest number."""
+        """Maps (B, L) tokens to (B, L, D) and (B, P), pooled at the end token, which has the highest number."""
         length = tokens.shape[1]
         mask: Any = self.attn_mask
         states = self.token_embedding(tokens) + self.positional_embedding[:length]
@@ -79,7 +79,7 @@ class OpenClipText(TextNetwork):
 
     @classmethod
     def load(cls, name: str, *, revision: str, length: int) -> OpenClipText:
-        """Load the text tower of a model in a folder or on the hub, onto the CPU.
+        """Loads the text tower of a model in a folder or on the Hub, onto the CPU.
 
         Raises:
             LatentqError: There is none, or its text model is not CLIP's; the message is one line.
@@ -121,14 +121,14 @@ class OpenClipText(TextNetwork):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """Embed B captions: (B, L, D) and pooled (B, P)."""
+        """Embeds B captions: (B, L, D) and pooled (B, P)."""
         tokens = self._tokenizer(list(captions), context_length=self.length)
         states, pooled = self.module(send(tokens, self.device))
         return Embeddings(states.float(), None, pooled.float() if self.pooled_width else None)
 
 
 def _needed_files(names: list[str]) -> list[str]:
-    """Select the files of a repository that make the model and its tokenizer."""
+    """Selects the files of a repository that make the model and its tokenizer."""
     weights = next((name for name in _WEIGHTS if name in names), None)
     if _CONFIG not in names or weights is None:
         raise LatentqError(f"it has no {_CONFIG if _CONFIG not in names else 'weights'} of open_clip")

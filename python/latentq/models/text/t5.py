@@ -33,7 +33,7 @@ class T5Text(TextNetwork):
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """Embed B captions: (B, L, D) and mask (B, L)."""
+        """Embeds B captions: (B, L, D) and mask (B, L)."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
