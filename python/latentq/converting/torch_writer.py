@@ -50,7 +50,9 @@ class TorchWriter:
             file.write(pickle.PROTO + b"\x02" + pickle.EMPTY_LIST)
             file.write(pickle.MARK)
             for number, item in enumerate(items, start=1):
-                fields = b"".join(self._memoized(_text(name)) + self._tensor(*place) for name, place in item.items())
+                fields = b"".join(
+                    self._memoized(_text(name)) + self._tensor(*location) for name, location in item.items()
+                )
                 file.write(pickle.EMPTY_DICT + pickle.MARK + fields + pickle.SETITEMS)
                 if number % _ITEMS_AT_ONCE == 0:
                     file.write(pickle.APPENDS + pickle.MARK)

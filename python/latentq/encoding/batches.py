@@ -70,7 +70,7 @@ class EncodedBatch:
 
     Attributes:
         batch: The batch; its `rejected` is complete now.
-        places: Positions in the batch of the n samples to store.
+        positions: Positions in the batch of the n samples to store.
         codes: By column: (n, C, h, w) or (n, h, w) codes, floats or tokens; (n, captions, ...) for captions.
         clipped: By column with a quantizer, (C,) int64: the number of values outside its range; for embeddings (1,),
             over all channels.
@@ -78,7 +78,7 @@ class EncodedBatch:
     """
 
     batch: DecodedBatch
-    places: Sequence[int]
+    positions: Sequence[int]
     codes: Mapping[str, NDArray[Any]]
     clipped: Mapping[str, NDArray[np.int64]]
     redone: int
@@ -165,21 +165,21 @@ def _decoded_batch(
     for start, data in _read(run, samples, rejected):
         outputs = [buffer.numpy()[start : start + len(data)] for buffer in pixels.values()]
         _, errors = image.load_sizes(data, sizes, threads=run.threads, out=outputs, **recipe.image.options())
-        for place, error in enumerate(errors, start):
-            if error is not None and place not in rejected:
-                raise_machine_fault(error, samples[place].text)
-                rejected[place] = ("read" if isinstance(error, OSError) else "decode", error)
+        for position, error in enumerate(errors, start):
+            if error is not None and position not in rejected:
+                raise_machine_fault(error, samples[position].text)
+                rejected[position] = ("read" if isinstance(error, OSError) else "decode", error)
         if keep_files:
-            images += [b"" if place in rejected else _file_bytes(item) for place, item in enumerate(data, start)]
+            images += [b"" if position in rejected else _file_bytes(item) for position, item in enumerate(data, start)]
             _check_bytes(samples, images)
     labels = {column.content for column in recipe.columns.values()} & {"label", "label_text"}
-    for place, sample in enumerate(samples):
+    for position, sample in enumerate(samples):
         try:
             sample.key.encode()
         except UnicodeEncodeError:
-            rejected[place] = ("list", LatentqError("the file's name is not UTF-8"))
+            rejected[position] = ("list", LatentqError("the file's name is not UTF-8"))
         if missing := [label for label in sorted(labels) if getattr(sample, label) in (None, "")]:
-            rejected.setdefault(place, ("list", LatentqError(f"no {missing[0]}")))
+            rejected.setdefault(position, ("list", LatentqError(f"no {missing[0]}")))
     return DecodedBatch(unit, indices, pixels, rejected, images, captions, last)
 
 
@@ -196,17 +196,17 @@ def _read(
     smallest = run.card.recipe.image.min_size
     start, read_bytes = 0, 0
     data: list[bytes | Path] = []
-    for place, sample in enumerate(samples):
+    for position, sample in enumerate(samples):
         item, refusal = read_sample(run.source, sample)
         if refusal is None and smallest:
             refusal = _too_small(item, smallest)
         if refusal is not None:
-            item, rejected[place] = b"", refusal
+            item, rejected[position] = b"", refusal
         data.append(item)
         read_bytes += len(item) if isinstance(item, bytes) else 0  # the decoder reads files, one per thread
         if read_bytes >= READ_BYTES:
             yield start, data
-            start, read_bytes, data = place + 1, 0, []
+            start, read_bytes, data = position + 1, 0, []
     if data:
         yield start, data
 
@@ -215,7 +215,7 @@ def _check_bytes(samples: Sequence[Sample], images: Sequence[bytes]) -> None:
     """Refuses a batch whose image files, which are to be stored, take more than `STORED_BYTES` of memory."""
     total = sum(map(len, images))
     if total > STORED_BYTES:
-        largest = max(range(len(images)), key=lambda place: len(images[place]))
+        largest = max(range(len(images)), key=lambda position: len(images[position]))
         raise LatentqError(
             f"{samples[largest].text}: the image files of a batch of {len(samples)} take more than "
             f"{size_text(STORED_BYTES)} of memory, this one {size_text(len(images[largest]))}: "
@@ -243,8 +243,8 @@ def _start(run: EncodingRun, batch: DecodedBatch) -> _PendingBatch:
     if batch.captions is not None:  # first, because they are waited for first
         with run.profile.timing(CAPTIONS, "worked"):
             rows = batch.captions.start(run.listing.samples[index] for index in batch.indices)
-    places = [place for place in range(len(batch.indices)) if place not in batch.rejected]
-    latents = run.encoder.start(batch.pixels, run.card.recipe.encoded(), run.quantizers, batch.indices, places)
+    positions = [position for position in range(len(batch.indices)) if position not in batch.rejected]
+    latents = run.encoder.start(batch.pixels, run.card.recipe.encoded(), run.quantizers, batch.indices, positions)
     return _PendingBatch(batch, latents, rows)
 
 
@@ -253,22 +253,22 @@ def _wait(run: EncodingRun, pending: _PendingBatch) -> EncodedBatch:
     embedded: dict[int, list[Embedded]] = {}
     if batch.captions is not None:
         with run.profile.timing(CAPTIONS, "worked"):
-            embedded = {place: batch.captions.wait(pending.captions[place]) for place in latents.places}
-    bad_captions = [place for place, captions in embedded.items() if any(caption.bad for caption in captions)]
+            embedded = {position: batch.captions.wait(pending.captions[position]) for position in latents.positions}
+    bad_captions = [position for position, captions in embedded.items() if any(caption.bad for caption in captions)]
     bad = run.encoder.wait(latents, run.card.recipe.encoded(), run.quantizers, run.profile, bad_captions)
     rejected = dict(batch.rejected)
-    for place in bad:
-        name = "its caption's embedding" if place in bad_captions else "its latent"
-        rejected[place] = ("encode", LatentqError(f"{name} holds NaN or infinity"))
+    for position in bad:
+        name = "its caption's embedding" if position in bad_captions else "its latent"
+        rejected[position] = ("encode", LatentqError(f"{name} holds NaN or infinity"))
     clipped = {name: values.numpy() for name, values in latents.clipped.items()}
     codes, redone = latents.arrays(), latents.redone
     if embedded:
         from latentq.encoding.captions import stacked
 
-        kept = [embedded[place] for place in latents.places]
+        kept = [embedded[position] for position in latents.positions]
         codes |= stacked(kept)
         redone += sum(any(caption.redone for caption in captions) for captions in embedded.values())
         for name in run.text_quantizers:
             total = sum(caption.clipped.get(name, 0) for captions in kept for caption in captions)
             clipped[name] = np.array([total], np.int64)
-    return EncodedBatch(replace(batch, rejected=rejected), latents.places, codes, clipped, redone)
+    return EncodedBatch(replace(batch, rejected=rejected), latents.positions, codes, clipped, redone)

@@ -98,14 +98,14 @@ def _calibrate(run: EncodingRun, *, bar: Progress) -> dict[str, Quantizer]:
     count = min(run.card.recipe.calibration, total)
     first_reject: tuple[Sample, str, Exception] | None = None
     encoded_samples = 0
-    chosen = [place * total // count for place in range(count)]
+    chosen = [step * total // count for step in range(count)]
     for encoded in _counted(encode_batches(run, [(0, chosen)]), bar):
-        for place, (stage, error) in sorted(encoded.batch.rejected.items()):
-            sample = run.listing.samples[encoded.batch.indices[place]]
+        for position, (stage, error) in sorted(encoded.batch.rejected.items()):
+            sample = run.listing.samples[encoded.batch.indices[position]]
             first_reject = first_reject or (sample, stage, error)
             raise_if_strict(run.source, sample, stage, error, strict=run.strict)
-        encoded_samples += len(encoded.places)
-        for name in run.uncalibrated if encoded.places else ():
+        encoded_samples += len(encoded.positions)
+        for name in run.uncalibrated if encoded.positions else ():
             codes = encoded.codes[name]
             # Each vector of an embedding counts as a sample.
             calibrators[name].update(codes.reshape(-1, codes.shape[-1]) if name in run.card.embeddings else codes)

@@ -79,19 +79,19 @@ class CaptionEncoder:
             event.record(torch.cuda.current_stream(self._device))
         return pending
 
-    def wait(self, pending: PendingCaptions, place: int, quantizers: Mapping[str, Quantizer]) -> Embedded:
+    def wait(self, pending: PendingCaptions, position: int, quantizers: Mapping[str, Quantizer]) -> Embedded:
         """Waits for one caption's embedding. If it is not finite, the caption is embedded again in float32."""
         if pending.event is not None:
             pending.event.synchronize()
-        redone = bool(pending.bad[place]) and self.options.dtype != "float32"
+        redone = bool(pending.bad[position]) and self.options.dtype != "float32"
         if redone:
-            pending, place = self.start([pending.captions[place]], quantizers, exact=True), 0
+            pending, position = self.start([pending.captions[position]], quantizers, exact=True), 0
             if pending.event is not None:
                 pending.event.synchronize()
         return Embedded(
-            {name: to_numpy(values[place]).copy() for name, values in pending.stored.items()},
-            {name: int(values[place]) for name, values in pending.clipped.items()},
-            bool(pending.bad[place]),
+            {name: to_numpy(values[position]).copy() for name, values in pending.stored.items()},
+            {name: int(values[position]) for name, values in pending.clipped.items()},
+            bool(pending.bad[position]),
             redone,
         )
 
@@ -152,15 +152,15 @@ class Embedded:
 class _Row:
     """One caption of a pending batch; keeps its embedding once that is known."""
 
-    def __init__(self, pending: PendingCaptions, place: int) -> None:
+    def __init__(self, pending: PendingCaptions, position: int) -> None:
         self._pending: PendingCaptions | None = pending
-        self._place = place
+        self._position = position
         self._embedded: Embedded | None = None
 
     def wait(self, encoder: CaptionEncoder, quantizers: Mapping[str, Quantizer]) -> Embedded:
         if self._embedded is None:
             assert self._pending is not None
-            self._embedded = encoder.wait(self._pending, self._place, quantizers)
+            self._embedded = encoder.wait(self._pending, self._position, quantizers)
             self._pending = None  # frees the memory of the whole batch
         return self._embedded
 
@@ -225,7 +225,7 @@ class UnitCaptions:
         pending = self._encoder.start(filled, self._quantizers)
         size = sum(prod(values.shape[1:]) * values.itemsize for values in pending.stored.values())
         self._cache_size = max(2 * self._length, CACHE_BYTES // max(size, 1))
-        row, *others = (_Row(pending, place) for place in range(len(chosen)))
+        row, *others = (_Row(pending, position) for position in range(len(chosen)))
         self._cache |= zip(chosen[1:], others, strict=True)
         return row
 

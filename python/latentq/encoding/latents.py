@@ -30,7 +30,7 @@ class PendingLatents:
 
     Attributes:
         pixels: By size, (B, 3, S, S) uint8 on the device.
-        places: Positions in the batch of the n samples that are encoded.
+        positions: Positions in the batch of the n samples that are encoded.
         indices: Their indices in the list.
         encoded: By column, on the device: (n, C, h, w) float32 or (n, h, w) int64.
         codes: By column, on the host: the codes, floats or tokens that are stored.
@@ -41,7 +41,7 @@ class PendingLatents:
     """
 
     pixels: Mapping[int, torch.Tensor]
-    places: list[int]
+    positions: list[int]
     indices: list[int]
     encoded: dict[str, torch.Tensor]
     codes: dict[str, torch.Tensor]
@@ -93,7 +93,7 @@ class LatentEncoder:
         columns: Mapping[str, Column],
         quantizers: Mapping[str, Quantizer],
         indices: Sequence[int],
-        places: Iterable[int],
+        positions: Iterable[int],
     ) -> PendingLatents:
         """Starts to encode a batch; on a GPU it returns before the device is done.
 
@@ -102,12 +102,12 @@ class LatentEncoder:
             columns: The columns to compute.
             quantizers: Quantizers of the columns without tokens.
             indices: Indices in the list of the batch's samples.
-            places: Positions in the batch of the samples to encode.
+            positions: Positions in the batch of the samples to encode.
 
         Raises:
             torch.OutOfMemoryError: The device has too little memory.
         """
-        places = list(places)
+        positions = list(positions)
         marks = []
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             marks.append(self._mark())
@@ -119,12 +119,14 @@ class LatentEncoder:
             for values in copied.values():
                 values.record_stream(computing)  # so that their memory is not reused before this stream is done with it
         marks.append(self._mark())
-        rows = send(torch.tensor(places), self.device)  # indexing by a list would wait for the device
+        rows = send(torch.tensor(positions), self.device)  # indexing by a list would wait for the device
         encoded = {}
-        for stream, (name, column) in enumerate(columns.items() if places else ()):
+        for stream, (name, column) in enumerate(columns.items() if positions else ()):
             values = self.encode(copied[column.size], column, indices, stream)
-            encoded[name] = values if len(places) == len(indices) else values.index_select(0, rows)
-        pending = PendingLatents(copied, places, [indices[place] for place in places], encoded, {}, {}, {}, marks)
+            encoded[name] = values if len(positions) == len(indices) else values.index_select(0, rows)
+        pending = PendingLatents(
+            copied, positions, [indices[position] for position in positions], encoded, {}, {}, {}, marks
+        )
         marks.append(self._mark())
         self._quantize(pending, quantizers)
         marks.append(self._mark())
@@ -142,7 +144,7 @@ class LatentEncoder:
         """Waits until a batch is encoded. Samples that hold NaN or infinity are encoded again, alone and in float32.
 
         Args:
-            pending: The batch. Modified in place: samples that stay bad, and `refused` ones, are removed.
+            pending: The batch. Modified in-place: samples that stay bad, and `refused` ones, are removed.
             columns: The columns given to `start`.
             quantizers: The quantizers given to `start`.
             profile: Collects the device's time.
@@ -162,17 +164,19 @@ class LatentEncoder:
             pending.redone = len(self._bad_rows(pending))
             for stream, (name, column) in enumerate(columns.items()):
                 for row in pending.bad[name].nonzero().flatten().tolist():
-                    place, index = pending.places[row], pending.indices[row]
-                    alone = pending.pixels[column.size][place : place + 1]
+                    position, index = pending.positions[row], pending.indices[row]
+                    alone = pending.pixels[column.size][position : position + 1]
                     pending.encoded[name][row] = self.encode(alone, column, [index], stream, exact=True)[0]
             self._quantize(pending, quantizers)
             self._wait()
-        bad = sorted({*self._bad_rows(pending), *(row for row, place in enumerate(pending.places) if place in refused)})
-        removed = [pending.places[row] for row in bad]
+        bad = sorted(
+            {*self._bad_rows(pending), *(row for row, position in enumerate(pending.positions) if position in refused)}
+        )
+        removed = [pending.positions[row] for row in bad]
         if bad:
-            kept = [row for row in range(len(pending.places)) if row not in bad]
-            pending.places, pending.indices = (
-                [values[row] for row in kept] for values in (pending.places, pending.indices)
+            kept = [row for row in range(len(pending.positions)) if row not in bad]
+            pending.positions, pending.indices = (
+                [values[row] for row in kept] for values in (pending.positions, pending.indices)
             )
             pending.encoded = {name: values[kept] for name, values in pending.encoded.items()}
             self._quantize(pending, quantizers)
@@ -238,7 +242,7 @@ class LatentEncoder:
             pending.codes[name], pending.bad[name] = self._to_host(codes), self._to_host(bad)
 
     def _bad_rows(self, pending: PendingLatents) -> list[int]:
-        bad = np.zeros(len(pending.places), bool)
+        bad = np.zeros(len(pending.positions), bool)
         for rows in pending.bad.values():
             bad |= rows.numpy()
         return list(map(int, np.flatnonzero(bad)))

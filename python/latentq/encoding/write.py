@@ -73,20 +73,20 @@ def _batches_of_unit(batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
 
 
 def _write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> None:
-    for place, (stage, error) in sorted(encoded.batch.rejected.items()):
-        sample = run.listing.samples[encoded.batch.indices[place]]
+    for position, (stage, error) in sorted(encoded.batch.rejected.items()):
+        sample = run.listing.samples[encoded.batch.indices[position]]
         writer.reject(run.source, sample, stage, error, strict=run.strict)
     writer.facts.redone += encoded.redone
-    if encoded.places:
+    if encoded.positions:
         columns = {name: _column(run, encoded, name, writer.facts) for name in run.card.columns}
-        writer.write(columns, len(encoded.places))
+        writer.write(columns, len(encoded.positions))
 
 
 def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts) -> Any:
     """Returns the stored values of one column, one per sample, and adds the column's sums to the unit's facts."""
     card, encoding = run.card, run.card.columns[name]
     content = card.recipe.columns[name].content
-    samples = [run.listing.samples[encoded.batch.indices[place]] for place in encoded.places]
+    samples = [run.listing.samples[encoded.batch.indices[position]] for position in encoded.positions]
     values: Any
     if name in run.quantizers:
         sums, values = _quantized_column(run.quantizers[name], encoded.codes[name], encoded.clipped[name])
@@ -99,7 +99,7 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
     elif content in TEXT:
         values = encoded.codes[name]
     elif content == "image":
-        files = [encoded.batch.images[place] for place in encoded.places]
+        files = [encoded.batch.images[position] for position in encoded.positions]
         return [_as_jpeg(file) for file in files] if encoding == "jpeg" else files
     elif content == "captions":
         values = [cycled_captions(sample, card.recipe.text.captions) for sample in samples]

@@ -168,8 +168,8 @@ def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
     for index, row in enumerate(rows):
-        for place, picture in enumerate(row):
-            left = _MARGIN + (index % groups * across + place) * width
+        for position, picture in enumerate(row):
+            left = _MARGIN + (index % groups * across + position) * width
             top = _MARGIN + index // groups * height
             canvas.paste(Image.fromarray(np.ascontiguousarray(picture.pixels)), (left, top))
             for number, line in enumerate(picture.lines):

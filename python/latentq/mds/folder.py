@@ -131,7 +131,7 @@ def _verify_images(reader: Reader, columns: list[str], faulty: set[str]) -> list
             except NOT_ABOUT_THE_VALUE:
                 raise
             except Exception as error:  # Pillow's plugins raise many types: as in `Reader._decoded`
-                file, offset = reader._core.location(index, reader.column_place(name)[0])
+                file, offset = reader._core.location(index, reader.resolve_column(name)[0])
                 if file not in faulty:
                     findings.append(Finding(file, offset, f"sample {index}, column {name!r}: {error}"))
     return findings

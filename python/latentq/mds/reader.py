@@ -65,7 +65,7 @@ class Reader:
         self._core = _core.MdsReader(str(self.path), cache_bytes, raw_cache_bytes)
         columns = self._core.columns
         self.columns = {name: encoding for name, encoding, _ in columns}
-        self._places = {name: (number, fixed) for number, (name, _, fixed) in enumerate(columns)}
+        self._resolved = {name: (number, fixed) for number, (name, _, fixed) in enumerate(columns)}
         self._decoders = {name: DECODERS[text] for name, text in self.columns.items() if text in DECODERS}
 
     @property
@@ -146,26 +146,26 @@ class Reader:
             positions = np.array([operator.index(index)], np.int64)
         except OverflowError:
             raise self._out_of_bounds(index) from None
-        values = _gather(self._core, positions, [self.column_place(column)[0]], [None])[0]
+        values = _gather(self._core, positions, [self.resolve_column(column)[0]], [None])[0]
         assert values is not None
         return values[0]
 
-    def column_place(self, column: str) -> tuple[int, tuple[str, list[int]] | None]:
+    def resolve_column(self, column: str) -> tuple[int, tuple[str, list[int]] | None]:
         """Returns a column's number, and the dtype and shape of its values if all have the same, else None.
 
         Raises:
             KeyError: There is no such column.
         """
-        if column not in self._places:
+        if column not in self._resolved:
             raise KeyError(f"{self.path} has no column {column!r}, but {', '.join(map(repr, self.columns))}")
-        return self._places[column]
+        return self._resolved[column]
 
     def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
         n = len(indices)
         arrays: list[Any] = []
         buffers: list[NDArray[np.uint8] | None] = []
         for name, out in zip(names, outs, strict=True):
-            _, fixed = self.column_place(name)
+            _, fixed = self.resolve_column(name)
             if out is not None:
                 fits = isinstance(out, np.ndarray) and out.dtype == _UINT8 and out.ndim == 2 and len(out) == n
                 if not fits or not out.flags.c_contiguous or not out.flags.writeable:
@@ -183,7 +183,7 @@ class Reader:
         given = [out for out in outs if out is not None]
         if len(given) > 1 and any(np.may_share_memory(*pair) for pair in combinations(given, 2)):
             raise ValueError("the arrays of out overlap")
-        lists = _gather(self._core, indices, [self.column_place(name)[0] for name in names], buffers)
+        lists = _gather(self._core, indices, [self.resolve_column(name)[0] for name in names], buffers)
         return [
             array if values is None else self.decoded_list(name, values, indices)
             for name, array, values in zip(names, arrays, lists, strict=True)
@@ -201,7 +201,7 @@ class Reader:
         except NOT_ABOUT_THE_VALUE:
             raise
         except Exception as error:  # Pillow's plugins raise many types on damaged bytes: SyntaxError, struct.error
-            self._core.fault(index, self.column_place(name)[0], str(error))
+            self._core.fault(index, self.resolve_column(name)[0], str(error))
 
     def _out_of_bounds(self, index: int) -> IndexError:
         return IndexError(f"index {index} is out of bounds for axis 0 with size {len(self)}")

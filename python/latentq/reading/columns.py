@@ -26,7 +26,7 @@ class EncodedColumn(Protocol):
     """A column whose values are decoded from stored bytes: latents, tokens, embeddings or attention masks."""
 
     @property
-    def stored(self) -> str:
+    def shard_name(self) -> str:
         """The column's name in the shards."""
 
     @property
@@ -84,7 +84,7 @@ class LatentColumn:
     If the column holds moments, the dequantized latent is drawn from them: mean + exp(log-variance / 2) * noise.
 
     Attributes:
-        stored: The column's name in the shards.
+        shard_name: The column's name in the shards.
         facts: Its shape, quantizer and statistics, of the values as stored.
         moments: True if it stores means and log-variances.
         scaled: True if the stored values are already multiplied by the scaling factor.
@@ -93,7 +93,7 @@ class LatentColumn:
         factor: The factor of each channel of a float or moments column; empty if it is 1.
     """
 
-    stored: str
+    shard_name: str
     facts: LatentFacts
     moments: bool
     scaled: bool
@@ -179,7 +179,7 @@ class LatentColumn:
             statistics = self.facts.statistics
             if self.moments:
                 raise LatentqError(
-                    f"{path}: column {self.stored!r} holds moments; scale='normalized' needs a column of latents"
+                    f"{path}: column {self.shard_name!r} holds moments; scale='normalized' needs a column of latents"
                 )
             if statistics is None:
                 raise LatentqError(f"{path}: scale='normalized' needs the statistics of a card")
@@ -203,11 +203,11 @@ class TokenColumn(_IndirectColumn):
     """A column of tokens: indices of a codebook, decoded to int64.
 
     Attributes:
-        stored: The column's name in the shards.
+        shard_name: The column's name in the shards.
         facts: Its shape, stored dtype and codebook size.
     """
 
-    stored: str
+    shard_name: str
     facts: TokenFacts
 
     @property
@@ -246,11 +246,11 @@ class EmbeddingColumn(_IndirectColumn):
     """A column of caption embeddings or pooled embeddings.
 
     Attributes:
-        stored: The column's name in the shards.
+        shard_name: The column's name in the shards.
         facts: Its shape and quantizer.
     """
 
-    stored: str
+    shard_name: str
     facts: EmbeddingFacts
 
     @property
@@ -302,11 +302,11 @@ class MaskColumn(_IndirectColumn):
     """A column of attention masks: uint8, 1 for tokens of the caption, 0 for padding.
 
     Attributes:
-        stored: The column's name in the shards.
+        shard_name: The column's name in the shards.
         shape: (captions, tokens) of a sample.
     """
 
-    stored: str
+    shard_name: str
     shape: tuple[int, ...]
 
     @property

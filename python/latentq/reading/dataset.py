@@ -115,7 +115,7 @@ class LatentDataset(BatchedDataset):
         latents = ", ".join(f"{name}: {column.shape}" for name, column in layout.encoded.items())
         return (
             f"LatentDataset({str(self.path)!r}, {len(self):,} samples, {latents or 'no latents'}, "
-            f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.stored)})"
+            f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.shard_names)})"
         )
 
     def _worker_batch(self, indices: NDArray[np.int64]) -> WorkerBatch | None:
@@ -161,7 +161,7 @@ class LatentDataset(BatchedDataset):
             names: The columns, by their names in samples; None for all.
             decoded: True to dequantize latents while gathering where that is one pass over them.
         """
-        columns = [self._gathered_column(name, decoded) for name in names or self.layout.stored]
+        columns = [self._gathered_column(name, decoded) for name in names or self.layout.shard_names]
         return Gatherer(self._reader.core, columns)
 
     def stored_bytes(self, count: int) -> int:
@@ -235,7 +235,7 @@ class LatentDataset(BatchedDataset):
         from latentq.models.match import autoencoder_for
 
         if not self.layout.pictures:
-            raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.stored)}")
+            raise LatentqError(f"{self.path}: no latents are among the columns {', '.join(self.layout.shard_names)}")
         if autoencoder is None:
             if self.card is None:
                 raise LatentqError(f"{self.path} has no {CARD} to name an autoencoder: give one, autoencoder=...")
@@ -257,8 +257,8 @@ class LatentDataset(BatchedDataset):
 
     def _gathered_column(self, name: str, decoded: bool) -> GatheredColumn:
         """Returns how a column is gathered."""
-        stored, encoded = self.layout.stored[name], self.layout.encoded.get(name)
-        position, fixed = self._reader.column_place(stored)
+        shard_name, encoded = self.layout.shard_names[name], self.layout.encoded.get(name)
+        position, fixed = self._reader.resolve_column(shard_name)
         if encoded is not None:
             quantizer = encoded.direct_quantizer(self.layout.dtype) if decoded else None
             if quantizer is not None:
@@ -267,7 +267,7 @@ class LatentDataset(BatchedDataset):
         if name in self.layout.labels and fixed == ("int64", []):
             return GatheredColumn(name, position, (), torch.int64)
         if fixed is None:
-            convert = self._list_converter(name, stored)
+            convert = self._list_converter(name, shard_name)
             return GatheredColumn(name, position, None, convert=convert)
         dtype, shape = np.dtype(fixed[0]), fixed[1]
         size = dtype.itemsize * prod(shape)
@@ -278,8 +278,8 @@ class LatentDataset(BatchedDataset):
             convert=lambda stored, _: self._value(name, stored.numpy().view(dtype).reshape(-1, *shape)),
         )
 
-    def _list_converter(self, name: str, stored: str) -> Callable[[Any, NDArray[np.int64]], Any]:
-        return lambda values, indices: self._value(name, self._reader.decoded_list(stored, values, indices))
+    def _list_converter(self, name: str, shard_name: str) -> Callable[[Any, NDArray[np.int64]], Any]:
+        return lambda values, indices: self._value(name, self._reader.decoded_list(shard_name, values, indices))
 
     def _value(self, name: str, values: Any) -> Any:
         """Converts labels to an int64 tensor, and other arrays to tensors."""
@@ -290,7 +290,7 @@ class LatentDataset(BatchedDataset):
         except (ValueError, OverflowError):
             wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
             raise FormatError(
-                f"{self.path}: column {self.layout.stored[name]!r} holds {wrong!r}, which is no class number"
+                f"{self.path}: column {self.layout.shard_names[name]!r} holds {wrong!r}, which is no class number"
             ) from None
 
 
@@ -301,6 +301,8 @@ def empty_caption(path: Path, layout: Layout) -> Batch:
         raise LatentqError(f"{path} has no embedding of an empty caption")
     arrays = empty_caption_file.load(file)
     try:
-        return {name: column.from_array(arrays[column.stored], layout.dtype) for name, column in layout.texts.items()}
+        return {
+            name: column.from_array(arrays[column.shard_name], layout.dtype) for name, column in layout.texts.items()
+        }
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{file} does not go with the columns of the dataset: {error!r}") from None

@@ -49,7 +49,7 @@ class Layout:
         path: The dataset, for messages.
         card: Its card, or None if it has none.
         recipe: The recipe that made it.
-        stored: Maps sample keys to shard column names, in the order of a sample.
+        shard_names: Maps sample keys to shard column names, in the order of a sample.
         encoded: Maps sample keys to the columns that hold latents, moments, tokens, embeddings or attention masks.
         dtype: The dtype of decoded latents.
         scale: The scale of decoded latents.
@@ -58,7 +58,7 @@ class Layout:
     path: Path
     card: Card | None
     recipe: Recipe
-    stored: Mapping[str, str]
+    shard_names: Mapping[str, str]
     encoded: Mapping[str, EncodedColumn]
     dtype: torch.dtype
     scale: Scale
@@ -90,7 +90,9 @@ class Layout:
         """The sample keys of the columns that hold labels."""
         columns = self.recipe.columns
         return tuple(
-            name for name, stored in self.stored.items() if stored in columns and columns[stored].content == "label"
+            name
+            for name, shard_name in self.shard_names.items()
+            if shard_name in columns and columns[shard_name].content == "label"
         )
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:
@@ -159,16 +161,18 @@ class Layout:
             names = _with_all_columns(names, shard_columns)
         selected = _selected(names, columns)
         encoded: dict[str, EncodedColumn] = {}
-        for name, stored in selected.items():
-            column = known.columns.get(stored)
+        for name, shard_name in selected.items():
+            column = known.columns.get(shard_name)
             if column is None:
                 continue
             if column.content == "tokens":
-                encoded[name] = TokenColumn(stored, card.tokens[stored] if card else _token_facts(path, stored, column))
+                encoded[name] = TokenColumn(
+                    shard_name, card.tokens[shard_name] if card else _token_facts(path, shard_name, column)
+                )
             elif column.content in TEXT:
-                encoded[name] = _text_column(path, card, known, stored)
+                encoded[name] = _text_column(path, card, known, shard_name)
             elif column.is_latent:
-                encoded[name] = _latent_column(path, card, stored, column, quantizer).in_scale(path, card, scale)
+                encoded[name] = _latent_column(path, card, shard_name, column, quantizer).in_scale(path, card, scale)
         if dtype == torch.uint8:
             for encoded_column in encoded.values():
                 _check_codes(path, encoded_column)
@@ -186,7 +190,7 @@ class Layout:
 
     def _traits(self) -> list[_Trait]:
         """Returns the traits of this dataset: the columns first, so that later traits compare the same names."""
-        names = sorted(self.stored)
+        names = sorted(self.shard_names)
         traits = [_Trait("columns", names, ", ".join(names)), self._autoencoder_trait()]
         if self.texts:
             traits.append(self._text_encoder_trait())
@@ -295,25 +299,25 @@ def _with_all_columns(names: Mapping[str, str], shard_columns: Mapping[str, str]
     """Adds the shard columns that are not in `names` under their own names. If one is taken, all keep their own."""
     others = shard_columns.keys() - names.keys()
     if others & set(names.values()):
-        return {stored: stored for stored in shard_columns}
-    return {stored: names.get(stored, stored) for stored in shard_columns}
+        return {shard_name: shard_name for shard_name in shard_columns}
+    return {shard_name: names.get(shard_name, shard_name) for shard_name in shard_columns}
 
 
 def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[str, str]:
     """Maps the sample keys that are wanted to shard column names; `names` is the inverse, for all columns."""
-    stored = {name: stored for stored, name in names.items()}
+    shard_names = {name: shard_name for shard_name, name in names.items()}
     if wanted is None:
-        return stored
+        return shard_names
     if isinstance(wanted, str):
         raise TypeError(f"columns must be a list of names, not the string {wanted!r}")
     if not wanted:
-        raise ValueError(f"columns must name at least one of {', '.join(stored)}")
+        raise ValueError(f"columns must name at least one of {', '.join(shard_names)}")
     selected = {}
     for name in wanted:
-        sample_key = name if name in stored else names.get(name)
+        sample_key = name if name in shard_names else names.get(name)
         if sample_key is None:
-            raise ValueError(f"there is no column {name!r}: there are {', '.join(stored)}")
-        selected[sample_key] = stored[sample_key]
+            raise ValueError(f"there is no column {name!r}: there are {', '.join(shard_names)}")
+        selected[sample_key] = shard_names[sample_key]
     return selected
 
 
@@ -321,10 +325,10 @@ def _check_codes(path: Path, column: EncodedColumn) -> None:
     """Refuses dtype=torch.uint8 for a column without codes."""
     if isinstance(column, LatentColumn) and (column.is_float or column.moments):
         kind = "moments" if column.moments else column.facts.quantizer.kind
-        raise ValueError(f"{path}: column {column.stored!r} is stored as {kind} and its latents have no codes")
+        raise ValueError(f"{path}: column {column.shard_name!r} is stored as {kind} and its latents have no codes")
     if isinstance(column, EmbeddingColumn) and column.facts.quantizer.kind in FLOATS:
         raise ValueError(
-            f"{path}: column {column.stored!r} is stored as {column.facts.quantizer.kind} and has no codes"
+            f"{path}: column {column.shard_name!r} is stored as {column.facts.quantizer.kind} and has no codes"
         )
 
 

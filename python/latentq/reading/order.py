@@ -95,12 +95,12 @@ class Order:
 
     def _within(self, collection: int, size: int, ordinals: Int64Array) -> Int64Array:
         """Indices within one collection, by the number of its samples that came before in this and earlier epochs."""
-        passes, places = np.divmod(ordinals, size)
+        passes, positions = np.divmod(ordinals, size)
         if self.shuffle:
             for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):
                 current = passes == turn
-                places[current] = permute(places[current], size, (self.seed, collection, int(turn)))
-        return places
+                positions[current] = permute(positions[current], size, (self.seed, collection, int(turn)))
+        return positions
 
 
 def shares_of(weights: Sequence[float], total: int) -> tuple[int, ...]:

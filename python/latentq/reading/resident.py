@@ -70,7 +70,7 @@ class ResidentDataset(BatchedDataset):
         names = (*dataset.layout.encoded, *dataset.layout.labels)
         if not names:
             raise ValueError(
-                f"{dataset.path}: no latents or labels are among the columns {', '.join(dataset.layout.stored)}"
+                f"{dataset.path}: no latents or labels are among the columns {', '.join(dataset.layout.shard_names)}"
             )
         needed, free = dataset.resident_bytes, _free_bytes(self.device)
         if free is not None and needed > free:

@@ -117,7 +117,7 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         """Returns a sample by its index, after fetching its shard if it is not cached."""
         stored = super().get_item(sample_id, retry)
         layout = self.layouts[self.stream_per_shard[self.spanner[sample_id][0]]]
-        return ColumnDict((name, _value(layout, name, stored[column])) for name, column in layout.stored.items())
+        return ColumnDict((name, _value(layout, name, stored[column])) for name, column in layout.shard_names.items())
 
 
 def _value(layout: Layout, name: str, value: Any) -> Any:
@@ -129,7 +129,9 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
     data = np.frombuffer(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes(), np.uint8)
     if data.size != column.nbytes:
         hint = ": raw_uint8=True reads the encoding of imagenet.int8" if data.size == 1 else ""
-        raise FormatError(f"{layout.path}: column {column.stored!r} gave {data.size} bytes, not {column.nbytes}{hint}")
+        raise FormatError(
+            f"{layout.path}: column {column.shard_name!r} gave {data.size} bytes, not {column.nbytes}{hint}"
+        )
     return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
 
 

@@ -67,18 +67,18 @@ class WorkerBatch(MutableMapping[str, Any]):
             _worker_blocks.append(block)
         block.in_use[0] = 1
         self._block: _SharedBlock | None = block
-        places: list[tuple[torch.Tensor, tuple[int, tuple[int, ...], torch.dtype]]] = []
+        views: list[tuple[torch.Tensor, tuple[int, tuple[int, ...], torch.dtype]]] = []
         end = _LINE
 
         def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             nonlocal end
             tensor = block.tensor(end, shape, dtype)
-            places.append((tensor, (end, shape, dtype)))
+            views.append((tensor, (end, shape, dtype)))
             end += -(-tensor.nbytes // _LINE) * _LINE
             return tensor
 
         self._stored = read(allocate=allocate)
-        self._places = places
+        self._views = views
 
     def __del__(self) -> None:
         block: _SharedBlock | None = getattr(self, "_block", None)
@@ -127,11 +127,11 @@ class WorkerBatch(MutableMapping[str, Any]):
         new = None if known else (block.memory, self._layout)
         sent: list[Any] = []
         for name, value in self._stored.items():
-            place = next((place for tensor, place in self._places if tensor is value), None)
-            if place is None and isinstance(value, torch.Tensor):
+            view = next((view for tensor, view in self._views if tensor is value), None)
+            if view is None and isinstance(value, torch.Tensor):
                 sent.append((name, None, value.numpy()))  # a tensor would be sent in shared memory of its own
             else:
-                sent.append((name, place, value if place is None else None))
+                sent.append((name, view, value if view is None else None))
         return _receive, (os.getpid(), block.number, new, sent)
 
 
@@ -167,7 +167,7 @@ def _receive(pid: int, number: int, new: tuple[torch.Tensor, Layout] | None, sen
         _senders[pid].blocks[number] = block, new[1]
     sender = _senders[pid]
     block, layout = sender.blocks[number]
-    stored = {name: value if place is None else block.tensor(*place) for name, place, value in sent}
+    stored = {name: value if view is None else block.tensor(*view) for name, view, value in sent}
     try:
         return _decoded(layout, stored, sender.allocate)
     finally:

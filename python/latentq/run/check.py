@@ -14,11 +14,11 @@ from latentq.format.card import CARD, Card
 from latentq.format.files import SAMPLES
 from latentq.store.local import is_temporary
 
-_PLACE_OF_AUTOENCODER = (
+_LOCATION_OF_AUTOENCODER = (
     "autoencoder.name",
     *(f"recipe.autoencoder.{key}" for key in ("model", "revision", "subfolder")),
 )
-_PLACE_OF_TEXT_ENCODER = ("text.name", *(f"recipe.text.{key}" for key in ("model", "revision", "subfolder")))
+_LOCATION_OF_TEXT_ENCODER = ("text.name", *(f"recipe.text.{key}" for key in ("model", "revision", "subfolder")))
 
 
 def check_output_folder(out: Path, card: str = CARD) -> None:
@@ -51,7 +51,7 @@ def check_output_folder(out: Path, card: str = CARD) -> None:
 def check_same_work(out: Path, published: Card, planned: Card, *, frozen: bool) -> None:
     """Refuses to continue what another recipe, other weights or another list began.
 
-    The same weights under another name or in another place are the same work. Other versions of libraries are warned
+    The same weights under another name or in another folder are the same work. Other versions of libraries are warned
     of.
 
     Args:
@@ -65,10 +65,10 @@ def check_same_work(out: Path, published: Card, planned: Card, *, frozen: bool) 
     """
     before, now = _identity(published), _identity(planned)
     if published.autoencoder.same_as(planned.autoencoder):
-        for key in _PLACE_OF_AUTOENCODER:
+        for key in _LOCATION_OF_AUTOENCODER:
             del before[key], now[key]
     if published.text is not None and planned.text is not None and published.text.same_as(planned.text):
-        for key in _PLACE_OF_TEXT_ENCODER:
+        for key in _LOCATION_OF_TEXT_ENCODER:
             del before[key], now[key]
     if frozen:
         for identity, card in ((before, published), (now, planned)):

@@ -97,8 +97,8 @@ class Archives:
         if others:
             notes.append(f"members that are not images are skipped: {others}")
         fields = (*label_fields, *(("caption",) if captioned else ()), *captions_field(samples))
-        place = ("archive", "archive_bytes", "offset", "packed", "fault")
-        return Listing(tuple(samples), (*fields, *place), (*notes, *labels_note(samples)))
+        location_fields = ("archive", "archive_bytes", "offset", "packed", "fault")
+        return Listing(tuple(samples), (*fields, *location_fields), (*notes, *labels_note(samples)))
 
     def unchanged(self, listing: Listing) -> bool:
         """True if the archives are those of a listing, as `unchanged_files` compares them."""

@@ -18,7 +18,7 @@ from latentq.system.progress import listing_progress
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-_PLACE = ("archive", "archive_bytes", "offset", "fault")
+_LOCATION_FIELDS = ("archive", "archive_bytes", "offset", "fault")
 
 
 class Parquet:
@@ -73,7 +73,7 @@ class Parquet:
                         row += 1
         if not rows:
             raise LatentqError(f"{next(iter(self.files.values()))} has no rows: there are no images")
-        return rows.listing(_PLACE, [*notes])
+        return rows.listing(_LOCATION_FIELDS, [*notes])
 
     def unchanged(self, listing: Listing) -> bool:
         """True if the files are those of a listing, as `unchanged_files` compares them."""

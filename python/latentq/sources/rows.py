@@ -47,11 +47,11 @@ class Rows:
         self._samples.append(sample)
         self._labels.append(cells.get("label"))
 
-    def listing(self, place: Sequence[str], notes: Sequence[str] = ()) -> Listing:
+    def listing(self, location_fields: Sequence[str], notes: Sequence[str] = ()) -> Listing:
         """Returns the listing of all rows.
 
         Args:
-            place: The fields that say where a sample is.
+            location_fields: The fields that say where a sample is.
             notes: Lines for the user.
 
         Raises:
@@ -61,7 +61,7 @@ class Rows:
         known = self._fields | set(label_fields)
         fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in known)
         notes = (*notes, *labels_note(samples))
-        return Listing(tuple(samples), (*fields, *captions_field(samples), *place), notes)
+        return Listing(tuple(samples), (*fields, *captions_field(samples), *location_fields), notes)
 
 
 def image_bytes(cell: object) -> bytes:

@@ -88,7 +88,7 @@ class Zip:
         if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
             return f"{info.compress_size} bytes are stored of {info.file_size}"
         if not 0 <= info.header_offset <= self.bytes - _LOCAL_HEADER.size - info.compress_size:
-            return "its place is outside the archive"
+            return "it lies outside the archive"
         return ""
 
     def head(self, sample: Sample, count: int) -> bytes:
@@ -112,15 +112,15 @@ class Zip:
         if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
             raise FormatError(f"offset {offset}: not the header of a member")
         _, _, flags, _, _, _, checksum, _, _, name, extra = _LOCAL_HEADER.unpack(header)
-        stored = size if packed is None else packed
+        packed_size = size if packed is None else packed
         descriptor = _DESCRIPTOR.size if flags & _HAS_DESCRIPTOR else 0
-        data = os.pread(self._file.fileno(), stored + descriptor, offset + _LOCAL_HEADER.size + name + extra)
-        if len(data) < stored + descriptor:
-            raise FormatError(f"cut short: the archive ends after {len(data)} of its {stored} bytes")
+        data = os.pread(self._file.fileno(), packed_size + descriptor, offset + _LOCAL_HEADER.size + name + extra)
+        if len(data) < packed_size + descriptor:
+            raise FormatError(f"cut short: the archive ends after {len(data)} of its {packed_size} bytes")
         if descriptor:
-            first, second = _DESCRIPTOR.unpack(data[stored:])
+            first, second = _DESCRIPTOR.unpack(data[packed_size:])
             checksum = second if first == b"PK\7\x08" else int.from_bytes(first, "little")
-            data = data[:stored]
+            data = data[:packed_size]
         if packed is not None:
             data = _inflated(data, size)
         if zlib.crc32(data) != checksum:

@@ -114,14 +114,14 @@ class Progress:
             self.note("rejected: more; they are counted by reason at the end, and all of them are in rejects.tsv")
         self.update(1)
 
-    def undo(self, stored: int, rejects: Iterable[tuple[str, str]]) -> None:
+    def undo(self, accepted: int, rejects: Iterable[tuple[str, str]]) -> None:
         """Takes back images that must be done again.
 
         Args:
-            stored: Number of images that were not rejected.
+            accepted: Number of images that were not rejected.
             rejects: Stage and reason of each reject.
         """
-        images = stored
+        images = accepted
         for stage, reason in rejects:
             images += 1
             name = _group_of(stage, reason)
