@@ -85,7 +85,7 @@ def grouped(benchmarks: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[di
     return files
 
 
-def replace(text: str, file: str, tables: str) -> str:
+def replace_tables(text: str, file: str, tables: str) -> str:
     """RESULTS.md with new tables of one file."""
     start, end = f"<!-- {file} -->", f"<!-- /{file} -->"
     pattern = re.compile(f"^{start}$.*?^{end}$", re.DOTALL | re.MULTILINE)
@@ -109,7 +109,7 @@ def main() -> None:
         if options.print:
             print(f"{tables}\n")
         else:
-            text = replace(text, file, tables)
+            text = replace_tables(text, file, tables)
     if not options.print:
         RESULTS.write_text(text)
 

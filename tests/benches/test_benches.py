@@ -93,9 +93,9 @@ def test_ratio_is_the_median_of_the_rounds():
 def test_tables_replace_what_is_between_the_comments():
     results = load("write_results")
     text = "`<!-- bench_mds -->` in prose\n<!-- bench_mds -->\n{}\n<!-- /bench_mds -->\nafter"
-    assert results.replace(text.format("old\nold"), "bench_mds", "new") == text.format("new")
+    assert results.replace_tables(text.format("old\nold"), "bench_mds", "new") == text.format("new")
     with pytest.raises(SystemExit, match="bench_image"):
-        results.replace(text, "bench_image", "new")
+        results.replace_tables(text, "bench_image", "new")
 
 
 def test_results_have_a_place_for_every_benchmark():

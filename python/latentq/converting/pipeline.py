@@ -104,12 +104,12 @@ def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) 
     count, size = len(foreign.listing.samples), card.recipe.unit_size
     with Progress(count, "convert", progress) as bar:
         for unit, name in enumerate(unit_names(card)):
-            _write_unit(out / name, card, foreign, range(unit * size, min((unit + 1) * size, count)), bar)
+            _write_converted_unit(out / name, card, foreign, range(unit * size, min((unit + 1) * size, count)), bar)
     finish(out, card)
     return count
 
 
-def _write_unit(path: Path, card: Card, foreign: ForeignDataset, indices: range, bar: Progress) -> None:
+def _write_converted_unit(path: Path, card: Card, foreign: ForeignDataset, indices: range, bar: Progress) -> None:
     sums = {name: LatentSums.of(latent.quantizer) for name, latent in card.latents.items()}
     listing = foreign.listing.part_sha256(indices)
     facts = UnitFacts(card=card_hash(card.to_toml()), listing=listing, latents=sums)

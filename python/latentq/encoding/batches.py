@@ -24,7 +24,7 @@ from latentq.system.text import size_text
 if TYPE_CHECKING:
     import torch
 
-    from latentq.encoding.captions import Embedded, UnitCaptions
+    from latentq.encoding.captions import Embedded, QueuedCaption, UnitCaptions
     from latentq.encoding.latents import PendingLatents
 
 _T = TypeVar("_T")
@@ -86,11 +86,11 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class _PendingBatch:
-    """A batch that the device is encoding; `captions` has the rows of each sample's captions."""
+    """A batch that the device is encoding; `captions` has those of each sample."""
 
     batch: DecodedBatch
     latents: PendingLatents
-    captions: list[list[Any]]
+    captions: list[list[QueuedCaption]]
 
 
 def encode_batches(run: EncodingRun, units: Units) -> Generator[EncodedBatch, None, None]:

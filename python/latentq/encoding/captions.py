@@ -149,7 +149,7 @@ class Embedded:
     redone: bool
 
 
-class _Row:
+class QueuedCaption:
     """One caption of a pending batch; keeps its embedding once that is known."""
 
     def __init__(self, pending: PendingCaptions, position: int) -> None:
@@ -158,6 +158,7 @@ class _Row:
         self._embedded: Embedded | None = None
 
     def wait(self, encoder: CaptionEncoder, quantizers: Mapping[str, Quantizer]) -> Embedded:
+        """Waits for the embedding."""
         if self._embedded is None:
             assert self._pending is not None
             self._embedded = encoder.wait(self._pending, self._position, quantizers)
@@ -188,34 +189,34 @@ class UnitCaptions:
         texts = [text for sample in samples for text in self._texts(sample)]
         self._uses = Counter(texts)
         self._todo = dict.fromkeys(texts)
-        self._cache: dict[str, _Row] = {}
+        self._cache: dict[str, QueuedCaption] = {}
         self._cache_size = 2 * length
 
-    def start(self, samples: Iterable[Sample]) -> list[list[_Row]]:
+    def start(self, samples: Iterable[Sample]) -> list[list[QueuedCaption]]:
         """Starts to embed the captions of the unit's next samples.
 
         Returns:
-            For each sample one row per caption; none if the sample cannot be used.
+            For each sample its captions; none if the sample cannot be used.
         """
-        return [[self._row(text) for text in self._texts(sample)] for sample in samples]
+        return [[self._caption(text) for text in self._texts(sample)] for sample in samples]
 
-    def wait(self, rows: list[_Row]) -> list[Embedded]:
+    def wait(self, captions: list[QueuedCaption]) -> list[Embedded]:
         """Waits for the embeddings of one sample's captions."""
-        return [row.wait(self._encoder, self._quantizers) for row in rows]
+        return [caption.wait(self._encoder, self._quantizers) for caption in captions]
 
     def _texts(self, sample: Sample) -> list[str]:
         return [] if sample.fault else cycled_captions(sample, self._encoder.options.captions)
 
-    def _row(self, text: str) -> _Row:
-        row = self._cache.pop(text, None) or self._embed(text)
+    def _caption(self, text: str) -> QueuedCaption:
+        caption = self._cache.pop(text, None) or self._embed(text)
         self._uses[text] -= 1
         if self._uses[text]:
-            self._cache[text] = row  # now the most recently used
+            self._cache[text] = caption  # now the most recently used
         while len(self._cache) > self._cache_size:
             del self._cache[next(iter(self._cache))]
-        return row
+        return caption
 
-    def _embed(self, text: str) -> _Row:
+    def _embed(self, text: str) -> QueuedCaption:
         """Starts a batch: this caption and the next ones that no batch holds yet."""
         self._todo.pop(text, None)
         chosen = [text, *islice(self._todo, self._length - 1)]
@@ -225,9 +226,9 @@ class UnitCaptions:
         pending = self._encoder.start(filled, self._quantizers)
         size = sum(prod(values.shape[1:]) * values.itemsize for values in pending.stored.values())
         self._cache_size = max(2 * self._length, CACHE_BYTES // max(size, 1))
-        row, *others = (_Row(pending, position) for position in range(len(chosen)))
+        caption, *others = (QueuedCaption(pending, position) for position in range(len(chosen)))
         self._cache |= zip(chosen[1:], others, strict=True)
-        return row
+        return caption
 
 
 def stacked(embedded: Sequence[Sequence[Embedded]]) -> dict[str, NDArray[Any]]:

@@ -33,7 +33,7 @@ def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
 
         def write(batches: Iterator[EncodedBatch]) -> None:
             for unit, _ in units:
-                _write_unit(run, share, unit, batches, bar)
+                _write_encoded_unit(run, share, unit, batches, bar)
                 del pending[unit]
                 share.published(unit)
 
@@ -47,7 +47,9 @@ def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
     retry_with_smaller_batches(run, bar, encode_pending)
 
 
-def _write_unit(run: EncodingRun, share: Share, unit: int, batches: Iterator[EncodedBatch], bar: Progress) -> None:
+def _write_encoded_unit(
+    run: EncodingRun, share: Share, unit: int, batches: Iterator[EncodedBatch], bar: Progress
+) -> None:
     """Takes the batches of one unit, and publishes the unit unless another process is first."""
     facts = UnitFacts(
         card=card_hash((share.out / CARD).read_bytes()),

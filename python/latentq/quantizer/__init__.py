@@ -2,7 +2,7 @@
 
 from latentq.quantizer.floats import FLOAT_BITS, FLOAT_MAX
 from latentq.quantizer.quantizer import Calibrator, Quantizer
-from latentq.quantizer.results import Counts, Measurement, NotFiniteError
+from latentq.quantizer.results import Measurement, NotFiniteError, ValueCounts
 from latentq.quantizer.scheme import Kind, Method, Rounding
 from latentq.quantizer.statistics import Moments, Statistics
 
@@ -19,4 +19,7 @@ __all__ = [
     "Quantizer",
     "Rounding",
     "Statistics",
+    "ValueCounts",
 ]
+
+Counts = ValueCounts  # its name in 0.1.0

@@ -29,7 +29,7 @@ from latentq.quantizer.arrays import (
     tensors_for,
 )
 from latentq.quantizer.floats import FLOAT_BITS, FLOAT_DTYPES, FLOAT_MAX, float_name
-from latentq.quantizer.results import Counts, Measurement, not_finite
+from latentq.quantizer.results import Measurement, ValueCounts, not_finite
 from latentq.quantizer.scheme import (
     Method,
     Rounding,
@@ -201,12 +201,14 @@ class Quantizer(Scheme):
         return out
 
     @overload
-    def quantize_counted(self, x: Array, *, out: Array | None = None, threads: int = 1) -> tuple[Array, Counts]: ...
+    def quantize_counted(
+        self, x: Array, *, out: Array | None = None, threads: int = 1
+    ) -> tuple[Array, ValueCounts]: ...
     @overload
     def quantize_counted(
         self, x: torch.Tensor, *, out: torch.Tensor | None = None, threads: int = 1
-    ) -> tuple[torch.Tensor, Counts]: ...
-    def quantize_counted(self, x: Any, *, out: Any = None, threads: int = 1) -> tuple[Any, Counts]:
+    ) -> tuple[torch.Tensor, ValueCounts]: ...
+    def quantize_counted(self, x: Any, *, out: Any = None, threads: int = 1) -> tuple[Any, ValueCounts]:
         """Converts values to codes, counts clipped values, and masks samples that hold a NaN or an infinity.
 
         Counting costs no second pass over memory. Arguments and other errors are those of `quantize`.
@@ -217,16 +219,16 @@ class Quantizer(Scheme):
         if type(x) is not np.ndarray and (tensors := tensors_for(x)):
             if x.device.type != "cpu":
                 codes, clipped, bad = tensors.quantize_counted(self, x, out)
-                return codes, Counts(clipped.cpu().numpy(), bad.cpu().numpy())
+                return codes, ValueCounts(clipped.cpu().numpy(), bad.cpu().numpy())
             codes, counts = self.quantize_counted(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(codes, self.kind, out), counts
         x, is_bfloat16 = float_array(x)
         if self._kernel is None:
             out, _, mask = self._store(x, is_bfloat16, out, threads)
-            return out, Counts(np.zeros(self.channels, np.int64), mask)
+            return out, ValueCounts(np.zeros(self.channels, np.int64), mask)
         if out is None:
             out = np.empty(x.shape, UINT8)
-        return out, Counts(*self._kernel.quantize_counted(x, is_bfloat16, out, check_threads(threads)))
+        return out, ValueCounts(*self._kernel.quantize_counted(x, is_bfloat16, out, check_threads(threads)))
 
     def quantize_on_device(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Quantizes and counts as `quantize_counted` does, without waiting for the device.

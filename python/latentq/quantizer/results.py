@@ -17,7 +17,7 @@ class NotFiniteError(LatentqError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class ValueCounts:
     """Counts made while quantizing an array (N, C, ...).
 
     Attributes:

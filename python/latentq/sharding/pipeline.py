@@ -127,7 +127,7 @@ def shards(
             samples = (listing.samples[index] for index in indices)
             converted = _converted(card, opened, samples, pool, depth=_PREFETCH * settings.threads)
             facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=listing.part_sha256(indices))
-            _write_unit(share.path(unit), card, opened, converted, facts, bar, strict=settings.strict)
+            _write_jpeg_unit(share.path(unit), card, opened, converted, facts, bar, strict=settings.strict)
             share.published(unit)
     return share.finish(card, SHARDS, ShardsCard.completed)
 
@@ -167,7 +167,7 @@ def _publish_card(out: Path, card: ShardsCard, listing: Listing) -> ShardsCard:
     return published
 
 
-def _write_unit(
+def _write_jpeg_unit(
     path: Path,
     card: ShardsCard,
     source: Source,

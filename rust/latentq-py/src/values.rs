@@ -140,17 +140,22 @@ pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Encod
         return Ok(EncodedValue::Bytes(bytes.clone().into()));
     }
     match &column.encoding {
-        Encoding::Int => number::<i64>(column, value).map(|number| EncodedValue::Own(number.to_le_bytes().to_vec())),
+        Encoding::Int => {
+            extract_number::<i64>(column, value).map(|number| EncodedValue::Own(number.to_le_bytes().to_vec()))
+        }
         Encoding::Scalar(DType::F16) => {
-            let scalar = value.py().import("numpy")?.call_method1("float16", (number::<f64>(column, value)?,))?;
+            let scalar =
+                value.py().import("numpy")?.call_method1("float16", (extract_number::<f64>(column, value)?,))?;
             Ok(EncodedValue::Bytes(scalar.call_method0("tobytes")?.extract()?))
         }
         Encoding::Scalar(DType::F32) => {
-            Ok(EncodedValue::Own((number::<f64>(column, value)? as f32).to_le_bytes().to_vec()))
+            Ok(EncodedValue::Own((extract_number::<f64>(column, value)? as f32).to_le_bytes().to_vec()))
         }
-        Encoding::Scalar(DType::F64) => Ok(EncodedValue::Own(number::<f64>(column, value)?.to_le_bytes().to_vec())),
+        Encoding::Scalar(DType::F64) => {
+            Ok(EncodedValue::Own(extract_number::<f64>(column, value)?.to_le_bytes().to_vec()))
+        }
         Encoding::Scalar(DType::U64) => {
-            number::<u64>(column, value).map(|number| EncodedValue::Own(number.to_le_bytes().to_vec()))
+            extract_number::<u64>(column, value).map(|number| EncodedValue::Own(number.to_le_bytes().to_vec()))
         }
         Encoding::Scalar(dtype) => encode_integer(column, *dtype, value),
         Encoding::Raw(dtype) => Ok(array_bytes(column, Some(*dtype), value)?.2),
@@ -183,7 +188,7 @@ pub fn encode<'py>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<Encod
 
 /// Encodes an integer that fits i64 (every integer dtype but uint64).
 fn encode_integer<'py>(column: &Column, dtype: DType, value: &Bound<'py, PyAny>) -> PyResult<EncodedValue<'py>> {
-    let number = number::<i64>(column, value)?;
+    let number = extract_number::<i64>(column, value)?;
     let (low, high) = match dtype {
         DType::U8 => (0, i64::from(u8::MAX)),
         DType::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
@@ -206,7 +211,7 @@ fn wrong_type(column: &Column, what: &str, value: &Bound<'_, PyAny>) -> PyErr {
 }
 
 /// Extracts a number. Errors name the column.
-fn number<'py, T: FromPyObjectOwned<'py>>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<T> {
+fn extract_number<'py, T: FromPyObjectOwned<'py>>(column: &Column, value: &Bound<'py, PyAny>) -> PyResult<T> {
     value.extract::<T>().map_err(|error: T::Error| {
         let error: PyErr = error.into();
         match error.is_instance_of::<PyOverflowError>(value.py()) {

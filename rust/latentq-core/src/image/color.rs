@@ -13,7 +13,7 @@ pub enum Alpha {
     White,
     /// Black.
     Black,
-    /// None: the alpha channel is dropped, as by Pillow's `convert("RGB")`.
+    /// Drop the alpha channel, as does Pillow's `convert("RGB")`.
     Drop,
 }
 

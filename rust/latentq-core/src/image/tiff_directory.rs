@@ -70,13 +70,13 @@ impl<'a> Directory<'a> {
         Some(directory)
     }
 
-    /// The first number of a tag, if the tag exists and has integers wider than a byte.
-    pub fn number(&self, tag: u16) -> Option<u64> {
-        self.numbers(tag)?.next()
+    /// The first integer of a tag, if the tag exists and has integers wider than a byte.
+    pub fn integer(&self, tag: u16) -> Option<u64> {
+        self.integers(tag)?.next()
     }
 
-    /// The numbers of a tag, if the tag exists and has integers.
-    pub fn numbers(&self, tag: u16) -> Option<impl Iterator<Item = u64> + '_> {
+    /// The integers of a tag, if the tag exists and has integers.
+    pub fn integers(&self, tag: u16) -> Option<impl Iterator<Item = u64> + '_> {
         let value = self.tags.get(&tag)?;
         let unit = match value.kind {
             6 => 1,
@@ -98,7 +98,7 @@ impl<'a> Directory<'a> {
             10 => Some(f64::from(bits(four)? as i32) / f64::from(bits(next)? as i32)),
             11 => Some(f64::from(f32::from_bits(bits(four)? as u32))),
             12 => Some(f64::from_bits(bits(eight)?)),
-            _ => Some(self.number(tag)? as f64),
+            _ => Some(self.integer(tag)? as f64),
         }
     }
 

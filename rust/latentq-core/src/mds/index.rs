@@ -196,7 +196,7 @@ pub struct Shard {
 
 impl Shard {
     /// The file on disk: the compressed one if there is one.
-    pub fn stored(&self) -> &FileEntry {
+    pub fn present_file(&self) -> &FileEntry {
         self.zip.as_ref().map_or(&self.raw, |(_, zip)| zip)
     }
 }

@@ -245,7 +245,7 @@ impl Shards {
     }
 
     fn path(&self, number: usize) -> PathBuf {
-        self.folder.join(&self.index.shards[number].stored().basename)
+        self.folder.join(&self.index.shards[number].present_file().basename)
     }
 
     pub fn error(&self, number: usize, fault: Fault) -> Error {

@@ -127,8 +127,8 @@ impl Reader {
                 Some(bytes)
             }
         };
-        let place = |at: usize| ranges[at].start as usize..ranges[at].end as usize;
-        let columns = self.positions(&shard.schema).map(place).collect();
+        let byte_range = |at: usize| ranges[at].start as usize..ranges[at].end as usize;
+        let columns = self.positions(&shard.schema).map(byte_range).collect();
         let offset = range.start;
         let bytes = own.map_or_else(|| Bytes::Shared(shard, range), Bytes::Own);
         Ok(Sample { bytes, columns, shard: number, offset })
@@ -137,7 +137,7 @@ impl Reader {
     /// The file (relative to the folder) and the offset in it of a column of a sample.
     pub fn value_location(&self, sample: &Sample, column: usize) -> (String, u64) {
         let start = sample.columns.get(column).map_or(0, |range| range.start as u64);
-        (self.shards.index.shards[sample.shard].stored().basename.clone(), sample.offset + start)
+        (self.shards.index.shards[sample.shard].present_file().basename.clone(), sample.offset + start)
     }
 
     /// Converts a fault in a column of a sample to an error that names the file.

@@ -209,7 +209,7 @@ fn write(folder: &Path, prefix: &str, found: &[ShardEntry], done: &mut Repair) -
 ///
 /// # Errors
 /// A memory error; inside, the first fault of the shard.
-pub fn entry_of(name: &str, stored: &[u8]) -> Result<std::result::Result<ShardEntry, Fault>> {
+pub fn entry_of(name: &str, content: &[u8]) -> Result<std::result::Result<ShardEntry, Fault>> {
     let other = |message: String| Ok(Err(Fault::new(0, message)));
     let (raw_name, compression) = match name.rsplit_once(".mds.") {
         None => (name.to_owned(), None),
@@ -218,12 +218,12 @@ pub fn entry_of(name: &str, stored: &[u8]) -> Result<std::result::Result<ShardEn
             Err(error) => return other(error.to_string()),
         },
     };
-    let unpacked = match compression.map(|compression| compression.decompress_up_to(stored, MAX_SHARD)).transpose() {
+    let unpacked = match compression.map(|compression| compression.decompress_up_to(content, MAX_SHARD)).transpose() {
         Ok(unpacked) => unpacked,
         Err(error) if error.kind() == ErrorKind::OutOfMemory => return Err(Error::io(name, error)),
         Err(error) => return other(format!("cannot be decompressed: {error}")),
     };
-    let bytes = unpacked.as_deref().unwrap_or(stored);
+    let bytes = unpacked.as_deref().unwrap_or(content);
     let (samples, mut config) = match shard::own_config(bytes) {
         Ok(found) => found,
         Err(fault) => return Ok(Err(fault)),
@@ -250,7 +250,7 @@ pub fn entry_of(name: &str, stored: &[u8]) -> Result<std::result::Result<ShardEn
         bytes: bytes.len() as u64,
         hashes: hashes.iter().map(|hash| (hash.name().to_owned(), hash.digest(&[bytes]))).collect::<BTreeMap<_, _>>(),
     };
-    let zip = compression.map(|_| entry(name, stored));
+    let zip = compression.map(|_| entry(name, content));
     Ok(Ok(ShardEntry::new(config, entry(&raw_name, bytes), zip, samples)))
 }
 

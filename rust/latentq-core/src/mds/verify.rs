@@ -42,13 +42,13 @@ pub fn verify(folder: &Path) -> Result<Vec<Finding>> {
     let mut listed = HashSet::new();
     let mut folders = HashSet::from([""]);
     for shard in &index.shards {
-        let stored = shard.stored().basename.as_str();
-        if !listed.insert(stored) {
-            findings.push(Finding::new(stored, Fault::new(0, "the index lists the shard twice")));
+        let name = shard.present_file().basename.as_str();
+        if !listed.insert(name) {
+            findings.push(Finding::new(name, Fault::new(0, "the index lists the shard twice")));
             continue;
         }
         listed.insert(&shard.raw.basename);
-        folders.insert(stored.rsplit_once('/').map_or("", |(parent, _)| parent));
+        folders.insert(name.rsplit_once('/').map_or("", |(parent, _)| parent));
         verify_shard(folder, shard, &mut findings)?;
     }
     let mut stray = Vec::new();
@@ -67,15 +67,15 @@ pub fn verify(folder: &Path) -> Result<Vec<Finding>> {
 
 fn verify_shard(folder: &Path, shard: &Shard, findings: &mut Vec<Finding>) -> Result<()> {
     let raw = &shard.raw;
-    let mut stored = shard.stored();
-    let mut opened = open(folder, &stored.basename)?;
+    let mut entry = shard.present_file();
+    let mut opened = open(folder, &entry.basename)?;
     let mut compression = shard.zip.as_ref().map(|(compression, _)| *compression);
     if matches!(opened, Found::Missing) && compression.is_some() {
-        // A stock reader may have decompressed it in place.
-        (stored, compression) = (raw, None);
-        opened = open(folder, &stored.basename)?;
+        // A stock reader may have decompressed it in-place.
+        (entry, compression) = (raw, None);
+        opened = open(folder, &entry.basename)?;
     }
-    let mut report = |fault| findings.push(Finding::new(&stored.basename, fault));
+    let mut report = |fault| findings.push(Finding::new(&entry.basename, fault));
     let (file, len) = match opened {
         Found::File(file, len) => (file, len),
         Found::Missing => {
@@ -87,13 +87,13 @@ fn verify_shard(folder: &Path, shard: &Shard, findings: &mut Vec<Finding>) -> Re
             return Ok(());
         }
     };
-    if let Some(fault) = wrong_size(len, stored) {
+    if let Some(fault) = wrong_size(len, entry) {
         report(fault);
         return Ok(());
     }
-    let path = folder.join(&stored.basename);
+    let path = folder.join(&entry.basename);
     let bytes = read_opened(&file, len, &path)?;
-    let sound = check_file(stored, &bytes, &mut report);
+    let sound = check_file(entry, &bytes, &mut report);
     let bytes = match compression {
         None => bytes,
         Some(compression) => match compression.decompress(&bytes, raw.bytes) {

@@ -10,7 +10,7 @@ use super::arch::Isa;
 use super::decode::Dequantize;
 use super::encode::Quantize;
 use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
-use super::kernel::{CHUNK, Counts, Shape};
+use super::kernel::{CHUNK, Shape, ValueCounts};
 use super::pack::packed_len;
 use super::scheme::Quantizer;
 use crate::parallel::for_each_chunk;
@@ -28,12 +28,12 @@ impl Quantizer {
     /// Quantizes `x` (N, C, plane) to `out`, one byte per code.
     ///
     /// A sample that contains a NaN or an infinity is reported in the counts; its codes are 0.
-    pub fn quantize(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<Counts> {
+    pub fn quantize(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<ValueCounts> {
         self.quantize_with(Isa::best(), x, out, plane, false, threads)
     }
 
     /// [`Quantizer::quantize`] followed by [`super::pack`], in one pass: `out` is (N, bytes).
-    pub fn quantize_packed(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<Counts> {
+    pub fn quantize_packed(&self, x: Floats<'_>, out: &mut [u8], plane: usize, threads: usize) -> Result<ValueCounts> {
         self.quantize_with(Isa::best(), x, out, plane, true, threads)
     }
 
@@ -45,7 +45,7 @@ impl Quantizer {
         plane: usize,
         packed: bool,
         threads: usize,
-    ) -> Result<Counts> {
+    ) -> Result<ValueCounts> {
         let shape = self.shape(x.len(), out.len(), plane, packed)?;
         Ok(match x {
             Floats::F32(x) => self.quantize_as::<F32>(isa, x, out, shape, threads),
@@ -55,7 +55,14 @@ impl Quantizer {
         })
     }
 
-    fn quantize_as<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8], shape: Shape, threads: usize) -> Counts {
+    fn quantize_as<F: Float>(
+        &self,
+        isa: Isa,
+        x: &[F::Bits],
+        out: &mut [u8],
+        shape: Shape,
+        threads: usize,
+    ) -> ValueCounts {
         each_chunk(x, out, (shape.elements, shape.bytes), shape.channels, threads, |x, out| {
             isa.run(Quantize::<F> { quantizer: self, isa, x, out, shape })
         })
@@ -190,13 +197,13 @@ pub(super) fn each_chunk<X: Sync, Y: Send>(
     (x_len, out_len): (usize, usize),
     channels: usize,
     threads: usize,
-    work: impl Fn(&[X], &mut [Y]) -> Counts + Sync,
-) -> Counts {
+    work: impl Fn(&[X], &mut [Y]) -> ValueCounts + Sync,
+) -> ValueCounts {
     if threads <= 1 || out.len() <= CHUNK {
         return work(x, out);
     }
     let samples = CHUNK.div_ceil(out_len);
-    let total = Mutex::new(Counts { clipped: vec![0; channels], bad: Vec::new() });
+    let total = Mutex::new(ValueCounts { clipped: vec![0; channels], bad: Vec::new() });
     for_each_chunk(out, samples.saturating_mul(out_len), threads, |index, out| {
         let first = index * samples;
         let counts = work(&x[first * x_len..][..out.len() / out_len * x_len], out);
@@ -287,7 +294,7 @@ mod tests {
         fn every_instruction_set_gives_the_codes_of_the_definition(x in values(), quantizer in quantizers()) {
             let (samples, channels, plane) = SHAPE;
             let mut codes = vec![0; x.len()];
-            let mut counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
+            let mut counts = ValueCounts { clipped: vec![0; channels], bad: Vec::new() };
             for sample in 0..samples {
                 let start = sample * channels * plane;
                 let planes = || x[start..start + channels * plane].chunks(plane).enumerate();

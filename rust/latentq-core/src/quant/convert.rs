@@ -3,12 +3,18 @@
 use super::arch::Isa;
 use super::arrays::{each_chunk, sample_len};
 use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
-use super::kernel::{Counts, INFINITY, Kernel, Shape};
+use super::kernel::{INFINITY, Kernel, Shape, ValueCounts};
 use crate::{Error, Result};
 
 /// Casts `x` (N, C, plane) to the type of `out`, rounding half to even. A sample that contains a NaN, an infinity or a
 /// value outside the range of that type is reported as bad, and becomes all zeros.
-pub fn convert(x: Floats<'_>, out: FloatsMut<'_>, channels: usize, plane: usize, threads: usize) -> Result<Counts> {
+pub fn convert(
+    x: Floats<'_>,
+    out: FloatsMut<'_>,
+    channels: usize,
+    plane: usize,
+    threads: usize,
+) -> Result<ValueCounts> {
     let sample = sample_len(x.len(), channels, plane)?;
     if x.len() != out.len() {
         return Err(Error::argument(format!("the output has {} elements, the input has {}", out.len(), x.len())));
@@ -21,7 +27,7 @@ pub fn convert(x: Floats<'_>, out: FloatsMut<'_>, channels: usize, plane: usize,
     })
 }
 
-fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: Shape, threads: usize) -> Counts {
+fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: Shape, threads: usize) -> ValueCounts {
     match x {
         Floats::F32(x) => convert_as::<F32, To>(x, out, shape, threads),
         Floats::F16(x) => convert_as::<F16, To>(x, out, shape, threads),
@@ -30,7 +36,12 @@ fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: Shape, thre
     }
 }
 
-fn convert_as<From: Float, To: Float>(x: &[From::Bits], out: &mut [To::Bits], shape: Shape, threads: usize) -> Counts {
+fn convert_as<From: Float, To: Float>(
+    x: &[From::Bits],
+    out: &mut [To::Bits],
+    shape: Shape,
+    threads: usize,
+) -> ValueCounts {
     let isa = Isa::best();
     each_chunk(x, out, (shape.elements, shape.elements), shape.channels, threads, |x, out| {
         isa.run(Convert::<From, To> { x, out, shape })
@@ -44,12 +55,12 @@ struct Convert<'a, From: Float, To: Float> {
 }
 
 impl<From: Float, To: Float> Kernel for Convert<'_, From, To> {
-    type Output = Counts;
+    type Output = ValueCounts;
 
     #[inline(always)]
-    fn run(self) -> Counts {
+    fn run(self) -> ValueCounts {
         let Self { x, out, shape } = self;
-        let mut counts = Counts { clipped: vec![0; shape.channels], bad: Vec::new() };
+        let mut counts = ValueCounts { clipped: vec![0; shape.channels], bad: Vec::new() };
         for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.elements)).enumerate() {
             let mut bad = None;
             for (channel, (x, out)) in x.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate() {

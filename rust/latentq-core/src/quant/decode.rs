@@ -2,7 +2,7 @@
 
 use super::arch::Isa;
 use super::floats::{Float, FloatsMut};
-use super::kernel::{BLOCK, Counts, Kernel, Shape};
+use super::kernel::{BLOCK, Kernel, Shape, ValueCounts};
 use super::pack::{largest, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Scheme};
 
@@ -16,14 +16,14 @@ pub(super) struct Dequantize<'a, F: Float> {
 }
 
 impl<F: Float> Kernel for Dequantize<'_, F> {
-    type Output = Counts;
+    type Output = ValueCounts;
 
     #[inline(always)]
-    fn run(self) -> Counts {
+    fn run(self) -> ValueCounts {
         let Self { quantizer, isa, codes, out, shape } = self;
         let bits = quantizer.bits();
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
-        let mut counts = Counts::default();
+        let mut counts = ValueCounts::default();
         let samples = out.len() / shape.elements;
         for turn in 0..samples {
             // Alternate between the two halves of the batch: a single write stream does not saturate the memory.

@@ -2,7 +2,7 @@
 
 use super::arch::Isa;
 use super::floats::{F32, Float};
-use super::kernel::{BLOCK, CHUNK, Counts, INFINITY, Kernel, Observed, ROUND, Shape, Tally};
+use super::kernel::{BLOCK, CHUNK, INFINITY, Kernel, Observed, ROUND, Shape, Tally, ValueCounts};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
 
@@ -16,10 +16,10 @@ pub(super) struct Quantize<'a, F: Float> {
 }
 
 impl<F: Float> Kernel for Quantize<'_, F> {
-    type Output = Counts;
+    type Output = ValueCounts;
 
     #[inline(always)]
-    fn run(self) -> Counts {
+    fn run(self) -> ValueCounts {
         let Self { quantizer, isa, x, out, shape } = self;
         if let (true, Scheme::Affine(affine, Rounding::Nearest)) = (shape.stream, quantizer.scheme())
             && let Some(counts) = isa.quantize_past_caches::<F>(affine, x, out, shape.plane)

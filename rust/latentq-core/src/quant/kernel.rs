@@ -25,7 +25,7 @@ pub(super) struct Shape {
 
 /// Clipped and non-finite values, counted in the same pass that quantizes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct ValueCounts {
     /// Values below low or above high, per channel, in samples that are not bad.
     pub clipped: Vec<u64>,
     /// Each sample that contains a NaN or an infinity: its index and the first such channel. Its codes are all 0.
@@ -50,9 +50,9 @@ impl Observed {
     }
 }
 
-/// Accumulates [`Counts`] plane by plane. Clipped values of bad samples are not counted.
+/// Accumulates [`ValueCounts`] plane by plane. Clipped values of bad samples are not counted.
 pub(super) struct Tally {
-    pub counts: Counts,
+    pub counts: ValueCounts,
     /// Clipped values of the current sample, per channel.
     clipped: Vec<u64>,
     /// The first bad channel of the current sample.
@@ -61,7 +61,7 @@ pub(super) struct Tally {
 
 impl Tally {
     pub fn new(channels: usize) -> Self {
-        let counts = Counts { clipped: vec![0; channels], bad: Vec::new() };
+        let counts = ValueCounts { clipped: vec![0; channels], bad: Vec::new() };
         Self { counts, clipped: vec![0; channels], bad: None }
     }
 

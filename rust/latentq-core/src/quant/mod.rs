@@ -18,7 +18,7 @@ mod scheme;
 pub use calibrate::{Calibrator, Cost, Method};
 pub use convert::convert;
 pub use floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
-pub use kernel::Counts;
+pub use kernel::ValueCounts;
 pub use moments::{Moments, moments};
 pub use pack::{pack, packed_len, unpack};
 pub use scheme::{Affine, Codebook, Quantizer, Rounding, Scheme};

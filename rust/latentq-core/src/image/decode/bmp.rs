@@ -10,8 +10,8 @@ enum Layout {
     Index(usize),
     /// 16 bits, of which green has five or six.
     Short { green_bits: u32 },
-    /// Whole bytes: their number, and the positions of red, green and blue (`places`) and of alpha.
-    Bytes { size: usize, places: [usize; 3], alpha: Option<usize> },
+    /// Whole bytes: their number, and the positions of red, green and blue (`rgb`) and of alpha.
+    Bytes { size: usize, rgb: [usize; 3], alpha: Option<usize> },
 }
 
 struct Description<'a> {
@@ -41,12 +41,12 @@ fn broken(what: &str) -> Error {
     Error::image(format!("BMP: {what}"))
 }
 
-fn number(data: &[u8], at: usize) -> Result<u32> {
+fn read_u32(data: &[u8], at: usize) -> Result<u32> {
     let bytes = data.get(at..).and_then(|rest| rest.first_chunk());
     bytes.map(|bytes| u32::from_le_bytes(*bytes)).ok_or_else(|| broken("the header is truncated"))
 }
 
-fn short(data: &[u8], at: usize) -> Result<usize> {
+fn read_u16(data: &[u8], at: usize) -> Result<usize> {
     let bytes = data.get(at..).and_then(|rest| rest.first_chunk());
     bytes.map(|bytes| u16::from_le_bytes(*bytes).into()).ok_or_else(|| broken("the header is truncated"))
 }
@@ -65,18 +65,18 @@ impl Fields {
     fn read(data: &[u8], is_core: bool) -> Result<Self> {
         let is_top_down = !is_core && data[25] == 0xFF;
         if is_core {
-            let (width, height, bits) = (short(data, 18)?, short(data, 20)?, short(data, 24)?);
+            let (width, height, bits) = (read_u16(data, 18)?, read_u16(data, 20)?, read_u16(data, 24)?);
             return Ok(Self { width, height, is_top_down, bits, compression: 0, colors: 0 });
         }
-        let height = number(data, 22)?;
+        let height = read_u32(data, 22)?;
         let height = if is_top_down { height.wrapping_neg() } else { height };
         Ok(Self {
-            width: number(data, 18)? as usize,
+            width: read_u32(data, 18)? as usize,
             height: height as usize,
             is_top_down,
-            bits: short(data, 28)?,
-            compression: number(data, 30)?,
-            colors: number(data, 46)? as usize,
+            bits: read_u16(data, 28)?,
+            compression: read_u32(data, 30)?,
+            colors: read_u32(data, 46)? as usize,
         })
     }
 }
@@ -98,8 +98,8 @@ fn is_gray_ramp(palette: &[u8], colors: usize, size: usize) -> bool {
 
 impl<'a> Description<'a> {
     fn read(data: &'a [u8]) -> Result<Self> {
-        let mut offset = number(data, 10)? as usize;
-        let header_size = number(data, 14)? as usize;
+        let mut offset = read_u32(data, 10)? as usize;
+        let header_size = read_u32(data, 14)? as usize;
         let end = 14usize.saturating_add(header_size);
         if !matches!(header_size, 12 | 40 | 52 | 56 | 64 | 108 | 124) || data.len() < end {
             return Err(broken("the header is unknown or truncated"));
@@ -120,17 +120,17 @@ impl<'a> Description<'a> {
         let mut layout = match bits {
             1 | 4 | 8 => Layout::Index(bits),
             16 => Layout::Short { green_bits: 5 },
-            24 => Layout::Bytes { size: 3, places: [2, 1, 0], alpha: None },
-            32 => Layout::Bytes { size: 4, places: [2, 1, 0], alpha: None },
+            24 => Layout::Bytes { size: 3, rgb: [2, 1, 0], alpha: None },
+            32 => Layout::Bytes { size: 4, rgb: [2, 1, 0], alpha: None },
             _ => return Err(broken("unknown bits per pixel")),
         };
         match compression {
             0 => {}
             1 | 2 => {}
             3 => {
-                let mut masks = [number(data, 54)?, number(data, 58)?, number(data, 62)?, 0];
+                let mut masks = [read_u32(data, 54)?, read_u32(data, 58)?, read_u32(data, 62)?, 0];
                 if header_size >= 56 {
-                    masks[3] = number(data, 66)?;
+                    masks[3] = read_u32(data, 66)?;
                 } else if header_size < 52 {
                     position += 12;
                 }
@@ -164,7 +164,7 @@ impl<'a> Description<'a> {
 
 /// The layout for bit field masks that Pillow supports.
 fn fields(bits: usize, masks: [u32; 4]) -> Option<Layout> {
-    let bytes = |size, places, alpha| Some(Layout::Bytes { size, places, alpha });
+    let bytes = |size, rgb, alpha| Some(Layout::Bytes { size, rgb, alpha });
     match (bits, masks) {
         (32, [0xFF0000, 0xFF00, 0xFF, 0]) => bytes(4, [2, 1, 0], None),
         (32, [0xFF000000, 0xFF0000, 0xFF00, 0]) => bytes(4, [3, 2, 1], None),
@@ -247,10 +247,10 @@ fn unpack(row: &[u8], layout: Layout, black_white: bool, mode: Mode, colors: &[[
                     |shift: u32, bits: u32| ((value >> shift & ((1 << bits) - 1)) * 255 / ((1 << bits) - 1)) as u8;
                 pixel.copy_from_slice(&[level(5 + green_bits, 5), level(5, green_bits), level(0, 5)]);
             }
-            Layout::Bytes { size, places, alpha } => {
+            Layout::Bytes { size, rgb, alpha } => {
                 let bytes = &row[x * size..][..size];
-                for (out, place) in pixel.iter_mut().zip(places.into_iter().chain(alpha)) {
-                    *out = bytes[place];
+                for (out, position) in pixel.iter_mut().zip(rgb.into_iter().chain(alpha)) {
+                    *out = bytes[position];
                 }
             }
         }

@@ -330,7 +330,7 @@ unsafe extern "C" {
         jpeg: *mut Handle,
         data: *const u8,
         length: usize,
-        stored: i32,
+        coded: i32,
         wanted: i32,
         channels: i32,
         shrink: u32,
@@ -347,11 +347,11 @@ unsafe extern "C" {
 
 #[allow(unsafe_code)]
 impl<'a> Decoder<'a> {
-    /// Starts decoding an image whose size was checked. The color spaces, stored and wanted, are libjpeg's numbers.
+    /// Starts decoding an image whose size was checked. The color spaces, of the file and wanted, are libjpeg's numbers.
     fn start(
         data: &'a [u8],
         size: (usize, usize),
-        (stored, wanted): (i32, i32),
+        (coded, wanted): (i32, i32),
         channels: usize,
         shrink: usize,
         max_scans: i32,
@@ -365,7 +365,7 @@ impl<'a> Decoder<'a> {
             let (data, length, channels, shrink) = (data.as_ptr(), data.len(), channels as i32, shrink as u32);
             let handle = handle.as_ptr();
             let size = (&mut width, &mut height);
-            latentq_jpeg_start(handle, data, length, stored, wanted, channels, shrink, max_scans, size.0, size.1)
+            latentq_jpeg_start(handle, data, length, coded, wanted, channels, shrink, max_scans, size.0, size.1)
         };
         decoder.check(status)?;
         decoder.width = width as usize;

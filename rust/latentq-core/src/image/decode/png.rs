@@ -257,9 +257,9 @@ impl<'a> Chunks<'a> {
     }
 
     fn take_frame(&mut self, body: &[u8]) -> Result<()> {
-        let number = |at: usize| u32::from_be_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
-        self.take_sequence(number(0))?;
-        let frame = [number(12), number(16), number(4), number(8)];
+        let read_u32 = |at: usize| u32::from_be_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
+        self.take_sequence(read_u32(0))?;
+        let frame = [read_u32(12), read_u32(16), read_u32(4), read_u32(8)];
         let fits = |start: u32, length: u32, side: u32| u64::from(start) + u64::from(length) <= u64::from(side);
         if !fits(frame[0], frame[2], self.size.0) || !fits(frame[1], frame[3], self.size.1) {
             return Err(self.broken("a frame outside the image"));
@@ -269,8 +269,8 @@ impl<'a> Chunks<'a> {
     }
 
     fn take_header(&mut self, body: &[u8]) -> Result<()> {
-        let number = |at: usize| u32::from_be_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
-        self.size = (number(0), number(4));
+        let read_u32 = |at: usize| u32::from_be_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
+        self.size = (read_u32(0), read_u32(4));
         let (depth, color) = (body[8], body[9]);
         let known = match color {
             0 => matches!(depth, 1 | 2 | 4 | 8 | 16),
@@ -438,7 +438,7 @@ impl<'a> Chunks<'a> {
                 }
                 filled = 0;
                 unfilter(&mut current[..length], &previous[..length], step).map_err(|what| self.broken_before(what))?;
-                passes.place(&current[1..length], bits, &mut rows);
+                passes.scatter(&current[1..length], bits, &mut rows);
                 let next_pass = passes.advance();
                 if passes.done() || status == Status::StreamEnd {
                     return Ok(rows);

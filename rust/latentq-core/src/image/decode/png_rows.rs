@@ -96,7 +96,7 @@ impl<'a> Passes<'a> {
     }
 
     /// Copies an unfiltered row to its position.
-    pub fn place(&self, row: &[u8], bits: usize, rows: &mut Rows) {
+    pub fn scatter(&self, row: &[u8], bits: usize, rows: &mut Rows) {
         let out = &mut rows.bytes[self.y * rows.stride..(self.y + 1) * rows.stride];
         if !self.interlaced {
             out.copy_from_slice(row);

@@ -74,14 +74,14 @@ struct Layout {
 
 impl Layout {
     fn read(directory: &Directory<'_>) -> Result<Self> {
-        let number = |tag| directory.number(tag);
-        let size = |tag| number(tag).filter(|&side| side > 0 && side <= u32::MAX.into()).map(|side| side as usize);
+        let integer = |tag| directory.integer(tag);
+        let size = |tag| integer(tag).filter(|&side| side > 0 && side <= u32::MAX.into()).map(|side| side as usize);
         let (Some(width), Some(height)) = (size(WIDTH), size(HEIGHT)) else {
             return Err(broken("the size is missing"));
         };
-        let samples = number(SAMPLES).unwrap_or(1);
-        let photometric = number(PHOTOMETRIC).unwrap_or(WHITE_IS_ZERO);
-        let compression = number(COMPRESSION).unwrap_or(RAW);
+        let samples = integer(SAMPLES).unwrap_or(1);
+        let photometric = integer(PHOTOMETRIC).unwrap_or(WHITE_IS_ZERO);
+        let compression = integer(COMPRESSION).unwrap_or(RAW);
         // Pillow reads uncompressed files itself and accepts truncated directories; libtiff does not.
         if compression != RAW && !directory.is_whole() {
             return Err(broken("the directory is truncated"));
@@ -93,9 +93,9 @@ impl Layout {
             _ => return Err(broken(&format!("photometric interpretation {photometric} is not supported"))),
         };
         let all = |tag, default: u64| -> Vec<u64> {
-            directory.numbers(tag).map_or(vec![default], |numbers| numbers.take(8).collect())
+            directory.integers(tag).map_or(vec![default], |numbers| numbers.take(8).collect())
         };
-        let extras = directory.numbers(EXTRA_SAMPLES).map_or(Vec::new(), |numbers| numbers.take(8).collect());
+        let extras = directory.integers(EXTRA_SAMPLES).map_or(Vec::new(), |numbers| numbers.take(8).collect());
         let bits = all(BITS, 1);
         let format = all(SAMPLE_FORMAT, UNSIGNED);
         let is_uniform = bits.iter().all(|&depth| depth == bits[0]) && format.iter().all(|&kind| kind == format[0]);
@@ -127,7 +127,7 @@ impl Layout {
             return Err(broken("this kind of YCbCr is not supported"));
         }
         let orientation = orientation::of_directory(Some(directory), directory.bytes(XMP));
-        let is_planar = number(PLANAR) == Some(2) && samples > 1;
+        let is_planar = integer(PLANAR) == Some(2) && samples > 1;
         if is_planar && (compression == JPEG || photometric == YCC) {
             return Err(broken("planar JPEG or YCbCr is not supported"));
         }
@@ -149,7 +149,7 @@ impl Layout {
 
 /// True if YCbCr is not subsampled and has the coefficients and range of JPEG.
 fn is_plain_ycc(directory: &Directory<'_>) -> bool {
-    let is_whole = directory.numbers(YCC_SUBSAMPLING).is_some_and(|sides| sides.eq([1, 1]));
+    let is_whole = directory.integers(YCC_SUBSAMPLING).is_some_and(|sides| sides.eq([1, 1]));
     let reference = directory.fractions(YCC_REFERENCE);
     is_whole
         && directory.bytes(YCC_COEFFICIENTS).is_none()
@@ -197,12 +197,12 @@ struct Grid {
 
 impl Grid {
     fn read(directory: &Directory<'_>, layout: &Layout, max_pixels: u64) -> Result<Self> {
-        let side = |tag, default: usize| match directory.number(tag) {
+        let side = |tag, default: usize| match directory.integer(tag) {
             Some(0) => Err(broken("the size of strips or tiles is zero")),
             Some(side) => Ok(usize::try_from(side).unwrap_or(usize::MAX)),
             None => Ok(default),
         };
-        let list = |tag| directory.numbers(tag).map(|numbers| numbers.collect::<Vec<u64>>());
+        let list = |tag| directory.integers(tag).map(|numbers| numbers.collect::<Vec<u64>>());
         match (list(STRIP_OFFSETS), list(TILE_OFFSETS)) {
             (Some(offsets), _) => {
                 let height = side(ROWS_PER_STRIP, layout.height)?.min(layout.height);
@@ -262,14 +262,14 @@ impl<'a> Coding<'a> {
     fn read(directory: &'a Directory<'a>, layout: &'a Layout) -> Result<Self> {
         // Other compressions have no predictor, and ignore the tag.
         let is_predictable = matches!(layout.compression, 5 | 8 | 32946 | ZSTD);
-        let predictor = match directory.number(PREDICTOR).filter(|_| is_predictable).unwrap_or(1) {
+        let predictor = match directory.integer(PREDICTOR).filter(|_| is_predictable).unwrap_or(1) {
             1 => Predictor::None,
             2 if layout.bits >= 8 => Predictor::Left,
             3 if layout.format == FLOAT => Predictor::FloatBytes,
             _ => return Err(broken("the predictor is not supported")),
         };
         let channels = if layout.is_planar { 1 } else { layout.samples };
-        Ok(Self { directory, layout, channels, is_reversed: directory.number(FILL_ORDER) == Some(2), predictor })
+        Ok(Self { directory, layout, channels, is_reversed: directory.integer(FILL_ORDER) == Some(2), predictor })
     }
 
     /// Bytes per row of `width` pixels.
@@ -297,7 +297,7 @@ impl<'a> Coding<'a> {
             chunk.resize(rows * stride, 0);
             let filled = match layout.compression {
                 2..=4 if layout.bits * channels == 1 => {
-                    let options = directory.number(FAX_OPTIONS).unwrap_or(0);
+                    let options = directory.integer(FAX_OPTIONS).unwrap_or(0);
                     expand_fax(coded, layout.compression, options, width, &mut chunk)
                 }
                 compression => expand(coded, compression, &mut chunk)?,
@@ -354,7 +354,7 @@ fn color_map(directory: &Directory<'_>, layout: &Layout) -> Result<[[u8; 3]; 256
         return palette(&[]);
     }
     let count = 1 << layout.bits;
-    let levels = directory.numbers(COLOR_MAP).ok_or_else(|| broken("the color map is missing"))?;
+    let levels = directory.integers(COLOR_MAP).ok_or_else(|| broken("the color map is missing"))?;
     let map: Vec<u8> = levels.take(3 * count).map(|level| (level >> 8) as u8).collect();
     if map.len() < 3 * count {
         return Err(broken("the color map is too short"));

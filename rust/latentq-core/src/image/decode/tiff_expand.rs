@@ -142,8 +142,8 @@ pub fn unpredict(row: &mut [u8], channels: usize, bits: usize, is_little: bool) 
     for index in (bytes * channels..row.len()).step_by(bytes) {
         let before = read(&row[index - bytes * channels..][..bytes], is_little);
         let value = read(&row[index..][..bytes], is_little).wrapping_add(before);
-        for (place, byte) in row[index..][..bytes].iter_mut().enumerate() {
-            *byte = (value >> (8 * if is_little { place } else { bytes - 1 - place })) as u8;
+        for (position, byte) in row[index..][..bytes].iter_mut().enumerate() {
+            *byte = (value >> (8 * if is_little { position } else { bytes - 1 - position })) as u8;
         }
     }
 }
@@ -157,8 +157,8 @@ pub fn unpredict_floats(row: &mut [u8], bytes: usize) {
     let planes = row.to_vec();
     let count = row.len() / bytes;
     for (index, float) in row.chunks_exact_mut(bytes).enumerate() {
-        for (place, byte) in float.iter_mut().enumerate() {
-            *byte = planes[(bytes - 1 - place) * count + index];
+        for (position, byte) in float.iter_mut().enumerate() {
+            *byte = planes[(bytes - 1 - position) * count + index];
         }
     }
 }

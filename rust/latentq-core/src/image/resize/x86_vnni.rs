@@ -162,23 +162,23 @@ impl Short {
         let mut blocks = Vec::new();
         let mut lines = Vec::new();
         for block in (0..count).step_by(BLOCK) {
-            let mut places = ZERO;
+            let mut positions = ZERO;
             let mut digits = vec![[ZERO; 3]; groups];
             for index in block..=last(block) {
                 let (_, values) = weights.at(index);
                 for lane in 0..12 {
                     let (channel, tap) = (lane / 4, lane % 4);
-                    let place = (index - block) * 12 + lane;
-                    places.0[place] = (offset(index) - offset(block) + tap * 3 + channel) as u8;
+                    let position = (index - block) * 12 + lane;
+                    positions.0[position] = (offset(index) - offset(block) + tap * 3 + channel) as u8;
                     for (group, digits) in digits.iter_mut().enumerate() {
                         let bytes = bytes_of(weight(values, 4 * group + tap));
                         for digit in 0..3 {
-                            digits[digit].0[place] = bytes[digit];
+                            digits[digit].0[position] = bytes[digit];
                         }
                     }
                 }
             }
-            blocks.push((offset(block), places));
+            blocks.push((offset(block), positions));
             lines.extend(digits);
         }
         Some(Self { blocks, lines, groups, count })
@@ -187,10 +187,10 @@ impl Short {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         let zero = _mm512_setzero_si512();
-        for (index, ((offset, places), lines)) in
+        for (index, ((offset, positions), lines)) in
             self.blocks.iter().zip(self.lines.chunks_exact(self.groups)).enumerate()
         {
-            let places = load!(_mm512_loadu_si512, places.0, 0, 64);
+            let positions = load!(_mm512_loadu_si512, positions.0, 0, 64);
             let mut sums = [[zero; 3]; ROWS];
             for (group, lines) in lines.iter().enumerate() {
                 let mut digits = [zero; 3];
@@ -199,7 +199,7 @@ impl Short {
                 }
                 for row in 0..ROWS {
                     let taps = load!(_mm512_loadu_si512, input, row * stride + offset + group * 12, 64);
-                    let taps = _mm512_permutexvar_epi8(places, taps);
+                    let taps = _mm512_permutexvar_epi8(positions, taps);
                     for digit in 0..3 {
                         sums[row][digit] = _mm512_dpbusd_epi32(sums[row][digit], taps, digits[digit]);
                     }
@@ -236,11 +236,11 @@ impl Long {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
     fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         let zero = _mm512_setzero_si512();
-        let mut places = ZERO;
-        for (place, byte) in places.0[..48].iter_mut().enumerate() {
-            *byte = (place % TAPS * 3 + place / TAPS) as u8;
+        let mut positions = ZERO;
+        for (position, byte) in positions.0[..48].iter_mut().enumerate() {
+            *byte = (position % TAPS * 3 + position / TAPS) as u8;
         }
-        let places = load!(_mm512_loadu_si512, places.0, 0, 64);
+        let positions = load!(_mm512_loadu_si512, positions.0, 0, 64);
         // Transpose from one channel to one row per 32 bits.
         let turn = _mm_setr_epi8(0, 4, 8, -1, 1, 5, 9, -1, 2, 6, 10, -1, 3, 7, 11, -1);
         for (index, (&offset, weights)) in self.offsets.iter().zip(self.weights.chunks_exact(self.steps)).enumerate() {
@@ -252,7 +252,7 @@ impl Long {
                 }
                 for row in 0..ROWS {
                     let taps = load!(_mm512_loadu_si512, input, row * stride + offset + step * TAPS * 3, 64);
-                    let taps = _mm512_permutexvar_epi8(places, taps);
+                    let taps = _mm512_permutexvar_epi8(positions, taps);
                     for digit in 0..3 {
                         sums[row][digit] = _mm512_dpbusd_epi32(sums[row][digit], taps, digits[digit]);
                     }

@@ -9,7 +9,7 @@ mod x86;
 pub(super) mod x86_stream;
 
 use super::floats::{Float, Floats, FloatsMut};
-use super::kernel::{Counts, Kernel, Observed};
+use super::kernel::{Kernel, Observed, ValueCounts};
 use super::scheme::Affine;
 
 /// An instruction set that this processor supports.
@@ -163,7 +163,7 @@ impl Isa {
         x: &[F::Bits],
         out: &mut [u8],
         plane: usize,
-    ) -> Option<Counts> {
+    ) -> Option<ValueCounts> {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Some(unsafe { x86_stream::quantize::<F>(affine, x, out, plane) }),

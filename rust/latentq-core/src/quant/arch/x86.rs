@@ -108,14 +108,14 @@ pub fn encode_lines(affine: &Affine, x: Floats<'_>, put: impl FnMut(__m512i, usi
 /// The positions of a line's elements after packing four vectors of 16: the instruction takes four of each vector in turn.
 /// With `by_parity`, the first two vectors have the even and the odd elements of the first half, and so on.
 const fn packed_places(by_parity: bool) -> [u8; LINE] {
-    let mut places = [0; LINE];
+    let mut positions = [0; LINE];
     let mut i = 0;
     while i < LINE {
         let (vector, lane) = if by_parity { (i / 32 * 2 + i % 2, i % 32 / 2) } else { (i / 16, i % 16) };
-        places[i] = (16 * (lane / 4) + 4 * vector + lane % 4) as u8;
+        positions[i] = (16 * (lane / 4) + 4 * vector + lane % 4) as u8;
         i += 1;
     }
-    places
+    positions
 }
 const IN_ORDER: [u8; LINE] = packed_places(false);
 const BY_PARITY: [u8; LINE] = packed_places(true);
@@ -126,14 +126,14 @@ const AHEAD: usize = 512;
 /// Class mask: quiet and signaling NaN, both infinities.
 const NOT_FINITE: i32 = 0x99;
 
-/// Encodes whole vectors. `load` widens a line of values to f32, and `places` has the positions of their codes.
+/// Encodes whole vectors. `load` widens a line of values to f32, and `positions` has the positions of their codes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,popcnt")]
 #[inline]
 #[allow(unsafe_code)]
 fn encode_vectors<T: Copy>(
     affine: &Affine,
     x: &[T],
-    places: &[u8; LINE],
+    positions: &[u8; LINE],
     mut put: impl FnMut(__m512i, usize),
     load: impl Fn(&[T; LINE]) -> [__m512; 4],
 ) -> Observed {
@@ -141,7 +141,7 @@ fn encode_vectors<T: Copy>(
     let inverse_step = _mm512_set1_ps(affine.inverse_step);
     let last_code = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(high, low), inverse_step));
     // Hidden from the compiler, which would replace a constant index by several permutes. SAFETY: an array of 64 bytes.
-    let places = unsafe { _mm512_loadu_si512(std::hint::black_box(places).as_ptr().cast()) };
+    let positions = unsafe { _mm512_loadu_si512(std::hint::black_box(positions).as_ptr().cast()) };
     let (mut inside, mut sums) = (0, [_mm512_setzero_ps(); 4]);
     let mut encode = |x: &[T; LINE]| {
         let x = load(x);
@@ -156,7 +156,7 @@ fn encode_vectors<T: Copy>(
             _mm512_mask_cvtps_epi32(last_code, below_high, code)
         });
         let words = [_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d)];
-        (_mm512_permutexvar_epi8(places, _mm512_packus_epi16(words[0], words[1])), last >> 15)
+        (_mm512_permutexvar_epi8(positions, _mm512_packus_epi16(words[0], words[1])), last >> 15)
     };
     let (lines, rest) = x.as_chunks::<LINE>();
     for x in lines {

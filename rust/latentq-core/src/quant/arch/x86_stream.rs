@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::x86::encode_lines;
 use crate::quant::floats::Float;
-use crate::quant::kernel::{Counts, LINE, Tally};
+use crate::quant::kernel::{LINE, Tally, ValueCounts};
 use crate::quant::scheme::Affine;
 
 /// Values of one half that are encoded before switching to the other half.
@@ -14,7 +14,7 @@ pub const TURN: usize = 1024;
 /// Quantizes `x` (N, C, plane) to the nearest codes. Alternates between the two halves of the batch, because one read
 /// stream does not saturate the memory (on a Zen 4, two streams are 1.2 times as fast).
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,popcnt")]
-pub fn quantize<F: Float>(affine: &[Affine], x: &[F::Bits], out: &mut [u8], plane: usize) -> Counts {
+pub fn quantize<F: Float>(affine: &[Affine], x: &[F::Bits], out: &mut [u8], plane: usize) -> ValueCounts {
     let sample = affine.len() * plane;
     let first = x.len() / sample / 2;
     let (x, other_x) = x.split_at(first * sample);
@@ -88,7 +88,7 @@ impl<'a, F: Float> Half<'a, F> {
 
     #[target_feature(enable = "avx512f,avx512vbmi")]
     #[inline]
-    fn finish(self) -> Counts {
+    fn finish(self) -> ValueCounts {
         let tail = self.lines.tail;
         tail.copy_from_slice(&bytes(self.carry.codes)[LINE - tail.len()..]);
         // Make the non-temporal stores visible to other threads before anything that follows.
@@ -172,18 +172,18 @@ impl Carry {
     #[inline]
     #[allow(unsafe_code)]
     fn after(&self, skipped: usize, codes: __m512i) -> __m512i {
-        const PLACES: [u8; LINE] = {
-            let mut places = [0; LINE];
+        const POSITIONS: [u8; LINE] = {
+            let mut positions = [0; LINE];
             let mut i = 0;
             while i < LINE {
-                places[i] = i as u8;
+                positions[i] = i as u8;
                 i += 1;
             }
-            places
+            positions
         };
         // SAFETY: an array of 64 bytes.
-        let places = unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) };
-        _mm512_permutex2var_epi8(self.codes, _mm512_add_epi8(places, _mm512_set1_epi8(skipped as i8)), codes)
+        let positions = unsafe { _mm512_loadu_si512(POSITIONS.as_ptr().cast()) };
+        _mm512_permutex2var_epi8(self.codes, _mm512_add_epi8(positions, _mm512_set1_epi8(skipped as i8)), codes)
     }
 }
 
