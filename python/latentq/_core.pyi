@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from latentq.choices import Alpha, ChannelOrder, Crop, Filter, Icc, RangeMethod
+
 __all__ = [
     "MAX_PIXELS",
     "Calibrator",
@@ -103,7 +105,7 @@ class Quantizer:
 class Calibrator:
     def __new__(cls, channels: int) -> Calibrator: ...
     def update(self, x: npt.NDArray[Any], bfloat16: bool) -> tuple[int, int] | None: ...
-    def ranges(self, bits: int, method: str) -> list[tuple[float, float]]: ...
+    def ranges(self, bits: int, method: RangeMethod) -> list[tuple[float, float]]: ...
     def measure(self, quantizer: Quantizer) -> list[tuple[float, float, float, float, float]]: ...
     def levels(self, bits: int) -> list[float]: ...
 
@@ -157,12 +159,12 @@ def mds_merged_index(path: str, folders: Sequence[str]) -> bytes: ...
 MAX_PIXELS: int
 
 class _ImageOptions(TypedDict, total=False):
-    crop: str
-    filter: str
-    layout: str
+    crop: Crop
+    filter: Filter
+    layout: ChannelOrder
     orient: bool
-    alpha: str
-    icc: str
+    alpha: Alpha
+    icc: Icc
     min_side: int | None
     max_pixels: int
 

@@ -11,23 +11,19 @@ from ``DataLoader`` workers and after a fork.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentq import _core
 from latentq._core import ImageError
+from latentq.choices import Alpha, ChannelOrder, Crop, Filter, Icc
 from latentq.image_fallback import as_png, header, is_unknown_format
 
 __all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_batch", "load_sizes", "resize"]
 
 
-Alpha: TypeAlias = Literal["white", "black", "drop"]
-Icc: TypeAlias = Literal["srgb", "ignore"]
-Filter: TypeAlias = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
-Crop: TypeAlias = Literal["center", "center-round", "adm"]
-ChannelOrder: TypeAlias = Literal["chw", "hwc"]
 Item: TypeAlias = bytes | str | os.PathLike[str]
 
 MAX_PIXELS: int = _core.MAX_PIXELS

@@ -8,17 +8,14 @@ from dataclasses import fields
 from typing import Any, TypeVar, get_args
 
 from latentq._core import RecipeError
+from latentq.choices import Alpha, Crop, Filter, Icc
 from latentq.format.options import (
     COLUMN_FIELDS,
     DEFAULT_QUANTIZERS,
     QUANTIZER_FIELDS,
-    Alpha,
     Column,
     Content,
-    Crop,
     Dtype,
-    Filter,
-    Icc,
     Store,
 )
 

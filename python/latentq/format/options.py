@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# The same choices as in latentq.image, repeated because `--help` must not import NumPy.
-Crop = Literal["center", "center-round", "adm"]
-Filter = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
-Alpha = Literal["white", "black", "drop"]
-Icc = Literal["srgb", "ignore"]
+from latentq.choices import Alpha, Crop, Filter, Icc
+
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
 Content = Literal[

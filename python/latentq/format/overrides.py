@@ -11,20 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from latentq._core import RecipeError
+from latentq.choices import Alpha, Crop, Filter, Icc, Method
 from latentq.format.options import (
     ENCODED,
     QUANTIZER_FIELDS,
     TEXT,
-    Alpha,
-    Crop,
     Dtype,
-    Filter,
-    Icc,
     TextOptions,
 )
 
 StoreOption = Literal["sample", "mean", "moments", "tokens"]
-CalibrationMethod = Literal["mse", "minmax", "percentile", "lloyd-max"]
 PixelRange = tuple[float, float]
 Tables = dict[str, Any]
 
@@ -49,7 +45,7 @@ class RecipeOverrides(TypedDict, total=False):
     scaled: bool | None
     flip: bool | None
     bits: int | None
-    calibrate: CalibrationMethod | None
+    calibrate: Method | None
     calibration: int | None
     unit_size: int | None
     image: bool | None
@@ -121,7 +117,7 @@ OVERRIDES = (
     Override("flip", "columns", bool, "store the mirrored images too, in columns NAME_flip"),
     Override("bits", "columns.*.quantizer.bits", int, "bits of each stored value", "2..8"),
     Override(
-        "calibrate", "columns.*.quantizer.method", CalibrationMethod,
+        "calibrate", "columns.*.quantizer.method", Method,
         "how quantizers are calibrated; lloyd-max makes codebooks",
     ),
     Override("calibration", "calibration", int, "number of images that quantizers are calibrated on", "N"),

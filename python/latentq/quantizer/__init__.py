@@ -1,9 +1,10 @@
 """Quantizers: floats to small integers and back, calibrated, per channel, equal on every device."""
 
+from latentq.choices import Method
 from latentq.quantizer.floats import FLOAT_BITS, FLOAT_MAX
 from latentq.quantizer.quantizer import Calibrator, Quantizer
 from latentq.quantizer.results import Measurement, NotFiniteError, ValueCounts
-from latentq.quantizer.scheme import Kind, Method, Rounding
+from latentq.quantizer.scheme import Kind, Rounding
 from latentq.quantizer.statistics import Moments, Statistics
 
 __all__ = [

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentq import _core
+from latentq.choices import Method
 from latentq.quantizer.arrays import (
     UINT8,
     as_array,
@@ -31,7 +32,6 @@ from latentq.quantizer.arrays import (
 from latentq.quantizer.floats import FLOAT_BITS, FLOAT_DTYPES, FLOAT_MAX, float_name
 from latentq.quantizer.results import Measurement, ValueCounts, not_finite
 from latentq.quantizer.scheme import (
-    Method,
     Rounding,
     Scheme,
     check_bits,

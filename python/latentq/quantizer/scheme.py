@@ -13,7 +13,6 @@ from latentq.quantizer.floats import FLOAT_BITS, FLOAT_MAX
 
 Kind: TypeAlias = Literal["uniform", "affine", "codebook", "float16", "bfloat16", "float32"]
 Rounding: TypeAlias = Literal["nearest", "truncate"]
-Method: TypeAlias = Literal["mse", "minmax", "percentile", "lloyd-max"]
 
 _MAX_CHANNELS = 1 << 16  # more than any autoencoder has; a number read from a file can be anything
 
