@@ -68,11 +68,11 @@ def test_decoded_images_are_compared_with_the_originals_and_with_the_unquantized
     assert coarse.psnr_decoded_db == pytest.approx(np.mean(-10 * np.log10(errors)), abs=1e-3)
 
 
-def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", latents())
+def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row() -> None:
+    results = measure.measure(latents(), bits=[8])
     text, objects = io.StringIO(), io.StringIO()
-    measure.main_table(tmp_path / "x.npy", file=text, bits=[8])
-    measure.main_table(tmp_path / "x.npy", file=objects, bits=[8], as_json=True)
+    measure.print_table(results, file=text)
+    measure.print_json(results, file=objects)
     lines = text.getvalue().splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["float16", "uniform", *measure.METHODS]
     assert "PSNR" not in lines[0]

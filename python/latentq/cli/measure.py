@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentq._core import LatentqError
 from latentq.cli.common import UsageError, add_command, check_source
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from latentq.cli.common import Commands
+    from latentq.models.autoencoders import Autoencoder
 
 
 def add(commands: Commands) -> None:
@@ -41,30 +45,42 @@ def _run(options: argparse.Namespace) -> int:
     for bits in options.bits or ():
         if not 2 <= bits <= 8:
             raise UsageError(f"--bits must be from 2 to 8, not {bits}")
-    wanted = {"bits": options.bits} if options.bits else {}
     if path.is_file():
         if options.source is not None or options.column is not None:
             raise UsageError("--source and --column need a dataset, whose card says how its images were cropped")
-        from latentq.inspect import measure
+        from latentq.inspect.measure import load
         from latentq.models.autoencoders import load_autoencoder
 
         network = load_autoencoder(options.autoencoder) if options.autoencoder else None
-        measure.main_table(path, as_json=options.json, autoencoder=network, progress=sys.stderr, **wanted)
-        return 0
+        return _measure(options, load(path), network, None)
     if not (path / CARD).exists():
         raise LatentqError(f"{path} has no card ({CARD}): it is not a dataset")
     if options.source is not None:
         check_source(options.source)
     else:
         print("latentq: without --source these are the stored latents, already quantized once", file=sys.stderr)
-    from latentq.inspect import measure
+    from latentq.inspect.measure import of_dataset
 
-    latents, network, images = measure.of_dataset(
+    latents, network, images = of_dataset(
         path,
         column=options.column,
         source=options.source,
         autoencoder=options.autoencoder,
         progress=sys.stderr,
     )
-    measure.main_table(latents, as_json=options.json, autoencoder=network, images=images, progress=sys.stderr, **wanted)
+    return _measure(options, latents, network, images)
+
+
+def _measure(
+    options: argparse.Namespace,
+    latents: NDArray[Any],
+    network: Autoencoder | None,
+    images: NDArray[np.uint8] | None,
+) -> int:
+    """Measures latents and prints the rows. Returns the exit code."""
+    from latentq.inspect.measure import BITS, measure, print_json, print_table
+
+    bits = options.bits or BITS
+    rows = measure(latents, bits=bits, autoencoder=network, images=images, progress=sys.stderr)
+    (print_json if options.json else print_table)(rows)
     return 0

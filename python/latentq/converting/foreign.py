@@ -81,8 +81,7 @@ class ForeignDataset:
     @cached_property
     def card(self) -> Card:
         """The card, still without counts and statistics."""
-        # Planning reads an autoencoder's name and shapes only, which is all that is known of this one.
-        card, _ = plan_card(self.recipe, self.kind, self.listing, self.autoencoder, None)  # type: ignore[arg-type]
+        card, _ = plan_card(self.recipe, self.kind, self.listing, self.autoencoder, None)
         return replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN))
 
     def decodable(self, indices: Sequence[int]) -> torch.Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from latentq.encoding.stages import Profile
 from latentq.format.overrides import RecipeOverrides
@@ -43,21 +42,23 @@ class EncodeSettings(RunSettings):
     profile: Profile
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[EncodeSettings, RecipeOverrides]:
-    """Splits `EncodeOptions` into settings, checked and with defaults, and the overrides of the recipe.
+def split_options(options: EncodeOptions) -> tuple[EncodeSettings, RecipeOverrides]:
+    """Splits the options of `encode` into settings, checked and with defaults, and the overrides of the recipe.
 
     Raises:
         ValueError: An option is out of range.
     """
-    given = {key: value for key, value in options.items() if key in EncodeRunOptions.__annotations__}
-    overrides = cast(RecipeOverrides, {key: value for key, value in options.items() if key not in given})
-    device = given.pop("device", None)
-    batch_size = given.pop("batch_size", 64)
-    compiled = given.pop("compiled", False)
-    profile = given.pop("profile", None)
+    own = EncodeRunOptions.__annotations__
+    run_options = cast(RunOptions, {key: value for key, value in options.items() if key in RunOptions.__annotations__})
+    overrides = cast(RecipeOverrides, {key: value for key, value in options.items() if key not in own})
+    batch_size = options.get("batch_size", 64)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    run = run_settings(**given)
-    return EncodeSettings(
-        **vars(run), device=device, batch_size=batch_size, compiled=compiled, profile=profile or Profile()
-    ), overrides
+    settings = EncodeSettings(
+        **vars(run_settings(**run_options)),
+        device=options.get("device"),
+        batch_size=batch_size,
+        compiled=options.get("compiled", False),
+        profile=options.get("profile") or Profile(),
+    )
+    return settings, overrides

@@ -24,7 +24,7 @@ from latentq.system.progress import BriefProgress, Progress
 if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
 
-__all__ = ["SchemeCost", "load", "main_table", "measure", "of_dataset", "print_table"]
+__all__ = ["SchemeCost", "load", "measure", "of_dataset", "print_json", "print_table"]
 
 BITS = (8, 6, 4)
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max")
@@ -175,25 +175,13 @@ def _note(row: SchemeCost, rows: Sequence[SchemeCost]) -> str:
     return ", ".join(["default"] * (row.scheme == DEFAULT_METHOD) + ["least error"] * least_error)
 
 
-def main_table(
-    latents: str | PathLike[str] | npt.ArrayLike | Iterable[Any],
-    *,
-    as_json: bool = False,
-    file: TextIO | None = None,
-    **options: Any,
-) -> None:
-    """Measures, and prints the table or, with `as_json`, a list of one object per row.
+def print_json(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
+    """Prints rows as a JSON list of one object per row. Numbers that are not finite become null.
 
     Args:
-        latents: The path of a .npy file, or any latents that `measure` accepts.
-        as_json: Write JSON; numbers that are not finite become null.
+        rows: The results of `measure`.
         file: The output; standard output by default.
-        **options: Passed to `measure`.
     """
-    rows = measure(load(latents) if isinstance(latents, str | PathLike) else latents, **options)
-    if not as_json:
-        print_table(rows, file=file)
-        return
     plain = [dataclasses.asdict(row) for row in rows]
     for row in plain:
         row.update({k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)})

@@ -11,6 +11,7 @@ from latentq.format.facts import UNKNOWN
 from latentq.format.options import Column
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder, load_autoencoder, subfolder_in
+from latentq.models.autoencoders.interface import DescribedAutoencoder
 from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash
 
@@ -58,7 +59,7 @@ def autoencoder_for(
     return network
 
 
-def shape_of(recipe: Recipe, column: Column, network: Autoencoder) -> tuple[int, ...]:
+def shape_of(recipe: Recipe, column: Column, network: DescribedAutoencoder) -> tuple[int, ...]:
     """Returns the shape that a column of latents, moments or tokens stores for one sample.
 
     Raises:
@@ -103,6 +104,6 @@ def _checked(recipe: Recipe, column: Column, shape: tuple[int, ...], name: str) 
     return shape
 
 
-def codebook_size(network: Autoencoder) -> int:
+def codebook_size(network: DescribedAutoencoder) -> int:
     """Returns the number of codes in a network's codebook; 0 if it has none."""
     return int(getattr(network, "codebook_size", 0))

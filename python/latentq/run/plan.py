@@ -15,7 +15,7 @@ from latentq.format.facts import TOKEN_DTYPES, AutoencoderFacts, EmbeddingFacts,
 from latentq.format.options import ENCODED, FLOATS, TEXT, Column
 from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
-from latentq.models.autoencoders import Autoencoder
+from latentq.models.autoencoders.interface import DescribedAutoencoder
 from latentq.models.match import codebook_size, shape_of, text_shape
 from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash
@@ -60,7 +60,7 @@ def plan_card(
     recipe: Recipe,
     kind: str,
     listing: Listing,
-    autoencoder: Autoencoder,
+    autoencoder: DescribedAutoencoder,
     parent: Card | None,
     text_encoder: TextEncoder | None = None,
 ) -> tuple[Card, tuple[str, ...]]:
@@ -109,7 +109,7 @@ def plan_card(
     return card, uncalibrated
 
 
-def _autoencoder_facts(autoencoder: Autoencoder, parent: Card | None) -> AutoencoderFacts:
+def _autoencoder_facts(autoencoder: DescribedAutoencoder, parent: Card | None) -> AutoencoderFacts:
     facts = AutoencoderFacts(
         name=autoencoder.name,
         family=getattr(autoencoder, "family", type(autoencoder).__name__),
@@ -222,7 +222,7 @@ def _encodings(
     return encodings
 
 
-def _token_dtype(name: str, column: Column, autoencoder: Autoencoder) -> str:
+def _token_dtype(name: str, column: Column, autoencoder: DescribedAutoencoder) -> str:
     """Returns the dtype in the column's encoding, or else the smallest that holds every token."""
     size = codebook_size(autoencoder)
     fits = [dtype for dtype, largest in TOKEN_DTYPES.items() if size <= largest]

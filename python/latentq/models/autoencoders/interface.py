@@ -47,6 +47,29 @@ class Autoencoder(Protocol):
         ...
 
 
+class DescribedAutoencoder(Protocol):
+    """The part of an `Autoencoder` that decides a dataset's card; enough for an autoencoder that is not loaded."""
+
+    @property
+    def name(self) -> str:
+        """The name for the card."""
+        ...
+
+    @property
+    def scaling_factor(self) -> float:
+        """The factor that latents are multiplied by for training."""
+        ...
+
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """The pixel values of black and white."""
+        ...
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """Returns (C, h, w) for images of size x size pixels; raises ValueError for a size that cannot be encoded."""
+        ...
+
+
 @runtime_checkable
 class Posterior(Protocol):
     """An autoencoder whose latents are drawn from a normal distribution."""
