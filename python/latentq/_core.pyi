@@ -1,13 +1,13 @@
 # The compiled core. The public, documented API is `latentq.image`, `latentq.quantizer` and `latentq.mds`.
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypedDict, final
+from typing import Any, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from latentq.choices import Alpha, ChannelOrder, Crop, Filter, Icc, RangeMethod
+from latentq.choices import ChannelOrder, PixelOptions, RangeMethod
 
 __all__ = [
     "MAX_PIXELS",
@@ -158,14 +158,8 @@ def mds_merged_index(path: str, folders: Sequence[str]) -> bytes: ...
 
 MAX_PIXELS: int
 
-class _ImageOptions(TypedDict, total=False):
-    crop: Crop
-    filter: Filter
+class _ImageOptions(PixelOptions, total=False):
     layout: ChannelOrder
-    orient: bool
-    alpha: Alpha
-    icc: Icc
-    min_side: int | None
     max_pixels: int
 
 def image_decode(data: bytes | str, options: _ImageOptions) -> NDArray[np.uint8]: ...

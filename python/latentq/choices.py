@@ -1,15 +1,27 @@
-"""The choices of options that the core, the Python API, recipes and the command line share.
+"""The options, and their choices, that the core, the Python API, recipes and the command line share.
 
-Nothing heavy is imported here: `latentq --help` lists these choices without NumPy.
+Nothing heavy is imported here: `latentq --help` lists the choices without NumPy.
 """
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 Crop: TypeAlias = Literal["center", "center-round", "adm"]
 Filter: TypeAlias = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
 Alpha: TypeAlias = Literal["white", "black", "drop"]
 Icc: TypeAlias = Literal["srgb", "ignore"]
 ChannelOrder: TypeAlias = Literal["chw", "hwc"]
+
+
+class PixelOptions(TypedDict, total=False):
+    """The options that turn an image file into pixels: keyword arguments of `latentq.image.load` and `load_batch`."""
+
+    crop: Crop
+    filter: Filter
+    orient: bool
+    alpha: Alpha
+    icc: Icc
+    min_side: int | None
+
 
 RangeMethod: TypeAlias = Literal["mse", "minmax", "percentile"]
 Method: TypeAlias = Literal[RangeMethod, "lloyd-max"]

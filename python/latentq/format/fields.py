@@ -40,7 +40,7 @@ def options_from(data: Mapping[str, Any], name: str, options: type[_Options]) ->
     return options(**{key: _checked(f"{name}.{key}", key, value, options) for key, value in values.items()})
 
 
-def column_from(name: str, data: Any) -> Column:
+def column_from(name: str, data: object) -> Column:
     """Returns the column of the table `[columns.NAME]`.
 
     Raises:

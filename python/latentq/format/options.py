@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from latentq.choices import Alpha, Crop, Filter, Icc
+from latentq.choices import Alpha, Crop, Filter, Icc, PixelOptions
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
@@ -69,10 +69,16 @@ class ImageOptions:
     min_size: int = 0
     min_side: int = 0
 
-    def options(self) -> dict[str, Any]:
+    def options(self) -> PixelOptions:
         """Returns the keyword arguments of `latentq.image.load` and `load_batch`."""
-        given = {name: value for name, value in vars(self).items() if name != "min_size"}
-        return {**given, "min_side": self.min_side or None}
+        return {
+            "crop": self.crop,
+            "filter": self.filter,
+            "orient": self.orient,
+            "alpha": self.alpha,
+            "icc": self.icc,
+            "min_side": self.min_side or None,
+        }
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def default_text(override: Override, tables: Tables) -> str:
     return "" if value == () else str(value)
 
 
-def apply_override(tables: Tables, name: str, value: Any) -> None:
+def apply_override(tables: Tables, name: str, value: object) -> None:
     """Changes a recipe's tables in place, by one option.
 
     Args:

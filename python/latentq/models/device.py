@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 
@@ -28,7 +27,7 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used: {reason}") from None
 
 
-def device_of(model: Any) -> str:
+def device_of(model: object) -> str:
     """Returns the device of the first parameter of a model, or of its `module`, else `cpu`: its input must go there."""
     parameters = getattr(getattr(model, "module", model), "parameters", None)
     first = next(iter(parameters()), None) if callable(parameters) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Collection, Iterator
+from types import ModuleType
 from typing import Any
 
 from latentq._core import LatentqError
@@ -64,7 +65,7 @@ def load_failure(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def quiet(logging: Any) -> Iterator[None]:
+def quiet(logging: ModuleType) -> Iterator[None]:
     """Silences the hints and progress bars of diffusers or transformers while a model is loaded: errors are raised.
 
     Args:
