@@ -102,9 +102,9 @@ def main() -> None:
             )
             if done.returncode:
                 sys.exit(done.stderr[-2000:])
-            *told, peak = done.stdout.splitlines()
+            *report, peak = done.stdout.splitlines()
             peaks[samples] = int(peak)
-            print("\n".join([f"{samples:,} samples, peak {peak} MiB", *told]), flush=True)
+            print("\n".join([f"{samples:,} samples, peak {peak} MiB", *report]), flush=True)
         batch = latentq.LatentDataset(out).batch(range(4))
         assert batch["caption_embedding"].shape == (4, 1, 77, WIDTH)
         print(f"{peaks[options.samples] - peaks[0]} MiB above the model's own")

@@ -26,9 +26,9 @@ def test_decode_gives_the_picture(small_dataset, pictures, tmp_path):
 def test_decode_with_a_source_makes_a_sheet_with_the_originals(small_dataset, pictures, tmp_path, capsys):
     (pictures / "ant" / "00.txt").write_text("x")
     code = main(["decode", str(small_dataset), "--source", str(pictures), "-o", str(tmp_path / "x.png")])
-    told = capsys.readouterr()
-    assert code == 0, told.err
-    assert "8 samples, mean PSNR as stored" in told.out
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "8 samples, mean PSNR as stored" in captured.out
     assert Image.open(tmp_path / "x.png").width > 3 * 64
 
 

@@ -43,9 +43,9 @@ def test_without_an_autoencoder_one_line_names_the_default(pictures, tmp_path, c
 def test_rejects_are_printed_and_the_run_succeeds(pictures, tmp_path, capsys):
     (pictures / "ant" / "text.jpg").write_text("no")
     assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL]) == 0
-    told = capsys.readouterr()
-    assert "rejected: ant/text.jpg: decode: " in told.err
-    assert "12 samples, 1 rejects (see " in told.out
+    captured = capsys.readouterr()
+    assert "rejected: ant/text.jpg: decode: " in captured.err
+    assert "12 samples, 1 rejects (see " in captured.out
 
 
 def test_strict_exits_with_1_and_names_the_file(pictures, tmp_path, capsys):

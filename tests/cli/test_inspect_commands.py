@@ -16,9 +16,9 @@ def test_info_as_json_is_the_card(small_dataset, capsys):
 
 def test_info_of_shards_without_a_card(small_dataset, tmp_path, capsys):
     assert main(["info", str(small_dataset / "00000")]) == 0
-    told = capsys.readouterr().out
-    assert "no card" in told
-    assert "ndarray:uint8:16,8,8" in told
+    output = capsys.readouterr().out
+    assert "no card" in output
+    assert "ndarray:uint8:16,8,8" in output
 
 
 def test_verify_exits_with_1_if_a_bit_is_wrong(small_dataset, capsys):

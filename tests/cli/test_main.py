@@ -28,7 +28,7 @@ def test_help_shows_examples():
 
 
 def test_help_of_encode_names_the_defaults():
-    told = " ".join(run("encode", "--help").stdout.split())
+    help_text = " ".join(run("encode", "--help").stdout.split())
     for option, default in (
         ("size", "256"),
         ("crop", "center"),
@@ -36,7 +36,7 @@ def test_help_of_encode_names_the_defaults():
         ("bits", "8"),
         ("store", "sample"),
     ):
-        assert re.search(rf"--{option} [^)]*\(default: {default}\)", told), option
+        assert re.search(rf"--{option} [^)]*\(default: {default}\)", help_text), option
 
 
 @pytest.mark.parametrize(

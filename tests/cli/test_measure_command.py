@@ -25,9 +25,9 @@ def test_measure_compares_schemes_and_bits(small_dataset, pictures, tmp_path, ca
 
 def test_measure_without_a_source_says_that_latents_are_quantized_already(small_dataset, capsys):
     assert main(["measure", str(small_dataset)]) == 0
-    told = capsys.readouterr()
-    assert "already quantized once" in told.err
-    assert "lloyd-max" in told.out
+    captured = capsys.readouterr()
+    assert "already quantized once" in captured.err
+    assert "lloyd-max" in captured.out
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,9 @@ def test_with_random_faults_every_file_arrives_or_is_listed_as_failed(server, tm
     for path in [bucket(server, name) for name in files_of(server)]:
         server.faults[path] = moods.choices(kinds, k=moods.randrange(12))
     done = collect("cc12m", tmp_path, subset="small")
-    there = {name: data for name, data in arrived(tmp_path).items() if name in files_of(server)}
-    assert all(data == files_of(server)[name] for name, data in there.items())
-    assert len(there) + len(done.failed) == 24
+    downloaded = {name: data for name, data in arrived(tmp_path).items() if name in files_of(server)}
+    assert all(data == files_of(server)[name] for name, data in downloaded.items())
+    assert len(downloaded) + len(done.failed) == 24
     for _ in range(12):
         done = collect("cc12m", tmp_path, retry_failed=True)
     assert done.failed == []

@@ -141,19 +141,19 @@ class Terminal(io.StringIO):
 def test_reading_and_writing_show_progress(layout, request, tmp_path, monkeypatch):
     path = request.getfixturevalue(layout)
     path = path.parent / "imagenet_3gb.pt" if layout == "converted" else path
-    made = []
+    bars = []
     init = Progress.__init__
 
     def record(self, total, label, *arguments, **options):
         init(self, total, label, *arguments, **options)
-        made.append(self)
+        bars.append(self)
 
     monkeypatch.setattr(Progress, "__init__", record)
     samples = convert(path, tmp_path / "out", progress=Terminal())
-    assert [bar._label for bar in made] == ["read", "convert"]
-    assert made[-1]._done == samples
+    assert [bar._label for bar in bars] == ["read", "convert"]
+    assert bars[-1]._done == samples
     read = path.stat().st_size if layout == "tokens_tsv" else samples
-    assert 0.9 * read < made[0]._done <= made[0]._total == read
+    assert 0.9 * read < bars[0]._done <= bars[0]._total == read
 
 
 @pytest.mark.parametrize("name", ["words.txt", "folder", "archive.zip", "list.pt"])

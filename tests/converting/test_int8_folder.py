@@ -26,9 +26,9 @@ def test_an_imagenet_int8_folder_becomes_a_dataset_and_converts_back(int8_folder
         assert (a["label"], a["label_text"]) == (b["label"], b["label_text"])
     assert convert(tmp_path / "out", tmp_path / "back") == 10
     assert names(tmp_path / "back") == ["index.json", "shard.00000.mds"]
-    there, back = mds.Reader(int8_folder), mds.Reader(tmp_path / "back")
-    assert back.columns == there.columns == {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
-    assert list(map(repr, back)) == list(map(repr, there))
+    original, back = mds.Reader(int8_folder), mds.Reader(tmp_path / "back")
+    assert back.columns == original.columns == {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
+    assert list(map(repr, back)) == list(map(repr, original))
 
 
 def test_a_folder_of_other_columns_is_refused_in_one_line(tmp_path):

@@ -280,28 +280,28 @@ def test_failure_of_any_stage_leaves_no_thread_and_no_temporary(photos, tmp_path
 
 
 def test_stages_overlap_within_their_queue_depths():
-    made, most = [], 0
+    produced, most = [], 0
     profile = Profile()
 
     def make():
         for item in range(8):
             time.sleep(0.01)
-            made.append(item)
+            produced.append(item)
             yield item
 
-    taken = []
+    consumed = []
 
     def consume(items):
         nonlocal most
         for item in items:
-            most = max(most, len(made) - item)
+            most = max(most, len(produced) - item)
             time.sleep(0.03)
-            taken.append(item)
+            consumed.append(item)
 
     with background_consumer(consume, 2, profile, "write", "network") as hand_over:
         for item in prefetched(make(), 2, profile, "read, decode", "network"):
             hand_over(item)
-    assert taken == list(range(8))
+    assert consumed == list(range(8))
     assert most <= 2 + 2 + 3  # two queues, and one in each hand
     assert profile.seconds["write", "worked"] > 0.2
     assert profile.seconds["network", "blocked"] > 0.05

@@ -76,10 +76,10 @@ def line():
 
 
 def unpinned(make):
-    def made(*args, pin_memory=False, **options):
+    def unpinned_make(*args, pin_memory=False, **options):
         return make(*args, **options)
 
-    return made
+    return unpinned_make
 
 
 @pytest.fixture(autouse=True)
@@ -297,7 +297,7 @@ def test_tokens_of_captions_are_sent_without_waiting(text_encoder):
 
 def test_the_lint_sees_what_waits():
     def prepare():
-        there = torch.empty((4,), device="cuda")
-        return lambda: (there.cpu(), torch.zeros(4).to("cuda"))
+        on_device = torch.empty((4,), device="cuda")
+        return lambda: (on_device.cpu(), torch.zeros(4).to("cuda"))
 
     assert len(synchronizations(prepare)) == 2

@@ -82,18 +82,22 @@ def test_stored_embeddings_equal_the_text_encoders_output(request, tar, tmp_path
     name = f"openclip:{folder}" if family == "tiny_open_clip" else str(folder)
     card = latentq.encode(tar, tmp_path / "out", **SMALL, text_encoder=name, pooled=family != "tiny_t5" or None)
     encoder = load_text_encoder(name)
-    made = encoder.encode(CAPTIONS)
+    embeddings = encoder.encode(CAPTIONS)
     dataset = LatentDataset(tmp_path / "out")
     batch = dataset.batch(range(len(CAPTIONS)))
     assert batch["caption"] == CAPTIONS
     assert batch["caption_embedding"].shape == (7, 1, encoder.length, 32)
-    torch.testing.assert_close(batch["caption_embedding"][:, 0], made.embedding.half().float(), rtol=2e-3, atol=2e-6)
+    torch.testing.assert_close(
+        batch["caption_embedding"][:, 0], embeddings.embedding.half().float(), rtol=2e-3, atol=2e-6
+    )
     assert ("attention_mask" in batch) == encoder.masked
     if encoder.masked:
         assert batch["attention_mask"].dtype == torch.uint8
-        assert torch.equal(batch["attention_mask"][:, 0], made.mask)
+        assert torch.equal(batch["attention_mask"][:, 0], embeddings.mask)
     if encoder.pooled_width:
-        torch.testing.assert_close(batch["pooled_embedding"][:, 0], made.pooled.half().float(), rtol=2e-3, atol=2e-6)
+        torch.testing.assert_close(
+            batch["pooled_embedding"][:, 0], embeddings.pooled.half().float(), rtol=2e-3, atol=2e-6
+        )
     assert card.text.name.removeprefix("openclip:") == folder.name
     assert card.text.weights == latentq.models.weights.weight_hash(encoder)
     assert card.recipe.text.model == card.text.name
@@ -125,8 +129,8 @@ def test_cache_of_embeddings_is_bounded(tar, tmp_path, monkeypatch):
     unit = caption_encoding.UnitCaptions(encoder, quantizers, samples, 4)
     stored = []
     for start in range(0, 200, 4):
-        rows = unit.start(samples[start : start + 4])
-        stored += [unit.wait(of)[0].stored["caption_embedding"] for of in rows]
+        queued = unit.start(samples[start : start + 4])
+        stored += [unit.wait(sample_captions)[0].stored["caption_embedding"] for sample_captions in queued]
         assert len(unit._cache) <= 8
     np.testing.assert_array_equal(np.stack(stored), _stored(captions)[:, 0])
     assert {len(asked) for asked in network.asked} == {4}
@@ -160,8 +164,8 @@ def test_embeddings_are_quantized_along_their_last_axis(tar, tmp_path, kind, bit
     card = latentq.encode(tar, tmp_path / "out", recipe=Recipe.from_dict(recipe), **SMALL, text_encoder=Counting())
     quantizer = card.embeddings["caption_embedding"].quantizer
     assert (quantizer.kind, quantizer.channels, quantizer.bits) == (kind, 8, bits)
-    made = Counting().encode(CAPTIONS).embedding
-    expected = quantizer.dequantize(quantizer.quantize(made.reshape(-1, 8))).reshape(7, 1, 5, 8)
+    embedding = Counting().encode(CAPTIONS).embedding
+    expected = quantizer.dequantize(quantizer.quantize(embedding.reshape(-1, 8))).reshape(7, 1, 5, 8)
     dataset = LatentDataset(tmp_path / "out")
     batch = dataset.batch(range(7))
     assert torch.equal(batch["caption_embedding"], expected)
@@ -171,9 +175,9 @@ def test_embeddings_are_quantized_along_their_last_axis(tar, tmp_path, kind, bit
     assert torch.equal(dataset.empty_caption["caption_embedding"], expected)
     if kind != "bfloat16":
         low, high = (torch.tensor(side) for side in (quantizer.low, quantizer.high))
-        assert card.embeddings["caption_embedding"].clipped == int(((made < low) | (made > high)).sum())
+        assert card.embeddings["caption_embedding"].clipped == int(((embedding < low) | (embedding > high)).sum())
         codes = LatentDataset(tmp_path / "out", columns=["caption_embedding"], dtype=torch.uint8).batch([1])
-        assert torch.equal(codes["caption_embedding"].reshape(5, 8), quantizer.quantize(made[1]))
+        assert torch.equal(codes["caption_embedding"].reshape(5, 8), quantizer.quantize(embedding[1]))
     assert latentq.verify(tmp_path / "out") == []
     assert card == Card.load(tmp_path / "out")
 
@@ -182,11 +186,13 @@ def test_several_captions_of_an_image_are_stored(several, tmp_path):
     source, captions = several
     latentq.encode(source, tmp_path / "out", **SMALL, text_encoder=Counting(), text_captions=3, pooled=True)
     batch = LatentDataset(tmp_path / "out").batch(range(4))
-    assert batch["caption"] == [of[0] for of in captions]
-    filled = [[of[i % len(of)] for i in range(3)] for of in captions]
+    assert batch["caption"] == [sample_captions[0] for sample_captions in captions]
+    filled = [[sample_captions[i % len(sample_captions)] for i in range(3)] for sample_captions in captions]
     assert batch["captions"] == filled
-    for row, of in enumerate(filled):
-        np.testing.assert_array_equal(batch["caption_embedding"][row], _stored(of)[:, 0].astype(np.float32))
+    for row, sample_captions in enumerate(filled):
+        np.testing.assert_array_equal(
+            batch["caption_embedding"][row], _stored(sample_captions)[:, 0].astype(np.float32)
+        )
     assert batch["attention_mask"].shape == (4, 3, 5)
     assert batch["pooled_embedding"].shape == (4, 3, 3)
     listing = Listing.from_tsv((tmp_path / "out" / "samples.tsv").read_bytes(), "samples.tsv")
@@ -196,12 +202,12 @@ def test_several_captions_of_an_image_are_stored(several, tmp_path):
 def test_embeddings_can_be_resident(several, tmp_path):
     latentq.encode(several[0], tmp_path / "out", **SMALL, text_encoder=Counting(), pooled=True)
     dataset = LatentDataset(tmp_path / "out", dtype=torch.float16)
-    held = dataset.to_device("cpu")
-    for batch in held.loader(2, shuffle=True, caption_dropout=1.0):
+    resident = dataset.to_device("cpu")
+    for batch in resident.loader(2, shuffle=True, caption_dropout=1.0):
         assert not batch["drop_caption_mask"].any()
         assert batch["caption_embedding"].dtype == torch.float16
     for name in ("caption_embedding", "attention_mask", "pooled_embedding"):
-        assert torch.equal(held.batch([3, 0])[name], dataset.batch([3, 0])[name])
+        assert torch.equal(resident.batch([3, 0])[name], dataset.batch([3, 0])[name])
 
 
 def test_several_captions_come_from_several_rows(tmp_path):

@@ -133,10 +133,10 @@ def test_an_override_that_changes_nothing_is_not_named():
 
 def test_a_text_encoder_brings_its_columns_where_there_are_none():
     recipe = Recipe.load("default").override(pooled=True, image=True, text_captions=5, text_encoder="owner/name")
-    held = {
+    added = {
         name: column.content for name, column in recipe.columns.items() if name not in Recipe.load("default").columns
     }
-    assert held == {
+    assert added == {
         "caption_embedding": "caption_embedding", "attention_mask": "attention_mask", "jpg": "image",
         "pooled_embedding": "pooled_embedding", "captions": "captions",
     }  # fmt: skip

@@ -49,11 +49,11 @@ def test_a_family_computes_what_diffusers_computes_alone_and_batched(families, n
         latents = ours.encode(pixels)
         assert latents.shape == (3, *shape)
         torch.testing.assert_close(latents, expected)
-        torch.testing.assert_close(torch.cat([ours.encode(one) for one in pixels.split(1)]), expected)
+        torch.testing.assert_close(torch.cat([ours.encode(image) for image in pixels.split(1)]), expected)
         decoded = theirs.decode(expected).sample
         torch.testing.assert_close(ours.decode(expected), decoded, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(
-            torch.cat([ours.decode(one) for one in expected.split(1)]), decoded, atol=1e-4, rtol=1e-4
+            torch.cat([ours.decode(image) for image in expected.split(1)]), decoded, atol=1e-4, rtol=1e-4
         )
 
 
@@ -84,7 +84,7 @@ def test_tokens_equal_the_librarys_alone_and_batched(families, name):
         assert tokens.dtype == torch.int64
         assert len(tokens.unique()) > 4
         assert torch.equal(tokens, expected)
-        assert torch.equal(torch.cat([ours.tokens(one) for one in pixels.split(1)]), expected)
+        assert torch.equal(torch.cat([ours.tokens(image) for image in pixels.split(1)]), expected)
         decoded = theirs.decode(latents).sample
         torch.testing.assert_close(ours.decode_tokens(tokens), decoded, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ours.decode(latents), decoded, atol=1e-4, rtol=1e-4)

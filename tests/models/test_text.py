@@ -71,16 +71,16 @@ def test_a_text_encoder_equals_its_library_batched_and_single(family):
     encoder, (states, mask, pooled), (length, width, pooled_width) = family
     assert (encoder.length, encoder.width, encoder.pooled_width) == (length, width, pooled_width)
     assert states.shape == (4, length, width)
-    for made, rows in ((encoder.encode(CAPTIONS), slice(None)), (encoder.encode(CAPTIONS[2:3]), slice(2, 3))):
-        torch.testing.assert_close(made.embedding, states[rows], rtol=0, atol=2e-6)
-        assert made.embedding.dtype == torch.float32
-        assert (made.mask is None) == (mask is None) == (not encoder.masked)
+    for embeddings, rows in ((encoder.encode(CAPTIONS), slice(None)), (encoder.encode(CAPTIONS[2:3]), slice(2, 3))):
+        torch.testing.assert_close(embeddings.embedding, states[rows], rtol=0, atol=2e-6)
+        assert embeddings.embedding.dtype == torch.float32
+        assert (embeddings.mask is None) == (mask is None) == (not encoder.masked)
         if mask is not None:
-            assert made.mask.dtype == torch.uint8
-            assert torch.equal(made.mask, mask[rows].to(torch.uint8))
-        assert (made.pooled is None) == (pooled is None)
+            assert embeddings.mask.dtype == torch.uint8
+            assert torch.equal(embeddings.mask, mask[rows].to(torch.uint8))
+        assert (embeddings.pooled is None) == (pooled is None)
         if pooled is not None:
-            torch.testing.assert_close(made.pooled, pooled[rows], rtol=0, atol=2e-6)
+            torch.testing.assert_close(embeddings.pooled, pooled[rows], rtol=0, atol=2e-6)
 
 
 def test_captions_can_be_truncated_further(tiny_open_clip, tiny_t5):

@@ -1,6 +1,6 @@
 """LatentDataset: samples and batches hold the values in the shards, whichever way workers are started.
 
-Over 500 lines: the tests read one dataset, the fixture `made`.
+Over 500 lines: the tests read one dataset, the fixture `reference`.
 """
 
 import copy
@@ -28,77 +28,77 @@ from support.making import SCALING_FACTOR, make_dataset
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def reference(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("made") / "out", 40, size_limit=1 << 11)
 
 
-def test_a_sample_holds_the_values_in_the_shards(made):
-    dataset = LatentDataset(made.path)
+def test_a_sample_holds_the_values_in_the_shards(reference):
+    dataset = LatentDataset(reference.path)
     assert len(dataset) == 40
-    assert dataset.card == made.card
+    assert dataset.card == reference.card
     for i in (0, 7, 39, -1, -40, np.int64(3), torch.tensor(5)):
         sample = dataset[i]
         assert list(sample) == ["latent", "key", "label", "caption"]
         assert sample["latent"].dtype == torch.float32
-        np.testing.assert_allclose(sample["latent"], made.values[i], atol=2e-6)
-        assert sample["key"] == made.keys[i]
-        assert sample["label"] == made.labels[i]
+        np.testing.assert_allclose(sample["latent"], reference.values[i], atol=2e-6)
+        assert sample["key"] == reference.keys[i]
+        assert sample["label"] == reference.labels[i]
         assert type(sample["label"]) is int
         assert sample["caption"] == f"picture {range(40)[i]}"
 
 
 @pytest.mark.parametrize("index", [40, -41, 10**12])
-def test_an_index_out_of_range_is_an_index_error(made, index):
+def test_an_index_out_of_range_is_an_index_error(reference, index):
     with pytest.raises(IndexError, match="out of range for 40 samples"):
-        LatentDataset(made.path)[index]
+        LatentDataset(reference.path)[index]
 
 
-def test_an_index_that_is_not_an_integer_is_a_type_error(made):
+def test_an_index_that_is_not_an_integer_is_a_type_error(reference):
     with pytest.raises(TypeError):
-        LatentDataset(made.path)[1.5]
+        LatentDataset(reference.path)[1.5]
 
 
 @pytest.mark.parametrize("indices", [[3, 1], (3, 1), np.array([3, 1])])
-def test_several_indices_give_their_batch(made, indices):
-    batch = LatentDataset(made.path)[indices]
-    np.testing.assert_allclose(batch["latent"], made.values[[3, 1]], atol=2e-6)
-    assert batch["label"].tolist() == made.labels[[3, 1]].tolist()
-    assert LatentMixture([LatentDataset(made.path)])[indices]["key"] == batch["key"]
+def test_several_indices_give_their_batch(reference, indices):
+    batch = LatentDataset(reference.path)[indices]
+    np.testing.assert_allclose(batch["latent"], reference.values[[3, 1]], atol=2e-6)
+    assert batch["label"].tolist() == reference.labels[[3, 1]].tolist()
+    assert LatentMixture([LatentDataset(reference.path)])[indices]["key"] == batch["key"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("collated", [True, False])
-def test_a_batch_sampler_can_replace_the_sampler(made, workers, collated):
-    dataset = LatentDataset(made.path)
+def test_a_batch_sampler_can_replace_the_sampler(reference, workers, collated):
+    dataset = LatentDataset(reference.path)
     sampler = BatchSampler(SequentialSampler(dataset), 7, drop_last=False)
     options = {"collate_fn": dataset.collate} if collated else {}
     batches = list(DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, **options))
-    assert [key for b in batches for key in b["key"]] == made.keys
-    np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
+    assert [key for b in batches for key in b["key"]] == reference.keys
+    np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), reference.values, atol=2e-6)
 
 
-def test_a_loop_over_a_dataset_ends(made):
-    assert sum(1 for _ in LatentDataset(made.path)) == 40
+def test_a_loop_over_a_dataset_ends(reference):
+    assert sum(1 for _ in LatentDataset(reference.path)) == 40
 
 
-def test_a_batch_is_the_same_through_collate_and_default_collate_and_sample_by_sample(made):
-    dataset = LatentDataset(made.path)
+def test_a_batch_is_the_same_through_collate_and_default_collate_and_sample_by_sample(reference):
+    dataset = LatentDataset(reference.path)
     indices = [3, 39, 0, 3, -2]
     samples = dataset.__getitems__(indices)
     assert len(samples) == 5
     for batch in (dataset.collate(samples), default_collate(samples), default_collate([dataset[i] for i in indices])):
-        np.testing.assert_allclose(batch["latent"], made.values[indices], atol=2e-6)
+        np.testing.assert_allclose(batch["latent"], reference.values[indices], atol=2e-6)
         assert batch["latent"].shape == (5, 3, 4, 5)
         assert batch["label"].dtype == torch.int64
-        assert batch["label"].tolist() == made.labels[indices].tolist()
-        assert batch["key"] == [made.keys[i] for i in indices]
+        assert batch["label"].tolist() == reference.labels[indices].tolist()
+        assert batch["key"] == [reference.keys[i] for i in indices]
 
 
-def test_samples_are_a_list(made):
-    samples = LatentDataset(made.path).__getitems__([1, 2, 5])
-    assert [sample["key"] for sample in samples] == [made.keys[i] for i in (1, 2, 5)]
-    assert samples[-1]["key"] == made.keys[5]
-    assert [sample["label"] for sample in samples[:2]] == made.labels[[1, 2]].tolist()
+def test_samples_are_a_list(reference):
+    samples = LatentDataset(reference.path).__getitems__([1, 2, 5])
+    assert [sample["key"] for sample in samples] == [reference.keys[i] for i in (1, 2, 5)]
+    assert samples[-1]["key"] == reference.keys[5]
+    assert [sample["label"] for sample in samples[:2]] == reference.labels[[1, 2]].tolist()
     assert type(samples[0]["label"]) is int
     with pytest.raises(IndexError):
         samples[3]
@@ -168,8 +168,8 @@ CHANGES = [
 
 @pytest.mark.parametrize(("change", "workers"), [*((change, 0) for change in CHANGES), (_sorted, 1), (_appended, 1)])
 @pytest.mark.parametrize("own", [True, False])
-def test_a_collate_fn_may_change_its_list_of_samples(made, change, workers, own):
-    dataset = LatentDataset(made.path)
+def test_a_collate_fn_may_change_its_list_of_samples(reference, change, workers, own):
+    dataset = LatentDataset(reference.path)
 
     def collate(samples):
         assert isinstance(samples, list)
@@ -185,11 +185,11 @@ def test_a_collate_fn_may_change_its_list_of_samples(made, change, workers, own)
         assert list(batch["key"]) == list(right["key"])
 
 
-def test_samples_that_were_only_looked_at_are_collated_without_a_copy(made):
-    dataset = LatentDataset(made.path)
+def test_samples_that_were_only_looked_at_are_collated_without_a_copy(reference):
+    dataset = LatentDataset(reference.path)
     samples = dataset.__getitems__([1, 2])
     assert len(samples) == 2
-    assert [sample["key"] for sample in samples] == made.keys[1:3]
+    assert [sample["key"] for sample in samples] == reference.keys[1:3]
     assert dataset.collate(samples)["latent"].data_ptr() == samples[0]["latent"].data_ptr()
     assert samples == list(samples)
     assert (samples > [], bool(samples), samples.index(samples[0])) == (True, True, 0)
@@ -198,8 +198,8 @@ def test_samples_that_were_only_looked_at_are_collated_without_a_copy(made):
 @pytest.mark.parametrize(
     "take", [lambda d: d[0], lambda d: d[[1, 2]], lambda d: d.batch([3]), lambda d: next(iter(d.loader(4)))]
 )
-def test_a_missing_column_is_a_key_error_that_names_the_columns(made, take):
-    for dataset in (LatentDataset(made.path), LatentMixture([LatentDataset(made.path)])):
+def test_a_missing_column_is_a_key_error_that_names_the_columns(reference, take):
+    for dataset in (LatentDataset(reference.path), LatentMixture([LatentDataset(reference.path)])):
         columns = take(dataset)
         with pytest.raises(KeyError, match="there is no column 'labels': there are latent, key, label, caption"):
             columns["labels"]
@@ -210,8 +210,8 @@ def test_a_missing_column_is_a_key_error_that_names_the_columns(made, take):
             assert list(copied) == list(columns)
 
 
-def test_workers_and_resident_batches_name_their_columns_too(made):
-    dataset = LatentDataset(made.path, columns=["latent", "key"])
+def test_workers_and_resident_batches_name_their_columns_too(reference):
+    dataset = LatentDataset(reference.path, columns=["latent", "key"])
     (batch,) = DataLoader(dataset, batch_size=40, num_workers=1, collate_fn=dataset.collate)
     with pytest.raises(KeyError, match="there is no column 'label': there are latent, key"):
         batch["label"]
@@ -219,117 +219,117 @@ def test_workers_and_resident_batches_name_their_columns_too(made):
         dataset.to_device("cpu")[0]["label"]
 
 
-def test_pytorch_walks_the_tensors_of_a_sample(made):
-    doubled = _pytree.tree_map_only(torch.Tensor, lambda tensor: 2 * tensor, LatentDataset(made.path)[3])
-    np.testing.assert_allclose(doubled["latent"], 2 * made.values[3], atol=4e-6)
-    assert doubled["key"] == made.keys[3]
+def test_pytorch_walks_the_tensors_of_a_sample(reference):
+    doubled = _pytree.tree_map_only(torch.Tensor, lambda tensor: 2 * tensor, LatentDataset(reference.path)[3])
+    np.testing.assert_allclose(doubled["latent"], 2 * reference.values[3], atol=4e-6)
+    assert doubled["key"] == reference.keys[3]
 
 
 @pytest.mark.parametrize(
     "mask", [[True, False], [0, True], True, np.ones(40, bool), [np.True_, np.False_], [torch.tensor(True)]]
 )
-def test_a_mask_is_no_list_of_indices(made, mask):
-    for dataset in (LatentDataset(made.path), LatentMixture([LatentDataset(made.path)])):
+def test_a_mask_is_no_list_of_indices(reference, mask):
+    for dataset in (LatentDataset(reference.path), LatentMixture([LatentDataset(reference.path)])):
         with pytest.raises(TypeError, match=r"integers?\b"):
             dataset[mask]
         with pytest.raises(TypeError, match=r"integers?\b"):
             dataset.batch([mask] if isinstance(mask, bool) else mask)
 
 
-def test_samples_can_be_pinned_as_torch_does_it(made, monkeypatch):
+def test_samples_can_be_pinned_as_torch_does_it(reference, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, _device=None: tensor.clone())  # there may be no GPU
-    dataset = LatentDataset(made.path)
+    dataset = LatentDataset(reference.path)
     samples = dataset.__getitems__([1, 2, 5])
     pinned = pin_memory(samples)
     assert len(pinned) == 3
-    assert [sample["key"] for sample in pinned] == [made.keys[i] for i in (1, 2, 5)]
+    assert [sample["key"] for sample in pinned] == [reference.keys[i] for i in (1, 2, 5)]
     assert torch.equal(dataset.collate(pinned)["latent"], dataset.batch([1, 2, 5])["latent"])
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, np.int64])
 def test_indices_may_be_integers_of_any_dtype(tmp_path, dtype):
-    made = make_dataset(tmp_path / "out", 300)
-    dataset = LatentDataset(made.path)
-    assert dataset.batch(np.array([1, 2], dtype))["key"] == made.keys[1:3]
+    reference = make_dataset(tmp_path / "out", 300)
+    dataset = LatentDataset(reference.path)
+    assert dataset.batch(np.array([1, 2], dtype))["key"] == reference.keys[1:3]
     mixture = LatentMixture([dataset, dataset])
-    assert [sample["key"] for sample in mixture.__getitems__(np.array([1, 2], dtype))] == made.keys[1:3]
+    assert [sample["key"] for sample in mixture.__getitems__(np.array([1, 2], dtype))] == reference.keys[1:3]
     if dtype == np.uint64:
         with pytest.raises(IndexError):
             dataset.batch(np.array([2**64 - 1], dtype))
 
 
-def test_collate_does_not_copy(made):
-    dataset = LatentDataset(made.path)
+def test_collate_does_not_copy(reference):
+    dataset = LatentDataset(reference.path)
     samples = dataset.__getitems__([1, 2])
     assert dataset.collate(samples)["latent"].data_ptr() == samples[0]["latent"].data_ptr()
 
 
-def test_an_empty_batch_is_a_batch(made):
-    assert LatentDataset(made.path).batch([])["latent"].shape == (0, 3, 4, 5)
+def test_an_empty_batch_is_a_batch(reference):
+    assert LatentDataset(reference.path).batch([])["latent"].shape == (0, 3, 4, 5)
 
 
 @pytest.mark.parametrize("kind", ["affine", "codebook", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("scale", ["raw", "scaled", "normalized"])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_every_kind_in_every_scale(tmp_path, kind, scale, scaled):
-    made = make_dataset(tmp_path / "out", 12, kind=kind, scaled=scaled)
-    latents = LatentDataset(made.path, scale=scale).batch(range(12))["latent"].double().numpy()
-    mean, std = made.values.mean((0, 2, 3), keepdims=True), made.values.std((0, 2, 3), keepdims=True)
-    raw = made.values / SCALING_FACTOR if scaled else made.values
-    expected = {"raw": raw, "scaled": raw * SCALING_FACTOR, "normalized": (made.values - mean) / std}[scale]
+    reference = make_dataset(tmp_path / "out", 12, kind=kind, scaled=scaled)
+    latents = LatentDataset(reference.path, scale=scale).batch(range(12))["latent"].double().numpy()
+    mean, std = reference.values.mean((0, 2, 3), keepdims=True), reference.values.std((0, 2, 3), keepdims=True)
+    raw = reference.values / SCALING_FACTOR if scaled else reference.values
+    expected = {"raw": raw, "scaled": raw * SCALING_FACTOR, "normalized": (reference.values - mean) / std}[scale]
     np.testing.assert_allclose(latents, expected, rtol=1e-6, atol=1e-5)
 
 
 def test_a_channel_of_one_value_is_normalized_to_zero(tmp_path):
-    made = make_dataset(tmp_path / "out", 4, low=2.5)
-    channel = LatentDataset(made.path, scale="normalized").batch(range(4))["latent"][:, 0]
+    reference = make_dataset(tmp_path / "out", 4, low=2.5)
+    channel = LatentDataset(reference.path, scale="normalized").batch(range(4))["latent"][:, 0]
     assert (channel == 0).all()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_packed_codes_are_read_as_codes_and_as_values(tmp_path, bits):
-    made = make_dataset(tmp_path / "out", 10, bits=bits)
-    np.testing.assert_allclose(LatentDataset(made.path).batch(range(10))["latent"], made.values, atol=2e-6)
-    codes = LatentDataset(made.path, dtype=torch.uint8).batch(range(10))["latent"]
+    reference = make_dataset(tmp_path / "out", 10, bits=bits)
+    np.testing.assert_allclose(LatentDataset(reference.path).batch(range(10))["latent"], reference.values, atol=2e-6)
+    codes = LatentDataset(reference.path, dtype=torch.uint8).batch(range(10))["latent"]
     assert codes.dtype == torch.uint8
-    assert np.array_equal(codes, made.codes)
+    assert np.array_equal(codes, reference.codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_dtypes_are_the_float32_values_rounded(made, dtype):
-    full = LatentDataset(made.path).batch(range(40))["latent"]
-    half = LatentDataset(made.path, dtype=dtype).batch(range(40))["latent"]
+def test_half_dtypes_are_the_float32_values_rounded(reference, dtype):
+    full = LatentDataset(reference.path).batch(range(40))["latent"]
+    half = LatentDataset(reference.path, dtype=dtype).batch(range(40))["latent"]
     assert torch.equal(half, full.to(dtype))
 
 
 def test_a_float_column_has_no_codes(tmp_path):
-    made = make_dataset(tmp_path / "out", 2, kind="float16")
+    reference = make_dataset(tmp_path / "out", 2, kind="float16")
     with pytest.raises(ValueError, match="stored as float16"):
-        LatentDataset(made.path, dtype=torch.uint8)
+        LatentDataset(reference.path, dtype=torch.uint8)
 
 
-def test_only_the_columns_asked_for_are_read(made):
-    dataset = LatentDataset(made.path, columns=["label", "latent"])
+def test_only_the_columns_asked_for_are_read(reference):
+    dataset = LatentDataset(reference.path, columns=["label", "latent"])
     assert list(dataset[0]) == ["label", "latent"]
-    assert list(LatentDataset(made.path, columns=["key"])[0]) == ["key"]
+    assert list(LatentDataset(reference.path, columns=["key"])[0]) == ["key"]
 
 
 def test_several_latent_columns_keep_their_names(tmp_path):
-    made = make_dataset(tmp_path / "out", 3, latents=("latent_256", "latent_256_flip"))
-    assert list(LatentDataset(made.path)[0]) == ["latent_256", "latent_256_flip", "key", "label", "caption"]
+    reference = make_dataset(tmp_path / "out", 3, latents=("latent_256", "latent_256_flip"))
+    assert list(LatentDataset(reference.path)[0]) == ["latent_256", "latent_256_flip", "key", "label", "caption"]
 
 
 def test_a_single_latent_column_is_called_latent(tmp_path):
-    made = make_dataset(tmp_path / "out", 3, latents=("vae_output",))
-    assert list(LatentDataset(made.path)[0]) == ["latent", "key", "label", "caption"]
-    assert list(LatentDataset(made.path, columns=["label", "vae_output"])[0]) == ["label", "latent"]
+    reference = make_dataset(tmp_path / "out", 3, latents=("vae_output",))
+    assert list(LatentDataset(reference.path)[0]) == ["latent", "key", "label", "caption"]
+    assert list(LatentDataset(reference.path, columns=["label", "vae_output"])[0]) == ["label", "latent"]
 
 
 def test_labels_stored_as_text_are_integers(tmp_path):
-    made = make_dataset(tmp_path / "out", 5, label_encoding="str")
-    dataset = LatentDataset(made.path)
-    assert dataset[2]["label"] == made.labels[2]
-    assert dataset.batch(range(5))["label"].tolist() == made.labels.tolist()
+    reference = make_dataset(tmp_path / "out", 5, label_encoding="str")
+    dataset = LatentDataset(reference.path)
+    assert dataset[2]["label"] == reference.labels[2]
+    assert dataset.batch(range(5))["label"].tolist() == reference.labels.tolist()
 
 
 def test_a_label_that_is_not_a_number_is_named_in_the_error(tmp_path):
@@ -340,9 +340,9 @@ def test_a_label_that_is_not_a_number_is_named_in_the_error(tmp_path):
         LatentDataset(tmp_path / "out", recipe=recipe)[0]
 
 
-def test_a_transform_replaces_each_sample(made):
-    dataset = LatentDataset(made.path, transform=_doubled)
-    plain = LatentDataset(made.path)
+def test_a_transform_replaces_each_sample(reference):
+    dataset = LatentDataset(reference.path, transform=_doubled)
+    plain = LatentDataset(reference.path)
     assert torch.equal(dataset[3]["latent"], 2 * plain[3]["latent"])
     batch = next(iter(DataLoader(dataset, batch_size=4, collate_fn=dataset.collate)))
     assert torch.equal(batch["latent"], 2 * plain.batch(range(4))["latent"])
@@ -362,8 +362,8 @@ WORKERS = (
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
 @pytest.mark.parametrize(("method", "workers", "persistent", "pin"), WORKERS)
-def test_workers_give_every_sample(made, method, workers, persistent, pin):
-    dataset = LatentDataset(made.path)
+def test_workers_give_every_sample(reference, method, workers, persistent, pin):
+    dataset = LatentDataset(reference.path)
     _ = dataset[0]  # opens files in the parent
     loader = DataLoader(
         dataset,
@@ -375,14 +375,14 @@ def test_workers_give_every_sample(made, method, workers, persistent, pin):
     )
     for _ in range(2):
         batches = list(loader)
-        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
-        assert torch.cat([b["label"] for b in batches]).tolist() == made.labels.tolist()
-        assert [key for b in batches for key in b["key"]] == made.keys
+        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), reference.values, atol=2e-6)
+        assert torch.cat([b["label"] for b in batches]).tolist() == reference.labels.tolist()
+        assert [key for b in batches for key in b["key"]] == reference.keys
 
 
-def test_a_worker_that_is_killed_is_an_error_and_no_hang(made):
+def test_a_worker_that_is_killed_is_an_error_and_no_hang(reference):
     # In a subprocess: torch raises from a signal handler, which would also hit the next test.
-    done = subprocess.run([sys.executable, "-c", KILLED, made.path], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", KILLED, reference.path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert re.search(r"RuntimeError: DataLoader worker .*(exited unexpectedly|killed by signal)", done.stderr)
 
@@ -404,9 +404,9 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_truncated_shard_is_an_error_that_names_it(tmp_path, opened):
-    made = make_dataset(tmp_path / "out", 40, size_limit=1 << 11)
-    dataset = LatentDataset(made.path)
-    shard = sorted(made.path.glob("*.mds"))[-1]
+    reference = make_dataset(tmp_path / "out", 40, size_limit=1 << 11)
+    dataset = LatentDataset(reference.path)
+    shard = sorted(reference.path.glob("*.mds"))[-1]
     if opened:
         _ = dataset[39]
     with shard.open("r+b") as file:
@@ -419,18 +419,18 @@ def test_a_truncated_shard_is_an_error_that_names_it(tmp_path, opened):
         list(DataLoader(dataset, batch_size=8, num_workers=1))
 
 
-def test_persistent_workers_survive_a_loop_left_early(made):
-    dataset = LatentDataset(made.path)
+def test_persistent_workers_survive_a_loop_left_early(reference):
+    dataset = LatentDataset(reference.path)
     options = {"batch_size": 7, "num_workers": 1, "persistent_workers": True, "collate_fn": dataset.collate}
     loader = DataLoader(dataset, **options, drop_last=True)
-    assert next(iter(loader))["key"] == made.keys[:7]
-    assert [key for b in loader for key in b["key"]] == made.keys[:35]
+    assert next(iter(loader))["key"] == reference.keys[:7]
+    assert [key for b in loader for key in b["key"]] == reference.keys[:35]
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
 @pytest.mark.parametrize(("method", "workers", "persistent", "pin"), WORKERS)
-def test_workers_give_the_same_with_collate(made, method, workers, persistent, pin):
-    dataset = LatentDataset(made.path)
+def test_workers_give_the_same_with_collate(reference, method, workers, persistent, pin):
+    dataset = LatentDataset(reference.path)
     loader = DataLoader(
         dataset,
         batch_size=7,
@@ -443,26 +443,26 @@ def test_workers_give_the_same_with_collate(made, method, workers, persistent, p
     for _ in range(2):
         batches = list(loader)  # all are kept, so that no two may share memory
         assert all(isinstance(batch, dict) for batch in batches)
-        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values, atol=2e-6)
-        assert torch.cat([b["label"] for b in batches]).tolist() == made.labels.tolist()
-        assert [key for b in batches for key in b["key"]] == made.keys
+        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), reference.values, atol=2e-6)
+        assert torch.cat([b["label"] for b in batches]).tolist() == reference.labels.tolist()
+        assert [key for b in batches for key in b["key"]] == reference.keys
 
 
-def test_a_batch_changed_in_a_worker_arrives_changed(made):
+def test_a_batch_changed_in_a_worker_arrives_changed(reference):
     def changed(samples):
         batch = dataset.collate(samples)
         batch["latent"] = 2 * batch["latent"]
         return {**batch, "count": len(batch["key"]), "again": copy.deepcopy(dataset.collate(samples))["label"]}
 
-    dataset = LatentDataset(made.path)
+    dataset = LatentDataset(reference.path)
     batches = list(DataLoader(dataset, batch_size=7, num_workers=2, collate_fn=changed))
-    np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), 2 * made.values, atol=4e-6)
+    np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), 2 * reference.values, atol=4e-6)
     assert sum(b["count"] for b in batches) == 40
-    assert torch.cat([b["again"] for b in batches]).tolist() == made.labels.tolist()
+    assert torch.cat([b["again"] for b in batches]).tolist() == reference.labels.tolist()
 
 
-def test_a_batch_that_a_worker_sends_twice_is_an_error_and_no_hang(made):
-    dataset = LatentDataset(made.path)
+def test_a_batch_that_a_worker_sends_twice_is_an_error_and_no_hang(reference):
+    dataset = LatentDataset(reference.path)
     kept = []
 
     def collate(samples):
@@ -475,8 +475,8 @@ def test_a_batch_that_a_worker_sends_twice_is_an_error_and_no_hang(made):
         next(batches)
 
 
-def test_memory_shared_with_workers_is_reused_and_released(made):
-    dataset = LatentDataset(made.path)
+def test_memory_shared_with_workers_is_reused_and_released(reference):
+    dataset = LatentDataset(reference.path)
     options = {"batch_size": 2, "collate_fn": dataset.collate, "num_workers": 2}
     for _ in range(3):
         assert len(list(DataLoader(dataset, **options))) == 20
@@ -484,20 +484,20 @@ def test_memory_shared_with_workers_is_reused_and_released(made):
         assert all(len(sender.blocks) <= 4 for sender in workers._senders.values())  # two prefetched, two in use
 
 
-def test_a_dataset_pickles_small_and_reads_after_unpickling(made):
-    dataset = LatentDataset(made.path)
+def test_a_dataset_pickles_small_and_reads_after_unpickling(reference):
+    dataset = LatentDataset(reference.path)
     _ = dataset[0]
     data = pickle.dumps(dataset)
     assert len(data) < 10_000
     assert torch.equal(pickle.loads(data)[5]["latent"], dataset[5]["latent"])
 
 
-def test_many_processes_read_one_dataset(made):
-    dataset = LatentDataset(made.path)
+def test_many_processes_read_one_dataset(reference):
+    dataset = LatentDataset(reference.path)
     _ = dataset[0]
     with multiprocessing.get_context("fork").Pool(4) as pool:
         labels = pool.map(_label, [(dataset, i) for i in range(40)])
-    assert labels == made.labels.tolist()
+    assert labels == reference.labels.tolist()
 
 
 def _label(task):
@@ -505,19 +505,19 @@ def _label(task):
     return dataset[i]["label"]
 
 
-def test_the_repr_names_path_count_and_shape(made):
-    text = repr(LatentDataset(made.path))
-    assert str(made.path) in text
+def test_the_repr_names_path_count_and_shape(reference):
+    text = repr(LatentDataset(reference.path))
+    assert str(reference.path) in text
     assert "40 samples" in text
     assert "(3, 4, 5)" in text
 
 
-def test_an_unfinished_dataset_is_refused_with_its_progress(tmp_path, made):
+def test_an_unfinished_dataset_is_refused_with_its_progress(tmp_path, reference):
     unfinished = replace(
-        made.card,
+        reference.card,
         counts=None,
-        source=replace(made.card.source, samples=41),
-        recipe=replace(made.card.recipe, unit_size=4),
+        source=replace(reference.card.source, samples=41),
+        recipe=replace(reference.card.recipe, unit_size=4),
     )
     (tmp_path / "latents.toml").write_bytes(unfinished.to_toml())
     for unit in range(3):
@@ -530,26 +530,26 @@ def test_an_unfinished_dataset_is_refused_with_its_progress(tmp_path, made):
     assert str(caught.value) == f"{tmp_path} is not finished: 3 of 11 units"
 
 
-def test_a_complete_card_without_an_index_is_not_finished(tmp_path, made):
-    (tmp_path / "latents.toml").write_bytes(made.card.to_toml())
+def test_a_complete_card_without_an_index_is_not_finished(tmp_path, reference):
+    (tmp_path / "latents.toml").write_bytes(reference.card.to_toml())
     with pytest.raises(LatentqError, match="is not finished: 0 of 1 units"):
         LatentDataset(tmp_path)
 
 
-def test_a_card_that_counts_other_samples_than_the_index_is_refused(tmp_path, made):
-    shutil.copytree(made.path, tmp_path / "out")
-    wrong = replace(made.card, counts=replace(made.card.counts, samples=39))
+def test_a_card_that_counts_other_samples_than_the_index_is_refused(tmp_path, reference):
+    shutil.copytree(reference.path, tmp_path / "out")
+    wrong = replace(reference.card, counts=replace(reference.card.counts, samples=39))
     (tmp_path / "out" / "latents.toml").write_bytes(wrong.to_toml())
     with pytest.raises(FormatError, match="39 samples, the index 40"):
         LatentDataset(tmp_path / "out")
 
 
-def test_a_folder_that_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, made):
+def test_a_folder_that_is_no_dataset_is_a_typed_error_of_one_line(tmp_path, reference):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    shutil.copytree(made.path, tmp_path / "broken")
+    shutil.copytree(reference.path, tmp_path / "broken")
     (tmp_path / "broken" / "latents.toml").write_text("format = ")
-    shutil.copytree(made.path, tmp_path / "bare")
+    shutil.copytree(reference.path, tmp_path / "bare")
     (tmp_path / "bare" / "latents.toml").unlink()
     for name, error, text in (
         ("missing", FileNotFoundError, "missing"),
@@ -581,9 +581,9 @@ def test_a_dataset_without_samples_is_refused(tmp_path):
         ({"recipe": "imagenet.int8"}, ValueError, "has a card"),
     ],
 )
-def test_bad_arguments_are_refused_with_the_valid_choices(made, options, error, text):
+def test_bad_arguments_are_refused_with_the_valid_choices(reference, options, error, text):
     with pytest.raises(error, match=text):
-        LatentDataset(made.path, **options)
+        LatentDataset(reference.path, **options)
 
 
 # Folders without a card, as other tools write them.
@@ -721,12 +721,12 @@ def test_importing_latentq_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_sample_is_decoded_to_the_same_picture_in_every_scale(made):
+def test_a_sample_is_decoded_to_the_same_picture_in_every_scale(reference):
     pixels = {}
     for scale in ("raw", "scaled", "normalized"):
         toy = Toy()
-        pixels[scale] = np.asarray(LatentDataset(made.path, scale=scale).decode(3, autoencoder=toy))
-        np.testing.assert_allclose(toy.seen[0], made.values[3], atol=2e-6)
+        pixels[scale] = np.asarray(LatentDataset(reference.path, scale=scale).decode(3, autoencoder=toy))
+        np.testing.assert_allclose(toy.seen[0], reference.values[3], atol=2e-6)
     assert pixels["raw"].shape == (4, 5, 3)
     assert np.array_equal(pixels["raw"], pixels["normalized"])
 

@@ -25,13 +25,13 @@ from support.making import make_dataset
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def reference(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("made") / "out", 40)
 
 
 @pytest.fixture(scope="module")
-def dataset(made):
-    return LatentDataset(made.path)
+def dataset(reference):
+    return LatentDataset(reference.path)
 
 
 class Numbers:
@@ -61,37 +61,37 @@ class Numbers:
         return Order((self.size,), (self.size,), shuffle, seed)
 
 
-def test_batches_come_in_order_and_hold_the_datasets_values(made, dataset):
+def test_batches_come_in_order_and_hold_the_datasets_values(reference, dataset):
     loader = dataset.loader(16)
     batches = list(loader)
     assert len(batches) == len(loader) == 3
     assert [len(b["label"]) for b in batches] == [16, 16, 8]
     latents = torch.cat([b["latent"] for b in batches])
     assert latents.dtype == torch.float32
-    np.testing.assert_allclose(latents, made.values, atol=2e-6)
+    np.testing.assert_allclose(latents, reference.values, atol=2e-6)
     labels = torch.cat([b["label"] for b in batches])
     assert labels.dtype == torch.int64
-    assert labels.tolist() == made.labels.tolist()
-    assert [key for b in batches for key in b["key"]] == made.keys
+    assert labels.tolist() == reference.labels.tolist()
+    assert [key for b in batches for key in b["key"]] == reference.keys
     assert all(b["valid"].all() for b in batches)
 
 
-def test_a_shuffled_epoch_has_every_sample_once_each_with_its_own_label(made, dataset):
+def test_a_shuffled_epoch_has_every_sample_once_each_with_its_own_label(reference, dataset):
     loader = dataset.loader(16, shuffle=True, seed=3)
     orders = []
     for _ in range(2):
         batches = list(loader)
         keys = [key for b in batches for key in b["key"]]
-        assert sorted(keys) == made.keys
-        order = [made.keys.index(key) for key in keys]
-        assert torch.cat([b["label"] for b in batches]).tolist() == made.labels[order].tolist()
-        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), made.values[order], atol=2e-6)
+        assert sorted(keys) == reference.keys
+        order = [reference.keys.index(key) for key in keys]
+        assert torch.cat([b["label"] for b in batches]).tolist() == reference.labels[order].tolist()
+        np.testing.assert_allclose(torch.cat([b["latent"] for b in batches]), reference.values[order], atol=2e-6)
         orders.append(order)
     assert orders[0] != orders[1]
     again = dataset.loader(16, shuffle=True, seed=3)
-    assert [made.keys.index(key) for b in again for key in b["key"]] == orders[0]
+    assert [reference.keys.index(key) for b in again for key in b["key"]] == orders[0]
     other = dataset.loader(16, shuffle=True, seed=4)
-    assert [made.keys.index(key) for b in other for key in b["key"]] != orders[0]
+    assert [reference.keys.index(key) for b in other for key in b["key"]] != orders[0]
 
 
 def test_drop_last_skips_the_batch_that_is_not_full(dataset):
@@ -216,12 +216,12 @@ def test_an_iteration_that_zip_ended_counts_as_a_whole_epoch(dataset):
 
 
 @pytest.mark.parametrize("transform", [None, "dict"])
-def test_a_loader_alive_at_the_interpreters_end_prints_nothing(made, transform):
+def test_a_loader_alive_at_the_interpreters_end_prints_nothing(reference, transform):
     code = (
         "import sys; from latentq import LatentDataset; "
         f"batches = iter(LatentDataset(sys.argv[1], transform={transform}).loader(4)); next(batches)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(made.path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(reference.path)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -243,11 +243,11 @@ def test_ranks_come_from_torch_distributed(dataset):
         torch.distributed.destroy_process_group()
 
 
-def test_two_iterations_at_once_each_give_the_whole_epoch(made, dataset):
+def test_two_iterations_at_once_each_give_the_whole_epoch(reference, dataset):
     loader = dataset.loader(16, shuffle=True)
     pairs = list(zip(loader, loader, strict=True))
     assert all(torch.equal(first["latent"], second["latent"]) for first, second in pairs)
-    assert sorted(key for first, _ in pairs for key in first["key"]) == made.keys
+    assert sorted(key for first, _ in pairs for key in first["key"]) == reference.keys
     assert loader.epoch == 1
 
 
@@ -260,8 +260,8 @@ def test_a_small_dataset_is_one_batch_and_an_empty_dataset_none(dataset):
     assert empty.epoch == 1
 
 
-def test_an_error_in_a_transform_reaches_the_loop(made):
-    broken = LatentDataset(made.path, transform=lambda _: 1 / 0)
+def test_an_error_in_a_transform_reaches_the_loop(reference):
+    broken = LatentDataset(reference.path, transform=lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(broken.loader(4))
     assert not _threads()
@@ -345,15 +345,15 @@ def test_prefetch_bounds_the_number_of_prepared_batches():
     iterator.close()
 
 
-def test_a_transform_is_applied_to_each_sample(made):
-    doubled = LatentDataset(made.path, transform=lambda sample: sample | {"latent": 2 * sample["latent"]})
+def test_a_transform_is_applied_to_each_sample(reference):
+    doubled = LatentDataset(reference.path, transform=lambda sample: sample | {"latent": 2 * sample["latent"]})
     latents = torch.cat([b["latent"] for b in doubled.loader(16)])
-    np.testing.assert_allclose(latents, 2 * made.values, atol=4e-6)
+    np.testing.assert_allclose(latents, 2 * reference.values, atol=4e-6)
     with pytest.raises(TypeError, match="must return a dict"):
-        next(iter(LatentDataset(made.path, transform=lambda sample: sample["label"]).loader(4)))
+        next(iter(LatentDataset(reference.path, transform=lambda sample: sample["label"]).loader(4)))
 
 
-def test_dropouts_are_functions_of_seed_epoch_and_sample(dataset, made):
+def test_dropouts_are_functions_of_seed_epoch_and_sample(dataset, reference):
     def masks(batch_size, epoch, **options):
         loader = dataset.loader(batch_size, label_dropout=0.3, caption_dropout=0.5, **options)
         loader.set_epoch(epoch)
@@ -389,8 +389,8 @@ except KeyboardInterrupt:
 """
 
 
-def test_an_interrupt_ends_a_loop_and_leaves_no_thread(made):
-    command = [sys.executable, "-c", INTERRUPTED, str(made.path)]
+def test_an_interrupt_ends_a_loop_and_leaves_no_thread(reference):
+    command = [sys.executable, "-c", INTERRUPTED, str(reference.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGINT)
@@ -399,7 +399,7 @@ def test_an_interrupt_ends_a_loop_and_leaves_no_thread(made):
     assert process.returncode == 0
 
 
-def test_kept_tensors_stay_unchanged_while_memory_is_reused(made, dataset, monkeypatch):
+def test_kept_tensors_stay_unchanged_while_memory_is_reused(reference, dataset, monkeypatch):
     monkeypatch.setattr(buffers, "_SMALL", 0)
     loader = dataset.loader(4, shuffle=True, threads=2, prefetch=2)
     kept, where = [], set()
@@ -409,7 +409,7 @@ def test_kept_tensors_stay_unchanged_while_memory_is_reused(made, dataset, monke
             if len(kept) < 3:  # a view and an array of its memory outlive their batch
                 kept.append((batch["key"][1], batch["latent"][1], batch["latent"][1].numpy()))
     for key, view, array in kept:
-        expected = made.values[made.keys.index(key)]
+        expected = reference.values[reference.keys.index(key)]
         np.testing.assert_allclose(view, expected, atol=2e-6)
         np.testing.assert_allclose(array, expected, atol=2e-6)
     assert len(where) < 20  # of 50 batches

@@ -24,7 +24,7 @@ def _clean(streaming_alone):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def reference(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("made") / "out", 30, size_limit=1 << 10)
 
 
@@ -34,60 +34,60 @@ def _check_equal(sample, other):
         assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
 
 
-def test_a_remote_dataset_gives_the_samples_of_a_local_one(made, tmp_path):
-    remote = LatentStreamingDataset(remote=str(made.path), local=str(tmp_path), batch_size=4, scale="scaled")
-    local = LatentDataset(made.path, scale="scaled")
+def test_a_remote_dataset_gives_the_samples_of_a_local_one(reference, tmp_path):
+    remote = LatentStreamingDataset(remote=str(reference.path), local=str(tmp_path), batch_size=4, scale="scaled")
+    local = LatentDataset(reference.path, scale="scaled")
     assert len(remote) == 30
     for i in (0, 17, 29):
         _check_equal(remote[i], local[i])
-    assert (tmp_path / "latents.toml").read_bytes() == (made.path / "latents.toml").read_bytes()
+    assert (tmp_path / "latents.toml").read_bytes() == (reference.path / "latents.toml").read_bytes()
 
 
-def test_an_epoch_through_workers_has_every_sample_once(made):
-    dataset = LatentStreamingDataset(local=str(made.path), batch_size=4, shuffle=True, dtype=torch.bfloat16)
+def test_an_epoch_through_workers_has_every_sample_once(reference):
+    dataset = LatentStreamingDataset(local=str(reference.path), batch_size=4, shuffle=True, dtype=torch.bfloat16)
     batches = list(DataLoader(dataset, batch_size=4, num_workers=2))
     keys = [key for b in batches for key in b["key"]]
-    assert sorted(keys) == made.keys
+    assert sorted(keys) == reference.keys
     assert batches[0]["latent"].dtype == torch.bfloat16
-    order = [made.keys.index(key) for key in keys]
-    assert torch.cat([b["label"] for b in batches]).tolist() == made.labels[order].tolist()
-    expected = LatentDataset(made.path, dtype=torch.bfloat16).batch(order)["latent"]
+    order = [reference.keys.index(key) for key in keys]
+    assert torch.cat([b["label"] for b in batches]).tolist() == reference.labels[order].tolist()
+    expected = LatentDataset(reference.path, dtype=torch.bfloat16).batch(order)["latent"]
     assert torch.equal(torch.cat([b["latent"] for b in batches]), expected)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "codebook"])
 def test_every_kind(tmp_path, kind):
-    made = make_dataset(tmp_path / "out", 4, kind=kind)
-    dataset = LatentStreamingDataset(local=str(made.path), batch_size=1, scale="normalized")
-    local = LatentDataset(made.path, scale="normalized")
+    reference = make_dataset(tmp_path / "out", 4, kind=kind)
+    dataset = LatentStreamingDataset(local=str(reference.path), batch_size=1, scale="normalized")
+    local = LatentDataset(reference.path, scale="normalized")
     for i in range(4):
         _check_equal(dataset[i], local[i])
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6])
 def test_packed_codes_are_values_here_and_bytes_to_a_stock_reader(tmp_path, bits):
-    made = make_dataset(tmp_path / "out", 4, bits=bits)
-    _check_equal(LatentStreamingDataset(local=str(made.path), batch_size=1)[2], LatentDataset(made.path)[2])
+    reference = make_dataset(tmp_path / "out", 4, bits=bits)
+    _check_equal(LatentStreamingDataset(local=str(reference.path), batch_size=1)[2], LatentDataset(reference.path)[2])
     streaming.base.util.clean_stale_shared_memory()
-    stored = streaming.StreamingDataset(local=str(made.path), batch_size=1)[2]["latent"]
+    stored = streaming.StreamingDataset(local=str(reference.path), batch_size=1)[2]["latent"]
     assert stored.dtype == np.uint8
-    np.testing.assert_array_equal(stored, mds.Reader(made.path).gather([2], "latent")[0])
+    np.testing.assert_array_equal(stored, mds.Reader(reference.path).gather([2], "latent")[0])
 
 
-def test_streams_that_agree_are_joined_and_others_are_refused(made, tmp_path):
+def test_streams_that_agree_are_joined_and_others_are_refused(reference, tmp_path):
     twin = make_dataset(tmp_path / "twin", 10, seed=1)
     other = make_dataset(tmp_path / "other", 10, weights="sha256:2")
-    streams = [streaming.Stream(local=str(made.path)), streaming.Stream(local=str(twin.path))]
+    streams = [streaming.Stream(local=str(reference.path)), streaming.Stream(local=str(twin.path))]
     both = LatentStreamingDataset(streams=streams, batch_size=1)
     assert len(both) == 40
     _check_equal(both[35], LatentDataset(twin.path)[5])
-    streams = [streaming.Stream(local=str(made.path)), streaming.Stream(local=str(other.path))]
+    streams = [streaming.Stream(local=str(reference.path)), streaming.Stream(local=str(other.path))]
     streaming.base.util.clean_stale_shared_memory()
     with pytest.raises(MismatchError, match=r"sha256:2.*sha256:1"):
         LatentStreamingDataset(streams=streams, batch_size=1)
 
 
-def test_a_remote_without_a_card_is_an_error(made, tmp_path):
+def test_a_remote_without_a_card_is_an_error(reference, tmp_path):
     make_dataset(tmp_path / "remote", 4)
     (tmp_path / "remote" / "latents.toml").unlink()
     with pytest.raises(LatentqError, match=r"has no latents\.toml"):

@@ -147,12 +147,12 @@ def test_values_of_every_kind_of_source_read_back(kind, data):
     rows = data.draw(st.lists(st.tuples(column, texts), min_size=1, max_size=3))
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top) / "source"
-        listing = storable(kind, _made(kind, folder, rows, pa, pq).listing())
+        listing = storable(kind, _open_made_source(kind, folder, rows, pa, pq).listing())
         assert read_back(listing) == Listing(listing.samples, listing.fields)
         assert len(listing.samples) == len(rows)
 
 
-def _made(kind, folder, rows, pa, pq):
+def _open_made_source(kind, folder, rows, pa, pq):
     """Opens a source of a kind with one image for each label and caption."""
     folder.mkdir()
     for index in range(len(rows)):

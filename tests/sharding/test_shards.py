@@ -61,15 +61,15 @@ def test_shrunk_image_equals_that_of_torchvision_and_pillow(size, form):
     expected = resize(opened(data).convert("RGB"))
     file = io.BytesIO()
     expected.save(file, "JPEG", quality=95)
-    made = to_jpeg(data, quality=95, **SMALL)
-    assert made.data == file.getvalue()
-    assert (made.width, made.height) == expected.size == opened(made.data).size
+    jpeg = to_jpeg(data, quality=95, **SMALL)
+    assert jpeg.data == file.getvalue()
+    assert (jpeg.width, jpeg.height) == expected.size == opened(jpeg.data).size
 
 
 def test_image_that_is_not_a_jpeg_becomes_one():
-    made = to_jpeg(picture((100, 90), "WEBP", "RGBA"), quality=95, **SMALL)
-    assert opened(made.data).format == "JPEG"
-    assert (made.width, made.height) == (100, 90)
+    jpeg = to_jpeg(picture((100, 90), "WEBP", "RGBA"), quality=95, **SMALL)
+    assert opened(jpeg.data).format == "JPEG"
+    assert (jpeg.width, jpeg.height) == (100, 90)
 
 
 def exif(orientation):
@@ -81,10 +81,10 @@ def exif(orientation):
 def test_orientation_and_profile_are_kept_and_not_applied():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     original = picture((300, 200), exif=exif(6), icc_profile=profile)
-    made = opened(to_jpeg(original, quality=95, **SMALL).data)
-    assert made.size == (192, 128)
-    assert made.getexif()[0x0112] == 6
-    assert made.info["icc_profile"] == profile
+    shrunk = opened(to_jpeg(original, quality=95, **SMALL).data)
+    assert shrunk.size == (192, 128)
+    assert shrunk.getexif()[0x0112] == 6
+    assert shrunk.info["icc_profile"] == profile
 
 
 @pytest.mark.parametrize("size", [(63, 500), (500, 63), (63, 63)])

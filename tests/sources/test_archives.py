@@ -495,14 +495,14 @@ def test_each_compressed_tar_is_one_unit(tmp_path, pictures_made):
 def test_any_number_of_processes_makes_the_same_dataset(tmp_path, pictures_made, suffix):
     for name in ("a", "b", "c"):
         make(tmp_path / f"{name}{suffix}", with_captions(pictures_made))
-    made = []
+    outputs = []
     for world_size in (1, 2, 3):
         out = tmp_path / f"out{world_size}"
         for rank in reversed(range(world_size)):
             encode(tmp_path / f"*{suffix}", out, size=64, unit_size=5, rank=rank, world_size=world_size)
-        made.append(contents(out))
-    assert made[0] == made[1] == made[2]
-    assert b"captions" not in made[0]["rejects.tsv"]
+        outputs.append(contents(out))
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert b"captions" not in outputs[0]["rejects.tsv"]
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip"])

@@ -127,8 +127,8 @@ def test_a_saved_data_set_is_a_source(tmp_path, pictures_made):
             "text": datasets.Value("string"),
         }
     )
-    made = datasets.Dataset.from_dict(rows, features=features)
-    datasets.DatasetDict({"train": made, "test": made.select(range(2))}).save_to_disk(tmp_path / "saved")
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": dataset, "test": dataset.select(range(2))}).save_to_disk(tmp_path / "saved")
     source = open_source(tmp_path / "saved")
     samples = source.listing().samples
     assert [s.key for s in samples[:3]] == ["test/00000000", "test/00000001", "train/00000000"]
@@ -155,8 +155,8 @@ def test_any_number_of_processes_makes_the_same_dataset(tmp_path, pictures_made,
 def hf(folder, rows, features=None, form=None):
     import datasets
 
-    made = datasets.Dataset.from_dict(rows, features=features)
-    (made.with_format(form) if form else made).save_to_disk(folder)
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    (dataset.with_format(form) if form else dataset).save_to_disk(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ SCALING_FACTOR = 0.25
 
 
 @dataclass(frozen=True)
-class Made:
+class ReferenceDataset:
     """A dataset and its contents; `values` are the float64 values of the codes, computed here and not by latentq."""
 
     path: Path
@@ -79,15 +79,17 @@ def make_dataset(
         encoding = f"ndarray:uint8:{stored}"
     labels = rng.integers(0, 1000, size=count)
     columns = dict.fromkeys(latents, encoding) | {"key": "str", "label": label_encoding, "caption": "str"}
-    made = Made(Path(path), codes, values, labels, _card(columns, latents, shape, quantizer, values, scaled, weights))
+    reference = ReferenceDataset(
+        Path(path), codes, values, labels, _card(columns, latents, shape, quantizer, values, scaled, weights)
+    )
     rows = codes if bits == 8 else quantizer.pack(codes)
-    with mds.Writer(made.path, columns, size_limit=size_limit) as writer:
+    with mds.Writer(reference.path, columns, size_limit=size_limit) as writer:
         for i in range(count):
             label = int(labels[i]) if label_encoding == "int" else str(labels[i])
-            sample = {"key": made.keys[i], "label": label, "caption": f"picture {i}"}
+            sample = {"key": reference.keys[i], "label": label, "caption": f"picture {i}"}
             writer.write(sample | dict.fromkeys(latents, rows[i]))
-        writer.add_file(CARD, made.card.to_toml())
-    return made
+        writer.add_file(CARD, reference.card.to_toml())
+    return reference
 
 
 def _card(columns, latents, shape, quantizer, values, scaled, weights):

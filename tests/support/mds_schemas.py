@@ -102,7 +102,7 @@ def data(rng: random.Random, depth: int = 2) -> Any:
     return [None, True, rng.randrange(-(10**20), 10**20), floating(rng), text(rng)][kind]
 
 
-def some(value: Value) -> Value:
+def list_of(value: Value) -> Value:
     return lambda rng: [value(rng) for _ in range(rng.randrange(4))]
 
 
@@ -130,19 +130,19 @@ def encodings(rng: random.Random) -> tuple[str, Value]:
         ("pil", pil),
         ("jpeg", jpeg),
         ("png", png),
-        (rng.choice(["jpeg_array", "jpegarray"]), some(lambda rng: bytearray(rng.randbytes(rng.randrange(9))))),
-        ("list[pil]", some(pil)),
-        ("list[jpeg]", some(jpeg)),
-        ("list[png]", some(png)),
+        (rng.choice(["jpeg_array", "jpegarray"]), list_of(lambda rng: bytearray(rng.randbytes(rng.randrange(9))))),
+        ("list[pil]", list_of(pil)),
+        ("list[jpeg]", list_of(jpeg)),
+        ("list[png]", list_of(png)),
     ]
     return rng.choice(images if rng.random() < 0.1 else plain)
 
 
 def draw(rng: random.Random) -> tuple[dict[str, str], list[dict[str, Any]], dict[str, Any]]:
     """Draw columns, samples and a writer's options."""
-    made = {text(rng, 6): encodings(rng) for _ in range(rng.randrange(1, 6))}
-    columns = {name: encoding for name, (encoding, _) in made.items()}
-    samples = [{name: value(rng) for name, (_, value) in made.items()} for _ in range(rng.randrange(5))]
+    drawn = {text(rng, 6): encodings(rng) for _ in range(rng.randrange(1, 6))}
+    columns = {name: encoding for name, (encoding, _) in drawn.items()}
+    samples = [{name: value(rng) for name, (_, value) in drawn.items()} for _ in range(rng.randrange(5))]
     options = {
         "size_limit": rng.choice([None, 0, 1, 200, 400, 1000, 1 << 26, (1 << 32) - 1]),
         "hashes": sorted(rng.sample(HASHES, rng.choice([0, 0, 1, 3]))),
@@ -236,10 +236,10 @@ def compare_many(seed: int, count: int, root: Path) -> None:
     for ours in folders:
         compare(rng, stock, ours)
         clear(stock)
-    some = rng.sample(folders, min(4, count))
-    merge_index([str(folder / "index.json") for folder in some], str(merged))
+    chosen = rng.sample(folders, min(4, count))
+    merge_index([str(folder / "index.json") for folder in chosen], str(merged))
     expected = (merged / "index.json").read_bytes()
-    assert mds.merged_index(merged, [folder.name for folder in some]) == expected
+    assert mds.merged_index(merged, [folder.name for folder in chosen]) == expected
     for folder in [merged, *folders]:
         clear(folder)
 

@@ -110,7 +110,7 @@ def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) 
 
 
 def _write_converted_unit(path: Path, card: Card, foreign: ForeignDataset, indices: range, bar: Progress) -> None:
-    sums = {name: LatentSums.of(latent.quantizer) for name, latent in card.latents.items()}
+    sums = {name: LatentSums.empty(latent.quantizer) for name, latent in card.latents.items()}
     listing = foreign.listing.part_sha256(indices)
     facts = UnitFacts(card=card_hash(card.to_toml()), listing=listing, latents=sums)
 

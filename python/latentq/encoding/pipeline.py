@@ -100,8 +100,8 @@ def encode(
     card, uncalibrated = plan_card(recipe, opened.kind, listing, models.autoencoder, parent, models.text_encoder)
     card = replace(card, source=replace(card.source, image_column=image_column))
     check_table(named, card)
-    run = EncodingRun.of(opened, listing, card, uncalibrated, models, settings)
-    share = Share.of(out, card, opened, listing, recipe.unit_size, settings)
+    run = EncodingRun.planned(opened, listing, card, uncalibrated, models, settings)
+    share = Share.for_process(out, card, opened, listing, recipe.unit_size, settings)
 
     print_notes(listing, settings.progress)
     card = publish_card(out, run, settings.progress, frozen=parent is not None)

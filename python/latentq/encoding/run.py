@@ -46,7 +46,7 @@ class EncodingRun:
     profile: Profile
 
     @classmethod
-    def of(
+    def planned(
         cls,
         source: Source,
         listing: Listing,

@@ -54,7 +54,7 @@ def _write_encoded_unit(
     facts = UnitFacts(
         card=card_hash((share.out / CARD).read_bytes()),
         listing=run.listing.part_sha256(share.units[unit]),
-        latents={name: LatentSums.of(quantizer) for name, quantizer in run.quantizers.items()},
+        latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
     )
     remaining = _batches_of_unit(batches)
 

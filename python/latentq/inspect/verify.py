@@ -231,7 +231,7 @@ def _check_codes(name: str, reader: mds.Reader, card: Card, facts: UnitFacts) ->
 
 def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     quantizer = latent.quantizer
-    total = LatentSums.of(quantizer)
+    total = LatentSums.empty(quantizer)
     size = quantizer.packed_bytes(int(np.prod(latent.shape)))
     for count, packed in _parts(reader, name, size):
         codes = quantizer.unpack(packed, (count, *latent.shape))

@@ -60,7 +60,7 @@ def completed(card: Card, units: list[UnitFacts]) -> Card:
     """Returns the card with the counts and statistics of its units."""
     latents: dict[str, LatentFacts] = {}
     for name, facts in card.latents.items():
-        total = LatentSums.of(facts.quantizer)
+        total = LatentSums.empty(facts.quantizer)
         for unit in units:
             if name in unit.latents:
                 total.add(unit.latents[name])

@@ -37,7 +37,7 @@ class Share:
     archives: ArchiveDeleter | None
 
     @classmethod
-    def of(
+    def for_process(
         cls, out: Path, card: UnitCard, source: Source, listing: Listing, unit_size: int, settings: RunSettings
     ) -> Self:
         """Returns the share of the process that `settings` describe.

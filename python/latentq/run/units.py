@@ -55,7 +55,7 @@ class LatentSums:
     moments: list[Moments] = field(default_factory=list)
 
     @classmethod
-    def of(cls, quantizer: Quantizer) -> LatentSums:
+    def empty(cls, quantizer: Quantizer) -> LatentSums:
         """Returns the sums over no samples."""
         return cls(np.zeros(quantizer.channels, np.int64))
 

@@ -116,7 +116,7 @@ def shards(
         versions={package: importlib.metadata.version(package) for package in ("latentq", "pillow")},
     )
     card = _publish_card(out, card, listing)
-    share = Share.of(out, card, opened, listing, unit_size, settings)
+    share = Share.for_process(out, card, opened, listing, unit_size, settings)
 
     print_notes(listing, settings.progress)
     with (
