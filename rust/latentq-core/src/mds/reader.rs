@@ -68,9 +68,9 @@ impl Sample {
 impl Reader {
     /// Opens the dataset in `folder`. Reads only the index.
     ///
-    /// At most `memory` bytes of decompressed shards, but always one shard, are cached. Uncompressed shards are cached too, loaded by
-    /// a background thread once each of their samples was read once on average, if all shards of the dataset have at most `memory` bytes and those of
-    /// all readers of this process at most `raw` bytes.
+    /// At most `memory` bytes of decompressed shards, but always one shard, are cached. If all shards of the dataset have at
+    /// most `memory` bytes, and those of all readers of this process at most `raw` bytes, uncompressed shards are cached too:
+    /// a background thread loads them, the first once each of its samples was read once on average, the others later.
     ///
     /// # Errors
     /// An I/O or format error that names the index.
