@@ -1,9 +1,9 @@
 """MDS shards against MDSWriter, MDSReader, StreamingDataset and a NumPy memory map, on the same samples and files.
 
-A sample is a latent of 4,096 bytes and two strings; 100,000 are written, and 40,000 read. From the fourth
-epoch on `Reader` has all of a dataset of that size in memory; with `cache_bytes=0`, and for larger datasets, it reads each sample
-from the page cache. Every writer's files are on the disk (fsync) when its time ends; files that are read
-are in the page cache.
+A sample is a latent of 4,096 bytes and two strings; 100,000 are written, and 40,000 read. From the fourth epoch on
+`Reader` has all of a dataset of that size in memory; with `cache_bytes=0`, and for larger datasets, it reads each
+sample from the page cache. Every writer's files are on the disk (fsync) when its time ends; files that are read are in
+the page cache.
 """
 
 import functools
