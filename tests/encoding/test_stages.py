@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config as inductor
 
 import latentq
 from conftest import contents, paint
@@ -161,7 +162,10 @@ def test_missing_tokens_are_redone_in_float32(photos, tmp_path):
 def test_compiled_run_computes_in_the_recipes_dtype_and_leaves_no_trace(photos, tmp_path, monkeypatch):
     calls = []
 
-    def compiling(function):
+    def compiling(function, *, dynamic, options):
+        assert dynamic is False
+        assert options == ({"deterministic": True} if hasattr(inductor, "deterministic") else None)
+
         def compiled(pixels):
             calls.append((function.__name__, len(pixels), torch.is_autocast_enabled("cpu")))
             return function(pixels)

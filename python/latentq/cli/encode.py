@@ -64,7 +64,12 @@ def add(commands: Commands) -> None:
     choice.add_argument("--like", metavar="DATASET", help="recipe, quantizers and class numbers of another dataset")
     _add_overrides(parser)
     how = add_run_options(parser)
-    how.add_argument("--batch-size", type=int, default=64, metavar="N", help="images encoded at once (default: 64)")
+    how.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images encoded at once (default: 64 up to 256 pixels, fewer above: 16 at 512)",
+    )
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK if there is one, else cpu)")
     how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
     how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")

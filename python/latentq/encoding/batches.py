@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,21 +112,30 @@ def encode_batches(run: EncodingRun, units: Units) -> Generator[EncodedBatch, No
         batches.close()
 
 
-def retry_with_smaller_batches(run: EncodingRun, bar: Progress, work: Callable[[EncodingRun], _T]) -> _T:
+def retry_with_smaller_batches(
+    run: EncodingRun, bar: Progress, work: Callable[[EncodingRun], _T]
+) -> tuple[_T, EncodingRun]:
     """Calls `work`, again with half the batch size each time that the device runs out of memory.
 
+    Returns:
+        The result of `work`, and the run with the batch size that it took.
+
     Raises:
-        torch.OutOfMemoryError: The memory is not enough for a single image.
+        RuntimeError: The memory is not enough for a single image, e.g. a `torch.OutOfMemoryError`.
     """
     import torch
 
+    from latentq.models.device import is_out_of_memory
+
     while True:
         try:
-            return work(run)
-        except torch.OutOfMemoryError:
-            if run.batch_size == 1:
+            return work(run), run
+        except Exception as error:
+            if run.batch_size == 1 or not is_out_of_memory(error):
                 raise
-        # Outside the handler, where the exception's frames no longer hold the memory of the failed attempt.
+        # Outside the handler, where the exception's frames no longer hold the tensors of the failed attempt; those of
+        # the stopped stages may be in reference cycles.
+        gc.collect()
         run = replace(run, batch_size=run.batch_size // 2)
         bar.note(f"out of memory on {run.encoder.device}: retrying with batch size {run.batch_size}")
         if torch.cuda.is_available():
@@ -135,12 +145,10 @@ def retry_with_smaller_batches(run: EncodingRun, bar: Progress, work: Callable[[
 def _decoded_batches(run: EncodingRun, units: Units) -> Iterator[DecodedBatch]:
     """Yields the decoded images of units, in order.
 
-    A unit's batches follow from its length and the batch size alone, and all have one shape: the last bit of a
-    model's result may depend on the shape of its input.
+    A unit's batches follow from its length and the run's `batch_length` alone.
     """
+    length = run.batch_length
     for unit, indices in units:
-        batch_count = -(-len(indices) // run.batch_size)
-        length = -(-len(indices) // batch_count)
         captions = None
         if run.captions is not None:
             from latentq.encoding.captions import UnitCaptions

@@ -26,8 +26,10 @@ from latentq.store.local import publish_once
 from latentq.system.progress import Progress
 
 
-def publish_card(out: Path, run: EncodingRun, progress: TextIO | None, *, frozen: bool) -> Card:
-    """Returns the card that all processes share: that of the first process to publish it.
+def publish_card(out: Path, run: EncodingRun, progress: TextIO | None, *, frozen: bool) -> EncodingRun:
+    """Returns the run with the card that all processes share: that of the first process to publish it.
+
+    A batch size that was halved to calibrate stays halved.
 
     The list is published with the card, so that a run that fails before leaves nothing behind.
 
@@ -47,15 +49,15 @@ def publish_card(out: Path, run: EncodingRun, progress: TextIO | None, *, frozen
             count = min(card.recipe.calibration, card.source.samples)
             with Progress(count, "calibrate", progress, leave=False) as bar:
                 bar.note(f"calibrating on {count} images")
-                quantizers = retry_with_smaller_batches(run, bar, partial(_calibrate, bar=bar))
+                quantizers, run = retry_with_smaller_batches(run, bar, partial(_calibrate, bar=bar))
             card = _with_quantizers(card, quantizers)
         publish_listing(out, run.listing)
         if publish_once(out / CARD, card.to_toml()):
-            return card
+            return replace(run, card=card)
     card = Card.load(out / CARD)
     check_same_work(out, card, run.card, frozen=frozen)
     publish_listing(out, run.listing)
-    return card
+    return replace(run, card=card)
 
 
 def publish_empty_caption(out: Path, run: EncodingRun) -> None:

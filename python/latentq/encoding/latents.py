@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,7 +227,7 @@ class LatentEncoder:
         call = getattr(self.autoencoder, method)
         if self._is_compiled and not exact:
             if method not in self._compiled:
-                self._compiled[method] = torch.compile(call)
+                self._compiled[method] = _compiled(call)
             call = self._compiled[method]
         with computing_in("float32" if exact else self._options.dtype, self.device):
             return call(floats)
@@ -267,3 +267,11 @@ class LatentEncoder:
 
     def _between(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end) / 1000 if self._gpu else end - start)
+
+
+def _compiled(call: Callable[..., Any]) -> Any:
+    """Returns a method that is compiled for each shape alone, and the same way in every process where torch can."""
+    import torch._inductor.config as inductor
+
+    options: Any = {"deterministic": True} if hasattr(inductor, "deterministic") else None  # not in older torch
+    return torch.compile(call, dynamic=False, options=options)

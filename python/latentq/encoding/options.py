@@ -16,14 +16,14 @@ class EncodeRunOptions(RunOptions, total=False):
     Attributes:
         device: Device that the models compute on; by default `cuda:LOCAL_RANK` if there is a GPU, else `cpu`. An
             autoencoder that is an object stays on its own device.
-        batch_size: Images per batch of the autoencoder, 64 by default. It is halved each time that the device runs out
-            of memory.
+        batch_size: Images per batch of the autoencoder; by default 64 up to 256 pixels, and fewer above: 16 at 512. It
+            is halved each time that the device runs out of memory.
         compiled: Compile the autoencoder with torch.compile; latents may then differ in the last bit.
         profile: Collects the time that each stage works and waits.
     """
 
     device: str | None
-    batch_size: int
+    batch_size: int | None
     compiled: bool
     profile: Profile | None
 
@@ -34,10 +34,10 @@ class EncodeOptions(EncodeRunOptions, RecipeOverrides, total=False):
 
 @dataclass(frozen=True)
 class EncodeSettings(RunSettings):
-    """`EncodeRunOptions` with every default filled in."""
+    """`EncodeRunOptions` with every default filled in that does not depend on the recipe."""
 
     device: str | None
-    batch_size: int
+    batch_size: int | None
     compiled: bool
     profile: Profile
 
@@ -51,8 +51,8 @@ def split_options(options: EncodeOptions) -> tuple[EncodeSettings, RecipeOverrid
     own = EncodeRunOptions.__annotations__
     run_options = cast(RunOptions, {key: value for key, value in options.items() if key in RunOptions.__annotations__})
     overrides = cast(RecipeOverrides, {key: value for key, value in options.items() if key not in own})
-    batch_size = options.get("batch_size", 64)
-    if batch_size < 1:
+    batch_size = options.get("batch_size")
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     settings = EncodeSettings(
         **vars(run_settings(**run_options)),

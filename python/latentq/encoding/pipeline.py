@@ -104,12 +104,11 @@ def encode(
     share = Share.for_process(out, card, opened, listing, recipe.unit_size, settings)
 
     print_notes(listing, settings.progress)
-    card = publish_card(out, run, settings.progress, frozen=parent is not None)
-    run = replace(run, card=card)
+    run = publish_card(out, run, settings.progress, frozen=parent is not None)
     publish_empty_caption(out, run)
     with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
         encode_units(run, share, bar)
-    card = share.finish(card, CARD, completed)
+    card = share.finish(run.card, CARD, completed)
     if card.complete:
         write_table(named)
     return card

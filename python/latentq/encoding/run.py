@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Self
 
 from latentq.encoding.models import Models
@@ -28,7 +30,7 @@ class EncodingRun:
         captions: The text encoder; None if the recipe stores no embeddings.
         card: The card, as planned or as published.
         uncalibrated: Columns whose quantizers in `card` are placeholders until they are calibrated.
-        batch_size: Images per batch.
+        batch_size: The largest number of images per batch; `batch_length` is the number of rows.
         threads: Threads that decode images.
         strict: End the run at the first reject.
         profile: Collects the time of each stage.
@@ -65,11 +67,22 @@ class EncodingRun:
             from latentq.encoding.captions import CaptionEncoder
 
             captions = CaptionEncoder(models.text_encoder, recipe.text, models.text_device, recipe.texts())
-        batch_size = min(settings.batch_size, recipe.unit_size, max(1, len(listing.samples)))
+        batch_size = settings.batch_size or default_batch_size(column.size for column in recipe.encoded().values())
+        batch_size = min(batch_size, recipe.unit_size, max(1, len(listing.samples)))
         return cls(
             source, listing, encoder, captions, card, uncalibrated, batch_size, settings.threads, settings.strict,
             settings.profile,
         )  # fmt: skip
+
+    @property
+    def batch_length(self) -> int:
+        """Rows of every batch of the run: short batches are padded.
+
+        A compiled network is compiled for one shape alone, and the last bit of a network's result may depend on the
+        shape of its input. A full unit is cut into batches of almost the same number of images.
+        """
+        unit = min(self.card.recipe.unit_size, max(1, len(self.listing.samples)))
+        return ceil(unit / ceil(unit / self.batch_size))
 
     @property
     def quantizers(self) -> dict[str, Quantizer]:
@@ -80,3 +93,13 @@ class EncodingRun:
     def text_quantizers(self) -> dict[str, Quantizer]:
         """The quantizers of the columns of embeddings, by column."""
         return {name: facts.quantizer for name, facts in self.card.embeddings.items()}
+
+
+def default_batch_size(sizes: Iterable[int]) -> int:
+    """Returns the default number of images per batch: 64 up to 256 pixels, and no more pixels than that above.
+
+    Layers of 128 channels at full resolution, as SDXL's, reach 2^31 elements with 64 images of 512 pixels, which
+    convolutions do not support.
+    """
+    largest = max(sizes, default=1)
+    return max(1, min(64, 64 * 256**2 // largest**2))

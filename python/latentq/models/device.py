@@ -6,6 +6,13 @@ import os
 
 import torch
 
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA's runtime and driver, Triton
+    "unable to find an engine",  # cuDNN: no algorithm's workspace fits
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
 
 def default_device() -> str:
     """Returns `cuda:LOCAL_RANK` if there is a GPU, else `cpu`. Ranks beyond the visible GPUs share them in turn."""
@@ -32,6 +39,17 @@ def device_of(model: object) -> str:
     parameters = getattr(getattr(model, "module", model), "parameters", None)
     first = next(iter(parameters()), None) if callable(parameters) else None
     return str(first.device) if first is not None else "cpu"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns True if an error says that a device, or page-locked memory, is exhausted.
+
+    torch's allocator raises `torch.OutOfMemoryError`. The libraries below it allocate memory of their own, and their
+    failures are `RuntimeError`s, or `torch.AcceleratorError`s, that only their text tells apart.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
