@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest_plugins = ["support.model_fixtures", "support.layout_fixtures", "support.cli_fixtures", "support.mds_fixtures"]
+pytest_plugins = [
+    "support.model_fixtures",
+    "support.layout_fixtures",
+    "support.cli_fixtures",
+    "support.mds_fixtures",
+    "support.dataset_fixtures",
+    "support.source_fixtures",
+    "support.collect_fixtures",
+]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -18,14 +18,9 @@ from latentq import Card, FormatError, LatentqError, MismatchError, Recipe, enco
 from latentq.sources import Captions, Listing, Sample, open_source
 from latentq.sources.columns import captions_in
 from latentq.sources.rows import Rows
-from support.archive_making import make_tar, make_zip, pictures_of
+from support.archive_making import make_tar, make_zip
 from support.collection_making import parquet, picture
 from support.hub_server import Repository, Server
-
-
-@pytest.fixture(scope="module")
-def pictures_made(tmp_path_factory):
-    return pictures_of(tmp_path_factory.mktemp("pictures"))
 
 
 def table_of(pictures, struct):

@@ -33,6 +33,18 @@ def make_zip(path, members, method=zipfile.ZIP_STORED):
     return path
 
 
+def make_archive(path, members):
+    """Write an archive of the kind that its suffix names: a zip, a plain tar or a gzip tar; returns its path."""
+    if path.suffix == ".zip":
+        return make_zip(path, members, zipfile.ZIP_DEFLATED)
+    return make_tar(path, members, "w" if path.suffix == ".tar" else "w:gz")
+
+
+def faults_of(source):
+    """List a source; returns the faults by key of the samples that have one."""
+    return {sample.key: sample.fault for sample in source.listing().samples if sample.fault}
+
+
 def with_captions(pictures, folder=""):
     """Yield the members of a WebDataset tar: for each picture the image and its caption in a .txt."""
     for name, data in pictures.items():
