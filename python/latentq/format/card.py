@@ -89,6 +89,9 @@ class Card:
     def load(cls, path: str | os.PathLike[str]) -> Card:
         """Loads the card of a dataset's folder, or the card at a path.
 
+        Args:
+            path: The folder of the dataset, or the path of the card.
+
         Raises:
             FileNotFoundError: There is no card.
             FormatError: It cannot be understood; the message names the file and the field.
@@ -106,6 +109,9 @@ class Card:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Card:
         """Returns the card of TOML's tables.
+
+        Args:
+            data: The tables of `latents.toml`.
 
         Raises:
             FormatError: A field is missing or has the wrong type.

@@ -83,6 +83,9 @@ class Recipe:
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Returns the recipe of TOML's tables.
 
+        Args:
+            data: The tables of the recipe's TOML.
+
         Raises:
             RecipeError: A field is unknown, missing, of the wrong type or out of range.
         """

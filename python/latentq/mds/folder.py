@@ -66,7 +66,12 @@ def merge(path: str | os.PathLike[str], folders: Sequence[str] | None = None) ->
 
 
 def merged_index(path: str | os.PathLike[str], folders: Sequence[str]) -> bytes:
-    """Returns the bytes that `merge(path, folders)` would write, and raises the same errors."""
+    """Returns the bytes that `merge(path, folders)` would write, and raises the same errors.
+
+    Args:
+        path: The folder that holds the datasets.
+        folders: The names of the datasets, in the order of the samples.
+    """
     return _core.mds_merged_index(os.fspath(path), list(folders))
 
 

@@ -137,6 +137,10 @@ class Reader:
     def stored(self, index: int, column: str) -> Any:
         """Returns one column of one sample as it is stored: an image as the bytes of its file, not decoded.
 
+        Args:
+            index: The sample's index; a negative index counts from the end.
+            column: The column's name.
+
         Raises:
             IndexError: There is no such sample.
             KeyError: There is no such column.
@@ -152,6 +156,9 @@ class Reader:
 
     def resolve_column(self, column: str) -> tuple[int, tuple[str, list[int]] | None]:
         """Returns a column's number, and the dtype and shape of its values if all have the same, else None.
+
+        Args:
+            column: The column's name.
 
         Raises:
             KeyError: There is no such column.
@@ -190,7 +197,13 @@ class Reader:
         ]
 
     def decoded_list(self, name: str, values: list[Any], indices: NDArray[np.int64]) -> list[Any]:
-        """Decodes a column's values that the core gathered from the samples `indices`, as `gather` returns them."""
+        """Decodes a column's values that the core gathered from the samples `indices`, as `gather` returns them.
+
+        Args:
+            name: The column's name.
+            values: The gathered values, one per sample.
+            indices: The samples' indices.
+        """
         if name not in self._decoders:
             return values
         return [self._decoded(name, value, index) for value, index in zip(values, indices.tolist(), strict=True)]

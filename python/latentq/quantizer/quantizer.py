@@ -211,7 +211,12 @@ class Quantizer(Scheme):
     def quantize_counted(self, x: Any, *, out: Any = None, threads: int = 1) -> tuple[Any, ValueCounts]:
         """Converts values to codes, counts clipped values, and masks samples that hold a NaN or an infinity.
 
-        Counting costs no second pass over memory. Arguments and other errors are those of `quantize`.
+        Counting costs no second pass over memory. Other errors are those of `quantize`.
+
+        Args:
+            x: (N, C, ...) floats, as for `quantize`.
+            out: A C-contiguous buffer for the codes, of the shape of x.
+            threads: The largest number of threads to use on the CPU.
 
         Returns:
             The codes, which are 0 throughout a bad sample; and the counts, as NumPy arrays.
@@ -539,6 +544,9 @@ class Quantizer(Scheme):
     def from_dict(cls, d: Mapping[str, Any]) -> Quantizer:
         """Makes the quantizer that `to_dict` described.
 
+        Args:
+            d: A result of `to_dict`.
+
         Raises:
             ValueError: An entry is missing, unknown or out of range.
         """
@@ -634,6 +642,9 @@ class Calibrator:
 
     def measure(self, quantizer: Quantizer) -> Measurement:
         """Measures the error of a quantizer on the counted values, to the 11 significant bits of the histogram.
+
+        Args:
+            quantizer: A quantizer of the same number of channels.
 
         Raises:
             ValueError: The quantizer is of a float kind, or has another number of channels.

@@ -111,6 +111,9 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Returns the sums over both.
 
+        Args:
+            other: The sums over samples that follow.
+
         Raises:
             ValueError: They have different numbers of channels.
         """
@@ -146,7 +149,11 @@ class Moments:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Moments:
-        """Makes the sums that `to_dict` described."""
+        """Makes the sums that `to_dict` described.
+
+        Args:
+            d: A result of `to_dict`.
+        """
         count = tuple(int(n) for n in d["count"])
         rows = (tuple(float(x) for x in d[name]) for name in ("sum", "square", "min", "max"))
         return cls(count, *rows)

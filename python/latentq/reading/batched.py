@@ -32,11 +32,21 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
-        """Reads a batch with its latents as stored, for `decode_batch`."""
+        """Reads a batch with its latents as stored, for `decode_batch`.
+
+        Args:
+            indices: Indices of the samples, in any order, each from -len(self) to len(self) - 1.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
 
     @abstractmethod
     def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
-        """Decodes the latents of a batch from `read`, on their own device."""
+        """Decodes the latents of a batch from `read`, on their own device.
+
+        Args:
+            batch: A batch from `read`.
+            allocate: Allocates the decoded tensors on the CPU.
+        """
 
     @abstractmethod
     def batch(self, indices: Indices, *, noise: Batch | None = None, allocate: Allocate = shareable) -> Batch:
@@ -56,7 +66,14 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
-        """Returns the noise with which a loader draws latents from moments, for `decode_batch`."""
+        """Returns the noise with which a loader draws latents from moments, for `decode_batch`.
+
+        Args:
+            indices: Indices of the samples, each in [0, len(self)).
+            seed: The loader's seed.
+            epoch: The epoch, from 0.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
 
     @abstractmethod
     def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:
@@ -96,7 +113,12 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
     collate = staticmethod(collate)
 
     def order(self, *, shuffle: bool, seed: int) -> Order:
-        """Returns the order of an epoch's samples: each sample once."""
+        """Returns the order of an epoch's samples: each sample once.
+
+        Args:
+            shuffle: True permutes the samples of each epoch.
+            seed: Selects the permutations; at least 0.
+        """
         return Order((len(self),), (len(self),), shuffle, seed)
 
     def loader(self, batch_size: int, **options: Unpack[LoaderOptions]) -> LatentLoader:

@@ -165,7 +165,11 @@ class LatentDataset(BatchedDataset):
         return Gatherer(self._reader.core, columns)
 
     def stored_bytes(self, count: int) -> int:
-        """Returns the bytes of the tensors that `read` makes for `count` samples, each rounded up to cache lines."""
+        """Returns the bytes of the tensors that `read` makes for `count` samples, each rounded up to cache lines.
+
+        Args:
+            count: The number of samples.
+        """
         return self.gatherer(decoded=False).nbytes(count)
 
     def read(self, indices: Indices, *, names: Sequence[str] | None = None, allocate: Allocate = private) -> Batch:
@@ -179,11 +183,23 @@ class LatentDataset(BatchedDataset):
         return self.gatherer(names=names, decoded=False).begin(checked_indices(indices, len(self)), allocate)()
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
-        """Decodes the latents of a batch from `read`, on their own device."""
+        """Decodes the latents of a batch from `read`, on their own device.
+
+        Args:
+            batch: A batch from `read`.
+            allocate: Allocates the decoded tensors on the CPU.
+        """
         return self.layout.decode_batch(batch, allocate=allocate)
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
-        """Returns the noise with which a loader draws latents from moments, for `decode_batch`."""
+        """Returns the noise with which a loader draws latents from moments, for `decode_batch`.
+
+        Args:
+            indices: Indices of the samples, each in [0, len(self)).
+            seed: The loader's seed.
+            epoch: The epoch, from 0.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
         drawn = [(name, column.shape) for name, column in self.layout.latents.items() if column.moments]
         return {
             noise_key(name): allocate((len(indices), *shape), torch.float32).copy_(
@@ -211,6 +227,9 @@ class LatentDataset(BatchedDataset):
 
     def to_device(self, device: str | torch.device = "cuda") -> ResidentDataset:
         """Copies the latents and labels of all samples to a device's memory, latents as stored.
+
+        Args:
+            device: The device to copy to.
 
         Raises:
             MemoryError: The device has less than `resident_bytes` free.
@@ -244,6 +263,9 @@ class LatentDataset(BatchedDataset):
 
     def decodable(self, indices: Indices) -> torch.Tensor:
         """Returns what an autoencoder decodes: the first column of latents or tokens of some samples.
+
+        Args:
+            indices: Indices of the samples, in any order, each from -len(self) to len(self) - 1.
 
         Returns:
             Raw latents, (N, C, h, w) float32, the means of moments; or tokens, (N, h, w) int64.

@@ -159,6 +159,9 @@ class LatentLoader:
     def set_epoch(self, epoch: int) -> None:
         """Goes to the start of an epoch; in the middle of that same epoch, as after `load_state_dict`, it does nothing.
 
+        Args:
+            epoch: The epoch, from 0.
+
         Raises:
             ValueError: The epoch is below 0.
         """

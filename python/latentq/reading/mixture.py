@@ -75,14 +75,29 @@ class LatentMixture(BatchedDataset):
         return WorkerBatch(first.layout, first.stored_bytes(len(indices)), partial(self.read, indices))
 
     def batch(self, indices: Indices, *, noise: Batch | None = None, allocate: Allocate = shareable) -> Batch:
-        """Reads a batch and decodes its latents: see `LatentDataset.batch`."""
+        """Reads a batch and decodes its latents: see `LatentDataset.batch`.
+
+        Args:
+            indices: Indices of the samples in the mixture.
+            noise: See `LatentDataset.batch`.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
         return self.decode_batch(self.read(indices) | (noise or {}), allocate=allocate)
 
     def native_gatherer(self, *, decoded: bool = True) -> None:
-        """Returns None, since Python joins the datasets' parts of a batch."""
+        """Returns None, since Python joins the datasets' parts of a batch.
+
+        Args:
+            decoded: Ignored.
+        """
 
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
-        """Reads a batch with its latents as stored, for `decode_batch`."""
+        """Reads a batch with its latents as stored, for `decode_batch`.
+
+        Args:
+            indices: Indices of the samples, in any order, each from -len(self) to len(self) - 1.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
         indices = checked_indices(indices, len(self))
         which = np.searchsorted(self._edges, indices, side="right") - 1
         rows = [np.flatnonzero(which == i) for i in range(len(self.datasets))]
@@ -93,11 +108,23 @@ class LatentMixture(BatchedDataset):
         return {name: _joined([part[name] for part in parts], rows, allocate) for name in parts[0]}
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
-        """Decodes the latents of a batch from `read`, on their own device."""
+        """Decodes the latents of a batch from `read`, on their own device.
+
+        Args:
+            batch: A batch from `read`.
+            allocate: Allocates the decoded tensors on the CPU.
+        """
         return self.datasets[0].decode_batch(batch, allocate=allocate)
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
-        """Returns the noise of samples for `decode_batch`, a function of their indices in the mixture."""
+        """Returns the noise of samples for `decode_batch`, a function of their indices in the mixture.
+
+        Args:
+            indices: Indices of the samples, each in [0, len(self)).
+            seed: The loader's seed.
+            epoch: The epoch, from 0.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
         return self.datasets[0].noise_of(indices, seed, epoch, allocate=allocate)
 
     @property
@@ -106,7 +133,12 @@ class LatentMixture(BatchedDataset):
         return self.datasets[0].empty_caption
 
     def order(self, *, shuffle: bool, seed: int) -> Order:
-        """Returns the order of an epoch's samples, each dataset's share spread evenly."""
+        """Returns the order of an epoch's samples, each dataset's share spread evenly.
+
+        Args:
+            shuffle: True permutes the samples of each epoch.
+            seed: Selects the permutations; at least 0.
+        """
         return Order(self.sizes, self.shares, shuffle, seed)
 
 

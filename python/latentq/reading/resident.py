@@ -117,7 +117,11 @@ class ResidentDataset(BatchedDataset):
         )
 
     def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:  # noqa: ARG002  (on the CPU all is decoded)
-        """Returns the native gatherer, or None if building a batch needs Python or runs on another device."""
+        """Returns the native gatherer, or None if building a batch needs Python or runs on another device.
+
+        Args:
+            decoded: Ignored: on the CPU latents are always dequantized while gathering where that is one pass.
+        """
         return self._gatherer() if self.device.type == "cpu" and self._dataset.is_plain else None
 
     def _gatherer(self) -> Gatherer:
@@ -134,18 +138,35 @@ class ResidentDataset(BatchedDataset):
         return Gatherer(MemoryTables([rows(table.numpy()) for table in self.columns.values()]), columns)
 
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
-        """Returns the indices of a batch under each column's name: `decode_batch` replaces them on the device."""
+        """Returns the indices of a batch under each column's name: `decode_batch` replaces them on the device.
+
+        Args:
+            indices: Indices of the samples, in any order, each from -len(self) to len(self) - 1.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
         checked = torch.from_numpy(checked_indices(indices, len(self)))
         return dict.fromkeys(self.columns, allocate(tuple(checked.shape), checked.dtype).copy_(checked))
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
-        """Builds the batch of the indices that `read` returned; on the CPU, decodes gathered columns."""
+        """Builds the batch of the indices that `read` returned; on the CPU, decodes gathered columns.
+
+        Args:
+            batch: A batch from `read`.
+            allocate: Allocates the decoded tensors on the CPU.
+        """
         if self.device.type != "cpu":
             batch = batch | {name: table.index_select(0, batch[name]) for name, table in self.columns.items()}
         return self._dataset.decode_batch(batch, allocate=allocate)
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
-        """Returns the noise of samples for `decode_batch`: see `LatentDataset.noise_of`."""
+        """Returns the noise of samples for `decode_batch`: see `LatentDataset.noise_of`.
+
+        Args:
+            indices: Indices of the samples, each in [0, len(self)).
+            seed: The loader's seed.
+            epoch: The epoch, from 0.
+            allocate: Allocates the batch's tensors on the CPU.
+        """
         return self._dataset.noise_of(indices, seed, epoch, allocate=allocate)
 
     def loader(self, batch_size: int, **options: Unpack[LoaderOptions]) -> LatentLoader:

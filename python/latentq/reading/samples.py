@@ -112,6 +112,9 @@ def collate(samples: Sequence[Any] | MutableMapping[str, Any]) -> Any:
     """Returns the batch of samples from `__getitems__`, without copying it. For a DataLoader's `collate_fn`.
 
     Samples that were changed since, or come from elsewhere, go through torch's `default_collate`.
+
+    Args:
+        samples: The result of `__getitems__`, or a batch.
     """
     if isinstance(samples, MutableMapping):  # a sampler of whole batches gives a batch already
         return samples

@@ -114,7 +114,12 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         return empty_caption(self.layouts[0].path, self.layouts[0])
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """Returns a sample by its index, after fetching its shard if it is not cached."""
+        """Returns a sample by its index, after fetching its shard if it is not cached.
+
+        Args:
+            sample_id: The index of the sample in all streams.
+            retry: How often to fetch its shard before giving up.
+        """
         stored = super().get_item(sample_id, retry)
         layout = self.layouts[self.stream_per_shard[self.spanner[sample_id][0]]]
         return ColumnDict((name, _value(layout, name, stored[column])) for name, column in layout.shard_names.items())

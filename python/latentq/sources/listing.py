@@ -81,7 +81,11 @@ class Listing:
     notes: tuple[str, ...] = ()
 
     def is_complete(self, field: str) -> bool:
-        """True if every usable sample has a value of a field."""
+        """True if every usable sample has a value of a field.
+
+        Args:
+            field: An attribute of `Sample`.
+        """
         return all(getattr(sample, field) not in (None, "") for sample in self.samples if not sample.fault)
 
     def to_tsv(self) -> bytes:
@@ -140,6 +144,9 @@ class Listing:
 
         A unit has `unit_size` samples, or those that are left. A gzip tar is one unit whatever its size, because it can
         only be read from the start.
+
+        Args:
+            unit_size: The largest number of samples in a unit.
         """
 
         def compressed(sample: Sample) -> str | None:
@@ -159,7 +166,11 @@ class Listing:
         return hashlib.sha256(self.to_tsv()).hexdigest()
 
     def part_sha256(self, indices: range) -> str:
-        """Returns the SHA-256 of a part of samples.tsv (the header, and the lines of these samples), in hexadecimal."""
+        """Returns the SHA-256 of a part of samples.tsv (the header, and the lines of these samples), in hexadecimal.
+
+        Args:
+            indices: The numbers of the samples, consecutive.
+        """
         return replace(self, samples=self.samples[indices.start : indices.stop]).sha256()
 
 
@@ -224,6 +235,9 @@ class Source(Protocol):
         """Returns a sample's image file, as bytes or as the path of a file of its own.
 
         Samples are asked for in the order of the listing, by one thread at a time.
+
+        Args:
+            sample: A sample of the listing.
 
         Raises:
             MismatchError: The file or archive is not the one that was listed.

@@ -31,15 +31,25 @@ class Autoencoder(Protocol):
 
         A `Posterior` returns the mean, a `Tokenizer` the latents before they are replaced by the nearest codebook
         vectors.
+
+        Args:
+            pixels: (B, 3, S, S) float pixels in `pixel_range`.
         """
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decodes (B, C, h, w) raw latents to (B, 3, S, S) float pixels in `pixel_range`, perhaps beyond it."""
+        """Decodes (B, C, h, w) raw latents to (B, 3, S, S) float pixels in `pixel_range`, perhaps beyond it.
+
+        Args:
+            latents: (B, C, h, w) raw latents.
+        """
         ...
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Returns (C, h, w) for images of size x size pixels.
+
+        Args:
+            size: The side of the images in pixels.
 
         Raises:
             ValueError: The autoencoder cannot encode this size.
@@ -75,7 +85,11 @@ class Posterior(Protocol):
     """An autoencoder whose latents are drawn from a normal distribution."""
 
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodes (B, 3, S, S) float pixels in `pixel_range` to mean and log-variance, each (B, C, h, w) float32."""
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to mean and log-variance, each (B, C, h, w) float32.
+
+        Args:
+            pixels: (B, 3, S, S) float pixels in `pixel_range`.
+        """
         ...
 
 
@@ -90,11 +104,18 @@ class Tokenizer(Protocol):
     codebook_size: int
 
     def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens, -1 if not finite."""
+        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens, -1 if not finite.
+
+        Args:
+            pixels: (B, 3, S, S) float pixels in `pixel_range`.
+        """
         ...
 
     def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Decodes (B, h, w) integer tokens to (B, 3, S, S) float32 pixels.
+
+        Args:
+            tokens: (B, h, w) integers from 0 to `codebook_size` - 1.
 
         Raises:
             ValueError: A token is not in the codebook.

@@ -44,5 +44,9 @@ class TextEncoder(Protocol):
     masked: bool
 
     def encode(self, captions: Sequence[str]) -> Embeddings:
-        """Embeds B captions; the result is on the encoder's own device."""
+        """Embeds B captions; the result is on the encoder's own device.
+
+        Args:
+            captions: B captions.
+        """
         ...
