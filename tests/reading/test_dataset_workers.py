@@ -133,6 +133,40 @@ def test_a_batch_that_a_worker_sends_twice_is_an_error_and_no_hang(reference):
         next(batches)
 
 
+@pytest.fixture
+def accelerator(monkeypatch):
+    """An accelerator as far as a DataLoader asks for one: it starts the thread that pins batches."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # torch < 2.9
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_error_in_the_pinning_thread_keeps_its_cause(reference, monkeypatch, accelerator, nested):
+    dataset = LatentDataset(reference.path)
+
+    def collate(samples):
+        batch = dataset.collate(samples)
+        return (batch, 1) if nested else batch
+
+    def loader():
+        return DataLoader(dataset, batch_size=20, num_workers=1, collate_fn=collate, pin_memory=True)
+
+    assert len(list(loader())) == 2  # the thread works
+
+    def fails(*_, **__):
+        raise MemoryError("no memory for 20 latents")
+
+    monkeypatch.setattr(type(dataset.layout), "decode_batch", fails)
+    with pytest.raises(MemoryError, match="no memory for 20 latents"):
+        next(iter(loader()))
+
+
 def test_memory_shared_with_workers_is_reused_and_released(reference):
     dataset = LatentDataset(reference.path)
     options = {"batch_size": 2, "collate_fn": dataset.collate, "num_workers": 2}

@@ -7,20 +7,26 @@ training process dequantizes the latents as it receives the batch, and so return
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from math import prod
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from torch._utils import ExceptionWrapper
 
 from latentq.reading.buffers import Allocate, RecycledMemory, private
 from latentq.reading.layout import Layout
 from latentq.reading.samples import Batch
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _LINE = 64  # bytes of a cache line; tensors in a block begin on one, after a first line for the flag
 
@@ -138,6 +144,35 @@ class WorkerBatch(MutableMapping[str, Any]):
 ForkingPickler.register(WorkerBatch, WorkerBatch._send)
 
 
+class _FailedBatch(ExceptionWrapper):
+    """The error of a batch that was received in the pinning thread of a DataLoader.
+
+    Raised there, it would end the thread, and the training process would learn only that. A wrapped error is passed on
+    and raised in the training process.
+    """
+
+    def pin_memory(self) -> None:
+        """Raises the error where torch catches it: in the thread's copy of an object that holds the batch."""
+        self.reraise()  # type: ignore[no-untyped-call]
+
+
+def _keeps_errors(receive: Callable[_P, _T]) -> Callable[_P, _T | _FailedBatch]:
+    """Makes a function that unpickles batches return its error instead of raising it in a pinning thread."""
+
+    @functools.wraps(receive)
+    def kept(*arguments: _P.args, **options: _P.kwargs) -> _T | _FailedBatch:
+        try:
+            return receive(*arguments, **options)
+        except Exception:
+            if "_pin_memory_loop" not in threading.current_thread().name:  # the name that Python makes of its target
+                raise
+            where = "while the pinning thread of a DataLoader received a batch"
+            return _FailedBatch(where=where)  # type: ignore[no-untyped-call]
+
+    return kept
+
+
+@_keeps_errors
 def _sent_before() -> None:
     """Raises in the receiver: an error in the sender would leave the receiver waiting."""
     raise RuntimeError("a worker has sent the same batch of latents twice: keep a copy, dict(batch), instead")
@@ -154,6 +189,7 @@ class _Sender:
 _senders: dict[int, _Sender] = {}  # by process ID
 
 
+@_keeps_errors
 def _receive(pid: int, number: int, new: tuple[torch.Tensor, Layout] | None, sent: list[Any]) -> Batch:
     """Unpickles a batch that a worker has sent, and decodes it."""
     if new is not None:
