@@ -123,7 +123,7 @@ def write_rows(file: TextIO, keys: Iterable[str], tokens: NDArray[np.int64]) -> 
 
     Args:
         file: The file, opened with newline="".
-        keys: N paths.
+        keys: The n paths.
         tokens: (n, ...) integers.
     """
     rows = tokens.reshape(len(tokens), -1).tolist()

@@ -107,7 +107,7 @@ class Reader:
         """Returns one column of many samples, or several columns.
 
         Args:
-            indices: N integers in any order, repeated or not; negative ones count from the end.
+            indices: The n indices, in any order, repeated or not; negative ones count from the end.
             column: A column's name, or several names.
             out: A C-contiguous uint8 array (n, k) that receives the bytes of one column's values, if each has exactly k
                 bytes; with several columns, a dict of such arrays for any of the columns.
