@@ -149,13 +149,13 @@ def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> No
     columns = {
         "scheme": [row.scheme for row in rows],
         "bits": [str(row.bits) for row in rows],
-        "entropy": [_number(row.entropy, 2) for row in rows],
-        "SQNR dB": [_number(row.sqnr_db, 2) for row in rows],
-        "worst": [_number(row.worst_sqnr_db, 2) for row in rows],
-        "clipped %": [_number(100 * row.clip_rate, 3) for row in rows],
-        "largest error": [_number(row.largest_error, 4) for row in rows],
-        "PSNR images": [_number(row.psnr_images_db, 2) for row in rows],
-        "PSNR decoded": [_number(row.psnr_decoded_db, 2) for row in rows],
+        "entropy": [_cell(row.entropy, 2) for row in rows],
+        "SQNR dB": [_cell(row.sqnr_db, 2) for row in rows],
+        "worst": [_cell(row.worst_sqnr_db, 2) for row in rows],
+        "clipped %": [_cell(100 * row.clip_rate, 3) for row in rows],
+        "largest error": [_cell(row.largest_error, 4) for row in rows],
+        "PSNR images": [_cell(row.psnr_images_db, 2) for row in rows],
+        "PSNR decoded": [_cell(row.psnr_decoded_db, 2) for row in rows],
         "note": [_note(row, rows) for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
@@ -264,7 +264,7 @@ def _decode(autoencoder: Autoencoder, latents: npt.NDArray[Any]) -> npt.NDArray[
     return images
 
 
-def _number(value: float | None, digits: int) -> str:
+def _cell(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 

@@ -96,9 +96,9 @@ def _parsed(value: object) -> _Value:
         except (ValueError, RuntimeError):  # of several values
             return _Value()
     if isinstance(value, bool | int):
-        return _number(value)
+        return _whole_number(value)
     if isinstance(value, float):
-        return _number(value) if math.isfinite(value) and value.is_integer() else _Value()
+        return _whole_number(value) if math.isfinite(value) and value.is_integer() else _Value()
     if isinstance(value, str) and (text := value.strip()):
         if _WHOLE.fullmatch(text) and text.isascii():
             return _digits(text.partition(".")[0])
@@ -106,7 +106,7 @@ def _parsed(value: object) -> _Value:
     return _Value()
 
 
-def _number(value: SupportsInt) -> _Value:
+def _whole_number(value: SupportsInt) -> _Value:
     number = int(value)
     return _Value(number if number >= 0 else None)
 

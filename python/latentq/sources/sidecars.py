@@ -161,7 +161,7 @@ def stem_of(name: str) -> str:
 
 
 def webdataset_key(name: str) -> tuple[str, str]:
-    """WebDataset's key and field of a path: its base name is split at its first dot, and the field is in lower case."""
+    """Returns WebDataset's key and field: the path is split at the base name's first dot, the field in lower case."""
     folder, slash, base = name.rpartition("/")
     key, _, extension = base.partition(".")
     return f"{folder}{slash}{key}", extension.lower()

@@ -268,8 +268,8 @@ def _sparse_data_offset(source: _Bytes, header: bytes, offset: int) -> int:
 def _size_and_kind(header: bytes, offset: int) -> tuple[int, bytes]:
     """Returns the size and type in a header, whose checksum is verified."""
     try:
-        size = _number(header[124:136])
-        checksum = _number(header[148:156])
+        size = _parsed_number(header[124:136])
+        checksum = _parsed_number(header[148:156])
     except ValueError:
         raise broken_archive(offset, "not a tar header: a number cannot be read") from None
     if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
@@ -277,7 +277,7 @@ def _size_and_kind(header: bytes, offset: int) -> tuple[int, bytes]:
     return size, header[156:157]
 
 
-def _number(field: bytes) -> int:
+def _parsed_number(field: bytes) -> int:
     """Returns a number in octal digits or GNU's binary form. Raises ValueError."""
     if field[0] & 0x80:
         if field[0] & 0x40:
