@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 import latentq
 from conftest import contents
 from latentq.cli.main import main
@@ -55,10 +57,24 @@ def test_recipes_are_listed_and_can_be_copied(tmp_path, capsys):
     assert "no recipe 'nosuch'" in capsys.readouterr().err
 
 
-def test_info_of_another_folder_says_what_it_is_not(pictures, capsys):
-    assert main(["info", str(pictures)]) == 1
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_another_folder_or_a_file_is_told_what_it_is_not(pictures, capsys, command):
+    assert main([command, str(pictures)]) == 1
     reason = "neither a dataset nor a folder of MDS shards: it has no latents.toml and no index.json"
     assert capsys.readouterr().err == f"latentq: {pictures} is {reason}\n"
+    file = pictures / "ant" / "00.jpg"
+    assert main([command, str(file)]) == 2
+    assert capsys.readouterr().err == f"latentq: {file} is a file; a dataset is a folder\n"
+
+
+def test_a_folder_that_holds_datasets_is_not_repaired_itself(pictures, capsys):
+    """An index.json would make a source of shards out of a folder of photographs."""
+    latentq.encode(pictures, pictures / "out", autoencoder="dct-f8c16", size=64)
+    before = contents(pictures)
+    assert main(["repair", str(pictures)]) == 1
+    assert f"{pictures / 'out'} is a dataset of its own: repair it" in capsys.readouterr().err
+    assert contents(pictures) == before
+    assert main(["repair", str(pictures / "out")]) == 0
 
 
 def test_a_card_prints_itself_on_one_short_line(small_dataset):

@@ -151,6 +151,39 @@ def test_a_closed_pipe_does_not_turn_failure_into_success(small_dataset, picture
     assert latentq.Card.load(tmp_path / "piped").complete
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin1"])
+def test_names_that_the_output_cannot_encode_are_escaped(pictures, tmp_path, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    out = tmp_path / "Käse \u0142"
+    for command in (("encode", pictures, out, *SMALL), ("info", out), ("verify", out), ("verify", f"{out}x")):
+        done = subprocess.run(
+            [sys.executable, "-m", "latentq", *map(str, command)], capture_output=True, env=environment, check=False
+        )
+        assert done.returncode == (2 if command[-1] == f"{out}x" else 0), done.stderr
+        assert out.name.encode(encoding, "backslashreplace") in (done.stdout or done.stderr)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_nothing(pictures, tmp_path, closed):
+    """Without care a shard gets the number of a closed stream, and what is printed to it."""
+    command = f"{sys.executable} -m latentq encode {pictures} {tmp_path / 'out'} {' '.join(SMALL)} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert latentq.verify(tmp_path / "out") == []
+
+
+def test_a_locale_other_than_utf_8_is_an_error_if_names_need_it(pictures, tmp_path):
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run("encode", pictures, tmp_path / "out", *SMALL, env=environment)
+    assert done.returncode == 0, done.stderr
+    (pictures / "ant" / "00.jpg").rename(pictures / "ant" / "Käse.jpg")
+    done = run("encode", pictures, tmp_path / "other", *SMALL, env=environment)
+    assert done.returncode == 1
+    assert done.stderr == ("latentq: file names are read as ascii here, and not as UTF-8: set PYTHONUTF8=1\n")
+    assert not (tmp_path / "other").exists()
+
+
 def test_ctrl_c_ends_with_one_line(tmp_path):
     folder = tmp_path / "many"
     paint(folder / "0.png", 0, (900, 900))

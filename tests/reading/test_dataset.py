@@ -40,7 +40,7 @@ def test_an_index_that_is_not_an_integer_is_a_type_error(reference):
         LatentDataset(reference.path)[1.5]
 
 
-@pytest.mark.parametrize("indices", [[3, 1], (3, 1), np.array([3, 1])])
+@pytest.mark.parametrize("indices", [[3, 1], (3, 1), np.array([3, 1]), torch.tensor([3, 1])])
 def test_several_indices_give_their_batch(reference, indices):
     batch = LatentDataset(reference.path)[indices]
     np.testing.assert_allclose(batch["latent"], reference.values[[3, 1]], atol=2e-6)
@@ -79,7 +79,8 @@ def test_a_missing_column_is_a_key_error_that_names_the_columns(reference, take)
 
 
 @pytest.mark.parametrize(
-    "mask", [[True, False], [0, True], True, np.ones(40, bool), [np.True_, np.False_], [torch.tensor(True)]]
+    "mask",
+    [[True, False], [0, True], True, np.ones(40, bool), torch.ones(40, dtype=bool), [np.True_], [torch.tensor(True)]],
 )
 def test_a_mask_is_no_list_of_indices(reference, mask):
     for dataset in (LatentDataset(reference.path), LatentMixture([LatentDataset(reference.path)])):

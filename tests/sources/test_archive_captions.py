@@ -34,7 +34,10 @@ def test_captions_may_be_a_field_of_json(tmp_path):
     listing = open_source(path, captions="json").listing()
     assert [(s.caption, s.fault) for s in listing.samples] == [
         ("one", ""),
-        (None, "no caption: no text of a usual name (caption, text, prompt, captions, reference_strs) in its JSON"),
+        (
+            None,
+            "no caption: no text of a usual name (caption, text, prompt, captions, reference_strs, txt) in its JSON",
+        ),
     ]
     assert open_source(path, captions="json:prompt").listing().samples[0].caption == "uno"
     with pytest.raises(LatentqError, match="neither a file, nor txt"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from latentq._core import LatentqError
 from latentq.system.text import duration_text, escaped, one_line, size_text
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def check_source(path: str) -> None:
 def dataset_folder(path: str) -> Path:
     """Returns the folder of a dataset. Raises UsageError if there is none."""
     folder = Path(path)
+    if folder.is_file():
+        raise UsageError(f"{path} is a file; a dataset is a folder")
     if not folder.is_dir():
         from latentq.converting.tokens_tsv import dataset_of
 
@@ -145,6 +148,14 @@ def dataset_folder(path: str) -> Path:
         hint = f", but its dataset is {of_table}" if of_table.is_dir() else ""
         raise UsageError(f"{path}: no such folder{hint}")
     return folder
+
+
+def no_dataset(folder: Path) -> LatentqError:
+    """Returns the error that a folder holds neither a dataset nor shards."""
+    from latentq.format.card import CARD
+    from latentq.format.files import INDEX
+
+    return LatentqError(f"{folder} is neither a dataset nor a folder of MDS shards: it has no {CARD} and no {INDEX}")
 
 
 def print_rows(rows: Sequence[tuple[str, str]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
-from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, disk_bytes, print_rows
+from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, disk_bytes, no_dataset, print_rows
 from latentq.system.text import escaped, size_text
 
 if TYPE_CHECKING:
@@ -144,11 +144,10 @@ def _print_storage(path: Path, options: argparse.Namespace) -> None:
 
 def _print_shards(path: Path, as_json: bool) -> int:
     from latentq import mds
-    from latentq.format.card import CARD
     from latentq.format.files import INDEX
 
     if not (path / INDEX).exists():
-        raise LatentqError(f"{path} is neither a dataset nor a folder of MDS shards: it has no {CARD} and no {INDEX}")
+        raise no_dataset(path)
     reader = mds.Reader(path)
     if as_json:
         print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": disk_bytes(path)}))

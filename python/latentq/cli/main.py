@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -46,15 +47,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command line without the program's name; None for the process's own.
     """
+    _prepare_streams()
     code = _main(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:  # it is None if it was closed
+                stream.flush()
         except OSError:  # nobody reads it; without this, Python's own flush at exit would end with code 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if stream is sys.stdout:
                 code = code or _SIGPIPE
     return code
+
+
+def _prepare_streams() -> None:
+    """Makes the standard streams take any text, whatever the locale, and keeps the numbers of closed ones occupied.
+
+    A file of the dataset would otherwise get the number of a closed stream, and all that libraries print to it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from latentq._core import LatentqError
 from latentq.cli.common import add_command, dataset_folder
 from latentq.system.text import escaped
 
@@ -31,8 +32,12 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from latentq import mds
+    from latentq.format.card import CARD
+    from latentq.format.files import SHARDS
 
     path = dataset_folder(options.folder)
+    for inner in sorted(card.parent for name in (CARD, SHARDS) for card in path.glob(f"*/{name}")):
+        raise LatentqError(f"{inner} is a dataset of its own: repair it, and not {path}")
     done = mds.repair(path, allow_fewer_samples=options.allow_fewer_samples)
     for finding in done.left_out:
         print(escaped(f"{path / finding.file}: skipped: {finding.message}"))

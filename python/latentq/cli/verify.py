@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, check_source, dataset_folder
+from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, no_dataset
 from latentq.system.text import escaped
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ def _run(options: argparse.Namespace) -> int:
             raise UsageError("--source needs --decode N")
         check_source(options.source)
     path = dataset_folder(options.dataset)
-    findings = verify(path, progress=sys.stderr)
+    try:
+        findings = verify(path, progress=sys.stderr)
+    except FileNotFoundError:
+        raise no_dataset(path) from None
     if options.decode is not None and not findings:
         findings = _decode(path, options)
     if options.json:

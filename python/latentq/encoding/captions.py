@@ -99,7 +99,9 @@ class CaptionEncoder:
         """Returns a copy on the host, which is valid once the device has reached this point."""
         if not self._gpu:
             return values.cpu()
-        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        return torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True).copy_(
+            values, non_blocking=True
+        )
 
 
 def _content(embeddings: Embeddings, column: Column) -> torch.Tensor:

@@ -84,7 +84,7 @@ class LatentEncoder:
 
     def host_buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Returns uint8 zeros on the host, pinned for a GPU so that copies to it are asynchronous."""
-        return torch.zeros(shape, dtype=torch.uint8, pin_memory=self._gpu)
+        return torch.zeros(shape, dtype=torch.uint8, device="cpu", pin_memory=self._gpu)
 
     @torch.no_grad()
     def start(
@@ -119,7 +119,7 @@ class LatentEncoder:
             for values in copied.values():
                 values.record_stream(computing)  # so that their memory is not reused before this stream is done with it
         marks.append(self._mark())
-        rows = send(torch.tensor(positions), self.device)  # indexing by a list would wait for the device
+        rows = send(torch.tensor(positions, device="cpu"), self.device)  # indexing by a list would wait for the device
         encoded = {}
         for stream, (name, column) in enumerate(columns.items() if positions else ()):
             values = self.encode(copied[column.size], column, indices, stream)
@@ -251,7 +251,9 @@ class LatentEncoder:
         """Returns a copy on the host, which is valid once the device has reached this point."""
         if not self._gpu:
             return values.cpu()
-        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        return torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True).copy_(
+            values, non_blocking=True
+        )
 
     def _wait(self) -> None:
         if self._gpu:

@@ -33,7 +33,7 @@ def decode_latents(network: Autoencoder, latents: NDArray[np.float32] | torch.Te
     from latentq.models.precision import fixed_arithmetic
 
     low, high = network.pixel_range
-    stored = torch.as_tensor(latents).to(device_of(network))
+    stored = torch.as_tensor(latents, device=device_of(network))
     decode: Any = network.decode if stored.is_floating_point() else getattr(network, "decode_tokens", None)
     if decode is None:
         raise LatentqError(f"{network.name} has no codebook, so it cannot decode tokens")

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
@@ -83,12 +84,14 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
             decoded: True to dequantize latents while gathering where that is one pass over them.
         """
 
-    def __getitem__(self, index: int | Indices) -> Any:
+    def __getitem__(self, index: int | Indices | torch.Tensor) -> Any:
         """Returns a sample; or, given several indices, as from a sampler of whole batches, their batch.
 
         Raises:
             IndexError: An index is out of range.
         """
+        if isinstance(index, torch.Tensor) and index.ndim:
+            index = index.numpy(force=True)
         if isinstance(index, Sequence | np.ndarray) and np.ndim(index):
             return collate(self.__getitems__(index))
         return self.__getitems__([index])[0]  # type: ignore[list-item]  # an int, since it has no dimensions

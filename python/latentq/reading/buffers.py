@@ -23,26 +23,27 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.uint8: np.uint8,
     torch.int64: np.int64,
 }
+_CPU = torch.device("cpu")  # whatever torch.set_default_device says
 _SMALL = 1 << 14  # bytes; the system's allocator already recycles smaller blocks
 
 
 def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Allocates memory that only this process sees."""
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=_CPU)
 
 
 def shareable(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Allocates memory; in a DataLoader worker it is shared memory, so that sending the tensor copies nothing."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=_CPU)
     untyped: Any = torch.UntypedStorage  # default_collate calls _new_shared too
     storage: torch.UntypedStorage = untyped._new_shared(prod(shape) * dtype.itemsize, device="cpu")
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+    return torch.empty(0, dtype=dtype, device=_CPU).set_(storage).view(shape)
 
 
 def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Allocates page-locked memory from torch's own cache."""
-    return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return torch.empty(shape, dtype=dtype, device=_CPU, pin_memory=True)
 
 
 class _Loan(weakref.ref[NDArray[Any]]):
@@ -67,7 +68,7 @@ class RecycledMemory:
         """Allocates a tensor, reusing free memory of that size if there is any."""
         nbytes = prod(shape) * dtype.itemsize
         if nbytes < _SMALL:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device=_CPU)
         free = self._free[nbytes]
         try:
             ended = free.pop()

@@ -275,7 +275,7 @@ class LatentDataset(BatchedDataset):
         if isinstance(column, TokenColumn):
             return column.decode(stored)
         column = column.in_scale(self.path, self.card, "raw")
-        return column.decode(stored, torch.float32, noise=torch.zeros(len(stored), *column.shape))
+        return column.decode(stored, torch.float32, noise=torch.zeros(len(stored), *column.shape, device=stored.device))
 
     def _gathered_column(self, name: str, decoded: bool) -> GatheredColumn:
         """Returns how a column is gathered."""

@@ -191,7 +191,7 @@ def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     # NumPy asks the system for huge pages, which make reading random samples faster.
-    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype, device="cpu").numpy().dtype))
 
 
 def _free_bytes(device: torch.device) -> int | None:

@@ -39,7 +39,7 @@ class _SharedBlock:
     def __init__(self, nbytes: int) -> None:
         untyped: Any = torch.UntypedStorage  # default_collate, too, calls its _new_shared
         storage: torch.UntypedStorage = untyped._new_shared(nbytes, device="cpu")
-        self.memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
         self.number = next(self._numbers)
         self.is_known = False  # True once the training process has mapped it
         self.in_use = self.memory.numpy()[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -111,6 +112,7 @@ def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
 
     Raises:
         MismatchError: The source differs from the published list.
+        LatentqError: Names are not ASCII, and the locale is not UTF-8: another machine would read other names.
     """
     file = out / SAMPLES
     if file.exists():
@@ -118,7 +120,11 @@ def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
         unchanged = getattr(source, "unchanged", None)
         if not compare or (unchanged is not None and unchanged(published)):
             return published
-    listing = storable(source.kind, source.listing())
+    listing = source.listing()
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not all(sample.key.isascii() for sample in listing.samples):
+        raise LatentqError(f"file names are read as {encoding} here, and not as UTF-8: set PYTHONUTF8=1")
+    listing = storable(source.kind, listing)
     _check_listing(file, listing)
     return listing
 

@@ -130,14 +130,15 @@ def _root(path: str) -> Path:
 def _only_archives(folder: Path, exclude: str | os.PathLike[str] | None) -> list[Path]:
     """Returns the archives of a folder that holds neither images nor folders, apart from `exclude`; otherwise none."""
     archives = []
-    for entry in os.scandir(folder):
-        excluded = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
-        if entry.name.startswith(".") or excluded:
-            continue
-        if entry.is_dir() or image_by_name(entry.name):
-            return []
-        if _kind(entry.name) is not None:
-            archives.append(Path(entry.path))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            excluded = exclude is not None and Path(entry.path).resolve() == Path(exclude).resolve()
+            if entry.name.startswith(".") or excluded:
+                continue
+            if entry.is_dir() or image_by_name(entry.name):
+                return []
+            if _kind(entry.name) is not None:
+                archives.append(Path(entry.path))
     return archives
 
 

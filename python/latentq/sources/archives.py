@@ -98,7 +98,7 @@ class Archives:
             notes.append(f"members that are not images are skipped: {others}")
         fields = (*label_fields, *(("caption",) if captioned else ()), *captions_field(samples))
         location_fields = ("archive", "archive_bytes", "offset", "packed", "fault")
-        return Listing(tuple(samples), (*fields, *location_fields), (*notes, *labels_note(samples)))
+        return Listing(tuple(samples), (*fields, *location_fields), (*notes, *labels_note(samples, labels)))
 
     def unchanged(self, listing: Listing) -> bool:
         """True if the archives are those of a listing, as `unchanged_files` compares them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,27 @@ _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
 _CaptionRow = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The captions of the rows that belong to a sample.
+
+    Attributes:
+        exactness: The position in `_names` of the name that the rows use.
+        captions: The captions of all rows.
+        fault: The fault of the first row, or empty.
+    """
+
+    exactness: int
+    captions: tuple[str, ...]
+    fault: str
+
+
 @dataclass(frozen=True)
 class Captions:
-    """A file of captions: JSON lines, CSV, TSV, parquet, COCO's JSON or .zip, or a .tgz of JSON lines or .txt files.
+    """A file of captions: JSON, JSON lines, CSV, TSV, parquet, COCO's .zip, or a .tgz of JSON lines or .txt files.
 
-    The key of a row is the path of an image, its file name, or its file name without the extension. An image may have
-    several rows, and a row several captions.
+    The key of a row is the path of an image, its file name, or its file name without the extension; the most exact of
+    these counts. An image may have several rows, and a row several captions.
 
     Attributes:
         path: The file.
@@ -68,38 +83,68 @@ class Captions:
             FormatError: The file cannot be understood.
             LatentqError: The file lacks a needed column, or has no caption for any sample.
         """
-        wanted: dict[str, list[int]] = {}
-        for number, sample in enumerate(listing.samples):
-            for name in _names(sample):
-                wanted.setdefault(name, []).append(number)
-        found: dict[int, tuple[tuple[str, ...], str]] = {}
-        for name, captions, fault in self._rows():
-            for number in wanted.get(name, ()):
-                earlier, first_fault = found.get(number, ((), fault))
-                found[number] = (earlier + captions, first_fault)
-        if not found:
-            raise LatentqError(f"{self.path} has no caption for any of the {len(listing.samples)} samples")
+        found = self._found(listing.samples)
         missing = f"{_NO_CAPTION} {Path(self.path).name}"
         samples = []
         for number, sample in enumerate(listing.samples):
-            captions, fault = found.get(number, ((), missing))
-            fault = fault or ("" if captions else missing)
+            described = found.get(number, _Found(0, (), missing))
+            captions, fault = described.captions, described.fault or ("" if described.captions else missing)
             facts = {**caption_facts(captions), "fault": sample.fault or fault}
             samples.append(replace(sample, **facts | {"caption": facts["caption"] or ""}))
         fields = [name for name in listing.fields if name not in ("caption", "captions", "fault")]
         return Listing(tuple(samples), ("caption", *captions_field(samples), *fields, "fault"), listing.notes)
 
+    def _found(self, samples: Sequence[Sample]) -> dict[int, _Found]:
+        """Finds the rows of each sample, by the sample's number.
+
+        A row that gives an image's path belongs to that image alone, and not to others of the same file name. A sample
+        takes the rows that name it most exactly.
+        """
+        wanted: dict[str, tuple[int, list[int]]] = {}
+        for number, sample in enumerate(samples):
+            for exactness, name in enumerate(_names(sample)):
+                if not name:
+                    continue
+                if name not in wanted or exactness < wanted[name][0]:
+                    wanted[name] = (exactness, [number])
+                elif exactness == wanted[name][0]:
+                    wanted[name][1].append(number)
+        found: dict[int, _Found] = {}
+        name = ""
+        for name, captions, fault in self._rows():
+            exactness, numbers = wanted.get(name, (0, []))
+            for number in numbers:
+                earlier = found.get(number)
+                if earlier is None or exactness < earlier.exactness:
+                    found[number] = _Found(exactness, captions, fault)
+                elif exactness == earlier.exactness:
+                    found[number] = replace(earlier, captions=earlier.captions + captions)
+        if not found:
+            names = f": it names {name!r}, the source {samples[0].text!r}" if name and samples else ""
+            raise LatentqError(f"{self.path} has no caption for any of the {len(samples)} samples{names}")
+        return found
+
     def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
-        """Yields each row's image name, captions and fault."""
+        """Yields each row's image name, captions and fault.
+
+        JSON rows may lack a column. The first row that has all needed columns decides which they are.
+        """
         path = Path(self.path)
         columns: tuple[str, str] | None = None
+        missing: LatentqError | None = None
         for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows(path):
             if columns is None:
-                columns = self._columns(row)
+                try:
+                    columns = self._columns(row)
+                except LatentqError as error:
+                    missing = missing or error
+                    continue
             key, caption = row.get(columns[0]), row.get(columns[1])
             if key is None:
                 continue
             yield plain_name(str(key)), captions_in(caption), self._fault(row)
+        if columns is None and missing is not None:
+            raise missing
 
     def _columns(self, row: _CaptionRow) -> tuple[str, str]:
         key = self.key or column_of(KEY, row)
@@ -123,7 +168,7 @@ class Captions:
 
     def _fault(self, row: _CaptionRow) -> str:
         for name, limit in self.limits.items():
-            value = row[name]
+            value = row.get(name)
             if value is None or not float(value) <= limit:
                 return f"{_UNSAFE} {name} is {value}, above {limit}"
         return ""
@@ -158,11 +203,11 @@ class WithCaptions:
 
 
 def _names(sample: Sample) -> Iterable[str]:
-    """Returns the names that a row may use for a sample: its path (in its archive), file name, stem, or id."""
+    """Returns the names that a row may use for a sample: id, path (in its archive), file name, stem, in this order."""
     path = sample.key[len(sample.archive) + 1 :] if sample.archive else sample.key
     base = path.rpartition("/")[2]
     stem = base.rpartition(".")[0]
-    return dict.fromkeys(name for name in (plain_name(path), base, stem, sample.id) if name)
+    return sample.id or "", plain_name(path), base, stem  # empty if there is none
 
 
 def _rows(path: Path) -> Iterator[_CaptionRow]:
@@ -171,7 +216,7 @@ def _rows(path: Path) -> Iterator[_CaptionRow]:
         if name.endswith((".tgz", ".tar.gz", ".tar")):
             yield from _tar(path)
         elif name.endswith(".json"):
-            yield from _coco(path.read_bytes())
+            yield from _json(path.name, path.read_bytes())
         elif name.endswith(".zip"):
             yield from _zip(path)
         elif path.suffix.lower() in DELIMITERS:
@@ -181,7 +226,7 @@ def _rows(path: Path) -> Iterator[_CaptionRow]:
                 yield from _json_lines(path.name, lines)
         else:
             raise LatentqError(
-                f"{path}: a file of captions is a .jsonl, .csv, .tsv, .parquet, .json or .zip (COCO's), .tar or .tgz"
+                f"{path}: a file of captions is a .jsonl, .json, .csv, .tsv, .parquet, COCO's .zip, .tar or .tgz"
             )
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
@@ -212,6 +257,24 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[_CaptionRow]:
         yield row
 
 
+def _json(name: str, content: bytes) -> Iterator[_CaptionRow]:
+    """Yields the rows of a JSON file: a list of objects, objects by image name, COCO's captions, or JSON lines."""
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):  # after the first line
+            raise FormatError(f"not JSON: {error}") from None
+        yield from _json_lines(name, content.splitlines())
+        return
+    if isinstance(data, list) and all(isinstance(row, dict) for row in data):
+        yield from data
+    elif isinstance(data, dict) and data and all(isinstance(row, dict) for row in data.values()):
+        for image, row in data.items():
+            yield {**row, KEY[0]: image}
+    else:
+        yield from _coco(data)
+
+
 def _zip(path: Path) -> Iterator[_CaptionRow]:
     """Yields the captions in COCO's zip of annotations, which holds other annotations too."""
     zipped = Zip(path)
@@ -235,15 +298,14 @@ def _is_coco_captions(name: str) -> bool:
     return base.startswith("captions_") and base.endswith(".json")
 
 
-def _coco(content: bytes) -> Iterator[_CaptionRow]:
+def _coco(data: Any) -> Iterator[_CaptionRow]:
     """Yields the captions of COCO's JSON, joined to file names by the image's number."""
     try:
-        data = json.loads(content)
         names = {image["id"]: image["file_name"] for image in data["images"]}
         for annotation in data["annotations"]:
             yield {"file_name": names[annotation["image_id"]], "caption": annotation["caption"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"not COCO's captions (images and annotations): {error!r}") from None
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"neither rows of captions nor COCO's captions (images and annotations): {error!r}") from None
 
 
 def _tar(path: Path) -> Iterator[_CaptionRow]:

@@ -19,8 +19,8 @@ KEY = (
 )  # fmt: skip
 LABEL = ("label", "class", "class_id", "label_id", "cls")
 LABEL_TEXT = ("label_text", "label_as_text", "class_name", "label_name")
-CAPTION = ("caption", "text", "prompt", "captions", "reference_strs")
-ID = ("image_id", "id", "key")
+CAPTION = ("caption", "text", "prompt", "captions", "reference_strs", "txt")
+ID = ("image_id", "id", "key", "__key__")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can escape one; UTF-8 cannot encode it
 
 

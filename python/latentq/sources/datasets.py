@@ -8,7 +8,7 @@ from latentq._core import LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, columns_note
 from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.rows import Rows, image_bytes
+from latentq.sources.rows import BYTE_TYPES, TEXT_TYPES, Rows, image_bytes
 from latentq.system.extras import needed_for
 
 PREFIX = "hf:"
@@ -105,11 +105,11 @@ def _holds_bytes(kind: Any) -> bool:
     """True if a column holds bytes, or structs {bytes, path}."""
     if isinstance(kind, dict):
         kind = kind.get("bytes")
-    return getattr(kind, "dtype", None) in ("binary", "large_binary")
+    return getattr(kind, "dtype", None) in BYTE_TYPES
 
 
 def _holds_texts(kind: Any) -> bool:
     """True if a column holds texts or lists of texts."""
     while isinstance(kind, list) or hasattr(kind, "feature"):
         kind = kind[0] if isinstance(kind, list) else kind.feature
-    return getattr(kind, "dtype", None) in ("string", "large_string")
+    return getattr(kind, "dtype", None) in TEXT_TYPES

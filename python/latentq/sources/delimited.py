@@ -1,4 +1,4 @@
-"""Tables of text: CSV, and TSV with or without quoting."""
+"""Tables of text: CSV with any usual delimiter, and TSV with or without quoting."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from pathlib import Path
 
 from latentq._core import LatentqError
 from latentq.format.tsv import tsv_values
+from latentq.sources.columns import KEY, column_of
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_CSV_DELIMITERS = ",;\t|"  # Excel writes semicolons where the comma is the decimal separator
+_MAX_CELL = 1 << 24  # characters; the csv module's own limit of 131,072 is too low for some captions and embeddings
 _OWN_HEADER = "key\tbytes"  # of samples.tsv, whose escapes are latentq's
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields the rows of a table that are not blank, each with the line number where it ends.
+
+    A CSV is separated by commas, or by the semicolon, tab or bar that gives its header a column of image names.
 
     A TSV is read with quoting only if it is quoted consistently: every cell with a quotation mark is in quotation
     marks, with those inside it doubled. Otherwise each line is a row, and quotation marks are text, as most writers of
@@ -25,15 +30,27 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         LatentqError: The file is not text, or a quotation mark in a CSV is never closed.
     """
     delimiter = DELIMITERS[path.suffix.lower()]
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
     try:
         if delimiter == "\t" and not _is_quoted(path):
             yield from _plain_rows(path)
         else:
-            yield from _quoted_rows(path, delimiter)
+            yield from _quoted_rows(path, _csv_delimiter(path) if delimiter == "," else delimiter)
     except UnicodeDecodeError:
         raise LatentqError(f"{path} is not UTF-8 text") from None
     except csv.Error as error:
         raise LatentqError(f"{path}: not a table: {error}") from None
+
+
+def _csv_delimiter(path: Path) -> str:
+    """The delimiter that a CSV's header uses; the comma if it has no header."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+    for delimiter in _CSV_DELIMITERS:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        if len(names) > 1 and column_of(KEY, names) is not None:
+            return delimiter
+    return ","
 
 
 def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -42,7 +59,7 @@ def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         for number, line in enumerate(file, start=1):
             text = line.rstrip("\r\n")
             own |= number == 1 and f"{text}\t".startswith(f"{_OWN_HEADER}\t")
-            if text:
+            if text.strip() or (own and text):
                 yield number, tsv_values(text) if own else text.split("\t")
 
 
@@ -52,7 +69,7 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         start = end = 0
         for row in reader:
             start, end = end + 1, reader.line_num
-            if row:
+            if any(cell.strip() for cell in row):
                 yield end, row
     if end and _unclosed(path, delimiter, start):  # it has taken every line after it for its cell
         raise csv.Error(f"the quotation mark in line {start} is never closed")

@@ -67,7 +67,7 @@ class Folder:
         if self.columns.caption is not None:
             samples = self._with_captions(samples, found.texts)
             fields = (*fields, "caption", *captions_field(samples), "fault")
-        elif described := len({stem_of(key) for key in keys} & {stem_of(name) for name in found.texts}):
+        elif described := found.described():
             notes.append(f"images with a .txt of the same name: {described}; --captions txt takes those as captions")
         return Listing(tuple(samples), fields, tuple(notes))
 
@@ -92,8 +92,8 @@ class Folder:
         """Returns the samples with captions from their sidecars; without one, a sample's `fault` is `NO_CAPTION`."""
         rule = SidecarRule.parse(self.columns.caption)
         sidecars = Sidecars(rule)
-        wanted = {stem_of(sample.key) for sample in samples}
-        for name in texts:
+        wanted = {name for sample in samples for name in (stem_of(sample.key), sample.key)}
+        for name in sorted(texts, key=os.fsencode):
             if stem_of(name) in wanted and (limit := rule.limit(name)):
                 sidecars.add(name, *_read_sidecar(self.path / name, limit))
         captioned = []
@@ -148,10 +148,15 @@ class _Found:
         else:
             self.others += 1
 
+    def described(self) -> int:
+        """The number of images with a sidecar."""
+        stems = {stem_of(name) for name in self.texts}
+        return sum(key in stems or stem_of(key) in stems for key in self.images)
+
     def notes(self) -> Iterator[str]:
         """Yields what was skipped."""
-        stems = {stem_of(key) for key in self.images}
-        others = self.others + sum(stem_of(name) not in stems for name in self.texts)
+        names = {name for key in self.images for name in (stem_of(key), key)}
+        others = self.others + sum(stem_of(name) not in names for name in self.texts)
         if others:
             yield f"files that are not images are skipped: {others}"
         if self.junk:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import SupportsInt
 
 from latentq._core import MismatchError
@@ -86,7 +87,7 @@ def _class_name(value: object) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     text = str(value).strip()
-    return text if text and isinstance(value, str | int | float) else None
+    return text if text and text.lower() != "nan" and isinstance(value, str | int | float) else None
 
 
 def _parsed(value: object) -> _Value:
@@ -97,6 +98,8 @@ def _parsed(value: object) -> _Value:
             return _Value()
     if isinstance(value, bool | int):
         return _whole_number(value)
+    if isinstance(value, Decimal):
+        return _parsed(f"{value:f}") if value.is_finite() else _Value()
     if isinstance(value, float):
         return _whole_number(value) if math.isfinite(value) and value.is_integer() else _Value()
     if isinstance(value, str) and (text := value.strip()):
@@ -122,10 +125,18 @@ def _digits(text: str) -> _Value:
     return _Value(int(digits[:_LONGEST_SHOWN]))
 
 
-def labels_note(samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Returns the note that some samples have no label, if others do."""
+def labels_note(samples: Sequence[Sample], values: Sequence[object]) -> tuple[str, ...]:
+    """Returns the note that samples have no label, if the source has labels.
+
+    Args:
+        samples: The samples from `with_labels`.
+        values: The label of each sample, as the source has it.
+    """
     usable = [sample for sample in samples if not sample.fault]
     missing = [sample for sample in usable if sample.label is None]
-    if not missing or len(missing) == len(usable):
+    if not missing:
         return ()
+    if len(missing) == len(usable):
+        given = [value for value in values if value not in (None, "")]
+        return (f"no labels: {given[0]!r:.30} is neither a class number nor a name",) if given else ()
     return (f"{len(missing)} of {len(usable)} samples have no label, {missing[0].text} first",)

@@ -11,7 +11,7 @@ from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, columns_note
 from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample, unchanged_files
-from latentq.sources.rows import Rows, image_bytes
+from latentq.sources.rows import BYTE_TYPES, TEXT_TYPES, Rows, image_bytes
 from latentq.system.extras import needed_for
 from latentq.system.progress import listing_progress
 
@@ -147,7 +147,7 @@ def _image_column(path: Path, file: ParquetFile, columns: NamedColumns) -> str:
             return any(
                 kind.field(i).name == "bytes" and holds_bytes(kind.field(i).type) for i in range(kind.num_fields)
             )
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+        return str(kind) in BYTE_TYPES
 
     schema = file.schema_arrow
     return columns.find_image(path, schema.names, [field.name for field in schema if holds_bytes(field.type)])
@@ -155,12 +155,11 @@ def _image_column(path: Path, file: ParquetFile, columns: NamedColumns) -> str:
 
 def _text_columns(file: ParquetFile) -> set[str]:
     """Returns the columns of texts or of lists of texts."""
-    import pyarrow.types as types
 
     def holds_texts(kind: Any) -> bool:
-        if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
-            return holds_texts(kind.value_type)
-        return bool(types.is_string(kind) or types.is_large_string(kind))
+        while hasattr(kind, "value_type"):  # lists of any kind, and dictionaries
+            kind = kind.value_type
+        return str(kind) in TEXT_TYPES
 
     return {field.name for field in file.schema_arrow if holds_texts(field.type)}
 

@@ -13,6 +13,9 @@ from latentq.sources.listing import Listing, Sample
 from latentq.system.faults import FILE_ERRNOS
 
 NO_CAPTION = "no caption"
+# The names of Arrow's types. Polars and DuckDB write views.
+BYTE_TYPES = ("binary", "large_binary", "binary_view")
+TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Rows:
         samples, label_fields = with_labels(self.source, self._samples, self._labels, self.classes)
         known = self._fields | set(label_fields)
         fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in known)
-        notes = (*notes, *labels_note(samples))
+        notes = (*notes, *labels_note(samples, self._labels))
         return Listing(tuple(samples), (*fields, *captions_field(samples), *location_fields), notes)
 
 

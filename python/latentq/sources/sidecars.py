@@ -70,8 +70,9 @@ class Caption:
 class Sidecars:
     """The sidecars of an archive or folder, found by the names of images.
 
-    A sidecar belongs to the image of the same name without the last extension. With `webdataset`, names may also end at
-    their first dot: `0001.image.png` has `0001.txt` or `0001.caption.txt`.
+    A sidecar belongs to the image of the same name without the last extension, or, if that image has no other, to the
+    image whose whole name it extends, as in `0001.png.txt`. With `webdataset`, names may also end at their first dot:
+    `0001.image.png` has `0001.txt` or `0001.caption.txt`. A `.txt` comes before a `.text` and a `.caption`.
 
     Attributes:
         rule: Which files hold captions.
@@ -102,10 +103,10 @@ class Sidecars:
                     self._labels.setdefault(stem, label)
             return
         caption = self._caption(name, content, fault)
-        self._by_stem.setdefault(stem_of(name), caption)
+        _add_first(self._by_stem, stem_of(name), caption)
         fields = sidecar_field.split(".")
         if self.webdataset and (len(fields) == 1 or (len(fields) == 2 and fields[0] in CAPTION)):
-            self._by_key.setdefault(key, {}).setdefault(fields[0] if len(fields) == 2 else "", caption)
+            _add_first(self._by_key.setdefault(key, {}), fields[0] if len(fields) == 2 else "", caption)
 
     def caption_of(self, image: str) -> Caption | None:
         """Returns the caption of an image by its path, or None."""
@@ -113,6 +114,8 @@ class Sidecars:
         if caption is None and self._by_key:
             fields = self._by_key.get(webdataset_key(image)[0], {})
             caption = fields.get("") or next((fields[name] for name in CAPTION if name in fields), None)
+        if caption is None:
+            caption = self._by_stem.get(image)
         self._images.append(image)
         if caption is not None:
             self._used.add(caption.name)
@@ -152,6 +155,18 @@ class Sidecars:
             captions = ()
         wanted = repr(self.rule.json_field) if self.rule.json_field else f"of a usual name ({', '.join(CAPTION)})"
         return Caption(name, captions, "" if captions else f"{NO_CAPTION}: no text {wanted} in its JSON")
+
+
+def _add_first(captions: dict[str, Caption], name: str, caption: Caption) -> None:
+    """Adds a caption unless there is one whose extension comes first in `_TEXTS`, whatever their order."""
+    other = captions.setdefault(name, caption)
+    if _rank(caption.name) < _rank(other.name):
+        captions[name] = caption
+
+
+def _rank(name: str) -> int:
+    extension = name.rpartition(".")[2].lower()
+    return _TEXTS.index(extension) if extension in _TEXTS else 0
 
 
 def stem_of(name: str) -> str:

@@ -19,7 +19,7 @@ class Table:
     """The images that a table names, in the order of its rows.
 
     Paths are relative to the table, or absolute. If the first row names a column of paths, it is a header. Without a
-    header the first column is the path, and the other columns are ignored.
+    header the first column is the path, and the other columns are ignored. A header below other lines is an error.
 
     Attributes:
         path: The table.
@@ -47,6 +47,8 @@ class Table:
         if not table:
             raise LatentqError(f"{self.path} has no rows: there are no images to encode")
         key, found = self._header(table[0][1])
+        if key is None:
+            self._check_no_header_follows(table)
         header = {}
         if key is not None:
             names = table.pop(0)[1]
@@ -80,6 +82,12 @@ class Table:
         if NamedColumns().find(self.path, first, texts):
             raise LatentqError(f"{self.path}: the header {first} names no column of image paths ({', '.join(KEY)})")
         return None, {}
+
+    def _check_no_header_follows(self, table: list[tuple[int, list[str]]]) -> None:
+        """Raises LatentqError if the second row is a header, below a comment or Excel's `sep=,`."""
+        (_, first), (line, second) = table[0], table[min(1, len(table) - 1)]
+        if column_of(KEY, second) is not None and file_size(self.path.parent / first[0]) is None:
+            raise LatentqError(f"{self.path}, line {line}: the header is not in the first line: delete the lines above")
 
 
 def _without_faults(listing: Listing) -> Listing:

@@ -1,0 +1,141 @@
+"""Captions in files of many kinds and names, joined to images that share their names."""
+
+import json
+
+import pytest
+
+from conftest import paint
+from latentq import LatentqError
+from latentq.sources import open_source
+
+ROWS = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": "two"}]
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+    "annotations": [{"image_id": 2, "caption": "two"}, {"image_id": 1, "caption": "one"}],
+}
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def folder_of(path, *names):
+    for number, name in enumerate(names):
+        paint(path / name, number)
+    return path
+
+
+def captions_of(path, captions):
+    return [
+        (s.key, s.caption, s.captions, s.fault) for s in open_source(path, captions=str(captions)).listing().samples
+    ]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_a_row_with_a_path_belongs_to_that_image_alone(tmp_path, order):
+    images = folder_of(tmp_path / "images", "a.png", "b.png", "train/a.png")
+    rows = [{"file_name": name, "text": f"of {name}"} for name in ("a.png", "b.png", "train/a.png")]
+    file = tmp_path / "metadata.jsonl"
+    file.write_text(lines(*(rows[number] for number in order)))
+    assert captions_of(images, file) == [(name, f"of {name}", None, "") for name in ("a.png", "b.png", "train/a.png")]
+    file.write_text(lines(rows[0], rows[1]))
+    assert captions_of(images, file)[2] == ("train/a.png", "", None, "no caption in metadata.jsonl")
+
+
+def test_a_row_of_another_image_adds_nothing_to_the_image_of_that_name(tmp_path):
+    images = folder_of(tmp_path / "images", "train/a.png")
+    file = tmp_path / "metadata.jsonl"
+    rows = [{"file_name": "a.png", "text": "not here"}, *({"file_name": "train/a.png", "text": text} for text in "xy")]
+    file.write_text(lines(*rows))
+    assert captions_of(images, file) == [("train/a.png", "x", ("x", "y"), "")]
+    file.write_text(lines(rows[0]))
+    assert captions_of(images, file) == [("train/a.png", "not here", None, "")]
+
+
+@pytest.mark.parametrize("names", ["", ":file_name,text"])
+def test_json_rows_may_lack_a_column(tmp_path, names):
+    images = folder_of(tmp_path / "images", "a.png", "b.png")
+    file = tmp_path / "captions.jsonl"
+    file.write_text(lines({"file_name": "b.png"}, {"text": "of nothing"}, ROWS[0]))
+    expected = [("a.png", "one", None, ""), ("b.png", "", None, "no caption in captions.jsonl")]
+    assert captions_of(images, f"{file}{names}") == expected
+    file.write_text(lines({"file_name": "b.png"}, {"file_name": "a.png"}))
+    with pytest.raises(LatentqError, match=r"has no column ('text' )?for the caption: it has file_name"):
+        captions_of(images, f"{file}{names}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ROWS, indent=2),
+        lines(*ROWS),
+        json.dumps({"a.png": {"caption": "one", "tags": "x"}, "b": {"caption": "two"}}),  # kohya's sd-scripts
+        json.dumps(COCO),
+    ],
+    ids=["list", "lines", "by name", "COCO"],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "byte order mark"])
+def test_a_json_file_may_have_any_usual_layout(tmp_path, content, mark):
+    images = folder_of(tmp_path / "images", "a.png", "b.png")
+    file = tmp_path / "captions.json"
+    file.write_bytes(mark + content.replace("\n", "\r\n").encode())
+    assert captions_of(images, file) == [("a.png", "one", None, ""), ("b.png", "two", None, "")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "neither rows of captions nor COCO's captions"),
+        ('{"images": []}', "neither rows of captions nor COCO's captions"),
+        ('{"a": ', "not JSON"),
+        ('{"file_name": "a.png"}\n{"file_name": ', "line 2: not JSON"),
+    ],
+)
+def test_a_json_file_of_another_layout_is_an_error(tmp_path, content, message):
+    images = folder_of(tmp_path / "images", "a.png")
+    (tmp_path / "captions.json").write_text(content)
+    with pytest.raises(LatentqError, match=rf"captions\.json: .*{message}"):
+        captions_of(images, tmp_path / "captions.json")
+
+
+def test_captions_for_no_image_are_an_error_that_shows_both_names(tmp_path):
+    images = folder_of(tmp_path / "images", "a.png")
+    file = tmp_path / "captions.jsonl"
+    file.write_text(lines({"file_name": "/data/b.png", "text": "one"}))
+    message = r"no caption for any of the 1 samples: it names '/data/b\.png', the source 'a\.png'"
+    with pytest.raises(LatentqError, match=message):
+        captions_of(images, file)
+
+
+def test_a_caption_may_be_longer_than_the_csv_module_allows(tmp_path):
+    images = folder_of(tmp_path / "images", "a.png", "b.png")
+    file = tmp_path / "captions.csv"
+    file.write_text(f"file,caption,embedding\na.png,{'x' * 200_000},\nb.png,two,{'0.1 ' * 100_000}\n")
+    assert captions_of(images, file) == [("a.png", "x" * 200_000, None, ""), ("b.png", "two", None, "")]
+
+
+# Files next to the images.
+
+
+def test_the_txt_next_to_an_image_comes_before_other_captions(tmp_path, monkeypatch):
+    import os
+
+    images = folder_of(tmp_path / "images", "a.png", "b.png", "c.png")
+    for name in ("a.caption", "a.text", "a.txt", "b.caption", "b.text", "c.caption"):
+        (images / name).write_text(name)
+    expected = [("a.png", "a.txt", None, ""), ("b.png", "b.text", None, ""), ("c.png", "c.caption", None, "")]
+    assert captions_of(images, "txt") == expected
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *a, **k: ((f, d, sorted(n, reverse=True)) for f, d, n in walk(*a, **k)))
+    assert captions_of(images, "txt") == expected  # whatever the order in which the file system lists names
+
+
+def test_a_caption_may_keep_the_extension_of_its_image(tmp_path):
+    images = folder_of(tmp_path / "images", "a.png", "a.jpg", "b.png")
+    for name in ("a.png.txt", "a.jpg.txt", "b.png.txt", "b.txt"):
+        (images / name).write_text(name)
+    assert open_source(images).listing().notes == (
+        "images with a .txt of the same name: 3; --captions txt takes those as captions",
+    )
+    captions = [caption for _, caption, _, _ in captions_of(images, "txt")]
+    assert captions == ["a.jpg.txt", "a.png.txt", "b.txt"]
