@@ -17,7 +17,7 @@ CHECKED := --config 'profile.release.package.latentq-core.debug-assertions=true'
 	--config 'profile.release.package.latentq-core.overflow-checks=true'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python lint demo bench bench-results docs wheel test-wheel clean
+.PHONY: help build test test-rust test-python lint demo bench bench-results bench-gpu docs wheel test-wheel clean
 
 help: ## print this list
 	@echo 'usage: make TARGET'
@@ -77,6 +77,10 @@ bench: build ## run the benchmarks (K=WORD: some of them)
 
 bench-results: bench ## run the benchmarks and write their tables into benches/RESULTS.md
 	@python benches/write_results.py target/bench.json
+
+bench-gpu: build ## check and measure the CUDA path on one card (benches/gpu.py)
+	$(SAY) 'running benches/gpu.py; about 8 minutes'
+	@python benches/gpu.py
 
 docs: build ## build the documentation site in site/
 	$(SAY) 'building the documentation; about 20 seconds'
