@@ -33,7 +33,7 @@ def blocks(language, page=PAGE):
 
 def commands(page, site):
     """Yields the commands of a page, with another site for COCO."""
-    for line in blocks("sh", page).splitlines():
+    for line in blocks("sh", page).replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line.replace("http://images.cocodataset.org", site))
         assert program == "latentq"
         yield arguments
