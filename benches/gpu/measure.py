@@ -30,13 +30,13 @@ def in_turns(
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for timed in [False] * warm + [True] * repetitions:
         for name, work in works.items():
-            elapsed = _one(run, work)
+            elapsed = _time_once(run, work)
             if timed:
                 seconds[name].append(elapsed)
     return seconds
 
 
-def _one(run: Run, work: Callable[[], object]) -> float:
+def _time_once(run: Run, work: Callable[[], object]) -> float:
     if run.dry:
         start = time.perf_counter()
         work()

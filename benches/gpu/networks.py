@@ -93,13 +93,13 @@ def quantizers() -> dict[str, Quantizer]:
     """Returns quantizers of every kind for four channels, with ranges of one value, of nearly one, and of 1e30."""
     special = {"low": [0.7, 0.0, -5e-4, -1e30], "high": [0.7, 0.0, 5e-4, 3e30]}
     random = np.random.default_rng(0)
-    made = {f"uniform{bits}": Quantizer.uniform(-5, 6, channels=4, bits=bits) for bits in (8, 6, 4, 2)}
+    quantizers = {f"uniform{bits}": Quantizer.uniform(-5, 6, channels=4, bits=bits) for bits in (8, 6, 4, 2)}
     for bits in (8, 5):
-        made[f"truncate{bits}"] = Quantizer.uniform(-14, 14, channels=4, bits=bits, rounding="truncate")
-    made |= {f"affine{bits}": Quantizer.affine(**special, bits=bits) for bits in (8, 6, 3)}
+        quantizers[f"truncate{bits}"] = Quantizer.uniform(-14, 14, channels=4, bits=bits, rounding="truncate")
+    quantizers |= {f"affine{bits}": Quantizer.affine(**special, bits=bits) for bits in (8, 6, 3)}
     for bits in (8, 5, 2):
-        made[f"codebook{bits}"] = Quantizer.codebook(np.sort(random.normal(0, 2, (4, 2**bits)), axis=1))
-    return made | {kind: Quantizer.floating(kind, channels=4) for kind in ("float16", "bfloat16", "float32")}
+        quantizers[f"codebook{bits}"] = Quantizer.codebook(np.sort(random.normal(0, 2, (4, 2**bits)), axis=1))
+    return quantizers | {kind: Quantizer.floating(kind, channels=4) for kind in ("float16", "bfloat16", "float32")}
 
 
 def fused_normalization(network: Any) -> Any:

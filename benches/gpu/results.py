@@ -1,4 +1,4 @@
-"""What a run found: checks, numbers and stages, in a JSON file that is rewritten at every change, and as tables."""
+"""The findings of a run: checks, numbers and stages, as tables and in a JSON file that is rewritten at every change."""
 
 from __future__ import annotations
 

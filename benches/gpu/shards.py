@@ -35,8 +35,8 @@ def make(path: Path, kind: str, count: int) -> Path:
         quantizer = _quantizer(kind, shape[0])
         latents[content] = LatentFacts(shape, quantizer, clipped=(0,) * shape[0])
         if kind == "float16":
-            some = random.standard_normal((min(count, 4096), *shape), np.float32).astype(np.float16)
-            codes = np.resize(some, (count, *shape))
+            normal = random.standard_normal((min(count, 4096), *shape), np.float32).astype(np.float16)
+            codes = np.resize(normal, (count, *shape))
             encoding = f"ndarray:float16:{_text(shape)}"
         else:
             codes = random.integers(0, 2**quantizer.bits, (count, *shape), np.uint8)

@@ -392,7 +392,7 @@ def test_rehearsal_runs_every_stage(rehearsal):
 def test_every_check_of_the_rehearsal_holds(rehearsal):
     checks = checks_of(rehearsal[1])
     assert {name for name, ok in checks.items() if ok is False} <= OPEN
-    judged = {stage: sum(ok is True for (of, _), ok in checks.items() if of == stage) for stage, _ in checks}
+    judged = {stage: sum(ok is True for (owner, _), ok in checks.items() if owner == stage) for stage, _ in checks}
     least = {
         "codes": 170,
         "sync": 50,

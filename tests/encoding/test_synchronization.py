@@ -135,8 +135,8 @@ class Network:
         return 4, size // 8, size // 8
 
 
-def encoding(network, quantizer, places=range(8), **options):
-    """Prepares the encoding of one batch of 8 images of 32 pixels, of which `places` are good."""
+def encoding(network, quantizer, positions=range(8), **options):
+    """Prepares the encoding of one batch of 8 images of 32 pixels, of which `positions` are good."""
 
     def prepare():
         recipe = Recipe.load("default").override(size=32, **options)
@@ -146,7 +146,7 @@ def encoding(network, quantizer, places=range(8), **options):
 
         def work():
             pixels = {32: encoder.host_buffer((8, 3, 32, 32))}
-            encoder.start(pixels, columns, quantizers, list(range(8)), places)
+            encoder.start(pixels, columns, quantizers, list(range(8)), positions)
 
         return work
 
@@ -154,9 +154,9 @@ def encoding(network, quantizer, places=range(8), **options):
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
-@pytest.mark.parametrize("places", [range(8), [0, 1, 2, 4, 5, 6, 7]], ids=["all good", "one rejected"])
-def test_encoding_a_batch_does_not_wait(quantizer, places):
-    assert synchronizations(encoding(Network, quantizer, places, store="mean")) == []
+@pytest.mark.parametrize("positions", [range(8), [0, 1, 2, 4, 5, 6, 7]], ids=["all good", "one rejected"])
+def test_encoding_a_batch_does_not_wait(quantizer, positions):
+    assert synchronizations(encoding(Network, quantizer, positions, store="mean")) == []
 
 
 def test_drawing_from_the_posterior_does_not_wait():

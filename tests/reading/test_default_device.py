@@ -1,4 +1,4 @@
-"""What torch.set_default_device says does not change what latentq reads and writes: CPU tensors stay on the CPU.
+"""torch.set_default_device does not change what latentq reads and writes: CPU tensors stay on the CPU.
 
 The device `meta` stands for a GPU: its tensors have no values, so that any use of one fails.
 """
@@ -15,11 +15,11 @@ CASES = [("affine", torch.float32), ("affine", torch.bfloat16), ("affine", torch
 
 @pytest.mark.parametrize(("kind", "dtype"), CASES, ids=str)
 def test_reading_is_independent_of_the_default_device(tmp_path, kind, dtype):
-    made = make_dataset(tmp_path / "out", 20, kind=kind)
-    dataset = LatentDataset(made.path, dtype=dtype)
+    reference = make_dataset(tmp_path / "out", 20, kind=kind)
+    dataset = LatentDataset(reference.path, dtype=dtype)
     expected = dataset.batch(range(20))
     with torch.device("meta"):
-        sources = [LatentDataset(made.path, dtype=dtype), dataset.to_device("cpu"), LatentMixture([dataset])]
+        sources = [LatentDataset(reference.path, dtype=dtype), dataset.to_device("cpu"), LatentMixture([dataset])]
         for source in sources:
             [batch] = source.loader(20, label_dropout=0.5)
             for values in (batch, source.batch(range(20))):

@@ -34,17 +34,17 @@ def work(run: Run) -> None:
     source = torch.randint(0, 255, (run.size(2 << 30),), dtype=torch.uint8, device=run.device)
     target = torch.empty_like(source)
     nbytes = run.size(256 << 20)
-    there = torch.randint(0, 255, (nbytes,), dtype=torch.uint8, device=run.device)
-    pageable, pinned = there.cpu(), _pinned(run, nbytes).copy_(there)
+    on_device = torch.randint(0, 255, (nbytes,), dtype=torch.uint8, device=run.device)
+    pageable, pinned = on_device.cpu(), _pinned(run, nbytes).copy_(on_device)
     seconds = in_turns(
         run,
         {
             "product": lambda: a @ b,
             "copy": lambda: target.copy_(source),
-            "host to device, pinned": lambda: there.copy_(pinned, non_blocking=True),
-            "host to device, pageable": lambda: there.copy_(pageable),
-            "device to host, pinned": lambda: pinned.copy_(there, non_blocking=True),
-            "device to host, pageable": lambda: pageable.copy_(there),
+            "host to device, pinned": lambda: on_device.copy_(pinned, non_blocking=True),
+            "host to device, pageable": lambda: on_device.copy_(pageable),
+            "device to host, pinned": lambda: pinned.copy_(on_device, non_blocking=True),
+            "device to host, pageable": lambda: pageable.copy_(on_device),
         },
     )
     rates(run, PRODUCT, seconds.pop("product"), 2 * side**3 / 1e12, "TFLOP/s")

@@ -1,4 +1,4 @@
-"""What a faster forward pass could be made of: convolutions, normalization, and JPEGs decoded on the card."""
+"""Ingredients of a faster forward pass: convolutions, normalization, and JPEGs decoded on the card."""
 
 from __future__ import annotations
 

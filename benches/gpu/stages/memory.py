@@ -62,28 +62,31 @@ def work(run: Run) -> None:
         with run.attempt(kind):
             watched = network.posterior = Watched(run, network)
             out, said = run.folder / kind, io.StringIO()
-            made = recipe(size, dtype="bfloat16", quantizer=None if kind == "uniform" else {"kind": "affine"})
+            own_recipe = recipe(size, dtype="bfloat16", quantizer=None if kind == "uniform" else {"kind": "affine"})
             try:
-                encode(run, Repeated(files, count), out, network, made, batch_size=batch, progress=said)
+                encode(run, Repeated(files, count), out, network, own_recipe, batch_size=batch, progress=said)
                 run.check(f"{kind}: runs through", True, "runs", "runs")
             finally:
                 network.posterior = posterior
                 run.check(f"{kind}: was out of memory", watched.raised, watched.raised, "at least once")
             _judge(run, kind, watched, said.getvalue(), weights, size)
-            _compare(run, kind, Repeated(files, count), out, network, made, watched.batches[-1])
+            _compare(run, kind, Repeated(files, count), out, network, own_recipe, watched.batches[-1])
 
 
 def _judge(run: Run, kind: str, watched: Watched, said: str, weights: int, size: int) -> None:
     """Checks what was said, how often it failed, and the memory of the next attempt."""
-    told = [int(number) for number in re.findall(r"retrying with batch size (\d+)", said)]
+    halved = [int(number) for number in re.findall(r"retrying with batch size (\d+)", said)]
     run.check(
-        f"{kind}: it says the batch", told and told[-1] == watched.batches[-1], told, f"..., {watched.batches[-1]}"
+        f"{kind}: it says the batch",
+        halved and halved[-1] == watched.batches[-1],
+        halved,
+        f"..., {watched.batches[-1]}",
     )
     # A batch that fits at the first try after the failures shows that none failed twice with one size.
     run.check(
-        f"{kind}: each size fails once", len(watched.raised) == len(set(told)), len(watched.raised), len(set(told))
+        f"{kind}: each size fails once", len(watched.raised) == len(set(halved)), len(watched.raised), len(set(halved))
     )
-    for number, (used, batch) in enumerate(zip(watched.after, told, strict=False)):
+    for number, (used, batch) in enumerate(zip(watched.after, halved, strict=False)):
         most = weights + batch * 3 * size * size * (1 + 4) + 16 * MIB  # pixels as bytes and as floats
         note = f"weights {weights / MIB:.0f} MiB, batch {batch}"
         run.check(
@@ -92,9 +95,9 @@ def _judge(run: Run, kind: str, watched: Watched, said: str, weights: int, size:
         )  # fmt: skip
 
 
-def _compare(run: Run, kind: str, source: Any, out: Path, network: Any, made: Any, batch: int) -> None:
+def _compare(run: Run, kind: str, source: Any, out: Path, network: Any, own_recipe: Any, batch: int) -> None:
     """Checks that a run that begins with the batch which fits gives the same bytes."""
     other = run.folder / f"{kind} again"
-    encode(run, source, other, network, made, batch_size=batch)
+    encode(run, source, other, network, own_recipe, batch_size=batch)
     different = differing(out, other)
     run.check(f"{kind}: as a run begun with batches of {batch}", not different, different, "the same bytes")

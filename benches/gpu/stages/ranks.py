@@ -121,8 +121,8 @@ def _decode(run: Run, pictures: Path) -> None:
     device = ["--device", run.device]
     if chosen:
         out = run.folder / "to decode"
-        made = standins.command("latentq", "encode", pictures, out, "--size", "64", *chosen, *device)
-        _finish(run, "encode, network with weights", _start(made, standins.environment()))
+        command = standins.command("latentq", "encode", pictures, out, "--size", "64", *chosen, *device)
+        _finish(run, "encode, network with weights", _start(command, standins.environment()))
     sheet = run.folder / "sheet.png"
     shown = standins.command("latentq", "decode", out, "--source", pictures, *chosen, *device, "-o", sheet)
     _finish(run, "decode on the device", _start(shown, standins.environment()))

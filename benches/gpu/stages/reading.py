@@ -187,8 +187,8 @@ def _workers(run: Run, dataset: LatentDataset, batch: int) -> None:
     different = count = 0
     start = time.perf_counter()
     for mine, expected in zip(loader, dataset.loader(batch), strict=True):
-        there = mine["latent"].to(run.device, non_blocking=True)
-        different += int((there != expected["latent"].to(run.device)).sum())
-        count += len(there)
+        on_device = mine["latent"].to(run.device, non_blocking=True)
+        different += int((on_device != expected["latent"].to(run.device)).sum())
+        count += len(on_device)
     run.number("DataLoader with workers, compared", count / (time.perf_counter() - start), "samples/s")
     run.check("DataLoader with workers", different == 0 and count == len(dataset), different, 0, f"{count} samples")

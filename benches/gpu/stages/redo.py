@@ -27,7 +27,7 @@ class Fragile(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        self.weight = torch.nn.Parameter(torch.ones(1), requires_grad=False)
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Returns (3, size / 8, size / 8)."""
@@ -35,7 +35,7 @@ class Fragile(torch.nn.Module):
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encodes (B, 3, S, S) pixels."""
-        latents = torch.nn.functional.avg_pool2d(pixels, 8) * self.one
+        latents = torch.nn.functional.avg_pool2d(pixels, 8) * self.weight
         if torch.is_autocast_enabled(latents.device.type):
             latents = latents.half().float() + 1
             bright = latents.mean((1, 2, 3)) > 1.5
@@ -63,9 +63,9 @@ def work(run: Run) -> None:
         for batch in (1, 5, 12):
             name = f"{dtype}, batches of {batch}"
             with run.attempt(name):
-                made = recipe(32, dtype=dtype, quantizer=FLOAT32)
+                own_recipe = recipe(32, dtype=dtype, quantizer=FLOAT32)
                 out = run.folder / f"{dtype}{batch}"
-                card = encode(run, Repeated(files, 12), out, network, made, batch_size=batch)
+                card = encode(run, Repeated(files, 12), out, network, own_recipe, batch_size=batch)
                 assert card.counts is not None
                 run.check(f"{name}: redone", card.counts.redone == int(broken.sum()), card.counts.redone, broken.sum())
                 stored = torch.from_numpy(mds.Reader(out).gather(range(12), "latent"))

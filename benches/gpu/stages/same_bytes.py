@@ -36,9 +36,9 @@ class Bytes:
     def encode(self, name: str, dtype: str, *, network: Any = None, source: Any = None, **options: Any) -> Path:
         """Encodes; returns the dataset."""
         out = self.run.folder / name
-        made = recipe(self.size, dtype=dtype, unit_size=self.unit)
+        own_recipe = recipe(self.size, dtype=dtype, unit_size=self.unit)
         source = source or Repeated(self.files, self.count)
-        encode(self.run, source, out, network or self.network, made, batch_size=self.batch, **options)
+        encode(self.run, source, out, network or self.network, own_recipe, batch_size=self.batch, **options)
         return out
 
     def same(self, name: str, out: Path, other: Path | None = None) -> None:
@@ -52,106 +52,108 @@ class Bytes:
 
     def start(self, out: Path, **options: Any) -> Any:
         """Starts a process that encodes."""
-        made = {"dtype": "float32", "unit_size": self.unit}
-        return child.start(self.run, self.files, self.count, out, self.size, made, batch_size=self.batch, **options)
+        overrides = {"dtype": "float32", "unit_size": self.unit}
+        return child.start(
+            self.run, self.files, self.count, out, self.size, overrides, batch_size=self.batch, **options
+        )
 
 
 def work(run: Run) -> None:
     """Runs every comparison; one that fails costs no other."""
-    made = Bytes(run)
+    runs = Bytes(run)
     parts: list[tuple[str, Callable[[], None]]] = [
-        (f"{dtype} twice", partial(_twice, made, dtype)) for dtype in ("float32", "tf32", "bfloat16", "float16")
+        (f"{dtype} twice", partial(_twice, runs, dtype)) for dtype in ("float32", "tf32", "bfloat16", "float16")
     ]
     parts += [
-        ("interrupted", partial(_interrupted, made)), ("two ranks", partial(_ranks, made)),
-        ("two processes at once", partial(_processes, made)), ("one broken file", partial(_broken, made)),
-        ("dct-f8c16", partial(_dct, made)), ("CUDA and CPU", partial(_devices, made)),
-        ("compiled, resumed", partial(_compiled, made)),
+        ("interrupted", partial(_interrupted, runs)), ("two ranks", partial(_ranks, runs)),
+        ("two processes at once", partial(_processes, runs)), ("one broken file", partial(_broken, runs)),
+        ("dct-f8c16", partial(_dct, runs)), ("CUDA and CPU", partial(_devices, runs)),
+        ("compiled, resumed", partial(_compiled, runs)),
     ]  # fmt: skip
     for name, part in parts:
         with run.attempt(name):
             part()
     for name, setting in SETTINGS.items():
         with run.attempt(name), setting():
-            made.same(name, made.encode(name.replace(" ", "-"), "float32"))
+            runs.same(name, runs.encode(name.replace(" ", "-"), "float32"))
 
 
-def _twice(made: Bytes, dtype: str) -> None:
-    out = made.base if dtype == "float32" else made.encode(dtype, dtype)
-    made.same(f"{dtype} twice", made.encode(f"{dtype} again", dtype), out)
+def _twice(runs: Bytes, dtype: str) -> None:
+    out = runs.base if dtype == "float32" else runs.encode(dtype, dtype)
+    runs.same(f"{dtype} twice", runs.encode(f"{dtype} again", dtype), out)
 
 
-def _interrupted(made: Bytes) -> None:
-    source = Repeated(made.files, made.count, interrupt=made.unit + 2)
+def _interrupted(runs: Bytes) -> None:
+    source = Repeated(runs.files, runs.count, interrupt=runs.unit + 2)
     try:
-        made.encode("interrupted", "float32", source=source)
+        runs.encode("interrupted", "float32", source=source)
     except KeyboardInterrupt:
-        made.run.check("interrupted in the second unit", source.interrupt < 0, "interrupted", "interrupted")
-    made.same("interrupted", made.encode("interrupted", "float32", source=source))
+        runs.run.check("interrupted in the second unit", source.interrupt < 0, "interrupted", "interrupted")
+    runs.same("interrupted", runs.encode("interrupted", "float32", source=source))
 
 
-def _ranks(made: Bytes) -> None:
+def _ranks(runs: Bytes) -> None:
     for rank in range(2):
-        out = made.encode("ranks", "float32", rank=rank, world_size=2)
-    made.same("two ranks", out)
+        out = runs.encode("ranks", "float32", rank=rank, world_size=2)
+    runs.same("two ranks", out)
 
 
-def _processes(made: Bytes) -> None:
-    out = made.run.folder / "processes"
-    other = made.start(out, rank=0, world_size=2)
-    made.encode("processes", "float32", rank=1, world_size=2)
-    child.finish(made.run, other)
+def _processes(runs: Bytes) -> None:
+    out = runs.run.folder / "processes"
+    other = runs.start(out, rank=0, world_size=2)
+    runs.encode("processes", "float32", rank=1, world_size=2)
+    child.finish(runs.run, other)
     # Whoever ends last completes the dataset, unless both looked before the other was done: the same command then does.
-    made.same("two processes at once", made.encode("processes", "float32"))
+    runs.same("two processes at once", runs.encode("processes", "float32"))
 
 
-def _broken(made: Bytes) -> None:
+def _broken(runs: Bytes) -> None:
     """Codes of all other samples equal those of the run without it: batches keep their shape."""
-    broken, place = made.run.folder / "broken.jpg", made.unit + 1
+    broken, broken_index = runs.run.folder / "broken.jpg", runs.unit + 1
     broken.write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
-    out = made.encode("broken", "float32", source=Repeated(made.files, made.count, replaced={place: broken}))
-    expected, found = np.delete(made.codes(made.base), place, 0), made.codes(out)
+    out = runs.encode("broken", "float32", source=Repeated(runs.files, runs.count, replaced={broken_index: broken}))
+    expected, found = np.delete(runs.codes(runs.base), broken_index, 0), runs.codes(out)
     equal = expected.shape == found.shape and bool((expected == found).all())
-    made.run.check("one broken file", equal, f"{len(found)} samples", f"{len(expected)} samples, the same codes")
+    runs.run.check("one broken file", equal, f"{len(found)} samples", f"{len(expected)} samples, the same codes")
 
 
-def _dct(made: Bytes) -> None:
+def _dct(runs: Bytes) -> None:
     network: Any = latentq.load_autoencoder("dct-f8c16")
     outs = [
-        made.encode(f"dct {device}", "float32", network=network, device=device) for device in (made.run.device, "cpu")
+        runs.encode(f"dct {device}", "float32", network=network, device=device) for device in (runs.run.device, "cpu")
     ]
-    made.same("dct-f8c16 on CUDA and CPU", *outs)
+    runs.same("dct-f8c16 on CUDA and CPU", *outs)
 
 
-def _devices(made: Bytes) -> None:
+def _devices(runs: Bytes) -> None:
     try:
-        cpu = made.encode("cpu", "float32", network=made.network.to("cpu"), device="cpu")
+        cpu = runs.encode("cpu", "float32", network=runs.network.to("cpu"), device="cpu")
     finally:
-        made.network.to(made.run.device)
-    difference = np.abs(made.codes(made.base).astype(int) - made.codes(cpu))
-    made.run.check(
+        runs.network.to(runs.run.device)
+    difference = np.abs(runs.codes(runs.base).astype(int) - runs.codes(cpu))
+    runs.run.check(
         "CUDA and CPU, share of other codes", (difference > 0).mean() < 1e-3, (difference > 0).mean(), "< 1e-3"
     )
-    made.run.check("CUDA and CPU, largest difference", difference.max() <= 1, difference.max(), "<= 1")
+    runs.run.check("CUDA and CPU, largest difference", difference.max() <= 1, difference.max(), "<= 1")
 
 
-def _compiled(made: Bytes) -> None:
+def _compiled(runs: Bytes) -> None:
     """A unit that a new process compiles and encodes again has the same bytes."""
-    out = made.run.folder / "compiled"
-    with compiling(made.run):
-        made.encode("compiled", "float32", compiled=True)
-        kept = made.encode("compiled too", "float32", compiled=True)
-    made.same("compiled twice", out, kept)
-    if made.run.dry:
-        made.run.not_run("compiled, a unit by a new process", "nothing is compiled for a CPU")
+    out = runs.run.folder / "compiled"
+    with compiling(runs.run):
+        runs.encode("compiled", "float32", compiled=True)
+        kept = runs.encode("compiled too", "float32", compiled=True)
+    runs.same("compiled twice", out, kept)
+    if runs.run.dry:
+        runs.run.not_run("compiled, a unit by a new process", "nothing is compiled for a CPU")
         return
     unit = sorted(path for path in out.iterdir() if path.is_dir())[-1]
     for file in unit.iterdir():
         file.unlink()
     unit.rmdir()
     (out / "index.json").unlink(missing_ok=True)
-    child.finish(made.run, made.start(out, compiled=True))
-    made.same("compiled, a unit by a new process", out, kept)
+    child.finish(runs.run, runs.start(out, compiled=True))
+    runs.same("compiled, a unit by a new process", out, kept)
 
 
 @contextlib.contextmanager
@@ -167,18 +169,18 @@ def _high() -> Iterator[None]:
 @contextlib.contextmanager
 def _precision(path: str, value: str) -> Iterator[None]:
     """Sets `fp32_precision` of torch >= 2.9 in one place; afterwards a place that inherited it inherits it again."""
-    place: Any = torch.backends
-    parent = place
+    broken_index: Any = torch.backends
+    parent = broken_index
     for part in filter(None, path.split(".")):
-        parent, place = place, getattr(place, part)
-    before = place.fp32_precision
-    if place is not parent and before == parent.fp32_precision:
+        parent, broken_index = broken_index, getattr(broken_index, part)
+    before = broken_index.fp32_precision
+    if broken_index is not parent and before == parent.fp32_precision:
         before = "none"
-    place.fp32_precision = value
+    broken_index.fp32_precision = value
     try:
         yield
     finally:
-        place.fp32_precision = before
+        broken_index.fp32_precision = before
 
 
 SETTINGS: dict[str, Callable[[], Any]] = {"set_float32_matmul_precision high": _high}

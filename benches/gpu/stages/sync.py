@@ -31,8 +31,8 @@ def work(run: Run) -> None:
     """Checks encoding, captions and reading."""
     network, count = tiny(run), run.size(COUNT, 4)
     for name, q in quantizers().items():
-        for label, places in (("", range(count)), (", one failed", [0, 1, *range(3, count)])):
-            _check(run, f"encode {name}{label}", partial(_encoding, run, network, q, places), 0.020)
+        for label, positions in (("", range(count)), (", one failed", [0, 1, *range(3, count)])):
+            _check(run, f"encode {name}{label}", partial(_encoding, run, network, q, positions), 0.020)
     for store in ("sample", "moments", "tokens"):
         channels = 8 if store == "moments" else 4
         q = None if store == "tokens" else Quantizer.uniform(-14, 14, channels=channels)
@@ -83,21 +83,21 @@ def _forbidden(run: Run) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _encoding(run: Run, network: Any, q: Quantizer | None, places: Any, store: str = "mean") -> Callable[[], object]:
+def _encoding(run: Run, network: Any, q: Quantizer | None, positions: Any, store: str = "mean") -> Callable[[], object]:
     """Returns a function that starts to encode a batch, of which some places are good."""
     content = store if store in ("moments", "tokens") else "latent"
     size, count = (64, COUNT) if not run.dry else (32, 4)
-    made = recipe(
+    drawn_recipe = recipe(
         size,
         content=content,
         dtype="bfloat16" if not run.dry else "float32",
         store=store if content == "latent" else "mean",
     )
-    encoder = LatentEncoder(network, made.autoencoder, run.device)
-    columns = made.encoded()
+    encoder = LatentEncoder(network, drawn_recipe.autoencoder, run.device)
+    columns = drawn_recipe.encoded()
     chosen = {} if q is None else dict.fromkeys(columns, q)
     pixels = {size: encoder.host_buffer((count, 3, size, size))}
-    return lambda: encoder.start(pixels, columns, chosen, list(range(count)), places)
+    return lambda: encoder.start(pixels, columns, chosen, list(range(count)), positions)
 
 
 class Words:

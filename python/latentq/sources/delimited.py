@@ -43,7 +43,7 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_delimiter(path: Path) -> str:
-    """The delimiter that a CSV's header uses; the comma if it has no header."""
+    """Returns the delimiter that a CSV's header uses; the comma if it has no header."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
     for delimiter in _CSV_DELIMITERS:

@@ -149,7 +149,7 @@ class _Found:
             self.others += 1
 
     def described(self) -> int:
-        """The number of images with a sidecar."""
+        """Returns the number of images with a sidecar."""
         stems = {stem_of(name) for name in self.texts}
         return sum(key in stems or stem_of(key) in stems for key in self.images)
 
