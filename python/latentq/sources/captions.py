@@ -286,7 +286,11 @@ def _zip(path: Path) -> Iterator[_CaptionRow]:
             if member.content is None:
                 raise FormatError(f"{member.name}: {member.fault}")
             found = True
-            yield from _coco(member.content)
+            try:
+                data = json.loads(member.content)
+            except ValueError as error:
+                raise FormatError(f"{member.name}: not JSON: {error}") from None
+            yield from _coco(data)
     finally:
         zipped.close()
     if not found:
