@@ -72,7 +72,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def settles_at_most(limit: int) -> bool:
+def falls_to(limit: int) -> bool:
     """True once no more files are open: a background thread has one more while it loads a shard."""
     deadline = time.monotonic() + 20
     while open_files() > limit:
@@ -89,13 +89,13 @@ def test_more_shards_than_open_files_are_read(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(600)
     np.testing.assert_array_equal([reader[i]["n"] for i in order], order)
     np.testing.assert_array_equal(reader.gather(order, "n"), order)
-    assert settles_at_most(before + 256)
+    assert falls_to(before + 256)
     # Readers share what a process may have open.
     readers = [reader, *(mds.Reader(tmp_path / "out") for _ in range(7))]
     for _ in range(2):
         for each in readers:
             np.testing.assert_array_equal(each.gather(order, "n"), order)
-    assert settles_at_most(before + 512)
+    assert falls_to(before + 512)
 
 
 def test_folders_of_imagenet_int8_with_four_digit_names_are_read(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from latentq import Quantizer, _core
 
 TABLE = np.arange(40, dtype=np.uint8).reshape(5, 8)
-KERNEL = Quantizer.uniform(0.0, 255.0, channels=2).kernel(False)
+QUANTIZER = Quantizer.uniform(0.0, 255.0, channels=2).for_gather(False)
 
 
 def _gather(outs, kernels, indices=(3, 1)):
@@ -23,9 +23,9 @@ def _overlapping():
         "overlapping views": ([rows[:2], rows[1:]], [None, None]),
         "floats and their bytes": (
             [floats, floats.reshape(2, 8).view(np.uint8)[:, :8].copy(), floats],
-            [KERNEL, None, KERNEL],
+            [QUANTIZER, None, QUANTIZER],
         ),
-        "a part": ([floats, floats.view(np.uint8).reshape(-1)[24:40].reshape(2, 8)], [KERNEL, None]),
+        "a part": ([floats, floats.view(np.uint8).reshape(-1)[24:40].reshape(2, 8)], [QUANTIZER, None]),
     }
 
 
@@ -39,7 +39,7 @@ def test_outputs_that_share_memory_are_refused(case):
 def test_adjacent_and_empty_outputs_are_written():
     memory = np.zeros((4, 8), np.uint8)
     floats = np.zeros((2, 2, 4), np.float32)
-    assert _gather([memory[:2], memory[2:], floats], [None, None, KERNEL]) == [None, None, None]
+    assert _gather([memory[:2], memory[2:], floats], [None, None, QUANTIZER]) == [None, None, None]
     np.testing.assert_array_equal(memory, TABLE[[3, 1, 3, 1]])
     np.testing.assert_allclose(floats.reshape(2, 8), TABLE[[3, 1]], atol=1e-4)
     empty = memory[:0]

@@ -58,17 +58,17 @@ class Quantizer(Scheme):
     sample is (C, ...), usually (C, h, w).
     """
 
-    _kernel: _core.Quantizer | None = field(init=False, repr=False, compare=False)
+    _compiled: _core.Quantizer | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_choices(self)
-        kernel = None
+        compiled = None
         if self.kind == "codebook":
-            kernel = _core.Quantizer.codebook(np.array(self.levels, np.float32), self.bits)
+            compiled = _core.Quantizer.codebook(np.array(self.levels, np.float32), self.bits)
         elif self.kind in ("uniform", "affine"):
-            kernel = _core.Quantizer.affine(self.low, self.high, self.bits, self.rounding == "truncate")
+            compiled = _core.Quantizer.affine(self.low, self.high, self.bits, self.rounding == "truncate")
         check_fields(self)
-        object.__setattr__(self, "_kernel", kernel)
+        object.__setattr__(self, "_compiled", compiled)
 
     @classmethod
     def uniform(
@@ -190,12 +190,12 @@ class Quantizer(Scheme):
             codes = self.quantize(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(codes, self.kind, out)
         x, is_bfloat16 = float_array(x)
-        if self._kernel is None:
+        if self._compiled is None:
             out, bad, _ = self._store(x, is_bfloat16, out, threads)
         else:
             if out is None:
                 out = np.empty(x.shape, UINT8)
-            bad = self._kernel.quantize(x, is_bfloat16, out, False, check_threads(threads))
+            bad = self._compiled.quantize(x, is_bfloat16, out, False, check_threads(threads))
         if bad is not None:
             raise not_finite(*bad)
         return out
@@ -228,12 +228,12 @@ class Quantizer(Scheme):
             codes, counts = self.quantize_counted(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(codes, self.kind, out), counts
         x, is_bfloat16 = float_array(x)
-        if self._kernel is None:
+        if self._compiled is None:
             out, _, mask = self._store(x, is_bfloat16, out, threads)
             return out, ValueCounts(np.zeros(self.channels, np.int64), mask)
         if out is None:
             out = np.empty(x.shape, UINT8)
-        return out, ValueCounts(*self._kernel.quantize_counted(x, is_bfloat16, out, check_threads(threads)))
+        return out, ValueCounts(*self._compiled.quantize_counted(x, is_bfloat16, out, check_threads(threads)))
 
     def quantize_on_device(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Quantizes and counts as `quantize_counted` does, without waiting for the device.
@@ -288,11 +288,11 @@ class Quantizer(Scheme):
         if out is None:
             out = np.empty(codes.shape, FLOAT_DTYPES[name])
         bits = as_bits(out, name)
-        if self._kernel is None:
+        if self._compiled is None:
             x, is_bfloat16 = float_array(native_array(codes, FLOAT_DTYPES[self.kind]))
             _core.convert(x, is_bfloat16, bits, name == "bfloat16", check_threads(threads))
         else:
-            self._kernel.dequantize(native_array(codes, UINT8), bits, name == "bfloat16", check_threads(threads))
+            self._compiled.dequantize(native_array(codes, UINT8), bits, name == "bfloat16", check_threads(threads))
         return out
 
     @overload
@@ -320,7 +320,7 @@ class Quantizer(Scheme):
                 return tensors.pack(self, codes)
             return tensors.from_numpy(self.pack(tensors.to_numpy(codes), threads=threads), "uint8", None)
         samples, elements = codes.shape[0], math.prod(codes.shape[1:])
-        if self._kernel is None:
+        if self._compiled is None:
             codes = native_array(codes, FLOAT_DTYPES[self.kind])
             stored = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
             return stored.reshape(samples, elements).view(np.uint8).reshape(samples, self.packed_bytes(elements))
@@ -355,7 +355,7 @@ class Quantizer(Scheme):
             return tensors.from_numpy(self.unpack(tensors.to_numpy(packed), shape, threads=threads), self.kind, None)
         shape = tuple(shape)
         packed = self._check_packed(packed, shape)
-        if self._kernel is None:
+        if self._compiled is None:
             dtype = FLOAT_DTYPES[self.kind]
             return native_array(packed.reshape(-1).view(dtype.newbyteorder("<")), dtype).reshape(shape)
         if self.bits == 8:
@@ -389,14 +389,14 @@ class Quantizer(Scheme):
                 return tensors.quantize_packed(self, x, out)
             packed = self.quantize_packed(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(packed, "uint8", out)
-        if self._kernel is None:
+        if self._compiled is None:
             packed = self.pack(self.quantize(x, threads=threads))
             return packed if out is None else fill(out, packed)
         x, is_bfloat16 = float_array(x)
         shape = (*x.shape[:1], self.packed_bytes(math.prod(x.shape[1:])))
         if out is None:
             out = np.empty(shape, UINT8)
-        bad = self._kernel.quantize(x, is_bfloat16, out, True, check_threads(threads))
+        bad = self._compiled.quantize(x, is_bfloat16, out, True, check_threads(threads))
         if bad is not None:
             raise not_finite(*bad)
         return out
@@ -447,16 +447,16 @@ class Quantizer(Scheme):
             array = tensors.to_numpy(packed)
             values = self.dequantize_packed(array, shape, dtype=name, out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(values, name, out)
-        if self._kernel is None:
+        if self._compiled is None:
             return self.dequantize(self.unpack(packed, shape), dtype=dtype, out=out, threads=threads)
         name, shape = float_name(dtype), tuple(shape)
         packed = self._check_packed(packed, shape)
         if out is None:
             out = np.empty(shape, FLOAT_DTYPES[name])
-        self._kernel.dequantize_packed(packed, shape, as_bits(out, name), name == "bfloat16", check_threads(threads))
+        self._compiled.dequantize_packed(packed, shape, as_bits(out, name), name == "bfloat16", check_threads(threads))
         return out
 
-    def kernel(self, is_bfloat16: bool) -> tuple[_core.Quantizer, bool]:
+    def for_gather(self, is_bfloat16: bool) -> tuple[_core.Quantizer, bool]:
         """Returns the arguments for `_core.gather`: the compiled quantizer and `is_bfloat16`.
 
         Args:
@@ -465,9 +465,9 @@ class Quantizer(Scheme):
         Raises:
             ValueError: This is a float kind.
         """
-        if self._kernel is None:
+        if self._compiled is None:
             raise ValueError(f"{self.kind} values have no codes")
-        return self._kernel, is_bfloat16
+        return self._compiled, is_bfloat16
 
     def histogram(self, codes: Array | torch.Tensor) -> npt.NDArray[np.int64]:
         """Counts the codes in each channel, for `Statistics.from_histogram`.
@@ -481,10 +481,10 @@ class Quantizer(Scheme):
         Raises:
             ValueError: This is a float kind, or a code has more than `bits` bits.
         """
-        if self._kernel is None:
+        if self._compiled is None:
             raise ValueError(f"{self.kind} values have no histogram: use Moments")
         counts = np.zeros((self.channels, 2**self.bits), np.int64)
-        self._kernel.histogram(native_array(as_array(codes), UINT8), counts)
+        self._compiled.histogram(native_array(as_array(codes), UINT8), counts)
         return counts
 
     def table(self) -> npt.NDArray[np.float32]:
@@ -525,7 +525,7 @@ class Quantizer(Scheme):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a dictionary that TOML stores exactly and from which `from_dict` makes an equal quantizer."""
-        if self._kernel is None:
+        if self._compiled is None:
             return {"kind": self.kind, "channels": self.channels}
         if self.kind == "codebook":
             return {"kind": "codebook", "bits": self.bits, "levels": [list(row) for row in self.levels]}
@@ -649,7 +649,7 @@ class Calibrator:
         Raises:
             ValueError: The quantizer is of a float kind, or has another number of channels.
         """
-        sums = self._core.measure(quantizer.kernel(False)[0])
+        sums = self._core.measure(quantizer.for_gather(False)[0])
         count, clipped, signal, noise, largest_error = zip(*sums, strict=True)
         rates = [c / max(n, 1) for c, n in zip(clipped, count, strict=True)]
         return Measurement.from_sums(signal, noise, rates, max(largest_error))

@@ -58,8 +58,8 @@ class Gatherer:
         self._columns = columns
         self.gives_decoded = not any(column.needs_decoding for column in columns)
         self._positions = [column.position for column in columns]
-        self._kernels = [
-            None if column.quantizer is None else column.quantizer.kernel(column.dtype == torch.bfloat16)
+        self._quantizers = [
+            None if column.quantizer is None else column.quantizer.for_gather(column.dtype == torch.bfloat16)
             for column in columns
         ]
 
@@ -89,7 +89,7 @@ class Gatherer:
             tensor = None if column.shape is None else allocate((count, *column.shape), column.dtype)
             tensors.append(tensor)
             outs.append(None if tensor is None else _buffer(tensor, column))
-        gathering = _core.gather(self._samples, indices, self._positions, outs, self._kernels, threads)
+        gathering = _core.gather(self._samples, indices, self._positions, outs, self._quantizers, threads)
 
         def batch() -> Batch:
             values = ColumnDict()
