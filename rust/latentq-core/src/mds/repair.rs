@@ -186,14 +186,14 @@ fn read_shard(folder: &Path, name: &str) -> Result<std::result::Result<Vec<u8>, 
 }
 
 /// True if `known`, an entry of the previous index with a compressed file, describes the plain shard `bytes`, whose own entry
-/// is `made`.
-fn describes(known: &ShardEntry, made: &ShardEntry, bytes: &[u8]) -> bool {
+/// is `rebuilt`.
+fn describes(known: &ShardEntry, rebuilt: &ShardEntry, bytes: &[u8]) -> bool {
     let hash = |(name, digest): (&String, &String)| {
         Algorithm::parse(name).is_ok_and(|algorithm| algorithm.digest(&[bytes]) == *digest)
     };
-    made.zip_data.is_none()
-        && known.samples == made.samples
-        && known.same_columns(made)
+    rebuilt.zip_data.is_none()
+        && known.samples == rebuilt.samples
+        && known.same_columns(rebuilt)
         && known.raw_data.bytes == bytes.len() as u64
         && known.raw_data.hashes.iter().all(hash)
 }
