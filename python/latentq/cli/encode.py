@@ -71,7 +71,14 @@ def add(commands: Commands) -> None:
         help="images encoded at once (default: 64 up to 256 pixels, fewer above: 16 at 512)",
     )
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK if there is one, else cpu)")
-    how.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
+    faster = how.add_mutually_exclusive_group()
+    faster.add_argument("--compile", action="store_true", help="torch.compile the autoencoder; last bits may differ")
+    faster.add_argument(
+        "--fused-norm",
+        action="store_true",
+        help="group norm and SiLU of the autoencoder in one Triton kernel on CUDA, which no GPU has measured yet; last "
+        "bits may differ",
+    )
     how.add_argument("--profile", action="store_true", help="print how long each stage worked and waited")
 
 
@@ -133,6 +140,7 @@ def _run(options: argparse.Namespace) -> int:
         strict=options.strict,
         delete_archives=options.delete_archives,
         compiled=options.compile,
+        fused_norm=options.fused_norm,
         profile=profile,
         progress=progress_stream(options),
         totals=totals,

@@ -16,6 +16,7 @@ from latentq.encoding.stages import COPY, NETWORK, QUANTIZE, Profile
 from latentq.format.options import AutoencoderOptions, Column
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.device import send
+from latentq.models.group_norm import with_fused_norms
 from latentq.models.noise import noise
 from latentq.models.precision import computing_in
 from latentq.quantizer import Quantizer
@@ -63,10 +64,20 @@ class LatentEncoder:
         options: The recipe's options: `dtype` is that of autocast, the weights keep theirs; `seed` is the noise's.
         device: Device that the autoencoder computes on.
         compiled: Compile the autoencoder with torch.compile; its results may then differ in the last bit.
+        fused_norm: Compute its group norms by `group_norm.with_fused_norms`; likewise.
+
+    Raises:
+        ValueError: `fused_norm` is True, and the autoencoder has no group norm that can be fused.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, options: AutoencoderOptions, device: str, *, compiled: bool = False
+        self,
+        autoencoder: Autoencoder,
+        options: AutoencoderOptions,
+        device: str,
+        *,
+        compiled: bool = False,
+        fused_norm: bool = False,
     ) -> None:
         self.autoencoder = autoencoder
         self.device = torch.device(device)
@@ -79,6 +90,7 @@ class LatentEncoder:
         if self._gpu and isinstance(module, torch.nn.Module):
             self._format = torch.channels_last
             module.to(memory_format=self._format)
+        self._fast = with_fused_norms(autoencoder) if fused_norm else autoencoder
         self._is_compiled = compiled
         self._compiled: dict[str, Any] = {}
 
@@ -195,7 +207,7 @@ class LatentEncoder:
             indices: Indices in the list of the first n <= B samples; the rest of the batch is padding. A sample's
                 noise depends on its index, the recipe's seed and `stream` alone.
             stream: Number of the column among those that the autoencoder computes.
-            exact: Compute in float32 and uncompiled, whatever the recipe says.
+            exact: Compute in float32, uncompiled and unfused, whatever the recipe and the options say.
 
         Returns:
             On the device: latents (n, C, h, w) float32, moments (n, 2C, h, w), or tokens (n, h, w) int64, -1 for none.
@@ -224,7 +236,7 @@ class LatentEncoder:
 
     def _run(self, method: str, floats: torch.Tensor, exact: bool) -> Any:
         """Calls one of the autoencoder's methods in the recipe's dtype, or in float32."""
-        call = getattr(self.autoencoder, method)
+        call = getattr(self.autoencoder if exact else self._fast, method)
         if self._is_compiled and not exact:
             if method not in self._compiled:
                 self._compiled[method] = _compiled(call)

@@ -19,12 +19,16 @@ class EncodeRunOptions(RunOptions, total=False):
         batch_size: Images per batch of the autoencoder; by default 64 up to 256 pixels, and fewer above: 16 at 512. It
             is halved each time that the device runs out of memory.
         compiled: Compile the autoencoder with torch.compile; latents may then differ in the last bit.
+        fused_norm: Compute the autoencoder's group norms and the SiLU that follows each in one step, by a Triton kernel
+            on CUDA, elsewhere by torch; latents may then differ in the last bit. Not together with `compiled`, which
+            fuses them too.
         profile: Collects the time that each stage works and waits.
     """
 
     device: str | None
     batch_size: int | None
     compiled: bool
+    fused_norm: bool
     profile: Profile | None
 
 
@@ -39,6 +43,7 @@ class EncodeSettings(RunSettings):
     device: str | None
     batch_size: int | None
     compiled: bool
+    fused_norm: bool
     profile: Profile
 
 
@@ -54,11 +59,14 @@ def split_options(options: EncodeOptions) -> tuple[EncodeSettings, RecipeOverrid
     batch_size = options.get("batch_size")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if options.get("compiled") and options.get("fused_norm"):
+        raise ValueError("compiled and fused_norm exclude each other: torch.compile fuses group norms itself")
     settings = EncodeSettings(
         **vars(run_settings(**run_options)),
         device=options.get("device"),
         batch_size=batch_size,
         compiled=options.get("compiled", False),
+        fused_norm=options.get("fused_norm", False),
         profile=options.get("profile") or Profile(),
     )
     return settings, overrides

@@ -61,7 +61,13 @@ class EncodingRun:
         from latentq.encoding.latents import LatentEncoder
 
         recipe = card.recipe
-        encoder = LatentEncoder(models.autoencoder, recipe.autoencoder, models.device, compiled=settings.compiled)
+        encoder = LatentEncoder(
+            models.autoencoder,
+            recipe.autoencoder,
+            models.device,
+            compiled=settings.compiled,
+            fused_norm=settings.fused_norm,
+        )
         captions = None
         if recipe.texts() and models.text_encoder is not None:
             from latentq.encoding.captions import CaptionEncoder

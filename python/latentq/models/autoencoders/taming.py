@@ -18,6 +18,7 @@ from torch.nn import functional
 from latentq._core import LatentqError
 from latentq.format.safe_torch_file import TensorRecord, TorchFile
 from latentq.models.autoencoders.vq import VQNetwork
+from latentq.models.group_norm import GroupNormSiLU
 from latentq.models.weights import check_weights
 from latentq.system.text import one_line
 
@@ -194,14 +195,14 @@ class _Encoder(nn.Module):
         for level, width in zip(self.down, widths[:-1], strict=False):
             level.downsample = _Downsample(width)
         self.mid = _middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = _norm_silu(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(x)
         for block in (*self.down, *self.mid.values()):
             x = block(x)
-        result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        result: torch.Tensor = self.conv_out(self.norm_out(x))
         return result
 
 
@@ -213,7 +214,7 @@ class _Decoder(nn.Module):
         self.up = nn.ModuleList(map(_Level, [*widths[1:], widths[-1]], widths, [blocks + 1] * len(widths), attends))
         for level, width in zip(list(self.up)[1:], widths[1:], strict=True):
             level.upsample = _Upsample(width)
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm_silu(widths[0])
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -223,7 +224,7 @@ class _Decoder(nn.Module):
             *reversed(self.up),
         ):  # `up` begins at the highest resolution
             x = block(x)
-        result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        result: torch.Tensor = self.conv_out(self.norm_out(x))
         return result
 
 
@@ -250,16 +251,16 @@ class _Level(nn.Module):
 class _ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm_silu(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm_silu(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
-        h = self.conv2(functional.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         result: torch.Tensor = self.nin_shortcut(x) + h
         return result
 
@@ -307,3 +308,7 @@ def _middle(channels: int) -> nn.ModuleDict:
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def _norm_silu(channels: int) -> GroupNormSiLU:
+    return GroupNormSiLU(32, channels, eps=1e-6)
