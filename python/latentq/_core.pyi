@@ -14,6 +14,7 @@ __all__ = [
     "Calibrator",
     "FormatError",
     "Gathering",
+    "ImageBatch",
     "ImageError",
     "LatentqError",
     "MdsReader",
@@ -161,6 +162,22 @@ MAX_PIXELS: int
 class _ImageOptions(PixelOptions, total=False):
     layout: ChannelOrder
     max_pixels: int
+
+# The arrays, (N, 3 * size * size), must not be accessed at a position between its `start` and its `result`, which may
+# be called once.
+@final
+class ImageBatch:
+    def __new__(
+        cls,
+        threads: Threads,
+        sizes: Sequence[int],
+        outs: Sequence[npt.NDArray[np.uint8]],
+        options: _ImageOptions,
+        measure: bool,
+    ) -> ImageBatch: ...
+    def start(self, position: int, item: bytes | str) -> None: ...
+    def is_done(self) -> bool: ...
+    def result(self, position: int) -> tuple[Exception | None, tuple[int, int] | None]: ...
 
 def image_decode(data: bytes | str, options: _ImageOptions) -> NDArray[np.uint8]: ...
 def image_fit(pixels: NDArray[np.uint8], size: int, options: _ImageOptions) -> NDArray[np.uint8]: ...

@@ -1,7 +1,9 @@
 """Compares orientation, alpha, color profiles and reduced decoding with Pillow."""
 
 import io
+import itertools
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from latentq import image
-from support.images import PLAIN, picture_of, pillow, saved, wide_profile
+from support.images import PLAIN, Pixels, picture_of, pillow, saved, wide_profile
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -149,3 +151,32 @@ def test_info_reads_the_header() -> None:
     assert image.info(data) == image.ImageInfo("PNG", 34, 21, 4, 1)
     assert image.info(saved(picture_of("L", 21, 34), "JPEG")) == image.ImageInfo("JPEG", 34, 21, 1, 1)
     assert image.info(saved(picture_of("RGB", 21, 34), "WEBP")) == image.ImageInfo("WEBP", 34, 21, 3, 1)
+
+
+def test_pixels_do_not_depend_on_the_profiles_that_a_thread_has_seen() -> None:
+    names = [b"rXYZ", b"gXYZ", b"bXYZ"]
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    places = [srgb.index(name) for name in names]
+    profiles = []
+    for order in itertools.permutations(names):
+        profile = bytearray(srgb)
+        for place, name in zip(places, order, strict=True):
+            profile[place : place + 4] = name
+        profiles.append(bytes(profile))
+    profiles.append(b"no profile at all")
+    items = [
+        saved(picture_of(mode, 30, 40), "PNG", icc_profile=profile) for profile in profiles for mode in ("RGB", "RGBA")
+    ]
+    large = profiles[1] + bytes(2 << 20)  # too large to be kept
+    items.append(saved(picture_of("RGB", 30, 40), "JPEG", icc_profile=large))
+    expected = [alone(data) for data in items]
+    assert len({pixels.tobytes() for pixels in expected}) == 2 * 6 + 1
+    random = np.random.default_rng(0)
+    for place in random.integers(0, len(items), 200):
+        np.testing.assert_array_equal(image.decode(items[place]), expected[place])
+
+
+def alone(data: bytes) -> Pixels:
+    """Decodes an image in a thread that has decoded nothing before."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(image.decode, data).result()

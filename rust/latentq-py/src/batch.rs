@@ -20,12 +20,12 @@ use crate::mds::MdsReader;
 use crate::quant::{Output, Quantizer};
 
 /// Interval at which a waiting caller checks for Python signals.
-const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+pub const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Minimum number of samples per part of a batch; smaller parts cost more than they save.
 const MIN_PART: usize = 32;
 
-/// The core's `Threads`, for loaders.
+/// The core's `Threads`, for loaders and for the images of a run.
 #[pyclass(module = "latentq._core", frozen)]
 pub struct Threads(Mutex<Option<parallel::Threads>>);
 
@@ -40,6 +40,20 @@ impl Threads {
     fn shutdown(&self, py: Python<'_>) {
         let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         py.detach(|| drop(threads));
+    }
+}
+
+impl Threads {
+    /// Submits a job of as many parts as `parts` returns for the number of threads.
+    pub fn start<P, T, F>(&self, parts: impl FnOnce(usize) -> Vec<P>, work: F) -> PyResult<Job<T>>
+    where
+        P: Send + 'static,
+        T: Send + 'static,
+        F: Fn(P) -> Result<T> + Send + Sync + 'static,
+    {
+        let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = threads.as_ref().ok_or_else(|| PyValueError::new_err("the threads have been shut down"))?;
+        threads.start(parts(threads.count()), work).map_err(to_py)
     }
 }
 
@@ -289,11 +303,12 @@ pub fn gather<'py>(
     let job = match threads {
         None => Job::done(py.detach(|| work(0..n)).map_err(to_py)?),
         Some(threads) => {
-            let threads = threads.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let threads = threads.as_ref().ok_or_else(|| PyValueError::new_err("the threads have been shut down"))?;
-            let parts = (n / MIN_PART).clamp(1, threads.count());
-            let cut = |part| n * part / parts;
-            threads.start((0..parts).map(|part| cut(part)..cut(part + 1)).collect(), work).map_err(to_py)?
+            let parts = |threads| {
+                let parts = (n / MIN_PART).clamp(1, threads);
+                let cut = |part| n * part / parts;
+                (0..parts).map(|part| cut(part)..cut(part + 1)).collect()
+            };
+            threads.start(parts, work)?
         }
     };
     let _keep_alive = outs.into_iter().flatten().chain([samples.clone()]).map(Bound::unbind).collect();

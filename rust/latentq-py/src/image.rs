@@ -1,14 +1,20 @@
 //! `latentq_core::image` for Python.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use latentq_core::Error;
 use latentq_core::image::{self, Alpha, Crop, DecodeOptions, Encoded, Filter, Fit, Icc, Image, Layout, View};
-use numpy::{PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadwriteArray1};
+use latentq_core::parallel::Job;
+use numpy::{
+    PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::PyDict;
 
+use crate::batch::{SIGNAL_INTERVAL, Threads};
 use crate::error::to_py;
 
 /// An encoded image: its bytes or its path, tried in this order, so that bytes are never mistaken for a path.
@@ -161,6 +167,125 @@ fn image_load_batch<'py>(
     Ok(errors.into_iter().map(|error| error.map(to_py)).collect())
 }
 
+/// Arrays of images that threads fill, each image at its position, while the caller goes on.
+///
+/// The arrays, uint8 (N, 3 * size * size), must not be read or written at a position between its `start` and its `result`.
+#[pyclass(module = "latentq._core", frozen)]
+struct ImageBatch {
+    /// The first field, so that it is dropped, which waits for the jobs, before the memory that they write to.
+    jobs: Mutex<Vec<Option<Arc<Job<Loaded>>>>>,
+    plan: Arc<Plan>,
+    threads: Py<Threads>,
+    _arrays: Vec<Py<PyAny>>,
+}
+
+/// The error of an image; and its width and height in the file, if they were asked for and can be read.
+type Loaded<E = Error> = (Option<E>, Option<(usize, usize)>);
+
+/// How images are loaded, and the first byte of each array.
+struct Plan {
+    fits: Vec<Fit>,
+    options: Options,
+    measure: bool,
+    arrays: Vec<*mut u8>,
+}
+
+// SAFETY: the `ImageBatch` keeps the arrays alive until its jobs are done, and each job has a position of its own.
+#[allow(unsafe_code)]
+unsafe impl Send for Plan {}
+#[allow(unsafe_code)]
+unsafe impl Sync for Plan {}
+
+impl Plan {
+    /// Loads an image to `position`, or zeros if it fails.
+    #[allow(unsafe_code)]
+    fn load(&self, position: usize, item: &Encoded<PyBackedBytes>) -> Loaded {
+        let square = |(fit, array): (&Fit, &*mut u8)| {
+            let bytes = 3 * fit.size * fit.size;
+            // SAFETY: `ImageBatch::new` has checked that the arrays have this row and do not overlap, and `start` that
+            // no other job has the position.
+            unsafe { std::slice::from_raw_parts_mut(array.add(position * bytes), bytes) }
+        };
+        let mut squares: Vec<&mut [u8]> = self.fits.iter().zip(&self.arrays).map(square).collect();
+        let mut size = None;
+        let loaded = item.with_bytes(|data| {
+            if self.measure {
+                size = image::header(data).ok().map(|header| (header.width, header.height));
+            }
+            image::load_into(data, &self.fits, &self.options.decode, self.options.layout, &mut squares)
+        });
+        if loaded.is_err() {
+            squares.iter_mut().for_each(|square| square.fill(0));
+        }
+        (loaded.err(), size)
+    }
+}
+
+#[pymethods]
+impl ImageBatch {
+    #[new]
+    fn new(
+        threads: Py<Threads>,
+        sizes: Vec<usize>,
+        mut outs: Vec<PyReadwriteArray2<'_, u8>>,
+        options: Options,
+        measure: bool,
+    ) -> PyResult<Self> {
+        let n = outs.first().map_or(0, |out| out.shape()[0]);
+        let is_square = |(size, out): (&usize, &PyReadwriteArray2<'_, u8>)| {
+            let bytes = size.checked_mul(*size).and_then(|n| n.checked_mul(3)).filter(|&bytes| bytes > 0);
+            bytes.is_some_and(|bytes| out.shape() == [n, bytes])
+        };
+        if sizes.len() != outs.len() || !sizes.iter().zip(&outs).all(is_square) {
+            return Err(PyValueError::new_err("an array must have a row of 3 * size * size bytes for each image"));
+        }
+        let pointers = outs.iter_mut().map(|out| Ok(out.as_slice_mut()?.as_mut_ptr()));
+        let arrays = pointers.collect::<PyResult<_>>()?;
+        let fits = sizes.into_iter().map(|size| options.fit(size)).collect();
+        Ok(Self {
+            jobs: Mutex::new((0..n).map(|_| None).collect()),
+            plan: Arc::new(Plan { fits, options, measure, arrays }),
+            threads,
+            _arrays: outs.iter().map(|out| out.as_any().clone().unbind()).collect(),
+        })
+    }
+
+    /// Starts to load an image to a position, which must not have been used before.
+    fn start(&self, position: usize, item: Item) -> PyResult<()> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(job @ None) = jobs.get_mut(position) else {
+            return Err(PyValueError::new_err(format!("position {position} is used already, or does not exist")));
+        };
+        let plan = Arc::clone(&self.plan);
+        let work = move |item| Ok(plan.load(position, &item));
+        *job = Some(Arc::new(self.threads.get().start(|_| vec![Encoded::from(item)], work)?));
+        Ok(())
+    }
+
+    /// True if every image that was started is loaded.
+    fn is_done(&self) -> bool {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.iter().flatten().all(|job| job.is_done())
+    }
+
+    /// Waits for the image of a position. Returns its error, or None; and its width and height in the file if `measure` is
+    /// true and they can be read. May be called once.
+    fn result(&self, py: Python<'_>, position: usize) -> PyResult<Loaded<PyErr>> {
+        let job = match self.jobs.lock().unwrap_or_else(PoisonError::into_inner).get(position) {
+            Some(Some(job)) => Arc::clone(job),
+            _ => return Err(PyValueError::new_err(format!("no image was started at position {position}"))),
+        };
+        let mut results = loop {
+            match py.detach(|| job.wait(SIGNAL_INTERVAL)) {
+                Some(results) => break results.map_err(to_py)?,
+                None => py.check_signals()?,
+            }
+        };
+        let (error, size) = results.pop().ok_or_else(|| PyValueError::new_err("the result has been taken"))?;
+        Ok((error.map(to_py), size))
+    }
+}
+
 #[pyfunction]
 fn image_info(py: Python<'_>, data: Item) -> PyResult<(&'static str, usize, usize, u8, u8)> {
     let encoded = Encoded::from(data);
@@ -170,6 +295,7 @@ fn image_info(py: Python<'_>, data: Item) -> PyResult<(&'static str, usize, usiz
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_PIXELS", image::MAX_PIXELS)?;
+    module.add_class::<ImageBatch>()?;
     module.add_function(wrap_pyfunction!(image_decode, module)?)?;
     module.add_function(wrap_pyfunction!(image_resize, module)?)?;
     module.add_function(wrap_pyfunction!(image_fit, module)?)?;

@@ -1,5 +1,8 @@
 //! Conversion from the channels of a file to RGB: color profiles, CMYK, alpha.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use lcms2::{CIExyY, Flags, Intent, PixelFormat, Profile, ThreadContext, Transform};
 
 use super::decode::{Mode, Picture};
@@ -47,21 +50,30 @@ type ToSrgb = Transform<u8, u8, ThreadContext>;
 pub struct Converter {
     mode: Mode,
     alpha: Alpha,
-    to_srgb: Option<ToSrgb>,
+    to_srgb: Rc<Option<ToSrgb>>,
+}
+
+/// The mode, the profile and the transform of an image.
+type KnownProfile = (Mode, Vec<u8>, Rc<Option<ToSrgb>>);
+
+/// Number of profiles whose transforms a thread keeps.
+const KNOWN_PROFILES: usize = 8;
+/// The largest profile whose transform is kept, in bytes.
+const KNOWN_PROFILE_BYTES: usize = 1 << 20;
+
+thread_local! {
+    /// Transforms of the latest profiles, the latest last. Most images of a collection have the same few profiles, and
+    /// making a transform takes as long as decoding a small photograph.
+    static KNOWN: RefCell<Vec<KnownProfile>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Converter {
     pub fn new(mode: Mode, profile: Option<&[u8]>, alpha: Alpha, icc: Icc) -> Self {
-        if mode == Mode::Lab {
-            // As in Pillow: by Little CMS, whatever profile the file has.
-            return Self { mode, alpha, to_srgb: lab_to_srgb().ok() };
-        }
-        let profile = profile.filter(|_| icc == Icc::Srgb);
-        // A profile that is unreadable or for other channels is ignored.
-        let to_srgb = profile.and_then(|profile| to_srgb(mode, profile).ok());
-        // Most photographs are tagged as sRGB; converting them would only add rounding errors.
-        let is_color = matches!(mode, Mode::Rgb | Mode::Rgba);
-        Self { mode, alpha, to_srgb: to_srgb.filter(|transform| !(is_color && is_identity(transform))) }
+        let profile = match mode {
+            Mode::Lab => Some([].as_slice()), // as in Pillow: by Little CMS, whatever profile the file has
+            _ => profile.filter(|_| icc == Icc::Srgb),
+        };
+        Self { mode, alpha, to_srgb: profile.map_or_else(Rc::default, |profile| known_transform(mode, profile)) }
     }
 
     /// Converts samples to pixels. Three channels are converted in place and `samples` is returned; otherwise `buffer`
@@ -69,7 +81,7 @@ impl Converter {
     pub fn convert<'a>(&self, samples: &'a mut [u8], buffer: &'a mut Vec<u8>) -> &'a [u8] {
         let whole = samples.len() / self.mode.channels() * self.mode.channels();
         if self.mode.channels() == 3 {
-            if let Some(transform) = &self.to_srgb {
+            if let Some(transform) = &*self.to_srgb {
                 transform.transform_in_place(&mut samples[..whole]);
             }
             return samples;
@@ -77,7 +89,7 @@ impl Converter {
         let samples = &samples[..whole];
         buffer.resize(whole / self.mode.channels() * 3, 0);
         let pixels = buffer.chunks_exact_mut(3);
-        match (self.mode, &self.to_srgb) {
+        match (self.mode, &*self.to_srgb) {
             (Mode::Rgb | Mode::Lab, _) => {}
             (Mode::L | Mode::Cmyk, Some(transform)) => transform.transform_pixels(samples, buffer),
             (Mode::L, None) => pixels.zip(samples).for_each(|(pixel, &gray)| pixel.fill(gray)),
@@ -87,7 +99,7 @@ impl Converter {
             (Mode::La, _) => {
                 let grays: Vec<u8> = (0..=255).collect();
                 let mut colors: Vec<u8> = grays.iter().flat_map(|&gray| [gray; 3]).collect();
-                if let Some(transform) = &self.to_srgb {
+                if let Some(transform) = &*self.to_srgb {
                     transform.transform_pixels(&grays, &mut colors);
                 }
                 for (pixel, sample) in pixels.zip(samples.chunks_exact(2)) {
@@ -108,6 +120,37 @@ impl Converter {
         }
         buffer
     }
+}
+
+/// The transform from a profile to sRGB, made once per thread; `None` if the colors are to stay as they are.
+fn known_transform(mode: Mode, profile: &[u8]) -> Rc<Option<ToSrgb>> {
+    KNOWN.with_borrow_mut(|known| {
+        if let Some(at) = known.iter().position(|(other, bytes, _)| *other == mode && bytes == profile) {
+            known[at..].rotate_left(1);
+        } else {
+            // A profile that is unreadable or for other channels is ignored, and not kept: memory may have been short.
+            let Ok(transform) = transform(mode, profile).map(Rc::new) else { return Rc::default() };
+            if profile.len() > KNOWN_PROFILE_BYTES {
+                return transform;
+            }
+            if known.len() == KNOWN_PROFILES {
+                known.remove(0);
+            }
+            known.push((mode, profile.to_vec(), transform));
+        }
+        known.last().map_or_else(Rc::default, |(_, _, transform)| Rc::clone(transform))
+    })
+}
+
+/// Makes the transform from a profile to sRGB; `None` if the colors are to stay as they are.
+fn transform(mode: Mode, profile: &[u8]) -> std::result::Result<Option<ToSrgb>, lcms2::Error> {
+    if mode == Mode::Lab {
+        return lab_to_srgb().map(Some);
+    }
+    let transform = to_srgb(mode, profile)?;
+    // Most photographs are tagged as sRGB; converting them would only add rounding errors.
+    let is_color = matches!(mode, Mode::Rgb | Mode::Rgba);
+    Ok((!(is_color && is_identity(&transform))).then_some(transform))
 }
 
 /// `a * b / 255`, rounded with Pillow's integer arithmetic.

@@ -136,6 +136,25 @@ pub fn load_many(data: &[u8], targets: &[Fit], options: &DecodeOptions) -> Resul
     done.map(|((resizer, step), &target)| geometry::finish(resizer.finish(), step, target, isa)).collect()
 }
 
+/// [`load_many`] into memory: `squares[i]` has `3 * size * size` bytes for `targets[i]`.
+///
+/// # Errors
+/// Those of [`load_many`], after which no square was written to; an argument error for a square of another size.
+pub fn load_into(
+    data: &[u8],
+    targets: &[Fit],
+    options: &DecodeOptions,
+    layout: Layout,
+    squares: &mut [&mut [u8]],
+) -> Result<()> {
+    let images = load_many(data, targets, options)?;
+    if images.len() != squares.len() || images.iter().zip(&*squares).any(|(a, b)| a.pixels.len() != b.len()) {
+        return Err(Error::argument("the memory does not fit the sizes"));
+    }
+    images.iter().zip(squares).for_each(|(image, square)| layout.write(&image.pixels, square));
+    Ok(())
+}
+
 /// The smallest range that contains all given ranges.
 fn hull(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
     ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
@@ -168,14 +187,11 @@ pub fn load_batch<B: AsRef<[u8]> + Sync>(
     }
     let errors = std::sync::Mutex::new(Vec::new());
     crate::parallel::for_each_chunk(&mut squares, 1, threads, |index, squares| {
-        let squares = squares.iter_mut().flatten();
-        match items[index].with_bytes(|data| load_many(data, targets, options)) {
-            Ok(images) => squares.zip(images).for_each(|(square, image)| layout.write(&image.pixels, square)),
-            Err(error) => {
-                squares.for_each(|square| square.fill(0));
-                // Nothing panics under this lock, so poisoning can be ignored.
-                errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, error));
-            }
+        let squares = &mut squares[0];
+        if let Err(error) = items[index].with_bytes(|data| load_into(data, targets, options, layout, squares)) {
+            squares.iter_mut().for_each(|square| square.fill(0));
+            // Nothing panics under this lock, so poisoning can be ignored.
+            errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, error));
         }
     });
     let mut result: Vec<Option<Error>> = items.iter().map(|_| None).collect();

@@ -12,7 +12,9 @@ mod tiff_directory;
 pub use color::{Alpha, Icc};
 pub use decode::{Header, header};
 pub use geometry::{Crop, Fit};
-pub use load::{DecodeOptions, Encoded, MAX_PIXELS, decode, fit, fit_with, load, load_batch, load_many, resize};
+pub use load::{
+    DecodeOptions, Encoded, MAX_PIXELS, decode, fit, fit_with, load, load_batch, load_into, load_many, resize,
+};
 pub use orientation::orientation;
 pub use pixels::{Image, Layout, View};
 pub use resize::{Filter, Isa};

@@ -58,6 +58,7 @@ impl Threads {
         let results = parts.iter().map(|_| None).collect();
         let state = Arc::new(Progress { results: Mutex::new((parts.len(), results)), done: Condvar::new() });
         let work = Arc::new(work);
+        let is_single = parts.len() == 1;
         if let Some(tasks) = lock(&self.queue.tasks).as_mut() {
             for (number, part) in parts.into_iter().enumerate() {
                 let ticket = Ticket { state: Arc::clone(&state), number, result: None };
@@ -65,7 +66,10 @@ impl Threads {
                 tasks.push_back(Box::new(move || ticket.finish(work(part))));
             }
         }
-        self.queue.more.notify_all();
+        match is_single {
+            true => self.queue.more.notify_one(),
+            false => self.queue.more.notify_all(),
+        }
         Ok(Job { state, owner: self.owner })
     }
 
@@ -133,6 +137,11 @@ impl<T> Job<T> {
     pub fn done(result: T) -> Self {
         let results = Mutex::new((0, vec![Some(Ok(result))]));
         Self { state: Arc::new(Progress { results, done: Condvar::new() }), owner: process::id() }
+    }
+
+    /// True if [`Job::wait`] does not have to wait.
+    pub fn is_done(&self) -> bool {
+        self.owner != process::id() || lock(&self.state.results).0 == 0
     }
 
     /// Waits up to `timeout` for all results. Returns `None` on a timeout.
@@ -225,6 +234,21 @@ mod tests {
         assert_eq!(all(&job).unwrap_err().to_string(), "2");
         let job = threads.start(vec![0usize], |n| Ok(1 / n)).unwrap();
         assert!(all(&job).is_err());
+    }
+
+    #[test]
+    fn a_slow_job_does_not_hold_up_the_jobs_after_it() {
+        let threads = Threads::new(2);
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let slow = threads.start(vec![wait], |wait| wait.recv().map_err(|_| Error::argument("no sender"))).unwrap();
+        let others: Vec<_> = (0..20).map(|n| threads.start(vec![n], Ok).unwrap()).collect();
+        for (n, job) in others.iter().enumerate() {
+            assert_eq!(all(job).unwrap(), [n]);
+            assert!(job.is_done());
+        }
+        assert!(!slow.is_done());
+        release.send(()).unwrap();
+        all(&slow).unwrap();
     }
 
     #[test]
