@@ -14,7 +14,7 @@ class RunOptions(TypedDict, total=False):
     """The options of every run that works unit by unit.
 
     Attributes:
-        threads: Threads that decode images; by default one for each processor.
+        threads: Threads that decode images; by default one for each processor of this process's share.
         rank: Index of this process among `world_size`; by default from the environment (RANK), or 0.
         world_size: Processes that share the work; by default from the environment (WORLD_SIZE), or 1.
         strict: End the run at the first sample that is rejected for another reason than its size.

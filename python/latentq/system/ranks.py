@@ -19,6 +19,18 @@ def environment_ranks(rank: int | None = None, world_size: int | None = None) ->
     return _checked(rank, world_size)
 
 
+def local_world_size() -> int:
+    """Returns the number of processes on this machine that share a run: torchrun's LOCAL_WORLD_SIZE, else 1.
+
+    Raises:
+        ValueError: The variable is not a whole number of at least 1.
+    """
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"LOCAL_WORLD_SIZE must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
 def distributed_ranks(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
     """Returns (rank, world size); if both are None, those of torch.distributed if it is initialized, else 0 of 1.
 
