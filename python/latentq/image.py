@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from latentq import _core
 from latentq._core import ImageError
 from latentq.choices import Alpha, ChannelOrder, Crop, Filter, Icc
-from latentq.image_fallback import as_png, header, is_unknown_format
+from latentq.image_fallback import as_png, header, is_unknown_format, load_by_pillow
 
 __all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_batch", "load_sizes", "resize"]
 
@@ -292,23 +292,8 @@ def load_sizes(
     for index, error in enumerate(errors):
         if is_unknown_format(error):
             rows = [array[index : index + 1].reshape(-1) for array in arrays]
-            errors[index] = _load_by_pillow(sources[index], error, list(sizes), rows, options)
+            errors[index] = load_by_pillow(sources[index], error, list(sizes), rows, options)
     return arrays, errors
-
-
-def _load_by_pillow(
-    source: bytes | str,
-    error: Exception,
-    sizes: list[int],
-    rows: list[NDArray[np.uint8]],
-    options: "_core._ImageOptions",
-) -> Exception | None:
-    """Loads one image of a format that the core does not decode. Returns its error, or None."""
-    try:
-        png = as_png(source, options["max_pixels"], error)
-    except (OSError, ImageError) as reason:
-        return reason
-    return _core.image_load_batch([png], sizes, 1, rows, options)[0]
 
 
 def _out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -13,6 +13,10 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq import _core
 from latentq._core import ImageError
 
 if TYPE_CHECKING:
@@ -79,6 +83,32 @@ def header(data: bytes | str, error: Exception) -> tuple[str, int, int, int, int
         palette = 4 if "transparency" in image.info else 3
         channels = palette if image.mode == "P" else min(len(image.getbands()), 4)
         return str(image.format), image.width, image.height, channels, image.getexif().get(_ORIENTATION, 1)
+
+
+def load_by_pillow(
+    data: bytes | str,
+    error: Exception,
+    sizes: list[int],
+    rows: list[NDArray[np.uint8]],
+    options: _core._ImageOptions,
+) -> Exception | None:
+    """Loads an image of a format that the core does not decode.
+
+    Args:
+        data: The bytes of a file, or its path.
+        error: The core's error.
+        sizes: The sides of the squares.
+        rows: Filled with the squares, each (3 * size * size,) uint8.
+        options: The options of `latentq.image.load_sizes`.
+
+    Returns:
+        The image's error, or None.
+    """
+    try:
+        png = as_png(data, options["max_pixels"], error)
+    except (OSError, ImageError) as reason:
+        return reason
+    return _core.image_load_batch([png], sizes, 1, rows, options)[0]
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from PIL import Image
 import latentq
 from conftest import contents, paint
 from latentq import LatentqError, mds
-from latentq.encoding import batches
+from latentq.encoding import images
 from latentq.sharding import pipeline as sharding
 from latentq.sources import Listing, Sample
 
@@ -67,7 +67,7 @@ def test_bytes_read_ahead_are_bounded(tmp_path, monkeypatch, peak, command):
     monkeypatch.setattr(sharding, "to_jpeg", slow)
     run(tmp_path / "warm")  # what is imported late does not count
     free = peak(lambda: run(tmp_path / "free"))
-    monkeypatch.setattr(batches, "READ_BYTES", bound)
+    monkeypatch.setattr(images, "READ_BYTES", bound)
     monkeypatch.setattr(sharding, "_READ_BYTES", bound)
     bounded = peak(lambda: run(tmp_path / "bounded"))
     assert free > 30 << 20
@@ -83,7 +83,7 @@ def test_rejects_of_a_batch_that_is_read_in_parts_keep_their_places(tmp_path, mo
     source.files["06.png"] = b"broken"
     latentq.encode(source, tmp_path / "whole", **SMALL, image=True)
     for bound in (1, 150_000, 350_000):
-        monkeypatch.setattr(batches, "READ_BYTES", bound)
+        monkeypatch.setattr(images, "READ_BYTES", bound)
         out = tmp_path / f"{bound}"
         latentq.encode(source, out, **SMALL, image=True)
         assert contents(out) == contents(tmp_path / "whole")
@@ -94,9 +94,9 @@ def test_rejects_of_a_batch_that_is_read_in_parts_keep_their_places(tmp_path, mo
 def test_batch_of_stored_files_above_the_bound_names_the_largest(tmp_path, monkeypatch):
     source = Members(tmp_path / "photos", 10_000)
     source.files["02.png"] = source.files["02.png"].ljust(30_000, b"\0")
-    monkeypatch.setattr(batches, "STORED_BYTES", 50_000)
+    monkeypatch.setattr(images, "STORED_BYTES", 50_000)
     with pytest.raises(
-        LatentqError, match=r"02\.png: the image files of a batch of 6 take more than 50\.0 kB .* 30\.0 kB"
+        LatentqError, match=r"02\.png: the image files of a batch of 8 take more than 50\.0 kB .* 30\.0 kB"
     ):
         latentq.encode(source, tmp_path / "out", **SMALL, image=True)
     latentq.encode(source, tmp_path / "out", **{**SMALL, "batch_size": 2}, image=True)

@@ -107,13 +107,17 @@ MACHINE_FAULTS = [
 @pytest.mark.parametrize("fault", MACHINE_FAULTS, ids=str)
 def test_fault_of_the_machine_ends_the_run_and_is_not_a_reject(pictures, tmp_path, monkeypatch, fault):
     latentq.encode(pictures, tmp_path / "whole", **SMALL)
-    load_sizes = latentq.image.load_sizes
+    image_batch = latentq._core.ImageBatch
 
-    def failing(items, sizes, **options):
-        pixels, errors = load_sizes(items, sizes, **options)
-        return pixels, [fault, *errors[1:]]
+    class Failing:
+        def __init__(self, *arguments):
+            self._batch = image_batch(*arguments)
+            self.start, self.is_done = self._batch.start, self._batch.is_done
 
-    monkeypatch.setattr(latentq.image, "load_sizes", failing)
+        def result(self, position):
+            return (self._batch.result(position)[0] if position else fault), None
+
+    monkeypatch.setattr(latentq._core, "ImageBatch", Failing)
     with pytest.raises(OSError if isinstance(fault, OSError) else MemoryError) as raised:
         latentq.encode(pictures, tmp_path / "out", **SMALL)
     assert str(fault) in str(raised.value)

@@ -267,7 +267,7 @@ def test_failure_of_any_stage_leaves_no_thread_and_no_temporary(photos, tmp_path
 
     network = Blocks()
     if stage == "read":
-        monkeypatch.setattr(latentq.image, "load_sizes", failing(latentq.image.load_sizes))
+        monkeypatch.setattr(latentq._core, "ImageBatch", failing(latentq._core.ImageBatch))
     elif stage == "network":
         network.encode = failing(network.encode)
     else:

@@ -73,7 +73,7 @@ class CaptionEncoder:
             if quantizer.kind not in FLOATS:
                 clipped[name] = self._to_host(outside(quantizer, rows).reshape(len(captions), -1).sum(1))
             stored[name] = self._to_host(codes.reshape(values.shape))
-        event: Any = cuda.Event() if self._gpu else None
+        event: Any = cuda.Event(blocking=True) if self._gpu else None
         pending = PendingCaptions(list(captions), stored, clipped, self._to_host(bad), event)
         if event is not None:
             event.record(torch.cuda.current_stream(self._device))

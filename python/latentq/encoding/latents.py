@@ -95,8 +95,8 @@ class LatentEncoder:
         self._compiled: dict[str, Any] = {}
 
     def host_buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Returns uint8 zeros on the host, pinned for a GPU so that copies to it are asynchronous."""
-        return torch.zeros(shape, dtype=torch.uint8, device="cpu", pin_memory=self._gpu)
+        """Returns uninitialized uint8 memory on the host, pinned for a GPU so that copies to it are asynchronous."""
+        return torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=self._gpu)
 
     @torch.no_grad()
     def start(
@@ -123,7 +123,7 @@ class LatentEncoder:
         marks = []
         with contextlib.nullcontext() if self._copies is None else torch.cuda.stream(self._copies):
             marks.append(self._mark())
-            copied = {size: values.to(self.device, non_blocking=True) for size, values in pixels.items()}
+            copied = {size: values.to(self.device, non_blocking=self._gpu) for size, values in pixels.items()}
             marks.append(self._mark())
         if self._copies is not None:
             computing = torch.cuda.current_stream(self.device)
@@ -275,7 +275,7 @@ class LatentEncoder:
         """Returns the present time: seconds, or a CUDA event."""
         if not self._gpu:
             return time.perf_counter()
-        event = cuda.Event(enable_timing=True)
+        event = cuda.Event(enable_timing=True, blocking=True)  # a thread that waits for it sleeps
         event.record(torch.cuda.current_stream(self.device))
         return event
 

@@ -18,6 +18,7 @@ from latentq.encoding.write import encode_units
 from latentq.format.card import CARD, Card
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder
+from latentq.models.device import current_device
 from latentq.models.text import TextEncoder
 from latentq.run.archives import source_is_deleted
 from latentq.run.check import check_output_folder
@@ -104,10 +105,11 @@ def encode(
     share = Share.for_process(out, card, opened, listing, recipe.unit_size, settings)
 
     print_notes(listing, settings.progress)
-    run = publish_card(out, run, settings.progress, frozen=parent is not None)
-    publish_empty_caption(out, run)
-    with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
-        encode_units(run, share, bar)
+    with current_device(run.encoder.device):
+        run = publish_card(out, run, settings.progress, frozen=parent is not None)
+        publish_empty_caption(out, run)
+        with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
+            encode_units(run, share, bar)
     card = share.finish(run.card, CARD, completed)
     if card.complete:
         write_table(named)

@@ -53,6 +53,31 @@ class Profile:
         return lines
 
 
+class _WeighedQueue(queue.Queue[tuple[bool, Any]]):
+    """A queue that is full at a total weight, not at a number of items."""
+
+    def __init__(self, limit: int, weigh: Callable[[Any], int]) -> None:
+        self._weigh = weigh
+        self._total = 0
+        super().__init__(limit)
+
+    def _qsize(self) -> int:
+        return self._total
+
+    def _put(self, item: tuple[bool, Any]) -> None:
+        self._total += self._weight(item)
+        super()._put(item)
+
+    def _get(self) -> tuple[bool, Any]:
+        item = super()._get()
+        self._total -= self._weight(item)
+        return item
+
+    def _weight(self, item: tuple[bool, Any]) -> int:
+        more, value = item
+        return max(1, self._weigh(value)) if more else 1
+
+
 class _StoppedError(Exception):
     """Ends a stage whose results are no longer needed."""
 
@@ -117,7 +142,12 @@ def prefetched(
 
 @contextmanager
 def background_consumer(
-    consume: Callable[[Iterator[_T]], None], depth: int, profile: Profile, stage: str, producer: str
+    consume: Callable[[Iterator[_T]], None],
+    limit: int,
+    profile: Profile,
+    stage: str,
+    producer: str,
+    weigh: Callable[[_T], int] = lambda _: 1,
 ) -> Iterator[Callable[[_T], None]]:
     """Runs `consume` in a thread, and gives the block a function that sends it items.
 
@@ -126,12 +156,13 @@ def background_consumer(
 
     Args:
         consume: Iterates over the items in the thread.
-        depth: The largest number of items that wait for it.
+        limit: The weight of waiting items at which sending waits.
         profile: Collects the time of both stages.
         stage: Name of the stage that consumes items.
         producer: Name of the stage that sends them.
+        weigh: Returns the weight of an item; by default its number is limited.
     """
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    waiting = _WeighedQueue(limit, weigh)
     stop = threading.Event()
     failures: list[BaseException] = []
 

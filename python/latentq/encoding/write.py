@@ -23,6 +23,9 @@ from latentq.run.units import LatentSums, UnitFacts, card_hash
 from latentq.sources.listing import cycled_captions
 from latentq.system.progress import Progress
 
+QUEUE_BYTES = 1 << 26
+"""The bytes of batches that wait to be written. They hide the time in which a unit is synced to its disk."""
+
 
 def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
     """Encodes and publishes every unit of this process that is not published yet."""
@@ -38,7 +41,7 @@ def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
                 share.published(unit)
 
         with (
-            background_consumer(write, 2, run.profile, WRITE, NETWORK) as send,
+            background_consumer(write, QUEUE_BYTES, run.profile, WRITE, NETWORK, EncodedBatch.nbytes) as send,
             contextlib.closing(encode_batches(run, units)) as batches,
         ):
             for encoded in batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
@@ -52,8 +53,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
+def current_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes a GPU the current device of this thread, so that none of its calls opens a context on another GPU.
+
+    Allocating pinned memory and leaving a stream's context use the current device, which in a new thread is GPU 0.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Returns a copy of a CPU tensor on a device, without waiting for a GPU to finish its earlier work."""
     if device.type != "cuda":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    with current_device(device):
+        return tensor.pin_memory().to(device, non_blocking=True)

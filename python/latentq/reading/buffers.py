@@ -41,9 +41,20 @@ def shareable(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(0, dtype=dtype, device=_CPU).set_(storage).view(shape)
 
 
-def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Allocates page-locked memory from torch's own cache."""
-    return torch.empty(shape, dtype=dtype, device=_CPU, pin_memory=True)
+def pinned_for(device: torch.device | None) -> Allocate:
+    """Returns an allocator of page-locked memory from torch's own cache.
+
+    Args:
+        device: The GPU that the memory is copied to; None for the current GPU of this thread. Other threads may call
+            the allocator: their own current GPU is 0, on which it must not open a context.
+    """
+    index = torch.cuda.current_device() if device is None or device.index is None else device.index
+
+    def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        with torch.cuda.device(index):
+            return torch.empty(shape, dtype=dtype, device=_CPU, pin_memory=True)
+
+    return pinned
 
 
 class _Loan(weakref.ref[NDArray[Any]]):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from latentq._core import Threads
-from latentq.reading.buffers import Allocate, RecycledMemory, pinned, private
+from latentq.reading.buffers import Allocate, RecycledMemory, pinned_for, private
 from latentq.reading.order import bernoulli, rank_slice
 from latentq.reading.protocol import BatchSource
 from latentq.reading.samples import Batch, samples_of
@@ -35,7 +35,8 @@ class LoaderOptions(TypedDict, total=False):
         drop_last: True skips a last batch that is not full on every rank; False by default.
         device: Batches are sent to it with latents as stored, and decoded there. None, the default, leaves batches on
             the CPU.
-        threads: The number of threads that prepare batches; None, the default, for one on each CPU, at most 4.
+        threads: The number of threads that prepare batches; None, the default, for one on each CPU of this process's
+            share, at most 4.
         prefetch: The number of batches prepared ahead; 2 by default.
         pin_memory: True puts batches that stay on the CPU in page-locked memory, if there is a GPU; False by default.
         rank: This process's rank; None, the default, for that of torch.distributed if it is initialized, else 0.
@@ -223,7 +224,7 @@ class LatentLoader:
             self._epoch += 1
         self._position, self._start = self._start, 0
         epoch = self._epoch
-        allocate = pinned if self._pin else RecycledMemory()
+        allocate = pinned_for(self.device) if self._pin else RecycledMemory()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
         threads = Threads(self.threads)  # the core's; each kind of threads starts with its first task
         gatherer = self.source.native_gatherer(decoded=self.device is None)
@@ -313,5 +314,5 @@ class LatentLoader:
         if self.device is not None:
             for name, value in batch.items():
                 if isinstance(value, torch.Tensor):
-                    batch[name] = value.to(self.device, non_blocking=True)
+                    batch[name] = value.to(self.device, non_blocking=self._pin)  # only pinned memory is kept until then
         return batch if self.source.transform is not None else self.source.decode_batch(batch, allocate=private)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -116,18 +117,24 @@ class Archives:
             FormatError: The member is broken, or large and not an image.
         """
         with self._lock:
+            return _read(self._opened(sample), sample)
+
+    def deferred(self, sample: Sample) -> Callable[[], bytes] | None:
+        """Returns a function that reads a member, for any thread to call; None in a gzip, which is read in order.
+
+        Raises:
+            MismatchError: The archive is not the one that was listed.
+        """
+        with self._lock:
             archive = self._opened(sample)
-            if (sample.bytes or 0) > _LARGE_BYTES and not is_image(archive.head(sample, HEAD_BYTES)):
-                raise FormatError("not an image")
-            return archive.read(sample)
+        return None if isinstance(archive, Tar) and archive.compressed else partial(_read, archive, sample)
 
     def _opened(self, sample: Sample) -> Tar | Zip:
-        """Returns the sample's archive, open; the archive before it is closed."""
+        """Returns the sample's archive, open; the one before it is closed once its deferred reads are done."""
         assert sample.archive is not None
         if self._open is not None:
             if self._open[0] == sample.archive:
                 return self._open[1]
-            self._open[1].close()
             self._open = None
         path = self.files.get(sample.archive)
         try:
@@ -187,6 +194,12 @@ class Archives:
             return True
         _, image_field = webdataset_key(inside)
         return self._image_field in (image_field, image_field.rpartition(".")[0])
+
+
+def _read(archive: Tar | Zip, sample: Sample) -> bytes:
+    if (sample.bytes or 0) > _LARGE_BYTES and not is_image(archive.head(sample, HEAD_BYTES)):
+        raise FormatError("not an image")
+    return archive.read(sample)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from latentq._core import FormatError, LatentqError
 from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_field, captions_in, column_of
 from latentq.sources.delimited import DELIMITERS, table_rows
-from latentq.sources.listing import Listing, Sample, Source
+from latentq.sources.listing import Listing, Sample, Source, deferred_read
 from latentq.sources.member import MAX_MEMBER_BYTES, Reads, plain_name
 from latentq.sources.parquet import open_parquet, rows_of
 from latentq.sources.sidecars import MAX_TEXT_BYTES
@@ -200,6 +200,10 @@ class WithCaptions:
     def data(self, sample: Sample) -> bytes | Path:
         """Returns the sample's data, as the source does."""
         return self._source.data(sample)
+
+    def deferred(self, sample: Sample) -> Callable[[], bytes] | None:
+        """Returns a function that reads the sample, as the source does."""
+        return deferred_read(self._source, sample)
 
 
 def _names(sample: Sample) -> Iterable[str]:

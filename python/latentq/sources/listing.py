@@ -234,7 +234,9 @@ class Source(Protocol):
     def data(self, sample: Sample) -> bytes | Path:
         """Returns a sample's image file, as bytes or as the path of a file of its own.
 
-        Samples are asked for in the order of the listing, by one thread at a time.
+        Samples are asked for in the order of the listing, by one thread at a time. A source whose samples can be read
+        at the same time may also have `deferred(sample)`, which is called in that order and returns a function that
+        reads the sample on any thread, or None for a sample that must be read in order.
 
         Args:
             sample: A sample of the listing.
@@ -246,14 +248,31 @@ class Source(Protocol):
         ...
 
 
+def deferred_read(source: Source, sample: Sample) -> Callable[[], bytes] | None:
+    """Returns a function that reads a sample, for any thread to call; None if the source must read in order.
+
+    Raises:
+        MismatchError: The archive is not the one that was listed.
+    """
+    deferred = getattr(source, "deferred", None)
+    return None if deferred is None or sample.fault or sample.bytes is None else deferred(sample)
+
+
 def cycled_captions(sample: Sample, count: int) -> list[str]:
     """Returns the first `count` captions, cycling if there are fewer; empty strings if there are none."""
     captions = sample.captions or (sample.caption or "",)
     return [captions[index % len(captions)] for index in range(count)]
 
 
-def read_sample(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str, Exception] | None]:
+def read_sample(
+    source: Source, sample: Sample, read: Callable[[], bytes] | None = None
+) -> tuple[bytes | Path, tuple[str, Exception] | None]:
     """Reads a sample.
+
+    Args:
+        source: The source.
+        sample: The sample.
+        read: Reads it; by default `source.data` does.
 
     Returns:
         The sample's data; and None, or the stage that rejects the sample (`list` or `read`) with its error.
@@ -266,7 +285,7 @@ def read_sample(source: Source, sample: Sample) -> tuple[bytes | Path, tuple[str
     if sample.fault:
         return b"", ("list", LatentqError(sample.fault))
     try:
-        data = source.data(sample)
+        data = source.data(sample) if read is None else read()
     except MismatchError:
         raise
     except LatentqError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -123,6 +124,7 @@ class _FileBytes:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)  # once no thread reads from it
         self._size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, count: int) -> bytes:
@@ -139,7 +141,8 @@ class _GzipBytes:
     """The bytes of a gzip tar, forward only."""
 
     def __init__(self, path: Path) -> None:
-        self._file = gzip.open(path, "rb")  # noqa: SIM115  (closed by `close`)
+        self._file = gzip.open(path, "rb")  # noqa: SIM115  (closed by `close`, or with this object)
+        weakref.finalize(self, self._file.close)
         self.position = 0
 
     def read(self, offset: int, count: int) -> bytes:
