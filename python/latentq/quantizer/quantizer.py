@@ -302,7 +302,7 @@ class Quantizer(Scheme):
     def pack(self, codes: Any, *, threads: int = 1) -> Any:
         """Packs codes into the bytes that are stored, without gaps.
 
-        Code i of a sample is bits i*bits to (i+1)*bits - 1 of its bytes, counted from the least significant bit of the
+        Code i of a sample is bits `i * bits` to `(i + 1) * bits - 1` of its bytes, counted from the lowest bit of the
         first byte. Each sample begins on a byte. 8-bit codes and floats (little-endian) are stored unchanged.
 
         Args:
