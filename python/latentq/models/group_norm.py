@@ -34,7 +34,7 @@ class GroupNormSiLU(nn.GroupNorm):
     fused: bool = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, h, w) to the same shape."""
+        """Maps (B, C, h, w) to the same shape."""
         kernels = _kernels() if self.fused and _is_supported(x) else None
         if kernels is None:
             return functional.silu(super().forward(x))
@@ -45,7 +45,7 @@ class GroupNormSiLU(nn.GroupNorm):
 
 
 def with_fused_norms(autoencoder: _T) -> _T:
-    """Return a copy of an autoencoder that shares its weights and fuses the group norms that SiLU is known to follow.
+    """Returns a copy of an autoencoder that shares its weights and fuses the group norms that SiLU is known to follow.
 
     Known are the blocks of diffusers' `AutoencoderKL` and `VQModel`, and the VQGANs of taming-transformers.
 
@@ -70,7 +70,7 @@ def with_fused_norms(autoencoder: _T) -> _T:
 
 
 def _fuse(module: nn.Module) -> int:
-    """Fuse the group norms inside a module in place, and return their number."""
+    """Fuses the group norms inside a module in-place, and returns their number."""
     for block, names, activation in list(_known_pairs(module)):
         for name in names:
             setattr(block, name, _with_silu(getattr(block, name)))
@@ -82,7 +82,7 @@ def _fuse(module: nn.Module) -> int:
 
 
 def _known_pairs(module: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...], str]]:
-    """Yield the blocks in which nothing but SiLU takes the results of the group norms, and SiLU takes nothing else."""
+    """Yields the blocks in which only SiLU takes the results of the group norms, and SiLU takes nothing else."""
     for block in module.modules():
         names, activation = _PAIRS.get((type(block).__module__, type(block).__name__), ((), ""))
         norms = [getattr(block, name) for name in names]
@@ -107,7 +107,7 @@ def _is_supported(x: torch.Tensor) -> bool:
 
 @functools.cache
 def _kernels() -> Any:
-    """The module of kernels; None if Triton is missing."""
+    """Returns the module of kernels; None if Triton is missing."""
     try:
         import triton  # noqa: F401
     except ImportError:

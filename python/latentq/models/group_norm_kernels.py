@@ -20,7 +20,7 @@ _OPTIONS = {"enable_fp_fusion": False}  # of compilation; versions of Triton dif
 def group_norm_silu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, *, channels_last: bool
 ) -> torch.Tensor:
-    """Compute silu(group_norm(x)) in float32, rounded once, to the dtype of x.
+    """Computes silu(group_norm(x)) in float32, rounded once, to the dtype of x.
 
     Args:
         x: (B, C, h, w) float32, float16 or bfloat16, dense in channels_last or contiguous.
@@ -87,7 +87,7 @@ def _block_moments(
     x, means, squares, channels, positions, blocks, sample_stride, channel_stride, position_stride,
     tiles: tl.constexpr, rows: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """Store the mean and the sum of squared deviations of each channel over one block of positions."""
+    """Stores the mean and the sum of squared deviations of each channel over one block of positions."""
     sample = tl.program_id(0) // blocks
     start = (tl.program_id(0) % blocks) * (tiles * rows)
     channel = tl.program_id(1) * lanes + tl.arange(0, lanes)
@@ -117,7 +117,7 @@ def _group_scales(
     means, squares, weight, centers, scales, channels, positions, blocks, group, eps,
     block: tl.constexpr, rows: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """Combine the moments of one group: its mean, and each channel's weight over the standard deviation."""
+    """Combines the moments of one group: its mean, and each channel's weight over the standard deviation."""
     sample = tl.program_id(0)
     lane = tl.arange(0, lanes)
     known = lane < group
@@ -155,7 +155,7 @@ def _normalize(
     x, y, centers, scales, bias, channels, positions, tiles, sample_stride, channel_stride, position_stride,
     rows: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """Store silu((x - center) * scale + bias) of one tile."""
+    """Stores silu((x - center) * scale + bias) of one tile."""
     sample = tl.program_id(0) // tiles
     start = (tl.program_id(0) % tiles) * rows
     channel = tl.program_id(1) * lanes + tl.arange(0, lanes)

@@ -18,7 +18,7 @@ struct Value<'a> {
 impl<'a> Directory<'a> {
     /// Reads the first directory of a TIFF or BigTIFF structure; `None` if `data` does not start with one.
     ///
-    /// As in Pillow, an entry that does not fit is skipped, and reading stops at the end of the data.
+    /// An entry that does not fit is skipped, and reading stops at the end of the data, as in Pillow.
     pub fn first(data: &'a [u8]) -> Option<Self> {
         let (little, is_big) = match data.get(..4)? {
             b"II\x2a\0" | b"II\0\x2a" => (true, false),
