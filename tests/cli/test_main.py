@@ -1,5 +1,6 @@
 """The command line as a program: help, exit codes, errors on one line."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -182,6 +183,15 @@ def test_a_locale_other_than_utf_8_is_an_error_if_names_need_it(pictures, tmp_pa
     assert done.returncode == 1
     assert done.stderr == ("latentq: file names are read as ascii here, and not as UTF-8: set PYTHONUTF8=1\n")
     assert not (tmp_path / "other").exists()
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupt)
+    assert main(["verify", "out"]) == 130
+    assert capsys.readouterr() == ("", "latentq: interrupted\n")
 
 
 def test_ctrl_c_ends_with_one_line(tmp_path):

@@ -76,7 +76,10 @@ def _prepare_streams() -> None:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    options = _parser(arguments).parse_args(arguments)
+    try:
+        options = _parser(arguments).parse_args(arguments)
+    except KeyboardInterrupt:  # while the command is imported
+        return fail("interrupted", 130)
     warnings.showwarning = _show_warning
     run: Callable[[argparse.Namespace], int] = options.run
     try:
