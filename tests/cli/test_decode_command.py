@@ -1,11 +1,14 @@
 """`latentq decode`."""
 
+import resource
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import latentq
+from conftest import run
 from latentq import LatentDataset
 from latentq.cli.main import main
 from latentq.inspect.pictures import pictures as decode_pictures
@@ -51,6 +54,8 @@ def test_decode_takes_the_right_originals_if_some_were_rejected(pictures, tmp_pa
         (("--index", "12"), 2, "has 12 samples"),
         (("--column", "x"), 1, "no latent column 'x'"),
         (("-o", "x.nonsense"), 2, "unknown image format; name a file such as decoded.png"),
+        (("-o", "x"), 2, "unknown image format; name a file such as decoded.png"),
+        (("-o", "x.psd"), 2, "unknown image format; name a file such as decoded.png"),  # Pillow reads it only
         (("--source", "nowhere"), 2, "no such file or folder"),
     ],
 )
@@ -58,6 +63,19 @@ def test_decode_refuses_wrong_arguments(small_dataset, monkeypatch, capsys, tmp_
     monkeypatch.chdir(tmp_path)
     assert main(["decode", str(small_dataset), *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(small_dataset, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    before = tmp_path / "x.png"
+    before.write_bytes(b"before")
+    done = run("decode", small_dataset, "-o", before, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"latentq: {before}: File too large"
+    assert [path.name for path in tmp_path.glob("*x.png*")] == ["x.png"]
+    assert before.read_bytes() == b"before"
 
 
 def test_decode_of_a_local_model_asks_where_it_is(pictures, tmp_path, tiny_vae, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import paint
+from latentq import Card
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -60,8 +61,13 @@ def test_command(folder, line):
             assert (folder / words[words.index(option) + 1]).exists()
 
 
-def test_python_blocks(streaming_alone, folder):
-    """They run in one program, after the command that makes `out`."""
+@pytest.mark.parametrize("photos", ["photos", "imagenet"])
+def test_python_blocks(streaming_alone, folder, photos):
+    """They run in one program, after the command that makes `out`, from one folder or from class folders."""
+    if photos != "photos":
+        images, folder = folder / photos, folder / "classes"
+        folder.mkdir()
+        (folder / "photos").symlink_to(images)
     run_command(folder, next(line for line in COMMANDS if " out/ " in line))
     code = "\n".join(text for language, text in BLOCKS if language == "python")
     program = folder / "program.py"
@@ -69,6 +75,7 @@ def test_python_blocks(streaming_alone, folder):
     program.write_text(f"def main():\n{body}\nif __name__ == '__main__':\n    main()\n")
     done = subprocess.run([sys.executable, program], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert ("label" in Card.load(folder / "out").columns) == (photos != "photos")
 
 
 def test_make_targets_exist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,6 @@ from latentq.cli.common import UsageError, add_command, check_source
 from latentq.system.text import escaped
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from latentq.cli.common import Commands
 
 
@@ -47,7 +46,9 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.dataset}: no such file or folder")
     if options.source is not None:
         check_source(options.source)
+    form = _image_format(options.output)
     from latentq.inspect.pictures import pictures, sheet
+    from latentq.store.local import replace_file
 
     try:
         rows = pictures(
@@ -67,19 +68,20 @@ def _run(options: argparse.Namespace) -> int:
         picture = Image.fromarray(rows[0][0].pixels)
     else:
         picture = sheet(rows)
-    _save(picture, options.output)
+    file = io.BytesIO()
+    picture.save(file, form)
+    replace_file(Path(options.output), file.getvalue())
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(escaped(f"{options.output}: {len(rows)} samples{mean}"))
     return 0
 
 
-def _save(picture: Image.Image, output: str) -> None:
-    try:
-        picture.save(output)
-    except ValueError:
-        raise UsageError(f"-o {output}: unknown image format; name a file such as decoded.png") from None
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, output) from None
+def _image_format(output: str) -> str:
+    """Returns Pillow's name of the format that a file's suffix names. Raises UsageError if Pillow cannot write it."""
+    from PIL import Image
+
+    form = Image.registered_extensions().get(Path(output).suffix.lower())
+    if form not in Image.SAVE:
+        raise UsageError(f"-o {output}: unknown image format; name a file such as decoded.png")
+    return form

@@ -174,7 +174,7 @@ def _write(path: Path, data: bytes) -> Path:
             os.fsync(file.fileno())
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.filename is None:  # a failed write does not name the file
+        if error.filename in (None, str(temporary)):  # a failed write names no file
             error.filename = str(path)
         raise
     return temporary
