@@ -102,12 +102,14 @@ def quantizers() -> dict[str, Quantizer]:
     return quantizers | {kind: Quantizer.floating(kind, channels=4) for kind in ("float16", "bfloat16", "float32")}
 
 
-def fused_normalization(network: Any) -> Any:
-    """Returns a copy of a network whose GroupNorm and SiLU are one kernel; None as long as latentq has none."""
-    del network
-    return None
-
-
-def fused_group_norm_silu() -> Callable[[torch.Tensor, torch.nn.GroupNorm], torch.Tensor] | None:
-    """Returns the fused kernel as a function of an activation and its GroupNorm; None as long as latentq has none."""
-    return None
+def fused_group_norm_silu(run: Run) -> Callable[[torch.Tensor, Any], torch.Tensor] | None:
+    """Returns the fused kernel as a function of an activation in channels_last and its GroupNorm; None without one."""
+    if run.device == "cpu":
+        return None
+    try:
+        from latentq.models.group_norm_kernels import group_norm_silu
+    except ImportError:
+        return None
+    return lambda x, norm: group_norm_silu(
+        x, norm.weight, norm.bias, norm.num_groups, norm.eps, channels_last=not x.is_contiguous()
+    )

@@ -17,7 +17,7 @@ import torch
 BENCHES = Path(__file__).resolve().parents[2] / "benches"
 MISSING = ("diffusers", "streaming", "tomli_w", "transformers", "open_clip", "yaml", "pytest_timeout")
 # Faults of the encoding loop that the rehearsal finds and that are not mended yet.
-OPEN = {("oom", "affine: each size fails once"), ("rank", "threads of one rank of 8")}
+OPEN = {("rank", "threads of one rank of 8")}
 
 pytestmark = pytest.mark.skipif(not BENCHES.exists(), reason="there are no benchmarks next to the installed package")
 

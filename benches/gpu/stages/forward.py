@@ -12,9 +12,10 @@ import torch
 
 from gpu.harness import Run
 from gpu.measure import in_turns, rates, ratio, wait
-from gpu.networks import GFLOP, bare, fused_normalization, sdxl_sized
+from gpu.networks import GFLOP, bare, sdxl_sized
 from gpu.pictures import compiling
 from gpu.stages.env import PRODUCT
+from latentq.models.group_norm import with_fused_norms
 from latentq.models.precision import computing_in
 
 Work = Callable[[], object]
@@ -84,11 +85,8 @@ def _ways(run: Run, network: Any, pixels: torch.Tensor) -> dict[str, Work]:
         CHOSEN: inside(as_encode("bfloat16"), torch.compile(network.posterior, dynamic=False), last),
         "h compiled, bf16 weights, frozen": inside(_freezing, frozen, small_last),
     }
-    fused = fused_normalization(network)
-    if fused is None:
-        run.not_run("i fused normalization", "missing: latentq.models has no fused GroupNorm")
-    else:
-        ways["i fused normalization"] = inside(as_encode("bfloat16"), fused.posterior, last)
+    fused = with_fused_norms(network)
+    ways["i fused normalization"] = inside(as_encode("bfloat16"), fused.posterior, last)
     return ways
 
 
