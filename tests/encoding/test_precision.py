@@ -1,5 +1,6 @@
 """Both encoders compute float32 as IEEE whatever the process set, and TF32 where a recipe asks for it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 import latentq
 from conftest import paint
+from latentq.cli.main import main
 from latentq.encoding.captions import CaptionEncoder
 from latentq.encoding.latents import LatentEncoder
+from latentq.encoding.models import Models
 from latentq.format.options import AutoencoderOptions, TextOptions
 from latentq.models.decode import decode_latents
 from latentq.models.device import default_device, device_of
@@ -105,3 +108,38 @@ def test_latents_to_decode_go_to_the_device_of_the_autoencoder():
     )
     decode_latents(network, torch.zeros((1, 4, 1, 1)))
     assert seen == ["meta"]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "text_dtype", "options"),
+    [
+        ("cuda:0", "float32", "bfloat16", "--dtype"),
+        ("cuda", "bfloat16", "float32", "--text-dtype"),
+        ("cuda", "float32", "float32", "--dtype and --text-dtype"),
+        ("cuda", "tf32", "bfloat16", None),
+        ("cpu", "float32", "float32", None),
+    ],
+)
+def test_a_run_in_float32_on_cuda_is_told_which_dtype_is_faster(device, dtype, text_dtype, options):
+    network = SimpleNamespace(module=torch.nn.Linear(2, 2))
+    recipe = replace(latentq.Recipe.load("default").override(dtype=dtype), text=TextOptions(dtype=text_dtype))
+    notes = Models(network, SimpleNamespace(device=device), device).dtype_notes(recipe)
+    expected = f"float32 is IEEE float32: {options} tf32 is faster on a GPU, and bfloat16 faster still"
+    assert notes == ([expected] if options else [])
+
+
+def test_the_built_in_transform_needs_no_other_dtype():
+    recipe = latentq.Recipe.load("default")
+    assert Models(latentq.load_autoencoder("dct-f8c16"), None, "cuda").dtype_notes(recipe) == []
+
+
+def test_the_faster_dtype_is_printed_once_by_the_run_that_may_still_choose_it(tmp_path, monkeypatch, capsys):
+    paint(tmp_path / "photos" / "a.png", 0, (40, 40))
+    monkeypatch.setattr(Models, "dtype_notes", lambda _, recipe: [f"{recipe.autoencoder.dtype} is slow"])
+    command = ["encode", str(tmp_path / "photos"), str(tmp_path / "out"), "--size", "32", "--device", "cpu"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("float32 is slow\n") == 1
+    assert main(command) == 0
+    assert "is slow" not in capsys.readouterr().err
+    assert main([*command[:2], str(tmp_path / "quiet"), *command[3:], "--quiet"]) == 0
+    assert "is slow" not in capsys.readouterr().err

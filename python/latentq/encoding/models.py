@@ -30,6 +30,20 @@ class Models:
         """Device that the text encoder computes on."""
         return str(getattr(self.text_encoder, "device", None) or device_of(self.text_encoder))
 
+    def dtype_notes(self, recipe: Recipe) -> list[str]:
+        """Returns a line that names the faster dtypes if a network computes in float32 on CUDA; else nothing.
+
+        The autoencoder without weights is fast in float32 too.
+        """
+        slow = []
+        if recipe.autoencoder.dtype == "float32" and hasattr(self.autoencoder, "module") and _is_cuda(self.device):
+            slow.append("--dtype")
+        if recipe.text.dtype == "float32" and self.text_encoder is not None and _is_cuda(self.text_device):
+            slow.append("--text-dtype")
+        if not slow:
+            return []
+        return [f"float32 is IEEE float32: {' and '.join(slow)} tf32 is faster on a GPU, and bfloat16 faster still"]
+
 
 def load_models(
     recipe: Recipe,
@@ -77,3 +91,7 @@ def load_models(
     device = device or device_of(autoencoder)
     check_device(device)
     return Models(autoencoder, text_encoder, device)
+
+
+def _is_cuda(device: str) -> bool:
+    return device.partition(":")[0] == "cuda"

@@ -104,7 +104,8 @@ def encode(
     run = EncodingRun.planned(opened, listing, card, uncalibrated, models, settings)
     share = Share.for_process(out, card, opened, listing, recipe.unit_size, settings)
 
-    print_notes(listing, settings.progress)
+    is_new = not (out / CARD).exists()  # afterwards the dtype is given
+    print_notes([*listing.notes, *(models.dtype_notes(recipe) if is_new else ())], settings.progress)
     with current_device(run.encoder.device):
         run = publish_card(out, run, settings.progress, frozen=parent is not None)
         publish_empty_caption(out, run)

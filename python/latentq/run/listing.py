@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -158,11 +159,11 @@ def storable(kind: str, listing: Listing) -> Listing:
     return replace(read_back, notes=listing.notes)
 
 
-def print_notes(listing: Listing, stream: TextIO | None) -> None:
-    """Prints the notes of a listing. Prints nothing if `stream` is None."""
+def print_notes(notes: Iterable[str], stream: TextIO | None) -> None:
+    """Prints notes, those of a listing for example, one to a line. Prints nothing if `stream` is None."""
     if stream is not None:
         with contextlib.suppress(OSError):  # a closed stream must not end the run
-            for note in listing.notes:
+            for note in notes:
                 print(one_line(note), file=stream, flush=True)
 
 

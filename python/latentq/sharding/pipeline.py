@@ -118,7 +118,7 @@ def shards(
     card = _publish_card(out, card, listing)
     share = Share.for_process(out, card, opened, listing, unit_size, settings)
 
-    print_notes(listing, settings.progress)
+    print_notes(listing.notes, settings.progress)
     with (
         Progress(share.samples, "shards", settings.progress, totals=settings.totals) as bar,
         ThreadPoolExecutor(settings.threads) as pool,
