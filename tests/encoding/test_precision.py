@@ -143,3 +143,37 @@ def test_the_faster_dtype_is_printed_once_by_the_run_that_may_still_choose_it(tm
     assert "is slow" not in capsys.readouterr().err
     assert main([*command[:2], str(tmp_path / "quiet"), *command[3:], "--quiet"]) == 0
     assert "is slow" not in capsys.readouterr().err
+
+
+class Elsewhere(Blocks):
+    """Weights on `meta`, which stands for a GPU: records where its inputs are, and gives zeros on the CPU."""
+
+    def __init__(self):
+        self.module = torch.nn.Linear(2, 2, device="meta")
+        self.devices = []
+
+    def encode(self, pixels):
+        self.devices.append(("encode", pixels.device.type))
+        return torch.zeros(len(pixels), *self.latent_shape(pixels.shape[-1]))
+
+    def decode(self, latents):
+        self.devices.append(("decode", latents.device.type))
+        return torch.zeros(len(latents), 3, 32, 32)
+
+
+def test_a_dataset_sends_latents_to_the_autoencoder_that_it_is_given(tmp_path):
+    paint(tmp_path / "photos" / "a.png", 0, (40, 40))
+    latentq.encode(tmp_path / "photos", tmp_path / "out", autoencoder=Blocks(), size=32)
+    network = Elsewhere()
+    latentq.LatentDataset(tmp_path / "out").decode(0, autoencoder=network)
+    assert network.devices == [("decode", "meta")]
+
+
+def test_decode_with_originals_sends_pixels_and_latents_to_its_device(tmp_path, monkeypatch):
+    paint(tmp_path / "photos" / "a.png", 0, (40, 40))
+    latentq.encode(tmp_path / "photos", tmp_path / "out", autoencoder=Blocks(), size=32)
+    network = Elsewhere()
+    monkeypatch.setattr("latentq.inspect.pictures.autoencoder_for", lambda *_, **__: network)
+    command = ["decode", str(tmp_path / "out"), "--source", str(tmp_path / "photos"), "--device", "meta"]
+    assert main([*command, "-o", str(tmp_path / "sheet.png")]) == 0
+    assert network.devices == [("decode", "meta"), ("encode", "meta"), ("decode", "meta")]
