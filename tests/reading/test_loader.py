@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Unpack, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from conftest import heed_interrupts
-from latentq import LatentDataset
+from latentq import LatentDataset, LatentMixture
 from latentq.reading import buffers
-from latentq.reading.loader import LatentLoader
+from latentq.reading.loader import _DEFAULTS, LatentLoader, LoaderOptions
 from latentq.reading.order import Order
+from latentq.reading.resident import ResidentDataset
 from support.making import make_dataset
 
 
@@ -456,6 +458,14 @@ def test_a_huge_batch_size_allocates_no_more_than_the_dataset_needs(dataset, wor
     assert [len(batch["label"]) for batch in batches] == [40 // world_size]
     assert peak < 1 << 22
     assert list(dataset.loader(10**12, drop_last=True)) == []
+
+
+def test_every_option_of_a_loader_has_a_type(dataset):
+    """Editors complete `ds.loader(...)` by these names."""
+    hints = get_type_hints(LoaderOptions)
+    assert list(hints) == list(_DEFAULTS)
+    for source in (LatentDataset, LatentMixture, ResidentDataset):
+        assert get_type_hints(source.loader)["options"] == Unpack[LoaderOptions]
 
 
 def test_an_unknown_option_is_a_type_error_that_lists_the_options(dataset):

@@ -7,6 +7,7 @@ import pytest
 from conftest import paint
 from latentq import LatentqError
 from latentq.sources import open_source
+from support.archive_making import make_tar
 
 ROWS = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": "two"}]
 COCO = {
@@ -50,6 +51,18 @@ def test_a_row_of_another_image_adds_nothing_to_the_image_of_that_name(tmp_path)
     assert captions_of(images, file) == [("train/a.png", "x", ("x", "y"), "")]
     file.write_text(lines(rows[0]))
     assert captions_of(images, file) == [("train/a.png", "not here", None, "")]
+
+
+def test_the_list_of_a_dataset_is_a_file_of_captions(tmp_path):
+    """Its keys name the archive too, so that images of one name in two archives have captions of their own."""
+    folder_of(tmp_path, "a.png")
+    for name in ("1.tar", "2.tar"):
+        members = [("a.png", (tmp_path / "a.png").read_bytes()), ("a.txt", f"of {name}".encode())]
+        make_tar(tmp_path / name, members)
+    listing = open_source(f"{tmp_path}/*.tar").listing()
+    (tmp_path / "samples.tsv").write_bytes(listing.to_tsv())
+    expected = [(f"{name}/a.png", f"of {name}", None, "") for name in ("1.tar", "2.tar")]
+    assert captions_of(f"{tmp_path}/*.tar", tmp_path / "samples.tsv") == expected
 
 
 @pytest.mark.parametrize("names", ["", ":file_name,text"])

@@ -42,8 +42,8 @@ class _Found:
 class Captions:
     """A file of captions: JSON, JSON lines, CSV, TSV, parquet, COCO's .zip, or a .tgz of JSON lines or .txt files.
 
-    The key of a row is the path of an image, its file name, or its file name without the extension; the most exact of
-    these counts. An image may have several rows, and a row several captions.
+    The key of a row is a sample's key, the path of an image (in its archive), its file name, or its file name without
+    the extension; the most exact of these counts. An image may have several rows, and a row several captions.
 
     Attributes:
         path: The file.
@@ -207,11 +207,11 @@ class WithCaptions:
 
 
 def _names(sample: Sample) -> Iterable[str]:
-    """Returns the names that a row may use for a sample: id, path (in its archive), file name, stem, in this order."""
+    """Returns the names that a row may use for a sample, best first: id, key, path in the archive, file name, stem."""
     path = sample.key[len(sample.archive) + 1 :] if sample.archive else sample.key
     base = path.rpartition("/")[2]
     stem = base.rpartition(".")[0]
-    return sample.id or "", plain_name(path), base, stem  # empty if there is none
+    return sample.id or "", plain_name(sample.key), plain_name(path), base, stem  # empty if there is none
 
 
 def _rows(path: Path) -> Iterator[_CaptionRow]:
