@@ -26,6 +26,13 @@ def test_decode_gives_the_picture(small_dataset, pictures, tmp_path):
     assert psnr(decoded, decode_latents(autoencoder, latents)[0]) > 40
 
 
+def test_a_missing_folder_for_the_picture_is_found_before_decoding(small_dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("latentq.inspect.pictures.pictures", None)  # calling it would be a TypeError
+    output = tmp_path / "nowhere" / "x.png"
+    assert main(["decode", str(small_dataset), "-o", str(output)]) == 2
+    assert capsys.readouterr().err == f"latentq: -o {output}: there is no folder {output.parent}\n"
+
+
 def test_decode_with_a_source_makes_a_sheet_with_the_originals(small_dataset, pictures, tmp_path, capsys):
     (pictures / "ant" / "00.txt").write_text("x")
     code = main(["decode", str(small_dataset), "--source", str(pictures), "-o", str(tmp_path / "x.png")])

@@ -146,3 +146,11 @@ def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path):
         done = run(*arguments)
         assert not {"\x1b", "\x07", "\x9b"} & set(done.stdout + done.stderr), arguments
         assert "\\x1b" in done.stdout + done.stderr
+
+
+def test_like_a_folder_without_a_card_is_no_dataset(pictures, tmp_path, capsys):
+    for like in (tmp_path / "nowhere", pictures):
+        assert main(["encode", str(pictures), str(tmp_path / "out"), "--like", str(like)]) == 2
+        error = f"latentq: --like {like}: no dataset, because it has no latents.toml\n"
+        assert capsys.readouterr().err == error
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,11 @@ def test_info_as_json_is_the_card(small_dataset, capsys):
     assert data["bytes"] == sum(map(len, contents(small_dataset).values()))
 
 
+def test_info_tells_units_from_samples(small_dataset, capsys):
+    assert main(["info", str(small_dataset)]) == 0
+    assert "1, each of up to 4096 samples\n" in capsys.readouterr().out
+
+
 def test_info_of_shards_without_a_card(small_dataset, tmp_path, capsys):
     assert main(["info", str(small_dataset / "00000")]) == 0
     output = capsys.readouterr().out

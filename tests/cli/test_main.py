@@ -28,6 +28,13 @@ def test_help_shows_examples():
         assert "example" in done.stdout
 
 
+def test_without_a_command_the_help_is_printed(capsys):
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "latentq encode photos/ out/" in captured.err
+
+
 def test_help_of_encode_names_the_defaults():
     help_text = " ".join(run("encode", "--help").stdout.split())
     for option, default in (
@@ -138,6 +145,12 @@ def test_a_missing_device_is_one_line_and_leaves_nothing(pictures, tmp_path, cap
         assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL, "--device", device]) == 2
         assert f"device '{device}' cannot be used" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kind_of_device_that_torch_does_not_know_is_told_which_there_are(pictures, tmp_path, capsys):
+    assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL, "--device", "gpu"]) == 2
+    reason = "there is no such kind; name cpu, cuda or cuda:1"
+    assert capsys.readouterr().err == f"latentq: device 'gpu' cannot be used: {reason}\n"
 
 
 def test_a_closed_pipe_does_not_turn_failure_into_success(small_dataset, pictures, tmp_path):

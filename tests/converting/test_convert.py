@@ -30,7 +30,7 @@ def test_an_existing_output_is_never_replaced(tokens_tsv, converted, tmp_path, c
     (tmp_path / "there.pt").write_text("mine")
     for source, out in ((tokens_tsv, "there"), (converted, "there.pt"), (converted, "there")):
         assert main(["convert", str(source), str(tmp_path / out)]) == 1
-        assert capsys.readouterr().err == f"latentq: {tmp_path / out}: is there already\n"
+        assert capsys.readouterr().err == f"latentq: {tmp_path / out}: is there already; choose another name\n"
     assert (tmp_path / "there.pt").read_text() == "mine"
 
 

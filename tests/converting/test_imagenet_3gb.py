@@ -117,10 +117,12 @@ def test_encoding_by_the_recipe_gives_the_scripts_list(pictures, tmp_path):
 
 def test_codes_with_another_meaning_are_refused_naming_both_sides(tmp_path):
     make_dataset(tmp_path / "out", 5, shape=(32, 8, 8))
-    with pytest.raises(MismatchError, match=r"out holds latents \(32, 8, 8\) in 8 bits, affine from .* -6.5 to 6.5"):
+    with pytest.raises(MismatchError, match=r"it holds latents \(32, 8, 8\) in 8 bits, affine from .* -6.5 to 6.5"):
         convert(tmp_path / "out", tmp_path / "five.pt")
     make_dataset(tmp_path / "scaled", 5, shape=(4, 32, 32), scaled=True)
-    with pytest.raises(MismatchError, match=r"scaled holds scaled latents .* the layout of imagenet\.int8 latents "):
+    with pytest.raises(
+        MismatchError, match=r"imagenet\.int8, .* it holds scaled latents .*, and the layout has latents "
+    ):
         convert(tmp_path / "scaled", tmp_path / "mds")
     assert names(tmp_path) == ["out", "scaled"]
 

@@ -17,7 +17,7 @@ SMALL = {"autoencoder": "dct-f8c16", "size": 64}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 72}, r"recipe\.columns\.latent\.size = 64; this run has 72"),
+        ({"size": 72}, r"recipe\.columns\.latent\.size = 64; this run has 72: name another output folder, or "),
         ({"crop": "adm"}, r"recipe\.image\.crop = 'center'; this run has 'adm'"),
         ({"seed": 5}, r"recipe\.autoencoder\.seed = 0; this run has 5"),
         ({"unit_size": 3}, r"recipe\.unit_size = 4096; this run has 3"),
@@ -54,7 +54,10 @@ def test_changed_source_is_refused_naming_both_sides(pictures, tmp_path):
         latentq.encode(pictures, tmp_path / "out", **SMALL)
     (pictures / "bee" / "02.png").unlink()
     (pictures / "cat" / "11.png").unlink()
-    with pytest.raises(MismatchError, match=r"lists 12 samples, the source has 11 now; 'cat/11\.png' only there"):
+    with pytest.raises(
+        MismatchError,
+        match=r"lists 12 samples, the source has 11 now; 'cat/11\.png' only there: restore the source, or ",
+    ):
         latentq.encode(pictures, tmp_path / "out", **SMALL)
     paint(pictures / "cat" / "11.png", 99)
     with pytest.raises(MismatchError, match=r"'cat/11\.png' \(\d+ bytes, label 2\) there"):

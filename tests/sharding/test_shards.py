@@ -215,7 +215,7 @@ def test_collection_whose_columns_the_source_lacks_is_refused(tmp_path):
         LatentqError, match="stores caption as caption_syn_pixart_llava15, which the source does not have"
     ):
         shards(tmp_path / "a.zip", tmp_path / "out", collection="sa1b", **SMALL)
-    with pytest.raises(ValueError, match=f"unknown collection 'x': {', '.join(COLLECTIONS)}"):
+    with pytest.raises(ValueError, match=f"there is no collection 'x': name one of {', '.join(COLLECTIONS)}"):
         shards(tmp_path / "a.zip", tmp_path / "out", collection="x", **SMALL)
 
 

@@ -23,6 +23,13 @@ def test_a_stream_gets_a_last_line_with_count_rate_and_time_left() -> None:
     assert line.endswith(" images/s, 0:00 left\n")
 
 
+def test_a_run_with_nothing_left_to_do_prints_no_rate() -> None:
+    stream = io.StringIO()
+    with Progress(3, "encode", stream) as bar:
+        bar.skip(3)
+    assert stream.getvalue() == "encode: 3 of 3 images\n"
+
+
 def test_nothing_is_printed_without_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(9, "encode", None) as bar:
         for index in range(9):

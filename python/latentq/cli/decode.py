@@ -47,6 +47,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.source is not None:
         check_source(options.source)
     form = _image_format(options.output)
+    folder = Path(options.output).parent
+    if not folder.is_dir():  # decoding may take long, and would be lost
+        raise UsageError(f"-o {options.output}: there is no folder {folder}")
     from latentq.inspect.pictures import pictures, sheet
     from latentq.store.local import replace_file
 

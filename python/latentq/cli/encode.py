@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -109,10 +110,13 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.converting.tokens_tsv import dataset_of
     from latentq.encoding.pipeline import encode
     from latentq.encoding.stages import Profile
+    from latentq.format.card import CARD
     from latentq.system.progress import Totals
 
     if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
+    if options.like is not None and not os.path.lexists(Path(options.like) / CARD):
+        raise UsageError(f"--like {options.like}: no dataset, because it has no {CARD}")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads must be at least 1, not {options.threads}")
     if options.autoencoder is None and options.recipe is None and options.like is None and not options.quiet:

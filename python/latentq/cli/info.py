@@ -76,7 +76,7 @@ def _count_rows(path: Path, card: Card) -> list[tuple[str, str]]:
         ("samples", f"{card.counts.samples} of {card.source.samples} in the {card.source.kind}"),
         ("rejects", f"{card.counts.rejects}"),
         *([("redone", f"{card.counts.redone} in float32")] if card.counts.redone else ()),
-        ("units", f"{card.units} of {card.recipe.unit_size} samples"),
+        ("units", f"{card.units}, each of up to {card.recipe.unit_size} samples"),
     ]
 
 

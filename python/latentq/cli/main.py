@@ -77,7 +77,11 @@ def _prepare_streams() -> None:
 
 def _main(arguments: Sequence[str]) -> int:
     try:
-        options = _parser(arguments).parse_args(arguments)
+        parser = _parser(arguments)
+        if not arguments:
+            parser.print_help(sys.stderr)
+            return 2
+        options = parser.parse_args(arguments)
     except KeyboardInterrupt:  # while the command is imported
         return fail("interrupted", 130)
     warnings.showwarning = _show_warning

@@ -98,7 +98,7 @@ def collect(
         MissingPackageError: `huggingface_hub` or `requests` is not installed.
     """
     if name not in COLLECTIONS:
-        raise ValueError(f"unknown collection {name!r}: {', '.join(COLLECTIONS)}")
+        raise ValueError(f"there is no collection {name!r}: name one of {', '.join(COLLECTIONS)}")
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     collection, folder = COLLECTIONS[name], Path(folder)

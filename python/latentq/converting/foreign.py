@@ -159,7 +159,10 @@ def matching_column(path: Path, recipe: Recipe) -> str:
     )
     low, high = [expected["low"]], [expected["high"]]
     needed = _described(_content(column), column.shape, expected["bits"], "uniform", low, high)
-    raise MismatchError(f"{path} holds {have}, the layout of {recipe.name} {needed}: codes are copied unchanged")
+    raise MismatchError(
+        f"{path} cannot be converted to the layout of {recipe.name}, because codes are copied unchanged: "
+        f"it holds {have}, and the layout has {needed}"
+    )
 
 
 def _content(column: Column) -> str:

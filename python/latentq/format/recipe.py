@@ -191,7 +191,9 @@ def _check(recipe: Recipe) -> None:
     if recipe.image.min_size < 0 or recipe.image.min_side < 0:
         raise RecipeError("image.min_size and image.min_side must be at least 0")
     if recipe.texts() and not recipe.text.model:
-        raise RecipeError(f"columns.{next(iter(recipe.texts()))} needs a text encoder: text.model names it")
+        raise RecipeError(
+            f"columns.{next(iter(recipe.texts()))} needs a text encoder: name it (--text-encoder, text.model)"
+        )
     if not recipe.encoded():
         raise RecipeError(f"no column has from = {', '.join(map(repr, ENCODED[:-1]))} or {ENCODED[-1]!r}")
 

@@ -110,7 +110,9 @@ class Originals:
         pixels, errors = image.load_batch(data, size, **self._card.recipe.image.options())
         for error, (_, sample) in zip(errors, chosen, strict=True):
             if error is not None:
-                raise LatentqError(f"the original {sample.text} cannot be read: {error}")
+                raise LatentqError(
+                    f"the original {sample.text} cannot be read: {error} (is this the source of the dataset?)"
+                )
         return pixels
 
     def _flipped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

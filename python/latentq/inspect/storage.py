@@ -96,7 +96,9 @@ def _jpegs(card: Card, samples: Sequence[Sample], side: int, source: str | os.Pa
         try:
             pixels = image.load(opened.data(sample), side, **card.recipe.image.options())
         except (OSError, LatentqError) as error:
-            raise LatentqError(f"the original {sample.text} cannot be read: {error}") from None
+            raise LatentqError(
+                f"the original {sample.text} cannot be read: {error} (is this the source of the dataset?)"
+            ) from None
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
         total += file.tell()

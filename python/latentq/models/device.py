@@ -32,6 +32,8 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if reason.startswith("Expected one of"):  # torch lists all that it was ever built for
+            reason = "there is no such kind; name cpu, cuda or cuda:1"
         raise ValueError(f"device {device!r} cannot be used: {reason}") from None
 
 

@@ -77,7 +77,10 @@ def check_same_work(out: Path, published: Card, planned: Card, *, frozen: bool) 
     # The recipe comes first: a difference that follows from it is harder to understand.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (not key.startswith("recipe"), key)):
         if before.get(key) != now.get(key):
-            raise MismatchError(f"{out} was made with {key} = {before.get(key)!r}; this run has {now.get(key)!r}")
+            raise MismatchError(
+                f"{out} was made with {key} = {before.get(key)!r}; this run has {now.get(key)!r}: "
+                "name another output folder, or continue with what it was made with"
+            )
     for package in sorted(published.versions.keys() | planned.versions.keys()):
         old, new = published.versions.get(package), planned.versions.get(package)
         if old != new:

@@ -29,7 +29,7 @@ def collection_of(name: str | Collection | None) -> Collection | None:
     if not isinstance(name, str):
         return name
     if name not in COLLECTIONS:
-        raise ValueError(f"unknown collection {name!r}: {', '.join(COLLECTIONS)}")
+        raise ValueError(f"there is no collection {name!r}: name one of {', '.join(COLLECTIONS)}")
     return COLLECTIONS[name]
 
 
@@ -181,7 +181,8 @@ def publish_listing(out: Path, listing: Listing) -> None:
 def _check_listing(file: Path, listing: Listing) -> None:
     published = read_regular(file) if file.exists() else None
     if published is not None and published != listing.to_tsv():
-        raise MismatchError(_list_difference(file, Listing.from_tsv(published, str(file)), listing))
+        difference = _list_difference(file, Listing.from_tsv(published, str(file)), listing)
+        raise MismatchError(f"{difference}: restore the source, or name another output folder")
 
 
 def _list_difference(file: Path, old: Listing, new: Listing) -> str:

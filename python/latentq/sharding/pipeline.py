@@ -160,7 +160,10 @@ def _publish_card(out: Path, card: ShardsCard, listing: Listing) -> ShardsCard:
     before, now = published.to_dict(), card.to_dict()
     for key in now:
         if key != "versions" and before.get(key) != now[key]:
-            raise MismatchError(f"{out} was made with {key} = {before[key]!r}; this run has {now[key]!r}")
+            raise MismatchError(
+                f"{out} was made with {key} = {before[key]!r}; this run has {now[key]!r}: "
+                "name another output folder, or continue with what it was made with"
+            )
     if published.versions != card.versions:
         begun, here = dict(published.versions), dict(card.versions)
         warnings.warn(f"{out} was begun with {begun}; here are {here}", stacklevel=3)

@@ -128,13 +128,13 @@ def published_whole(path: Path) -> Iterator[Path]:
         OSError: The parent folder cannot be fsynced; the temporary is then removed again.
     """
     if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "is there already", str(path))
+        raise FileExistsError(errno.EEXIST, "is there already; choose another name", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield temporary
         sync(temporary)
         if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, "is there already", str(path))
+            raise FileExistsError(errno.EEXIST, "is there already; choose another name", str(path))
         temporary.rename(path)
         try:
             sync(path.parent)

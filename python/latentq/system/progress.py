@@ -156,10 +156,9 @@ class Progress:
 
     def _line(self, rate: float, left: str) -> str:
         rejects = f", {self._reject_count()} rejects" if self._rejects else ""
-        return (
-            f"{self._label}: {self._skipped + self._done} of {self._total} {self._noun}, {rate:.1f} {self._noun}/s, "
-            f"{left} left{rejects}"
-        )
+        count = f"{self._label}: {self._skipped + self._done} of {self._total} {self._noun}"
+        pace = f", {rate:.1f} {self._noun}/s, {left} left" if rate else ""  # no rate if all was done before
+        return f"{count}{pace}{rejects}"
 
     def _reject_count(self) -> int:
         return sum(group.count for group in self._rejects.values())
