@@ -1,122 +1,47 @@
 """Nothing on the hot paths of a GPU waits for it: no synchronizing copy, and no look at a value. Needs no GPU.
 
-Under FakeTensorMode tensors claim to be on `cuda`. A dispatch mode reports every copy between host and device that
-torch would wait for (one that is not `non_blocking`) and every operation whose result depends on values on the device.
-A constant may be copied once: each path runs twice, and only the second run counts.
+`support/fake_gpu.py` says how that is found. Two copies that wait are not on these paths: constants, which are copied
+once for each quantizer and device, and the filling of a resident dataset, before its first batch.
 """
 
-import contextlib
-import traceback
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.utils._device
-from diffusers import AutoencoderKL
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
+import transformers
 
+import latentq
 from latentq import Quantizer, Recipe
 from latentq.encoding.captions import CaptionEncoder
 from latentq.encoding.latents import LatentEncoder
 from latentq.format.facts import EmbeddingFacts, LatentFacts
 from latentq.format.options import TextOptions
+from latentq.models.autoencoders.dct import DctAutoencoder
+from latentq.models.autoencoders.taming import VQGAN, TamingAutoencoder
 from latentq.models.text import Embeddings
+from latentq.models.text.clip import ClipText
+from latentq.models.text.open_clip import OpenClipText
+from latentq.models.text.t5 import T5Text
 from latentq.reading.columns import EmbeddingColumn, LatentColumn
+from support.fake_gpu import fake_gpu, synchronizations  # noqa: F401  (a fixture)
+
+pytestmark = pytest.mark.usefixtures("fake_gpu")
 
 LEVELS = np.sort(np.random.default_rng(0).normal(0, 2, (4, 256)), axis=1)
 QUANTIZERS = {
     "uniform": Quantizer.uniform(-5, 6, channels=4),
+    "uniform of 2 bits": Quantizer.uniform(-5, 6, channels=4, bits=2),
     "truncating": Quantizer.uniform(-14, 14, channels=4, rounding="truncate"),
+    "truncating of 5 bits": Quantizer.uniform(-14, 14, channels=4, rounding="truncate", bits=5),
+    "affine": Quantizer.affine([-4.0, -3.0, 0.7, 0.0], [5.0, 3.0, 0.7, 0.0]),
     "affine of 6 bits": Quantizer.affine([-4.0] * 4, [5.0] * 4, bits=6),
     "codebook": Quantizer.codebook(LEVELS),
     "codebook of 4 bits": Quantizer.codebook(LEVELS[:, ::16]),
     "float16": Quantizer.floating("float16", channels=4),
     "bfloat16": Quantizer.floating("bfloat16", channels=4),
+    "float32": Quantizer.floating("float32", channels=4),
 }
-
-
-class Synchronizations(TorchDispatchMode):
-    """Collects what would wait for the device, each with the line of latentq that asked for it."""
-
-    READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = func.name()
-        if name in self.READS and args[0].device.type == "cuda":
-            self.found.append(f"{name} at {line()}")
-        result = func(*args, **kwargs)
-        waits = False
-        if name == "aten::_to_copy":
-            waits = crosses(args[0], result) and not kwargs.get("non_blocking")
-        elif name == "aten::copy_":
-            waits = crosses(args[0], args[1]) and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
-        if waits:
-            self.found.append(f"{name} at {line()}")
-        return result
-
-
-def crosses(a, b):
-    return a.device.type != b.device.type
-
-
-def line():
-    frames = [f for f in traceback.extract_stack() if "/latentq/" in f.filename]
-    return f"{frames[-1].filename.rpartition('/latentq/')[2]}:{frames[-1].lineno}" if frames else "elsewhere"
-
-
-def unpinned(make):
-    def unpinned_make(*args, pin_memory=False, **options):
-        return make(*args, **options)
-
-    return unpinned_make
-
-
-@pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    """Streams, events and pinned memory as far as the code under test asks for them."""
-    stream = SimpleNamespace(
-        device=torch.device("cuda", 0), wait_stream=lambda _: None, synchronize=lambda: pytest.fail("synchronize")
-    )
-    event = SimpleNamespace(record=lambda *_: None, synchronize=lambda: None, elapsed_time=lambda _: 0.0)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda *_, **__: stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_, **__: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
-    torch.utils._device._device_constructors()  # cached: it must hold the functions that are replaced below
-    for name in ("empty", "zeros"):
-        monkeypatch.setattr(torch, name, unpinned(getattr(torch, name)))
-    move = torch.nn.Module.to
-    monkeypatch.setattr(
-        torch.nn.Module, "to", lambda module, *a, **k: module if "memory_format" in k else move(module, *a, **k)
-    )
-
-
-def synchronizations(prepare):
-    """Lists what waits for the device in the second run of the work that `prepare` returns."""
-    recorder = Synchronizations()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        work = prepare()
-        work()
-        with recorder:
-            try:
-                work()
-            except (DataDependentOutputException, DynamicOutputShapeException) as error:
-                recorder.found.append(f"{error} at {line()}")
-    return recorder.found
 
 
 class Network:
@@ -169,26 +94,52 @@ def test_moments_do_not_wait():
     assert synchronizations(encoding(Network, quantizer, store="moments")) == []
 
 
-def test_diffusers_autoencoder_does_not_wait():
-    from latentq.models.autoencoders.kl import KLAutoencoder
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+@pytest.mark.parametrize("store", ["mean", "sample"])
+def test_columns_of_two_sizes_and_both_orientations_do_not_wait(quantizer, store):
+    def prepare():
+        column = {"from": "latent", "store": store, "scaled": True}
+        columns = {
+            f"{size} {flip}": column | {"size": size, "flip": flip} for size in (32, 64) for flip in (False, True)
+        }
+        recipe = Recipe.from_dict({"name": "test", "columns": columns})
+        encoder = LatentEncoder(Network(), recipe.autoencoder, "cuda")
+        columns = recipe.encoded()
+        pixels = {size: encoder.host_buffer((8, 3, size, size)) for size in (32, 64)}
+        return lambda: encoder.start(pixels, columns, dict.fromkeys(columns, quantizer), list(range(8)), [0, 2, 7])
+
+    assert synchronizations(prepare) == []
+
+
+STORES = [
+    ("kl", "mean"), ("kl", "sample"), ("kl", "moments"), ("flux", "sample"), ("flux", "moments"), ("dc", "sample"),
+    ("taesd", "sample"), ("vq", "sample"), ("vq", "tokens"), ("movq", "sample"), ("movq", "tokens"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize(("family", "store"), STORES)
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast says it
+def test_every_family_of_diffusers_does_not_wait(families, family, store, dtype):
+    loaded = latentq.load_autoencoder(families[family])
 
     def network():
         with torch.device("cuda"):
-            module = AutoencoderKL(
-                down_block_types=["DownEncoderBlock2D"] * 2,
-                up_block_types=["UpDecoderBlock2D"] * 2,
-                block_out_channels=(32, 32),
-                layers_per_block=1,
-                norm_num_groups=8,
-            )
-        return KLAutoencoder(module, "kl")
+            module = type(loaded.module).from_config(loaded.module.config)
+        return type(loaded)(module, family)
 
-    assert synchronizations(encoding(network, QUANTIZERS["uniform"], store="sample", dtype="bfloat16")) == []
+    channels = 2 * loaded.channels if store == "moments" else loaded.channels
+    quantizer = None if store == "tokens" else Quantizer.uniform(-5, 6, channels=channels)
+    assert synchronizations(encoding(network, quantizer, store=store, dtype=dtype)) == []
 
 
-def test_tokens_do_not_wait():
-    from latentq.models.autoencoders.taming import VQGAN, TamingAutoencoder
+def test_built_in_transform_does_not_wait():
+    quantizer = Quantizer.uniform(-5, 6, channels=16)
+    assert synchronizations(encoding(DctAutoencoder, quantizer, store="sample")) == []
 
+
+@pytest.mark.parametrize("store", ["tokens", "mean"])
+def test_taming_autoencoder_does_not_wait(store):
     def network():
         with torch.device("cuda"):
             module = VQGAN(
@@ -197,7 +148,8 @@ def test_tokens_do_not_wait():
             )  # fmt: skip
         return TamingAutoencoder(module, "vqgan", channels=4, reduction=2)
 
-    assert synchronizations(encoding(network, None, store="tokens")) == []
+    quantizer = None if store == "tokens" else QUANTIZERS["affine"]
+    assert synchronizations(encoding(network, quantizer, store=store)) == []
 
 
 def decoding(column):
@@ -232,12 +184,18 @@ def test_decoding_embeddings_does_not_wait(bits):
     assert synchronizations(decoding(EmbeddingColumn("embedding", facts))) == []
 
 
-def embedding(text_encoder, quantizer):
-    columns = {name: SimpleNamespace(content=name) for name in ("caption_embedding", "attention_mask")}
-
+def embedding(text_encoder, quantizer, dtype="float32"):
     def prepare():
-        encoder = CaptionEncoder(text_encoder(), TextOptions(), "cuda", columns)
-        return lambda: encoder.start(["a"] * 4, {"caption_embedding": quantizer})
+        made = text_encoder()
+        contents = [
+            "caption_embedding",
+            *(["attention_mask"] * made.masked),
+            *(["pooled_embedding"] * bool(made.pooled_width)),
+        ]
+        columns = {name: SimpleNamespace(content=name) for name in contents}
+        encoder = CaptionEncoder(made, TextOptions(dtype=dtype), "cuda", columns)
+        quantizers = dict.fromkeys({"caption_embedding", "pooled_embedding"} & columns.keys(), quantizer)
+        return lambda: encoder.start(["a"] * 4, quantizers)
 
     return prepare
 
@@ -251,15 +209,20 @@ class Text:
 
 
 @pytest.mark.parametrize(
-    "quantizer", [Quantizer.uniform(-5, 6, channels=64), Quantizer.floating("float16", channels=64)]
+    "quantizer",
+    [
+        Quantizer.uniform(-5, 6, channels=64),
+        Quantizer.affine([-4.0] * 64, [5.0] * 64, bits=4),
+        Quantizer.codebook(np.sort(np.random.default_rng(0).normal(0, 2, (64, 16)), axis=1)),
+        *(Quantizer.floating(kind, channels=64) for kind in ("float16", "bfloat16", "float32")),
+    ],
+    ids=lambda quantizer: quantizer.kind,
 )
 def test_embedding_captions_does_not_wait(quantizer):
     assert synchronizations(embedding(Text, quantizer)) == []
 
 
 def tokenizer(captions, **_):
-    import transformers
-
     ids = torch.zeros((len(captions), 7), dtype=torch.long)
     return transformers.BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
@@ -267,38 +230,73 @@ def tokenizer(captions, **_):
 tokenizer.model_max_length = 7
 
 
-def clip():
-    import transformers
-
-    from latentq.models.text.clip import ClipText
-
+def clip(kind="CLIPTextModel"):
     config = transformers.CLIPTextConfig(
         vocab_size=100, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=7,
+        max_position_embeddings=7, projection_dim=64,
     )  # fmt: skip
     with torch.device("cuda"):
-        return ClipText(transformers.CLIPTextModel(config), tokenizer, "clip", length=7)
+        return ClipText(getattr(transformers, kind)(config), tokenizer, "clip", length=7)
+
+
+def clip_with_projection():
+    return clip("CLIPTextModelWithProjection")
 
 
 def t5():
-    import transformers
-
-    from latentq.models.text.t5 import T5Text
-
     config = transformers.T5Config(vocab_size=100, d_model=64, d_kv=8, d_ff=64, num_layers=1, num_heads=2)
     with torch.device("cuda"):
         return T5Text(transformers.T5EncoderModel(config), tokenizer, "t5", length=7)
 
 
-@pytest.mark.parametrize("text_encoder", [clip, t5])
-def test_tokens_of_captions_are_sent_without_waiting(text_encoder):
-    found = synchronizations(embedding(text_encoder, Quantizer.uniform(-5, 6, channels=64)))
+def open_clip_tower():
+    import open_clip
+
+    text = {"context_length": 7, "vocab_size": 100, "width": 64, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    with torch.device("cuda"):
+        model = open_clip.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
+
+    def tokens(captions, context_length):
+        return torch.zeros((len(captions), context_length), dtype=torch.long)
+
+    return OpenClipText(model, tokens, "open_clip", length=7, longest=7, pooled=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("text_encoder", [clip, clip_with_projection, t5, open_clip_tower])
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast says it
+def test_tokens_of_captions_are_sent_without_waiting(text_encoder, dtype):
+    found = synchronizations(embedding(text_encoder, Quantizer.uniform(-5, 6, channels=64), dtype))
     assert [place for place in found if "elsewhere" not in place and "transformers" not in place] == []
 
 
 def test_the_lint_sees_what_waits():
     def prepare():
         on_device = torch.empty((4,), device="cuda")
-        return lambda: (on_device.cpu(), torch.zeros(4).to("cuda"))
+        pageable, pinned = torch.zeros(4), torch.zeros(4, pin_memory=True)
+        return lambda: (
+            on_device.cpu(),
+            pageable.to("cuda"),
+            pageable.to("cuda", non_blocking=True),
+            pageable.copy_(on_device, non_blocking=True),
+            pinned.to("cuda", non_blocking=True),
+            pinned.copy_(on_device, non_blocking=True),
+        )
 
-    assert len(synchronizations(prepare)) == 2
+    assert synchronizations(prepare) == [
+        "aten::_to_copy at elsewhere",
+        "aten::_to_copy at elsewhere",
+        "aten::_to_copy of pageable memory at elsewhere",
+        "aten::copy_ of pageable memory at elsewhere",
+    ]
+
+
+def test_the_lint_sees_a_look_at_a_value():
+    def prepare():
+        on_device = torch.ones((4,), device="cuda")
+        looks = iter([lambda: None, lambda: on_device[on_device > 0]])  # only the second run counts
+        return lambda: next(looks)()
+
+    found = synchronizations(prepare)
+    assert [place for place in found if "nonzero" in place] == found != []

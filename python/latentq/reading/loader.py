@@ -289,6 +289,8 @@ class LatentLoader:
         batch = result()
         for name, mask in step.masks.items():
             batch[name] = torch.from_numpy(mask)
+        if self._pin:
+            _pin(batch, pinned_for(self.device))
         if self.device is not None or not decoded:
             batch = self._finish(batch)
         # A last batch that is dropped counts as done, so that another number of ranks does not resume with it.
@@ -304,6 +306,8 @@ class LatentLoader:
             batch = default_collate(list(samples_of(batch, len(indices), source.transform)))
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
+            if self._pin:
+                _pin(batch, allocate)
             return batch
         if self.device is None:
             return source.batch(indices, noise=noise, allocate=allocate)
@@ -316,3 +320,10 @@ class LatentLoader:
                 if isinstance(value, torch.Tensor):
                     batch[name] = value.to(self.device, non_blocking=self._pin)  # only pinned memory is kept until then
         return batch if self.source.transform is not None else self.source.decode_batch(batch, allocate=private)
+
+
+def _pin(batch: Batch, allocate: Allocate) -> None:
+    """Copies the tensors of a batch that are not page-locked yet: copies to a GPU from other memory may wait for it."""
+    for name, value in batch.items():
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and not value.is_pinned():
+            batch[name] = allocate(tuple(value.shape), value.dtype).copy_(value)

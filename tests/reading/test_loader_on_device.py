@@ -1,0 +1,130 @@
+"""A loader's device side: every copy to a GPU is from pinned memory and waits for nothing. Needs no GPU.
+
+`support/fake_gpu.py` says how that is found.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from latentq import LatentDataset, LatentMixture
+from latentq.format.card import CARD, Card
+from support.fake_gpu import fake_gpu, is_pinned, synchronizations  # noqa: F401  (a fixture)
+from support.making import make_dataset
+
+pytestmark = pytest.mark.usefixtures("fake_gpu")
+
+KINDS = [("affine", 8), ("affine", 4), ("affine", 2), ("codebook", 8), ("codebook", 5), ("float16", 8),
+         ("bfloat16", 8), ("float32", 8)]  # fmt: skip
+
+
+def batches(make, **options):
+    """Prepares the reading of one batch of a loader of the dataset that `make` returns."""
+
+    def prepare():
+        dataset = make()
+        given = {} if not isinstance(dataset, LatentDataset | LatentMixture) else {"device": "cuda"}
+        loader = dataset.loader(4, shuffle=True, **given, **options)
+        loader._pin = True  # as where CUDA is available
+        iterator = iter(loader)
+
+        def work():
+            batch = next(iterator)
+            assert {value.device.type for value in batch.values() if isinstance(value, torch.Tensor)} == {"cuda"}
+            return batch
+
+        return work
+
+    return prepare
+
+
+@pytest.mark.parametrize("scale", ["raw", "scaled", "normalized"])
+@pytest.mark.parametrize(("kind", "bits"), KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loader_sends_batches_without_waiting(tmp_path, kind, bits, scale, dtype):
+    make_dataset(tmp_path / "out", 40, kind=kind, bits=bits)
+    assert synchronizations(batches(lambda: LatentDataset(tmp_path / "out", scale=scale, dtype=dtype))) == []
+
+
+@pytest.mark.parametrize("options", [{"prefetch": 1}, {"prefetch": 5, "threads": 1}, {"label_dropout": 0.5},
+                                     {"caption_dropout": 0.5}, {"rank": 1, "world_size": 2}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("label_encoding", ["int", "str"])
+def test_options_of_a_loader_change_nothing(tmp_path, options, label_encoding):
+    make_dataset(tmp_path / "out", 40, label_encoding=label_encoding)
+    assert synchronizations(batches(lambda: LatentDataset(tmp_path / "out"), **options)) == []
+
+
+@pytest.mark.parametrize("kind", ["affine", "codebook", "float16"])
+def test_mixture_sends_batches_without_waiting(tmp_path, kind):
+    for name in ("a", "b"):
+        make_dataset(tmp_path / name, 40, kind=kind, seed=0)
+
+    def mixture():
+        return LatentMixture([LatentDataset(tmp_path / name) for name in ("a", "b")], weights=[1, 2])
+
+    assert synchronizations(batches(mixture)) == []
+
+
+@pytest.mark.parametrize("scale", ["raw", "scaled"])
+@pytest.mark.parametrize(("kind", "bits"), KINDS)
+def test_resident_dataset_gives_batches_without_waiting(tmp_path, kind, bits, scale):
+    make_dataset(tmp_path / "out", 40, kind=kind, bits=bits)
+    assert synchronizations(batches(lambda: LatentDataset(tmp_path / "out", scale=scale).to_device("cuda"))) == []
+
+
+def test_resident_dataset_looks_up_indices_without_waiting(tmp_path):
+    make_dataset(tmp_path / "out", 40)
+
+    def prepare():
+        resident = LatentDataset(tmp_path / "out").to_device("cuda")
+        on_device = torch.tensor([3, 1, 2], device="cuda")
+        return lambda: (resident.batch([5, -1]), resident.batch(np.array([5, 1])), resident.batch(on_device))
+
+    assert synchronizations(prepare) == []
+
+
+@pytest.fixture
+def moments(tmp_path):
+    """A dataset whose latents are drawn from moments."""
+    made = make_dataset(tmp_path / "moments", 40, shape=(4, 4, 5))
+    column = dataclasses.replace(made.card.recipe.columns["latent"], content="moments")
+    recipe = dataclasses.replace(made.card.recipe, columns={**made.card.recipe.columns, "latent": column})
+    (made.path / CARD).write_bytes(dataclasses.replace(made.card, recipe=recipe).to_toml())
+    assert Card.load(made.path).recipe.columns["latent"].content == "moments"
+    return made.path
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("scale", ["raw", "scaled"])
+def test_latents_are_drawn_from_moments_without_waiting(moments, resident, scale):
+    def make():
+        dataset = LatentDataset(moments, scale=scale)
+        return dataset.to_device("cuda") if resident else dataset
+
+    assert synchronizations(batches(make)) == []
+
+
+def test_batches_of_a_transform_are_sent_without_waiting(tmp_path):
+    make_dataset(tmp_path / "out", 40)
+
+    def transform(sample):
+        return {"twice": sample["latent"] * 2, "label": sample["label"]}
+
+    assert synchronizations(batches(lambda: LatentDataset(tmp_path / "out", transform=transform))) == []
+
+
+@pytest.mark.parametrize("label_encoding", ["int", "str"])
+@pytest.mark.parametrize("transform", [None, dict])
+def test_every_tensor_of_a_pinned_batch_on_the_cpu_is_pinned(tmp_path, label_encoding, transform):
+    made = make_dataset(tmp_path / "out", 40, label_encoding=label_encoding)
+    dataset = LatentDataset(made.path, transform=transform)
+    loader = dataset.loader(4, pin_memory=True, label_dropout=0.5)
+    loader._pin = True  # as where CUDA is available
+    batch = next(iter(loader))
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    assert tensors.keys() == {"latent", "label", "valid", "drop_label"}
+    assert [name for name, value in tensors.items() if not is_pinned(value)] == []
+    np.testing.assert_allclose(batch["latent"], made.values[:4], atol=2e-6)
+    assert batch["label"].tolist() == made.labels[:4].tolist()
