@@ -12,6 +12,7 @@ from gpu.harness import Run
 from latentq import Quantizer
 from latentq.models.autoencoders.base import Network
 from latentq.models.autoencoders.taming import VQGAN, TamingAutoencoder
+from latentq.models.group_norm import GroupNormSiLU
 
 GFLOP = 272.7  # of SDXL's encoder, for one image of 256 pixels
 SDXL = (128, 256, 512, 512)
@@ -102,14 +103,10 @@ def quantizers() -> dict[str, Quantizer]:
     return quantizers | {kind: Quantizer.floating(kind, channels=4) for kind in ("float16", "bfloat16", "float32")}
 
 
-def fused_group_norm_silu(run: Run) -> Callable[[torch.Tensor, Any], torch.Tensor] | None:
-    """Returns the fused kernel as a function of an activation in channels_last and its GroupNorm; None without one."""
-    if run.device == "cpu":
-        return None
-    try:
-        from latentq.models.group_norm_kernels import group_norm_silu
-    except ImportError:
-        return None
-    return lambda x, norm: group_norm_silu(
-        x, norm.weight, norm.bias, norm.num_groups, norm.eps, channels_last=not x.is_contiguous()
-    )
+def fused_group_norm_silu(x: torch.Tensor, norm: torch.nn.GroupNorm) -> torch.Tensor:
+    """Computes SiLU of a group norm by the fused kernel; by torch if there is no card or no Triton."""
+    fused = GroupNormSiLU(norm.num_groups, norm.num_channels, norm.eps, device="meta")
+    fused.weight, fused.bias = norm.weight, norm.bias
+    fused.fused = True
+    result: torch.Tensor = fused(x)
+    return result

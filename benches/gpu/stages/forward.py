@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gpu import standins
 from gpu.harness import Run
 from gpu.measure import in_turns, rates, ratio, wait
 from gpu.networks import GFLOP, bare, sdxl_sized
@@ -85,8 +86,13 @@ def _ways(run: Run, network: Any, pixels: torch.Tensor) -> dict[str, Work]:
         CHOSEN: inside(as_encode("bfloat16"), torch.compile(network.posterior, dynamic=False), last),
         "h compiled, bf16 weights, frozen": inside(_freezing, frozen, small_last),
     }
-    fused = with_fused_norms(network)
-    ways["i fused normalization"] = inside(as_encode("bfloat16"), fused.posterior, last)
+    if not standins.has("triton"):
+        run.not_run("fused norms", "Triton is missing")
+        return ways
+    fused, half_fused = with_fused_norms(network), copy.copy(network)
+    half_fused.module = half
+    ways["i bf16 autocast, fused norms"] = inside(as_encode("bfloat16"), fused.posterior, last)
+    ways["j bf16 weights, fused norms"] = inside(contextlib.nullcontext, bare(with_fused_norms(half_fused)), small_last)
     return ways
 
 
