@@ -103,6 +103,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda *_, **__: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_, **__: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
