@@ -86,7 +86,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Adds the options of every command that works unit by unit, and returns their group."""
     group = parser.add_argument_group("how to run (does not change the result)")
     group.add_argument(
-        "--threads", type=int, metavar="N", help="threads that decode images (default: one per processor of its share)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads that decode images (default: as many as processors are this process's share)",
     )
     group.add_argument("--rank", type=int, metavar="N", help="number of this process (default: $RANK or 0)")
     group.add_argument("--world-size", type=int, metavar="N", help="number of processes (default: $WORLD_SIZE or 1)")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # The help's groups of overrides, by the table of the recipe that they change.
 _GROUPS = {
-    "autoencoder": "recipe: autoencoder (the card keeps it, as all of the recipe)",
+    "autoencoder": "recipe: autoencoder (recorded in the card, as the whole recipe is)",
     "image": "recipe: from image file to pixels",
     "columns": "recipe: columns",
     "text": "recipe: text encoder",

@@ -1,4 +1,4 @@
-"""HTTP connections that end if the server sends bytes without end that are no content, or content too slowly."""
+"""HTTP connections that fail if the server sends content too slowly, or too many bytes that are not content."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Guard:
         """Adds bytes that a connection received.
 
         Raises:
-            StalledError: There is too little content in them, or there has been none for too long.
+            StalledError: Too few of the bytes are content, or none has come for too long.
         """
         self._received += count
         if self._received > _MAX_OVERHEAD_BYTES + _MAX_OVERHEAD_RATIO * self._content:

@@ -29,7 +29,7 @@ from latentq.system.extras import needed_for
 from latentq.system.progress import TransferProgress
 from latentq.system.text import one_line, size_text
 
-CARD = "collect.toml"
+RECORD = "collect.toml"
 FAILED = "failed.tsv"
 
 _PARTIALS = ".partial"
@@ -77,7 +77,8 @@ def collect(
     """Downloads the files of a public collection into a folder, or continues an earlier run.
 
     A file that is there is not downloaded again. Files of the Hub keep their path in the repository, at the commit that
-    the folder was begun with (`collect.toml`). Files that cannot be had stay listed in `failed.tsv` until they are.
+    the folder was begun with (`collect.toml`). Files that could not be downloaded are
+    listed in `failed.tsv` until they are there.
     Nothing is written outside the folder.
 
     Args:
@@ -122,7 +123,7 @@ class _Run:
         self._headers = self._hub.headers()
 
     def __call__(self, request: Request, *, retry_failed: bool, threads: int) -> Collected:
-        for name in (CARD, FAILED):
+        for name in (RECORD, FAILED):
             for temporary in self._folder.glob(f".{name}.????????"):  # of a run that was killed
                 temporary.unlink()
         earlier = _read_failures(self._folder)
@@ -138,7 +139,7 @@ class _Run:
                 )
         remotes = self._hub.remotes(file for file in files if file.repository)
         remotes |= {file.path: Remote(file.address) for file in files if file.address}
-        replace_file(self._folder / CARD, _card(self._name, self._hub.commits))
+        replace_file(self._folder / RECORD, _record_toml(self._name, self._hub.commits))
         reasons = {file: reason for file in files if (reason := self._obstacle(file, remotes.get(file.path)))}
         missing = [file for file in files if file not in reasons and not (self._folder / file.path).exists()]
         self._announce(reasons, missing, len(files), sum(remotes[file.path].size or 0 for file in missing))
@@ -276,7 +277,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _commits(name: str, folder: Path) -> dict[str, dict[str, str]]:
     """Returns the pinned commits of a folder, by repository and revision."""
-    path = folder / CARD
+    path = folder / RECORD
     if not path.exists():
         return {}
     try:
@@ -290,10 +291,11 @@ def _commits(name: str, folder: Path) -> dict[str, dict[str, str]]:
     return commits
 
 
-def _card(name: str, commits: Mapping[str, Mapping[str, str]]) -> bytes:
+def _record_toml(name: str, commits: Mapping[str, Mapping[str, str]]) -> bytes:
     data = {"collection": name, "commits": {repository: commits[repository] for repository in sorted(commits)}}
     return (
-        "# Files fetched by `latentq collect`: of what, and at which commits of the Hub.\n" + tomli_w.dumps(data)
+        "# Written by `latentq collect`: the collection, and the commit of each repository on the Hub.\n"
+        + tomli_w.dumps(data)
     ).encode()
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq.format.options import FLOATS, Column, TextOptions
+from latentq.models.device import start_copy_to_host
 from latentq.models.precision import computing_in
 from latentq.models.text import Embeddings, TextEncoder
 from latentq.quantizer import Quantizer
@@ -64,17 +65,19 @@ class CaptionEncoder:
         for name, column in self.columns.items():
             values = _content(embeddings, column)
             if name not in quantizers:
-                stored[name] = self._to_host(values)
+                stored[name] = start_copy_to_host(values, self._device)
                 continue
             quantizer = quantizers[name]
             rows = values.float().reshape(-1, values.shape[-1])
             codes, _, bad_rows = quantizer.quantize_on_device(rows)
             bad |= bad_rows.reshape(len(captions), -1).any(1)
             if quantizer.kind not in FLOATS:
-                clipped[name] = self._to_host(outside(quantizer, rows).reshape(len(captions), -1).sum(1))
-            stored[name] = self._to_host(codes.reshape(values.shape))
+                clipped[name] = start_copy_to_host(
+                    outside(quantizer, rows).reshape(len(captions), -1).sum(1), self._device
+                )
+            stored[name] = start_copy_to_host(codes.reshape(values.shape), self._device)
         event: Any = cuda.Event(blocking=True) if self._gpu else None
-        pending = PendingCaptions(list(captions), stored, clipped, self._to_host(bad), event)
+        pending = PendingCaptions(list(captions), stored, clipped, start_copy_to_host(bad, self._device), event)
         if event is not None:
             event.record(torch.cuda.current_stream(self._device))
         return pending
@@ -93,14 +96,6 @@ class CaptionEncoder:
             {name: int(values[position]) for name, values in pending.clipped.items()},
             bool(pending.bad[position]),
             redone,
-        )
-
-    def _to_host(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns a copy on the host, which is valid once the device has reached this point."""
-        if not self._gpu:
-            return values.cpu()
-        return torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True).copy_(
-            values, non_blocking=True
         )
 
 

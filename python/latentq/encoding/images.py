@@ -32,7 +32,7 @@ Loaded: TypeAlias = tuple[Exception | None, tuple[int, int] | None]
 AHEAD_BYTES = 1 << 27
 """The maximum bytes of pixels, and of image files to store, of batches that are being loaded, if there are over two."""
 READ_BYTES = 1 << 28
-"""The maximum bytes of image files that are in memory before they are decoded. Threads read files of their own."""
+"""The maximum bytes of image files from archives that are in memory before they are decoded."""
 STORED_BYTES = 1 << 30
 """The maximum bytes of image files of one batch that are in memory before they are stored."""
 
@@ -97,7 +97,7 @@ class ImageLoader:
     def batches(self, plans: Iterable[PlannedBatch]) -> Iterator[DecodedBatch]:
         """Yields the batches in order, each once all of its images are done."""
         loading: deque[_LoadingBatch] = deque()
-        with current_device(self._run.encoder.device):  # that pinned memory is for
+        with current_device(self._run.encoder.device):  # pinned memory belongs to the current device
             for plan in plans:
                 while loading and (loading[0].is_done() or _is_far_ahead(loading)):
                     yield self._finished(loading.popleft())

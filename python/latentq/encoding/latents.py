@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latentq.encoding.stages import COPY, NETWORK, QUANTIZE, Profile
 from latentq.format.options import AutoencoderOptions, Column
 from latentq.models.autoencoders import Autoencoder
-from latentq.models.device import send
+from latentq.models.device import send, start_copy_to_host
 from latentq.models.group_norm import with_fused_norms
 from latentq.models.noise import noise
 from latentq.models.precision import computing_in
@@ -23,6 +23,8 @@ from latentq.quantizer import Quantizer
 from latentq.quantizer.tensors import to_numpy
 
 cuda: Any = torch.cuda  # partly untyped
+
+_Method = Literal["encode", "posterior", "tokens"]
 
 
 @dataclass
@@ -92,7 +94,7 @@ class LatentEncoder:
             module.to(memory_format=self._format)
         self._fast = with_fused_norms(autoencoder) if fused_norm else autoencoder
         self._is_compiled = compiled
-        self._compiled: dict[str, Any] = {}
+        self._compiled: dict[_Method, Any] = {}
 
     def host_buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Returns uninitialized uint8 memory on the host, pinned for a GPU so that copies to it are asynchronous."""
@@ -234,7 +236,7 @@ class LatentEncoder:
             latents = (latents - getattr(autoencoder, "shift_factor", 0.0)) * autoencoder.scaling_factor
         return latents
 
-    def _run(self, method: str, floats: torch.Tensor, exact: bool) -> Any:
+    def _run(self, method: _Method, floats: torch.Tensor, exact: bool) -> Any:
         """Calls one of the autoencoder's methods in the recipe's dtype, or in float32."""
         call = getattr(self.autoencoder if exact else self._fast, method)
         if self._is_compiled and not exact:
@@ -248,24 +250,19 @@ class LatentEncoder:
         for name, values in pending.encoded.items():
             if name in quantizers:
                 codes, clipped, bad = quantizers[name].quantize_on_device(values)
-                pending.clipped[name] = self._to_host(clipped)
+                pending.clipped[name] = start_copy_to_host(clipped, self.device)
             else:
                 codes, bad = values.to(torch.int32), (values < 0).flatten(1).any(1)
-            pending.codes[name], pending.bad[name] = self._to_host(codes), self._to_host(bad)
+            pending.codes[name], pending.bad[name] = (
+                start_copy_to_host(codes, self.device),
+                start_copy_to_host(bad, self.device),
+            )
 
     def _bad_rows(self, pending: PendingLatents) -> list[int]:
         bad = np.zeros(len(pending.positions), bool)
         for rows in pending.bad.values():
             bad |= rows.numpy()
         return list(map(int, np.flatnonzero(bad)))
-
-    def _to_host(self, values: torch.Tensor) -> torch.Tensor:
-        """Returns a copy on the host, which is valid once the device has reached this point."""
-        if not self._gpu:
-            return values.cpu()
-        return torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True).copy_(
-            values, non_blocking=True
-        )
 
     def _wait(self) -> None:
         if self._gpu:

@@ -18,6 +18,7 @@ CAPTIONS = "captions"
 
 State = Literal["worked", "starved", "blocked"]
 """A stage computes, waits for the stage before it, or waits for the stage after it."""
+_Message = Literal["item", "error", "end"]
 
 
 class Profile:
@@ -96,10 +97,10 @@ def prefetched(
         stage: Name of the stage that makes items.
         consumer: Name of the stage that takes them.
     """
-    results: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    results: queue.Queue[tuple[_Message, Any]] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(kind: str, value: Any) -> None:
+    def put(kind: _Message, value: Any) -> None:
         with profile.timing(stage, "blocked"):
             while not stop.is_set():
                 with suppress(queue.Full):

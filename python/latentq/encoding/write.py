@@ -24,7 +24,7 @@ from latentq.sources.listing import cycled_captions
 from latentq.system.progress import Progress
 
 QUEUE_BYTES = 1 << 26
-"""The bytes of batches that wait to be written. They hide the time in which a unit is synced to its disk."""
+"""The bytes of batches that wait to be written. The network computes them while a unit is fsynced."""
 
 
 def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
@@ -38,7 +38,7 @@ def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
             for unit, _ in units:
                 _write_encoded_unit(run, share, unit, batches, bar)
                 del pending[unit]
-                share.published(unit)
+                share.unit_published(unit)
 
         with (
             background_consumer(write, QUEUE_BYTES, run.profile, WRITE, NETWORK, EncodedBatch.nbytes) as send,

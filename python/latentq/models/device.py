@@ -69,3 +69,11 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         return tensor.to(device)
     with current_device(device):
         return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def start_copy_to_host(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns a CPU copy of a tensor; if it is on a GPU, the copy is valid once the current stream has reached it."""
+    if device.type != "cuda":
+        return tensor.cpu()
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    return pinned.copy_(tensor, non_blocking=True)

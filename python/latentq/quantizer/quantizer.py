@@ -3,7 +3,8 @@
 docs/quantizer.md specifies the arithmetic, the packed layout and the calibration methods. NumPy arrays and CPU tensors
 go through the Rust kernels without copies; tensors on other devices go through torch operations with equal results.
 
-Over 500 lines: most of them are the docstrings and overloads of one class, whose methods belong together.
+Over 500 lines: most of them are docstrings and overloads of `Quantizer`. `Calibrator` is here too, because
+`Quantizer.calibrate` uses it and it returns quantizers: two files would import each other.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ def permute(positions: Int64Array, size: int, seed: Sequence[int]) -> Int64Array
     Returns:
         (N,) int64, each in [0, size).
     """
-    images = np.array(positions)
-    permute_in_place(images, size, _keys(tuple(seed)))
-    return images
+    permuted = np.array(positions)
+    permute_in_place(permuted, size, _keys(tuple(seed)))
+    return permuted
 
 
 @lru_cache(maxsize=64)
@@ -94,7 +94,7 @@ class Order:
         return out
 
     def _within(self, collection: int, size: int, ordinals: Int64Array) -> Int64Array:
-        """Indices within one collection, by the number of its samples that came before in this and earlier epochs."""
+        """Returns indices within a collection, given how many of its samples came before in this and earlier epochs."""
         passes, positions = np.divmod(ordinals, size)
         if self.shuffle:
             for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):

@@ -67,7 +67,7 @@ class Share:
         bar.skip(self.samples - sum(map(len, pending.values())))
         return pending
 
-    def published(self, unit: int) -> None:
+    def unit_published(self, unit: int) -> None:
         """Deletes the archives that are no longer needed now that a unit is published."""
         if self.archives is not None:
             self.archives.delete(unit)

@@ -128,7 +128,7 @@ def shards(
             converted = _converted(card, opened, samples, pool, depth=_PREFETCH * settings.threads)
             facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=listing.part_sha256(indices))
             _write_jpeg_unit(share.path(unit), card, opened, converted, facts, bar, strict=settings.strict)
-            share.published(unit)
+            share.unit_published(unit)
     return share.finish(card, SHARDS, ShardsCard.completed)
 
 

@@ -131,9 +131,8 @@ class Listing:
                 if "captions" in cells:
                     values["captions"] = _captions_from(cells["captions"])
                 if "archive" in cells:
-                    values["archive"] = (
-                        sys.intern(cells["archive"]) or None
-                    )  # one string for all samples of the archive
+                    # One string for all samples of the archive.
+                    values["archive"] = sys.intern(cells["archive"]) or None
                 samples.append(Sample(**values))
             except ValueError:
                 raise FormatError(f"{name}, line {number}: not a sample") from None

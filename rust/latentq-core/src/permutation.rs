@@ -31,7 +31,7 @@ impl Permutation {
         Ok(Self { size, width, height: size.div_ceil(width), keys })
     }
 
-    /// The image of a position.
+    /// The position that a position is mapped to.
     pub fn apply(&self, position: u64) -> Result<u64> {
         if position >= self.size {
             return Err(Error::argument(format!(
