@@ -16,7 +16,7 @@ class Results:
     """The results of a run, and the file that holds them.
 
     Attributes:
-        file: The JSON file; whoever kills the run finds in it all that was known before.
+        file: The JSON file, which holds all that is known at any time, so that a killed run leaves its results.
         data: `env`, a dict; `checks`, `numbers` and `stages`, lists of dicts. A check's `ok` is None if it could not
             be judged.
     """

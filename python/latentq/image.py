@@ -214,6 +214,10 @@ def load_batch(
     Returns:
         The array, uint8 (N, 3, size, size) or (N, size, size, 3), which is `out` if it is given; and a list with None,
         an OSError or an ImageError for each item.
+
+    Raises:
+        ValueError: An argument is out of range, or `out` does not match the result.
+        TypeError: `items` is a single image.
     """
     arrays, errors = load_sizes(
         items,
@@ -264,7 +268,12 @@ def load_sizes(
         max_pixels: See `decode`.
 
     Returns:
-        An array for each size; and a list with None or the error for each item.
+        An array for each size, uint8 (N, 3, size, size) or (N, size, size, 3), which is that of `out` if it is given;
+        and a list with None, an OSError or an ImageError for each item.
+
+    Raises:
+        ValueError: An argument is out of range, or an array of `out` does not match its size.
+        TypeError: `items` is a single image.
     """
     _positive(threads=threads, min_side=min_side, max_pixels=max_pixels)
     for size in sizes:

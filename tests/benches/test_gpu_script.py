@@ -417,7 +417,7 @@ def test_rehearsal_measures_what_the_card_will_measure(rehearsal):
     for stage, words in {
         "env": ["bf16 product", "device copy", "pinned"],
         "loop": ["images alone", "encode, bf16 compiled", "encode, float32", "plain loop", "tar", "min_size"],
-        "reading": ["affine8, loader", "codebook8, resident", "host in next", "steps beside"],
+        "reading": ["affine8, loader", "codebook8, resident", "host in next", "steps next to"],
         "ideas": ["convolution", "GroupNorm", "0.2 megapixels, nvJPEG"],
         "big": ["batch"],
     }.items():

@@ -72,7 +72,7 @@ def test_decode_refuses_wrong_arguments(small_dataset, monkeypatch, capsys, tmp_
     assert message in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_written_leaves_the_one_before(small_dataset, tmp_path):
+def test_a_picture_that_cannot_be_written_leaves_the_previous_file(small_dataset, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 

@@ -63,7 +63,7 @@ def test_recipes_are_listed_and_can_be_copied(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["info", "verify"])
-def test_another_folder_or_a_file_is_told_what_it_is_not(pictures, capsys, command):
+def test_a_path_that_is_no_dataset_is_refused_with_the_reason(pictures, capsys, command):
     assert main([command, str(pictures)]) == 1
     reason = "neither a dataset nor a folder of MDS shards: it has no latents.toml and no index.json"
     assert capsys.readouterr().err == f"latentq: {pictures} is {reason}\n"

@@ -60,7 +60,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_what_a_server_sends_without_end_ends(tmp_path, monkeypatch, name):
+def test_a_response_without_end_is_given_up(tmp_path, monkeypatch, name):
     monkeypatch.setattr(download, "_FIRST_WAIT", 0.001)
     with HostileSite(*ENDLESS[name]) as site:
         done = collect("coco", tmp_path, site=site.url)

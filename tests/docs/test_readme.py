@@ -48,12 +48,12 @@ def run_command(folder, line):
     assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
-def test_there_are_commands():
+def test_the_readme_has_commands():
     assert len(COMMANDS) >= 9
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_command(folder, line):
+def test_every_command_of_the_readme_runs(folder, line):
     run_command(folder, line)
     words = line.split()
     for option in ("-o", "--output"):

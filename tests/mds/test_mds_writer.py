@@ -112,7 +112,7 @@ def test_a_value_that_does_not_fit_its_column_is_refused_and_leaves_no_trace(
     assert len(mds.Reader(tmp_path / "out")) == 0
 
 
-def test_a_missing_column_is_an_error_and_another_key_is_not(tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error_and_an_unknown_key_is_ignored(tmp_path: Path) -> None:
     with mds.Writer(tmp_path / "out", {"a": "int", "b": "int"}, sync=False) as writer:
         with pytest.raises(KeyError, match="b"):
             writer.write({"a": 1})

@@ -118,7 +118,7 @@ def test_every_setting_computes_in_the_precision_that_was_asked_for(states):
         assert (inside["benchmark"], inside["deterministic"]) == (False, True), name
 
 
-def test_every_setting_comes_back(states):
+def test_every_setting_is_restored(states):
     for name, (before, _, _, after) in states.items():
         assert after == before, name
 

@@ -109,7 +109,7 @@ def test_an_empty_batch_is_a_batch(reference):
 @pytest.mark.parametrize("kind", ["affine", "codebook", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("scale", ["raw", "scaled", "normalized"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_every_kind_in_every_scale(tmp_path, kind, scale, scaled):
+def test_latents_of_every_kind_are_read_in_every_scale(tmp_path, kind, scale, scaled):
     reference = make_dataset(tmp_path / "out", 12, kind=kind, scaled=scaled)
     latents = LatentDataset(reference.path, scale=scale).batch(range(12))["latent"].double().numpy()
     mean, std = reference.values.mean((0, 2, 3), keepdims=True), reference.values.std((0, 2, 3), keepdims=True)

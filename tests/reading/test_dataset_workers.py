@@ -171,8 +171,11 @@ def test_memory_shared_with_workers_is_reused_and_released(reference):
     dataset = LatentDataset(reference.path)
     options = {"batch_size": 2, "collate_fn": dataset.collate, "num_workers": 2}
     for _ in range(3):
+        for process in multiprocessing.active_children():  # on a busy machine, former workers may take a while to end
+            process.join(30)
+        alive = len(multiprocessing.active_children())
         assert len(list(DataLoader(dataset, **options))) == 20
-        assert len(workers._senders) <= 2 + len(multiprocessing.active_children())
+        assert len(workers._senders) <= 2 + alive
         assert all(len(sender.blocks) <= 4 for sender in workers._senders.values())  # two prefetched, two in use
 
 

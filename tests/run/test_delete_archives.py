@@ -106,7 +106,7 @@ def test_archive_without_images_stays(source, tmp_path):
         shards(pattern, tmp_path / "out", **options)
 
 
-def test_parquet_without_rows_stays(tmp_path):
+def test_parquet_without_rows_is_not_deleted(tmp_path):
     pictures = pictures_of(tmp_path / "pictures", 3)
     for number, rows in enumerate(([], [*pictures.values()])):
         pq.write_table(pa.table({"jpg": pa.array(rows, pa.binary())}), tmp_path / f"{number}.parquet")

@@ -53,7 +53,7 @@ def test_images_are_found_by_their_bytes_if_their_names_do_not_tell(tmp_path):
     assert listing.notes == ("files that are not images are skipped: 4",)
 
 
-def test_class_names_make_folders_readable(pictures, tmp_path):
+def test_class_names_replace_folder_names(pictures, tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("ant the ant\ncat a cat, asleep\n")
     texts = {s.label: s.label_text for s in open_source(pictures, class_names=file).listing().samples}

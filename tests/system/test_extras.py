@@ -47,7 +47,7 @@ def test_a_module_of_no_extra_gets_no_hint() -> None:
     assert str(error) == "this needs the module 'pyarrows', which is not installed"
 
 
-def test_the_innermost_purpose_stays() -> None:
+def test_the_message_names_the_innermost_purpose() -> None:
     with pytest.raises(MissingPackageError, match=r"^inner needs"), needed_for("outer"), needed_for("inner"):
         raise ModuleNotFoundError("No module", name="torch")
 

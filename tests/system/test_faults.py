@@ -22,14 +22,14 @@ def raised_from(cause):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOSPC])
-def test_errno_of_the_machine(code):
+def test_an_errno_of_the_machine_is_a_machine_fault(code):
     error = OSError(code, os.strerror(code))
     assert is_machine_fault(error)
     assert is_machine_fault(raised_from(error))
 
 
 @pytest.mark.parametrize("code", FILE_ERRNOS)
-def test_errno_of_a_file(code):
+def test_an_errno_of_a_file_is_no_machine_fault(code):
     error = OSError(code, os.strerror(code))
     assert not is_machine_fault(error)
     assert not is_machine_fault(raised_from(error))

@@ -30,7 +30,7 @@ def machine(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "expected"), [("max 100000", 64), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1)]
 )
-def test_cpu_time_of_control_group_2(machine, text, expected):
+def test_cpu_limit_of_control_groups_version_2(machine, text, expected):
     machine(cpu_DOT_max=text + "\n")
     assert processors() == expected
 
@@ -46,13 +46,13 @@ def test_least_limit_of_all_parents_counts(machine):
     assert processors() == 8
 
 
-def test_group_that_has_the_hosts_name_in_a_container(machine):
+def test_a_control_group_whose_path_is_the_hosts_is_found_in_a_container(machine):
     machine(own="0::/docker/0123\n", cpu_DOT_max="400000 100000")
     assert processors() == 4
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("-1", 64), ("300000", 3), ("250000", 3)])
-def test_cpu_time_of_control_group_1(machine, quota, expected):
+def test_cpu_limit_of_control_groups_version_1(machine, quota, expected):
     machine(
         own="12:memory:/m\n4:cpu,cpuacct:/docker/0123\n0::/\n",
         cpu__docker__0123__cpu_DOT_cfs_quota_us=quota,
@@ -63,7 +63,7 @@ def test_cpu_time_of_control_group_1(machine, quota, expected):
 
 @pytest.mark.parametrize("name", ["cpuset_DOT_cpus_DOT_effective", "cpuset__cpuset_DOT_effective_cpus"])
 @pytest.mark.parametrize(("text", "expected"), [("0-15\n", 16), ("3\n", 1), ("0-1,8,60-63\n", 7), ("\n", 64)])
-def test_set_of_processors(machine, name, text, expected):
+def test_set_of_processors_is_a_limit(machine, name, text, expected):
     machine(own="0::/\n7:cpuset:/\n", **{name: text})
     assert processors() == expected
 

@@ -32,8 +32,8 @@ def work(run: Run) -> None:
         dataset = LatentDataset(folders[kind], dtype=torch.bfloat16)
         with run.attempt(f"{kind} alone"):
             _alone(run, kind, dataset, batch)
-    with run.attempt("beside a step"):
-        _beside(run, {kind: LatentDataset(folders[kind], dtype=torch.bfloat16) for kind in KINDS}, batch)
+    with run.attempt("next to a step"):
+        _next_to_a_step(run, {kind: LatentDataset(folders[kind], dtype=torch.bfloat16) for kind in KINDS}, batch)
     with run.attempt("resident"):
         _resident(run, LatentDataset(folders["affine8"]))
     with run.attempt("DataLoader"):
@@ -120,7 +120,7 @@ def _operations(run: Run, name: str, loader: Any) -> None:
     run.number(f"{name}: kernels per batch", (sum(event.count for event in events) - copies) / 8, "")
 
 
-def _beside(run: Run, sets: dict[str, LatentDataset], batch: int) -> None:
+def _next_to_a_step(run: Run, sets: dict[str, LatentDataset], batch: int) -> None:
     """Measures steps of known length with a constant batch and with each reader, in turns."""
     side, steps, rounds = run.size(8192, 64), run.size(50, 4), 3 if not run.dry else 1
     a, b = (torch.randn(side, side, device=run.device).to(torch.bfloat16) for _ in range(2))
@@ -145,7 +145,7 @@ def _beside(run: Run, sets: dict[str, LatentDataset], batch: int) -> None:
                 rates[name].append(steps / (time.perf_counter() - start))
             getattr(iterator, "close", lambda: None)()
     for name, values in rates.items():
-        run.number(f"steps beside {name}", statistics.median(values), "steps/s", values)
+        run.number(f"steps next to {name}", statistics.median(values), "steps/s", values)
         if name != "constant":
             loss = statistics.median(1 - mine / base for mine, base in zip(values, rates["constant"], strict=True))
             run.check(f"{name}: steps are slower by", loss <= 0.01, f"{loss:.2%}", "<= 1%", card_only=True)

@@ -52,7 +52,7 @@ def _numbers(text: str) -> range:
     if not numbers:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor two as in 0-22")
     if numbers.stop - numbers.start > _MAX_ARCHIVES:
-        raise argparse.ArgumentTypeError(f"{text!r} are more archives than any collection has")
+        raise argparse.ArgumentTypeError(f"{text!r} is more archives than any collection has")
     return numbers
 
 

@@ -85,7 +85,7 @@ class ForeignDataset:
         return replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN))
 
     def decodable(self, indices: Sequence[int]) -> torch.Tensor:
-        """Returns samples as an autoencoder decodes them: raw latents or tokens, as `LatentDataset.decodable`."""
+        """Returns what an autoencoder decodes: raw latents (N, C, h, w) float32, or tokens (N, h, w) int64."""
         import torch
 
         stored = self.read_stored(indices)

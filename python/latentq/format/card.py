@@ -1,4 +1,4 @@
-"""The card, `latents.toml`: the description of a dataset that lies in the dataset."""
+"""The card, `latents.toml`: the description that a dataset carries with it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Overrides: the fields of a recipe that an option of `encode` changes, in one table.
 
-The table gives the command line its options and their help, `docs/encoding.md` its table, and `Recipe.override` its
-work. `RecipeOverrides` spells the same names and types for type checkers, which need them literally.
+The options of the command line and their help, the table in `docs/encoding.md` and `Recipe.override` all come from this
+table. `RecipeOverrides` repeats its names and types for type checkers, which need them literally.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides the numbers of a dataset, as frozen data that is written as TOML."""
+"""Recipes: all settings that determine the stored values of a dataset, as frozen data that is written as TOML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from latentq.format.overrides import RecipeOverrides, apply_override
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the numbers of a dataset.
+    """All settings that determine the stored values of a dataset.
 
     Attributes:
         name: The recipe's name.

@@ -176,7 +176,7 @@ class Reader:
             if out is not None:
                 fits = isinstance(out, np.ndarray) and out.dtype == _UINT8 and out.ndim == 2 and len(out) == n
                 if not fits or not out.flags.c_contiguous or not out.flags.writeable:
-                    raise ValueError(f"out must be a C-contiguous, writeable uint8 array of shape ({n}, k)")
+                    raise ValueError(f"out must be a C-contiguous, writable uint8 array of shape ({n}, k)")
                 arrays.append(out)
                 buffers.append(out)
             elif fixed is not None:

@@ -105,5 +105,5 @@ def check_threads(threads: int) -> int:
         ValueError: It is less than 1.
     """
     if threads < 1:
-        raise ValueError(f"threads must be 1 or more, not {threads}")
+        raise ValueError(f"threads must be at least 1, not {threads}")
     return min(threads, 1 << 16)

@@ -25,6 +25,19 @@ _NUMPY: dict[torch.dtype, Any] = {
 }
 _CPU = torch.device("cpu")  # whatever torch.set_default_device says
 _SMALL = 1 << 14  # bytes; the system's allocator already recycles smaller blocks
+CACHE_LINE = 64  # bytes
+
+
+def whole_lines(nbytes: int) -> int:
+    """Rounds a number of bytes up to whole cache lines."""
+    return -(-nbytes // CACHE_LINE) * CACHE_LINE
+
+
+def shared_storage(nbytes: int) -> torch.UntypedStorage:
+    """Allocates memory that another process can map, as torch's `default_collate` does in a DataLoader worker."""
+    untyped: Any = torch.UntypedStorage
+    storage: torch.UntypedStorage = untyped._new_shared(nbytes, device="cpu")
+    return storage
 
 
 def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -36,8 +49,7 @@ def shareable(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Allocates memory; in a DataLoader worker it is shared memory, so that sending the tensor copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype, device=_CPU)
-    untyped: Any = torch.UntypedStorage  # default_collate calls _new_shared too
-    storage: torch.UntypedStorage = untyped._new_shared(prod(shape) * dtype.itemsize, device="cpu")
+    storage = shared_storage(prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype, device=_CPU).set_(storage).view(shape)
 
 

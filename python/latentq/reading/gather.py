@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from latentq import _core
 from latentq.quantizer import Quantizer
-from latentq.reading.buffers import Allocate
+from latentq.reading.buffers import Allocate, whole_lines
 from latentq.reading.samples import Batch, ColumnDict
-
-_LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Gatherer:
         sizes = (
             count * prod(column.shape) * column.dtype.itemsize for column in self._columns if column.shape is not None
         )
-        return sum(-(-size // _LINE) * _LINE for size in sizes)
+        return sum(map(whole_lines, sizes))
 
     def begin(
         self, indices: NDArray[np.int64], allocate: Allocate, threads: _core.Threads | None = None

@@ -43,7 +43,7 @@ def _keys(seed: tuple[int, ...]) -> list[int]:
 
 
 def bernoulli(indices: Int64Array, probability: float, seed: Sequence[int]) -> NDArray[np.bool_]:
-    """Draws True with the given probability for each index: a function of (seed, index) alone."""
+    """Draws True with the given probability for each of (N,) indices: a function of (seed, index) alone."""
     return permute(indices, _LARGEST, seed) < round(probability * _LARGEST)
 
 
@@ -119,6 +119,15 @@ def rank_slice(start: int, stop: int, rank: int, world_size: int) -> tuple[Int64
 
     The batch is cut into `world_size` stretches whose lengths differ by at most one. If it has fewer samples than
     ranks, each rank without a sample repeats one, marked as not valid.
+
+    Args:
+        start: The first position of the batch.
+        stop: The position after its last.
+        rank: The rank.
+        world_size: The number of ranks.
+
+    Returns:
+        (n,) int64 positions, at least one; and (n,) bool, True for those that are valid.
     """
     count = stop - start
     positions = np.arange(start + count * rank // world_size, start + count * (rank + 1) // world_size)

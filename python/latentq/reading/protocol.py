@@ -29,16 +29,16 @@ class BatchSource(Protocol):
         """Returns the order of an epoch's samples."""
 
     def read(self, indices: NDArray[np.int64], *, allocate: Allocate) -> Batch:
-        """Reads a batch with its latents as stored, for `decode_batch`."""
+        """Reads a batch with its latents as stored, uint8 (N, bytes), for `decode_batch`."""
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate) -> Batch:
-        """Returns the noise that draws latents from moments, to be added to such a batch."""
+        """Returns the noise that draws latents from moments, (N, C, h, w) float32, to be added to such a batch."""
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:
         """Decodes the latents of a batch from `read`, on their own device."""
 
     def batch(self, indices: NDArray[np.int64], *, noise: Batch, allocate: Allocate) -> Batch:
-        """Reads a batch and decodes its latents."""
+        """Reads a batch and decodes its latents to (N, C, h, w)."""
 
     def native_gatherer(self, *, decoded: bool) -> Gatherer | None:
         """Returns the native gatherer of `batch` (or of `read`), or None if building a batch needs Python."""

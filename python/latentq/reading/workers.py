@@ -21,25 +21,24 @@ import numpy as np
 import torch
 from torch._utils import ExceptionWrapper
 
-from latentq.reading.buffers import Allocate, RecycledMemory, private
+from latentq.reading.buffers import CACHE_LINE, Allocate, RecycledMemory, private, shared_storage, whole_lines
 from latentq.reading.layout import Layout
 from latentq.reading.samples import Batch
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_LINE = 64  # bytes of a cache line; tensors in a block begin on one, after a first line for the flag
-
 
 class _SharedBlock:
-    """Memory shared by a worker and the training process. Its first byte is 1 while a batch is in it."""
+    """Memory shared by a worker and the training process. Its first byte is 1 while a batch is in it.
+
+    The tensors of the batch begin after the first cache line, each on a cache line of its own.
+    """
 
     _numbers = itertools.count()
 
     def __init__(self, nbytes: int) -> None:
-        untyped: Any = torch.UntypedStorage  # default_collate, too, calls its _new_shared
-        storage: torch.UntypedStorage = untyped._new_shared(nbytes, device="cpu")
-        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu").set_(shared_storage(nbytes))
         self.number = next(self._numbers)
         self.is_known = False  # True once the training process has mapped it
         self.in_use = self.memory.numpy()[:1]
@@ -65,7 +64,7 @@ class WorkerBatch(MutableMapping[str, Any]):
     def __init__(self, layout: Layout, nbytes: int, read: Callable[..., Batch]) -> None:
         self._layout = layout
         self._batch: Batch | None = None
-        nbytes += _LINE
+        nbytes += CACHE_LINE
         free = (block for block in _worker_blocks if not block.in_use[0] and len(block.memory) >= nbytes)
         block = next(free, None)
         if block is None:
@@ -74,13 +73,13 @@ class WorkerBatch(MutableMapping[str, Any]):
         block.in_use[0] = 1
         self._block: _SharedBlock | None = block
         views: list[tuple[torch.Tensor, tuple[int, tuple[int, ...], torch.dtype]]] = []
-        end = _LINE
+        end = CACHE_LINE
 
         def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             nonlocal end
             tensor = block.tensor(end, shape, dtype)
             views.append((tensor, (end, shape, dtype)))
-            end += -(-tensor.nbytes // _LINE) * _LINE
+            end += whole_lines(tensor.nbytes)
             return tensor
 
         self._stored = read(allocate=allocate)

@@ -111,7 +111,7 @@ class Progress:
         if self._rejects_shown <= _SHOWN_REJECTS:
             self.note(f"rejected: {key}: {stage}: {reason}")
         elif self._rejects_shown == _SHOWN_REJECTS + 1:
-            self.note("rejected: more; they are counted by reason at the end, and all of them are in rejects.tsv")
+            self.note("further rejects are counted by reason at the end; rejects.tsv lists all of them")
         self.update(1)
 
     def undo(self, accepted: int, rejects: Iterable[tuple[str, str]]) -> None:
