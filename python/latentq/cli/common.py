@@ -89,7 +89,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--threads",
         type=int,
         metavar="N",
-        help="threads that decode images (default: as many as processors are this process's share)",
+        help="threads that decode images (default: this process's share of the processors)",
     )
     group.add_argument("--rank", type=int, metavar="N", help="number of this process (default: $RANK or 0)")
     group.add_argument("--world-size", type=int, metavar="N", help="number of processes (default: $WORLD_SIZE or 1)")
