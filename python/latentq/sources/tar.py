@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gzip
 import os
+import struct
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +20,13 @@ from latentq._core import FormatError
 from latentq.sources.listing import Sample
 from latentq.sources.member import Member, Reads, broken_archive, size_fault
 
-_BLOCK = 512
-_GZIP = b"\x1f\x8b"
+_BLOCK, _RECORD_BLOCKS = 512, 20
+_GZIP, _NOT_GZIP = b"\x1f\x8b", "Not a gzipped file"  # of the `gzip` module's error
 _MAX_EXTENSION_BYTES = 1 << 20  # a long name, or pax records
 _CHUNK = 1 << 20
 _REGULAR = (b"0", b"\0", b"7")
 _FOLDER, _GNU_SPARSE = b"5", b"S"
+_NO_MEMBERS = (_FOLDER, b"A", b"D", b"V")  # folders, access lists of Solaris, GNU's lists of folders, volume labels
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"6", _FOLDER)
 _LONG_NAME, _LONG_LINK, _PAX_GLOBAL = b"L", b"K", b"g"
 _EXTENSIONS = (_LONG_NAME, _LONG_LINK, _PAX_GLOBAL, b"x", b"X")
@@ -144,6 +147,7 @@ class _GzipBytes:
         self._file = gzip.open(path, "rb")  # noqa: SIM115  (closed by `close`, or with this object)
         weakref.finalize(self, self._file.close)
         self.position = 0
+        self._ended = False
 
     def read(self, offset: int, count: int) -> bytes:
         if not self.reaches(offset):
@@ -160,9 +164,16 @@ class _GzipBytes:
         return True
 
     def _read(self, count: int) -> bytes:
+        if self._ended:
+            return b""
         try:
             data = self._file.read(count)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if self.position and _NOT_GZIP in str(
+                error
+            ):  # other data after the compressed data, which gzip ignores too
+                self._ended = True
+                return b""
             raise broken_archive(self.position, f"the compressed data is broken or cut short: {error}") from None
         self.position += len(data)
         return data
@@ -196,17 +207,20 @@ class _Extensions:
 def _members(source: _Bytes, reads_of: Callable[[str], Reads]) -> Iterator[Member]:
     offset = 0
     extensions = _Extensions()
+    recent: deque[bytes] = deque(maxlen=_RECORD_BLOCKS)
     while True:
         header = source.read(offset, _BLOCK)
         if len(header) == _BLOCK and not any(header):
+            _check_end(source, offset + _BLOCK, recent)
             return
         if len(header) < _BLOCK:
             reason = "the archive is cut short: it has no end mark" if offset or header else "an empty file"
             raise broken_archive(offset, reason)
         size, kind = _size_and_kind(header, offset)
+        recent.append(header)
         if kind in _EXTENSIONS:
             block = source.read(offset + _BLOCK, size) if size <= _MAX_EXTENSION_BYTES else b""
-            if len(block) < size or not size:
+            if len(block) < size:
                 raise broken_archive(offset, f"a header extension of {size} bytes is too long or cut short")
             extensions.add(kind, block, offset)
             offset += _BLOCK + _padded(size)
@@ -215,6 +229,32 @@ def _members(source: _Bytes, reads_of: Callable[[str], Reads]) -> Iterator[Membe
         if member is not None:
             yield member
         extensions.next_member()
+
+
+def _check_end(source: _Bytes, offset: int, recent: Container[bytes]) -> None:
+    """Raises FormatError if another archive follows the end mark, which tar would not read.
+
+    Other data are ignored: some writers fill the last record with them, or with what the record before it held.
+
+    Args:
+        source: The archive.
+        offset: Where the end mark ends.
+        recent: The headers of the last record.
+    """
+    header = b""
+    while chunk := source.read(offset, _CHUNK):
+        if rest := chunk.lstrip(b"\0"):
+            zeros = (len(chunk) - len(rest)) // _BLOCK * _BLOCK
+            offset, header = offset + zeros, chunk[zeros : zeros + _BLOCK]
+            break
+        offset += len(chunk)
+    if len(header) < _BLOCK or header in recent:
+        return
+    try:
+        _size_and_kind(header, offset)
+    except FormatError:
+        return
+    raise broken_archive(offset, "another archive begins after the end mark, as if archives had been joined by cat")
 
 
 def _member(
@@ -228,9 +268,9 @@ def _member(
 ) -> tuple[Member | None, int]:
     """Returns the member of a header, or None for a folder; and the offset of the next header."""
     known = extensions.global_records | extensions.records if extensions.global_records else extensions.records
-    name = known.get("path") or extensions.long_name or _name(header)
+    name = known.get("GNU.sparse.name") or known.get("path") or extensions.long_name or _name(header)
     try:
-        size = int(known.get("size", size))
+        size = int(known.get("size") or size)
     except ValueError:
         raise broken_archive(offset, "a pax record of the size is not a number") from None
     if not 0 <= size < 1 << 62:
@@ -238,7 +278,7 @@ def _member(
     data = offset + _BLOCK if kind != _GNU_SPARSE else _sparse_data_offset(source, header, offset)
     stored = 0 if kind in _WITHOUT_DATA else size
     next_offset = data + _padded(stored)
-    if kind == _FOLDER or (kind == b"\0" and name.endswith("/")):
+    if kind in _NO_MEMBERS or (kind == b"\0" and name.endswith("/")):
         return None, next_offset
     fault, reads = "", reads_of(name)
     if kind == _GNU_SPARSE or (known and any(key.startswith("GNU.sparse.") for key in known)):
@@ -275,7 +315,9 @@ def _size_and_kind(header: bytes, offset: int) -> tuple[int, bytes]:
         checksum = _parsed_number(header[148:156])
     except ValueError:
         raise broken_archive(offset, "not a tar header: a number cannot be read") from None
-    if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+    summed = header[:148] + b" " * 8 + header[156:]
+    # Old tars, such as SunOS's, summed signed bytes.
+    if checksum not in (sum(summed), sum(struct.unpack(f"{_BLOCK}b", summed))):
         raise broken_archive(offset, "not a tar header: its checksum differs")
     return size, header[156:157]
 

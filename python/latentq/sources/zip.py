@@ -50,7 +50,7 @@ class Zip:
         except _NOT_A_ZIP as error:
             raise broken_archive(0, f"not a zip: {error}" if self.bytes else "an empty file") from None
         for info in infos:
-            if info.is_dir():
+            if info.filename.endswith("/"):  # `is_dir` fails for an empty name
                 continue
             reads = reads_of(info.filename)
             fault = self._fault(info, reads)
@@ -119,13 +119,14 @@ class Zip:
         data = os.pread(self._file.fileno(), packed_size + descriptor, offset + _LOCAL_HEADER.size + name + extra)
         if len(data) < packed_size + descriptor:
             raise FormatError(f"cut short: the archive ends after {len(data)} of its {packed_size} bytes")
-        if descriptor:
+        checksums = [checksum]
+        if descriptor:  # some writers announce it, write the checksum in the header all the same, and no descriptor
             first, second = _DESCRIPTOR.unpack(data[packed_size:])
-            checksum = second if first == b"PK\7\x08" else int.from_bytes(first, "little")
+            checksums.append(second if first == b"PK\7\x08" else int.from_bytes(first, "little"))
             data = data[:packed_size]
         if packed is not None:
             data = _inflated(data, size)
-        if zlib.crc32(data) != checksum:
+        if zlib.crc32(data) not in checksums:
             raise FormatError("its checksum differs")
         return data
 
