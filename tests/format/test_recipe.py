@@ -1,5 +1,6 @@
 """Recipes: what is shipped, what is refused, what can be overridden."""
 
+import os
 import tomllib
 
 import pytest
@@ -165,3 +166,9 @@ def test_overrides_that_do_not_apply_are_refused():
         Recipe.load("default").override(text_length=5)
     with pytest.raises(TypeError, match="batch"):
         Recipe.load("default").override(batch=1)
+
+
+def test_a_fifo_is_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "recipe.toml")
+    with pytest.raises(RecipeError, match="there is no recipe"):
+        Recipe.load(tmp_path / "recipe.toml")

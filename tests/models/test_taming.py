@@ -121,6 +121,19 @@ def test_loading_a_checkpoint_calls_nothing_that_it_names(tmp_path, tiny_taming)
     assert not (tmp_path / "harm").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("last.ckpt", "there is no checkpoint"), ("model.yaml", "model.yaml: not a regular file")]
+)
+def test_a_fifo_is_no_part_of_a_checkpoint(tmp_path, tiny_taming, name, message):
+    for file in ("last.ckpt", "model.yaml"):
+        if file == name:
+            os.mkfifo(tmp_path / file)
+        else:
+            (tmp_path / file).symlink_to(tiny_taming / file)
+    with pytest.raises(latentq.LatentqError, match=message):
+        latentq.load_autoencoder(tmp_path / "last.ckpt")
+
+
 def test_a_missing_package_is_named_with_its_install_command(tiny_taming, monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(latentq.LatentqError, match=r"needs yaml, which is not installed: pip install 'pyyaml>=6'"):

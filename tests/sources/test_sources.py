@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from conftest import paint
 from latentq import FormatError, LatentqError, MismatchError
-from latentq.sources import Listing, Sample, open_source
+from latentq.sources import Captions, Listing, Sample, open_source
+from latentq.sources.rows import image_bytes
 
 
 def test_class_folders_become_labels_by_sorted_name(pictures):
@@ -311,3 +312,17 @@ def test_a_fifo_is_no_source(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(FormatError, match="not a regular file"):
         open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json", ".zip", ".tgz", ".parquet"])
+def test_a_fifo_is_no_file_of_captions(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"captions{suffix}")
+    listing = Listing((Sample("a.jpg", 1),), ())
+    with pytest.raises(FormatError, match="not a regular file"):
+        Captions(tmp_path / f"captions{suffix}").join(listing)
+
+
+def test_a_fifo_is_no_image_of_a_row(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(FormatError, match="not a regular file"):
+        image_bytes({"bytes": None, "path": str(tmp_path / "a.jpg")})

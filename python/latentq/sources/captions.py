@@ -18,6 +18,7 @@ from latentq.sources.parquet import open_parquet, rows_of
 from latentq.sources.sidecars import MAX_TEXT_BYTES
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
+from latentq.store.local import check_regular
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
 _CaptionRow = Mapping[str, Any]
@@ -130,6 +131,7 @@ class Captions:
         JSON rows may lack a column. The first row that has all needed columns decides which they are.
         """
         path = Path(self.path)
+        check_regular(path)
         columns: tuple[str, str] | None = None
         missing: LatentqError | None = None
         for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows(path):

@@ -10,6 +10,7 @@ from latentq._core import FormatError
 from latentq.sources.columns import caption_facts, captions_field, captions_in
 from latentq.sources.label_values import Classes, labels_note, with_labels
 from latentq.sources.listing import Listing, Sample
+from latentq.store.local import read_regular
 from latentq.system.faults import FILE_ERRNOS
 
 NO_CAPTION = "no caption"
@@ -77,7 +78,7 @@ def image_bytes(cell: object) -> bytes:
     if isinstance(cell, dict):
         if cell.get("bytes") is None and cell.get("path"):
             try:
-                return Path(cell["path"]).read_bytes()
+                return read_regular(Path(cell["path"]))
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno not in FILE_ERRNOS:
                     raise

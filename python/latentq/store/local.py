@@ -26,7 +26,7 @@ _LINKS_UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
 
 
 def read_regular(path: Path) -> bytes:
-    """Reads a file of a dataset. A FIFO or device, which could keep the reader for ever, is refused before it is read.
+    """Reads a file. A FIFO or device, which could keep the reader for ever, is refused before it is read.
 
     Raises:
         FormatError: It is not a regular file.

@@ -20,6 +20,7 @@ from latentq.format.safe_torch_file import TensorRecord, TorchFile
 from latentq.models.autoencoders.vq import VQNetwork
 from latentq.models.group_norm import GroupNormSiLU
 from latentq.models.weights import check_weights
+from latentq.store.local import check_regular
 from latentq.system.text import one_line
 
 # Limits of a plausible configuration, so that a hostile one is refused before its network is built.
@@ -82,6 +83,7 @@ def _params(path: Path) -> Mapping[str, Any]:
                 raise yaml.YAMLError("aliases are not supported")
             return super().compose_node(parent, index)
 
+    check_regular(path)
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_CONFIG + 1)

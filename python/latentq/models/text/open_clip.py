@@ -16,6 +16,7 @@ from latentq.models.hub import download, matching
 from latentq.models.text.base import UNLOADABLE, TextNetwork
 from latentq.models.text.interface import OPEN_CLIP, Embeddings
 from latentq.models.weights import load_failure
+from latentq.store.local import read_regular
 
 _CONFIG = "open_clip_config.json"
 # The weights that open_clip looks for, in its order.
@@ -92,7 +93,7 @@ class OpenClipText(TextNetwork):
         title = OPEN_CLIP + (path.resolve().name if path.is_dir() else f"hf-hub:{name}")
         folder = path if path.is_dir() else download("text encoder", name, revision, _needed_files)
         try:
-            config = json.loads((folder / _CONFIG).read_bytes())["model_cfg"]["text_cfg"]
+            config = json.loads(read_regular(folder / _CONFIG))["model_cfg"]["text_cfg"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LatentqError(f"cannot load the text encoder {title!r}: {folder / _CONFIG}: {error!r}") from None
         if "hf_model_name" in config or config.get("embed_cls") or config.get("use_pad_mask"):
