@@ -1,4 +1,4 @@
-"""Decodes with Pillow what the core does not: AVIF, JPEG 2000, PSD, TGA, ICO, PPM, QOI; HEIC and JPEG XL by plugins.
+"""Decodes with Pillow what the core does not: AVIF, JPEG 2000, PSD, TGA, ICO, PPM, QOI, rare TIFFs; plugins' formats.
 
 Pillow's pixels are handed to the core as an uncompressed PNG with the color profile and orientation of the file, so
 that every option of `latentq.image` has the same meaning for all formats.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
 
 UNKNOWN_FORMAT = "not an image of a known format"
 """The start of the core's message (after the path) for bytes that are not an image of a known format."""
+UNSUPPORTED_TIFF = re.compile(r"\bTIFF: .* not supported$")
+"""The core's message for a TIFF that may be good, but whose layout it does not read."""
 
 _FORMATS = ("AVIF", "JPEG2000", "HEIF", "JXL", "PSD", "ICO", "PPM", "QOI")
-_TGA, _TGA_FOOTER = "TGA", b"TRUEVISION-XFILE.\0"  # Pillow takes other bytes for a TGA too
+_TGA, _TGA_FOOTER, _TGA_HEADER = "TGA", b"TRUEVISION-XFILE.\0", struct.Struct("<3B2HB4H2B")
 _KEPT_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
 _COLOR_PROFILE_MODES = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB "}
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
 def is_unknown_format(error: Exception | None) -> TypeGuard[ImageError]:
-    """True if the core's error says that the bytes are no image of its formats."""
-    return isinstance(error, ImageError) and UNKNOWN_FORMAT in str(error)
+    """True if the core's error says that the bytes are no image of its formats, or a TIFF that it does not read."""
+    return isinstance(error, ImageError) and (UNKNOWN_FORMAT in str(error) or _is_tiff(error))
+
+
+def _is_tiff(error: Exception) -> bool:
+    return bool(UNSUPPORTED_TIFF.search(str(error)))
 
 
 def as_png(data: bytes | str, max_pixels: int, error: Exception) -> bytes:
@@ -55,7 +62,7 @@ def as_png(data: bytes | str, max_pixels: int, error: Exception) -> bytes:
     with _opened(data, error) as image:
         if image.width * image.height > max_pixels:
             raise ImageError(f"{image.width} x {image.height} pixels are over the limit of {max_pixels}")
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = _orientation(image)
         profile = image.info.get("icc_profile")
         pixels = _plain(image)
         options: dict[str, Any] = {}
@@ -80,9 +87,9 @@ def header(data: bytes | str, error: Exception) -> tuple[str, int, int, int, int
         OSError: The file cannot be read.
     """
     with _opened(data, error) as image:
-        palette = 4 if "transparency" in image.info else 3
-        channels = palette if image.mode == "P" else min(len(image.getbands()), 4)
-        return str(image.format), image.width, image.height, channels, image.getexif().get(_ORIENTATION, 1)
+        palette = 4 if _has_alpha(image) else 3
+        channels = palette if image.mode in ("P", "PA") else min(len(image.getbands()), 4)
+        return str(image.format), image.width, image.height, channels, _orientation(image)
 
 
 def load_by_pillow(
@@ -124,7 +131,8 @@ def _opened(data: bytes | str, error: Exception) -> Iterator[Image]:
     with contextlib.ExitStack() as stack:
         # Opened here, so that only a fault of the file system is an OSError to the caller.
         file = io.BytesIO(data) if isinstance(data, bytes) else stack.enter_context(open(data, "rb"))  # noqa: PTH123
-        formats = [form for form in (*_FORMATS, *((_TGA,) if _has_tga_footer(file) else ())) if form in Image.OPEN]
+        known = ("TIFF",) if _is_tiff(error) else (*_FORMATS, *((_TGA,) if _is_tga(file) else ()))
+        formats = [form for form in known if form in Image.OPEN]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, whose limit is the caller's
             image = None
@@ -168,11 +176,17 @@ def _plain(image: Image) -> Image:
     if image.mode in _KEPT_MODES:
         image.load()
         return image
-    if image.mode == "P" or image.mode == "PA":
-        return image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if _has_alpha(image) else "RGB")
     if image.mode.startswith("I;16"):
         return image.convert("I;16")
     return image.convert("RGBA" if image.mode in ("La", "RGBa") else "RGB")
+
+
+def _has_alpha(image: Image) -> bool:
+    """True if an image has an alpha channel, or a palette with one."""
+    in_palette = image.palette is not None and image.palette.mode.endswith("A")
+    return "transparency" in image.info or image.mode.endswith(("A", "a")) or in_palette
 
 
 def _exif(orientation: int) -> bytes:
@@ -180,12 +194,28 @@ def _exif(orientation: int) -> bytes:
     return b"II*\0" + struct.pack("<LHHHLHHL", 8, 1, _ORIENTATION, 3, 1, orientation, 0, 0)
 
 
-def _has_tga_footer(file: io.BufferedIOBase) -> bool:
-    with contextlib.suppress(OSError):
-        file.seek(-len(_TGA_FOOTER), io.SEEK_END)
-    footer = file.read(len(_TGA_FOOTER))
+def _orientation(image: Image) -> int:
+    """The orientation that is left to apply; Pillow itself turns TIFFs."""
+    return 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+
+
+def _is_tga(file: io.BufferedIOBase) -> bool:
+    """True if a file has the footer of TGA 2.0, or a header that hardly any other file has. Pillow accepts more."""
+    header = file.read(_TGA_HEADER.size)
+    end = file.seek(0, io.SEEK_END)
+    file.seek(max(end - len(_TGA_FOOTER), 0))
+    footer = file.read()
     file.seek(0)
-    return footer == _TGA_FOOTER
+    if footer == _TGA_FOOTER or len(header) < _TGA_HEADER.size:
+        return footer == _TGA_FOOTER
+    text, has_map, kind, first, colors, map_bits, _, _, width, height, bits, flags = _TGA_HEADER.unpack(header)
+    if has_map > 1 or kind not in (1, 2, 3, 9, 10, 11) or bits not in (8, 15, 16, 24, 32) or not width * height:
+        return False
+    if flags >= 64 or map_bits not in (0, 15, 16, 24, 32) or (not has_map and (first or colors)):
+        return False
+    pixels = width * height * ((bits + 7) // 8) if kind < 9 else 1  # runs have any length
+    length: int = _TGA_HEADER.size + text + colors * ((map_bits + 7) // 8) + pixels
+    return end >= length
 
 
 def _advice(file: io.BufferedIOBase) -> str:

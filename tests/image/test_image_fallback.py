@@ -1,6 +1,8 @@
 """Formats that the core does not decode, through Pillow: the same options, limits and errors as every other format."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ LOSSLESS = {
 def encoded(form, picture=None, **options):
     file = io.BytesIO()
     (Image.fromarray(PIXELS) if picture is None else picture).save(file, form, **options)
-    return file.getvalue() + (bytes(8) + b"TRUEVISION-XFILE.\0" if form == "TGA" else b"")
+    return file.getvalue()
 
 
 def right(data):
@@ -121,6 +123,142 @@ def test_an_image_whose_plugin_is_missing_names_it(head, package):
 def test_only_formats_of_pictures_reach_pillow(data):
     with pytest.raises(ImageError, match=r"not an image of a known format \(JPEG, PNG, WebP, GIF, BMP, TIFF\)$"):
         image.decode(data)
+
+
+def tga(kind=2, bits=24, colors=0, text=b"", flags=0x20, size=(36, 24), map_bits=24):
+    """Returns a TGA without the footer, which only version 2.0 has, and the pixels that were put into it."""
+    rng = np.random.default_rng(1)
+    has_map = int(kind in (1, 9))
+    header = struct.pack(
+        "<3B2HB4H2B", len(text), has_map, kind, 0, colors, map_bits * has_map, 0, 0, *size, bits, flags
+    )
+    values = rng.integers(0, colors or 256, size[0] * size[1] * bits // 8, np.uint8).tobytes()
+    step = bits // 8
+    if kind > 8:  # each pixel is a run of one
+        values = b"".join(b"\x80" + values[at : at + step] for at in range(0, len(values), step))
+    return header + text + rng.bytes(map_bits // 8 * colors) + values
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bits": 32},
+        {"kind": 3, "bits": 8},
+        {"kind": 1, "bits": 8, "colors": 7},
+        {"kind": 10, "text": b"made by hand"},
+    ],
+    ids=["color", "alpha", "gray", "palette", "runs"],
+)
+def test_tgas_need_no_footer(options):
+    data = tga(**options)
+    assert np.array_equal(image.decode(data, alpha="drop"), right(data))
+    assert image.info(data).format == "TGA"
+
+
+def test_the_alpha_of_a_palette_is_used():
+    data = tga(kind=1, bits=8, colors=50, map_bits=32)
+    colors = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+    assert len(np.unique(colors[..., 3])) > 2
+    as_png = encoded("PNG", Image.fromarray(colors))
+    assert np.array_equal(image.decode(data), image.decode(as_png))
+    assert image.info(data).channels == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tga()[:-1],
+        tga(kind=4),
+        tga(bits=24, size=(36, 0)),
+        tga(flags=0x60),
+        b"\0\0\2\0\1\0\x20\x20" + bytes(4000),  # a cursor
+    ],
+)
+def test_other_files_are_no_tgas(data):
+    with pytest.raises(ImageError, match="not an image of a known format"):
+        image.decode(data)
+
+
+def tiff(pixels, size, bits=(8,), *, compression=1, color=1, more=()):
+    """Returns a little-endian TIFF of one strip; `more` are tags with lists of shorts."""
+    tags = {256: size[:1], 257: size[1:], 258: bits, 259: [compression], 262: [color], 277: [len(bits)], 278: size[1:]}
+    tags |= dict(more)
+    entries, values = b"", b""
+    start = 8
+    count = len(tags) + 2
+    end = start + 2 + 12 * count + 4
+    for tag, numbers in sorted((tags | {273: None, 279: None}).items()):
+        if numbers is None:
+            continue
+        packed = struct.pack(f"<{len(numbers)}H", *numbers)
+        if len(packed) > 4:
+            values, packed = values + packed, struct.pack("<I", end + len(values))
+        entries += struct.pack("<HHI4s", tag, 3, len(numbers), packed)
+    for tag, number in ((273, end + len(values)), (279, len(pixels))):
+        entries += struct.pack("<HHII", tag, 4, 1, number)
+    return b"II*\0" + struct.pack("<IH", start, count) + entries + bytes(4) + values + pixels
+
+
+def old_lzw(values):
+    """Compresses fewer than 250 bytes as the first versions of libtiff did: codes of 9 bits, lowest bits first."""
+    codes = [256, *values, 257]
+    return sum(code << 9 * at for at, code in enumerate(codes)).to_bytes(9 * len(codes) // 8 + 1, "little")
+
+
+NOISE = np.random.default_rng(2).bytes(4000)
+RARE_TIFFS = {
+    "12 bits": tiff(NOISE, (30, 20), (12,)),
+    "12 bits, on its side": tiff(NOISE, (30, 20), (12,), more={274: [6]}.items()),
+    "two extra channels": tiff(NOISE, (30, 20), (8,) * 5, color=2, more={338: [0, 0]}.items()),
+    "old LZW": tiff(old_lzw(NOISE[:240]), (20, 12), compression=5),
+    "LZMA": encoded("TIFF", compression="lzma"),
+    "cut fax": tiff(
+        encoded("TIFF", Image.fromarray(PIXELS).convert("1"), compression="group4")[8:40], (36, 24), (1,), compression=4
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RARE_TIFFS)
+def test_tiffs_that_the_core_does_not_read_have_pillows_pixels(kind, monkeypatch):
+    data = RARE_TIFFS[kind]
+    expected = right(data)
+    for orient in (False, True):  # Pillow turns every TIFF
+        assert np.array_equal(image.decode(data, orient=orient, alpha="drop"), expected)
+    found = image.info(data)
+    assert (found.format, found.height, found.width, found.orientation) == ("TIFF", *expected.shape[:2], 1)
+    batch, errors = image.load_batch([data], 8, layout="hwc")
+    assert errors == [None]
+    assert np.array_equal(batch[0], image.fit(expected, 8))
+    monkeypatch.setitem(__import__("sys").modules, "PIL", None)
+    with pytest.raises(ImageError, match=r"^TIFF: .* not supported$"):
+        image.decode(data)
+
+
+def test_the_values_of_old_lzw_are_those_that_were_compressed():
+    expected = np.frombuffer(NOISE[:240], np.uint8).reshape(12, 20)
+    assert np.array_equal(image.decode(RARE_TIFFS["old LZW"])[..., 0], expected)
+
+
+def test_tiles_may_be_listed_with_the_tags_of_strips():
+    pixels = np.arange(32 * 32, dtype=np.uint32).reshape(32, 32).astype(np.uint8)
+    tiles = [zlib.compress(pixels[y : y + 16, x : x + 16].tobytes()) for y in (0, 16) for x in (0, 16)]
+    length = max(map(len, tiles))
+    data = bytearray(tiff(b"".join(tile.ljust(length, b"\0") for tile in tiles), (32, 32), compression=8,
+                          more={322: [16], 323: [16]}.items()))  # fmt: skip
+    offset = len(data) - 4 * length
+    lists = struct.pack("<8I", *(offset + length * at for at in range(4)), *[length] * 4)
+    for tag, at in ((273, 0), (279, 16)):
+        entry = data.index(struct.pack("<HHI", tag, 4, 1))
+        data[entry + 4 : entry + 12] = struct.pack("<II", 4, len(data) + at)
+    data += lists
+    assert np.array_equal(image.decode(bytes(data))[..., 0], pixels)
+
+
+def test_a_broken_tiff_is_not_tried_again(monkeypatch):
+    monkeypatch.setattr("latentq.image_fallback._plain", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match=r"^TIFF: the image data are broken or truncated$"):
+        image.decode(tiff(zlib.compress(NOISE[:600])[:100], (30, 20), compression=8))
 
 
 def test_without_pillow_the_error_is_the_cores(monkeypatch):

@@ -317,7 +317,7 @@ def _size_and_kind(header: bytes, offset: int) -> tuple[int, bytes]:
         raise broken_archive(offset, "not a tar header: a number cannot be read") from None
     summed = header[:148] + b" " * 8 + header[156:]
     # Old tars, such as SunOS's, summed signed bytes.
-    if checksum not in (sum(summed), sum(struct.unpack(f"{_BLOCK}b", summed))):
+    if checksum != sum(summed) and checksum != sum(struct.unpack(f"{_BLOCK}b", summed)):
         raise broken_archive(offset, "not a tar header: its checksum differs")
     return size, header[156:157]
 
