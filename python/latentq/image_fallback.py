@@ -28,7 +28,7 @@ UNKNOWN_FORMAT = "not an image of a known format"
 UNSUPPORTED_TIFF = re.compile(r"\bTIFF: .* not supported$")
 """The core's message for a TIFF that may be good, but whose layout it does not read."""
 
-_FORMATS = ("AVIF", "JPEG2000", "HEIF", "JXL", "PSD", "ICO", "PPM", "QOI")
+_FORMATS = ("AVIF", "JPEG2000", "HEIF", "JXL", "PSD", "ICO", "PPM", "QOI", "DIB")
 _TGA, _TGA_FOOTER, _TGA_HEADER = "TGA", b"TRUEVISION-XFILE.\0", struct.Struct("<3B2HB4H2B")
 _KEPT_MODES = ("1", "L", "LA", "RGB", "RGBA", "I;16")
 _COLOR_PROFILE_MODES = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB "}

@@ -19,6 +19,7 @@ LOSSLESS = {
     "PPM": {},
     "TGA": {},
     "QOI": {},
+    "DIB": {},
 }
 
 
@@ -180,24 +181,23 @@ def test_other_files_are_no_tgas(data):
         image.decode(data)
 
 
-def tiff(pixels, size, bits=(8,), *, compression=1, color=1, more=()):
-    """Returns a little-endian TIFF of one strip; `more` are tags with lists of shorts."""
+def tiff(pixels, size, bits=(8,), *, compression=1, color=1, more=(), order="<"):
+    """Returns a TIFF of one strip; `more` are tags with lists of shorts."""
     tags = {256: size[:1], 257: size[1:], 258: bits, 259: [compression], 262: [color], 277: [len(bits)], 278: size[1:]}
     tags |= dict(more)
     entries, values = b"", b""
     start = 8
     count = len(tags) + 2
     end = start + 2 + 12 * count + 4
-    for tag, numbers in sorted((tags | {273: None, 279: None}).items()):
-        if numbers is None:
-            continue
-        packed = struct.pack(f"<{len(numbers)}H", *numbers)
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(numbers)}H", *numbers)
         if len(packed) > 4:
-            values, packed = values + packed, struct.pack("<I", end + len(values))
-        entries += struct.pack("<HHI4s", tag, 3, len(numbers), packed)
+            values, packed = values + packed, struct.pack(f"{order}I", end + len(values))
+        entries += struct.pack(f"{order}HHI4s", tag, 3, len(numbers), packed)
     for tag, number in ((273, end + len(values)), (279, len(pixels))):
-        entries += struct.pack("<HHII", tag, 4, 1, number)
-    return b"II*\0" + struct.pack("<IH", start, count) + entries + bytes(4) + values + pixels
+        entries += struct.pack(f"{order}HHII", tag, 4, 1, number)
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    return magic + struct.pack(f"{order}IH", start, count) + entries + bytes(4) + values + pixels
 
 
 def old_lzw(values):
@@ -233,6 +233,16 @@ def test_tiffs_that_the_core_does_not_read_have_pillows_pixels(kind, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(ImageError, match=r"^TIFF: .* not supported$"):
         image.decode(data)
+
+
+def test_tiffs_that_pillow_scrambles_do_not_reach_it():
+    floats = zlib.compress(np.linspace(0, 255, 600, dtype=">f4").tobytes())
+    big_endian = tiff(floats, (30, 20), (32,), compression=8, more={339: [3]}.items(), order=">")
+    planes = tiff(NOISE, (10, 10), (16,) * 5, color=2, more={284: [2], 338: [0, 0]}.items())
+    for data, what in ((big_endian, "the sample format"), (planes, "this combination of channels")):
+        assert right(data) is not None
+        with pytest.raises(ImageError, match=f"^TIFF: {what} is refused$"):
+            image.decode(data)
 
 
 def test_the_values_of_old_lzw_are_those_that_were_compressed():

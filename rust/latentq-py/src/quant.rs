@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use latentq_core::Error;
 use latentq_core::quant::{self, Floats, FloatsMut, Method, Rounding};
 use numpy::{
     Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
@@ -15,6 +16,17 @@ use crate::error::to_py;
 
 /// Sample and channel of a NaN or an infinity.
 type Bad = Option<(usize, usize)>;
+
+/// Which of `samples` samples are bad.
+fn mask(samples: usize, bad: &[(usize, usize)]) -> PyResult<Vec<bool>> {
+    let mut mask = Vec::new();
+    mask.try_reserve_exact(samples).map_err(|_| to_py(Error::memory(samples)))?;
+    mask.resize(samples, false);
+    for (sample, _) in bad {
+        mask[*sample] = true;
+    }
+    Ok(mask)
+}
 
 /// Checks that the array's memory can be used as a slice in the order of its elements.
 fn check_layout<T>(array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<()> {
@@ -175,12 +187,10 @@ impl Quantizer {
         let x = Input::new(x, bfloat16)?;
         let plane = plane(x.shape(), self.0.channels())?;
         let mut out = output::<u8>(out, x.shape())?;
-        let mut bad = vec![false; x.shape()[0]];
+        let samples = x.shape()[0];
         let (x, out) = (x.floats()?, out.as_slice_mut()?);
         let counts = py.detach(|| self.0.quantize(x, out, plane, threads)).map_err(to_py)?;
-        for (sample, _) in counts.bad {
-            bad[sample] = true;
-        }
+        let bad = mask(samples, &counts.bad)?;
         let clipped = counts.clipped.into_iter().map(|count| count as i64).collect();
         Ok((PyArray1::from_vec(py, clipped), PyArray1::from_vec(py, bad)))
     }
@@ -247,10 +257,7 @@ fn convert<'py>(
     let mut out = Output::new(out, out_bfloat16, x.shape())?;
     let (x, out) = (x.floats()?, out.floats()?);
     let counts = py.detach(|| quant::convert(x, out, channels, plane, threads)).map_err(to_py)?;
-    let mut bad = vec![false; samples];
-    for (sample, _) in &counts.bad {
-        bad[*sample] = true;
-    }
+    let bad = mask(samples, &counts.bad)?;
     Ok((counts.bad.first().copied(), PyArray1::from_vec(py, bad)))
 }
 

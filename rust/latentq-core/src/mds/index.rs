@@ -177,8 +177,9 @@ pub(super) fn to_bytes(shards: &[ShardEntry]) -> Vec<u8> {
 /// # Errors
 /// The faults of [`Index::parse`].
 pub(super) fn entries(bytes: &[u8]) -> std::result::Result<Vec<ShardEntry>, Fault> {
-    Index::parse(bytes)?;
-    Ok(from_bytes::<IndexFile<ShardEntry>>(bytes)?.shards)
+    let file = from_bytes(bytes)?;
+    Index::of(&file)?;
+    Ok(file.shards)
 }
 
 /// A shard, as parsed from the index.
@@ -226,16 +227,19 @@ impl Index {
     /// # Errors
     /// A fault. If it is in the entry of a shard, its offset is 0 and its message has the number of the shard.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Self, Fault> {
-        let file: IndexFile<ShardEntry> = from_bytes(bytes)?;
+        Self::of(&from_bytes(bytes)?)
+    }
+
+    fn of(file: &IndexFile<ShardEntry>) -> std::result::Result<Self, Fault> {
         if file.version != VERSION {
             return Err(Fault::new(0, format!("version {} is not {VERSION}", file.version)));
         }
         let mut shards: Vec<Shard> = Vec::with_capacity(file.shards.len());
-        let mut previous: Option<ShardEntry> = None;
-        for (number, entry) in file.shards.into_iter().enumerate() {
+        let mut previous: Option<&ShardEntry> = None;
+        for (number, entry) in file.shards.iter().enumerate() {
             let fault = |message: String| Fault::new(0, format!("shard {number}: {message}"));
-            let schema = match (&previous, shards.last()) {
-                (Some(before), Some(last)) if before.same_columns(&entry) => Arc::clone(&last.schema),
+            let schema = match (previous, shards.last()) {
+                (Some(before), Some(last)) if before.same_columns(entry) => Arc::clone(&last.schema),
                 _ => {
                     let (names, encodings) = (&entry.column_names, &entry.column_encodings);
                     let schema = schema(names, encodings, &entry.column_sizes, &entry.format, entry.version);
@@ -246,7 +250,7 @@ impl Index {
                     schema
                 }
             };
-            shards.push(Shard::new(&entry, schema).map_err(fault)?);
+            shards.push(Shard::new(entry, schema).map_err(fault)?);
             previous = Some(entry);
         }
         let total = shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(shard.samples));

@@ -191,7 +191,8 @@ impl Reader {
             let (run, after) = rest.split_at(rest.partition_point(|(index, _)| *index < end));
             let shard = self.shards.open_shard(number, run.len() as u64)?;
             let own: Vec<usize> = columns.iter().map(|column| self.position(&shard.schema, *column)).collect();
-            let positions = own.iter().map(|column| Position::of(&shard.schema, *column)).collect();
+            let all = Position::of_all(&shard.schema);
+            let positions = own.iter().map(|column| all[*column]).collect();
             let wanted = Wanted { columns: own, positions };
             let range = |index: u64| shard.table.range((index - start) as usize);
             for (at, (index, slot)) in run.iter().enumerate() {

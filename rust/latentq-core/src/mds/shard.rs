@@ -158,17 +158,23 @@ pub enum Position {
 }
 
 impl Position {
-    /// The position of a column; `None` if it depends on the header of the sample.
-    pub fn of(schema: &Schema, column: usize) -> Option<Self> {
-        let size = |columns: &[super::Column]| columns.iter().try_fold(0u64, |sum, c| Some(sum + u64::from(c.size?)));
-        let (before, rest) = schema.columns.split_at(column);
-        let (own, after) = rest.split_first()?;
-        let own = u64::from(own.size?);
-        match (size(before), size(after)) {
-            (Some(before), _) => Some(Self::FromStart(schema.header + before, own)),
-            (_, Some(after)) => Some(Self::FromEnd(own + after, own)),
-            _ => None,
+    /// The positions of all columns; `None` for a column whose position depends on the header of the sample.
+    pub fn of_all(schema: &Schema) -> Vec<Option<Self>> {
+        let mut positions = Vec::with_capacity(schema.columns.len());
+        // Where the columns so far end; `None` after one of variable size.
+        let mut end = Some(schema.header);
+        for column in &schema.columns {
+            let size = column.size.map(u64::from);
+            positions.push(end.zip(size).map(|(start, size)| Self::FromStart(start, size)));
+            end = end.zip(size).map(|(end, size)| end + size);
         }
+        let mut left = 0;
+        for (column, position) in schema.columns.iter().zip(&mut positions).rev() {
+            let Some(size) = column.size.map(u64::from) else { break };
+            left += size;
+            *position = position.or(Some(Self::FromEnd(left, size)));
+        }
+        positions
     }
 
     /// The range in a sample of `len` bytes. `len` must come from a checked table, so that the fixed columns fit.
@@ -205,5 +211,41 @@ pub fn split(schema: &Schema, head: &[u8], len: u64, out: &mut Vec<Range<u64>>) 
     match at == len {
         true => Ok(()),
         false => Err(Fault::new(0, format!("the columns of the sample have {at} bytes, the sample has {len}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Column;
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn positions_are_those_of_split(sizes in proptest::collection::vec((any::<bool>(), 0u8..20), 0..9)) {
+            let column = |(at, (is_fixed, size)): (usize, &(bool, u8))| {
+                let mut column = Column::new(&at.to_string(), "bytes").unwrap();
+                column.size = is_fixed.then_some((*size).into());
+                column
+            };
+            let schema = Schema::new(sizes.iter().enumerate().map(column).collect());
+            let mut head = Vec::new();
+            for (_, size) in sizes.iter().filter(|(is_fixed, _)| !is_fixed) {
+                head.extend(u32::from(*size).to_le_bytes());
+            }
+            let len = schema.header + sizes.iter().map(|(_, size)| u64::from(*size)).sum::<u64>();
+            let mut ranges = Vec::new();
+            split(&schema, &head, len, &mut ranges).unwrap();
+            let positions = Position::of_all(&schema);
+            prop_assert_eq!(positions.len(), sizes.len());
+            for (at, position) in positions.into_iter().enumerate() {
+                let is_fixed = |columns: &[(bool, u8)]| columns.iter().all(|(is_fixed, _)| *is_fixed);
+                prop_assert_eq!(position.is_some(), is_fixed(&sizes[..=at]) || is_fixed(&sizes[at..]));
+                if let Some(position) = position {
+                    prop_assert_eq!(position.within(len), ranges[at].clone());
+                }
+            }
+        }
     }
 }

@@ -86,18 +86,27 @@ impl Layout {
         if compression != RAW && !directory.is_whole() {
             return Err(broken("the directory is truncated"));
         }
+        let all = |tag, default: u64| -> Vec<u64> {
+            directory.integers(tag).map_or(vec![default], |numbers| numbers.take(8).collect())
+        };
+        let bits = all(BITS, 1);
+        let format = all(SAMPLE_FORMAT, UNSIGNED);
+        let is_little = directory.is_little();
+        // Pillow swaps the bytes of compressed big-endian samples twice, and reads plain 16-bit planes as bytes. Such files
+        // must not get to it as other files do that are not supported here.
+        let is_scrambled = match compression {
+            RAW => integer(PLANAR) == Some(2) && bits[0] > 8,
+            _ => !is_little && format[0] != UNSIGNED && bits[0] > 8,
+        };
+        let refused =
+            |what: &str| broken(&format!("{what} is {}", if is_scrambled { "refused" } else { "not supported" }));
         let colors = match photometric {
             WHITE_IS_ZERO | BLACK_IS_ZERO | PALETTE => 1,
             RGB | YCC | LAB => 3,
             INK => 4,
-            _ => return Err(broken(&format!("photometric interpretation {photometric} is not supported"))),
-        };
-        let all = |tag, default: u64| -> Vec<u64> {
-            directory.integers(tag).map_or(vec![default], |numbers| numbers.take(8).collect())
+            _ => return Err(refused(&format!("photometric interpretation {photometric}"))),
         };
         let extras = directory.integers(EXTRA_SAMPLES).map_or(Vec::new(), |numbers| numbers.take(8).collect());
-        let bits = all(BITS, 1);
-        let format = all(SAMPLE_FORMAT, UNSIGNED);
         let is_uniform = bits.iter().all(|&depth| depth == bits[0]) && format.iter().all(|&kind| kind == format[0]);
         let extra = match (samples.checked_sub(colors), &extras[..]) {
             (Some(0), []) => Extra::None,
@@ -105,15 +114,13 @@ impl Layout {
             (Some(1), [1]) if photometric == RGB => Extra::Premultiplied,
             (Some(1), [] | [2 | 999]) if photometric == RGB => Extra::Alpha,
             (Some(1), [2]) if matches!(photometric, BLACK_IS_ZERO | PALETTE) => Extra::Alpha,
-            _ => return Err(broken("this combination of channels is not supported")),
+            _ => return Err(refused("this combination of channels")),
         };
-        let is_little = directory.is_little();
         let is_known = match (photometric, format[0], bits[0]) {
             (_, UNSIGNED, 8) => true,
             (WHITE_IS_ZERO | BLACK_IS_ZERO | PALETTE, UNSIGNED, 1 | 2 | 4) => samples == 1,
             (BLACK_IS_ZERO, SIGNED, 8) | (BLACK_IS_ZERO, UNSIGNED, 16) => samples == 1,
             (WHITE_IS_ZERO, UNSIGNED, 16) | (BLACK_IS_ZERO, UNSIGNED, 32) => samples == 1 && is_little,
-            // Pillow swaps the bytes of compressed big-endian samples twice.
             (BLACK_IS_ZERO, SIGNED, 16 | 32) | (WHITE_IS_ZERO | BLACK_IS_ZERO, FLOAT, 32) => {
                 samples == 1 && (is_little || compression == RAW)
             }
@@ -121,10 +128,10 @@ impl Layout {
             _ => false,
         };
         if !is_uniform || !is_known || compression == JPEG && bits[0] != 8 {
-            return Err(broken("the sample format is not supported"));
+            return Err(refused("the sample format"));
         }
         if photometric == YCC && compression != JPEG && !is_plain_ycc(directory) {
-            return Err(broken("this kind of YCbCr is not supported"));
+            return Err(refused("this kind of YCbCr"));
         }
         let orientation = orientation::of_directory(Some(directory), directory.bytes(XMP));
         let is_planar = integer(PLANAR) == Some(2) && samples > 1;
@@ -204,6 +211,10 @@ impl Grid {
         };
         let list = |tag| directory.integers(tag).map(|numbers| numbers.collect::<Vec<u64>>());
         match (list(STRIP_OFFSETS), list(TILE_OFFSETS)) {
+            // libtiff takes both tags for the same; Pillow reads uncompressed files itself, as strips.
+            (Some(_), _) if layout.compression != RAW && directory.integer(TILE_WIDTH).is_some() => {
+                Err(broken("a list of tiles with the tag of strips is not supported"))
+            }
             (Some(offsets), _) => {
                 let height = side(ROWS_PER_STRIP, layout.height)?.min(layout.height);
                 let counts = list(STRIP_COUNTS).unwrap_or_default();
@@ -295,15 +306,21 @@ impl<'a> Coding<'a> {
             chunk = jpeg::decode_strip(tables, coded, (width, rows), channels, is_ycc, pixels)?;
         } else {
             chunk.resize(rows * stride, 0);
-            let filled = match layout.compression {
-                2..=4 if layout.bits * channels == 1 => {
-                    let options = directory.integer(FAX_OPTIONS).unwrap_or(0);
-                    expand_fax(coded, layout.compression, options, width, &mut chunk)
-                }
-                compression => expand(coded, compression, &mut chunk)?,
+            let is_fax = matches!(layout.compression, 2..=4) && layout.bits * channels == 1;
+            let filled = if is_fax {
+                let options = directory.integer(FAX_OPTIONS).unwrap_or(0);
+                expand_fax(coded, layout.compression, options, width, &mut chunk)
+            } else {
+                expand(coded, layout.compression, &mut chunk)?
             };
             if filled < chunk.len() {
-                return Err(broken("the image data are broken or truncated"));
+                // libtiff skips faulty fax rows.
+                let what = if is_fax {
+                    "repair of fax data is not supported"
+                } else {
+                    "the image data are broken or truncated"
+                };
+                return Err(broken(what));
             }
         }
         for row in chunk.chunks_exact_mut(stride) {

@@ -23,6 +23,10 @@ pub fn expand(coded: &[u8], compression: u64, out: &mut [u8]) -> Result<usize> {
             out[..length].copy_from_slice(&coded[..length]);
             length
         }
+        // As in libtiff, which reads this first form of LZW too.
+        5 if matches!(coded, [0, second, ..] if second & 1 == 1) => {
+            return Err(broken("LZW with its bits in reverse order is not supported"));
+        }
         5 => {
             let mut stream = weezl::decode::Decoder::with_tiff_size_switch(weezl::BitOrder::Msb, 8);
             let (mut read, mut written) = (0, 0);

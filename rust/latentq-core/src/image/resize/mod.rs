@@ -64,8 +64,8 @@ impl Resizer {
                 window.width, window.height
             )));
         };
-        // The weights of both axes: at most 2 * 3 * input + 3 * output numbers, and their copy in the kernel's layout.
-        check_room(from.0.saturating_add(from.1).saturating_add(window.width + window.height).saturating_mul(32))?;
+        let across = Weights::room(from.0, size.0, window.width, filter);
+        check_room(across.saturating_add(Weights::room(from.1, size.1, window.height, filter)))?;
         // An axis whose length does not change is not filtered.
         let columns = (size.0 != from.0).then(|| Weights::new(from.0, size.0, window.left, window.width, filter));
         let rows = (size.1 != from.1).then(|| Weights::new(from.1, size.1, window.top, window.height, filter));

@@ -65,12 +65,25 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// The largest number of inputs of one output, which depends on the input only if that is reduced.
+    fn taps(input: usize, output: usize, filter: Filter) -> usize {
+        let support = filter.support() * (input as f64 / output as f64).max(1.0);
+        (support.ceil() as usize).saturating_mul(2).saturating_add(1).min(input)
+    }
+
+    /// An upper bound of the bytes of `count` outputs: the weights, and their copy in the layout of a kernel.
+    pub fn room(input: usize, output: usize, count: usize, filter: Filter) -> usize {
+        let taps = Self::taps(input, output, filter);
+        let each = taps.saturating_mul(16).saturating_add(48);
+        count.saturating_mul(each).saturating_add(taps.saturating_mul(8))
+    }
+
     /// Computes the weights of outputs `first .. first + count` of an axis resized from `input` to `output` pixels.
     pub fn new(input: usize, output: usize, first: usize, count: usize, filter: Filter) -> Self {
         let scale = input as f64 / output as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
-        let taps = (support.ceil() as usize * 2 + 1).min(input);
+        let taps = Self::taps(input, output, filter);
         let mut weights = Self { starts: Vec::new(), lengths: Vec::new(), values: vec![0; taps * count], taps };
         let mut exact = vec![0.0; taps];
         for (index, values) in weights.values.chunks_exact_mut(taps).enumerate() {
@@ -128,4 +141,24 @@ pub const HALF: i32 = 1 << (PRECISION - 1);
 
 pub fn clip(sum: i32) -> u8 {
     (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Filter, Weights};
+
+    #[test]
+    fn room_is_enough_and_does_not_grow_with_what_is_cropped() {
+        for (input, output, count) in [(1000, 64, 64), (64, 1000, 256), (500, 500, 10), (7, 3, 1), (5000, 1, 1)] {
+            for filter in [Filter::Box, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+                let weights = Weights::new(input, output, 0, count, filter);
+                let used = 4 * weights.values.capacity() + 8 * (weights.starts.capacity() + weights.lengths.capacity());
+                assert!(used <= Weights::room(input, output, count, filter));
+            }
+        }
+        // A line of 178 million pixels as high as a square of 64: nearly all of it is cropped.
+        assert!(Weights::room(178_000_000, 64 * 178_000_000, 64, Filter::Lanczos) < 1 << 14);
+        // As wide as one pixel: all of it is needed.
+        assert!(Weights::room(178_000_000, 1, 1, Filter::Lanczos) > 4 * 178_000_000);
+    }
 }
