@@ -391,3 +391,10 @@ def test_the_quantizer_is_imported_without_torch() -> None:
         "import sys, latentq.quantizer; sys.exit(bool({'torch', 'diffusers', 'streaming', 'PIL'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_mask_without_memory_is_a_memory_error() -> None:
+    samples = 1 << 47  # without values: only the mask of bad samples would take memory
+    q = Quantizer("affine", 8, "nearest", (-1.0,), (1.0,))
+    with pytest.raises(MemoryError):
+        q.quantize_counted(np.empty((samples, 1, 0), np.float32))
