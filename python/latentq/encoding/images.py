@@ -96,6 +96,8 @@ class ImageLoader:
 
     def batches(self, plans: Iterable[PlannedBatch]) -> Iterator[DecodedBatch]:
         """Yields the batches in order, each once all of its images are done."""
+        if self._run.encoder.device.type == "cpu":
+            _curb_spinning()
         loading: deque[_LoadingBatch] = deque()
         with current_device(self._run.encoder.device):  # pinned memory belongs to the current device
             for plan in plans:
@@ -127,6 +129,17 @@ class ImageLoader:
     def _forget_oldest(self) -> None:
         _, _, size = self._undecoded.popleft()
         self._undecoded_bytes -= size
+
+
+def _curb_spinning() -> None:
+    """Makes torch's threads on the CPU sleep instead of spin while they wait for each other.
+
+    GNU's OpenMP spins for milliseconds unless it knows of more threads than processors. It does not know of the threads
+    that decode. A parallel operation in this thread gives it a second team of threads, as long as this thread lives.
+    """
+    import torch
+
+    torch.zeros(1 << 20, dtype=torch.uint8, device="cpu")
 
 
 def _is_far_ahead(loading: Sequence[_LoadingBatch]) -> bool:
