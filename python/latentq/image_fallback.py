@@ -128,6 +128,7 @@ def _opened(data: bytes | str, error: Exception) -> Iterator[Image]:
     Image.init()
     _register_plugins()
     where = f"{data}: " if isinstance(data, str) else ""
+    reason = f"{error}; " if _is_tiff(error) else where
     with contextlib.ExitStack() as stack:
         # Opened here, so that only a fault of the file system is an OSError to the caller.
         file = io.BytesIO(data) if isinstance(data, bytes) else stack.enter_context(open(data, "rb"))  # noqa: PTH123
@@ -136,17 +137,22 @@ def _opened(data: bytes | str, error: Exception) -> Iterator[Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, whose limit is the caller's
             image = None
-            with _image_errors(where), contextlib.suppress(UnidentifiedImageError):
+            with _image_errors(where, reason), contextlib.suppress(UnidentifiedImageError):
                 image = stack.enter_context(Image.open(file, formats=formats))
             if image is None:  # raised here, without Pillow's error as its context
                 raise ImageError(f"{error}{_advice(file)}")
-            with _image_errors(where):
+            with _image_errors(where, reason):
                 yield image
 
 
 @contextlib.contextmanager
-def _image_errors(where: str) -> Iterator[None]:
-    """Raises what Pillow raises as ImageError, except for faults of the machine."""
+def _image_errors(where: str, reason: str) -> Iterator[None]:
+    """Raises what Pillow raises as ImageError, except for faults of the machine.
+
+    Args:
+        where: The start of the message: the path, if there is one.
+        reason: The start of the message if Pillow fails.
+    """
     try:
         yield
     except ImageError as error:
@@ -156,9 +162,9 @@ def _image_errors(where: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:  # of the file system; a decoder's have no number
             raise
-        raise ImageError(f"{where}Pillow cannot decode it: {error}") from None
+        raise ImageError(f"{reason}Pillow cannot decode it: {error}") from None
     except Exception as error:  # decoders raise anything
-        raise ImageError(f"{where}Pillow cannot decode it: {str(error) or type(error).__name__}") from None
+        raise ImageError(f"{reason}Pillow cannot decode it: {str(error) or type(error).__name__}") from None
 
 
 def _register_plugins() -> None:

@@ -265,6 +265,15 @@ def test_tiles_may_be_listed_with_the_tags_of_strips():
     assert np.array_equal(image.decode(bytes(data))[..., 0], pixels)
 
 
+def test_the_reason_stays_if_pillow_fails_too(tmp_path):
+    path = tmp_path / "fax.tif"
+    path.write_bytes(encoded("TIFF", Image.fromarray(PIXELS).convert("1"), compression="tiff_raw_16"))
+    with pytest.raises(
+        ImageError, match=r"fax\.tif: TIFF: compression 32771 is not supported; Pillow cannot decode it: "
+    ):
+        image.decode(path)
+
+
 def test_a_broken_tiff_is_not_tried_again(monkeypatch):
     monkeypatch.setattr("latentq.image_fallback._plain", lambda _: pytest.fail("decoded"))
     with pytest.raises(ImageError, match=r"^TIFF: the image data are broken or truncated$"):
