@@ -46,6 +46,8 @@ pub fn expand(coded: &[u8], compression: u64, out: &mut [u8]) -> Result<usize> {
         }
         32773 => unpack_bits(coded, out),
         ZSTD => expand_zstd(coded, out)?,
+        // Pillow scrambles it, also what it wrote itself.
+        32771 => return Err(broken("word-aligned fax is refused")),
         _ => return Err(broken(&format!("compression {compression} is not supported"))),
     })
 }
