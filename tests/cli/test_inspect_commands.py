@@ -1,12 +1,14 @@
 """`latentq info`, `verify`, `repair` and `recipes`."""
 
 import json
+import sys
 
 import pytest
 
 import latentq
 from conftest import contents
 from latentq.cli.main import main
+from latentq.system.progress import Progress
 
 
 def test_info_as_json_is_the_card(small_dataset, capsys):
@@ -37,6 +39,29 @@ def test_verify_exits_with_1_if_a_bit_is_wrong(small_dataset, capsys):
     assert "shard.00000.mds" in capsys.readouterr().out
     assert main(["verify", str(small_dataset), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["file"].endswith("shard.00000.mds")
+
+
+def test_verify_measure_and_decode_show_progress(small_dataset, pictures, tmp_path, monkeypatch):
+    bars = []
+    init = Progress.__init__
+
+    def record(self, total, label, stream, **options):
+        init(self, total, label, stream, **options)
+        bars.append(self)
+
+    monkeypatch.setattr(Progress, "__init__", record)
+    dataset, source = str(small_dataset), ["--source", str(pictures)]
+    for command, labels in (
+        (["verify", dataset, "--decode", "3"], {"verify": 12, "decode": 3}),
+        (["measure", dataset, *source], {"encode": 12, "measure": None}),
+        (["decode", dataset, "--index", "0", "1", "-o", str(tmp_path / "x.png")], {"decode": 2}),
+    ):
+        assert main(command) == 0
+        assert {bar._label for bar in bars} == set(labels), command
+        for bar in bars:
+            assert bar._stream is sys.stderr
+            assert bar._done == bar._total == (labels[bar._label] or bar._total) > 0
+        bars.clear()
 
 
 def test_repair_rebuilds_a_lost_index(small_dataset, capsys):

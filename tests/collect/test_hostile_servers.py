@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from latentq.cli.main import main
 from latentq.collect import collect, download
 from support.collect_fixtures import tar_of, zip_of
 
@@ -96,6 +97,16 @@ def test_a_server_that_sends_content_too_slowly_is_given_up(tmp_path, monkeypatc
     with Dripping(b"", b"") as site:
         failed = collect("coco", tmp_path, site=site.url).failed
     assert ["the server sent no content for 0 s" in failure.reason for failure in failed] == [True, True]
+
+
+def test_control_characters_of_a_servers_reason_do_not_reach_the_terminal(tmp_path, capsys):
+    with HostileSite(b"HTTP/1.1 404 \x1b[2J\x9b31m gone\r\nContent-Length: 0\r\n\r\n", b"") as site:
+        assert main(["collect", "coco", str(tmp_path), "--site", site.url]) == 1
+    printed = capsys.readouterr()
+    texts = printed.out + printed.err, (tmp_path / "failed.tsv").read_text()
+    for text in texts:
+        assert not {"\x1b", "\x9b"} & set(text)
+        assert "HTTP status 404 \\x1b[2J\\x9b31m gone" in text.replace("\\\\", "\\")
 
 
 @pytest.mark.parametrize("name", ["val2014.zip", "a.tar", "a.tgz", "a.parquet", "a.tar.gz"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import latentq
 from conftest import contents, paint
-from latentq import LatentqError
+from latentq import LatentqError, mds
 from latentq.run.listing import storable
 from latentq.sources import Listing, Sample, open_source
 
@@ -135,7 +135,7 @@ def test_no_label_condemns_a_sample_whose_label_is_optional(tmp_path, labels, st
     assert latentq.verify(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("kind", ["parquet", "datasets", "csv", "tsv", "jsonl", "folder"])
+@pytest.mark.parametrize("kind", ["parquet", "datasets", "mds", "csv", "tsv", "tar", "jsonl", "folder"])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_values_of_every_kind_of_source_read_back(kind, data):
@@ -175,9 +175,25 @@ def _open_made_source(kind, folder, rows, pa, pq):
         path = folder / f"a.{kind}"
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter="," if kind == "csv" else "\t")
-            writer.writerow(["path", "caption"])
-            writer.writerows([f"{index}.png", caption] for index, caption in enumerate(captions))
+            writer.writerow(["path", "label", "caption"])
+            writer.writerows([f"{index}.png", *row] for index, row in enumerate(zip(labels, captions, strict=True)))
         return open_source(path)
+    if kind == "mds":
+        with mds.Writer(folder / "mds", {"image": "bytes", "label": "json", "caption": "str"}) as file:
+            for image, label, caption in zip(images, labels, captions, strict=True):
+                file.write({"image": image, "label": label, "caption": caption})
+        return open_source(folder / "mds")
+    if kind == "tar":
+        from support.archive_making import make_tar
+
+        members = []
+        for index, (image, label, caption) in enumerate(zip(images, labels, captions, strict=True)):
+            members += [
+                (f"{index}.png", image),
+                (f"{index}.cls", str(label).encode()),
+                (f"{index}.txt", caption.encode()),
+            ]
+        return open_source(make_tar(folder / "a.tar", members))
     if kind == "jsonl":
         lines = [json.dumps({"file_name": f"{i}.png", "caption": text + "\ud800"}) for i, text in enumerate(captions)]
         (folder / "captions.jsonl").write_text("\n".join(lines))
