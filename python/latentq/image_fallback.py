@@ -225,11 +225,15 @@ def _is_tga(file: io.BufferedIOBase) -> bool:
 
 
 def _advice(file: io.BufferedIOBase) -> str:
-    """Returns the package that reads a format, if there is one."""
+    """Returns what reads a format that needs a plugin, or that the installed plugin does not read it."""
+    from PIL import Image
+
     file.seek(0)
     head = file.read(16)
     if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
-        return "; HEIC needs the package pillow-heif"
-    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        return "; JPEG XL needs the package pillow-jxl-plugin"
-    return ""
+        name, form, package = "HEIC", "HEIF", "pillow-heif"
+    elif head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        name, form, package = "JPEG XL", "JXL", "pillow-jxl-plugin"
+    else:
+        return ""
+    return f"; {package} cannot read this {name}" if form in Image.OPEN else f"; {name} needs the package {package}"

@@ -2,11 +2,13 @@
 
 import io
 import struct
+import sys
+import types
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from latentq import ImageError, encode, image
 from latentq.sources import open_source
@@ -118,6 +120,33 @@ def test_broken_images_are_typed_errors(tmp_path):
 def test_an_image_whose_plugin_is_missing_names_it(head, package):
     with pytest.raises(ImageError, match=f"not an image of a known format .*needs the package {package}$"):
         image.decode(head)
+
+
+def test_a_plugin_that_is_installed_reads_its_format(monkeypatch):
+    class Heif(ImageFile.ImageFile):
+        """A stand-in for pillow-heif: after the head come width, height and raw pixels."""
+
+        format = "HEIF"
+
+        def _open(self):
+            width, height = struct.unpack("<2H", self.fp.read(16)[12:])
+            if width == 0:
+                raise SyntaxError("broken")
+            self._mode, self._size = "RGB", (width, height)
+            self.tile = [ImageFile._Tile("raw", (0, 0, width, height), 16, ("RGB", 0, 1))]
+
+    module = types.ModuleType("pillow_heif")
+    module.register_heif_opener = lambda: Image.register_open("HEIF", Heif, lambda head: head[4:12] == b"ftypheic")
+    Image.init()
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setitem(sys.modules, "pillow_heif", module)
+    head = b"\0\0\0\x18ftypheic"
+    data = head + struct.pack("<2H", 36, 24) + PIXELS.tobytes()
+    assert np.array_equal(image.decode(data), PIXELS)
+    assert image.info(data).format == "HEIF"
+    with pytest.raises(ImageError, match=r"pillow-heif cannot read this HEIC$"):
+        image.decode(head + bytes(100))
 
 
 @pytest.mark.parametrize("data", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x01\0\x02" + bytes(200), b"%PDF-1.4\n"])
