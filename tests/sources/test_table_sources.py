@@ -305,6 +305,24 @@ def test_captions_of_a_table_have_the_same_names(tmp_path, name):
     assert sample.caption == "one"
 
 
+@pytest.mark.parametrize("kind", ["parquet", "datasets", "mds", "csv"])
+def test_columns_of_unusual_names_are_pointed_out(tmp_path, kind):
+    columns = {"fine_label": [3], "coarse_label": [1], "blip_description": ["a cat"], "width": [9]}
+    listing = source_of(kind, tmp_path, **columns).listing()
+    assert (listing.samples[0].label, listing.samples[0].caption) == (None, None)
+    [note] = [note for note in listing.notes if note.startswith("columns: ")]
+    labels, captions = "'fine_label', 'coarse_label'", "'blip_description'"
+    if kind == "mds":  # its columns are sorted
+        labels = "'coarse_label', 'fine_label'"
+    assert note.partition("; ")[2] == (
+        f"labels may be in {labels}: encode --label-column NAME takes one; "
+        f"captions may be in {captions}: --captions NAME takes one"
+    )
+    (tmp_path / "usual").mkdir()
+    usual = source_of(kind, tmp_path / "usual", label=[3], text=["a cat"], coarse_label=[1], prompt_2=["b"]).listing()
+    assert not any("may be in" in note for note in usual.notes)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "datasets", "mds"])
 def test_the_image_is_the_column_of_a_usual_name_whatever_the_order(tmp_path, kind):
     mask, right = picture(1), picture(2)

@@ -21,6 +21,11 @@ LABEL = ("label", "class", "class_id", "label_id", "cls")
 LABEL_TEXT = ("label_text", "label_as_text", "class_name", "label_name")
 CAPTION = ("caption", "text", "prompt", "captions", "reference_strs", "txt")
 ID = ("image_id", "id", "key", "__key__")
+_LIKELY = (
+    ("label", "label|class|category", "encode --label-column"),
+    ("caption", "caption|prompt|description|text", "--captions"),
+)
+_MOST_NAMED = 5
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can escape one; UTF-8 cannot encode it
 
 
@@ -104,11 +109,17 @@ def named_column(source: object, name: str | None, columns: Iterable[str], conte
     return name
 
 
-def columns_note(image: str, columns: Mapping[str, str]) -> str:
-    """Returns the note that says which columns are taken."""
+def columns_note(image: str, columns: Mapping[str, str], all_columns: Iterable[str]) -> str:
+    """Returns the note that says which columns are taken, and where labels and captions may be if there are none."""
     names = {"caption": "captions", "label": "labels", "label_text": "names of labels"}
     parts = [f"images from {image!r}", *(f"{names[f]} from {column!r}" for f, column in columns.items() if f in names)]
-    return f"columns: {', '.join(parts)}"
+    note = f"columns: {', '.join(parts)}"
+    free = [column for column in all_columns if column != image and column not in columns.values()]
+    for field, pattern, option in _LIKELY:
+        likely = [repr(column) for column in free if re.search(pattern, column, re.IGNORECASE)][:_MOST_NAMED]
+        if field not in columns and likely:
+            note += f"; {names[field]} may be in {', '.join(likely)}: {option} NAME takes one"
+    return note
 
 
 def captions_in(cell: object) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class Datasets:
         for split, (image, dataset) in self._splits.items():
             texts = {name for name, kind in dataset.features.items() if _holds_texts(kind)}
             known = self._columns.find(self._name, dataset.column_names, texts)
-            notes[columns_note(image, known)] = None
+            notes[columns_note(image, known, dataset.column_names)] = None
             class_names = getattr(dataset.features.get(known.get("label")), "names", None)
             narrow = dataset.select_columns(list(known.values()))
             for row in range(len(dataset)):

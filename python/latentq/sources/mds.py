@@ -68,7 +68,7 @@ class Mds:
                 cells = {field: values[column][row_index] for field, column in self._columns.items()}
                 _, shard, size = self._shard(number)
                 rows.add(Sample(f"{number:08}", None, archive=shard, archive_bytes=size, offset=number), cells)
-        return rows.listing(_LOCATION_FIELDS, [columns_note(self._image, self._columns)])
+        return rows.listing(_LOCATION_FIELDS, [columns_note(self._image, self._columns, self._reader.columns)])
 
     def data(self, sample: Sample) -> bytes:
         """Returns the stored bytes of an image.

@@ -64,7 +64,7 @@ class Parquet:
             with open_parquet(path) as file:
                 image = _image_column(path, file, self._columns)
                 known = self._columns.find(path, file.schema_arrow.names, _text_columns(file))
-                notes[columns_note(image, known)] = None
+                notes[columns_note(image, known, file.schema_arrow.names)] = None
                 size, row = path.stat().st_size, 0
                 for batch in rows_of(path, file, list(known.values())):
                     for values in batch:

@@ -46,7 +46,8 @@ class Table:
         table = [*table_rows(self.path)]
         if not table:
             raise LatentqError(f"{self.path} has no rows: there are no images to encode")
-        key, found = self._header(table[0][1])
+        first = table[0][1]
+        key, found = self._header(first)
         if key is None:
             self._check_no_header_follows(table)
         header = {}
@@ -66,7 +67,7 @@ class Table:
             if not path:
                 raise LatentqError(f"{self.path}, line {line}: the row has no path")
             rows.add(Sample(path, file_size(self.path.parent / path)), cells)
-        listing = rows.listing(("fault",), [columns_note(key, found)] if key is not None else [])
+        listing = rows.listing(("fault",), [columns_note(key, found, first)] if key is not None else [])
         return listing if any(sample.fault for sample in listing.samples) else _without_faults(listing)
 
     def _header(self, first: list[str]) -> tuple[str | None, dict[str, str]]:
