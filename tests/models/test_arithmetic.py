@@ -25,6 +25,9 @@ SETTINGS = {
     "convolutions in IEEE": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
     "cuDNN in IEEE": "torch.backends.cudnn.fp32_precision = 'ieee'",
     "all in IEEE": "torch.backends.fp32_precision = 'ieee'",
+    "all in bfloat16": "torch.backends.fp32_precision = 'bf16'",
+    "products of the CPU in bfloat16": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "convolutions of the CPU in bfloat16": "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
     "benchmarked convolutions": "torch.backends.cudnn.benchmark = True; torch.backends.cudnn.deterministic = False",
     "TF32 forced by the environment": "",
 }
@@ -44,6 +47,9 @@ PROBE = """
             "cudnn": lambda: backends.cudnn.fp32_precision,
             "convolutions": lambda: backends.cudnn.conv.fp32_precision,
             "products": lambda: backends.cuda.matmul.fp32_precision,
+            "CPU": lambda: backends.mkldnn.fp32_precision,
+            "CPU convolutions": lambda: backends.mkldnn.conv.fp32_precision,
+            "CPU products": lambda: backends.mkldnn.matmul.fp32_precision,
             "older convolutions": lambda: backends.cudnn.allow_tf32,
             "older products": torch.get_float32_matmul_precision,
             "benchmark": lambda: backends.cudnn.benchmark,
@@ -116,6 +122,11 @@ def test_every_setting_computes_in_the_precision_that_was_asked_for(states):
         assert computes_in(inside) == ("ieee", "ieee"), name
         assert computes_in(tf32) == ("tf32", "tf32"), name
         assert (inside["benchmark"], inside["deterministic"]) == (False, True), name
+        if inside["CPU products"] != "AttributeError":  # torch < 2.9
+            on_cpu = [
+                state[f"CPU {operations}"] for state in (inside, tf32) for operations in ("convolutions", "products")
+            ]
+            assert on_cpu == ["ieee"] * 4, name
 
 
 def test_every_setting_is_restored(states):

@@ -85,15 +85,22 @@ def _set(precision: Precision) -> Callable[[], None]:
         else:
             _change_inherited(undo, convolutions, torch.backends.cudnn, precision)
         products: Any = torch.backends.cuda.matmul
-        try:
+        old: str | None = None
+        with contextlib.suppress(RuntimeError):  # set through the newer interface, which the older one refuses to read
             old = torch.get_float32_matmul_precision()
-        except RuntimeError:  # set through the newer interface, which the older one then refuses to read
+        cpu: Any = torch.backends.mkldnn
+        if convolutions is not None:  # the CPU has a lower precision too, which the older interface sets for products
+            for operations in (cpu.conv, cpu.matmul):
+                _change_inherited(undo, operations, cpu, "ieee")
+        if old is None:
             _change_inherited(undo, products, torch.backends, precision)
         else:
             if convolutions is not None:  # the older interface writes `ieee` for the newer one's `none`
                 undo.callback(setattr, products, "fp32_precision", products.fp32_precision)
             undo.callback(torch.set_float32_matmul_precision, old)
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+            if convolutions is not None:
+                cpu.matmul.fp32_precision = "ieee"
     except BaseException:
         undo.close()
         raise
