@@ -172,9 +172,10 @@ def test_decoding_latents_of_a_batch_does_not_wait(quantizer, scale):
     assert synchronizations(decoding(latents(quantizer, scale=scale))) == []
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("scale", ["raw", "scaled"])
-def test_decoding_moments_does_not_wait(scale):
-    column = latents(Quantizer.uniform(-5, 6, channels=8), moments=True, scale=scale)
+def test_decoding_moments_does_not_wait(scale, bits):
+    column = latents(Quantizer.uniform(-5, 6, channels=8, bits=bits), moments=True, scale=scale)
     assert synchronizations(decoding(column)) == []
 
 

@@ -144,10 +144,12 @@ class LatentColumn:
         if direct is not None:
             values: torch.Tensor = direct.dequantize_packed(stored, shape, dtype=dtype, out=out)
             return values
-        codes: torch.Tensor = self.quantizer.unpack(stored, shape)
-        if self.moments:
-            mean, logvar = self.quantizer.dequantize(codes, dtype=torch.float32).chunk(2, 1)
+        codes: torch.Tensor
+        if self.moments:  # in one step, which needs no check of codes that would wait for a GPU
+            mean, logvar = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32).chunk(2, 1)
             codes = mean + (logvar / 2).exp() * (torch.randn_like(mean) if noise is None else noise)
+        else:
+            codes = self.quantizer.unpack(stored, shape)
         if self.factor:
             channels = (-1, *(1 for _ in self.shape[1:]))
             shift, factor = (_on_device(values, stored.device).view(channels) for values in (self.shift, self.factor))
