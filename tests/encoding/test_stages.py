@@ -217,6 +217,25 @@ def test_batch_is_halved_when_the_device_runs_out_of_memory(photos, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
 
 
+def test_items_that_are_no_longer_needed_are_closed_in_the_thread_that_made_them():
+    """What they have entered, such as a current device, is this thread's own."""
+    threads = []
+
+    def items():
+        threads.append(threading.current_thread())
+        try:
+            while True:
+                yield 1
+        finally:
+            threads.append(threading.current_thread())
+
+    made = prefetched(items(), 1, Profile(), "read", "network")
+    next(made)
+    made.close()
+    assert len(threads) == 2
+    assert threads[0] is threads[1] is not threading.current_thread()
+
+
 def test_bar_moves_during_calibration(photos, tmp_path):
     class Terminal(io.StringIO):
         isatty = staticmethod(lambda: True)

@@ -123,6 +123,9 @@ def prefetched(
         except BaseException as error:
             with suppress(_StoppedError):
                 put("error", error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # here: what it has entered, such as a current device, is this thread's own
 
     thread = threading.Thread(target=make, name=f"latentq: {stage}", daemon=True)
     thread.start()
