@@ -11,7 +11,7 @@ from conftest import paint
 from latentq.cli.main import main
 from latentq.encoding.captions import CaptionEncoder
 from latentq.encoding.latents import LatentEncoder
-from latentq.encoding.models import Models
+from latentq.encoding.models import Models, load_models
 from latentq.format.options import AutoencoderOptions, TextOptions
 from latentq.models.decode import decode_latents
 from latentq.models.device import default_device, device_of
@@ -159,6 +159,11 @@ class Elsewhere(Blocks):
     def decode(self, latents):
         self.devices.append(("decode", latents.device.type))
         return torch.zeros(len(latents), 3, 32, 32)
+
+
+def test_a_run_computes_on_the_device_of_an_autoencoder_that_is_given_without_one():
+    models = load_models(latentq.Recipe.load("default"), Elsewhere(), None, device=None, keep_subfolder=False)
+    assert models.device == "meta"
 
 
 def test_a_dataset_sends_latents_to_the_autoencoder_that_it_is_given(tmp_path):

@@ -7,6 +7,7 @@ not `non_blocking`, or if its memory on the host is not pinned: then the driver 
 
 import contextlib
 import traceback
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,9 +21,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import latentq
 from latentq.reading import loader, resident
 from latentq.reading.gather import Gatherer
 
+PACKAGE = Path(latentq.__file__).parent  # by its path: the checkout may be called latentq too
 PINNED = {}  # storages of tensors that were asked for or made pinned, by address; kept, so that none is used again
 
 
@@ -59,8 +62,8 @@ class Synchronizations(TorchDispatchMode):
 
 
 def line():
-    frames = [f for f in traceback.extract_stack() if "/latentq/" in f.filename]
-    return f"{frames[-1].filename.rpartition('/latentq/')[2]}:{frames[-1].lineno}" if frames else "elsewhere"
+    frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(PACKAGE)]
+    return f"{Path(frames[-1].filename).relative_to(PACKAGE)}:{frames[-1].lineno}" if frames else "elsewhere"
 
 
 def pinned(tensor, *_):
@@ -105,7 +108,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+    monkeypatch.setattr(torch.cuda, "Event", lambda *, blocking=False, **_: event if blocking else pytest.fail("spins"))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
     monkeypatch.setattr(torch.Tensor, "is_pinned", is_pinned)
