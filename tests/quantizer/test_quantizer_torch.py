@@ -143,3 +143,23 @@ def test_quantizing_without_waiting_gives_the_same_codes_and_counts() -> None:
             np.testing.assert_array_equal(bits(codes), bits(expected))
             assert codes.dtype == expected.dtype
             assert (clipped.tolist(), bad.tolist()) == (counts.clipped.tolist(), counts.bad.tolist())
+
+
+def test_quantizing_vectors_on_a_device_makes_no_int64_of_their_size() -> None:
+    """Embeddings are (tokens, width): counts of that shape take a gigabyte for 64 captions of T5's."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Elements(TorchDispatchMode):
+        most = 0  # of an int64 tensor that an operation makes
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.int64:
+                self.most = max(self.most, result.numel())
+            return result
+
+    x = latents(torch.float32, (50, 3))
+    for q in QUANTIZERS:
+        with Elements() as elements:
+            tensors.quantize_counted(q, x, None)
+        assert 0 < elements.most <= 3, q

@@ -147,7 +147,7 @@ def _codes(scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
     top, constants = 2**scheme.bits - 1, _constants(scheme, x.device)
     if scheme.kind == "codebook":
         columns = x.transpose(0, 1).reshape(scheme.channels, x.numel() // scheme.channels).contiguous()
-        found = torch.searchsorted(constants.bounds, columns).to(torch.uint8)
+        found = torch.searchsorted(constants.bounds, columns, out_int32=True).to(torch.uint8)
         return found.reshape(scheme.channels, x.shape[0], *x.shape[2:]).transpose(0, 1).contiguous()
     low, high, constant, inverse_step = (
         _broadcast(values, x) for values in (constants.low, constants.high, constants.constant, constants.inverse_step)
