@@ -22,6 +22,7 @@ from latentq.system.processors import processors
 
 PRODUCT = "bf16 product, TFLOP/s"
 COPY = "device copy, read and write, TB/s"
+STATE = "name,clocks.sm,power.draw"  # of the card, before and after
 _PIXELS = 64 * 256 * 256 * 3  # bytes of a batch
 
 
@@ -81,11 +82,12 @@ def _facts(run: Run) -> dict[str, Any]:
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         facts |= {"card": card.name, "memory": card.total_memory, "cards": torch.cuda.device_count()}
-        facts |= {"driver": query("driver_version"), "card_at_start": query("name,clocks.sm,power.draw")}
+        facts |= {"driver": query("driver_version"), "card_at_start": query(STATE)}
     quota = Path("/sys/fs/cgroup/cpu.max")
     facts |= {
         "processors": os.cpu_count(),
-        "affinity": processors(),
+        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "",
+        "threads by default": processors(),
         "cpu.max": quota.read_text().strip() if quota.exists() else "",
         "commit": _commit(),
         "stand-ins": standins.MISSING,

@@ -22,7 +22,7 @@ from latentq.models.precision import computing_in
 Work = Callable[[], object]
 BATCH = 64
 BARE = "f compiled bf16"
-CHOSEN = "g compiled bf16, as latentq runs it"
+CHOSEN = "g compiled bf16, deterministic convolutions"
 
 
 def work(run: Run) -> None:

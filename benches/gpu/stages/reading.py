@@ -12,6 +12,7 @@ import torch
 from gpu import shards
 from gpu.harness import Run
 from gpu.measure import wait
+from gpu.stages.env import STATE, query
 from latentq import LatentDataset
 
 BATCH = 256
@@ -38,6 +39,7 @@ def work(run: Run) -> None:
         _resident(run, LatentDataset(folders["affine8"]))
     with run.attempt("DataLoader"):
         _workers(run, LatentDataset(folders["affine8"]), batch)
+    run.results.set_env(card_at_end=query(STATE))  # of the stages that always run
 
 
 def _loaders(run: Run, dataset: LatentDataset, batch: int, **options: Any) -> dict[str, Any]:
