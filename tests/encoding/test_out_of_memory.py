@@ -18,6 +18,7 @@ ERRORS = {
     "torch's allocator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     "cuDNN": RuntimeError("GET was unable to find an engine to execute this computation"),
     "cuDNN, tried in turn": RuntimeError("FIND was unable to find an engine to execute this computation"),
+    "cuDNN's own": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "the runtime": AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
     "the driver": RuntimeError("Triton Error [CUDA]: out of memory"),

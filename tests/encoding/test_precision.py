@@ -9,12 +9,13 @@ import torch
 import latentq
 from conftest import paint
 from latentq.cli.main import main
+from latentq.encoding import latents
 from latentq.encoding.captions import CaptionEncoder
 from latentq.encoding.latents import LatentEncoder
 from latentq.encoding.models import Models, load_models
 from latentq.format.options import AutoencoderOptions, TextOptions
 from latentq.models.decode import decode_latents
-from latentq.models.device import default_device, device_of
+from latentq.models.device import default_device, device_of, start_copy_to_host
 from latentq.models.text import Embeddings
 
 
@@ -87,6 +88,28 @@ def test_an_autoencoder_is_where_its_torch_module_is():
     module = torch.nn.Linear(2, 2, device="meta")
     assert device_of(SimpleNamespace(module=module)) == device_of(module) == "meta"
     assert device_of(Blocks()) == "cpu"
+
+
+def test_devices_other_than_cuda_take_blocking_copies_from_pageable_memory(monkeypatch):
+    """Without CUDA's events nothing else waits before values are read. `meta` stands for MPS and XPU."""
+    copies, to = [], torch.Tensor.to
+
+    def copied(tensor, *arguments, **options):
+        copies.append(options.get("non_blocking", False))
+        return to(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda *_: pytest.fail("pinned"))
+    assert start_copy_to_host(torch.ones(3), torch.device("mps")).tolist() == [1, 1, 1]
+    monkeypatch.setattr(latents, "start_copy_to_host", lambda values, _: values)  # nothing can be copied from `meta`
+    encoder = LatentEncoder(Blocks(), AutoencoderOptions(), "meta")
+    column = SimpleNamespace(content="latent", store="mean", size=32, flip=False, scaled=False)
+    quantizer = latentq.Quantizer.uniform(-1, 2, channels=3)
+    pixels = {32: encoder.host_buffer((2, 3, 32, 32))}
+    pending = encoder.start(pixels, {"latent": column}, {"latent": quantizer}, [0, 1], [1])
+    assert pending.encoded["latent"].device.type == "meta"
+    assert len(copies) > 2
+    assert not any(copies)
 
 
 def test_ranks_beyond_the_visible_gpus_share_them_in_turn(monkeypatch):
