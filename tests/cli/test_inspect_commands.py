@@ -94,7 +94,7 @@ def test_a_path_that_is_no_dataset_is_refused_with_the_reason(pictures, capsys, 
     assert capsys.readouterr().err == f"latentq: {pictures} is {reason}\n"
     file = pictures / "ant" / "00.jpg"
     assert main([command, str(file)]) == 2
-    assert capsys.readouterr().err == f"latentq: {file} is a file; a dataset is a folder\n"
+    assert capsys.readouterr().err == f"latentq: {file} is a file, not a dataset's folder\n"
 
 
 def test_a_folder_that_holds_datasets_is_not_repaired_itself(pictures, capsys):

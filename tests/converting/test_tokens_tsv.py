@@ -98,7 +98,7 @@ def test_the_command_reports_its_output_and_skips_rejects(work, tmp_path, tiny_t
     assert f"{out}: 2 samples, 1 rejects (see {out}.latentq/rejects.tsv)" in capsys.readouterr().out
     assert [path.rpartition("/")[2] for path in pd.read_csv(out, sep="\t")["image_file"]] == ["3.jpg", "5.jpg"]
     assert main(["info", str(out)]) == 2
-    assert f"{out}: no such folder, but its dataset is {out}.latentq\n" in capsys.readouterr().err
+    assert f"{out} is a file, not a dataset's folder; its dataset is {out}.latentq\n" in capsys.readouterr().err
 
 
 def test_an_impossible_output_is_refused_before_anything_is_encoded(work, tmp_path, tiny_taming, monkeypatch):

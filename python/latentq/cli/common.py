@@ -142,15 +142,13 @@ def check_source(path: str) -> None:
 def dataset_folder(path: str) -> Path:
     """Returns the folder of a dataset. Raises UsageError if there is none."""
     folder = Path(path)
-    if folder.is_file():
-        raise UsageError(f"{path} is a file; a dataset is a folder")
-    if not folder.is_dir():
-        from latentq.converting.tokens_tsv import dataset_of
+    if folder.is_dir():
+        return folder
+    from latentq.converting.tokens_tsv import dataset_of
 
-        of_table = dataset_of(folder)
-        hint = f", but its dataset is {of_table}" if of_table.is_dir() else ""
-        raise UsageError(f"{path}: no such folder{hint}")
-    return folder
+    problem = f"{path} is a file, not a dataset's folder" if folder.is_file() else f"{path}: no such folder"
+    of_table = dataset_of(folder)
+    raise UsageError(f"{problem}; its dataset is {of_table}" if of_table.is_dir() else problem)
 
 
 def no_dataset(folder: Path) -> LatentqError:

@@ -92,7 +92,7 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
     if not start:
-        raise FormatError(f"{path} is empty")
+        raise FormatError(f"{path}: the file is empty")
     is_torch_file = start == _ZIP or path.suffix == imagenet_3gb.SUFFIX
     return cast("_ForeignLayout", imagenet_3gb if is_torch_file else vqgan).read(path, progress)
 
