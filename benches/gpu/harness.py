@@ -21,7 +21,7 @@ from typing import Any
 
 from gpu.results import Results, markdown
 
-PATIENCE = 3  # a stage that takes so many times its seconds hangs; a rehearsal may run on a busy machine
+PATIENCE = 3  # a stage hangs if it takes this many times its seconds; a rehearsal may run on a busy machine
 DRY_PATIENCE = 20
 GRACE = 20.0  # seconds that a process of its own has to end by itself after that
 INTERRUPTED = 130  # exit code
@@ -209,7 +209,7 @@ def _run(stage: Stage, results: Results, *, dry: bool) -> str | None:
 
 @contextlib.contextmanager
 def _watchdog(seconds: float) -> Iterator[None]:
-    """After so many seconds, prints where every thread is, and raises `HangError` as soon as Python runs again."""
+    """After a number of seconds, prints where every thread is, and raises `HangError` as soon as Python runs again."""
 
     def alarm(*_: object) -> None:
         raise HangError(f"it hangs: more than {seconds:g} s")

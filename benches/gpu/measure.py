@@ -69,6 +69,6 @@ def wait(run: Run) -> None:
 
 
 def hold(run: Run, cycles: float) -> None:
-    """Keeps the device busy for so many cycles, without waiting for it."""
+    """Keeps the device busy for a number of cycles, without waiting for it."""
     if not run.dry:
         torch.cuda._sleep(int(cycles))

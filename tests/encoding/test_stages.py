@@ -218,7 +218,7 @@ def test_batch_is_halved_when_the_device_runs_out_of_memory(photos, tmp_path):
 
 
 def test_items_that_are_no_longer_needed_are_closed_in_the_thread_that_made_them():
-    """What they have entered, such as a current device, is this thread's own."""
+    """A context that they have entered, such as a current device, belongs to this thread."""
     threads = []
 
     def items():

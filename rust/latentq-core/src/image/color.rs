@@ -130,13 +130,15 @@ fn known_transform(mode: Mode, profile: &[u8]) -> Rc<Option<ToSrgb>> {
         } else {
             // A profile that is unreadable or for other channels is ignored, and not kept: memory may have been short.
             let Ok(transform) = transform(mode, profile).map(Rc::new) else { return Rc::default() };
-            if profile.len() > KNOWN_PROFILE_BYTES {
+            let mut bytes = Vec::new();
+            if profile.len() > KNOWN_PROFILE_BYTES || bytes.try_reserve_exact(profile.len()).is_err() {
                 return transform;
             }
+            bytes.extend_from_slice(profile);
             if known.len() == KNOWN_PROFILES {
                 known.remove(0);
             }
-            known.push((mode, profile.to_vec(), transform));
+            known.push((mode, bytes, transform));
         }
         known.last().map_or_else(Rc::default, |(_, _, transform)| Rc::clone(transform))
     })
