@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import SupportsInt
+from typing import Any, NamedTuple, SupportsInt
 
 from latentq._core import MismatchError
 from latentq.sources.listing import Sample
+from latentq.sources.spool import spooled
 
 Classes = Mapping[str, tuple[int, str]]
 """Label and readable name of each class name."""
@@ -21,18 +23,29 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan", re.IGNORECASE)
 _LONGEST_SHOWN = 30
 
 
-@dataclass(frozen=True)
-class _Value:
-    """A label as a number, or a class name; neither if the sample has no label."""
+class _Value(NamedTuple):
+    """A label as a number and as a class name, either of them if it can be one.
+
+    Attributes:
+        number: The number, at least 0.
+        name: The class name, if any label of the source is one.
+        is_name: True if the label can only be a class name.
+    """
 
     number: int | None = None
     name: str | None = None
+    is_name: bool = False
 
 
 def with_labels(
-    source: object, samples: Sequence[Sample], values: Sequence[object], classes: Classes | None = None
-) -> tuple[list[Sample], tuple[str, ...]]:
-    """Adds labels to samples.
+    source: object,
+    rows: Iterable[tuple[Sample, object]],
+    classes: Classes | None,
+    notes: list[str],
+    *,
+    all_names: bool = False,
+) -> Iterator[Sample]:
+    """Yields samples with their labels, once all rows are taken.
 
     Whole numbers from 0 are labels; so are floats and texts of such numbers, and booleans (0 and 1). If any text is not
     a number, every value is a class name: names are numbered in sorted order, and are the `label_text`. Missing and
@@ -41,45 +54,94 @@ def with_labels(
 
     Args:
         source: The source, for messages.
-        samples: The samples.
-        values: The label of each sample, as the source has it.
+        rows: Samples, each with its label as the source has it.
         classes: Label and readable name of each class name; None numbers the names.
-
-    Returns:
-        The samples, and the fields of the listing: `label` and `label_text`, if any sample has them.
+        notes: Gets the note that samples have no label, if the source has labels.
+        all_names: Every value is a class name, even if all are numbers.
 
     Raises:
         MismatchError: `classes` does not have a class name.
     """
-    if all(value is None for value in values):
-        return list(samples), ()
-    parsed = [_parsed(value) for value in values]
-    if any(value.name is not None for value in parsed):
-        return _with_names(source, samples, values, classes)
-    labeled = []
-    for sample, value in zip(samples, parsed, strict=True):
-        if value.number is not None and value.number > MAX_LABEL:
-            shown = str(value.number)[:_LONGEST_SHOWN]
-            labeled.append(replace(sample, label=None, fault=sample.fault or f"the label {shown} is above int64"))
+    names: set[str] = set()
+    has_names = all_names
+    counts = _LabelCounts()
+
+    def parsed() -> Iterator[tuple[Any, ...]]:
+        nonlocal has_names
+        for sample, value in rows:
+            number, name, is_name = _parsed_text(value) if type(value) is str else _parsed(value)
+            has_names = has_names or is_name
+            if name is not None:
+                names.add(name)
+            counts.first_value = counts.first_value or ("" if is_empty(value) else f"{value!r:.{_LONGEST_SHOWN}}")
+            yield (*sample, number, name)
+
+    numbers: Classes = {}
+    for index, (*fields, number, name) in enumerate(spooled(parsed())):
+        if index == 0 and has_names:
+            numbers = _numbered(source, names, classes)
+        sample = Sample(*fields)
+        if has_names:
+            if name is not None:
+                label, text = numbers[name]
+                sample = sample._replace(label=label, label_text=sample.label_text or text)
+        elif number is not None and number > MAX_LABEL:
+            digits = str(number)[:_LONGEST_SHOWN]
+            sample = sample._replace(label=None, fault=sample.fault or f"the label {digits} is above int64")
         else:
-            labeled.append(replace(sample, label=value.number))
-    return labeled, ("label",) if any(sample.label is not None for sample in labeled) else ()
+            sample = sample._replace(label=number)
+        counts.add(sample)
+        yield sample
+    notes += counts.notes()
 
 
-def _with_names(
-    source: object, samples: Sequence[Sample], values: Sequence[object], classes: Classes | None
-) -> tuple[list[Sample], tuple[str, ...]]:
-    names = [_class_name(value) for value in values]
-    present = sorted({name for name in names if name is not None})
+def is_empty(value: object) -> bool:
+    """True if a cell is missing: None or an empty text."""
+    return value is None or (isinstance(value, str) and not value)
+
+
+@dataclass
+class _LabelCounts:
+    """The number of usable samples, of those without a label, and what the source has in place of the first label."""
+
+    usable: int = 0
+    missing: int = 0
+    first_missing: str = ""
+    first_value: str = ""
+
+    def add(self, sample: Sample) -> None:
+        if sample.fault:
+            return
+        self.usable += 1
+        if sample.label is None:
+            self.missing += 1
+            self.first_missing = self.first_missing or sample.text
+
+    def notes(self) -> Iterator[str]:
+        if not self.missing:
+            return
+        if self.missing < self.usable:
+            yield f"{self.missing} of {self.usable} samples have no label, {self.first_missing} first"
+        elif self.first_value:
+            yield f"no labels: {self.first_value} is neither a class number nor a name"
+
+
+def _numbered(source: object, names: set[str], classes: Classes | None) -> Classes:
+    """Returns the label and readable name of each class name."""
+    present = sorted(names)
     if classes is None:
-        classes = {name: (number, name) for number, name in enumerate(present)}
-    elif unknown := [name for name in present if name not in classes]:
+        return {name: (number, name) for number, name in enumerate(present)}
+    if unknown := [name for name in present if name not in classes]:
         raise MismatchError(f"{source} has a class {unknown[0]!r} that the dataset of --like does not have")
-    labeled = []
-    for sample, name in zip(samples, names, strict=True):
-        label, text = classes[name] if name is not None else (None, None)
-        labeled.append(replace(sample, label=label, label_text=sample.label_text or text))
-    return labeled, ("label", "label_text")
+    return classes
+
+
+def _parsed(value: object) -> _Value:
+    number, is_name = _parsed_number(value)
+    return _Value(number, _class_name(value), is_name)
+
+
+_parsed_text = functools.lru_cache(1 << 16)(_parsed)  # a table repeats its classes
 
 
 def _class_name(value: object) -> str | None:
@@ -90,53 +152,37 @@ def _class_name(value: object) -> str | None:
     return text if text and text.lower() != "nan" and isinstance(value, str | int | float) else None
 
 
-def _parsed(value: object) -> _Value:
+def _parsed_number(value: object) -> tuple[int | None, bool]:
+    """Returns a value as a number of at least 0, or None; and True if it can only be a class name."""
     if hasattr(value, "item"):  # a NumPy scalar or a tensor of one value
         try:
             value = value.item()
         except (ValueError, RuntimeError):  # of several values
-            return _Value()
+            return None, False
     if isinstance(value, bool | int):
-        return _whole_number(value)
+        return _whole_number(value), False
     if isinstance(value, Decimal):
-        return _parsed(f"{value:f}") if value.is_finite() else _Value()
+        return _parsed_number(f"{value:f}") if value.is_finite() else (None, False)
     if isinstance(value, float):
-        return _whole_number(value) if math.isfinite(value) and value.is_integer() else _Value()
+        return (_whole_number(value) if math.isfinite(value) and value.is_integer() else None), False
     if isinstance(value, str) and (text := value.strip()):
         if _WHOLE.fullmatch(text) and text.isascii():
-            return _digits(text.partition(".")[0])
-        return _Value() if _NUMBER.fullmatch(text) else _Value(name=text)
-    return _Value()
+            return _digits(text.partition(".")[0]), False
+        return None, _NUMBER.fullmatch(text) is None
+    return None, False
 
 
-def _whole_number(value: SupportsInt) -> _Value:
+def _whole_number(value: SupportsInt) -> int | None:
     number = int(value)
-    return _Value(number if number >= 0 else None)
+    return number if number >= 0 else None
 
 
-def _digits(text: str) -> _Value:
-    """Parses a whole number.
+def _digits(text: str) -> int | None:
+    """Parses a whole number of at least 0.
 
     Python refuses thousands of digits, so only the first ones are parsed, enough to exceed int64.
     """
     digits = text.lstrip("+-").lstrip("0") or "0"
     if text.startswith("-"):
-        return _Value(0 if digits == "0" else None)
-    return _Value(int(digits[:_LONGEST_SHOWN]))
-
-
-def labels_note(samples: Sequence[Sample], values: Sequence[object]) -> tuple[str, ...]:
-    """Returns the note that samples have no label, if the source has labels.
-
-    Args:
-        samples: The samples from `with_labels`.
-        values: The label of each sample, as the source has it.
-    """
-    usable = [sample for sample in samples if not sample.fault]
-    missing = [sample for sample in usable if sample.label is None]
-    if not missing:
-        return ()
-    if len(missing) == len(usable):
-        given = [value for value in values if value not in (None, "")]
-        return (f"no labels: {given[0]!r:.30} is neither a class number nor a name",) if given else ()
-    return (f"{len(missing)} of {len(usable)} samples have no label, {missing[0].text} first",)
+        return 0 if digits == "0" else None
+    return int(digits[:_LONGEST_SHOWN])

@@ -1,30 +1,23 @@
-"""The listing of a source, written as samples.tsv and split into units, and the protocol that sources follow."""
+"""Samples as a source lists them, the protocol that sources follow, and how a sample is read."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import operator
 import stat
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
-from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.format.tsv import tsv_line, tsv_values
+from latentq._core import LatentqError, MismatchError
 from latentq.system.faults import FILE_ERRNOS, raise_machine_fault
 from latentq.system.text import one_line
 
 GZIP_SUFFIXES = (".tgz", ".tar.gz")
-"""Suffixes of archives that are one unit each."""
+"""Suffixes of archives that can only be read from the start."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image and its facts.
+class Sample(NamedTuple):
+    """One image and its facts. A named tuple, because lists of millions are made and a frozen dataclass is slow to make.
 
     Attributes:
         key: The name, unique in a folder: the relative path with `/`; in a table the path as the table gives it.
@@ -60,162 +53,18 @@ class Sample:
         return self.key.encode("utf-8", "backslashreplace").decode()
 
 
-_COLUMNS = tuple(field.name for field in fields(Sample))
-_NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
-_PATHS = ("key", "archive", "fault")  # may hold file names, which may be any bytes
-
-
 @dataclass(frozen=True)
 class Listing:
-    """The samples of a source, in order.
+    """The samples of a source as a stream.
 
     Attributes:
-        samples: The samples.
-        fields: The attributes of `Sample` that the source knows, without `key` and `bytes`. Some samples may lack a
-            label.
-        notes: Lines for the user about how the listing was made.
+        samples: The samples, in the order of the dataset. They are iterated over once, and only as many are in memory
+            as the consumer keeps.
+        notes: Lines for the user about how the listing was made; complete once the samples are exhausted.
     """
 
-    samples: tuple[Sample, ...]
-    fields: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    def is_complete(self, field: str) -> bool:
-        """True if every usable sample has a value of a field.
-
-        Args:
-            field: An attribute of `Sample`.
-        """
-        return all(getattr(sample, field) not in (None, "") for sample in self.samples if not sample.fault)
-
-    def to_tsv(self) -> bytes:
-        r"""Returns the bytes of samples.tsv: a header, then one line per sample.
-
-        Tabs, line ends and backslashes inside a value are written `\t`, `\n`, `\r` and `\\`. A key that is not UTF-8
-        (a file name may be any bytes) keeps its bytes. Several captions are a JSON list. Surrogates in other texts,
-        which JSON can have, are joined to characters or replaced by U+FFFD.
-
-        Raises:
-            TypeError: A number of a sample, such as its label, is not a whole number.
-        """
-        columns = ("key", "bytes", *self.fields)
-        lines = ["\t".join(columns)]
-        lines += [tsv_line(_cell(getattr(sample, column), column) for column in columns) for sample in self.samples]
-        return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
-
-    @classmethod
-    def from_tsv(cls, data: bytes, name: str) -> Listing:
-        """Reads what `to_tsv` wrote.
-
-        Args:
-            data: The bytes of the file.
-            name: The file's name, for messages.
-
-        Raises:
-            FormatError: The bytes are not a listing; the message names the file and the line.
-        """
-        lines = data.decode("utf-8", "surrogateescape").split("\n")
-        columns = lines[0].split("\t")
-        if columns[:2] != ["key", "bytes"] or not set(columns) <= set(_COLUMNS) or lines.pop() != "":
-            raise FormatError(f"{name}: not a list of samples")
-        samples = []
-        for number, line in enumerate(lines[1:], start=2):
-            cells = dict(zip(columns, tsv_values(line), strict=False))
-            try:
-                if len(cells) != len(columns):
-                    raise ValueError
-                values: dict[str, Any] = dict(cells)
-                for column in _NUMBERS:
-                    if column in cells:
-                        values[column] = int(cells[column]) if cells[column] else None
-                if "captions" in cells:
-                    values["captions"] = _captions_from(cells["captions"])
-                if "archive" in cells:
-                    # One string for all samples of the archive.
-                    values["archive"] = sys.intern(cells["archive"]) or None
-                samples.append(Sample(**values))
-            except ValueError:
-                raise FormatError(f"{name}, line {number}: not a sample") from None
-        return cls(tuple(samples), tuple(columns[2:]))
-
-    def units(self, unit_size: int) -> list[range]:
-        """Splits the samples into units, each a range of sample numbers.
-
-        A unit has `unit_size` samples, or those that are left. A gzip tar is one unit whatever its size, because it can
-        only be read from the start.
-
-        Args:
-            unit_size: The largest number of samples in a unit.
-        """
-
-        def compressed(sample: Sample) -> str | None:
-            return sample.archive if sample.archive and sample.archive.lower().endswith(GZIP_SUFFIXES) else None
-
-        units: list[range] = []
-        start = 0
-        for archive, run in itertools.groupby(self.samples, key=compressed):
-            stop = start + sum(1 for _ in run)
-            step = stop - start if archive else unit_size
-            units += [range(first, min(first + step, stop)) for first in range(start, stop, step)]
-            start = stop
-        return units
-
-    def sha256(self) -> str:
-        """Returns the SHA-256 of samples.tsv, in hexadecimal."""
-        return hashlib.sha256(self.to_tsv()).hexdigest()
-
-    def part_sha256(self, indices: range) -> str:
-        """Returns the SHA-256 of a part of samples.tsv (the header, and the lines of these samples), in hexadecimal.
-
-        Args:
-            indices: The numbers of the samples, consecutive.
-        """
-        return replace(self, samples=self.samples[indices.start : indices.stop]).sha256()
-
-
-def _cell(value: Any, column: str) -> object:
-    if value is None or column in _PATHS:
-        return value
-    if column in _NUMBERS:
-        return operator.index(value)  # of a bool or a NumPy integer as well; raises TypeError for others
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, tuple) else str(value)
-    return text if text.isascii() else _without_surrogates(text)
-
-
-def _without_surrogates(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _captions_from(cell: str) -> tuple[str, ...] | None:
-    """Returns several captions, from a JSON list. Raises ValueError if the cell is something else."""
-    captions = json.loads(cell) if cell else None
-    if captions is None:
-        return None
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError
-    return tuple(captions)
-
-
-def unchanged_files(files: Mapping[str, Path], listing: Listing, has_no_samples: Callable[[str, Path], bool]) -> bool:
-    """True if the files have the names and sizes of the listed archives.
-
-    A listed file may be gone: its units may be done already, and if they are not, `Source.data` raises. A file that is
-    not listed must hold no samples.
-
-    Args:
-        files: The files by their names in the source.
-        listing: The listing.
-        has_no_samples: Looks into a file; returns True if it is intact and holds no samples.
-    """
-    listed = {sample.archive: sample.archive_bytes for sample in listing.samples}
-    return all(
-        listed[name] == path.stat().st_size if name in listed else has_no_samples(name, path)
-        for name, path in files.items()
-    )
+    samples: Iterable[Sample]
+    notes: Collection[str] = ()
 
 
 class Source(Protocol):

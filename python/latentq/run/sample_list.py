@@ -1,0 +1,461 @@
+r"""The list of a source on disk, in parts: what it held when it was listed, cut into units.
+
+A part is a file `list/00000.tsv` of at most 65,536 samples, a whole number of units. Its first line is `# ` and a JSON
+object: the number of the part's first unit and first sample, the samples and bytes of each unit (and its revision, if a
+later update made it again), totals up to the end of the part, and the SHA-256 of the part before. The second line names
+the columns, the fields of `Sample` that any sample of the part has, and each further line is a sample. Tabs, line ends
+and backslashes inside a value are written `\t`, `\n`, `\r` and `\\`; several captions are a JSON list.
+
+No process holds more than one part: a unit's samples are read from their place in the part.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import hashlib
+import itertools
+import json
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from latentq._core import FormatError
+from latentq.format.tsv import tsv_values
+from latentq.sources.listing import GZIP_SUFFIXES, Sample
+from latentq.store.local import check_regular, read_regular, sync, write_synced
+
+MAX_PART = 65536
+"""The largest number of samples in a part, and so in a unit."""
+
+_MARK = b'# {"first_unit": '
+_NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
+_PATHS = ("key", "archive", "fault")  # may hold file names, which may be any bytes
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_CACHED_HEADERS = 64
+_MAX_HEADER = 1 << 24  # bytes: 65,536 units of one sample each, with room
+
+
+@dataclass(frozen=True)
+class UnitEntry:
+    """A unit's place in the list.
+
+    Attributes:
+        number: The unit's number.
+        first: The number of its first sample.
+        samples: The number of samples.
+        revision: How often updates made the unit again.
+    """
+
+    number: int
+    first: int
+    samples: int
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the unit's folder. Names have at least five digits."""
+        return f"{self.number:05}" + (f".{self.revision}" if self.revision else "")
+
+    @property
+    def indices(self) -> range:
+        """The numbers of its samples."""
+        return range(self.first, self.first + self.samples)
+
+
+@dataclass
+class Totals:
+    """Counts over the samples from the start of a list.
+
+    Attributes:
+        samples: The number of samples.
+        units: The number of units.
+        usable: The number of samples without a fault.
+        known: For each field of `Sample`, the number of usable samples that have a value; fields without any are
+            absent.
+    """
+
+    samples: int = 0
+    units: int = 0
+    usable: int = 0
+    known: dict[str, int] = field(default_factory=dict)
+
+    def add(self, samples: Sequence[Sample], columns: Iterable[str]) -> None:
+        """Adds a unit.
+
+        Args:
+            samples: The samples of the unit.
+            columns: The fields that any of them has.
+        """
+        usable = [sample for sample in samples if not sample.fault]
+        self.samples += len(samples)
+        self.units += 1
+        self.usable += len(usable)
+        for name in columns:
+            values = map(operator.attrgetter(name), usable)
+            if count := sum(value is not None and value != "" for value in values):
+                self.known[name] = self.known.get(name, 0) + count
+
+    def is_complete(self, name: str) -> bool:
+        """True if every usable sample has a value of a field."""
+        return self.known.get(name, 0) == self.usable
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The first line of a part.
+
+    Attributes:
+        first_unit: The number of the part's first unit.
+        first_sample: The number of the part's first sample.
+        units: For each unit: samples, bytes, revision.
+        usable: Samples without a fault, up to the end of the part.
+        known: `Totals.known`, up to the end of the part.
+        previous: SHA-256 of the part before, in hexadecimal; empty for the first part.
+    """
+
+    first_unit: int
+    first_sample: int
+    units: tuple[tuple[int, int, int], ...]
+    usable: int
+    known: dict[str, int]
+    previous: str
+
+    def to_line(self) -> bytes:
+        values = asdict(self) | {"units": [unit if unit[2] else unit[:2] for unit in self.units]}
+        return b"# " + json.dumps(values).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Self:
+        values = json.loads(line.removeprefix(b"# "))
+        units = tuple((int(unit[0]), int(unit[1]), int(unit[2]) if len(unit) > 2 else 0) for unit in values["units"])
+        first_unit, first_sample = int(values["first_unit"]), int(values["first_sample"])
+        if not units or min(first_unit, first_sample, *(min(unit) for unit in units)) < 0:
+            raise ValueError("a negative number")
+        known = {str(name): int(count) for name, count in values["known"].items()}
+        return cls(first_unit, first_sample, units, int(values["usable"]), known, str(values["previous"]))
+
+    @functools.cached_property
+    def firsts(self) -> list[int]:
+        """The number of each unit's first sample, and of the first sample after the part."""
+        return [*itertools.accumulate((unit[0] for unit in self.units), initial=self.first_sample)]
+
+
+def cut_into_units(samples: Iterable[Sample], unit_size: int) -> Iterator[list[Sample]]:
+    """Yields the samples of each unit.
+
+    A unit has `unit_size` samples, or those that are left. A gzip tar is one unit, or several of `MAX_PART` samples,
+    because it can only be read from the start.
+
+    Args:
+        samples: All samples in order.
+        unit_size: The largest number of samples in a unit.
+    """
+    for archive, run in itertools.groupby(samples, key=_compressed_archive):
+        size = MAX_PART if archive else unit_size
+        while unit := list(itertools.islice(run, size)):
+            yield unit
+
+
+def _compressed_archive(sample: Sample) -> str | None:
+    archive = sample.archive
+    return archive if archive is not None and archive.lower().endswith(GZIP_SUFFIXES) else None
+
+
+def list_parts(units: Iterable[tuple[list[Sample], int]]) -> Iterator[bytes]:
+    """Yields the bytes of each part of a list, a pure function of the units.
+
+    Args:
+        units: The samples of each unit, and its revision.
+
+    Raises:
+        TypeError: A number of a sample, such as its label, is not a whole number.
+        ValueError: A key or the name of an archive cannot be read back as it is.
+    """
+    totals = Totals()
+    previous = ""
+    part: list[tuple[list[Sample], int]] = []
+    for unit in itertools.chain(units, [None]):
+        if part and (unit is None or sum(len(samples) for samples, _ in part) + len(unit[0]) > MAX_PART):
+            data = _part(part, totals, previous)
+            yield data
+            previous = hashlib.sha256(data).hexdigest()
+            part = []
+        if unit is not None:
+            part.append(unit)
+
+
+def _part(units: Sequence[tuple[list[Sample], int]], totals: Totals, previous: str) -> bytes:
+    columns = _present_columns([sample for samples, _ in units for sample in samples])
+    first_unit, first_sample = totals.units, totals.samples
+    bodies = [_lines(samples, columns) for samples, _ in units]
+    for samples, _ in units:
+        totals.add(samples, columns[2:])
+    sizes = tuple(
+        (len(samples), len(body), revision) for (samples, revision), body in zip(units, bodies, strict=True)
+    )
+    header = _Header(first_unit, first_sample, sizes, totals.usable, dict(totals.known), previous)
+    return b"".join([header.to_line(), "\t".join(columns).encode(), b"\n", *bodies])
+
+
+def _present_columns(samples: Sequence[Sample]) -> list[str]:
+    """Returns the fields that any of the samples has, with `key` and `bytes`."""
+    columns = zip(Sample._fields, zip(*samples, strict=True), strict=True)
+    return [
+        name
+        for name, values in columns
+        if name in ("key", "bytes") or not (values.count(None) == len(values) or values.count("") == len(values))
+    ]
+
+
+def _lines(samples: Sequence[Sample], columns: Sequence[str]) -> bytes:
+    """Returns the lines of samples."""
+    cells = [_cells([getattr(sample, name) for sample in samples], name) for name in columns]
+    lines = map("\t".join, zip(*cells, strict=True))
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _cells(values: list[Any], name: str) -> list[str]:
+    """Returns the cells of a column."""
+    if name in _NUMBERS:
+        return ["" if value is None else str(operator.index(value)) for value in values]
+    if name == "captions":
+        texts = ["" if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    else:
+        texts = ["" if value is None else str(value) for value in values]
+    joined = "".join(texts)
+    if not joined.isascii():
+        texts = [_checked_path(text) if name in _PATHS else _without_surrogates(text) for text in texts]
+    if any(character in joined for character in "\\\t\n\r"):
+        texts = [text.translate(_ESCAPES) for text in texts]
+    return texts
+
+
+def _checked_path(text: str) -> str:
+    """Returns a file name. Raises ValueError if it would not be read back as it is."""
+    if not text.isascii():
+        data = text.encode("utf-8", "surrogateescape")
+        if data.decode("utf-8", "surrogateescape") != text:
+            raise ValueError(f"{text!r}: the list cannot hold this name")
+    return text
+
+
+def _without_surrogates(text: str) -> str:
+    """Joins surrogates, which JSON can have, to characters, or replaces them by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _samples_from(name: str, columns: Sequence[str], lines: Sequence[bytes], first_line: int) -> Iterator[Sample]:
+    """Yields the samples of lines.
+
+    Raises:
+        FormatError: A line is not a sample; the message names the file and the line.
+    """
+    for number, line in enumerate(lines, start=first_line):
+        cells = tsv_values(line.decode("utf-8", "surrogateescape"))
+        try:
+            if len(cells) != len(columns):
+                raise ValueError
+            values: dict[str, Any] = {}
+            for column, cell in zip(columns, cells, strict=True):
+                if column in _NUMBERS:
+                    values[column] = int(cell) if cell else None
+                elif column == "captions":
+                    values[column] = _captions_from(cell)
+                elif column == "archive":
+                    values[column] = sys.intern(cell) or None  # one string for all samples of the archive
+                else:
+                    values[column] = cell or ("" if column in ("key", "fault") else None)
+            yield Sample(**values)
+        except ValueError:
+            raise FormatError(f"{name}, line {number}: not a sample") from None
+
+
+def _captions_from(cell: str) -> tuple[str, ...] | None:
+    """Returns several captions, from a JSON list. Raises ValueError if the cell is something else."""
+    captions = json.loads(cell) if cell else None
+    if captions is None:
+        return None
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError
+    return tuple(captions)
+
+
+def write_list(folder: Path, parts: Iterable[bytes]) -> None:
+    """Writes the parts of a list into a new folder, each fsynced.
+
+    Raises:
+        OSError: A part cannot be written.
+    """
+    folder.mkdir()
+    for number, data in enumerate(parts):
+        write_synced(folder / _part_name(number), data)
+    sync(folder)
+
+
+def _part_name(number: int) -> str:
+    return f"{number:05}.tsv"
+
+
+class SampleList:
+    """The list of a source on disk, read part by part.
+
+    Args:
+        folder: The folder of the parts.
+
+    Raises:
+        FileNotFoundError: There is no list.
+        FormatError: The folder holds anything else, or its last part is broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (len(name), name))
+        if not names or names != [_part_name(number) for number in range(len(names))]:
+            raise FormatError(f"{folder}: not the parts of a list: {', '.join(names[:3]) or 'it is empty'}")
+        self.parts = len(names)
+        self._header = functools.lru_cache(_CACHED_HEADERS)(self._read_header)
+        last, _ = self._header(self.parts - 1)
+        self.totals = Totals(last.firsts[-1], last.first_unit + len(last.units), last.usable, last.known)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the last part, which depends on all parts, in hexadecimal."""
+        return hashlib.sha256(self.part_bytes(self.parts - 1)).hexdigest()
+
+    @property
+    def first(self) -> UnitEntry:
+        """The first unit."""
+        return self.unit(0)
+
+    def units(self) -> Iterator[UnitEntry]:
+        """Yields every unit."""
+        for part in range(self.parts):
+            header, _ = self._header(part)
+            for position in range(len(header.units)):
+                yield _entry(header, position)
+
+    def unit(self, number: int) -> UnitEntry:
+        """Returns a unit.
+
+        Raises:
+            IndexError: There is no such unit.
+        """
+        header, _, position = self._find_unit(number)
+        return _entry(header, position)
+
+    def unit_of(self, index: int) -> UnitEntry:
+        """Returns the unit of a sample by the sample's number."""
+        if not 0 <= index < self.totals.samples:
+            raise IndexError(f"{self.folder} lists {self.totals.samples} samples: there is no sample {index}")
+        part = self._find_part(lambda header: header.first_sample, index)
+        header, _ = self._header(part)
+        return _entry(header, bisect.bisect_right(header.firsts, index) - 1)
+
+    def samples(self, unit: UnitEntry) -> list[Sample]:
+        """Returns the samples of a unit.
+
+        Raises:
+            FormatError: The part is broken; the message names it and the line.
+        """
+        header, columns, position = self._find_unit(unit.number)
+        lines = self._unit_bytes(unit).split(b"\n")
+        if lines.pop() or len(lines) != unit.samples:
+            raise FormatError(f"{self._part_of(unit)}: unit {unit.number} does not have {unit.samples} lines")
+        first_line = 3 + header.firsts[position] - header.first_sample
+        return list(_samples_from(str(self._part_of(unit)), columns, lines, first_line))
+
+    def unit_sha256(self, unit: UnitEntry) -> str:
+        """Returns the SHA-256 of a unit's columns and lines, in hexadecimal."""
+        _, columns, _ = self._find_unit(unit.number)
+        return hashlib.sha256("\t".join(columns).encode() + b"\n" + self._unit_bytes(unit)).hexdigest()
+
+    def sample(self, index: int) -> Sample:
+        """Returns a sample by its number."""
+        unit = self.unit_of(index)
+        _, columns, _ = self._find_unit(unit.number)
+        line = self._unit_bytes(unit).split(b"\n")[index - unit.first]
+        return next(_samples_from(str(self._part_of(unit)), columns, [line], index - unit.first))
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yields every sample in order."""
+        for unit in self.units():
+            yield from self.samples(unit)
+
+    def __len__(self) -> int:
+        return self.totals.samples
+
+    def part_bytes(self, part: int) -> bytes:
+        """Returns the bytes of a part."""
+        return read_regular(self.folder / _part_name(part))
+
+    def check_chain(self, part: int) -> str | None:
+        """Returns why a part cannot follow the one before, or None. Parts are checked in order, from the first."""
+        header, _ = self._header(part)
+        if part == 0:
+            first = (header.first_unit, header.first_sample, header.previous)
+            return None if first == (0, 0, "") else "its header is not that of a first part"
+        before, _ = self._header(part - 1)
+        if header.previous != hashlib.sha256(self.part_bytes(part - 1)).hexdigest():
+            return "the part before it has another hash"
+        follows = (before.first_unit + len(before.units), before.firsts[-1])
+        return None if (header.first_unit, header.first_sample) == follows else "it does not follow the part before it"
+
+    def _part_of(self, unit: UnitEntry) -> Path:
+        return self.folder / _part_name(self._find_part(lambda header: header.first_unit, unit.number))
+
+    def _find_part(self, first: Callable[[_Header], int], number: int) -> int:
+        return bisect.bisect_right(range(self.parts), number, key=lambda part: first(self._header(part)[0])) - 1
+
+    def _find_unit(self, number: int) -> tuple[_Header, tuple[str, ...], int]:
+        """Returns the header and columns of the unit's part, and the unit's position in the part."""
+        if not 0 <= number < self.totals.units:
+            raise IndexError(f"{self.folder} has {self.totals.units} units: there is no unit {number}")
+        header, columns = self._header(self._find_part(lambda header: header.first_unit, number))
+        position = number - header.first_unit
+        if position >= len(header.units):
+            raise FormatError(f"{self.folder}: no part has unit {number}")
+        return header, columns, position
+
+    def _unit_bytes(self, unit: UnitEntry) -> bytes:
+        path = self._part_of(unit)
+        header, _, position = self._find_unit(unit.number)
+        size = header.units[position][1]
+        behind = sum(entry[1] for entry in header.units[position:])
+        with path.open("rb") as file:
+            file.seek(-behind, os.SEEK_END)
+            data = file.read(size)
+        if len(data) != size:
+            raise FormatError(f"{path}: it is truncated")
+        return data
+
+    def _read_header(self, part: int) -> tuple[_Header, tuple[str, ...]]:
+        """Returns the header and the columns of a part."""
+        path = self.folder / _part_name(part)
+        check_regular(path)
+        with path.open("rb") as file:
+            line = file.readline(_MAX_HEADER)
+            columns = tuple(file.readline(_MAX_HEADER).decode("utf-8", "replace").rstrip("\n").split("\t"))
+            body, size = file.tell(), path.stat().st_size
+        try:
+            header = _Header.from_line(line) if line.startswith(_MARK) else None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            header = None
+        if header is None or columns[:2] != ("key", "bytes") or not set(columns) <= set(Sample._fields):
+            raise FormatError(f"{path}: not a part of a list of samples")
+        if body + sum(unit[1] for unit in header.units) != size:
+            raise FormatError(f"{path}: has {size} bytes, not those that its first line says")
+        return header, columns
+
+
+def _entry(header: _Header, position: int) -> UnitEntry:
+    samples, _, revision = header.units[position]
+    return UnitEntry(header.first_unit + position, header.firsts[position], samples, revision)
