@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from latentq._core import LatentqError, MismatchError
 from latentq.format.card import Card
-from latentq.format.facts import UNKNOWN
+from latentq.format.facts import UNKNOWN, SourceFacts
 from latentq.format.options import Column
 from latentq.format.recipe import Recipe
 from latentq.run.plan import plan_card
-from latentq.sources import Listing
+from latentq.run.sample_list import Totals
+from latentq.sources import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -65,23 +66,33 @@ class ForeignDataset:
         kind: The layout, for the card's `source.kind`.
         recipe: The recipe that it was made by.
         autoencoder: The autoencoder that made it.
-        listing: Its samples, in order.
+        samples: Its samples, in order.
         read_stored: Reads the stored values of samples by index: (n, *shape), of the recipe's only encoded column.
     """
 
     kind: str
     recipe: Recipe
     autoencoder: ForeignAutoencoder
-    listing: Listing
+    samples: Sequence[Sample]
     read_stored: Callable[[Sequence[int]], NDArray[Any]]
 
     def __len__(self) -> int:
-        return len(self.listing.samples)
+        return len(self.samples)
 
     @cached_property
     def card(self) -> Card:
-        """The card, still without counts and statistics."""
-        card, _ = plan_card(self.recipe, self.kind, self.listing, self.autoencoder, None)
+        """The card, still without counts, statistics and the hash of the list."""
+        return self.planned_card(SourceFacts(self.kind, len(self), ""))
+
+    def planned_card(self, source: SourceFacts) -> Card:
+        """Returns the card, still without counts and statistics.
+
+        Args:
+            source: Facts of the list.
+        """
+        totals = Totals()
+        totals.add(self.samples, Sample._fields)
+        card, _ = plan_card(self.recipe, source, totals, self.autoencoder, None)
         return replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN))
 
     def decodable(self, indices: Sequence[int]) -> torch.Tensor:

@@ -24,7 +24,7 @@ from latentq.converting.torch_writer import TorchWriter
 from latentq.format.card import Card
 from latentq.format.recipe import Recipe
 from latentq.format.safe_torch_file import TensorRecord, TorchFile
-from latentq.sources import Listing, Sample
+from latentq.sources import Sample
 from latentq.system.progress import BriefProgress, Progress
 
 RECIPE = "imagenet-3gb"
@@ -69,8 +69,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
     def read_stored(indices: Sequence[int]) -> NDArray[np.uint8]:
         return np.stack([file.read(items[index]) for index in indices])
 
-    listing = Listing(tuple(samples), ("label",))
-    return ForeignDataset("torch file", Recipe.load(RECIPE), _AUTOENCODER, listing, read_stored)
+    return ForeignDataset("torch file", Recipe.load(RECIPE), _AUTOENCODER, samples, read_stored)
 
 
 def _fields(file: TorchFile, item: object) -> tuple[int, TensorRecord, int]:

@@ -21,7 +21,7 @@ from latentq.converting.foreign import (
 from latentq.format.card import CARD
 from latentq.format.files import INDEX
 from latentq.format.recipe import Recipe
-from latentq.sources import Listing, Sample
+from latentq.sources import Sample
 from latentq.system.progress import BriefProgress, Progress
 from latentq.system.text import one_line
 
@@ -68,8 +68,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
             raise FormatError(str(error)) from None
         return codes
 
-    listing = Listing(tuple(samples), ("label", "label_text"))
-    return ForeignDataset("imagenet.int8 folder", Recipe.load(RECIPE), _AUTOENCODER, listing, read_stored)
+    return ForeignDataset("imagenet.int8 folder", Recipe.load(RECIPE), _AUTOENCODER, samples, read_stored)
 
 
 def write(dataset: Path, out: Path, progress: TextIO | None) -> int:

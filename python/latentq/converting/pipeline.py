@@ -13,12 +13,14 @@ from latentq._core import FormatError, LatentqError
 from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
 from latentq.converting.foreign import ForeignDataset, batches
 from latentq.format.card import CARD, Card
+from latentq.format.files import LIST
 from latentq.format.options import ENCODED
 from latentq.run.finish import finish
-from latentq.run.listing import publish_listing
+from latentq.run.listing import source_facts
+from latentq.run.sample_list import SampleList, UnitEntry, cut_into_units, list_parts, write_list
 from latentq.run.unit_writer import UnitWriter, publish_unit
-from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_names
-from latentq.store.local import check_regular, published_whole
+from latentq.run.units import LatentSums, UnitFacts, card_hash
+from latentq.store.local import check_regular, make_folder, published_whole
 from latentq.system.progress import Progress
 
 __all__ = ["convert", "open_foreign"]
@@ -99,23 +101,26 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
 
 def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:
     """Writes a finished dataset, unit by unit, as `latentq.encode` does."""
-    card = foreign.card
-    publish_listing(out, foreign.listing)
-    count, size = len(foreign.listing.samples), card.recipe.unit_size
-    with Progress(count, "convert", progress) as bar:
-        for unit, name in enumerate(unit_names(card)):
-            _write_converted_unit(out / name, card, foreign, range(unit * size, min((unit + 1) * size, count)), bar)
+    size = foreign.recipe.unit_size
+    make_folder(out)
+    write_list(out / LIST, list_parts((unit, 0) for unit in cut_into_units(foreign.samples, size)))
+    samples = SampleList(out / LIST)
+    card = foreign.planned_card(source_facts(foreign.kind, samples, size))
+    with Progress(len(foreign), "convert", progress) as bar:
+        for unit in samples.units():
+            _write_converted_unit(out, card, foreign, samples, unit, bar)
     finish(out, card)
-    return count
+    return len(foreign)
 
 
-def _write_converted_unit(path: Path, card: Card, foreign: ForeignDataset, indices: range, bar: Progress) -> None:
+def _write_converted_unit(
+    out: Path, card: Card, foreign: ForeignDataset, samples: SampleList, unit: UnitEntry, bar: Progress
+) -> None:
     sums = {name: LatentSums.empty(latent.quantizer) for name, latent in card.latents.items()}
-    listing = foreign.listing.part_sha256(indices)
-    facts = UnitFacts(card=card_hash(card.to_toml()), listing=listing, latents=sums)
+    facts = UnitFacts(card=card_hash(card.to_toml()), listing=samples.unit_sha256(unit), latents=sums)
 
     def fill(writer: UnitWriter) -> None:
-        for batch in batches(indices):
+        for batch in batches(unit.indices):
             columns = _columns(card, foreign, batch)
             for name, total in facts.latents.items():
                 quantizer = card.latents[name].quantizer
@@ -123,7 +128,7 @@ def _write_converted_unit(path: Path, card: Card, foreign: ForeignDataset, indic
                 total.add(LatentSums(clipped, quantizer.histogram(columns[name])))
             writer.write(columns, len(batch))
 
-    publish_unit(path, card.columns, facts, bar, fill)
+    publish_unit(out / unit.name, card.columns, facts, bar, fill)
 
 
 def _columns(card: Card, foreign: ForeignDataset, batch: range) -> dict[str, Any]:
@@ -134,6 +139,6 @@ def _columns(card: Card, foreign: ForeignDataset, batch: range) -> dict[str, Any
         if content in ENCODED:
             columns[name] = foreign.read_stored(batch)
         else:
-            values = [getattr(foreign.listing.samples[index], content) for index in batch]
+            values = [getattr(foreign.samples[index], content) for index in batch]
             columns[name] = list(map(str, values)) if encoding == "str" else values
     return columns

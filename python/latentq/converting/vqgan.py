@@ -16,7 +16,7 @@ from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.converting.foreign import KNOWN_LAYOUTS, ForeignAutoencoder, ForeignDataset, batches, open_columns
 from latentq.format.card import Card
 from latentq.format.recipe import Recipe
-from latentq.sources import Listing, Sample
+from latentq.sources import Sample
 from latentq.system.progress import BriefProgress, Progress
 
 RECIPE = "vqgan-f16-16384"
@@ -74,7 +74,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
     def read_stored(indices: Sequence[int]) -> NDArray[np.uint16]:
         return np.stack([rows[index] for index in indices]).reshape(-1, side, side)
 
-    return ForeignDataset("TSV of tokens", recipe, autoencoder, Listing(tuple(samples), ()), read_stored)
+    return ForeignDataset("TSV of tokens", recipe, autoencoder, samples, read_stored)
 
 
 def _counted(file: TextIO, bar: Progress) -> Iterator[str]:

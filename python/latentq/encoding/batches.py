@@ -16,6 +16,7 @@ from latentq._core import LatentqError
 from latentq.encoding.images import DecodedBatch, ImageLoader, PlannedBatch
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import CAPTIONS, IMAGES, NETWORK, prefetched
+from latentq.sources import Sample
 from latentq.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from latentq.encoding.latents import PendingLatents
 
 _T = TypeVar("_T")
-Units: TypeAlias = Iterable[tuple[int, Sequence[int]]]
-"""Units to encode: each a number, and the indices of its samples in the list."""
+Chosen: TypeAlias = tuple[Sequence[int], Sequence[Sample]]
+"""Samples to encode: their numbers in the list, and the samples. They are a unit, or samples to calibrate on."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _PendingBatch:
     captions: list[list[QueuedCaption]]
 
 
-def encode_batches(run: EncodingRun, units: Units) -> Generator[EncodedBatch, None, None]:
+def encode_batches(run: EncodingRun, units: Iterable[Chosen]) -> Generator[EncodedBatch, None, None]:
     """Yields the encoded batches of units, in order.
 
     The next batch is started before the results of the last are waited for, so that a GPU always has work.
@@ -76,7 +77,7 @@ def encode_batches(run: EncodingRun, units: Units) -> Generator[EncodedBatch, No
 
 
 @contextlib.contextmanager
-def decoded_batches(run: EncodingRun, units: Units) -> Iterator[Iterator[DecodedBatch]]:
+def decoded_batches(run: EncodingRun, units: Iterable[Chosen]) -> Iterator[Iterator[DecodedBatch]]:
     """Gives the block the decoded images of units, in order, and ends the threads that load them."""
     loader = ImageLoader(run)
     batches = prefetched(loader.batches(_planned_batches(run, units)), 1, run.profile, IMAGES, NETWORK)
@@ -119,29 +120,29 @@ def retry_with_smaller_batches(
             torch.cuda.empty_cache()
 
 
-def _planned_batches(run: EncodingRun, units: Units) -> Iterator[PlannedBatch]:
+def _planned_batches(run: EncodingRun, units: Iterable[Chosen]) -> Iterator[PlannedBatch]:
     """Yields the batches of units, in order.
 
     A unit's batches follow from its length and the run's `batch_length` alone.
     """
     length = run.batch_length
-    for unit, indices in units:
+    for indices, samples in units:
         captions = None
         if run.captions is not None:
             from latentq.encoding.captions import UnitCaptions
 
-            samples = [run.listing.samples[index] for index in indices]
             captions = UnitCaptions(run.captions, run.text_quantizers, samples, length)
         for start in range(0, len(indices), length):
-            chosen = indices[start : start + length]
-            yield PlannedBatch(unit, chosen, length, captions, last=start + length >= len(indices))
+            batch = slice(start, start + length)
+            last = start + length >= len(indices)
+            yield PlannedBatch(indices[batch], samples[batch], length, captions, last)
 
 
 def _start(run: EncodingRun, batch: DecodedBatch) -> _PendingBatch:
     rows: list[list[Any]] = []
     if batch.captions is not None:  # first, because they are waited for first
         with run.profile.timing(CAPTIONS, "worked"):
-            rows = batch.captions.start(run.listing.samples[index] for index in batch.indices)
+            rows = batch.captions.start(batch.samples)
     positions = [position for position in range(len(batch.indices)) if position not in batch.rejected]
     latents = run.encoder.start(batch.pixels, run.card.recipe.encoded(), run.quantizers, batch.indices, positions)
     batch.pixels.clear()  # torch keeps pinned memory until it is copied

@@ -18,7 +18,7 @@ from latentq.format.card import CARD, Card
 from latentq.format.files import EMPTY_CAPTION
 from latentq.quantizer import Calibrator, Quantizer
 from latentq.run.check import check_same_work
-from latentq.run.listing import publish_listing
+from latentq.run.listing import RunList
 from latentq.run.unit_writer import raise_if_strict
 from latentq.sources import Sample
 from latentq.sources.listing import reason_of
@@ -26,16 +26,17 @@ from latentq.store.local import publish_once
 from latentq.system.progress import Progress
 
 
-def publish_card(out: Path, run: EncodingRun, progress: TextIO | None, *, frozen: bool) -> EncodingRun:
-    """Returns the run with the card that all processes share: that of the first process to publish it.
+def publish_card(
+    out: Path, run: EncodingRun, run_list: RunList, progress: TextIO | None, *, frozen: bool
+) -> EncodingRun:
+    """Publishes list and card, and returns the run with those that all processes share: the first published ones.
 
     A batch size that was halved to calibrate stays halved.
-
-    The list is published with the card, so that a run that fails before leaves nothing behind.
 
     Args:
         out: The dataset's folder.
         run: The run, with the planned card.
+        run_list: Its list.
         progress: Stream that the progress of the calibration is printed to; None prints nothing.
         frozen: The quantizers come from another dataset, and those of a published card must equal them.
 
@@ -51,13 +52,13 @@ def publish_card(out: Path, run: EncodingRun, progress: TextIO | None, *, frozen
                 bar.note(f"calibrating on {count} images")
                 quantizers, run = retry_with_smaller_batches(run, bar, partial(_calibrate, bar=bar))
             card = _with_quantizers(card, quantizers)
-        publish_listing(out, run.listing)
+        run_list.publish()
         if publish_once(out / CARD, card.to_toml()):
-            return replace(run, card=card)
+            return replace(run, card=card, samples=run_list.samples)
     card = Card.load(out / CARD)
     check_same_work(out, card, run.card, frozen=frozen)
-    publish_listing(out, run.listing)
-    return replace(run, card=card)
+    run_list.publish()
+    return replace(run, card=card, samples=run_list.samples)
 
 
 def publish_empty_caption(out: Path, run: EncodingRun) -> None:
@@ -96,14 +97,14 @@ def _calibrate(run: EncodingRun, *, bar: Progress) -> dict[str, Quantizer]:
     if not any(name in run.card.embeddings for name in run.uncalibrated):
         run = replace(run, captions=None)
     calibrators = _calibrators(run)
-    total = len(run.listing.samples)
+    total = len(run.samples)
     count = min(run.card.recipe.calibration, total)
     first_reject: tuple[Sample, str, Exception] | None = None
     encoded_samples = 0
     chosen = [step * total // count for step in range(count)]
-    for encoded in _counted(encode_batches(run, [(0, chosen)]), bar):
+    for encoded in _counted(encode_batches(run, [(chosen, [run.samples.sample(index) for index in chosen])]), bar):
         for position, (stage, error) in sorted(encoded.batch.rejected.items()):
-            sample = run.listing.samples[encoded.batch.indices[position]]
+            sample = encoded.batch.samples[position]
             first_reject = first_reject or (sample, stage, error)
             raise_if_strict(run.source, sample, stage, error, strict=run.strict)
         encoded_samples += len(encoded.positions)

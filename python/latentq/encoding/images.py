@@ -15,6 +15,7 @@ from latentq.encoding.run import EncodingRun
 from latentq.image import MAX_PIXELS
 from latentq.image_fallback import header, is_unknown_format, load_by_pillow
 from latentq.models.device import current_device
+from latentq.sources import Sample
 from latentq.sources.listing import deferred_read, read_sample
 from latentq.system.faults import raise_machine_fault
 from latentq.system.text import size_text
@@ -42,15 +43,15 @@ class PlannedBatch:
     """A batch to load.
 
     Attributes:
-        unit: The unit's number.
-        indices: Indices of the n samples in the list, all of one unit.
+        indices: Numbers of the n samples in the list, all of one unit.
+        samples: The samples.
         length: Rows of the batch, at least n.
         captions: Embeds the unit's captions, if the recipe stores embeddings.
         last: True for the last batch of a unit.
     """
 
-    unit: int
     indices: Sequence[int]
+    samples: Sequence[Sample]
     length: int
     captions: UnitCaptions | None
     last: bool
@@ -185,7 +186,7 @@ class _LoadingBatch:
         self._source = run.source
         self._recipe = run.card.recipe
         self._readers = readers
-        self.samples = [run.listing.samples[index] for index in plan.indices]
+        self.samples = plan.samples
         self._images = [_LoadingImage() for _ in self.samples]
         self._keeps_files = any(column.content == "image" for column in self._recipe.columns.values())
         self._kept_bytes = 0

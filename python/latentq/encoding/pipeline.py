@@ -23,7 +23,7 @@ from latentq.models.text import TextEncoder
 from latentq.run.archives import source_is_deleted
 from latentq.run.check import check_output_folder
 from latentq.run.finish import completed, finish
-from latentq.run.listing import collection_of, list_source, open_run_source, print_notes, with_limits
+from latentq.run.listing import collection_of, list_source, open_run_source, print_notes, source_facts, with_limits
 from latentq.run.plan import plan_card, resolve_recipe
 from latentq.run.share import Share
 from latentq.sources import Captions, Source
@@ -95,22 +95,27 @@ def encode(
         settings.progress,
     )
     with settings.profile.timing(LIST, "worked"):
-        listing = list_source(opened, out, compare=settings.rank == 0)
-    keep_subfolder = overrides.get("subfolder") is not None
-    models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=keep_subfolder)
-    card, uncalibrated = plan_card(recipe, opened.kind, listing, models.autoencoder, parent, models.text_encoder)
-    card = replace(card, source=replace(card.source, image_column=image_column))
-    check_table(named, card)
-    run = EncodingRun.planned(opened, listing, card, uncalibrated, models, settings)
-    share = Share.for_process(out, card, opened, listing, recipe.unit_size, settings)
+        run_list = list_source(opened, out, recipe.unit_size, compare=settings.rank == 0)
+    with run_list:
+        keep_subfolder = overrides.get("subfolder") is not None
+        models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=keep_subfolder)
+        facts = replace(source_facts(opened.kind, run_list.samples, recipe.unit_size), image_column=image_column)
+        totals = run_list.samples.totals
+        card, uncalibrated = plan_card(recipe, facts, totals, models.autoencoder, parent, models.text_encoder)
+        check_table(named, card)
+        run = EncodingRun.planned(opened, run_list.samples, card, uncalibrated, models, settings)
 
-    is_new = not (out / CARD).exists()  # afterwards the dtype is given
-    print_notes([*listing.notes, *(models.dtype_notes(recipe) if is_new else ())], settings.progress)
-    with current_device(run.encoder.device):
-        run = publish_card(out, run, settings.progress, frozen=parent is not None)
+        is_new = not (out / CARD).exists()  # afterwards the dtype is given
+        print_notes([*run_list.notes, *(models.dtype_notes(recipe) if is_new else ())], settings.progress)
+        with current_device(run.encoder.device):
+            run = publish_card(out, run, run_list, settings.progress, frozen=parent is not None)
+    share = Share.for_process(out, opened, run.samples, settings)
+    with (
+        current_device(run.encoder.device),
+        Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar,
+    ):
         publish_empty_caption(out, run)
-        with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
-            encode_units(run, share, bar)
+        encode_units(run, share, bar)
     card = share.finish(run.card, CARD, completed)
     if card.complete:
         write_table(named)

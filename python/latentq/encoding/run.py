@@ -12,7 +12,8 @@ from latentq.encoding.options import EncodeSettings
 from latentq.encoding.stages import Profile
 from latentq.format.card import Card
 from latentq.quantizer import Quantizer
-from latentq.sources import Listing, Source
+from latentq.run.sample_list import SampleList
+from latentq.sources import Source
 
 if TYPE_CHECKING:
     from latentq.encoding.captions import CaptionEncoder
@@ -25,7 +26,7 @@ class EncodingRun:
 
     Attributes:
         source: The source.
-        listing: Its list.
+        samples: Its list.
         encoder: The autoencoder, which computes as the recipe says.
         captions: The text encoder; None if the recipe stores no embeddings.
         card: The card, as planned or as published.
@@ -37,7 +38,7 @@ class EncodingRun:
     """
 
     source: Source
-    listing: Listing
+    samples: SampleList
     encoder: LatentEncoder
     captions: CaptionEncoder | None
     card: Card
@@ -51,7 +52,7 @@ class EncodingRun:
     def planned(
         cls,
         source: Source,
-        listing: Listing,
+        samples: SampleList,
         card: Card,
         uncalibrated: tuple[str, ...],
         models: Models,
@@ -74,9 +75,9 @@ class EncodingRun:
 
             captions = CaptionEncoder(models.text_encoder, recipe.text, models.text_device, recipe.texts())
         batch_size = settings.batch_size or default_batch_size(column.size for column in recipe.encoded().values())
-        batch_size = min(batch_size, recipe.unit_size, max(1, len(listing.samples)))
+        batch_size = min(batch_size, recipe.unit_size, len(samples))
         return cls(
-            source, listing, encoder, captions, card, uncalibrated, batch_size, settings.threads, settings.strict,
+            source, samples, encoder, captions, card, uncalibrated, batch_size, settings.threads, settings.strict,
             settings.profile,
         )  # fmt: skip
 
@@ -87,7 +88,7 @@ class EncodingRun:
         A compiled network is compiled for one shape alone, and the last bit of a network's result may depend on the
         shape of its input. A full unit is cut into batches of almost the same number of images.
         """
-        unit = min(self.card.recipe.unit_size, max(1, len(self.listing.samples)))
+        unit = min(self.card.recipe.unit_size, len(self.samples))
         return ceil(unit / ceil(unit / self.batch_size))
 
     @property

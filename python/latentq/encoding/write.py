@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentq import image
-from latentq.encoding.batches import EncodedBatch, encode_batches, retry_with_smaller_batches
+from latentq.encoding.batches import Chosen, EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import NETWORK, WRITE, background_consumer
 from latentq.format.card import CARD
 from latentq.format.facts import EmbeddingFacts
 from latentq.format.options import FLOATS, TEXT
 from latentq.quantizer import Moments, Quantizer
+from latentq.run.sample_list import UnitEntry
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import LatentSums, UnitFacts, card_hash
@@ -32,17 +33,17 @@ def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
     pending = share.pending(bar)
 
     def encode_pending(run: EncodingRun) -> None:
-        units = list(pending.items())
+        units = list(pending)
 
         def write(batches: Iterator[EncodedBatch]) -> None:
-            for unit, _ in units:
+            for unit in units:
                 _write_encoded_unit(run, share, unit, batches, bar)
-                del pending[unit]
+                pending.remove(unit)
                 share.unit_published(unit)
 
         with (
             background_consumer(write, QUEUE_BYTES, run.profile, WRITE, NETWORK, EncodedBatch.nbytes) as send,
-            contextlib.closing(encode_batches(run, units)) as batches,
+            contextlib.closing(encode_batches(run, _with_samples(run, units))) as batches,
         ):
             for encoded in batches:
                 send(encoded)
@@ -50,13 +51,19 @@ def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
     retry_with_smaller_batches(run, bar, encode_pending)
 
 
+def _with_samples(run: EncodingRun, units: Iterable[UnitEntry]) -> Iterator[Chosen]:
+    """Yields the samples of each unit, read from the list when they are needed."""
+    for unit in units:
+        yield unit.indices, run.samples.samples(unit)
+
+
 def _write_encoded_unit(
-    run: EncodingRun, share: Share, unit: int, batches: Iterator[EncodedBatch], bar: Progress
+    run: EncodingRun, share: Share, unit: UnitEntry, batches: Iterator[EncodedBatch], bar: Progress
 ) -> None:
     """Takes the batches of one unit, and publishes the unit unless another process is first."""
     facts = UnitFacts(
         card=card_hash((share.out / CARD).read_bytes()),
-        listing=run.listing.part_sha256(share.units[unit]),
+        listing=run.samples.unit_sha256(unit),
         latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
     )
     remaining = _batches_of_unit(batches)
@@ -79,8 +86,7 @@ def _batches_of_unit(batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
 
 def _write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> None:
     for position, (stage, error) in sorted(encoded.batch.rejected.items()):
-        sample = run.listing.samples[encoded.batch.indices[position]]
-        writer.reject(run.source, sample, stage, error, strict=run.strict)
+        writer.reject(run.source, encoded.batch.samples[position], stage, error, strict=run.strict)
     writer.facts.redone += encoded.redone
     if encoded.positions:
         columns = {name: _column(run, encoded, name, writer.facts) for name in run.card.columns}
@@ -91,7 +97,7 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
     """Returns the stored values of one column, one per sample, and adds the column's sums to the unit's facts."""
     card, encoding = run.card, run.card.columns[name]
     content = card.recipe.columns[name].content
-    samples = [run.listing.samples[encoded.batch.indices[position]] for position in encoded.positions]
+    samples = [encoded.batch.samples[position] for position in encoded.positions]
     values: Any
     if name in run.quantizers:
         sums, values = _quantized_column(run.quantizers[name], encoded.codes[name], encoded.clipped[name])

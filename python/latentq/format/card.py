@@ -29,7 +29,7 @@ from latentq.quantizer import Quantizer
 from latentq.store.local import read_regular
 
 CARD = "latents.toml"
-FORMAT = 1
+FORMAT = 2
 _HEADER = "# A latent dataset made by latentq. `latentq info` shows this card; latentq.Card.load reads it.\n"
 _MAX_COUNT = 2**53  # samples, or numbers in a latent: larger counts are damage
 _MAX_SIDE = 2**20
@@ -118,7 +118,8 @@ class Card:
             RecipeError: Its recipe is not valid.
         """
         if data.get("format") != FORMAT:
-            raise FormatError(f"a card of format {data.get('format')!r}; this latentq reads format {FORMAT}")
+            hint = ": encode the images again" if data.get("format") == 1 else ""
+            raise FormatError(f"a card of format {data.get('format')!r}; this latentq reads format {FORMAT}{hint}")
         try:
             card = cls(
                 source=SourceFacts(**data["source"]),

@@ -22,7 +22,7 @@ class SourceFacts:
     Attributes:
         kind: `folder`, `table`, `tar`, `zip`, `mds`, `parquet` or `datasets`; for converted latents, their layout.
         samples: Number of samples that the source lists, rejects included.
-        sha256: The hash of samples.tsv.
+        sha256: The hash of the last part of the list, which depends on all parts.
         units: Number of units, if it does not follow from samples and unit size.
         image_column: The column of images, if a user named it.
     """

@@ -7,7 +7,7 @@ HASHES = ("xxh3_64",)
 
 EMPTY_CAPTION = "empty_caption.npz"
 INDEX = "index.json"
+LIST = "list"
 REJECTS = "rejects.tsv"
-SAMPLES = "samples.tsv"
 SHARDS = "shards.toml"
 UNIT = "unit.toml"

@@ -11,7 +11,6 @@ from typing import Any
 
 from latentq._core import MismatchError
 from latentq.format.card import CARD, Card
-from latentq.format.files import SAMPLES
 from latentq.store.local import is_temporary
 
 _LOCATION_OF_AUTOENCODER = (
@@ -44,7 +43,7 @@ def check_output_folder(out: Path, card: str = CARD) -> None:
     if existing != out:
         return
     for entry in sorted(out.iterdir()):
-        if entry.name != SAMPLES and not is_temporary(entry.name):
+        if not is_temporary(entry.name):
             raise MismatchError(f"{out} holds something else ({entry.name}): name a folder that is absent or empty")
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import secrets
+import shutil
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NoReturn, Self, TextIO
 
 from latentq._core import LatentqError, MismatchError
-from latentq.collect import COLLECTIONS, Collection
+from latentq.collect import COLLECTIONS
+from latentq.collect import Collection as ImageCollection
 from latentq.format.facts import SourceFacts
-from latentq.format.files import SAMPLES
+from latentq.format.files import LIST
+from latentq.run.sample_list import SampleList, cut_into_units, list_parts, write_list
 from latentq.sources import Captions, Listing, Sample, Source, open_source
-from latentq.sources.label_values import MAX_LABEL, with_labels
-from latentq.store.local import make_folder, publish_once, read_regular
+from latentq.sources.label_values import with_labels
+from latentq.store.local import make_folder, sync
 from latentq.system.text import one_line
 
 
-def collection_of(name: str | Collection | None) -> Collection | None:
+def collection_of(name: str | ImageCollection | None) -> ImageCollection | None:
     """Returns the collection of a name; a `Collection` or None is returned as it is.
 
     Raises:
@@ -33,7 +39,7 @@ def collection_of(name: str | Collection | None) -> Collection | None:
     return COLLECTIONS[name]
 
 
-def with_limits(captions: str | Captions | None, collection: Collection | None) -> str | Captions | None:
+def with_limits(captions: str | Captions | None, collection: ImageCollection | None) -> str | Captions | None:
     """Adds the collection's limits to the `captions` option.
 
     Raises:
@@ -62,7 +68,7 @@ def open_run_source(
     """Opens the source of a run that writes to `out`, which is not listed even if it lies inside the source.
 
     Args:
-        source: A path for `open_source`, or a `Source`, which is returned as it is.
+        source: A path for `open_source`, or a `Source`.
         out: The folder that the run writes to.
         class_names: A file of readable class names, for `open_source`.
         like: A dataset whose class numbers are used.
@@ -83,11 +89,10 @@ def open_run_source(
             raise ValueError(
                 "columns can only be given with a path; for a Source, use open_source(path, image_column=...)"
             )
-        return source
+        return _UserSource(source)
     classes: dict[str, tuple[int, str]] = {}
     if like is not None:
-        file = Path(like) / SAMPLES
-        for sample in Listing.from_tsv(read_regular(file), str(file)).samples:
+        for sample in SampleList(Path(like) / LIST):
             if sample.label is not None and sample.label_text is not None:
                 facts = (sample.label, sample.label_text)
                 classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
@@ -103,60 +108,170 @@ def open_run_source(
     )
 
 
-def list_source(source: Source, out: Path, *, compare: bool) -> Listing:
+class RunList:
+    """The list of a run: the published one, or a new one in a temporary folder next to its place.
+
+    As a context manager it removes a new list that the block does not publish.
+
+    Args:
+        samples: The list.
+        out: The folder of the run.
+        notes: Lines for the user about how the source was listed; empty if it was not.
+        is_new_folder: The folder of the run was made for the list.
+    """
+
+    def __init__(
+        self, samples: SampleList, out: Path, notes: Collection[str] = (), *, is_new_folder: bool = False
+    ) -> None:
+        self.samples = samples
+        self.notes = notes
+        self._out = out
+        self._is_new_folder = is_new_folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.samples.folder != self._out / LIST:
+            _remove_list(self.samples.folder, self._out, is_new_folder=self._is_new_folder)
+
+    def publish(self) -> None:
+        """Publishes the list. If another process published it first, that one is used from now on.
+
+        Raises:
+            MismatchError: Another list is published already.
+        """
+        ours, folder = self.samples, self._out / LIST
+        if ours.folder == folder:
+            return
+        try:
+            ours.folder.rename(folder)  # fails if there is a list, because a list is never empty
+        except OSError:
+            if not folder.is_dir():
+                raise
+        sync(self._out)
+        published = SampleList(folder)
+        if ours.folder.is_dir():
+            if published.sha256 != ours.sha256:
+                raise MismatchError(_list_difference(published, ours))
+            shutil.rmtree(ours.folder)
+        self.samples = published
+
+
+def list_source(source: Source, out: Path, unit_size: int, *, compare: bool) -> RunList:
     """Returns the published list of a source, or lists the source if none is published.
 
     Args:
         source: The source.
         out: The folder of the run.
+        unit_size: The largest number of samples in a unit.
         compare: Check that the source still matches the published list; one process of a run does it for all.
 
     Raises:
         MismatchError: The source differs from the published list.
-        LatentqError: Names are not ASCII, and the locale is not UTF-8: another machine would read other names.
+        LatentqError: Names are not ASCII, and the locale is not UTF-8: another machine would read other names. Or a
+            sample cannot be written to the list; the message names it.
     """
-    file = out / SAMPLES
-    if file.exists():
-        published = Listing.from_tsv(read_regular(file), str(file))
-        unchanged = getattr(source, "unchanged", None)
-        if not compare or (unchanged is not None and unchanged(published)):
-            return published
-    listing = source.listing()
-    encoding = sys.getfilesystemencoding()
-    if encoding != "utf-8" and not all(sample.key.isascii() for sample in listing.samples):
-        raise LatentqError(f"file names are read as {encoding} here, and not as UTF-8: set PYTHONUTF8=1")
-    listing = storable(source.kind, listing)
-    _check_listing(file, listing)
-    return listing
+    if (out / LIST).is_dir():
+        published = SampleList(out / LIST)
+        return RunList(published, out, _compare(source, published, unit_size) if compare else ())
+    is_new_folder = not out.exists()
+    make_folder(out)
+    temporary = out / f".{LIST}.{secrets.token_hex(4)}"
+    try:
+        listing = source.listing()
+        write_list(temporary, _parts(source, listing, unit_size))
+        return RunList(SampleList(temporary), out, listing.notes, is_new_folder=is_new_folder)
+    except BaseException:
+        _remove_list(temporary, out, is_new_folder=is_new_folder)
+        raise
 
 
-def storable(kind: str, listing: Listing) -> Listing:
-    """Returns a listing as it reads back from samples.tsv, so that every run sees the same values.
+def _remove_list(temporary: Path, out: Path, *, is_new_folder: bool) -> None:
+    """Removes an unpublished list, and the folder that was made for it unless something else is in it."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    if is_new_folder:
+        with contextlib.suppress(OSError):
+            out.rmdir()
 
-    User-defined sources may return labels of any type; the rules of `with_labels` apply to them too.
 
-    Args:
-        kind: Kind of the source, for messages.
-        listing: The listing as the source gives it.
+def _parts(source: Source, listing: Listing, unit_size: int) -> Iterator[bytes]:
+    """Yields the parts of a list.
 
     Raises:
-        LatentqError: A sample cannot be written to samples.tsv and read back; the message names it.
+        LatentqError: A sample cannot be written to the list, or there are no samples.
     """
-    labels = [sample.label for sample in listing.samples]
-    if any(label is not None and (type(label) is not int or not 0 <= label <= MAX_LABEL) for label in labels):
-        samples, fields = with_labels(f"source of kind {kind}", listing.samples, labels)
-        known = dict.fromkeys((*fields, *(field for field in listing.fields if field != "label")))
-        listing = replace(listing, samples=tuple(samples), fields=tuple(known))
-        if any(sample.fault for sample in samples) and "fault" not in known:
-            listing = replace(listing, fields=(*listing.fields, "fault"))
+    samples = listing.samples
+    if sys.getfilesystemencoding() != "utf-8":
+        samples = map(_checked_name, samples)
+    empty = True
     try:
-        read_back = Listing.from_tsv(listing.to_tsv(), f"the list of a source of kind {kind}")
-    except (TypeError, UnicodeEncodeError) as error:
-        raise LatentqError(f"the list of a source of kind {kind} cannot be written: {error}") from None
-    for sample, read in zip(listing.samples, read_back.samples, strict=True):
-        if sample.key != read.key or sample.archive != read.archive:
-            raise LatentqError(f"{sample.key!r}: samples.tsv cannot hold this key")
-    return replace(read_back, notes=listing.notes)
+        for part in list_parts((unit, 0) for unit in cut_into_units(samples, unit_size)):
+            empty = False
+            yield part
+    except (TypeError, ValueError) as error:
+        raise LatentqError(f"the list of a source of kind {source.kind} cannot be written: {error}") from None
+    if empty:
+        raise LatentqError(f"the source of kind {source.kind} has no samples")
+
+
+def _checked_name(sample: Sample) -> Sample:
+    if not sample.key.isascii():
+        encoding = sys.getfilesystemencoding()
+        raise LatentqError(f"file names are read as {encoding} here, and not as UTF-8: set PYTHONUTF8=1")
+    return sample
+
+
+class _UserSource:
+    """A source that a user defines. Its labels may be of any type; the rules of `with_labels` apply to them.
+
+    Args:
+        source: The source, whose optional attributes this one has too.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.kind = source.kind
+        self.data = source.data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def listing(self) -> Listing:
+        """Returns the source's listing with labels that are numbers."""
+        listing = self._source.listing()
+        notes = list(listing.notes)
+        rows = ((sample._replace(label=None), sample.label) for sample in listing.samples)
+        return Listing(with_labels(f"source of kind {self.kind}", rows, None, notes), notes)
+
+
+def _compare(source: Source, published: SampleList, unit_size: int) -> Collection[str]:
+    """Compares a source with its published list, part by part.
+
+    Returns:
+        The notes of the listing.
+
+    Raises:
+        MismatchError: They differ.
+    """
+    unchanged = getattr(source, "unchanged", None)
+    if unchanged is not None and unchanged(published):
+        return ()
+    listing = source.listing()
+    same = 0
+    for part in (parts := _parts(source, listing, unit_size)):
+        if same == published.parts or part != published.part_bytes(same):
+            _raise_difference(published, itertools.chain(map(published.part_bytes, range(same)), [part], parts))
+        same += 1
+    if same < published.parts:
+        _raise_difference(published, map(published.part_bytes, range(same)))
+    return listing.notes
+
+
+def _raise_difference(published: SampleList, parts: Iterable[bytes]) -> NoReturn:
+    with tempfile.TemporaryDirectory(prefix="latentq-") as folder:
+        write_list(Path(folder) / LIST, parts)
+        raise MismatchError(_list_difference(published, SampleList(Path(folder) / LIST)))
 
 
 def print_notes(notes: Iterable[str], stream: TextIO | None) -> None:
@@ -167,34 +282,17 @@ def print_notes(notes: Iterable[str], stream: TextIO | None) -> None:
                 print(one_line(note), file=stream, flush=True)
 
 
-def publish_listing(out: Path, listing: Listing) -> None:
-    """Publishes samples.tsv.
-
-    Raises:
-        MismatchError: Another list is published already.
-    """
-    make_folder(out)
-    if not publish_once(out / SAMPLES, listing.to_tsv()):
-        _check_listing(out / SAMPLES, listing)
-
-
-def _check_listing(file: Path, listing: Listing) -> None:
-    published = read_regular(file) if file.exists() else None
-    if published is not None and published != listing.to_tsv():
-        difference = _list_difference(file, Listing.from_tsv(published, str(file)), listing)
-        raise MismatchError(f"{difference}: restore the source, or name another output folder")
-
-
-def _list_difference(file: Path, old: Listing, new: Listing) -> str:
-    counts = f"{file} lists {len(old.samples)} samples, the source has {len(new.samples)} now"
-    for listed, found in zip(old.samples, new.samples, strict=False):
+def _list_difference(old: SampleList, new: SampleList) -> str:
+    """Returns the message that a source is not the one that was listed, with the first difference."""
+    counts = f"{old.folder} lists {len(old)} samples, the source has {len(new)} now"
+    advice = "restore the source, or name another output folder"
+    for listed, found in itertools.zip_longest(old, new):
+        if listed is None or found is None:
+            extra, where = (found, "now") if listed is None else (listed, "there")
+            return f"{counts}; {extra.key!r} only {where}: {advice}"
         if listed != found:
-            return f"{counts}; the first difference: {_sample_text(listed)} there, {_sample_text(found)} now"
-    if len(old.samples) == len(new.samples):
-        return f"{counts}; it has {', '.join(old.fields) or 'no labels'} there, {', '.join(new.fields) or 'none'} now"
-    longer, where = (old, "there") if len(old.samples) > len(new.samples) else (new, "now")
-    extra = longer.samples[min(len(old.samples), len(new.samples))]
-    return f"{counts}; {extra.key!r} only {where}"
+            return f"{counts}; the first difference: {_sample_text(listed)} there, {_sample_text(found)} now: {advice}"
+    return f"{counts}, cut into other units: {advice}"
 
 
 def _sample_text(sample: Sample) -> str:
@@ -202,7 +300,7 @@ def _sample_text(sample: Sample) -> str:
     return f"{sample.key!r} ({'no file' if sample.bytes is None else f'{sample.bytes} bytes'}{label})"
 
 
-def source_facts(kind: str, listing: Listing, unit_size: int) -> SourceFacts:
+def source_facts(kind: str, samples: SampleList, unit_size: int) -> SourceFacts:
     """Returns the source's facts for a card; `units` is None if it follows from the number of samples."""
-    total, units = len(listing.samples), len(listing.units(unit_size))
-    return SourceFacts(kind, total, listing.sha256(), None if units == -(-total // unit_size) else units)
+    total, units = samples.totals.samples, samples.totals.units
+    return SourceFacts(kind, total, samples.sha256, None if units == -(-total // unit_size) else units)

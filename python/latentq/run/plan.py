@@ -11,7 +11,15 @@ import numpy as np
 
 from latentq._core import MismatchError, RecipeError
 from latentq.format.card import Card
-from latentq.format.facts import TOKEN_DTYPES, AutoencoderFacts, EmbeddingFacts, LatentFacts, TextFacts, TokenFacts
+from latentq.format.facts import (
+    TOKEN_DTYPES,
+    AutoencoderFacts,
+    EmbeddingFacts,
+    LatentFacts,
+    SourceFacts,
+    TextFacts,
+    TokenFacts,
+)
 from latentq.format.options import ENCODED, FLOATS, TEXT, Column
 from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
@@ -20,8 +28,7 @@ from latentq.models.match import codebook_size, shape_of, text_shape
 from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash
 from latentq.quantizer import Quantizer
-from latentq.run.listing import source_facts
-from latentq.sources import Listing
+from latentq.run.sample_list import Totals
 
 _CALIBRATED = ("affine", "codebook")
 
@@ -58,8 +65,8 @@ def resolve_recipe(
 
 def plan_card(
     recipe: Recipe,
-    kind: str,
-    listing: Listing,
+    source: SourceFacts,
+    totals: Totals,
     autoencoder: DescribedAutoencoder,
     parent: Card | None,
     text_encoder: TextEncoder | None = None,
@@ -70,8 +77,8 @@ def plan_card(
 
     Args:
         recipe: The recipe.
-        kind: Kind of the source.
-        listing: The source's list.
+        source: Facts of the source.
+        totals: Counts over its list, which say what the source has.
         autoencoder: Makes latents, moments and tokens.
         parent: Card of the dataset named by `like`, whose quantizers are used.
         text_encoder: Makes embeddings, if the recipe stores any.
@@ -82,7 +89,7 @@ def plan_card(
     """
     autoencoder_facts = _autoencoder_facts(autoencoder, parent)
     text_facts = _text_facts(text_encoder, parent)
-    recipe = replace(recipe, columns=_stored_columns(recipe, listing, text_encoder))
+    recipe = replace(recipe, columns=_stored_columns(recipe, totals, text_encoder))
     encoded_shapes = {name: shape_of(recipe, column, autoencoder) for name, column in recipe.encoded().items()}
     text_shapes = {
         name: text_shape(recipe, column, text_encoder) for name, column in recipe.texts().items() if text_encoder
@@ -96,7 +103,7 @@ def plan_card(
     quantizers, uncalibrated = _quantizers(recipe, latents, embeddings, parent)
     text_options = replace(recipe.text, model=text_facts.name) if text_facts is not None else recipe.text
     card = Card(
-        source=source_facts(kind, listing, recipe.unit_size),
+        source=source,
         recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=autoencoder.name), text=text_options),
         autoencoder=autoencoder_facts,
         columns=_encodings(recipe, latents, tokens, text_shapes),
@@ -152,10 +159,10 @@ def _like_message(
     )
 
 
-def _stored_columns(recipe: Recipe, listing: Listing, text_encoder: TextEncoder | None) -> dict[str, Column]:
+def _stored_columns(recipe: Recipe, totals: Totals, text_encoder: TextEncoder | None) -> dict[str, Column]:
     """Returns the recipe's columns without the optional ones that the source does not have for every sample."""
-    available = {"key", "image", *ENCODED, *listing.fields}
-    incomplete = {field for field in ("label", "label_text") if not listing.is_complete(field)}
+    available = {"key", "image", *ENCODED, *totals.known}
+    incomplete = {field for field in ("label", "label_text") if not totals.is_complete(field)}
     if "caption" in available:
         available |= {"captions"} | (_text_contents(text_encoder) if text_encoder is not None else set())
     columns = {}

@@ -40,7 +40,7 @@ _CACHED_HEADERS = 64
 _MAX_HEADER = 1 << 24  # bytes: 65,536 units of one sample each, with room
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnitEntry:
     """A unit's place in the list.
 
@@ -195,9 +195,7 @@ def _part(units: Sequence[tuple[list[Sample], int]], totals: Totals, previous: s
     bodies = [_lines(samples, columns) for samples, _ in units]
     for samples, _ in units:
         totals.add(samples, columns[2:])
-    sizes = tuple(
-        (len(samples), len(body), revision) for (samples, revision), body in zip(units, bodies, strict=True)
-    )
+    sizes = tuple((len(samples), len(body), revision) for (samples, revision), body in zip(units, bodies, strict=True))
     header = _Header(first_unit, first_sample, sizes, totals.usable, dict(totals.known), previous)
     return b"".join([header.to_line(), "\t".join(columns).encode(), b"\n", *bodies])
 

@@ -12,8 +12,9 @@ from latentq.format.files import REJECTS
 from latentq.run.archives import ArchiveDeleter
 from latentq.run.finish import finish_units
 from latentq.run.options import RunSettings
-from latentq.run.units import UnitCard, UnitFacts, unit_done, unit_names, units_done
-from latentq.sources import Listing, Source
+from latentq.run.sample_list import SampleList, UnitEntry
+from latentq.run.units import UnitCard, UnitFacts, unit_done, units_done
+from latentq.sources import Source
 from latentq.store.local import remove_dead, sync_published
 from latentq.system.progress import Progress
 
@@ -26,48 +27,43 @@ class Share:
 
     Attributes:
         out: The folder that units are published in.
-        names: The folder names of all units of the run, by unit number.
-        units: The sample indices of each unit of this process, by unit number.
+        units: The units of this process, in order.
         archives: Deletes archives that are no longer needed; None if the user did not ask for it.
     """
 
     out: Path
-    names: list[str]
-    units: dict[int, range]
+    units: list[UnitEntry]
     archives: ArchiveDeleter | None
 
     @classmethod
-    def for_process(
-        cls, out: Path, card: UnitCard, source: Source, listing: Listing, unit_size: int, settings: RunSettings
-    ) -> Self:
+    def for_process(cls, out: Path, source: Source, sample_list: SampleList, settings: RunSettings) -> Self:
         """Returns the share of the process that `settings` describe.
 
         Raises:
             LatentqError: `settings.delete_archives` is set, but the source has no archives.
         """
-        names, units = unit_names(card), listing.units(unit_size)
-        archives = ArchiveDeleter(source, listing, units, out, names) if settings.delete_archives else None
-        mine = {number: units[number] for number in range(settings.rank, len(units), settings.world_size)}
-        return cls(out, names, mine, archives)
+        archives = ArchiveDeleter(source, sample_list, out) if settings.delete_archives else None
+        numbers = range(settings.rank, sample_list.totals.units, settings.world_size)
+        return cls(out, [sample_list.unit(number) for number in numbers], archives)
 
     @property
     def samples(self) -> int:
         """Number of samples in the units of this process."""
-        return sum(map(len, self.units.values()))
+        return sum(unit.samples for unit in self.units)
 
-    def path(self, unit: int) -> Path:
+    def path(self, unit: UnitEntry) -> Path:
         """Returns a unit's folder."""
-        return self.out / self.names[unit]
+        return self.out / unit.name
 
-    def pending(self, bar: Progress) -> dict[int, range]:
+    def pending(self, bar: Progress) -> list[UnitEntry]:
         """Returns the units that are not published yet, and advances the bar past the published units."""
         if self.out.is_dir():
             sync_published(self.out)
-        pending = {unit: indices for unit, indices in self.units.items() if not unit_done(self.out, self.names[unit])}
-        bar.skip(self.samples - sum(map(len, pending.values())))
+        pending = [unit for unit in self.units if not unit_done(self.out, unit.name)]
+        bar.skip(self.samples - sum(unit.samples for unit in pending))
         return pending
 
-    def unit_published(self, unit: int) -> None:
+    def unit_published(self, unit: UnitEntry) -> None:
         """Deletes the archives that are no longer needed now that a unit is published."""
         if self.archives is not None:
             self.archives.delete(unit)
@@ -88,7 +84,7 @@ class Share:
         """
         if self.archives is not None:
             self.archives.delete()
-        if units_done(self.out, card) < card.units:
+        if units_done(self.out) < card.units:
             remove_dead(self.out)
             return replace(card, counts=None)
         card = finish_units(self.out, card, file, complete)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from latentq._core import FormatError
 from latentq.format.facts import SampleCounts, SourceFacts
-from latentq.format.files import INDEX
+from latentq.format.files import INDEX, LIST
 from latentq.quantizer import Moments, Quantizer, Statistics
+from latentq.run.sample_list import SampleList
 from latentq.store.local import read_regular
 
 _FINISH_FIELDS = ("complete", "counts", "versions")  # of a card
@@ -80,7 +81,7 @@ class UnitFacts:
 
     Attributes:
         card: Hash of the card that the unit was made with, see `card_hash`; empty in units of older versions.
-        listing: Hash of the unit's part of the list, see `Listing.part_sha256`; empty in units of older versions.
+        listing: Hash of the unit's part of the list, see `SampleList.unit_sha256`; empty in units of older versions.
         samples: Number of samples that are stored.
         redone: Number of samples that were encoded again in float32.
         rejects: The samples that are not stored.
@@ -193,10 +194,14 @@ def card_hash(data: bytes) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def unit_names(card: UnitCard) -> list[str]:
-    """Returns the folder names of all units. They have one width, so that text order is unit order."""
-    width = max(5, len(str(card.units - 1)))
-    return [f"{number:0{width}}" for number in range(card.units)]
+def unit_names(out: Path) -> Iterator[str]:
+    """Yields the folder names of all units of a dataset, in order.
+
+    Raises:
+        FormatError: The list is broken.
+        OSError: The list cannot be read.
+    """
+    return (unit.name for unit in SampleList(out / LIST).units())
 
 
 def unit_done(out: Path, name: str) -> bool:
@@ -204,6 +209,6 @@ def unit_done(out: Path, name: str) -> bool:
     return (out / name / INDEX).is_file()
 
 
-def units_done(out: Path, card: UnitCard) -> int:
+def units_done(out: Path) -> int:
     """Returns the number of published units."""
-    return sum(unit_done(out, name) for name in unit_names(card))
+    return sum(unit_done(out, name) for name in unit_names(out))

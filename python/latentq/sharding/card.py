@@ -18,7 +18,7 @@ from latentq.format.files import SHARDS
 from latentq.run.units import UnitFacts
 from latentq.store.local import read_regular
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class ShardsCard:
         text = read_regular(file)
         try:
             data = tomllib.loads(text.decode())
-            if data.pop("format") != _FORMAT:
-                raise ValueError("another format")
+            if (version := data.pop("format")) != _FORMAT:
+                raise ValueError(f"format {version!r}; this latentq reads format {_FORMAT}")
             columns = {name: (column["from"], column["encoding"]) for name, column in data.pop("columns").items()}
             counts = SampleCounts(**data.pop("counts")) if "counts" in data else None
             return cls(**{**data, "source": SourceFacts(**data["source"])}, contents=columns, counts=counts)

@@ -24,16 +24,16 @@ from latentq.run.listing import (
     list_source,
     open_run_source,
     print_notes,
-    publish_listing,
     source_facts,
     with_limits,
 )
 from latentq.run.options import RunOptions, run_settings
+from latentq.run.sample_list import Totals
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import UnitFacts, card_hash
 from latentq.sharding.card import ShardsCard
-from latentq.sources import Captions, Listing, Sample, Source
+from latentq.sources import Captions, Sample, Source
 from latentq.sources.listing import read_sample
 from latentq.store.local import publish_once
 from latentq.system.faults import raise_machine_fault
@@ -105,28 +105,29 @@ def shards(
         image_column=image_column,
         progress=settings.progress,
     )
-    listing = list_source(opened, out, compare=settings.rank == 0)
-    card = ShardsCard(
-        source=replace(source_facts(opened.kind, listing, unit_size), image_column=image_column),
-        contents=_contents(collection, listing.fields),
-        min_size=min_size,
-        max_size=max_size,
-        quality=quality,
-        unit_size=unit_size,
-        versions={package: importlib.metadata.version(package) for package in ("latentq", "pillow")},
-    )
-    card = _publish_card(out, card, listing)
-    share = Share.for_process(out, card, opened, listing, unit_size, settings)
+    with list_source(opened, out, unit_size, compare=settings.rank == 0) as run_list:
+        card = ShardsCard(
+            source=replace(source_facts(opened.kind, run_list.samples, unit_size), image_column=image_column),
+            contents=_contents(collection, run_list.samples.totals),
+            min_size=min_size,
+            max_size=max_size,
+            quality=quality,
+            unit_size=unit_size,
+            versions={package: importlib.metadata.version(package) for package in ("latentq", "pillow")},
+        )
+        run_list.publish()
+        card = _publish_card(out, card)
+    samples = run_list.samples
+    share = Share.for_process(out, opened, samples, settings)
 
-    print_notes(listing.notes, settings.progress)
+    print_notes(run_list.notes, settings.progress)
     with (
         Progress(share.samples, "shards", settings.progress, totals=settings.totals) as bar,
         ThreadPoolExecutor(settings.threads) as pool,
     ):
-        for unit, indices in share.pending(bar).items():
-            samples = (listing.samples[index] for index in indices)
-            converted = _converted(card, opened, samples, pool, depth=_PREFETCH * settings.threads)
-            facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=listing.part_sha256(indices))
+        for unit in share.pending(bar):
+            converted = _converted(card, opened, samples.samples(unit), pool, depth=_PREFETCH * settings.threads)
+            facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=samples.unit_sha256(unit))
             _write_jpeg_unit(share.path(unit), card, opened, converted, facts, bar, strict=settings.strict)
             share.unit_published(unit)
     return share.finish(card, SHARDS, ShardsCard.completed)
@@ -140,9 +141,9 @@ def _check_ranges(min_size: int, max_size: int, quality: int, unit_size: int) ->
         raise ValueError(f"unit_size must be at least 1, not {unit_size}")
 
 
-def _contents(collection: Collection | None, fields: tuple[str, ...]) -> Columns:
+def _contents(collection: Collection | None, totals: Totals) -> Columns:
     """Returns the columns to store: those of the collection, or the default ones that the source has."""
-    available = {"image", "width", "height", "key", *fields}
+    available = {"image", "width", "height", "key", *totals.known}
     if collection is None:
         return {name: column for name, column in COLUMNS.items() if column[0] in available}
     for name, (content, _) in collection.columns.items():
@@ -151,9 +152,8 @@ def _contents(collection: Collection | None, fields: tuple[str, ...]) -> Columns
     return collection.columns
 
 
-def _publish_card(out: Path, card: ShardsCard, listing: Listing) -> ShardsCard:
-    """Publishes list and card, and returns the published card, which must be of the same work."""
-    publish_listing(out, listing)
+def _publish_card(out: Path, card: ShardsCard) -> ShardsCard:
+    """Publishes the card, and returns the published card, which must be of the same work."""
     if publish_once(out / SHARDS, card.to_toml()):
         return card
     published = ShardsCard.load(out)
