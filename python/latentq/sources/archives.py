@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
-from latentq.sources.columns import NamedColumns, caption_facts, captions_field
+from latentq.sources.columns import NamedColumns, caption_facts
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
-from latentq.sources.label_values import Classes, labels_note, with_labels
+from latentq.sources.label_values import Classes, with_labels
 from latentq.sources.listing import GZIP_SUFFIXES, Listing, Sample, unchanged_files
 from latentq.sources.member import Member, Reads, plain_name
 from latentq.sources.sidecars import NO_CAPTION, NO_IMAGE, SidecarRule, Sidecars, webdataset_key
@@ -68,42 +68,37 @@ class Archives:
     def listing(self) -> Listing:
         """Looks through every archive once; a gzip tar is decompressed for it.
 
-        Raises:
-            OSError: An archive cannot be read.
-            FormatError: No archive holds an image that can be used.
+        The samples raise OSError if an archive cannot be read, and FormatError if no archive holds an image that can be
+        used.
         """
-        samples: list[Sample] = []
-        labels: list[str | None] = []
         notes: list[str] = []
+        found = _Found(captioned=self._required)
+        rows = self._rows(found, notes)
+        return Listing(with_labels(self.kind, rows, self._classes, notes, finish=found.finish), notes)
+
+    def _rows(self, found: _Found, notes: list[str]) -> Iterator[tuple[Sample, str | None]]:
+        """Yields the samples of every archive, with their labels."""
         others = 0
         for name, path in listing_progress(self.files.items(), self._progress):
             contents = self._contents(name, path)
             for sample, label in contents.samples():
-                samples.append(sample)
-                labels.append(label)
+                found.add(sample)
+                yield sample, label
             others += contents.others
             notes += contents.notes(self._image_field)
-        if not any(sample.offset is not None for sample in samples):
+        if not found.images:
             first = next(iter(self.files.values()))
-            reason = f": {samples[0].fault}" if samples else ""
+            reason = f": {found.fault}" if found.fault else ""
             more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
             raise FormatError(f"{first}{more} hold no images{reason}")
-        samples, label_fields = with_labels(self.kind, samples, labels, self._classes)
-        captioned = self._required or any(sample.caption for sample in samples if not sample.fault)
-        if captioned:
-            samples = [s if s.fault or s.caption is not None else replace(s, fault=NO_CAPTION) for s in samples]
-        else:  # texts that belong to no image are ordinary other members then
-            others += sum(sample.fault == NO_IMAGE for sample in samples)
-            samples = [sample for sample in samples if sample.fault != NO_IMAGE]
+        if not found.captioned:  # texts that belong to no image are ordinary other members then
+            others += found.texts
         if others:
             notes.append(f"members that are not images are skipped: {others}")
-        fields = (*label_fields, *(("caption",) if captioned else ()), *captions_field(samples))
-        location_fields = ("archive", "archive_bytes", "offset", "packed", "fault")
-        return Listing(tuple(samples), (*fields, *location_fields), (*notes, *labels_note(samples, labels)))
 
-    def unchanged(self, listing: Listing) -> bool:
-        """True if the archives are those of a listing, as `unchanged_files` compares them."""
-        return unchanged_files(self.files, listing, self._has_no_images)
+    def unchanged(self, samples: Iterable[Sample]) -> bool:
+        """True if the archives are those of the listed samples, as `unchanged_files` compares them."""
+        return unchanged_files(self.files, samples, self._has_no_images)
 
     def _has_no_images(self, name: str, path: Path) -> bool:
         """True if an archive is intact and holds no image."""
@@ -196,6 +191,37 @@ class Archives:
         return self._image_field in (image_field, image_field.rpartition(".")[0])
 
 
+@dataclass
+class _Found:
+    """The findings of listing all archives.
+
+    Attributes:
+        captioned: True if images without a caption are rejects.
+        images: True if there is an image.
+        texts: The number of texts that belong to no image.
+        fault: The fault of the first sample.
+    """
+
+    captioned: bool
+    images: bool = False
+    texts: int = 0
+    fault: str | None = None
+
+    def add(self, sample: Sample) -> None:
+        """Adds a sample as its archive has it."""
+        if self.fault is None:
+            self.fault = sample.fault
+        self.images = self.images or sample.offset is not None
+        self.texts += sample.fault == NO_IMAGE
+        self.captioned = self.captioned or bool(sample.caption and not sample.fault)
+
+    def finish(self, sample: Sample) -> Sample | None:
+        """Returns a sample as it is listed, or None if it is not, once all samples are added."""
+        if self.captioned:
+            return sample if sample.fault or sample.caption is not None else sample._replace(fault=NO_CAPTION)
+        return sample if sample.fault != NO_IMAGE else None
+
+
 def _read(archive: Tar | Zip, sample: Sample) -> bytes:
     if (sample.bytes or 0) > _LARGE_BYTES and not is_image(archive.head(sample, HEAD_BYTES)):
         raise FormatError("not an image")
@@ -248,12 +274,13 @@ class _Contents:
         for inside, sample in self.images.values():
             caption = self.sidecars.caption_of(inside)
             if caption is not None:
-                sample = replace(sample, **caption_facts(caption.captions), fault=sample.fault or caption.fault)
+                facts = caption_facts(caption.captions)
+                sample = sample._replace(**facts, fault=sample.fault or caption.fault)
             yield sample, self.sidecars.label_of(inside)
         for name in self.sidecars.without_image():
-            yield replace(self.archive, key=f"{self.archive.key}/{name}", fault=NO_IMAGE), None
+            yield self.archive._replace(key=f"{self.archive.key}/{name}", fault=NO_IMAGE), None
         if self.fault:
-            yield replace(self.archive, fault=self.fault), None
+            yield self.archive._replace(fault=self.fault), None
 
     def notes(self, image_field: str | None) -> Iterator[str]:
         """Yields what the user should know about the archive."""

@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentq._core import FormatError, LatentqError
-from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_field, captions_in, column_of
+from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_in, column_of
 from latentq.sources.delimited import DELIMITERS, table_rows
 from latentq.sources.listing import Listing, Sample, Source, deferred_read
 from latentq.sources.member import MAX_MEMBER_BYTES, Reads, plain_name
 from latentq.sources.parquet import open_parquet, rows_of
 from latentq.sources.sidecars import MAX_TEXT_BYTES
+from latentq.sources.spool import spooled
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.store.local import check_regular
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
 _CaptionRow = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The captions of the rows that belong to a sample.
-
-    Attributes:
-        exactness: The position in `_names` of the name that the rows use.
-        captions: The captions of all rows.
-        fault: The fault of the first row, or empty.
-    """
-
-    exactness: int
-    captions: tuple[str, ...]
-    fault: str
 
 
 @dataclass(frozen=True)
@@ -79,51 +65,54 @@ class Captions:
     def join(self, listing: Listing) -> Listing:
         """Returns the listing with captions; a sample without a caption, or above a limit, gets that as its fault.
 
-        Raises:
-            OSError: The file cannot be read.
-            FormatError: The file cannot be understood.
-            LatentqError: The file lacks a needed column, or has no caption for any sample.
+        The samples raise OSError if the file cannot be read, FormatError if it cannot be understood, and LatentqError
+        if it lacks a needed column, or has no caption for any sample.
         """
-        found = self._found(listing.samples)
-        missing = f"{_NO_CAPTION} {Path(self.path).name}"
-        samples = []
-        for number, sample in enumerate(listing.samples):
-            described = found.get(number, _Found(0, (), missing))
-            captions, fault = described.captions, described.fault or ("" if described.captions else missing)
-            facts = {**caption_facts(captions), "fault": sample.fault or fault}
-            samples.append(replace(sample, **facts | {"caption": facts["caption"] or ""}))
-        fields = [name for name in listing.fields if name not in ("caption", "captions", "fault")]
-        return Listing(tuple(samples), ("caption", *captions_field(samples), *fields, "fault"), listing.notes)
+        return Listing(self._joined(listing.samples), listing.notes)
 
-    def _found(self, samples: Sequence[Sample]) -> dict[int, _Found]:
-        """Finds the rows of each sample, by the sample's number.
+    def _joined(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Yields the samples with captions, once all are taken.
 
         A row that gives an image's path belongs to that image alone, and not to others of the same file name. A sample
         takes the rows that name it most exactly.
         """
-        wanted: dict[str, tuple[int, list[int]]] = {}
-        for number, sample in enumerate(samples):
-            for exactness, name in enumerate(_names(sample)):
-                if not name:
-                    continue
-                if name not in wanted or exactness < wanted[name][0]:
-                    wanted[name] = (exactness, [number])
-                elif exactness == wanted[name][0]:
-                    wanted[name][1].append(number)
-        found: dict[int, _Found] = {}
+        rows, last_name = self._by_name()
+        exactness: dict[str, int] = {}  # of the samples that each name is for
+        count = 0
+        first = ""
+
+        def named() -> Iterator[Sample]:
+            nonlocal count, first
+            for sample in samples:
+                first = first if count else sample.text
+                count += 1
+                for position, name in enumerate(_names(sample)):
+                    if name in rows and position < exactness.get(name, position + 1):
+                        exactness[name] = position
+                yield sample
+
+        missing = f"{_NO_CAPTION} {Path(self.path).name}"
+        for fields in spooled(named()):
+            if not exactness:
+                break
+            sample = Sample(*fields)
+            names = (name for position, name in enumerate(_names(sample)) if exactness.get(name) == position)
+            captions, fault = rows.get(next(names, ""), ((), missing))
+            fault = sample.fault or fault or ("" if captions else missing)
+            yield sample._replace(**caption_facts(captions) | {"caption": captions[0] if captions else ""}, fault=fault)
+        if not exactness:
+            names_shown = f": it names {last_name!r}, the source {first!r}" if last_name and count else ""
+            raise LatentqError(f"{self.path} has no caption for any of the {count} samples{names_shown}")
+
+    def _by_name(self) -> tuple[dict[str, tuple[tuple[str, ...], str]], str]:
+        """Returns the captions of all rows of each name and the fault of the first of them; and the last row's name."""
+        found: dict[str, tuple[tuple[str, ...], str]] = {}
         name = ""
         for name, captions, fault in self._rows():
-            exactness, numbers = wanted.get(name, (0, []))
-            for number in numbers:
-                earlier = found.get(number)
-                if earlier is None or exactness < earlier.exactness:
-                    found[number] = _Found(exactness, captions, fault)
-                elif exactness == earlier.exactness:
-                    found[number] = replace(earlier, captions=earlier.captions + captions)
-        if not found:
-            names = f": it names {name!r}, the source {samples[0].text!r}" if name and samples else ""
-            raise LatentqError(f"{self.path} has no caption for any of the {len(samples)} samples{names}")
-        return found
+            earlier = found.get(name)
+            found[name] = (captions, fault) if earlier is None else (earlier[0] + captions, earlier[1])
+        found.pop("", None)
+        return found, name
 
     def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
         """Yields each row's image name, captions and fault.
@@ -188,16 +177,17 @@ class WithCaptions:
         """Returns the source's listing, with captions."""
         return self._captions.join(self._source.listing())
 
-    def unchanged(self, listing: Listing) -> bool:
-        """True if both the source and the captions are still those of a listing."""
+    def unchanged(self, samples: Iterable[Sample]) -> bool:
+        """True if both the source and the captions are still those of the listed samples.
+
+        Args:
+            samples: The listed samples, which are iterated over several times.
+        """
         unchanged = getattr(self._source, "unchanged", None)
-        if unchanged is None or not unchanged(listing):
+        if unchanged is None or not unchanged(samples):
             return False
-        bare = tuple(
-            replace(s, caption=None, captions=None, fault="" if s.fault.startswith((_NO_CAPTION, _UNSAFE)) else s.fault)
-            for s in listing.samples
-        )
-        return self._captions.join(replace(listing, samples=bare)).to_tsv() == listing.to_tsv()
+        again = self._captions.join(Listing(map(_without_captions, samples))).samples
+        return all(_caption_facts(old) == _caption_facts(new) for old, new in zip(samples, again, strict=True))
 
     def data(self, sample: Sample) -> bytes | Path:
         """Returns the sample's data, as the source does."""
@@ -206,6 +196,17 @@ class WithCaptions:
     def deferred(self, sample: Sample) -> Callable[[], bytes] | None:
         """Returns a function that reads the sample, as the source does."""
         return deferred_read(self._source, sample)
+
+
+def _without_captions(sample: Sample) -> Sample:
+    """Returns a sample as it was before its captions were joined."""
+    joined = sample.fault.startswith((_NO_CAPTION, _UNSAFE))
+    return sample._replace(caption=None, captions=None, fault="" if joined else sample.fault)
+
+
+def _caption_facts(sample: Sample) -> tuple[object, ...]:
+    """Returns what `Captions.join` sets, as it reads back from a list."""
+    return sample.caption or None, sample.captions, sample.fault
 
 
 def _names(sample: Sample) -> Iterable[str]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latentq._core import LatentqError
-
-if TYPE_CHECKING:
-    from latentq.sources.listing import Sample
 
 IMAGE = ("jpg", "jpeg", "image", "img", "picture", "png", "webp", "image_bytes")
 KEY = (
@@ -127,6 +124,9 @@ def captions_in(cell: object) -> tuple[str, ...]:
 
     Blank texts and texts with a lone surrogate are not captions.
     """
+    if type(cell) is str:  # as in every row of a table
+        text = cell.strip()
+        return (text,) if text and (text.isascii() or not _LONE_SURROGATE.search(text)) else ()
     if hasattr(cell, "tolist"):
         cell = cell.tolist()
     values = cell if isinstance(cell, list | tuple) else (cell,)
@@ -137,8 +137,3 @@ def captions_in(cell: object) -> tuple[str, ...]:
 def caption_facts(captions: tuple[str, ...]) -> dict[str, Any]:
     """Returns the fields `caption` (the first) and `captions` (all, if there are several) of a sample."""
     return {"caption": captions[0] if captions else None, "captions": captions if len(captions) > 1 else None}
-
-
-def captions_field(samples: Iterable[Sample]) -> tuple[str, ...]:
-    """Returns the listing field `captions`, if any sample has several; otherwise no field."""
-    return ("captions",) if any(sample.captions for sample in samples) else ()

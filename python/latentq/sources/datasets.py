@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from latentq._core import LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, columns_note
 from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.rows import BYTE_TYPES, TEXT_TYPES, Rows, image_bytes
+from latentq.sources.rows import BYTE_TYPES, TEXT_TYPES, image_bytes, samples_of_rows
 from latentq.system.extras import needed_for
 
 PREFIX = "hf:"
@@ -47,15 +48,18 @@ class Datasets:
     def listing(self) -> Listing:
         """Reads every needed column except the images.
 
-        Raises:
-            LatentqError: There are no rows, or a named column does not exist.
+        The samples raise LatentqError if there are no rows, or a named column does not exist.
         """
-        rows = Rows(self._name, self._classes)
-        notes: dict[str, None] = {}
+        notes: list[str] = []
+        return Listing(samples_of_rows(self._name, self._rows(notes), self._classes, notes), notes)
+
+    def _rows(self, notes: list[str]) -> Iterator[tuple[Sample, Mapping[str, object]]]:
+        """Yields a sample for each row, with its cells."""
         for split, (image, dataset) in self._splits.items():
             texts = {name for name, kind in dataset.features.items() if _holds_texts(kind)}
             known = self._columns.find(self._name, dataset.column_names, texts)
-            notes[columns_note(image, known, dataset.column_names)] = None
+            if (note := columns_note(image, known, dataset.column_names)) not in notes:
+                notes.append(note)
             class_names = getattr(dataset.features.get(known.get("label")), "names", None)
             narrow = dataset.select_columns(list(known.values()))
             for row in range(len(dataset)):
@@ -65,10 +69,9 @@ class Datasets:
                     label = cells["label"]
                     named = isinstance(label, int) and 0 <= label < len(class_names)
                     cells["label_text"] = class_names[label] if named else None
-                rows.add(Sample(f"{split}/{row:08}", None, archive=split, offset=row), cells)
-        if not rows:
+                yield Sample(f"{split}/{row:08}", None, archive=split, offset=row), cells
+        if not any(len(dataset) for _, dataset in self._splits.values()):
             raise LatentqError(f"{self._name} has no rows: there are no images")
-        return rows.listing(("archive", "offset", "fault"), [*notes])
 
     def data(self, sample: Sample) -> bytes:
         """Returns the image in a row.

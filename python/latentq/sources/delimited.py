@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from latentq.sources.columns import KEY, column_of
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _CSV_DELIMITERS = ",;\t|"  # Excel writes semicolons where the comma is the decimal separator
 _MAX_CELL = 1 << 24  # characters; the csv module's own limit of 131,072 is too low for some captions and embeddings
-_OWN_HEADER = "key\tbytes"  # of samples.tsv, whose escapes are latentq's
+_OWN_MARK = '# {"first_unit": '  # begins a part of a list of latentq, whose escapes are latentq's
+_OWN_HEADER = "key\tbytes"  # begins its second line
+_CHUNK = 1 << 20
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -54,32 +58,38 @@ def _csv_delimiter(path: Path) -> str:
 
 
 def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    own = False
+    header = _own_header(path)
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            text = line.rstrip("\r\n")
-            own |= number == 1 and f"{text}\t".startswith(f"{_OWN_HEADER}\t")
-            if text.strip() or (own and text):
-                yield number, tsv_values(text) if own else text.split("\t")
+        if header:
+            for number, line in enumerate(file, start=1):
+                if number >= header and (text := line.rstrip("\r\n")):
+                    yield number, tsv_values(text)
+        else:
+            for number, line in enumerate(file, start=1):
+                if not line.isspace():
+                    yield number, line.rstrip("\r\n").split("\t")
 
 
 def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         start = end = 0
+        last: list[str] | None = None
         for row in reader:
+            if last is not None:
+                yield end, last
             start, end = end + 1, reader.line_num
-            if any(cell.strip() for cell in row):
-                yield end, row
+            last = row if row and (row[0].strip() or any(cell.strip() for cell in row)) else None
     if end and _unclosed(path, delimiter, start):  # it has taken every line after it for its cell
         raise csv.Error(f"the quotation mark in line {start} is never closed")
+    if last is not None:
+        yield end, last
 
 
 def _unclosed(path: Path, delimiter: str, start: int) -> bool:
     """True if a quotation mark of a row is still open at the end of the file."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for _ in range(start - 1):
-            file.readline()
+        deque(itertools.islice(file, start - 1), maxlen=0)
         try:
             next(csv.reader(file, delimiter=delimiter, strict=True), None)
         except csv.Error as error:
@@ -89,14 +99,14 @@ def _unclosed(path: Path, delimiter: str, start: int) -> bool:
 
 def _is_quoted(path: Path) -> bool:
     """True if a TSV uses quotation marks for quoting, and does so consistently."""
+    if not _has_quotation_mark(path) or _own_header(path):
+        return False
     columns = None
     quoted = ragged = False
     consistent = True
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for line in file:
             cells = line.rstrip("\r\n").split("\t")
-            if columns is None and f"{line}\t".startswith(f"{_OWN_HEADER}\t"):
-                return False
             columns = columns or len(cells)
             ragged |= len(cells) != columns and cells != [""]
             for cell in cells:
@@ -106,6 +116,24 @@ def _is_quoted(path: Path) -> bool:
     if not quoted or consistent:
         return quoted
     return ragged and _reads_with_quotes(path, columns or 0)
+
+
+def _has_quotation_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            if b'"' in chunk:
+                return True
+    return False
+
+
+def _own_header(path: Path) -> int:
+    """Returns the line number of the header if latentq wrote the table; otherwise 0."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        number, line = 1, file.readline()
+        if line.startswith(_OWN_MARK):
+            number, line = 2, file.readline()
+    line = line.rstrip("\r\n")
+    return number if f"{line}\t".startswith(f"{_OWN_HEADER}\t") else 0
 
 
 def _is_quoted_cell(cell: str) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentq._core import LatentqError, MismatchError
-from latentq.sources.columns import NamedColumns, caption_facts, captions_field
+from latentq.sources.columns import NamedColumns, caption_facts
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
 from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.sidecars import NO_CAPTION, SidecarRule, Sidecars, stem_of
+from latentq.sources.spool import spooled
 from latentq.system.faults import FILE_ERRNOS
 
 
@@ -44,123 +46,197 @@ class Folder:
         return self.path / sample.key
 
     def listing(self) -> Listing:
-        """Walks the folder, following links.
+        """Walks the folder, following links; no more is in memory than the names in one folder of each depth.
 
-        Raises:
-            OSError: A folder cannot be read.
-            LatentqError: There is no image, or a class folder is not in `classes`.
+        The samples raise OSError if a folder cannot be read, LatentqError if there is no image, and MismatchError if a
+        class folder is not in `classes`.
         """
-        found = self._walk()
-        if not found.images:
-            ignored = f" (files that are not images: {found.others})" if found.others else ""
-            raise LatentqError(f"{self.path} holds no images{ignored}")
-        keys = sorted(found.images, key=os.fsencode)
-        samples = [Sample(key, found.images[key]) for key in keys]
-        fields: tuple[str, ...] = ()
-        notes = list(found.notes())
-        outside = [key for key in keys if "/" not in key]
-        if not outside:
-            samples = self._with_labels(samples)
-            fields = ("label", "label_text")
-        elif len(outside) < len(keys):
-            notes.append(f"no labels: {len(outside)} images are outside class folders, {outside[0]} first")
-        if self.columns.caption is not None:
-            samples = self._with_captions(samples, found.texts)
-            fields = (*fields, "caption", *captions_field(samples), "fault")
-        elif described := found.described():
-            notes.append(f"images with a .txt of the same name: {described}; --captions txt takes those as captions")
-        return Listing(tuple(samples), fields, tuple(notes))
+        notes: list[str] = []
+        return Listing(self._samples(notes), notes)
 
-    def _with_labels(self, samples: list[Sample]) -> list[Sample]:
-        """Returns the samples labeled by their class folders."""
-        folders = sorted({sample.key.partition("/")[0] for sample in samples}, key=os.fsencode)
+    def _samples(self, notes: list[str]) -> Iterator[Sample]:
+        walk = _Walk(self.path, self.exclude, SidecarRule.parse(self.columns.caption), self.columns.caption is not None)
+        samples = walk.samples()
+        if (first := next(samples, None)) is None:
+            ignored = f" (files that are not images: {walk.others})" if walk.others else ""
+            raise LatentqError(f"{self.path} holds no images{ignored}")
+        samples = itertools.chain([first], samples)
+        # The walk knows the images outside class folders from its start.
+        yield from samples if walk.outside else self._with_labels(samples)
+        notes += walk.notes()
+
+    def _with_labels(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Yields the samples labeled by their class folders, once all are taken: any folder may be empty."""
+        folders: set[str] = set()
+
+        def listed() -> Iterator[Sample]:
+            for sample in samples:
+                folders.add(sample.key.partition("/")[0])
+                yield sample
+
+        classes: Classes = {}
+        for key, size, _, _, *facts in spooled(listed()):
+            classes = classes or self._numbered(folders)
+            label, text = classes[key.partition("/")[0]]
+            yield Sample(key, size, label, text, *facts)
+
+    def _numbered(self, folders: set[str]) -> Classes:
+        """Returns the label and readable name of each class folder."""
+        present = sorted(folders, key=os.fsencode)
         classes = self.classes
         if classes is None:
-            classes = {name: (number, name) for number, name in enumerate(folders)}
-        elif unknown := [folder for folder in folders if folder not in classes]:
+            classes = {name: (number, name) for number, name in enumerate(present)}
+        elif unknown := [name for name in present if name not in classes]:
             raise MismatchError(
                 f"{self.path} has a class folder {unknown[0]!r} that the dataset of --like does not have"
             )
-        labeled = []
-        for sample in samples:
-            folder = sample.key.partition("/")[0]
-            label, text = classes[folder]
-            labeled.append(replace(sample, label=label, label_text=self.class_names.get(folder, text)))
-        return labeled
-
-    def _with_captions(self, samples: list[Sample], texts: list[str]) -> list[Sample]:
-        """Returns the samples with captions from their sidecars; without one, a sample's `fault` is `NO_CAPTION`."""
-        rule = SidecarRule.parse(self.columns.caption)
-        sidecars = Sidecars(rule)
-        wanted = {name for sample in samples for name in (stem_of(sample.key), sample.key)}
-        for name in sorted(texts, key=os.fsencode):
-            if stem_of(name) in wanted and (limit := rule.limit(name)):
-                sidecars.add(name, *_read_sidecar(self.path / name, limit))
-        captioned = []
-        for sample in samples:
-            caption = sidecars.caption_of(sample.key)
-            facts = caption_facts(caption.captions) if caption is not None else {"caption": None}
-            captioned.append(replace(sample, **facts, fault=NO_CAPTION if caption is None else caption.fault))
-        return captioned
-
-    def _wanted(self, folder: Path) -> bool:
-        """True if a folder is neither hidden (such as `.ipynb_checkpoints`) nor excluded."""
-        hidden = folder.name.startswith(".")
-        return not hidden and (self.exclude is None or folder.resolve() != self.exclude.resolve())
-
-    def _walk(self) -> _Found:
-        def refuse(error: OSError) -> None:
-            raise error
-
-        found = _Found()
-        seen = set()
-        for folder, folders, names in os.walk(self.path, onerror=refuse, followlinks=True):
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in seen:  # a link to a folder already walked
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            found.junk += [name for name in folders if is_junk_folder(name)]
-            folders[:] = [name for name in folders if not is_junk_folder(name) and self._wanted(Path(folder, name))]
-            relative = os.path.relpath(folder, self.path).replace(os.sep, "/")
-            prefix = "" if relative == "." else relative + "/"
-            for name in names:
-                found.add(prefix + name, Path(folder, name), SidecarRule.parse(self.columns.caption))
-        return found
+        return {name: (classes[name][0], self.class_names.get(name, classes[name][1])) for name in present}
 
 
 @dataclass
-class _Found:
-    """The files of a folder: sizes of images by path, sidecars, the number of other files, and skipped folders."""
+class _Walk:
+    """A walk through a folder and its subfolders, depth first, in the order of the keys as bytes.
 
-    images: dict[str, int | None] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
+    Attributes:
+        root: The folder.
+        exclude: A folder to skip.
+        rule: Which files are sidecars.
+        captioned: True if the captions in sidecars are read.
+        images: The number of images so far.
+        others: The number of other files so far, without sidecars.
+        lone_texts: The number of sidecars of no image so far.
+        described: The number of images with a sidecar so far.
+        outside: The images that are in no subfolder.
+        junk: The names of skipped folders of operating systems.
+    """
+
+    root: Path
+    exclude: Path | None
+    rule: SidecarRule
+    captioned: bool
+    images: int = 0
     others: int = 0
-    junk: list[str] = field(default_factory=list)
+    lone_texts: int = 0
+    described: int = 0
+    outside: list[str] = field(default_factory=list)
+    junk: set[str] = field(default_factory=set)
+    _seen: set[int] = field(default_factory=set)
 
-    def add(self, key: str, path: Path, rule: SidecarRule) -> None:
-        """Adds a file by its path in the folder."""
-        named = image_by_name(path.name)
-        if named or (named is None and is_image(_head(path))):
-            self.images[key] = file_size(path)
-        elif rule.limit(path.name):
-            self.texts.append(key)
-        else:
-            self.others += 1
+    def __post_init__(self) -> None:
+        self._root = os.fspath(self.root)
+        self._excluded = None if self.exclude is None else self.exclude.resolve()
 
-    def described(self) -> int:
-        """Returns the number of images with a sidecar."""
-        stems = {stem_of(name) for name in self.texts}
-        return sum(key in stems or stem_of(key) in stems for key in self.images)
+    def samples(self) -> Iterator[Sample]:
+        """Yields every image, without labels.
+
+        Raises:
+            OSError: A folder cannot be read.
+        """
+        pending = [self._open("")]
+        while pending:
+            folder = pending[-1]
+            for name in folder.names:
+                key = folder.prefix + name
+                if name[-1] == "/":
+                    pending.append(self._open(key))
+                    break
+                try:
+                    size = os.stat(f"{self._root}/{key}").st_size  # noqa: PTH116  (a Path is slow)
+                except (OSError, ValueError):
+                    size = None
+                yield self._captioned(Sample(key, size), folder, name) if self.captioned else Sample(key, size)
+            else:
+                pending.pop()
 
     def notes(self) -> Iterator[str]:
-        """Yields what was skipped."""
-        names = {name for key in self.images for name in (stem_of(key), key)}
-        others = self.others + sum(stem_of(name) not in names for name in self.texts)
-        if others:
-            yield f"files that are not images are skipped: {others}"
+        """Yields what was skipped, and why there are no labels or captions."""
+        if self.others + self.lone_texts:
+            yield f"files that are not images are skipped: {self.others + self.lone_texts}"
         if self.junk:
-            yield f"folders of operating systems are skipped: {', '.join(sorted(set(self.junk)))}"
+            yield f"folders of operating systems are skipped: {', '.join(sorted(self.junk))}"
+        if 0 < len(self.outside) < self.images:
+            yield f"no labels: {len(self.outside)} images are outside class folders, {self.outside[0]} first"
+        if self.described and not self.captioned:
+            yield f"images with a .txt of the same name: {self.described}; --captions txt takes those as captions"
+
+    def _open(self, prefix: str) -> _OpenFolder:
+        """Takes the names in a folder, whose path from the root is `prefix` with a `/` behind each name."""
+        path = f"{self._root}/{prefix[:-1]}" if prefix else self._root
+        status = os.stat(path)  # noqa: PTH116
+        identity = status.st_dev << 64 | status.st_ino
+        if identity in self._seen:  # a link to a folder already walked
+            return _OpenFolder(prefix, iter(()))
+        self._seen.add(identity)
+        images: list[str] = []
+        folders: list[str] = []
+        texts: dict[str, list[str]] = {}
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = entry.name
+                if _is_folder(entry):
+                    if is_junk_folder(name):
+                        self.junk.add(name)
+                    elif self._is_wanted(entry):
+                        folders.append(f"{name}/")
+                elif (named := image_by_name(name)) or (named is None and is_image(_head(Path(entry.path)))):
+                    images.append(name)
+                elif self.rule.limit(name):
+                    texts.setdefault(stem_of(name), []).append(name)
+                else:
+                    self.others += 1
+        self._count(images, texts)
+        names = sorted([*images, *folders], key=os.fsencode)
+        if not prefix:
+            self.outside = [name for name in names if name[-1] != "/"]
+        return _OpenFolder(prefix, iter(names), texts)
+
+    def _count(self, images: list[str], texts: dict[str, list[str]]) -> None:
+        self.images += len(images)
+        if texts:
+            wanted = {name for image in images for name in (stem_of(image), image)}
+            self.lone_texts += sum(len(names) for stem, names in texts.items() if stem not in wanted)
+            self.described += sum(image in texts or stem_of(image) in texts for image in images)
+
+    def _is_wanted(self, folder: os.DirEntry[str]) -> bool:
+        """True if a folder is neither hidden (such as `.ipynb_checkpoints`) nor excluded."""
+        if folder.name.startswith("."):
+            return False
+        return self._excluded is None or Path(folder.path).resolve() != self._excluded
+
+    def _captioned(self, sample: Sample, folder: _OpenFolder, name: str) -> Sample:
+        """Returns a sample with captions from its sidecars; without one, its `fault` is `NO_CAPTION`."""
+        sidecars = Sidecars(self.rule)
+        for stem in {stem_of(name), name}:
+            for text in sorted(folder.texts.get(stem, ()), key=os.fsencode):
+                path = folder.prefix + text
+                sidecars.add(path, *_read_sidecar(self.root / path, self.rule.limit(text)))
+        caption = sidecars.caption_of(sample.key)
+        if caption is None:
+            return sample._replace(fault=NO_CAPTION)
+        return sample._replace(**caption_facts(caption.captions), fault=caption.fault)
+
+
+@dataclass(frozen=True)
+class _OpenFolder:
+    """A folder in the course of a walk.
+
+    Attributes:
+        prefix: Its path from the root, with a `/` behind each name.
+        names: The images and the folders that are still to come, in order; those of folders end with `/`.
+        texts: The names of its sidecars, by their names without the extension.
+    """
+
+    prefix: str
+    names: Iterator[str]
+    texts: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """True for a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _head(path: Path) -> bytes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple, SupportsInt
 
@@ -44,6 +43,7 @@ def with_labels(
     notes: list[str],
     *,
     all_names: bool = False,
+    finish: Callable[[Sample], Sample | None] | None = None,
 ) -> Iterator[Sample]:
     """Yields samples with their labels, once all rows are taken.
 
@@ -58,72 +58,60 @@ def with_labels(
         classes: Label and readable name of each class name; None numbers the names.
         notes: Gets the note that samples have no label, if the source has labels.
         all_names: Every value is a class name, even if all are numbers.
+        finish: Changes each labeled sample, or drops it by returning None; called once all rows are taken.
 
     Raises:
         MismatchError: `classes` does not have a class name.
     """
     names: set[str] = set()
     has_names = all_names
-    counts = _LabelCounts()
+    first_value = ""
 
     def parsed() -> Iterator[tuple[Any, ...]]:
-        nonlocal has_names
+        nonlocal has_names, first_value
         for sample, value in rows:
             number, name, is_name = _parsed_text(value) if type(value) is str else _parsed(value)
-            has_names = has_names or is_name
+            if is_name:
+                has_names = True
             if name is not None:
                 names.add(name)
-            counts.first_value = counts.first_value or ("" if is_empty(value) else f"{value!r:.{_LONGEST_SHOWN}}")
-            yield (*sample, number, name)
+            if not first_value and not is_empty(value):
+                first_value = f"{value!r:.{_LONGEST_SHOWN}}"
+            yield (number, name, *sample)
 
-    numbers: Classes = {}
-    for index, (*fields, number, name) in enumerate(spooled(parsed())):
-        if index == 0 and has_names:
-            numbers = _numbered(source, names, classes)
-        sample = Sample(*fields)
+    numbers: Classes | None = None
+    usable = missing = 0
+    first_missing = ""
+    for number, name, key, size, _, text, *facts, fault in spooled(parsed()):
+        if numbers is None:
+            numbers = _numbered(source, names, classes) if has_names else {}
+        label = number
         if has_names:
-            if name is not None:
-                label, text = numbers[name]
-                sample = sample._replace(label=label, label_text=sample.label_text or text)
+            label, class_text = (None, None) if name is None else numbers[name]
+            text = text or class_text
         elif number is not None and number > MAX_LABEL:
-            digits = str(number)[:_LONGEST_SHOWN]
-            sample = sample._replace(label=None, fault=sample.fault or f"the label {digits} is above int64")
-        else:
-            sample = sample._replace(label=number)
-        counts.add(sample)
+            label, fault = None, fault or f"the label {str(number)[:_LONGEST_SHOWN]} is above int64"
+        sample = Sample._make((key, size, label, text, *facts, fault))
+        if finish is not None:
+            finished = finish(sample)
+            if finished is None:
+                continue
+            sample = finished
+        if not sample.fault:
+            usable += 1
+            if label is None:
+                missing += 1
+                first_missing = first_missing or sample.text
         yield sample
-    notes += counts.notes()
+    if 0 < missing < usable:
+        notes.append(f"{missing} of {usable} samples have no label, {first_missing} first")
+    elif missing and first_value:
+        notes.append(f"no labels: {first_value} is neither a class number nor a name")
 
 
 def is_empty(value: object) -> bool:
     """True if a cell is missing: None or an empty text."""
     return value is None or (isinstance(value, str) and not value)
-
-
-@dataclass
-class _LabelCounts:
-    """The number of usable samples, of those without a label, and what the source has in place of the first label."""
-
-    usable: int = 0
-    missing: int = 0
-    first_missing: str = ""
-    first_value: str = ""
-
-    def add(self, sample: Sample) -> None:
-        if sample.fault:
-            return
-        self.usable += 1
-        if sample.label is None:
-            self.missing += 1
-            self.first_missing = self.first_missing or sample.text
-
-    def notes(self) -> Iterator[str]:
-        if not self.missing:
-            return
-        if self.missing < self.usable:
-            yield f"{self.missing} of {self.usable} samples have no label, {self.first_missing} first"
-        elif self.first_value:
-            yield f"no labels: {self.first_value} is neither a class number nor a name"
 
 
 def _numbered(source: object, names: set[str], classes: Classes | None) -> Classes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -17,7 +17,7 @@ GZIP_SUFFIXES = (".tgz", ".tar.gz")
 
 
 class Sample(NamedTuple):
-    """One image and its facts. A named tuple, because lists of millions are made and a frozen dataclass is slow to make.
+    """One image and its facts. A named tuple, because millions are made, and making a frozen dataclass is slow.
 
     Attributes:
         key: The name, unique in a folder: the relative path with `/`; in a table the path as the table gives it.
@@ -65,6 +65,26 @@ class Listing:
 
     samples: Iterable[Sample]
     notes: Collection[str] = ()
+
+
+def unchanged_files(
+    files: Mapping[str, Path], samples: Iterable[Sample], has_no_samples: Callable[[str, Path], bool]
+) -> bool:
+    """True if the files have the names and sizes of the listed archives.
+
+    A listed file may be gone: its units may be done already, and if they are not, `Source.data` raises. A file that is
+    not listed must hold no samples.
+
+    Args:
+        files: The files by their names in the source.
+        samples: The listed samples.
+        has_no_samples: Looks into a file; returns True if it is intact and holds no samples.
+    """
+    listed = {sample.archive: sample.archive_bytes for sample in samples}
+    return all(
+        listed[name] == path.stat().st_size if name in listed else has_no_samples(name, path)
+        for name, path in files.items()
+    )
 
 
 class Source(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,9 @@ from latentq._core import LatentqError, MismatchError
 from latentq.sources.columns import IMAGE, NamedColumns, column_of, columns_note
 from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.rows import Rows
+from latentq.sources.rows import samples_of_rows
 
 _CHUNK = 4096  # samples per read
-_LOCATION_FIELDS = ("archive", "archive_bytes", "offset", "fault")
 
 
 class Mds:
@@ -53,22 +53,24 @@ class Mds:
     def listing(self) -> Listing:
         """Reads every needed column except the images.
 
-        Raises:
-            FormatError: A shard is broken.
-            LatentqError: There are no samples.
+        The samples raise FormatError if a shard is broken, and LatentqError if there are none.
         """
+        notes: list[str] = []
+        return Listing(samples_of_rows(self._path, self._rows(notes), self._classes, notes), notes)
+
+    def _rows(self, notes: list[str]) -> Iterator[tuple[Sample, Mapping[str, object]]]:
+        """Yields every sample with the cells of its row."""
         total = len(self._reader)
         if not total:
             raise LatentqError(f"{self._path} holds no samples")
-        rows = Rows(self._path, self._classes)
+        notes.append(columns_note(self._image, self._columns, self._reader.columns))
         for start in range(0, total, _CHUNK):
             indices = np.arange(start, min(start + _CHUNK, total))
             values = self._reader.gather(indices, list(self._columns.values()))
             for row_index, number in enumerate(indices.tolist()):
                 cells = {field: values[column][row_index] for field, column in self._columns.items()}
                 _, shard, size = self._shard(number)
-                rows.add(Sample(f"{number:08}", None, archive=shard, archive_bytes=size, offset=number), cells)
-        return rows.listing(_LOCATION_FIELDS, [columns_note(self._image, self._columns, self._reader.columns)])
+                yield Sample(f"{number:08}", None, archive=shard, archive_bytes=size, offset=number), cells
 
     def data(self, sample: Sample) -> bytes:
         """Returns the stored bytes of an image.

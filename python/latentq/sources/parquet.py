@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -11,14 +11,12 @@ from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, columns_note
 from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample, unchanged_files
-from latentq.sources.rows import BYTE_TYPES, TEXT_TYPES, Rows, image_bytes
+from latentq.sources.rows import BYTE_TYPES, TEXT_TYPES, image_bytes, samples_of_rows
 from latentq.system.extras import needed_for
 from latentq.system.progress import listing_progress
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
-
-_LOCATION_FIELDS = ("archive", "archive_bytes", "offset", "fault")
 
 
 class Parquet:
@@ -53,31 +51,35 @@ class Parquet:
     def listing(self) -> Listing:
         """Reads every needed column except the images.
 
-        Raises:
-            OSError: A file cannot be read.
-            FormatError: A file is not parquet.
-            LatentqError: There is no column of images, or no row.
+        The samples raise OSError if a file cannot be read, FormatError if it is not parquet, and LatentqError if there
+        is no column of images, or no row.
         """
-        rows = Rows(next(iter(self.files.values())), self._classes)
-        notes: dict[str, None] = {}
+        notes: list[str] = []
+        first = next(iter(self.files.values()))
+        return Listing(samples_of_rows(first, self._listed_rows(notes), self._classes, notes), notes)
+
+    def _listed_rows(self, notes: list[str]) -> Iterator[tuple[Sample, Mapping[str, object]]]:
+        """Yields a sample for each row, with its cells."""
+        empty = True
         for name, path in listing_progress(self.files.items(), self._progress):
             with open_parquet(path) as file:
                 image = _image_column(path, file, self._columns)
                 known = self._columns.find(path, file.schema_arrow.names, _text_columns(file))
-                notes[columns_note(image, known, file.schema_arrow.names)] = None
+                if (note := columns_note(image, known, file.schema_arrow.names)) not in notes:
+                    notes.append(note)
                 size, row = path.stat().st_size, 0
                 for batch in rows_of(path, file, list(known.values())):
                     for values in batch:
                         sample = Sample(f"{name}/{row:08}", None, archive=name, archive_bytes=size, offset=row)
-                        rows.add(sample, {field: values[column] for field, column in known.items()})
+                        yield sample, {field: values[column] for field, column in known.items()}
                         row += 1
-        if not rows:
+                empty = empty and not row
+        if empty:
             raise LatentqError(f"{next(iter(self.files.values()))} has no rows: there are no images")
-        return rows.listing(_LOCATION_FIELDS, [*notes])
 
-    def unchanged(self, listing: Listing) -> bool:
-        """True if the files are those of a listing, as `unchanged_files` compares them."""
-        return unchanged_files(self.files, listing, lambda _, path: _has_no_rows(path))
+    def unchanged(self, samples: Iterable[Sample]) -> bool:
+        """True if the files are those of the listed samples, as `unchanged_files` compares them."""
+        return unchanged_files(self.files, samples, lambda _, path: _has_no_rows(path))
 
     def data(self, sample: Sample) -> bytes:
         """Returns the image in a row.

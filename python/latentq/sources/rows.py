@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from latentq._core import FormatError
-from latentq.sources.columns import caption_facts, captions_field, captions_in
-from latentq.sources.label_values import Classes, labels_note, with_labels
-from latentq.sources.listing import Listing, Sample
+from latentq.sources.columns import caption_facts, captions_in
+from latentq.sources.label_values import Classes, with_labels
+from latentq.sources.listing import Sample
 from latentq.store.local import read_regular
 from latentq.system.faults import FILE_ERRNOS
 
@@ -19,53 +19,31 @@ BYTE_TYPES = ("binary", "large_binary", "binary_view")
 TEXT_TYPES = ("string", "large_string", "string_view")
 
 
-@dataclass
-class Rows:
-    """The samples of a source of rows, collected row by row.
+def samples_of_rows(
+    source: object, rows: Iterable[tuple[Sample, Mapping[str, object]]], classes: Classes | None, notes: list[str]
+) -> Iterator[Sample]:
+    """Yields the samples of a source of rows, once all rows are taken.
 
-    Attributes:
+    Args:
         source: The source, for messages.
+        rows: Samples, each with the cells of its row: any of `caption`, `label`, `label_text` and `id`.
         classes: Label and readable name of each class name; None numbers the names.
+        notes: Gets the notes about labels.
+
+    Raises:
+        MismatchError: `classes` does not have a class name.
     """
+    described = ((_described(sample, cells), cells.get("label")) for sample, cells in rows)
+    return with_labels(source, described, classes, notes)
 
-    source: object
-    classes: Classes | None = None
-    _samples: list[Sample] = field(default_factory=list)
-    _labels: list[object] = field(default_factory=list)
-    _fields: set[str] = field(default_factory=set)
 
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def add(self, sample: Sample, cells: Mapping[str, object]) -> None:
-        """Adds a sample with the cells of its row: any of `caption`, `label`, `label_text` and `id`."""
-        if "caption" in cells:
-            captions = captions_in(cells["caption"])
-            fault = sample.fault or ("" if captions else NO_CAPTION)
-            sample = replace(sample, **caption_facts(captions), fault=fault)
-        label_text, identifier = (
-            None if (cell := cells.get(name)) is None else str(cell) for name in ("label_text", "id")
-        )
-        sample = replace(sample, label_text=label_text, id=identifier)
-        self._fields |= cells.keys() - {"label"}
-        self._samples.append(sample)
-        self._labels.append(cells.get("label"))
-
-    def listing(self, location_fields: Sequence[str], notes: Sequence[str] = ()) -> Listing:
-        """Returns the listing of all rows.
-
-        Args:
-            location_fields: The fields that say where a sample is.
-            notes: Lines for the user.
-
-        Raises:
-            MismatchError: `classes` does not have a class name.
-        """
-        samples, label_fields = with_labels(self.source, self._samples, self._labels, self.classes)
-        known = self._fields | set(label_fields)
-        fields = tuple(name for name in ("label", "label_text", "caption", "id") if name in known)
-        notes = (*notes, *labels_note(samples, self._labels))
-        return Listing(tuple(samples), (*fields, *captions_field(samples), *location_fields), notes)
+def _described(sample: Sample, cells: Mapping[str, object]) -> Sample:
+    """Returns a sample with the facts in the cells of its row, except its label."""
+    facts: dict[str, Any] = {name: str(cells[name]) for name in ("label_text", "id") if cells.get(name) is not None}
+    if "caption" in cells:
+        captions = captions_in(cells["caption"])
+        facts |= {**caption_facts(captions), "fault": sample.fault or ("" if captions else NO_CAPTION)}
+    return sample._replace(**facts)
 
 
 def image_bytes(cell: object) -> bytes:

@@ -28,4 +28,4 @@ def spooled(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
             file.write(len(data).to_bytes(_LENGTH_BYTES, "little") + data)
         file.seek(0)
         while length := file.read(_LENGTH_BYTES):
-            yield from marshal.loads(file.read(int.from_bytes(length, "little")))  # noqa: S302  (written above)
+            yield from marshal.loads(file.read(int.from_bytes(length, "little")))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentq._core import LatentqError
-from latentq.sources.columns import CAPTION, KEY, NamedColumns, column_of, columns_note
+from latentq.sources.columns import CAPTION, KEY, NamedColumns, captions_in, column_of, columns_note
 from latentq.sources.delimited import table_rows
 from latentq.sources.folder import file_size
-from latentq.sources.label_values import Classes
+from latentq.sources.label_values import Classes, with_labels
 from latentq.sources.listing import Listing, Sample
-from latentq.sources.rows import Rows
+from latentq.sources.rows import NO_CAPTION
 
 
 @dataclass(frozen=True)
@@ -37,38 +40,67 @@ class Table:
         return self.path.parent / sample.key
 
     def listing(self) -> Listing:
-        """Reads the table.
+        """Reads the table row by row.
 
-        Raises:
-            LatentqError: The table is not text, has no rows, or has a row that cannot be understood; the message names
-                the line.
+        The samples raise LatentqError if the table is not text, has no rows, or has a row that cannot be understood;
+        the message names the line.
         """
-        table = [*table_rows(self.path)]
-        if not table:
+        notes: list[str] = []
+        return Listing(self._samples(notes), notes)
+
+    def _samples(self, notes: list[str]) -> Iterator[Sample]:
+        table = table_rows(self.path)
+        if (first := next(table, None)) is None:
             raise LatentqError(f"{self.path} has no rows: there are no images to encode")
-        first = table[0][1]
-        key, found = self._header(first)
+        key, found = self._header(first[1])
+        header = {"key": 0}
         if key is None:
-            self._check_no_header_follows(table)
-        header = {}
-        if key is not None:
-            names = table.pop(0)[1]
-            header = {name: names.index(column) for name, column in {"key": key, **found}.items()}
-            if not table:
+            second = [*itertools.islice(table, 1)]
+            for line, row in second:
+                self._check_is_no_header(line, row, first[1])
+            table = itertools.chain([first], second, table)
+        else:
+            header = {name: first[1].index(column) for name, column in {"key": key, **found}.items()}
+            if (second_row := next(table, None)) is None:
                 raise LatentqError(f"{self.path} has no rows: there are no images to encode")
-        rows = Rows(self.path, self.classes)
+            table = itertools.chain([second_row], table)
+            notes.append(columns_note(key, found, first[1]))
+        rows = self._rows(table, header)
+        if "label" in header:
+            yield from with_labels(self.path, rows, self.classes, notes)
+        else:  # nothing has to wait for the last row
+            yield from (sample for sample, _ in rows)
+
+    def _rows(
+        self, table: Iterable[tuple[int, list[str]]], header: Mapping[str, int]
+    ) -> Iterator[tuple[Sample, str | None]]:
+        """Yields each row's sample, without its label, and its label. There may be many millions."""
+        folder = f"{self.path.parent}/"
+        needed = max(header.values())
+        key = header["key"]
+        label, label_text, caption = (header.get(name) for name in ("label", "label_text", "caption"))
         for line, row in table:
-            cells = {}
-            for name, index in (header or {"key": 0}).items():
-                if index >= len(row):
-                    raise LatentqError(f"{self.path}, line {line}: the row has no {name}")
-                cells[name] = row[index]
-            path = cells.pop("key")
+            if needed >= len(row):
+                lacking = next(name for name, index in header.items() if index >= len(row))
+                raise LatentqError(f"{self.path}, line {line}: the row has no {lacking}")
+            path = row[key]
             if not path:
                 raise LatentqError(f"{self.path}, line {line}: the row has no path")
-            rows.add(Sample(path, file_size(self.path.parent / path)), cells)
-        listing = rows.listing(("fault",), [columns_note(key, found, first)] if key is not None else [])
-        return listing if any(sample.fault for sample in listing.samples) else _without_faults(listing)
+            captions = () if caption is None else captions_in(row[caption])
+            size: int | None
+            try:
+                size = os.stat(path if path[0] == "/" else folder + path).st_size  # noqa: PTH116  (a Path is slow)
+            except (OSError, ValueError):
+                size = file_size(self.path.parent / path) if path[-1] in "/." else None  # a Path drops `/` and `/.`
+            sample = Sample(
+                path,
+                size,
+                None,
+                None if label_text is None else row[label_text],
+                captions[0] if captions else None,
+                fault="" if captions or caption is None else NO_CAPTION,
+            )
+            yield sample, None if label is None else row[label]
 
     def _header(self, first: list[str]) -> tuple[str | None, dict[str, str]]:
         """Returns the column of paths and the columns of facts; None and nothing if the first row is not a header."""
@@ -84,12 +116,7 @@ class Table:
             raise LatentqError(f"{self.path}: the header {first} names no column of image paths ({', '.join(KEY)})")
         return None, {}
 
-    def _check_no_header_follows(self, table: list[tuple[int, list[str]]]) -> None:
+    def _check_is_no_header(self, line: int, second: list[str], first: list[str]) -> None:
         """Raises LatentqError if the second row is a header, below a comment or Excel's `sep=,`."""
-        (_, first), (line, second) = table[0], table[min(1, len(table) - 1)]
         if column_of(KEY, second) is not None and file_size(self.path.parent / first[0]) is None:
             raise LatentqError(f"{self.path}, line {line}: the header is not in the first line: delete the lines above")
-
-
-def _without_faults(listing: Listing) -> Listing:
-    return Listing(listing.samples, tuple(name for name in listing.fields if name != "fault"), listing.notes)
