@@ -212,6 +212,7 @@ def _check_counts(card: Card) -> None:
         _check_count(card.source.units, "source.units")
         if card.source.units > card.source.samples:
             raise FormatError(f"source.units is {card.source.units}, more than the {card.source.samples} samples")
+    _check_count(card.source.revision, "source.revision")
     if card.counts is not None:
         for name, count in vars(card.counts).items():
             _check_count(count, f"counts.{name}")

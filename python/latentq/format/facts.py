@@ -25,6 +25,7 @@ class SourceFacts:
         sha256: The hash of the last part of the list, which depends on all parts.
         units: Number of units, if it does not follow from samples and unit size.
         image_column: The column of images, if a user named it.
+        revision: How often the dataset was updated; 0 is not in the card.
     """
 
     kind: str
@@ -32,10 +33,13 @@ class SourceFacts:
     sha256: str
     units: int | None = None
     image_column: str | None = None
+    revision: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the card's table."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {
+            name: value for name, value in vars(self).items() if value is not None and (name != "revision" or value)
+        }
 
 
 @dataclass(frozen=True)

@@ -62,4 +62,6 @@ class ArchiveDeleter:
 
 def source_is_deleted(source: str | os.PathLike[str] | Source, out: Path, card: UnitCard) -> bool:
     """True if the source is gone and every unit is published, so that it is no longer needed."""
-    return isinstance(source, str | os.PathLike) and not exists(os.fspath(source)) and units_done(out) == card.units
+    return (
+        isinstance(source, str | os.PathLike) and not exists(os.fspath(source)) and units_done(out, card) == card.units
+    )

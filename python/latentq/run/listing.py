@@ -17,9 +17,11 @@ from typing import Any, NoReturn, Self, TextIO
 from latentq._core import LatentqError, MismatchError
 from latentq.collect import COLLECTIONS
 from latentq.collect import Collection as ImageCollection
+from latentq.format.card import Card
 from latentq.format.facts import SourceFacts
 from latentq.format.files import LIST
 from latentq.run.sample_list import SampleList, cut_into_units, list_parts, write_list
+from latentq.run.units import list_folder, sample_list
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 from latentq.sources.label_values import with_labels
 from latentq.store.local import make_folder, sync
@@ -92,7 +94,7 @@ def open_run_source(
         return _UserSource(source)
     classes: dict[str, tuple[int, str]] = {}
     if like is not None:
-        for sample in SampleList(Path(like) / LIST):
+        for sample in sample_list(Path(like), Card.load(like)):
             if sample.label is not None and sample.label_text is not None:
                 facts = (sample.label, sample.label_text)
                 classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
@@ -115,25 +117,25 @@ class RunList:
 
     Args:
         samples: The list.
-        out: The folder of the run.
+        place: The folder that the list is published as.
         notes: Lines for the user about how the source was listed; empty if it was not.
         is_new_folder: The folder of the run was made for the list.
     """
 
     def __init__(
-        self, samples: SampleList, out: Path, notes: Collection[str] = (), *, is_new_folder: bool = False
+        self, samples: SampleList, place: Path, notes: Collection[str] = (), *, is_new_folder: bool = False
     ) -> None:
         self.samples = samples
         self.notes = notes
-        self._out = out
+        self._place = place
         self._is_new_folder = is_new_folder
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.samples.folder != self._out / LIST:
-            _remove_list(self.samples.folder, self._out, is_new_folder=self._is_new_folder)
+        if self.samples.folder != self._place:
+            _remove_list(self.samples.folder, self._place.parent, is_new_folder=self._is_new_folder)
 
     def publish(self) -> None:
         """Publishes the list. If another process published it first, that one is used from now on.
@@ -141,7 +143,7 @@ class RunList:
         Raises:
             MismatchError: Another list is published already.
         """
-        ours, folder = self.samples, self._out / LIST
+        ours, folder = self.samples, self._place
         if ours.folder == folder:
             return
         try:
@@ -149,7 +151,7 @@ class RunList:
         except OSError:
             if not folder.is_dir():
                 raise
-        sync(self._out)
+        sync(folder.parent)
         published = SampleList(folder)
         if ours.folder.is_dir():
             if published.sha256 != ours.sha256:
@@ -158,7 +160,7 @@ class RunList:
         self.samples = published
 
 
-def list_source(source: Source, out: Path, unit_size: int, *, compare: bool) -> RunList:
+def list_source(source: Source, out: Path, unit_size: int, *, compare: bool, revision: int = 0) -> RunList:
     """Returns the published list of a source, or lists the source if none is published.
 
     Args:
@@ -166,25 +168,32 @@ def list_source(source: Source, out: Path, unit_size: int, *, compare: bool) -> 
         out: The folder of the run.
         unit_size: The largest number of samples in a unit.
         compare: Check that the source still matches the published list; one process of a run does it for all.
+        revision: How often the dataset was updated.
 
     Raises:
         MismatchError: The source differs from the published list.
         LatentqError: Names are not ASCII, and the locale is not UTF-8: another machine would read other names. Or a
             sample cannot be written to the list; the message names it.
     """
-    if (out / LIST).is_dir():
-        published = SampleList(out / LIST)
-        return RunList(published, out, _compare(source, published, unit_size) if compare else ())
+    place = list_folder(out, revision)
+    if place.is_dir():
+        published = SampleList(place)
+        return RunList(published, place, _compare(source, published, unit_size) if compare else ())
     is_new_folder = not out.exists()
     make_folder(out)
-    temporary = out / f".{LIST}.{secrets.token_hex(4)}"
+    temporary = temporary_list(out)
     try:
         listing = source.listing()
-        write_list(temporary, _parts(source, listing, unit_size))
-        return RunList(SampleList(temporary), out, listing.notes, is_new_folder=is_new_folder)
+        write_list(temporary, listed_parts(source, listing, unit_size))
+        return RunList(SampleList(temporary), place, listing.notes, is_new_folder=is_new_folder)
     except BaseException:
         _remove_list(temporary, out, is_new_folder=is_new_folder)
         raise
+
+
+def temporary_list(out: Path) -> Path:
+    """Returns a path for a list that is not published yet; a killed run's is removed by a later one."""
+    return out / f".{LIST}.{secrets.token_hex(4)}"
 
 
 def _remove_list(temporary: Path, out: Path, *, is_new_folder: bool) -> None:
@@ -195,7 +204,7 @@ def _remove_list(temporary: Path, out: Path, *, is_new_folder: bool) -> None:
             out.rmdir()
 
 
-def _parts(source: Source, listing: Listing, unit_size: int) -> Iterator[bytes]:
+def listed_parts(source: Source, listing: Listing, unit_size: int) -> Iterator[bytes]:
     """Yields the parts of a list.
 
     Raises:
@@ -259,7 +268,7 @@ def _compare(source: Source, published: SampleList, unit_size: int) -> Collectio
         return ()
     listing = source.listing()
     same = 0
-    for part in (parts := _parts(source, listing, unit_size)):
+    for part in (parts := listed_parts(source, listing, unit_size)):
         if same == published.parts or part != published.part_bytes(same):
             _raise_difference(published, itertools.chain(map(published.part_bytes, range(same)), [part], parts))
         same += 1

@@ -202,11 +202,11 @@ def _part(units: Sequence[tuple[list[Sample], int]], totals: Totals, previous: s
 
 def _present_columns(samples: Sequence[Sample]) -> list[str]:
     """Returns the fields that any of the samples has, with `key` and `bytes`."""
-    columns = zip(Sample._fields, zip(*samples, strict=True), strict=True)
-    return [
+    columns = zip(Sample._fields, zip(*samples, strict=True), strict=False)  # without samples there are no values
+    return ["key", "bytes"] + [
         name
-        for name, values in columns
-        if name in ("key", "bytes") or not (values.count(None) == len(values) or values.count("") == len(values))
+        for name, values in itertools.islice(columns, 2, None)
+        if not (values.count(None) == len(values) or values.count("") == len(values))
     ]
 
 
@@ -214,7 +214,7 @@ def _lines(samples: Sequence[Sample], columns: Sequence[str]) -> bytes:
     """Returns the lines of samples."""
     cells = [_cells([getattr(sample, name) for sample in samples], name) for name in columns]
     lines = map("\t".join, zip(*cells, strict=True))
-    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
 def _cells(values: list[Any], name: str) -> list[str]:
@@ -372,9 +372,10 @@ class SampleList:
         return list(_samples_from(str(self._part_of(unit)), columns, lines, first_line))
 
     def unit_sha256(self, unit: UnitEntry) -> str:
-        """Returns the SHA-256 of a unit's columns and lines, in hexadecimal."""
-        _, columns, _ = self._find_unit(unit.number)
-        return hashlib.sha256("\t".join(columns).encode() + b"\n" + self._unit_bytes(unit)).hexdigest()
+        """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal."""
+        samples = self.samples(unit)
+        columns = _present_columns(samples)
+        return hashlib.sha256("\t".join(columns).encode() + b"\n" + _lines(samples, columns)).hexdigest()
 
     def sample(self, index: int) -> Sample:
         """Returns a sample by its number."""

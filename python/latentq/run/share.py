@@ -84,7 +84,7 @@ class Share:
         """
         if self.archives is not None:
             self.archives.delete()
-        if units_done(self.out) < card.units:
+        if units_done(self.out, card) < card.units:
             remove_dead(self.out)
             return replace(card, counts=None)
         card = finish_units(self.out, card, file, complete)

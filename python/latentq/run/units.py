@@ -23,6 +23,7 @@ from latentq.run.sample_list import SampleList
 from latentq.store.local import read_regular
 
 _FINISH_FIELDS = ("complete", "counts", "versions")  # of a card
+_LIST_FIELDS = ("samples", "sha256", "units", "revision")  # of its source
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,9 @@ class UnitCard(Protocol):
 def card_hash(data: bytes) -> str:
     """Hashes the fields of a card that decide what the stored values mean.
 
-    These are all fields except the versions of libraries and the fields that finishing adds. The hash is taken over the
-    fields in the file, so that a later version of latentq, which may have more fields, computes the same.
+    These are all fields except the versions of libraries, the fields that finishing adds, and what an update changes:
+    the list. The hash is taken over the fields in the file, so that a later version of latentq, which may have more
+    fields, computes the same.
 
     Args:
         data: The bytes of the card's file, finished or not.
@@ -188,20 +190,37 @@ def card_hash(data: bytes) -> str:
     fields = tomllib.loads(data.decode())
     for name in _FINISH_FIELDS:
         fields.pop(name, None)
+    for name in _LIST_FIELDS:
+        fields.get("source", {}).pop(name, None)
     for column in (*fields.get("latents", {}).values(), *fields.get("embeddings", {}).values()):
         column.pop("statistics", None)
         column.pop("clipped", None)
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def unit_names(out: Path) -> Iterator[str]:
-    """Yields the folder names of all units of a dataset, in order.
+def list_folder(out: Path, revision: int) -> Path:
+    """Returns the folder of a dataset's list.
+
+    Args:
+        out: The dataset.
+        revision: How often the dataset was updated.
+    """
+    return out / (f"{LIST}.{revision}" if revision else LIST)
+
+
+def sample_list(out: Path, card: UnitCard) -> SampleList:
+    """Opens the list that a card names.
 
     Raises:
         FormatError: The list is broken.
         OSError: The list cannot be read.
     """
-    return (unit.name for unit in SampleList(out / LIST).units())
+    return SampleList(list_folder(out, card.source.revision))
+
+
+def unit_names(out: Path, card: UnitCard) -> Iterator[str]:
+    """Yields the folder names of all units that a card names, in order. Raises as `sample_list`."""
+    return (unit.name for unit in sample_list(out, card).units())
 
 
 def unit_done(out: Path, name: str) -> bool:
@@ -209,6 +228,6 @@ def unit_done(out: Path, name: str) -> bool:
     return (out / name / INDEX).is_file()
 
 
-def units_done(out: Path) -> int:
+def units_done(out: Path, card: UnitCard) -> int:
     """Returns the number of published units."""
-    return sum(unit_done(out, name) for name in unit_names(out))
+    return sum(unit_done(out, name) for name in unit_names(out, card))
