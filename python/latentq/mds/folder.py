@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from latentq import _core
 from latentq._core import FormatError
 from latentq.mds.reader import Reader
 from latentq.mds.values import IMAGE_ENCODINGS, NOT_ABOUT_THE_VALUE
+from latentq.system.progress import BriefProgress
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,35 @@ def merge(path: str | os.PathLike[str], folders: Sequence[str] | None = None) ->
     _core.mds_merge(os.fspath(path), None if folders is None else list(folders))
 
 
-def merged_index(path: str | os.PathLike[str], folders: Sequence[str]) -> bytes:
-    """Returns the bytes that `merge(path, folders)` would write, and raises the same errors.
+def merged_index(path: str | os.PathLike[str], folders: Iterable[str]) -> Iterator[bytes]:
+    """Yields the bytes that `merge(path, folders)` would write, a piece for each dataset, and raises the same errors.
 
     Args:
         path: The folder that holds the datasets.
         folders: The names of the datasets, in the order of the samples.
     """
-    return _core.mds_merged_index(os.fspath(path), list(folders))
+    merged = _core.MdsMergedIndex(os.fspath(path))
+    yield merged.start()
+    yield from map(merged.folder, folders)
+    yield merged.end()
+
+
+def samples_by_folder(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
+    """Returns the number of samples in each dataset of a merged one, in the order of the samples.
+
+    The index is read piece by piece.
+
+    Args:
+        path: The folder of the merged dataset.
+
+    Returns:
+        The name of each subfolder with its number of samples; shards of the folder itself have an empty name.
+
+    Raises:
+        FileNotFoundError: There is no index.json.
+        latentq.FormatError: The index is not valid.
+    """
+    return _core.mds_samples_by_folder(os.fspath(path))
 
 
 def verify(path: str | os.PathLike[str]) -> list[Finding]:
@@ -99,7 +123,13 @@ def verify(path: str | os.PathLike[str]) -> list[Finding]:
     return findings + _verify_images(reader, columns, {finding.file for finding in findings}) if columns else findings
 
 
-def repair(path: str | os.PathLike[str], *, allow_fewer_samples: bool = False) -> Repair:
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    folders: Sequence[str] | None = None,
+    allow_fewer_samples: bool = False,
+    progress: TextIO | None = None,
+) -> Repair:
     """Makes an index.json from the shards in a folder. Deletes nothing.
 
     If the shards are not in the folder itself but in its subfolders, each subfolder without an index gets one, and
@@ -108,16 +138,50 @@ def repair(path: str | os.PathLike[str], *, allow_fewer_samples: bool = False) -
 
     Args:
         path: The folder.
+        folders: The names of the subfolders, in the order of the samples; those without shards are skipped. By default
+            all subfolders, in the order of their names.
         allow_fewer_samples: True if an index may be replaced by one with fewer samples, because shards are missing or
             broken.
+        progress: The stream for progress, or None.
 
     Raises:
         latentq.FormatError: No shard in the folder can be listed, or the shards hold fewer samples than the present
             index lists. Nothing is written then.
         OSError: A file cannot be read or written.
     """
-    shards, samples, left_out, kept = _core.mds_repair(os.fspath(path), allow_fewer_samples)
+    names = None if folders is None else list(folders)
+    with _Steps(progress) as steps:
+        shards, samples, left_out, kept = _core.mds_repair(os.fspath(path), names, allow_fewer_samples, steps.at)
     return Repair(shards, samples, [Finding(*finding) for finding in left_out], kept)
+
+
+class _Steps(contextlib.ExitStack):
+    """The progress of a repair: a bar for each thing that is counted.
+
+    Args:
+        stream: The stream for progress, or None.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._stream = stream
+        self._noun, self._done = "", 0
+        self._bar: BriefProgress | None = None
+
+    def at(self, noun: str, done: int, total: int) -> None:
+        """Sets the number of steps that are done.
+
+        Args:
+            noun: The plural of what is counted.
+            done: Their number so far.
+            total: Their total number.
+        """
+        if self._bar is None or noun != self._noun:
+            self.close()
+            self._noun, self._done = noun, 0
+            self._bar = self.enter_context(BriefProgress(total, "repair", self._stream, noun=noun))
+        self._bar.update(done - self._done)
+        self._done = done
 
 
 def _verify_images(reader: Reader, columns: list[str], faulty: set[str]) -> list[Finding]:

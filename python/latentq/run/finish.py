@@ -2,29 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, Generic, TextIO, TypeVar
 
 from latentq import mds
 from latentq.format.card import CARD, Card
 from latentq.format.facts import LatentFacts, SampleCounts
 from latentq.format.files import INDEX, REJECTS, UNIT
 from latentq.format.tsv import tsv_line
+from latentq.quantizer import Moments
 from latentq.run.units import LatentSums, UnitCard, UnitFacts, unit_names
-from latentq.store.local import remove_dead, replace_file, sync_published
+from latentq.store.local import remove_dead, replacement, sync_published
+from latentq.system.progress import BriefProgress, Progress
 
 _Card = TypeVar("_Card", bound=UnitCard)
 
 
-def finish(out: Path, card: Card) -> Card:
+class Completion(Generic[_Card]):
+    """Adds up the facts of units, in order, for the card of the whole dataset: the numbers of samples and rejects.
+
+    Its memory does not depend on the number of units.
+
+    Args:
+        card: The card as it was first published.
+    """
+
+    def __init__(self, card: _Card) -> None:
+        self._card = card
+        self._counts = SampleCounts(0, 0, 0)
+
+    def add(self, unit: UnitFacts) -> None:
+        """Adds the unit that follows."""
+        counts = self._counts
+        self._counts = SampleCounts(
+            counts.samples + unit.samples, counts.rejects + len(unit.rejects), counts.redone + unit.redone
+        )
+
+    def card(self) -> _Card:
+        """Returns the completed card."""
+        return replace(self._card, counts=self._counts)
+
+
+class CardCompletion(Completion[Card]):
+    """Adds up the facts of units for the card of a latent dataset: counts, and statistics of the columns."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__(card)
+        self._latents = {name: LatentSums.empty(facts.quantizer) for name, facts in card.latents.items()}
+        self._clipped = dict.fromkeys(card.embeddings, 0)
+
+    def add(self, unit: UnitFacts) -> None:
+        """Adds the unit that follows."""
+        super().add(unit)
+        for name, total in self._latents.items():
+            if name in unit.latents:
+                total.add(unit.latents[name])
+                if len(total.moments) > 1:
+                    total.moments = [functools.reduce(Moments.merge, total.moments)]
+        for name in self._clipped:
+            self._clipped[name] += unit.clipped.get(name, 0)
+
+    def card(self) -> Card:
+        """Returns the completed card."""
+        latents = {name: _completed(facts, self._latents[name]) for name, facts in self._card.latents.items()}
+        embeddings = {
+            name: replace(facts, clipped=self._clipped[name]) for name, facts in self._card.embeddings.items()
+        }
+        return replace(super().card(), latents=latents, embeddings=embeddings)
+
+
+def _completed(facts: LatentFacts, total: LatentSums) -> LatentFacts:
+    has_values = total.histogram is not None or bool(total.moments)
+    return replace(
+        facts,
+        statistics=total.statistics(facts.quantizer) if has_values else None,
+        clipped=tuple(total.clipped.tolist()),
+    )
+
+
+def finish(out: Path, card: Card, progress: TextIO | None = None) -> Card:
     """Completes a latent dataset whose units are all published."""
-    return finish_units(out, card, CARD, completed)
+    return finish_units(out, card, CARD, CardCompletion, progress)
 
 
-def finish_units(out: Path, card: _Card, file: str, complete: Callable[[_Card, list[UnitFacts]], _Card]) -> _Card:
-    """Publishes rejects, card and index of a dataset whose units are all published.
+def finish_units(
+    out: Path,
+    card: _Card,
+    file: str,
+    completion: Callable[[_Card], Completion[_Card]],
+    progress: TextIO | None = None,
+) -> _Card:
+    """Publishes rejects, card and index of a dataset whose units are all published, in one pass over the units.
 
     Every process that does it, however often, writes the same bytes. The index comes last, because a stock reader
     takes a folder with an index for a whole dataset.
@@ -33,50 +104,37 @@ def finish_units(out: Path, card: _Card, file: str, complete: Callable[[_Card, l
         out: The dataset's folder.
         card: The card as it was first published.
         file: The card's file name.
-        complete: Returns the card with counts and statistics added.
+        completion: Adds up the units for the card: `CardCompletion` for a `Card`, else `Completion`.
+        progress: The stream for progress, or None.
 
     Returns:
         The completed card.
     """
     sync_published(out)  # other processes and earlier runs published some of the units
-    names = unit_names(card)
-    units = [UnitFacts.load(out / name / UNIT) for name in names]
-    rejects = [reject for unit in units for reject in unit.rejects]
-    completed_card = complete(card, units)
-    files = {
-        REJECTS: "".join(f"{tsv_line((reject.key, reject.stage, reject.error))}\n" for reject in rejects).encode(),
-        file: completed_card.to_toml(),
-        INDEX: mds.merged_index(out, names),
-    }
-    for name, data in files.items():
-        path = out / name
-        if not path.is_file() or path.read_bytes() != data:
-            replace_file(path, data)
+    total = completion(card)
+    with replacement(out / INDEX) as index:
+        with (
+            replacement(out / REJECTS) as rejects,
+            BriefProgress(card.units, "finish", progress, noun="units") as bar,
+        ):
+            index.writelines(mds.merged_index(out, _added_units(out, card, total, rejects, bar)))
+        completed = total.card()
+        with replacement(out / file) as card_file:
+            card_file.write(completed.to_toml())
     remove_dead(out)
-    return completed_card
+    return completed
 
 
-def completed(card: Card, units: list[UnitFacts]) -> Card:
-    """Returns the card with the counts and statistics of its units."""
-    latents: dict[str, LatentFacts] = {}
-    for name, facts in card.latents.items():
-        total = LatentSums.empty(facts.quantizer)
-        for unit in units:
-            if name in unit.latents:
-                total.add(unit.latents[name])
-        has_values = total.histogram is not None or bool(total.moments)
-        latents[name] = replace(
-            facts,
-            statistics=total.statistics(facts.quantizer) if has_values else None,
-            clipped=tuple(total.clipped.tolist()),
-        )
-    embeddings = {
-        name: replace(facts, clipped=sum(unit.clipped.get(name, 0) for unit in units))
-        for name, facts in card.embeddings.items()
-    }
-    counts = SampleCounts(
-        samples=sum(unit.samples for unit in units),
-        rejects=sum(len(unit.rejects) for unit in units),
-        redone=sum(unit.redone for unit in units),
-    )
-    return replace(card, latents=latents, embeddings=embeddings, counts=counts)
+def _added_units(out: Path, card: _Card, total: Completion[_Card], rejects: BinaryIO, bar: Progress) -> Iterator[str]:
+    """Yields the name of every unit, after adding its facts to the total and its rejects to their file."""
+    for name in unit_names(out, card):
+        unit = UnitFacts.load(out / name / UNIT)
+        total.add(unit)
+        rejects.write(reject_lines(unit))
+        yield name
+        bar.update(1)
+
+
+def reject_lines(unit: UnitFacts) -> bytes:
+    """Returns the lines of rejects.tsv for a unit."""
+    return "".join(f"{tsv_line((reject.key, reject.stage, reject.error))}\n" for reject in unit.rejects).encode()

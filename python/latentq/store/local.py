@@ -13,15 +13,17 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from latentq._core import FormatError
 
 _TEMPORARY = re.compile(
-    r"\.(\d{5,}|empty_caption\.npz|latents\.toml|shards\.toml|samples\.tsv|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
+    r"\.(\d{5,}(?:\.\d+)?|empty_caption\.npz|latents\.toml|shards\.toml|list(?:\.\d+)?|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
 )
 _ATTEMPTS = 10
+_CHUNK = 1 << 20  # bytes that are compared or copied at once
 _LINKS_UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -118,6 +120,81 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
+def replacement(path: Path) -> Iterator[BinaryIO]:
+    """Yields a new file, which replaces any file called `path` once the body has written it.
+
+    A file that has the same bytes already is not replaced. If the body raises, nothing is replaced.
+    """
+    temporary = _temporary_path(path)
+    try:
+        with temporary.open("x+b") as file:
+            yield file
+            file.flush()
+            if not _same_bytes(file, path):
+                os.fsync(file.fileno())
+                _replace(temporary, path, file)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a failed write names no file
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path, file: BinaryIO) -> None:
+    """Renames a temporary to `path`, and writes it again from the open file if another process has removed it."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            temporary.replace(path)
+            break
+        except FileNotFoundError:  # another process finished and removed our temporary
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            file.seek(0)
+            with temporary.open("xb") as copy:
+                shutil.copyfileobj(file, copy, _CHUNK)
+                copy.flush()
+                os.fsync(copy.fileno())
+    sync(path.parent)
+
+
+def _same_bytes(file: BinaryIO, path: Path) -> bool:
+    """True if `path` is a regular file with the bytes of an open file."""
+    if not path.is_file() or path.stat().st_size != os.fstat(file.fileno()).st_size:
+        return False
+    file.seek(0)
+    with path.open("rb") as present:
+        while chunk := file.read(_CHUNK):
+            if present.read(len(chunk)) != chunk:
+                return False
+    return True
+
+
+def holds(path: Path, pieces: Iterable[bytes]) -> bool:
+    """True if a file has exactly the bytes of the pieces. It is read piece by piece.
+
+    Raises:
+        FormatError: It is not a regular file.
+        OSError: It cannot be opened or read.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        return all(file.read(len(piece)) == piece for piece in pieces) and not file.read(1)
+
+
+def bytes_below(folder: Path) -> int:
+    """Returns the size of all files below a folder, in bytes. Links to folders are not followed."""
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                total += bytes_below(Path(entry.path))
+            elif entry.is_file():
+                total += entry.stat().st_size
+    return total
+
+
+@contextlib.contextmanager
 def published_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to `path`, which the body creates as a file or folder.
 
@@ -129,7 +206,7 @@ def published_whole(path: Path) -> Iterator[Path]:
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, "is there already; choose another name", str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _temporary_path(path)
     try:
         yield temporary
         sync(temporary)
@@ -179,7 +256,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _temporary_path(path)
     try:
         write_synced(temporary, data)
     except OSError as error:
@@ -188,6 +265,10 @@ def _write(path: Path, data: bytes) -> Path:
             error.filename = str(path)
         raise
     return temporary
+
+
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def sync(path: Path) -> None:
