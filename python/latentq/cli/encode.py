@@ -49,6 +49,17 @@ def add(commands: Commands) -> None:
         "--label-column", metavar="NAME", help="the column of labels (default: a usual name, such as label)"
     )
     parser.add_argument("out", metavar="OUT", help="the dataset's folder; a name ending in .tsv gets a table of tokens")
+    changes = parser.add_argument_group("a source that changes")
+    changes.add_argument(
+        "--update",
+        action="store_true",
+        help="encode what is new or changed in SRC, and drop what is gone; the dataset decides recipe and quantizers",
+    )
+    changes.add_argument(
+        "--check-content",
+        action="store_true",
+        help="with --update: also read the files whose size is unchanged, and compare their content",
+    )
     parser.add_argument("--class-names", metavar="FILE", help="two columns: a class folder's name and a readable name")
     parser.add_argument(
         "--collection",
@@ -119,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"--like {options.like}: no dataset, because it has no {CARD}")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads must be at least 1, not {options.threads}")
-    if options.autoencoder is None and options.recipe is None and options.like is None and not options.quiet:
+    if not any((options.autoencoder, options.recipe, options.like, options.update, options.quiet)):
         print(
             f"latentq: no --autoencoder: using the built-in {AutoencoderOptions.model}, which is for trying things "
             "out; for training name a real one, e.g. stabilityai/sdxl-vae",
@@ -146,6 +157,8 @@ def _run(options: argparse.Namespace) -> int:
         compiled=options.compile,
         fused_norm=options.fused_norm,
         profile=profile,
+        update=options.update,
+        check_content=options.check_content,
         progress=progress_stream(options),
         totals=totals,
         **{override.name: getattr(options, override.name) for override in OVERRIDES},

@@ -20,13 +20,14 @@ from latentq.system.extras import missing_package
 from latentq.system.text import one_line
 
 _COMMANDS = (
-    "encode", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure"
+    "encode", "prune", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure"
 )  # fmt: skip
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
   latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256
   latentq encode photos/ out/ --recipe imagenet.int8            the layout of the published dataset
   latentq encode list.tsv tokens.tsv --recipe vqgan-f16-16384   from a table of paths to a table of tokens
+  latentq encode photos/ out/ --update                          what is new, changed or gone since
   latentq recipes                                               names for --recipe
   torchrun --nproc-per-node 8 -m latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae
   latentq collect cc12m cc12m/ --subset small                   the archives of a public collection

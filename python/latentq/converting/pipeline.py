@@ -109,7 +109,7 @@ def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) 
     with Progress(len(foreign), "convert", progress) as bar:
         for unit in samples.units():
             _write_converted_unit(out, card, foreign, samples, unit, bar)
-    finish(out, card)
+    finish(out, card, progress)
     return len(foreign)
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from latentq import _core
 from latentq._core import ImageError, LatentqError
 from latentq.encoding.run import EncodingRun
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 
 Refusal: TypeAlias = tuple[str, Exception]
 """The stage that rejects a sample, and its error."""
-Loaded: TypeAlias = tuple[Exception | None, tuple[int, int] | None]
-"""An image's error, or None; and its width and height in the file, if they are needed and can be read."""
+Loaded: TypeAlias = tuple[Exception | None, tuple[int, int] | None, int | None]
+"""An image's error, or None; its width and height, if they are needed and can be read; and the xxh3_64 of its file."""
 
 AHEAD_BYTES = 1 << 27
 """The maximum bytes of pixels, and of image files to store, of batches that are being loaded, if there are over two."""
@@ -66,11 +69,13 @@ class DecodedBatch(PlannedBatch):
             device has the pixels. Rows of rejected samples, and rows after the first n, are zero.
         rejected: The rejected samples, by position in the batch.
         images: The image files, if the recipe stores them.
+        hashes: (n,) uint64, the xxh3_64 of each image file, or 0 if it was not read.
     """
 
     pixels: dict[int, torch.Tensor]
     rejected: dict[int, Refusal]
     images: Sequence[bytes]
+    hashes: NDArray[np.uint64]
 
 
 class ImageLoader:
@@ -263,7 +268,9 @@ class _LoadingBatch:
             if missing := [label for label in sorted(labels) if getattr(sample, label) in (None, "")]:
                 rejected.setdefault(position, ("list", LatentqError(f"no {missing[0]}")))
         files = [image.data for image in self._images if isinstance(image.data, bytes)] if self._keeps_files else []
-        return DecodedBatch(**vars(self._plan), pixels=self._pixels, rejected=rejected, images=files)
+        loaded = (image.loaded for image in self._images)
+        hashes = np.array([0 if outcome is None else outcome[2] or 0 for outcome in loaded], np.uint64)
+        return DecodedBatch(**vars(self._plan), pixels=self._pixels, rejected=rejected, images=files, hashes=hashes)
 
     def wait(self, position: int) -> None:
         """Waits for an image, and decides whether it is refused."""
@@ -274,7 +281,7 @@ class _LoadingBatch:
         if image.by_pillow is not None:
             image.loaded = image.by_pillow.result()
         if image.loaded is not None:
-            error, size = image.loaded
+            error, size, _ = image.loaded
             smallest = self._recipe.image.min_size
             if size is not None and min(size) < smallest:
                 image.refusal = ("size", LatentqError(f"{size[0]} x {size[1]} pixels, below {smallest}"))
@@ -303,20 +310,21 @@ class _LoadingBatch:
             image.loaded = self._core.result(position)
             error = image.loaded[0]
             if is_unknown_format(error):
-                image.by_pillow = self._readers.submit(self._load_by_pillow, position, image.data, error)
+                image.by_pillow = self._readers.submit(self._load_by_pillow, position, image.data, image.loaded)
 
-    def _load_by_pillow(self, position: int, data: bytes | Path, error: Exception) -> Loaded:
+    def _load_by_pillow(self, position: int, data: bytes | Path, by_core: Loaded) -> Loaded:
         """Loads an image of a format that the core does not know, on a thread of its own."""
-        size = None
+        error, size, content_hash = by_core
+        assert error is not None
         try:
             data = data if isinstance(data, bytes) else data.read_bytes()
             if self._recipe.image.min_size:
                 _, width, height, _, _ = header(data, error)
                 size = width, height
         except (OSError, ImageError) as reason:
-            return reason, None
+            return reason, None, content_hash
         rows = [array[position] for array in self._rows]
-        return load_by_pillow(data, error, list(self._pixels), rows, self._options), size
+        return load_by_pillow(data, error, list(self._pixels), rows, self._options), size, content_hash
 
     def _check_kept(self) -> None:
         """Refuses a batch whose image files, which are to be stored, take more than `STORED_BYTES` of memory."""

@@ -23,6 +23,8 @@ class EncodeRunOptions(RunOptions, total=False):
             on CUDA, elsewhere by torch; latents may then differ in the last bit. Not together with `compiled`, which
             fuses them too.
         profile: Collects the time that each stage works and waits.
+        update: Take what changed in the source since the dataset was made into it. The dataset decides the recipe.
+        check_content: With `update`, read files whose facts are unchanged too, and compare their content.
     """
 
     device: str | None
@@ -30,6 +32,8 @@ class EncodeRunOptions(RunOptions, total=False):
     compiled: bool
     fused_norm: bool
     profile: Profile | None
+    update: bool
+    check_content: bool
 
 
 class EncodeOptions(EncodeRunOptions, RecipeOverrides, total=False):
@@ -45,6 +49,8 @@ class EncodeSettings(RunSettings):
     compiled: bool
     fused_norm: bool
     profile: Profile
+    update: bool
+    check_content: bool
 
 
 def split_options(options: EncodeOptions) -> tuple[EncodeSettings, RecipeOverrides]:
@@ -61,6 +67,10 @@ def split_options(options: EncodeOptions) -> tuple[EncodeSettings, RecipeOverrid
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if options.get("compiled") and options.get("fused_norm"):
         raise ValueError("compiled and fused_norm exclude each other: torch.compile fuses group norms itself")
+    if options.get("check_content") and not options.get("update"):
+        raise ValueError("check_content is an option of update")
+    if options.get("update") and options.get("delete_archives"):
+        raise ValueError("update and delete_archives exclude each other: an update lists the whole source again")
     settings = EncodeSettings(
         **vars(run_settings(**run_options)),
         device=options.get("device"),
@@ -68,5 +78,7 @@ def split_options(options: EncodeOptions) -> tuple[EncodeSettings, RecipeOverrid
         compiled=options.get("compiled", False),
         fused_norm=options.get("fused_norm", False),
         profile=options.get("profile") or Profile(),
+        update=options.get("update", False),
+        check_content=options.get("check_content", False),
     )
     return settings, overrides

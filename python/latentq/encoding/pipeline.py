@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from latentq._core import RecipeError
 from latentq.collect import Collection
 from latentq.converting.tokens_tsv import check_table, dataset_of, write_table
 from latentq.encoding.calibrate import publish_card, publish_empty_caption
@@ -14,6 +15,7 @@ from latentq.encoding.models import load_models
 from latentq.encoding.options import EncodeOptions, split_options
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import LIST
+from latentq.encoding.update import finished_card, update_dataset
 from latentq.encoding.write import encode_units
 from latentq.format.card import CARD, Card
 from latentq.format.recipe import Recipe
@@ -22,12 +24,14 @@ from latentq.models.device import current_device
 from latentq.models.text import TextEncoder
 from latentq.run.archives import source_is_deleted
 from latentq.run.check import check_output_folder
-from latentq.run.finish import completed, finish
+from latentq.run.finish import CardCompletion, finish, resume_update
 from latentq.run.listing import collection_of, list_source, open_run_source, print_notes, source_facts, with_limits
 from latentq.run.plan import plan_card, resolve_recipe
 from latentq.run.share import Share
 from latentq.sources import Captions, Source
 from latentq.system.progress import Progress
+
+_ADVICE = "restore the source, take its changes in with --update, or name another output folder"
 
 
 def encode(
@@ -78,28 +82,46 @@ def encode(
     named, out = Path(out), dataset_of(Path(out))
     settings, overrides = split_options(options)
     collection = collection_of(collection)
-    parent = Card.load(like) if like is not None else None
+    begun = finished_card(out) if settings.update and (out / CARD).exists() else None
+    if begun is not None and like is not None:
+        raise RecipeError("the dataset that is updated decides the recipe: like cannot be given as well")
+    parent = Card.load(like) if like is not None else begun
     recipe = resolve_recipe(recipe, _model_name(autoencoder), _text_name(text_encoder), parent, overrides)
     check_output_folder(out)
-    if settings.delete_archives and (out / CARD).exists() and source_is_deleted(source, out, begun := Card.load(out)):
-        return finish(out, begun)
+    if begun is None and (out / CARD).exists():
+        resume_update(out)
+        published = Card.load(out)
+        if settings.delete_archives and source_is_deleted(source, out, published):
+            return finish(out, published, settings.progress)
+        revision = published.source.revision
+    else:
+        revision = 0
 
     opened = open_run_source(
         source,
         out,
         class_names,
-        like,
+        like if begun is None else out,
         with_limits(captions, collection),
-        image_column,
+        image_column if begun is None else image_column or begun.source.image_column,
         label_column,
         settings.progress,
+        grow=begun is not None,
     )
+    if begun is not None:
+        card = update_dataset(opened, out, begun, autoencoder, text_encoder, settings)
+        if card.complete:
+            write_table(named)
+        return card
     with settings.profile.timing(LIST, "worked"):
-        run_list = list_source(opened, out, recipe.unit_size, compare=settings.rank == 0)
+        run_list = list_source(
+            opened, out, recipe.unit_size, compare=settings.rank == 0, revision=revision, advice=_ADVICE
+        )
     with run_list:
         keep_subfolder = overrides.get("subfolder") is not None
         models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=keep_subfolder)
-        facts = replace(source_facts(opened.kind, run_list.samples, recipe.unit_size), image_column=image_column)
+        facts = source_facts(opened.kind, run_list.samples, recipe.unit_size, revision)
+        facts = replace(facts, image_column=image_column)
         totals = run_list.samples.totals
         card, uncalibrated = plan_card(recipe, facts, totals, models.autoencoder, parent, models.text_encoder)
         check_table(named, card)
@@ -116,7 +138,7 @@ def encode(
     ):
         publish_empty_caption(out, run)
         encode_units(run, share, bar)
-    card = share.finish(run.card, CARD, completed)
+    card = share.finish(run.card, CARD, CardCompletion, settings.progress)
     if card.complete:
         write_table(named)
     return card

@@ -15,6 +15,7 @@ from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import NETWORK, WRITE, background_consumer
 from latentq.format.card import CARD
 from latentq.format.facts import EmbeddingFacts
+from latentq.format.files import CONTENT_HASHES
 from latentq.format.options import FLOATS, TEXT
 from latentq.quantizer import Moments, Quantizer
 from latentq.run.sample_list import UnitEntry
@@ -67,12 +68,14 @@ def _write_encoded_unit(
         latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
     )
     remaining = _batches_of_unit(batches)
+    hashes = bytearray()
 
     def fill(writer: UnitWriter) -> None:
         for encoded in remaining:
             _write_batch(run, encoded, writer)
+            hashes.extend(encoded.batch.hashes.astype("<u8").tobytes())
 
-    publish_unit(share.path(unit), run.card.columns, facts, bar, fill)
+    publish_unit(share.path(unit), run.card.columns, facts, bar, fill, files={CONTENT_HASHES: hashes})
     for _ in remaining:  # if another process was first, `fill` may have been cut short
         pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -29,7 +30,10 @@ from latentq.quantizer import Quantizer
 from latentq.store.local import read_regular
 
 CARD = "latents.toml"
+NEXT_CARD = "latents.next.toml"
+"""The card of an update that is being finished. Its first line has the hash of the index that it belongs to."""
 FORMAT = 2
+_NEXT_LINE = "# index.json: sha256 "
 _HEADER = "# A latent dataset made by latentq. `latentq info` shows this card; latentq.Card.load reads it.\n"
 _MAX_COUNT = 2**53  # samples, or numbers in a latent: larger counts are damage
 _MAX_SIDE = 2**20
@@ -98,7 +102,7 @@ class Card:
         """
         path = Path(path)
         file = path / CARD if path.is_dir() else path
-        data = read_regular(file)
+        data = (next_card(path) if path.is_dir() else None) or read_regular(file)
         try:
             return cls.from_dict(tomllib.loads(data.decode()))
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -173,6 +177,33 @@ class Card:
     def to_toml(self) -> bytes:
         """Returns the bytes of `latents.toml`: a pure function of the card."""
         return (_HEADER + tomli_w.dumps(self.to_dict())).encode()
+
+
+def next_card_bytes(card: Card, index_sha256: str) -> bytes:
+    """Returns the bytes of `NEXT_CARD`.
+
+    Args:
+        card: The completed card.
+        index_sha256: SHA-256 of the index that it belongs to, in hexadecimal.
+    """
+    return f"{_NEXT_LINE}{index_sha256}\n".encode() + card.to_toml()
+
+
+def next_card(path: Path) -> bytes | None:
+    """Returns the card of an update whose index is published and whose card is not yet; None if there is none.
+
+    A process that was killed between the two leaves such a dataset, which is the updated one.
+
+    Args:
+        path: The dataset.
+    """
+    file = path / NEXT_CARD
+    if not file.exists():
+        return None
+    line, _, data = read_regular(file).partition(b"\n")
+    with (path / "index.json").open("rb") as index:
+        current = hashlib.file_digest(index, "sha256").hexdigest()
+    return data if line.decode("utf-8", "replace") == f"{_NEXT_LINE}{current}" else None
 
 
 def open_card(path: Path) -> Card | None:

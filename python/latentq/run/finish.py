@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Generic, TextIO, TypeVar
 
 from latentq import mds
-from latentq.format.card import CARD, Card
+from latentq._core import MismatchError
+from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
 from latentq.format.facts import LatentFacts, SampleCounts
 from latentq.format.files import INDEX, REJECTS, UNIT
 from latentq.format.tsv import tsv_line
 from latentq.quantizer import Moments
 from latentq.run.units import LatentSums, UnitCard, UnitFacts, unit_names
-from latentq.store.local import remove_dead, replacement, sync_published
+from latentq.store.local import publish_once, read_regular, remove_dead, replacement, sync_published
 from latentq.system.progress import BriefProgress, Progress
 
 _Card = TypeVar("_Card", bound=UnitCard)
@@ -123,6 +126,56 @@ def finish_units(
             card_file.write(completed.to_toml())
     remove_dead(out)
     return completed
+
+
+def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card:
+    """Publishes an update whose units are all published: until the index is replaced, the dataset is the old one.
+
+    The new card is published first, under another name and with the hash of its index, so that it counts from the moment
+    that the index is there.
+
+    Args:
+        out: The dataset's folder.
+        card: The card of the update, without counts and statistics.
+        progress: The stream for progress, or None.
+
+    Returns:
+        The completed card.
+
+    Raises:
+        MismatchError: Another update is being finished.
+    """
+    sync_published(out)
+    total = CardCompletion(card)
+    with (
+        replacement(out / REJECTS) as rejects,
+        replacement(out / INDEX) as index,
+        BriefProgress(card.units, "finish", progress, noun="units") as bar,
+    ):
+        digest = hashlib.sha256()
+        for chunk in mds.merged_index(out, _added_units(out, card, total, rejects, bar)):
+            digest.update(chunk)
+            index.write(chunk)
+        completed = total.card()
+        data = next_card_bytes(completed, digest.hexdigest())
+        if not publish_once(out / NEXT_CARD, data) and read_regular(out / NEXT_CARD) != data:
+            raise MismatchError(f"{out}: another update is being finished: run the same command again")
+    with replacement(out / CARD) as card_file:
+        card_file.write(completed.to_toml())
+    (out / NEXT_CARD).unlink(missing_ok=True)
+    remove_dead(out)
+    return completed
+
+
+def resume_update(out: Path, progress: TextIO | None = None) -> None:
+    """Completes the finish of an update that was killed, if there is one. All of its units are published.
+
+    Args:
+        out: The dataset's folder.
+        progress: The stream for progress, or None.
+    """
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another process completed it
+        finish_update(out, Card.load(out / NEXT_CARD), progress)
 
 
 def _added_units(out: Path, card: _Card, total: Completion[_Card], rejects: BinaryIO, bar: Progress) -> Iterator[str]:

@@ -18,6 +18,9 @@ from latentq.sources import Sample
 REMOVED = np.uint64(2**64 - 1)
 """In `Difference.new_of`: the sample is gone."""
 
+SAME_FACTS = np.uint64(2**64 - 2)
+"""In `Difference.new_of`: the sample is to be made again, although its facts are unchanged."""
+
 _BUCKET = 1 << 19  # samples that are compared at once, on average
 _RECORD = np.dtype([("key", "<u8", 2), ("facts", "<u8"), ("index", "<u8")])
 
@@ -28,7 +31,7 @@ class Difference:
 
     Attributes:
         new_of: For each sample of the old list: 0 if the new list has it unchanged, `REMOVED` if it does not have it,
-            or 1 + its number in the new list if its facts changed.
+            `SAME_FACTS`, or 1 + its number in the new list if its facts changed.
         added: For each sample of the new list: True if the old list does not have it.
         changes: Numbers of added, changed and removed samples.
     """
@@ -159,7 +162,8 @@ def updated_units(
             yield samples, unit.revision
             continue
         kept = zip(samples, new_of.tolist(), strict=True)
-        yield [new.sample(at - 1) if at else sample for sample, at in kept if at != REMOVED], revision
+        same = (0, SAME_FACTS)
+        yield [sample if at in same else new.sample(at - 1) for sample, at in kept if at != REMOVED], revision
 
 
 def added_samples(new: SampleList, difference: Difference) -> Iterator[Sample]:

@@ -20,10 +20,11 @@ from latentq.collect import Collection as ImageCollection
 from latentq.format.card import Card
 from latentq.format.facts import SourceFacts
 from latentq.format.files import LIST
+from latentq.run.join import compare_lists
 from latentq.run.sample_list import SampleList, cut_into_units, list_parts, write_list
 from latentq.run.units import list_folder, sample_list
 from latentq.sources import Captions, Listing, Sample, Source, open_source
-from latentq.sources.label_values import with_labels
+from latentq.sources.label_values import GrowingClasses, with_labels
 from latentq.store.local import make_folder, sync
 from latentq.system.text import one_line
 
@@ -66,6 +67,8 @@ def open_run_source(
     image_column: str | None = None,
     label_column: str | None = None,
     progress: TextIO | None = None,
+    *,
+    grow: bool = False,
 ) -> Source:
     """Opens the source of a run that writes to `out`, which is not listed even if it lies inside the source.
 
@@ -78,6 +81,7 @@ def open_run_source(
         image_column: The column of images, for `open_source`.
         label_column: The column of labels, for `open_source`.
         progress: Stream that the progress of a long listing is printed to.
+        grow: The source may have classes that `like` does not have.
 
     Raises:
         ValueError: Captions or columns are given with a `Source`.
@@ -92,7 +96,7 @@ def open_run_source(
                 "columns can only be given with a path; for a Source, use open_source(path, image_column=...)"
             )
         return _UserSource(source)
-    classes: dict[str, tuple[int, str]] = {}
+    classes: dict[str, tuple[int, str]] = GrowingClasses() if grow else {}
     if like is not None:
         for sample in sample_list(Path(like), Card.load(like)):
             if sample.label is not None and sample.label_text is not None:
@@ -108,6 +112,9 @@ def open_run_source(
         label_column=label_column,
         progress=progress,
     )
+
+
+ADVICE = "restore the source, or name another output folder"
 
 
 class RunList:
@@ -155,12 +162,14 @@ class RunList:
         published = SampleList(folder)
         if ours.folder.is_dir():
             if published.sha256 != ours.sha256:
-                raise MismatchError(_list_difference(published, ours))
+                raise MismatchError(f"{_list_difference(published, ours)}: {ADVICE}")
             shutil.rmtree(ours.folder)
         self.samples = published
 
 
-def list_source(source: Source, out: Path, unit_size: int, *, compare: bool, revision: int = 0) -> RunList:
+def list_source(
+    source: Source, out: Path, unit_size: int, *, compare: bool, revision: int = 0, advice: str = ADVICE
+) -> RunList:
     """Returns the published list of a source, or lists the source if none is published.
 
     Args:
@@ -169,6 +178,7 @@ def list_source(source: Source, out: Path, unit_size: int, *, compare: bool, rev
         unit_size: The largest number of samples in a unit.
         compare: Check that the source still matches the published list; one process of a run does it for all.
         revision: How often the dataset was updated.
+        advice: The advice to a user whose source differs from the published list.
 
     Raises:
         MismatchError: The source differs from the published list.
@@ -178,7 +188,12 @@ def list_source(source: Source, out: Path, unit_size: int, *, compare: bool, rev
     place = list_folder(out, revision)
     if place.is_dir():
         published = SampleList(place)
-        return RunList(published, place, _compare(source, published, unit_size) if compare else ())
+        if not compare:
+            return RunList(published, place)
+        try:
+            return RunList(published, place, _compare(source, published, unit_size, is_updated=revision > 0))
+        except MismatchError as error:
+            raise MismatchError(f"{error}: {advice}") from None
     is_new_folder = not out.exists()
     make_folder(out)
     temporary = temporary_list(out)
@@ -254,7 +269,7 @@ class _UserSource:
         return Listing(with_labels(f"source of kind {self.kind}", rows, None, notes), notes)
 
 
-def _compare(source: Source, published: SampleList, unit_size: int) -> Collection[str]:
+def _compare(source: Source, published: SampleList, unit_size: int, *, is_updated: bool) -> Collection[str]:
     """Compares a source with its published list, part by part.
 
     Returns:
@@ -267,6 +282,13 @@ def _compare(source: Source, published: SampleList, unit_size: int) -> Collectio
     if unchanged is not None and unchanged(published):
         return ()
     listing = source.listing()
+    if is_updated:
+        with tempfile.TemporaryDirectory(prefix="latentq-") as folder:
+            write_list(Path(folder) / LIST, listed_parts(source, listing, unit_size))
+            changes = compare_lists(published, SampleList(Path(folder) / LIST), Path(folder)).changes
+        if changes:
+            raise MismatchError(f"{published.folder} is not the list of the source: {changes}")
+        return listing.notes
     same = 0
     for part in (parts := listed_parts(source, listing, unit_size)):
         if same == published.parts or part != published.part_bytes(same):
@@ -294,14 +316,13 @@ def print_notes(notes: Iterable[str], stream: TextIO | None) -> None:
 def _list_difference(old: SampleList, new: SampleList) -> str:
     """Returns the message that a source is not the one that was listed, with the first difference."""
     counts = f"{old.folder} lists {len(old)} samples, the source has {len(new)} now"
-    advice = "restore the source, or name another output folder"
     for listed, found in itertools.zip_longest(old, new):
         if listed is None or found is None:
             extra, where = (found, "now") if listed is None else (listed, "there")
-            return f"{counts}; {extra.key!r} only {where}: {advice}"
+            return f"{counts}; {extra.key!r} only {where}"
         if listed != found:
-            return f"{counts}; the first difference: {_sample_text(listed)} there, {_sample_text(found)} now: {advice}"
-    return f"{counts}, cut into other units: {advice}"
+            return f"{counts}; the first difference: {_sample_text(listed)} there, {_sample_text(found)} now"
+    return f"{counts}, cut into other units"
 
 
 def _sample_text(sample: Sample) -> str:
@@ -309,7 +330,8 @@ def _sample_text(sample: Sample) -> str:
     return f"{sample.key!r} ({'no file' if sample.bytes is None else f'{sample.bytes} bytes'}{label})"
 
 
-def source_facts(kind: str, samples: SampleList, unit_size: int) -> SourceFacts:
+def source_facts(kind: str, samples: SampleList, unit_size: int, revision: int = 0) -> SourceFacts:
     """Returns the source's facts for a card; `units` is None if it follows from the number of samples."""
     total, units = samples.totals.samples, samples.totals.units
-    return SourceFacts(kind, total, samples.sha256, None if units == -(-total // unit_size) else units)
+    units_given = None if units == -(-total // unit_size) else units
+    return SourceFacts(kind, total, samples.sha256, units_given, revision=revision)

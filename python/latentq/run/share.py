@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self, TextIO, TypeVar
 
 from latentq._core import LatentqError
 from latentq.format.files import REJECTS
 from latentq.run.archives import ArchiveDeleter
-from latentq.run.finish import finish_units
+from latentq.run.finish import Completion, finish_units
 from latentq.run.options import RunSettings
 from latentq.run.sample_list import SampleList, UnitEntry
-from latentq.run.units import UnitCard, UnitFacts, unit_done, units_done
+from latentq.run.units import UnitCard, unit_done, units_done
 from latentq.sources import Source
 from latentq.store.local import remove_dead, sync_published
 from latentq.system.progress import Progress
@@ -68,13 +68,24 @@ class Share:
         if self.archives is not None:
             self.archives.delete(unit)
 
-    def finish(self, card: _Card, file: str, complete: Callable[[_Card, list[UnitFacts]], _Card]) -> _Card:
+    def missing(self, card: UnitCard) -> int:
+        """Returns the number of units of all processes that are not published."""
+        return card.units - units_done(self.out, card)
+
+    def finish(
+        self,
+        card: _Card,
+        file: str,
+        completion: Callable[[_Card], Completion[_Card]],
+        progress: TextIO | None = None,
+    ) -> _Card:
         """Finishes the run if the units of all processes are published.
 
         Args:
             card: The card as it was first published.
             file: The card's file name.
-            complete: Returns the card with counts and statistics added.
+            completion: Adds up the units for the card, as in `finish_units`.
+            progress: The stream for progress, or None.
 
         Returns:
             The completed card, or the card without counts if units of other processes are missing.
@@ -84,10 +95,10 @@ class Share:
         """
         if self.archives is not None:
             self.archives.delete()
-        if units_done(self.out, card) < card.units:
+        if self.missing(card):
             remove_dead(self.out)
             return replace(card, counts=None)
-        card = finish_units(self.out, card, file, complete)
+        card = finish_units(self.out, card, file, completion, progress)
         if card.counts is not None and not card.counts.samples:
             raise LatentqError(f"none of the {card.source.samples} samples could be stored: see {self.out / REJECTS}")
         return card

@@ -64,6 +64,7 @@ def publish_unit(
     bar: Progress,
     fill: Callable[[UnitWriter], None],
     *,
+    files: Mapping[str, bytearray] | None = None,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
     """Writes one unit and publishes it. If another process publishes the unit first, that one stays.
@@ -76,11 +77,14 @@ def publish_unit(
         facts: The unit's facts, completed by `fill`.
         bar: Counts the unit's samples.
         fill: Writes every sample of the unit. It may be cut short if another process is first.
+        files: Further files of the unit by name; `fill` completes their bytes.
         shard_bytes: Upper limit of a shard's size in bytes.
     """
     try:
         with mds.Writer(path, dict(columns), hashes=HASHES, size_limit=shard_bytes) as shards:
             fill(UnitWriter(shards, facts, bar))
+            for name, data in (files or {}).items():
+                shards.add_file(name, bytes(data))
             shards.add_file(UNIT, facts.to_toml())
     except (FileExistsError, FileNotFoundError):
         # The other process may also have removed our temporary folder at its finish.

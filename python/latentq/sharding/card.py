@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from latentq._core import FormatError
 from latentq.collect import Columns
 from latentq.format.facts import SampleCounts, SourceFacts
 from latentq.format.files import SHARDS
-from latentq.run.units import UnitFacts
 from latentq.store.local import read_regular
 
 _FORMAT = 2
@@ -91,10 +90,3 @@ class ShardsCard:
     def to_toml(self) -> bytes:
         """Returns the bytes of `shards.toml`, a pure function of the card."""
         return ("# Shards made by `latentq shards`.\n" + tomli_w.dumps(self.to_dict())).encode()
-
-    def completed(self, units: list[UnitFacts]) -> ShardsCard:
-        """Returns the card with the counts of its units."""
-        counts = SampleCounts(
-            samples=sum(unit.samples for unit in units), rejects=sum(len(unit.rejects) for unit in units)
-        )
-        return replace(self, counts=counts)

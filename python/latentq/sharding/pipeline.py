@@ -18,7 +18,7 @@ from latentq.format.files import SHARDS
 from latentq.format.shrink_jpeg import Jpeg, TooSmallError, to_jpeg
 from latentq.run.archives import source_is_deleted
 from latentq.run.check import check_output_folder
-from latentq.run.finish import finish_units
+from latentq.run.finish import Completion, finish_units
 from latentq.run.listing import (
     collection_of,
     list_source,
@@ -96,7 +96,7 @@ def shards(
     if settings.delete_archives and (out / SHARDS).exists():
         begun = ShardsCard.load(out)
         if source_is_deleted(source, out, begun):
-            return finish_units(out, begun, SHARDS, ShardsCard.completed)
+            return finish_units(out, begun, SHARDS, Completion, settings.progress)
 
     opened = open_run_source(
         source,
@@ -130,7 +130,7 @@ def shards(
             facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=samples.unit_sha256(unit))
             _write_jpeg_unit(share.path(unit), card, opened, converted, facts, bar, strict=settings.strict)
             share.unit_published(unit)
-    return share.finish(card, SHARDS, ShardsCard.completed)
+    return share.finish(card, SHARDS, Completion, settings.progress)
 
 
 def _check_ranges(min_size: int, max_size: int, quality: int, unit_size: int) -> None:

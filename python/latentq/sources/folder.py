@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentq._core import LatentqError, MismatchError
+from latentq._core import LatentqError
 from latentq.sources.columns import NamedColumns, caption_facts
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
-from latentq.sources.label_values import Classes
+from latentq.sources.label_values import Classes, numbered_classes
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.sidecars import NO_CAPTION, SidecarRule, Sidecars, stem_of
 from latentq.sources.spool import spooled
@@ -83,13 +83,7 @@ class Folder:
     def _numbered(self, folders: set[str]) -> Classes:
         """Returns the label and readable name of each class folder."""
         present = sorted(folders, key=os.fsencode)
-        classes = self.classes
-        if classes is None:
-            classes = {name: (number, name) for number, name in enumerate(present)}
-        elif unknown := [name for name in present if name not in classes]:
-            raise MismatchError(
-                f"{self.path} has a class folder {unknown[0]!r} that the dataset of --like does not have"
-            )
+        classes = numbered_classes(self.path, present, self.classes)
         return {name: (classes[name][0], self.class_names.get(name, classes[name][1])) for name in present}
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple, SupportsInt
+from typing import NamedTuple, SupportsInt
 
 from latentq._core import MismatchError
 from latentq.sources.listing import Sample
@@ -16,10 +16,16 @@ from latentq.sources.spool import spooled
 Classes = Mapping[str, tuple[int, str]]
 """Label and readable name of each class name."""
 
+
+class GrowingClasses(dict[str, tuple[int, str]]):
+    """Classes to which a source may add: other names are numbered after the known ones, in sorted order."""
+
+
 MAX_LABEL = (1 << 63) - 1  # an int64
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan", re.IGNORECASE)
 _LONGEST_SHOWN = 30
+_CACHED_VALUES = 1 << 16
 
 
 class _Value(NamedTuple):
@@ -67,31 +73,37 @@ def with_labels(
     has_names = all_names
     first_value = ""
 
-    def parsed() -> Iterator[tuple[Any, ...]]:
+    def parsed(value: object) -> tuple[int | None, str | None]:
         nonlocal has_names, first_value
-        for sample, value in rows:
-            number, name, is_name = _parsed_text(value) if type(value) is str else _parsed(value)
-            if is_name:
-                has_names = True
-            if name is not None:
-                names.add(name)
-            if not first_value and not is_empty(value):
-                first_value = f"{value!r:.{_LONGEST_SHOWN}}"
-            yield (number, name, *sample)
+        number, name, is_name = _parsed(value)
+        has_names = has_names or is_name
+        if name is not None:
+            names.add(name)
+        if not first_value and not is_empty(value):
+            first_value = f"{value!r:.{_LONGEST_SHOWN}}"
+        return number, name
+
+    parsed_text = functools.lru_cache(_CACHED_VALUES)(parsed)  # a table repeats its classes
+    taken = (sample + (parsed_text if type(value) is str else parsed)(value) for sample, value in rows)
 
     numbers: Classes | None = None
     usable = missing = 0
     first_missing = ""
-    for number, name, key, size, _, text, *facts, fault in spooled(parsed()):
+    # Every field by name, because anything shorter is slower, and there may be many millions.
+    for (
+        key, size, _, text, caption, captions, identifier, archive, archive_bytes, offset, packed, fault, number, name
+    ) in spooled(taken):  # fmt: skip
         if numbers is None:
-            numbers = _numbered(source, names, classes) if has_names else {}
+            numbers = numbered_classes(source, sorted(names), classes) if has_names else {}
         label = number
         if has_names:
             label, class_text = (None, None) if name is None else numbers[name]
             text = text or class_text
         elif number is not None and number > MAX_LABEL:
             label, fault = None, fault or f"the label {str(number)[:_LONGEST_SHOWN]} is above int64"
-        sample = Sample._make((key, size, label, text, *facts, fault))
+        sample = Sample(
+            key, size, label, text, caption, captions, identifier, archive, archive_bytes, offset, packed, fault
+        )
         if finish is not None:
             finished = finish(sample)
             if finished is None:
@@ -114,22 +126,29 @@ def is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value)
 
 
-def _numbered(source: object, names: set[str], classes: Classes | None) -> Classes:
-    """Returns the label and readable name of each class name."""
-    present = sorted(names)
+def numbered_classes(source: object, names: list[str], classes: Classes | None) -> Classes:
+    """Returns the label and readable name of each class name.
+
+    Args:
+        source: The source, for messages.
+        names: The class names that it has, in the order of their numbers.
+        classes: The classes that are known; None knows none, and numbers the names.
+
+    Raises:
+        MismatchError: `classes` does not have a class name, and is not a `GrowingClasses`.
+    """
     if classes is None:
-        return {name: (number, name) for number, name in enumerate(present)}
-    if unknown := [name for name in present if name not in classes]:
+        classes = GrowingClasses()
+    unknown = [name for name in names if name not in classes]
+    if unknown and not isinstance(classes, GrowingClasses):
         raise MismatchError(f"{source} has a class {unknown[0]!r} that the dataset of --like does not have")
-    return classes
+    first = 1 + max((number for number, _ in classes.values()), default=-1)
+    return {**classes, **{name: (first + position, name) for position, name in enumerate(unknown)}}
 
 
 def _parsed(value: object) -> _Value:
     number, is_name = _parsed_number(value)
     return _Value(number, _class_name(value), is_name)
-
-
-_parsed_text = functools.lru_cache(1 << 16)(_parsed)  # a table repeats its classes
 
 
 def _class_name(value: object) -> str | None:

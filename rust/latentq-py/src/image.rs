@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use latentq_core::Error;
 use latentq_core::image::{self, Alpha, Crop, DecodeOptions, Encoded, Filter, Fit, Icc, Image, Layout, View};
+use latentq_core::mds::content_hash;
 use latentq_core::parallel::Job;
 use numpy::{
     PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods,
@@ -179,8 +180,9 @@ struct ImageBatch {
     _arrays: Vec<Py<PyAny>>,
 }
 
-/// The error of an image; and its width and height in the file, if they were asked for and can be read.
-type Loaded<E = Error> = (Option<E>, Option<(usize, usize)>);
+/// The error of an image; its width and height in the file, if they were asked for and can be read; and the content hash
+/// of the file, if it was read.
+type Loaded<E = Error> = (Option<E>, Option<(usize, usize)>, Option<u64>);
 
 /// How images are loaded, and the first byte of each array.
 struct Plan {
@@ -207,8 +209,9 @@ impl Plan {
             unsafe { std::slice::from_raw_parts_mut(array.add(position * bytes), bytes) }
         };
         let mut squares: Vec<&mut [u8]> = self.fits.iter().zip(&self.arrays).map(square).collect();
-        let mut size = None;
+        let (mut size, mut hash) = (None, None);
         let loaded = item.with_bytes(|data| {
+            hash = Some(content_hash(data));
             if self.measure {
                 size = image::header(data).ok().map(|header| (header.width, header.height));
             }
@@ -217,7 +220,7 @@ impl Plan {
         if loaded.is_err() {
             squares.iter_mut().for_each(|square| square.fill(0));
         }
-        (loaded.err(), size)
+        (loaded.err(), size, hash)
     }
 }
 
@@ -268,8 +271,8 @@ impl ImageBatch {
         jobs.iter().flatten().all(|job| job.is_done())
     }
 
-    /// Waits for the image of a position. Returns its error, or None; and its width and height in the file if `measure` is
-    /// true and they can be read. May be called once.
+    /// Waits for the image of a position. Returns its error, or None; its width and height in the file if `measure` is true
+    /// and they can be read; and the content hash of the file if it was read. May be called once.
     fn result(&self, py: Python<'_>, position: usize) -> PyResult<Loaded<PyErr>> {
         let job = match self.jobs.lock().unwrap_or_else(PoisonError::into_inner).get(position) {
             Some(Some(job)) => Arc::clone(job),
@@ -281,8 +284,8 @@ impl ImageBatch {
                 None => py.check_signals()?,
             }
         };
-        let (error, size) = results.pop().ok_or_else(|| PyValueError::new_err("the result has been taken"))?;
-        Ok((error.map(to_py), size))
+        let (error, size, hash) = results.pop().ok_or_else(|| PyValueError::new_err("the result has been taken"))?;
+        Ok((error.map(to_py), size, hash))
     }
 }
 
@@ -293,12 +296,20 @@ fn image_info(py: Python<'_>, data: Item) -> PyResult<(&'static str, usize, usiz
     Ok((header.format, header.width, header.height, header.channels, header.orientation))
 }
 
+/// The content hash of an image file.
+#[pyfunction]
+fn image_hash(py: Python<'_>, data: Item) -> PyResult<u64> {
+    let encoded = Encoded::from(data);
+    py.detach(|| encoded.with_bytes(|bytes| Ok(content_hash(bytes)))).map_err(to_py)
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_PIXELS", image::MAX_PIXELS)?;
     module.add_class::<ImageBatch>()?;
     module.add_function(wrap_pyfunction!(image_decode, module)?)?;
     module.add_function(wrap_pyfunction!(image_resize, module)?)?;
     module.add_function(wrap_pyfunction!(image_fit, module)?)?;
+    module.add_function(wrap_pyfunction!(image_hash, module)?)?;
     module.add_function(wrap_pyfunction!(image_load, module)?)?;
     module.add_function(wrap_pyfunction!(image_load_batch, module)?)?;
     module.add_function(wrap_pyfunction!(image_info, module)?)

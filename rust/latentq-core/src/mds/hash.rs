@@ -62,6 +62,11 @@ impl Algorithm {
     }
 }
 
+/// The 64-bit XXH3 of `data`, as a number: how a unit records the content of an image file.
+pub fn content_hash(data: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(data)
+}
+
 fn feed<S>(mut state: S, parts: &[&[u8]], update: impl Fn(&mut S, &[u8]), hex: impl Fn(&S) -> String) -> String {
     for part in parts {
         update(&mut state, part);
@@ -71,7 +76,7 @@ fn feed<S>(mut state: S, parts: &[&[u8]], update: impl Fn(&mut S, &[u8]), hex: i
 
 #[cfg(test)]
 mod tests {
-    use super::{Algorithm, NAMES};
+    use super::{Algorithm, NAMES, content_hash};
 
     #[test]
     fn a_digest_does_not_depend_on_how_the_bytes_are_split() {
@@ -82,5 +87,11 @@ mod tests {
         }
         assert_eq!(Algorithm::parse("sha512").unwrap().digest(&[b"abc"])[..8], *"ddaf35a1");
         assert!(Algorithm::parse("crc32").is_err());
+    }
+
+    #[test]
+    fn the_content_hash_is_that_of_shards() {
+        let digest = Algorithm::parse("xxh3_64").unwrap().digest(&[b"abc"]);
+        assert_eq!(format!("{:016x}", content_hash(b"abc")), digest);
     }
 }

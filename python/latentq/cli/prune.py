@@ -1,0 +1,59 @@
+"""The command `latentq prune`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from latentq.cli.common import UsageError, add_command, dataset_folder, disk_bytes
+from latentq.system.text import counted, escaped, size_text
+
+if TYPE_CHECKING:
+    from latentq.cli.common import Commands
+
+_SHOWN = 10
+
+
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "prune",
+        _run,
+        "remove the units and lists that an update left behind, after asking",
+        "  latentq prune out/\n  latentq prune out/ --yes",
+    )
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="a dataset's folder, which no process writes to or reads from"
+    )
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from latentq.format.card import Card
+    from latentq.run.finish import resume_update
+    from latentq.run.prune import remove, stale_folders
+
+    path = dataset_folder(options.dataset)
+    resume_update(path)
+    folders = stale_folders(path, Card.load(path))
+    if not folders:
+        print(escaped(f"{path}: nothing to remove"))
+        return 0
+    for folder in folders[:_SHOWN]:
+        print(escaped(str(folder)))
+    if len(folders) > _SHOWN:
+        print(f"and {len(folders) - _SHOWN} more")
+    size = size_text(sum(map(disk_bytes, folders)))
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"{path}: {counted(len(folders), 'folder')} of {size} would be removed: --yes removes them"
+            )
+        if input(f"Remove {counted(len(folders), 'folder')} of {size}? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing is removed")
+            return 1
+    remove(folders)
+    print(escaped(f"{path}: {counted(len(folders), 'folder')} of {size} removed"))
+    return 0

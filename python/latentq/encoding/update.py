@@ -1,0 +1,168 @@
+"""Takes the changes of a source into its dataset: `latentq.encode(..., update=True)`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from latentq._core import LatentqError, image_hash
+from latentq.encoding.calibrate import publish_empty_caption
+from latentq.encoding.models import load_models
+from latentq.encoding.options import EncodeSettings
+from latentq.encoding.run import EncodingRun
+from latentq.encoding.write import encode_units
+from latentq.format.card import Card
+from latentq.format.files import CONTENT_HASHES, UNIT
+from latentq.format.recipe import Recipe
+from latentq.models.autoencoders import Autoencoder
+from latentq.models.device import current_device
+from latentq.models.text import TextEncoder
+from latentq.run.check import check_same_work
+from latentq.run.finish import finish_update, resume_update
+from latentq.run.listing import print_notes
+from latentq.run.plan import plan_card
+from latentq.run.sample_list import SampleList
+from latentq.run.share import Share
+from latentq.run.units import UnitFacts
+from latentq.run.update import UpdatePlan
+from latentq.sources import Source
+from latentq.sources.listing import read_sample
+from latentq.store.local import read_regular, remove_dead
+from latentq.system.progress import Progress
+
+_CLIP_RATE, _CLIP_FACTOR = 0.001, 3.0  # the share of new values outside the range that is warned of
+_NOT_READ = 0  # the hash of a sample whose file was not read when its unit was made
+
+
+def finished_card(out: Path) -> Card:
+    """Returns the card of a dataset that is to be updated.
+
+    The finish of an earlier update, if it was killed, is completed first.
+
+    Raises:
+        FileNotFoundError: There is no dataset.
+        LatentqError: The dataset is not finished.
+    """
+    resume_update(out)
+    card = Card.load(out)
+    if not card.complete:
+        raise LatentqError(f"{out} is not finished: run the same command without --update first")
+    return card
+
+
+def update_dataset(
+    source: Source,
+    out: Path,
+    card: Card,
+    autoencoder: str | os.PathLike[str] | Autoencoder | None,
+    text_encoder: str | os.PathLike[str] | TextEncoder | None,
+    settings: EncodeSettings,
+) -> Card:
+    """Encodes what is new or changed in a source, and publishes the dataset without what is gone.
+
+    Until the new index is published, the dataset is as it was.
+
+    Args:
+        source: The source, opened.
+        out: The dataset.
+        card: Its card, see `finished_card`.
+        autoencoder: As in `encode`; it must be the dataset's.
+        text_encoder: As in `encode`; it must be the dataset's.
+        settings: How to run.
+
+    Returns:
+        The card; its `complete` is False if units of other processes are missing.
+
+    Raises:
+        MismatchError: The models are not those of the dataset, or another update is being finished.
+        LatentqError: Nothing can be encoded.
+    """
+    recipe = _stored_recipe(card)
+    with UpdatePlan(source, out, card, recipe.unit_size) as plan:
+        if settings.check_content:
+            _check_content(plan, source, out, settings.progress)
+        print_notes([*plan.notes, f"update: {plan.changes}"], settings.progress)
+        if not plan.changes:
+            return card
+        run_list, facts = plan.listed()
+        models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=True)
+        totals = run_list.samples.totals
+        planned, _ = plan_card(recipe, facts, totals, models.autoencoder, card, models.text_encoder)
+        check_same_work(out, replace(card, source=facts), planned, frozen=True)
+        planned = replace(planned, recipe=card.recipe, versions=card.versions)
+        run_list.publish()
+    run = EncodingRun.planned(source, run_list.samples, planned, (), models, settings)
+    share = Share.for_process(out, source, run.samples, settings)
+    with (
+        current_device(run.encoder.device),
+        Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar,
+    ):
+        publish_empty_caption(out, run)
+        encode_units(run, share, bar)
+    if share.missing(planned):
+        remove_dead(out)
+        return replace(planned, counts=None)
+    completed = finish_update(out, planned, settings.progress)
+    print_notes(_range_notes(out, card, run.samples, facts.revision), settings.progress)
+    return completed
+
+
+def _stored_recipe(card: Card) -> Recipe:
+    """Returns the recipe of a card; its columns, which are stored, are no longer optional."""
+    columns = {name: replace(column, optional=False) for name, column in card.recipe.columns.items()}
+    return replace(card.recipe, columns=columns)
+
+
+def _check_content(plan: UpdatePlan, source: Source, out: Path, progress: TextIO | None) -> None:
+    """Marks samples whose files have other content than when their unit was made, although the size is the same.
+
+    Raises:
+        LatentqError: A unit has no hashes.
+    """
+    with Progress(plan.compared, "compare", progress, noun="files", leave=False) as bar:
+        for unit, samples in plan.unchanged():
+            hashes = np.frombuffer(read_regular(out / unit.name / CONTENT_HASHES), "<u8")
+            for position, sample in samples:
+                if hashes[position] != _NOT_READ and not sample.fault:
+                    data, refusal = read_sample(source, sample)
+                    path = data if isinstance(data, bytes) else str(data)
+                    if refusal is not None or image_hash(path) != hashes[position]:
+                        plan.mark_changed(unit.first + position)
+                bar.update(1)
+
+
+def _range_notes(out: Path, before: Card, samples: SampleList, revision: int) -> list[str]:
+    """Returns a line for each column whose new values are outside the calibrated range much more often than the old.
+
+    Args:
+        out: The dataset.
+        before: The card before the update.
+        samples: The list after the update.
+        revision: The number of the update.
+    """
+    clipped = dict.fromkeys(before.latents, 0)
+    count = 0
+    for unit in samples.units():
+        if unit.revision == revision:
+            facts = UnitFacts.load(out / unit.name / UNIT)
+            count += facts.samples
+            for name, sums in facts.latents.items():
+                clipped[name] += int(sums.clipped.sum())
+    notes = []
+    for name, latent in before.latents.items():
+        if not count or before.counts is None or not before.counts.samples or latent.clipped is None:
+            continue
+        values = prod(latent.shape)
+        old_rate = sum(latent.clipped) / (before.counts.samples * values)
+        new_rate = clipped[name] / (count * values)
+        if new_rate > max(_CLIP_RATE, _CLIP_FACTOR * old_rate):
+            notes.append(
+                f"{name}: {new_rate:.3%} of the new values are outside the calibrated range, {old_rate:.3%} of the old "
+                "ones: the range no longer fits; to calibrate on the whole source, encode it to another folder"
+            )
+    return notes
