@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +132,7 @@ def _print_storage(path: Path, options: argparse.Namespace) -> None:
         check_source(options.source)
     from latentq.inspect.storage import storage
 
-    rows = storage(path, options.source)
+    rows = storage(path, options.source, progress=sys.stderr)
     if options.json:
         print(json.dumps([vars(row) for row in rows]))
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
@@ -38,10 +40,27 @@ def _run(options: argparse.Namespace) -> int:
     path = dataset_folder(options.folder)
     for inner in sorted(card.parent for name in (CARD, SHARDS) for card in path.glob(f"*/{name}")):
         raise LatentqError(f"{inner} is a dataset of its own: repair it, and not {path}")
-    done = mds.repair(path, allow_fewer_samples=options.allow_fewer_samples)
+    done = mds.repair(
+        path,
+        folders=_unit_names(path),
+        allow_fewer_samples=options.allow_fewer_samples,
+        progress=sys.stderr,
+    )
     for finding in done.left_out:
         print(escaped(f"{path / finding.file}: skipped: {finding.message}"))
     for name in done.kept:
         print(escaped(f"{path / name}: the previous index"))
     print(escaped(f"{path}: {done.shards} shards, {done.samples} samples"))
     return 1 if done.left_out else 0
+
+
+def _unit_names(path: Path) -> list[str] | None:
+    """Returns the names of a dataset's units; None if the folder has no card."""
+    from latentq.format.card import CARD, Card
+    from latentq.format.files import SHARDS
+    from latentq.run.units import unit_names
+    from latentq.sharding.card import ShardsCard
+
+    if (path / CARD).exists():
+        return list(unit_names(path, Card.load(path)))
+    return list(unit_names(path, ShardsCard.load(path))) if (path / SHARDS).exists() else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,9 @@ from latentq import image
 from latentq._core import LatentqError
 from latentq.encoding.latents import LatentEncoder
 from latentq.format.card import Card
-from latentq.format.files import REJECTS, SAMPLES
-from latentq.format.tsv import tsv_line
+from latentq.inspect.stored import Stored, StoredSamples
 from latentq.models.autoencoders import Autoencoder
-from latentq.sources import Listing, Sample, open_source
-from latentq.store.local import read_regular
-
-
-def stored_samples(path: str | os.PathLike[str]) -> list[tuple[int, Sample]]:
-    """Lists the stored samples of a finished dataset, in order: each one's number in the source, and its listing."""
-    file = Path(path) / SAMPLES
-    listing = Listing.from_tsv(read_regular(file), str(file))
-    lines = read_regular(Path(path) / REJECTS).decode().split("\n")
-    rejects = {line.partition("\t")[0] for line in lines if line}
-    return [
-        (number, sample)
-        for number, sample in enumerate(listing.samples)
-        if not rejects or tsv_line([sample.text]) not in rejects
-    ]
+from latentq.sources import Sample, open_source
 
 
 class Originals:
@@ -48,8 +32,8 @@ class Originals:
         device: The device to compute on.
 
     Raises:
-        OSError: The list, the rejects or the source cannot be read.
-        LatentqError: The kind of the source is unknown.
+        OSError: The list, the index or the source cannot be read.
+        LatentqError: The kind of the source is unknown, or the list or the index is broken.
     """
 
     def __init__(
@@ -63,14 +47,14 @@ class Originals:
         device: str = "cpu",
     ) -> None:
         self.network = network
-        self._stored = stored_samples(path)
+        self._stored = StoredSamples(path, card)
         self._source = open_source(source, image_column=card.source.image_column)
         self._card, self._column = card, column
         self._encoder = LatentEncoder(network, card.recipe.autoencoder, device)
 
     def sample(self, index: int) -> Sample:
         """Returns the listing of a stored sample."""
-        return self._stored[index][1]
+        return self._stored.find(index)[1]
 
     def encode(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """Encodes stored samples again, without quantization.
@@ -86,7 +70,7 @@ class Originals:
             LatentqError: An original is missing, or cannot be decoded.
         """
         column = self._card.recipe.columns[self._column]
-        chosen = [self._stored[index] for index in indices]
+        chosen = [self._stored.find(index) for index in indices]
         pixels = self._load(chosen)
         stream = list(self._card.recipe.encoded()).index(self._column)
         on_device = torch.from_numpy(pixels).to(self._encoder.device)
@@ -102,9 +86,9 @@ class Originals:
         Raises:
             LatentqError: An original is missing, or cannot be decoded.
         """
-        return self._flipped(self._load([self._stored[index] for index in indices]))
+        return self._flipped(self._load([self._stored.find(index) for index in indices]))
 
-    def _load(self, chosen: Sequence[tuple[int, Sample]]) -> NDArray[np.uint8]:
+    def _load(self, chosen: Sequence[Stored]) -> NDArray[np.uint8]:
         data = [self._source.data(sample) for _, sample in chosen]
         size = self._card.recipe.columns[self._column].size
         pixels, errors = image.load_batch(data, size, **self._card.recipe.image.options())

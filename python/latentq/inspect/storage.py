@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from latentq import image
 from latentq._core import LatentqError
 from latentq.format.card import Card
-from latentq.inspect.originals import stored_samples
-from latentq.sources import Sample, open_source
+from latentq.inspect.stored import StoredSamples
+from latentq.sources import open_source
+from latentq.store.local import bytes_below
+from latentq.system.progress import BriefProgress
 
 QUALITY = 95  # of the JPEGs that are tried
 _TRIED = 256  # images at most
@@ -38,12 +40,18 @@ class StorageRow:
     note: str = ""
 
 
-def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> list[StorageRow]:
+def storage(
+    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | None = None,
+    *,
+    progress: TextIO | None = None,
+) -> list[StorageRow]:
     """Returns the bytes of a finished dataset's samples as images, as smaller JPEGs, as floats and as stored.
 
     Args:
         path: The dataset.
         source: The dataset's source, to estimate the size of its images as resized and cropped JPEGs.
+        progress: The stream for progress, or None.
 
     Raises:
         LatentqError: The dataset is not finished, or an original cannot be read.
@@ -53,26 +61,25 @@ def storage(path: str | os.PathLike[str], source: str | os.PathLike[str] | None 
     card = Card.load(path)
     if card.counts is None:
         raise LatentqError(f"{path} is not finished")
-    samples = [sample for _, sample in stored_samples(path)]
-    if not samples:
+    samples = StoredSamples(path, card)
+    count = len(samples)
+    if not count:
         raise LatentqError(f"{path} holds no samples")
-    sizes = [sample.bytes for sample in samples]
-    images = None if None in sizes else sum(size or 0 for size in sizes)
+    images = _image_bytes(samples, progress)
     floats = sum(prod(latent.shape) for latent in card.latents.values())
     stored = sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in card.latents.values())
     stored += sum(prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in card.tokens.values())
-    count = len(samples)
     rows = [_row("original images", images, count, "" if images else "their sizes are not in its list")]
     for side in sorted({column.size for column in card.recipe.encoded().values()}):
         what = f"JPEG {side} x {side}, quality {QUALITY}"
         if source is None:
             rows.append(_row(what, None, count, "no originals to try it with: --source names them"))
         else:
-            total, tried = _jpegs(card, samples, side, source)
+            total, tried = _jpegs(card, samples, side, source, progress)
             rows.append(_row(what, total, count, f"estimated from {tried}"))
     for name, size in (("float32", 4), ("float16", 2)):
         rows.append(_row(f"latents, {name}", count * floats * size or None, count, "" if floats else "it holds tokens"))
-    whole = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    whole = bytes_below(path)
     rows.append(_row("latents, as stored" if floats else "tokens, as stored", count * stored, count))
     if card.embeddings:
         rows.append(_row("embeddings, as stored", count * sum(e.nbytes for e in card.embeddings.values()), count))
@@ -84,22 +91,38 @@ def _row(what: str, total: int | None, count: int, note: str = "") -> StorageRow
     return StorageRow(what, total, None if total is None else round(total / count), note)
 
 
-def _jpegs(card: Card, samples: Sequence[Sample], side: int, source: str | os.PathLike[str]) -> tuple[int, int]:
+def _image_bytes(samples: StoredSamples, progress: TextIO | None) -> int | None:
+    """Returns the bytes of all original images; None if the list does not have them."""
+    total = 0
+    with BriefProgress(len(samples), "sizes", progress) as bar:
+        for _, sample in samples:
+            if sample.bytes is None:
+                return None
+            total += sample.bytes
+            bar.update(1)
+    return total
+
+
+def _jpegs(
+    card: Card, samples: StoredSamples, side: int, source: str | os.PathLike[str], progress: TextIO | None
+) -> tuple[int, int]:
     """Estimates the bytes of all encoded images as JPEGs; also returns the number of evenly spread images tried."""
     from PIL import Image
 
     count = min(len(samples), _TRIED)
     opened = open_source(source, image_column=card.source.image_column)
     total = 0
-    for position in range(count):
-        sample = samples[position * len(samples) // count]
-        try:
-            pixels = image.load(opened.data(sample), side, **card.recipe.image.options())
-        except (OSError, LatentqError) as error:
-            raise LatentqError(
-                f"the original {sample.text} cannot be read: {error} (is this the source of the dataset?)"
-            ) from None
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
-        total += file.tell()
+    with BriefProgress(count, f"JPEG {side}", progress) as bar:
+        for position in range(count):
+            _, sample = samples.find(position * len(samples) // count)
+            try:
+                pixels = image.load(opened.data(sample), side, **card.recipe.image.options())
+            except (OSError, LatentqError) as error:
+                raise LatentqError(
+                    f"the original {sample.text} cannot be read: {error} (is this the source of the dataset?)"
+                ) from None
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
+            total += file.tell()
+            bar.update(1)
     return round(total / count * len(samples)), count

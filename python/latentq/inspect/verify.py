@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,27 +17,33 @@ from latentq._core import FormatError, LatentqError
 from latentq.format import empty_caption
 from latentq.format.card import CARD, Card
 from latentq.format.facts import LatentFacts
-from latentq.format.files import EMPTY_CAPTION, INDEX, REJECTS, SAMPLES, SHARDS, UNIT
-from latentq.format.tsv import tsv_line
-from latentq.run.finish import completed
-from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_done, unit_names
+from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, REJECTS, SHARDS, UNIT
+from latentq.inspect.stored import stored_in_unit
+from latentq.run.finish import CardCompletion, Completion, reject_lines
+from latentq.run.sample_list import SampleList, UnitEntry
+from latentq.run.units import LatentSums, UnitFacts, card_hash, list_folder, unit_done
 from latentq.sharding.card import ShardsCard
-from latentq.sources import Listing, Sample
+from latentq.sources import Sample
 from latentq.sources.listing import cycled_captions
-from latentq.store.local import read_regular
-from latentq.system.progress import Progress
+from latentq.store.local import check_regular, holds, read_regular
+from latentq.system.progress import BriefProgress, Progress
 
 _BATCH = 1024  # samples read at once
+_UNIT = re.compile(r"\d{5,}(\.\d+)?")
+_REVISED = re.compile(rf"(\d{{5,}}|{LIST})\.\d{{1,9}}")
+_PART = re.compile(r"\d{5,}\.tsv")
 _LISTED = ("key", "label", "label_text", "caption", "captions", "id")  # contents that come from the list
 
 
 def verify(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> list[mds.Finding]:
     """Finds everything that is wrong with a dataset.
 
-    Checks the shards as `latentq.mds.verify` does and, if there is a card, that the units are those of the card and of
-    their parts of the list, that stored keys, labels and captions are the list's, that rejects, counts and statistics
-    agree with the card (the statistics by reading every code), and that there are no other files. A folder without a
-    card is checked as shards only.
+    Checks the shards as `latentq.mds.verify` does and, if there is a card, that the list is the card's, that the units
+    are those of the card and of their parts of the list, that stored keys, labels and captions are the list's, that
+    rejects, counts and statistics agree with the card (the statistics by reading every code), and that there are no
+    other files. A folder without a card is checked as shards only.
+
+    A dataset is read unit by unit; only the names of its units are all in memory.
 
     Args:
         path: The dataset, or any folder of MDS shards.
@@ -50,21 +58,17 @@ def verify(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> l
     path = Path(path)
     file = next((name for name in (CARD, SHARDS) if (path / name).exists()), None)
     if file is None:
-        return [_finding(CARD, "missing")] if (path / SAMPLES).exists() else mds.verify(path)
+        return [_finding(CARD, "missing")] if (path / LIST).exists() else mds.verify(path)
     card: Card | ShardsCard
     try:
         card = Card.load(path) if file == CARD else ShardsCard.load(path)
     except LatentqError as error:
         return [_finding(file, str(error))]
-    missing = [name for name in unit_names(card) if not unit_done(path, name)]
-    if missing:
-        done = card.units - len(missing)
-        return [_finding(CARD, f"not finished: {done} of {card.units} units; the first missing is {missing[0]}")]
     return list(_Verification(path, card, file).findings(progress))
 
 
 class _Verification:
-    """The verification of one dataset whose units are all published.
+    """The verification of one dataset.
 
     Args:
         path: The dataset.
@@ -76,63 +80,152 @@ class _Verification:
         self._path = path
         self._card = card
         self._file = file
-        self._names = unit_names(card)
+        self._folder = list_folder(path, card.source.revision)
 
     def findings(self, progress: TextIO | None) -> Iterator[mds.Finding]:
         try:
-            yield from self._check_folder()
-            samples = read_regular(self._path / SAMPLES)
-            listing = Listing.from_tsv(samples, str(self._path / SAMPLES))
-            if listing.sha256() != self._card.source.sha256:
-                yield _finding(SAMPLES, "is not the card's list: its hash differs")
-            facts = [UnitFacts.load(self._path / name / UNIT) for name in self._names]
-            yield from self._check_origin(listing, facts)
-            good = True
-            with Progress(len(listing.samples), "verify", progress) as bar:
-                for name, unit, indices in zip(self._names, facts, self._units(listing), strict=True):
-                    for finding in self._check_unit(name, unit, listing, indices):
-                        good = False
-                        yield finding
-                    bar.update(len(indices))
+            samples = yield from self._check_list(progress)
+            if samples is None:
+                return
+            unfinished = self._unfinished(samples)
+            if unfinished is not None:
+                yield unfinished
+                return
+            yield from self._check_folder(samples)
+            totals = _UnitTotals(self._card)
+            good = yield from self._check_units(samples, totals, progress)
             if isinstance(self._card, Card) and self._card.recipe.texts():
                 yield from _check_empty_caption(self._path, self._card)
             if good:  # otherwise these follow from what was found
-                yield from self._check_totals(facts)
+                yield from self._check_totals(samples, totals, progress)
         except FileNotFoundError as error:
             yield _finding(os.path.relpath(error.filename or self._path, self._path), "missing")
         except (LatentqError, OSError, ValueError, LookupError, TypeError) as error:
             yield _finding(".", f"cannot be checked: {error}")
 
-    def _units(self, listing: Listing) -> list[range]:
-        recipe = self._card.recipe if isinstance(self._card, Card) else self._card
-        units = listing.units(recipe.unit_size)
-        if len(units) != len(self._names):
-            raise FormatError(f"{SAMPLES} has {len(units)} units, the card {len(self._names)}")
-        return units
+    def _check_list(self, progress: TextIO | None) -> Generator[mds.Finding, None, SampleList | None]:
+        """Checks that every part of the list follows the one before, and that the last one is the card's.
 
-    def _check_folder(self) -> Iterator[mds.Finding]:
-        """Finds files that do not belong to the dataset. Names that begin with a dot are ignored."""
-        expected = {self._file, SAMPLES, REJECTS, INDEX, EMPTY_CAPTION, *self._names}
-        for entry in sorted(self._path.iterdir()):
-            if entry.name in expected or entry.name.startswith("."):
-                continue
-            extra = "a unit that the card does not have" if entry.name.isdigit() else "not a part of the dataset"
-            yield _finding(entry.name, f"is {extra}")
+        Returns:
+            The list; None if its units cannot be read.
+        """
+        strange = list(self._strange_parts())
+        yield from strange
+        if strange:
+            return None
+        part = sum(1 for _ in self._folder.iterdir()) - 1  # the one that is read first
+        try:
+            samples = SampleList(self._folder)
+            with BriefProgress(samples.parts, "verify the list", progress, noun="parts") as bar:
+                for part in range(samples.parts):
+                    message = samples.check_chain(part)
+                    if message is not None:
+                        yield self._list_finding(part, message)
+                    bar.update(1)
+        except FormatError as error:
+            finding = self._list_finding(part, "")
+            yield replace(finding, message=str(error).removeprefix(f"{self._path / finding.file}: "))
+            return None
+        if samples.sha256 != self._card.source.sha256:
+            yield self._list_finding(samples.parts - 1, "is not the last part of the card's list: its hash differs")
+        expected = (self._card.units, self._card.source.samples)
+        number = first = 0
+        for unit in samples.units():
+            if (unit.number, unit.first) != (number, first):
+                return None  # the part does not follow the one before, which was found
+            number, first = number + 1, first + unit.samples
+        if (number, first) != expected:
+            message = f"has {number} units of {first} samples, the card {expected[0]} units of {expected[1]} samples"
+            yield _finding(self._folder.name, message)
+            return None
+        return samples
 
-    def _check_origin(self, listing: Listing, facts: list[UnitFacts]) -> Iterator[mds.Finding]:
-        """Checks that the units were made by this card and from their parts of this list."""
+    def _strange_parts(self) -> Iterator[mds.Finding]:
+        """Finds files in the folder of the list that are no parts, and the first missing part."""
+        names = {entry.name for entry in self._folder.iterdir()}
+        parts = {name for name in names if _PART.fullmatch(name) and name == f"{int(name[:-4]):05}.tsv"}
+        for name in sorted(names - parts):
+            yield _finding(f"{self._folder.name}/{name}", "is not a part of the dataset")
+        for number in range(max(1, len(parts))):
+            if f"{number:05}.tsv" not in parts:
+                yield self._list_finding(number, "missing")
+                break
+
+    def _list_finding(self, part: int, message: str) -> mds.Finding:
+        return _finding(f"{self._folder.name}/{part:05}.tsv", message)
+
+    def _unfinished(self, samples: SampleList) -> mds.Finding | None:
+        done, first = 0, None
+        for unit in samples.units():
+            if unit_done(self._path, unit.name):
+                done += 1
+            elif first is None:
+                first = unit.name
+        if first is None:
+            return None
+        return _finding(
+            self._file, f"not finished: {done} of {samples.totals.units} units; the first missing is {first}"
+        )
+
+    def _check_folder(self, samples: SampleList) -> Iterator[mds.Finding]:
+        """Finds files that do not belong to the dataset.
+
+        Ignores names that begin with a dot, and lists and units of other revisions: of earlier ones, which `latentq
+        prune` removes, and of an update that is not finished.
+        """
+        expected = {self._file, REJECTS, INDEX, EMPTY_CAPTION, self._folder.name}
+        units = {unit.name for unit in samples.units()}
+        strange = []
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                name = entry.name
+                known = name in expected or name in units or name.startswith(".")
+                if not known and not self._is_of_other_revision(name, len(units)):
+                    strange.append(name)
+        for name in sorted(strange):
+            extra = "a unit that the card does not have" if _UNIT.fullmatch(name) else "not a part of the dataset"
+            yield _finding(name, f"is {extra}")
+
+    def _is_of_other_revision(self, name: str, units: int) -> bool:
+        """True if an update can have made, or replaced, a unit or list of this name."""
+        number, _, revision = name.partition(".")
+        updates = self._card.source.revision
+        if name != LIST and not _REVISED.fullmatch(name):
+            return bool(updates) and number == name and number.isdecimal() and int(number) < units
+        return int(revision or 0) <= updates + 1
+
+    def _check_units(
+        self, samples: SampleList, totals: _UnitTotals, progress: TextIO | None
+    ) -> Generator[mds.Finding, None, bool]:
+        """Checks every unit: that it was made by this card and from its samples in this list, and its bytes.
+
+        Returns:
+            True if the bytes of every unit are good.
+        """
         expected = card_hash(read_regular(self._path / self._file))
-        edited = [name for name, unit in zip(self._names, facts, strict=True) if unit.card not in ("", expected)]
+        good = True
+        edited, first = 0, ""
+        with Progress(samples.totals.samples, "verify", progress) as bar:
+            for unit in samples.units():
+                facts = UnitFacts.load(self._path / unit.name / UNIT)
+                totals.add(facts)
+                if facts.card not in ("", expected):
+                    edited, first = edited + 1, first or unit.name
+                if facts.listing not in ("", samples.unit_sha256(unit)):
+                    yield _finding(f"{unit.name}/{UNIT}", "the unit was made from another part of the list")
+                for finding in self._check_unit(unit, facts, samples):
+                    good = False
+                    yield finding
+                bar.update(unit.samples)
         if edited:
-            which = "the units" if len(edited) == len(facts) else f"{len(edited)} units, {edited[0]} first,"
+            which = "the units" if edited == samples.totals.units else f"{edited} units, {first} first,"
             message = f"{which} were made by another card: a field that decides what values mean was edited since"
             yield _finding(self._file, message)
-        for name, unit, indices in zip(self._names, facts, self._units(listing), strict=True):
-            if unit.listing not in ("", listing.part_sha256(indices)):
-                yield _finding(f"{name}/{UNIT}", "the unit was made from another part of the list")
+        return good
 
-    def _check_unit(self, name: str, facts: UnitFacts, listing: Listing, indices: range) -> Iterator[mds.Finding]:
+    def _check_unit(self, unit: UnitEntry, facts: UnitFacts, samples: SampleList) -> Iterator[mds.Finding]:
         """Checks a unit's shards, and that its facts and the list agree with them."""
+        name = unit.name
         path = self._path / name
         broken = [mds.Finding(f"{name}/{shard.file}", shard.offset, shard.message) for shard in mds.verify(path)]
         yield from broken
@@ -145,23 +238,18 @@ class _Verification:
         elif len(reader) != facts.samples:
             yield _finding(f"{name}/{UNIT}", f"says {facts.samples} samples, the shards hold {len(reader)}")
         else:
-            yield from self._check_listed(name, reader, facts, [listing.samples[index] for index in indices])
+            yield from self._check_listed(unit, reader, facts, samples.samples(unit))
             if isinstance(self._card, Card):
                 yield from _check_codes(name, reader, self._card, facts)
-        yield from _check_files(path)
+        yield from _check_files(path, unit)
 
     def _check_listed(
-        self, name: str, reader: mds.Reader, facts: UnitFacts, samples: list[Sample]
+        self, unit: UnitEntry, reader: mds.Reader, facts: UnitFacts, samples: list[Sample]
     ) -> Iterator[mds.Finding]:
         """Checks that stored keys, labels and captions are those of the list."""
-        rejects = Counter(reject.key for reject in facts.rejects)
-        kept = []
-        for sample in samples:
-            if rejects[sample.text]:
-                rejects[sample.text] -= 1
-            else:
-                kept.append(sample)
-        if len(kept) != len(reader) or rejects.total():
+        name = unit.name
+        stored = stored_in_unit(unit, samples, facts.rejects)
+        if stored is None or len(stored) != len(reader):
             message = (
                 f"holds {len(reader)} samples and {len(facts.rejects)} rejects, its part of the list {len(samples)}"
             )
@@ -169,7 +257,7 @@ class _Verification:
             return
         for column, content in self._listed_columns().items():
             for index, value in _values(reader, column):
-                expected = self._expected(kept[index], content)
+                expected = self._expected(stored[index][1], content)
                 if expected is not None and value != expected and str(value) != str(expected):
                     message = f"sample {index}, column {column}: holds {value!r}, the list says {expected!r}"
                     yield _finding(name, message)
@@ -189,26 +277,57 @@ class _Verification:
             return cycled_captions(sample, self._card.recipe.text.captions)
         return list(sample.captions or ()) if content == "captions" else getattr(sample, content)
 
-    def _check_totals(self, facts: list[UnitFacts]) -> Iterator[mds.Finding]:
+    def _check_totals(self, samples: SampleList, totals: _UnitTotals, progress: TextIO | None) -> Iterator[mds.Finding]:
         """Checks that card, index and rejects follow from the units."""
         card = self._card
-        complete = completed(card, facts) if isinstance(card, Card) else card.completed(facts)
-        if complete != card:
+        if totals.completion.card() != card:
             yield _finding(self._file, "its counts or statistics are not those of the units")
         elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
             yield _finding(self._file, "samples and rejects do not add up to the source's samples")
-        if mds.merged_index(self._path, self._names) != read_regular(self._path / INDEX):
-            yield _finding(INDEX, "is not the units' indexes merged")
-        lines = [tsv_line((r.key, r.stage, r.error)) for unit in facts for r in unit.rejects]
-        if "".join(f"{line}\n" for line in lines).encode() != read_regular(self._path / REJECTS):
+        with BriefProgress(samples.totals.units, "verify the index", progress, noun="units") as bar:
+            names = bar.counted(unit.name for unit in samples.units())
+            if not holds(self._path / INDEX, mds.merged_index(self._path, names)):
+                yield _finding(INDEX, "is not the units' indexes merged")
+        if not totals.are_rejects_of(self._path / REJECTS):
             yield _finding(REJECTS, "does not hold the units' rejects")
 
 
-def _check_files(path: Path) -> Iterator[mds.Finding]:
+class _UnitTotals:
+    """What card and rejects follow from, added up over units.
+
+    Args:
+        card: The card.
+
+    Attributes:
+        completion: Adds up the facts for the card.
+    """
+
+    def __init__(self, card: Card | ShardsCard) -> None:
+        self.completion: Completion[Any] = CardCompletion(card) if isinstance(card, Card) else Completion(card)
+        self._rejects = hashlib.sha256()
+
+    def add(self, facts: UnitFacts) -> None:
+        """Adds the unit that follows."""
+        self.completion.add(facts)
+        self._rejects.update(reject_lines(facts))
+
+    def are_rejects_of(self, path: Path) -> bool:
+        """True if a file holds the lines of all rejects."""
+        check_regular(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest() == self._rejects.digest()
+
+
+def _check_files(path: Path, unit: UnitEntry) -> Iterator[mds.Finding]:
     """Finds files in a unit that are neither its own nor shards, which `mds.verify` compares with the index."""
     for entry in sorted(path.iterdir()):
         is_shard = entry.name.startswith("shard.") and ".mds" in entry.name
-        if not is_shard and entry.name not in (INDEX, UNIT) and not entry.name.startswith("."):
+        if entry.name == CONTENT_HASHES:
+            if (size := entry.stat().st_size) != 8 * unit.samples:
+                yield _finding(
+                    f"{path.name}/{entry.name}", f"has {size} bytes, not 8 for each of {unit.samples} samples"
+                )
+        elif not is_shard and entry.name not in (INDEX, UNIT) and not entry.name.startswith("."):
             yield _finding(f"{path.name}/{entry.name}", "is not a part of the dataset")
 
 

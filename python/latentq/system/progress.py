@@ -114,6 +114,12 @@ class Progress:
             self.note("further rejects are counted by reason at the end; rejects.tsv lists all of them")
         self.update(1)
 
+    def counted(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yields items, and adds each when the next one is asked for."""
+        for item in items:
+            yield item
+            self.update(1)
+
     def undo(self, accepted: int, rejects: Iterable[tuple[str, str]]) -> None:
         """Takes back images that must be done again.
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use latentq_core::Error;
 use latentq_core::mds::{self, Column, Values};
 use numpy::PyReadonlyArray1;
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyValueError};
@@ -216,10 +217,36 @@ impl MdsReader {
     }
 }
 
+/// The pieces of a merged index.
+#[pyclass(module = "latentq._core")]
+struct MdsMergedIndex {
+    merged: mds::MergedIndex,
+}
+
+#[pymethods]
+impl MdsMergedIndex {
+    #[new]
+    fn new(path: PathBuf) -> Self {
+        Self { merged: mds::MergedIndex::new(path) }
+    }
+
+    fn start<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        new_bytes(py, &mds::MergedIndex::start())
+    }
+
+    fn folder<'py>(&mut self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| self.merged.folder(name)).map_err(to_py)?;
+        new_bytes(py, &bytes)
+    }
+
+    fn end<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        new_bytes(py, mds::MergedIndex::END)
+    }
+}
+
 #[pyfunction]
-fn mds_merged_index(py: Python<'_>, path: PathBuf, folders: Vec<String>) -> PyResult<Bound<'_, PyBytes>> {
-    let bytes = py.detach(|| mds::merged_index(&path, &folders)).map_err(to_py)?;
-    new_bytes(py, &bytes)
+fn mds_samples_by_folder(py: Python<'_>, path: PathBuf) -> PyResult<Vec<(String, u64)>> {
+    py.detach(|| mds::samples_by_folder(&path)).map_err(to_py)
 }
 
 #[pyfunction]
@@ -240,17 +267,35 @@ fn mds_verify(py: Python<'_>, path: PathBuf) -> PyResult<Findings> {
 }
 
 #[pyfunction]
-fn mds_repair(py: Python<'_>, path: PathBuf, allow_fewer: bool) -> PyResult<(usize, u64, Findings, Vec<String>)> {
-    let done = py.detach(|| mds::repair(&path, allow_fewer)).map_err(to_py)?;
+fn mds_repair(
+    py: Python<'_>,
+    path: PathBuf,
+    folders: Option<Vec<String>>,
+    allow_fewer: bool,
+    progress: Py<PyAny>,
+) -> PyResult<(usize, u64, Findings, Vec<String>)> {
+    let mut raised = None;
+    let mut step = |step: mds::Step| {
+        Python::attach(|py| progress.call1(py, (step.what, step.done, step.total))).map(drop).map_err(|error| {
+            raised = Some(error);
+            Error::argument("interrupted")
+        })
+    };
+    let done = py.detach(|| mds::repair(&path, folders, allow_fewer, &mut step));
+    if let Some(error) = raised {
+        return Err(error);
+    }
+    let done = done.map_err(to_py)?;
     Ok((done.shards, done.samples, findings(done.left_out), done.kept))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<MdsMergedIndex>()?;
     module.add_class::<MdsReader>()?;
     module.add_class::<MdsWriter>()?;
     module.add_function(wrap_pyfunction!(mds_merge, module)?)?;
-    module.add_function(wrap_pyfunction!(mds_merged_index, module)?)?;
     module.add_function(wrap_pyfunction!(mds_repair, module)?)?;
+    module.add_function(wrap_pyfunction!(mds_samples_by_folder, module)?)?;
     module.add_function(wrap_pyfunction!(mds_verify, module)?)?;
     Ok(())
 }

@@ -1,15 +1,17 @@
 //! `index.json`: the list of shards, and their schema.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
-use std::io::ErrorKind;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{BufReader, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value as Json;
 
-use super::file::read_regular;
+use super::file::{open_regular, read_regular};
 use super::json::dumps;
 use super::{Column, Compression, Fault, INDEX, publish};
 use crate::{Error, Result};
@@ -96,7 +98,7 @@ fn schema(
 /// Reads `null`, which other writers use for nothing, as an empty collection.
 fn null_as_default<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
 where
-    D: serde::Deserializer<'de>,
+    D: Deserializer<'de>,
     T: Default + Deserialize<'de>,
 {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
@@ -172,14 +174,115 @@ pub(super) fn to_bytes(shards: &[ShardEntry]) -> Vec<u8> {
     dumps(&IndexFile { shards: shards.iter().collect(), version: VERSION })
 }
 
-/// The entries of an `index.json`.
+/// Calls `each` with every checked entry of an `index.json`, which is read piece by piece. `path` is for errors.
 ///
 /// # Errors
-/// The faults of [`Index::parse`].
-pub(super) fn entries(bytes: &[u8]) -> std::result::Result<Vec<ShardEntry>, Fault> {
-    let file = from_bytes(bytes)?;
-    Index::of(&file)?;
-    Ok(file.shards)
+/// An I/O error, or a format error if the index is invalid; the entries before the fault have then been visited.
+pub(super) fn visit_entries(file: &File, path: &Path, mut each: impl FnMut(ShardEntry)) -> Result<()> {
+    let mut check = Check::default();
+    let mut checked = |entry: ShardEntry| {
+        check.shard(&entry).map_err(|fault| fault.message)?;
+        each(entry);
+        Ok(())
+    };
+    let mut deserializer = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 20, file));
+    let read = Document(&mut checked).deserialize(&mut deserializer).and_then(|()| deserializer.end());
+    match read {
+        Ok(()) => check.total().map_err(|fault| fault.in_file(path)),
+        Err(error) if error.is_io() => Err(Error::io(path, error.into())),
+        Err(error) => Err(Error::format(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Receives the entries of an index one by one; its error ends the reading.
+type Receive<'a> = &'a mut dyn FnMut(ShardEntry) -> std::result::Result<(), String>;
+
+/// An `index.json` whose entries go to the function.
+struct Document<'a>(Receive<'a>);
+
+impl<'de> DeserializeSeed<'de> for Document<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Document<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object with shards and version")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let (mut shards, mut version) = (false, None);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "shards" if shards => return Err(A::Error::duplicate_field("shards")),
+                "shards" => {
+                    map.next_value_seed(Entries(&mut *self.0))?;
+                    shards = true;
+                }
+                "version" if version.is_some() => return Err(A::Error::duplicate_field("version")),
+                "version" => version = Some(map.next_value::<u64>()?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        match version {
+            _ if !shards => Err(A::Error::missing_field("shards")),
+            Some(VERSION) => Ok(()),
+            Some(version) => Err(A::Error::custom(format!("version {version} is not {VERSION}"))),
+            None => Err(A::Error::missing_field("version")),
+        }
+    }
+}
+
+/// The list of entries.
+struct Entries<'a>(Receive<'a>);
+
+impl<'de> DeserializeSeed<'de> for Entries<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entries<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of shards")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<(), A::Error> {
+        while let Some(entry) = list.next_element()? {
+            (self.0)(entry).map_err(A::Error::custom)?;
+        }
+        Ok(())
+    }
+}
+
+/// The number of samples in each direct subfolder that the index in `folder` names, in the order of the samples; shards
+/// of the folder itself have an empty name. The index is read piece by piece.
+///
+/// # Errors
+/// An I/O error if there is no index or it cannot be read, a format error if it is invalid.
+pub fn samples_by_folder(folder: &Path) -> Result<Vec<(String, u64)>> {
+    let path = folder.join(INDEX);
+    let mut counts: Vec<(String, u64)> = Vec::new();
+    visit_entries(&open_regular(&path)?.0, &path, |entry| {
+        let basename = normalized(&entry.raw_data.basename).unwrap_or_default();
+        let name = basename.split_once('/').map_or("", |(name, _)| name);
+        match counts.last_mut() {
+            Some((last, samples)) if last == name => *samples += entry.samples,
+            _ => counts.push((name.to_owned(), entry.samples)),
+        }
+    })?;
+    Ok(counts)
 }
 
 /// A shard, as parsed from the index.
@@ -234,31 +337,55 @@ impl Index {
         if file.version != VERSION {
             return Err(Fault::new(0, format!("version {} is not {VERSION}", file.version)));
         }
-        let mut shards: Vec<Shard> = Vec::with_capacity(file.shards.len());
-        let mut previous: Option<&ShardEntry> = None;
-        for (number, entry) in file.shards.iter().enumerate() {
-            let fault = |message: String| Fault::new(0, format!("shard {number}: {message}"));
-            let schema = match (previous, shards.last()) {
-                (Some(before), Some(last)) if before.same_columns(entry) => Arc::clone(&last.schema),
-                _ => {
-                    let (names, encodings) = (&entry.column_names, &entry.column_encodings);
-                    let schema = schema(names, encodings, &entry.column_sizes, &entry.format, entry.version);
-                    let schema = Arc::new(schema.map_err(fault)?);
-                    if shards.first().is_some_and(|first| !same_set(&first.schema, &schema)) {
-                        return Err(fault("its columns differ from those of shard 0".into()));
-                    }
-                    schema
-                }
-            };
-            shards.push(Shard::new(entry, schema).map_err(fault)?);
-            previous = Some(entry);
-        }
-        let total = shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(shard.samples));
-        if total.is_none_or(|total| i64::try_from(total).is_err()) {
-            return Err(Fault::new(0, "too many samples"));
-        }
-        let schema = shards.first().map_or_else(|| Arc::new(Schema::new(vec![])), |shard| Arc::clone(&shard.schema));
+        let mut check = Check::default();
+        let shards = file.shards.iter().map(|entry| check.shard(entry)).collect::<std::result::Result<_, _>>()?;
+        check.total()?;
+        let schema = check.first.unwrap_or_else(|| Arc::new(Schema::new(vec![])));
         Ok(Self { schema, shards })
+    }
+}
+
+/// Checks the entries of an index one by one, in order.
+#[derive(Default)]
+struct Check {
+    /// The columns of the first shard.
+    first: Option<Arc<Schema>>,
+    /// The last entry whose columns differ from those of the entry before, and its schema.
+    changed: Option<(ShardEntry, Arc<Schema>)>,
+    /// Number of shards.
+    number: usize,
+    /// Number of samples in them.
+    samples: u64,
+}
+
+impl Check {
+    /// The shard of the next entry, or a fault with the number of the shard.
+    fn shard(&mut self, entry: &ShardEntry) -> std::result::Result<Shard, Fault> {
+        let number = self.number;
+        let fault = |message: String| Fault::new(0, format!("shard {number}: {message}"));
+        let schema = match &self.changed {
+            Some((before, schema)) if before.same_columns(entry) => Arc::clone(schema),
+            _ => {
+                let (names, encodings) = (&entry.column_names, &entry.column_encodings);
+                let schema = schema(names, encodings, &entry.column_sizes, &entry.format, entry.version);
+                let schema = Arc::new(schema.map_err(fault)?);
+                if self.first.as_ref().is_some_and(|first| !same_set(first, &schema)) {
+                    return Err(fault("its columns differ from those of shard 0".into()));
+                }
+                self.first.get_or_insert_with(|| Arc::clone(&schema));
+                self.changed = Some((entry.clone(), Arc::clone(&schema)));
+                schema
+            }
+        };
+        let shard = Shard::new(entry, schema).map_err(fault)?;
+        self.number += 1;
+        self.samples = self.samples.saturating_add(entry.samples);
+        Ok(shard)
+    }
+
+    /// A fault if there are more samples than an index can count.
+    fn total(&self) -> std::result::Result<(), Fault> {
+        i64::try_from(self.samples).map(drop).map_err(|_| Fault::new(0, "too many samples"))
     }
 }
 
@@ -325,22 +452,42 @@ pub(super) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> std::result
     })
 }
 
-/// The bytes of the index that mosaicml's `merge_index` writes for the datasets `path/<folder>`, in that order.
-///
-/// # Errors
-/// An I/O or format error that names the index of a folder; an argument error for a name that is not a direct subfolder.
-pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
-    // Entries keep the order of their keys, and unknown keys, as Python dicts would.
-    let mut merged: Vec<Json> = Vec::new();
-    for folder in folders {
+/// The index that mosaicml's `merge_index` writes for datasets in one folder, made piece by piece: `start`, then a piece
+/// for each dataset, then `END`.
+#[derive(Debug)]
+pub struct MergedIndex {
+    path: PathBuf,
+    has_shards: bool,
+}
+
+impl MergedIndex {
+    /// The piece after all others.
+    pub const END: &[u8] = b"]}";
+
+    /// An index of datasets that are direct subfolders of `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, has_shards: false }
+    }
+
+    /// The piece before all others.
+    pub fn start() -> Vec<u8> {
+        format!("{{\"version\": {VERSION}, \"shards\": [").into_bytes()
+    }
+
+    /// The piece of the next dataset.
+    ///
+    /// # Errors
+    /// An I/O or format error that names its index; an argument error for a name that is not a direct subfolder.
+    pub fn folder(&mut self, folder: &str) -> Result<Vec<u8>> {
         if normalized(folder).is_err() || Path::new(folder).components().count() != 1 {
-            return Err(Error::argument(format!("{folder:?} is not the name of a folder in {}", path.display())));
+            return Err(Error::argument(format!("{folder:?} is not the name of a folder in {}", self.path.display())));
         }
-        let file = path.join(folder).join(INDEX);
+        let file = self.path.join(folder).join(INDEX);
         let bytes = read_regular(&file)?;
         let fault = |message: String| Fault::new(0, message).in_file(&file);
         // Refuse to merge an index that cannot be read.
         Index::parse(&bytes).map_err(|fault| fault.in_file(&file))?;
+        // Entries keep the order of their keys, and unknown keys, as Python dicts would.
         let mut index: Json = from_bytes(&bytes).map_err(|fault| fault.in_file(&file))?;
         let shards =
             index.get_mut("shards").and_then(Json::as_array_mut).ok_or_else(|| fault("it has no shards".into()))?;
@@ -351,29 +498,45 @@ pub fn merged_index(path: &Path, folders: &[String]) -> Result<Vec<u8>> {
                 }
             }
         }
-        merged.append(shards);
+        let mut piece = Vec::new();
+        for shard in shards {
+            if self.has_shards {
+                piece.extend_from_slice(b", ");
+            }
+            self.has_shards = true;
+            piece.append(&mut dumps(shard));
+        }
+        Ok(piece)
     }
-    #[derive(Serialize)]
-    struct Merged {
-        version: u64,
-        shards: Vec<Json>,
-    }
-    Ok(dumps(&Merged { version: VERSION, shards: merged }))
 }
 
-/// Writes [`merged_index`] to `path/index.json` atomically.
+/// Writes the index of the datasets `path/<folder>`, in that order, next to `path/index.json`, which it can replace.
+///
+/// # Errors
+/// The errors of [`MergedIndex::folder`], and an I/O error if it cannot be written.
+pub(super) fn write_merged(path: &Path, folders: &[String]) -> Result<publish::Replacement> {
+    let mut merged = MergedIndex::new(path.to_path_buf());
+    let mut file = publish::Replacement::create(&path.join(INDEX))?;
+    file.write(&MergedIndex::start())?;
+    for folder in folders {
+        file.write(&merged.folder(folder)?)?;
+    }
+    file.write(MergedIndex::END)?;
+    Ok(file)
+}
+
+/// Writes the index that mosaicml's `merge_index` writes to `path/index.json` atomically.
 ///
 /// Without `folders`, merges all direct subfolders that have an index and whose name does not start with a dot, in the
 /// order of their names.
 ///
 /// # Errors
-/// The errors of [`merged_index`], and an I/O error if it cannot be written.
+/// The errors of [`MergedIndex::folder`], and an I/O error if it cannot be written.
 pub fn merge(path: &Path, folders: Option<&[String]>) -> Result<()> {
-    let bytes = match folders {
-        Some(folders) => merged_index(path, folders)?,
-        None => merged_index(path, &datasets_in(path, has_index)?)?,
-    };
-    publish::replace_file(&path.join(INDEX), &bytes)
+    match folders {
+        Some(folders) => write_merged(path, folders)?.publish(),
+        None => write_merged(path, &datasets_in(path, has_index)?)?.publish(),
+    }
 }
 
 /// The direct subfolders that `wanted` accepts and whose name does not start with a dot, in the order of their names.

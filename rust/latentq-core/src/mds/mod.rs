@@ -27,10 +27,10 @@ mod writer;
 
 pub use compress::Compression;
 pub use encoding::{Array, Column, DType, Encoding, Value, array_header};
-pub use hash::Algorithm;
-pub use index::{Index, Schema, merge, merged_index};
+pub use hash::{Algorithm, content_hash};
+pub use index::{Index, MergedIndex, Schema, merge, samples_by_folder};
 pub use reader::{Reader, Sample};
-pub use repair::{Repair, entry_of, repair};
+pub use repair::{Repair, Step, entry_of, repair};
 pub use shard::{Load, Table, check};
 pub use verify::{Finding, verify};
 pub use writer::{Options, Values, Writer};

@@ -4,13 +4,16 @@ use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
-use std::io::{ErrorKind, Write};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
 /// Bytes after which write-back is started.
 const PIECE: usize = 8 << 20;
+
+/// Bytes of a replacement that are written or compared at once.
+const BUFFER: usize = 1 << 20;
 
 /// Number of files that may still be unsynced when the next one is written.
 const MAX_UNSYNCED: usize = 2;
@@ -126,18 +129,69 @@ impl Drop for Folder {
     }
 }
 
-/// Writes `bytes` to the file `path` atomically, replacing an existing file.
-pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |error| Error::io(path, error);
-    let temporary =
-        temporary_path(path).ok_or_else(|| Error::argument(format!("{} does not name a file", path.display())))?;
-    let written = write_new(&temporary, &[bytes], true).and_then(|file| file.sync_all());
-    let written = written.and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(io(error));
+/// A file that is written next to its target, and then takes its place. Dropping it earlier removes it. Errors name the
+/// target.
+pub struct Replacement {
+    target: PathBuf,
+    temporary: PathBuf,
+    file: BufWriter<File>,
+    done: bool,
+}
+
+impl Replacement {
+    /// Creates the temporary.
+    pub fn create(target: &Path) -> Result<Self> {
+        let temporary = temporary_path(target)
+            .ok_or_else(|| Error::argument(format!("{} does not name a file", target.display())))?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let file = BufWriter::with_capacity(BUFFER, file.map_err(|error| Error::io(target, error))?);
+        Ok(Self { target: target.to_path_buf(), temporary, file, done: false })
     }
-    sync_parent(path)
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| Error::io(&self.target, error))
+    }
+
+    /// True if `present`, the opened target, has the same bytes.
+    pub fn equals(&mut self, present: &File) -> Result<bool> {
+        let io = |error| Error::io(&self.target, error);
+        self.file.flush().map_err(io)?;
+        let written = File::open(&self.temporary).map_err(io)?;
+        let lengths = (written.metadata().map_err(io)?.len(), present.metadata().map_err(io)?.len());
+        if lengths.0 != lengths.1 {
+            return Ok(false);
+        }
+        let mut theirs = BufReader::with_capacity(BUFFER, present);
+        let mut ours = BufReader::with_capacity(BUFFER, written);
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        loop {
+            (&mut ours).take(BUFFER as u64).read_to_end(&mut a).map_err(io)?;
+            (&mut theirs).take(BUFFER as u64).read_to_end(&mut b).map_err(io)?;
+            if a != b || a.is_empty() {
+                return Ok(a == b);
+            }
+            a.clear();
+            b.clear();
+        }
+    }
+
+    /// Renames the temporary to the target.
+    pub fn publish(mut self) -> Result<()> {
+        let io = |error| Error::io(&self.target, error);
+        self.file.flush().and_then(|()| self.file.get_ref().sync_all()).map_err(io)?;
+        fs::rename(&self.temporary, &self.target).map_err(io)?;
+        self.done = true;
+        sync_parent(&self.target)
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// Writes a new file. With `start`, write-back to disk starts while the file is still being written.

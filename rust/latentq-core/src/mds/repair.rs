@@ -6,9 +6,10 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::file::{NOT_REGULAR, read_opened};
-use super::index::{FileEntry, Index, ShardEntry, datasets_in, entries, normalized, to_bytes};
+use super::index::{FileEntry, Index, ShardEntry, datasets_in, normalized, to_bytes, visit_entries, write_merged};
+use super::publish::Replacement;
 use super::verify::{Finding, Found, open, shards_in};
-use super::{Algorithm, Compression, Fault, INDEX, merge, publish, shard};
+use super::{Algorithm, Compression, Fault, INDEX, shard};
 use crate::{Error, Kind, Result};
 
 /// Maximum bytes of a shard: its offsets are u32.
@@ -38,69 +39,145 @@ impl Repair {
 /// its own, and then the merged index. Nothing is deleted: a previous index is kept under another name.
 ///
 /// The entry of a previous index is kept for a shard that a stock reader has decompressed: it describes the compressed file.
+/// Memory grows with the number of subfolders only by their names, and by the indexes that are rebuilt.
+///
+/// # Arguments
+/// * `folders`: The subfolders, in the order of the samples; by default all, in the order of their names.
+/// * `allow_fewer`: The new index may have fewer samples than the previous one.
+/// * `progress`: Called after each shard of `folder`, or each of its subfolders; its error ends the repair before
+///   anything is written.
 ///
 /// # Errors
 /// A format error if no shard can be listed, or if the new index would have fewer samples than the previous one and
 /// `allow_fewer` is false (nothing is written then); an I/O error if a file cannot be read or written.
-pub fn repair(folder: &Path, allow_fewer: bool) -> Result<Repair> {
+pub fn repair(
+    folder: &Path,
+    folders: Option<Vec<String>>,
+    allow_fewer: bool,
+    progress: &mut dyn FnMut(Step) -> Result<()>,
+) -> Result<Repair> {
     let mut done = Repair::default();
-    let previous = previous_entries(folder)?;
-    if !shards_in(folder)?.is_empty() {
-        let found = rebuild(folder, "", previous.as_deref().unwrap_or_default(), &mut done)?;
-        check_samples(folder, previous.as_deref(), &done, allow_fewer)?;
-        write(folder, "", &found, &mut done)?;
+    let shards = shards_in(folder)?;
+    if !shards.is_empty() {
+        let previous = Previous::of(folder, |entry| Some((String::new(), entry)))?;
+        let total = shards.len();
+        let mut step = |done| progress(Step { what: "shards", done, total });
+        let found = rebuild(folder, "", shards, previous.packed(""), &mut done, &mut step)?;
+        check_samples(folder, &previous, &done, allow_fewer)?;
+        write(folder, "", &to_bytes(&found), &mut done)?;
         return Ok(done);
     }
-    let (mut names, mut rebuilt) = (Vec::new(), Vec::new());
-    for name in datasets_in(folder, |folder| Ok(folder.is_dir()))? {
+    let folders = match folders {
+        Some(folders) => folders,
+        None => datasets_in(folder, |folder| Ok(folder.is_dir()))?,
+    };
+    let total = folders.len();
+    let (mut names, mut lost) = (Vec::new(), HashSet::new());
+    for (number, name) in folders.into_iter().enumerate() {
         let sub = folder.join(&name);
-        match Index::load(&sub) {
-            Ok(index) => done.count(index.shards.len(), index.shards.iter().map(|shard| shard.samples).sum()),
+        let found = match Index::load(&sub) {
+            Ok(index) => {
+                done.count(index.shards.len(), index.shards.iter().map(|shard| shard.samples).sum());
+                true
+            }
             Err(error) if error.kind() == Kind::Format || error.is_not_found() => {
-                if shards_in(&sub)?.is_empty() {
-                    continue;
+                let found = !shards_in(&sub)?.is_empty();
+                if found {
+                    lost.insert(name.clone());
                 }
-                // Names in the merged index start with the folder.
-                let own = previous.iter().flatten().filter_map(|entry| within(entry, &name)).collect::<Vec<_>>();
-                let found = rebuild(&sub, &format!("{name}/"), &own, &mut done)?;
-                rebuilt.push((name.clone(), found));
+                found
             }
             Err(error) => return Err(error),
+        };
+        if found {
+            names.push(name);
         }
-        names.push(name);
+        progress(Step { what: "folders", done: number + 1, total })?;
     }
     if names.is_empty() {
         return Err(Error::format(format!("{}: there is no shard in this folder", folder.display())));
     }
-    check_samples(folder, previous.as_deref(), &done, allow_fewer)?;
-    for (name, found) in rebuilt {
-        write(&folder.join(&name), &format!("{name}/"), &found, &mut done)?;
+    let previous = Previous::of(folder, |entry| within(entry, &lost))?;
+    let mut rebuilt = Vec::new();
+    for name in names.iter().filter(|name| lost.contains(*name)) {
+        let sub = folder.join(name);
+        let found =
+            rebuild(&sub, &format!("{name}/"), shards_in(&sub)?, previous.packed(name), &mut done, &mut |_| Ok(()))?;
+        rebuilt.push((name, to_bytes(&found)));
+        progress(Step { what: "lost indexes", done: rebuilt.len(), total: lost.len() })?;
     }
-    let index = super::merged_index(folder, &names)?;
-    done.kept.extend(keep(folder, &index)?);
-    merge(folder, Some(&names))?;
+    check_samples(folder, &previous, &done, allow_fewer)?;
+    for (name, index) in rebuilt {
+        write(&folder.join(name), &format!("{name}/"), &index, &mut done)?;
+    }
+    let merged = write_merged(folder, &names)?;
+    done.kept.extend(replace(folder, merged)?);
     Ok(done)
 }
 
-/// The entries of the index in `folder`; `None` if it is missing or broken.
-fn previous_entries(folder: &Path) -> Result<Option<Vec<ShardEntry>>> {
-    let Found::File(file, len) = open(folder, INDEX)? else { return Ok(None) };
-    Ok(entries(&read_opened(&file, len, &folder.join(INDEX))?).ok())
+/// The progress of a repair.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// The plural of what is counted.
+    pub what: &'static str,
+    /// Their number so far.
+    pub done: usize,
+    /// Their total number.
+    pub total: usize,
 }
 
-/// The entry of a merged index as the index in `name` has it; `None` for an entry of another folder.
-fn within(entry: &ShardEntry, name: &str) -> Option<ShardEntry> {
-    let mut entry = entry.clone();
+/// What is needed of the index in a folder: nothing if it is missing or broken.
+#[derive(Default)]
+struct Previous {
+    /// Number of samples.
+    samples: u64,
+    /// Entries of compressed shards, by subfolder.
+    packed: HashMap<String, Vec<ShardEntry>>,
+}
+
+impl Previous {
+    /// Reads the index in `folder` piece by piece. `place` gives the subfolder of an entry that is needed, and the entry as
+    /// the index in that subfolder has it.
+    fn of(folder: &Path, place: impl Fn(ShardEntry) -> Option<(String, ShardEntry)>) -> Result<Self> {
+        let Found::File(file, _) = open(folder, INDEX)? else { return Ok(Self::default()) };
+        let mut previous = Self::default();
+        let read = visit_entries(&file, &folder.join(INDEX), |entry| {
+            previous.samples += entry.samples;
+            if entry.zip_data.is_some()
+                && let Some((name, entry)) = place(entry)
+            {
+                previous.packed.entry(name).or_default().push(entry);
+            }
+        });
+        match read {
+            Ok(()) => Ok(previous),
+            Err(error) if error.kind() == Kind::Format => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The entries of a subfolder's compressed shards.
+    fn packed(&self, name: &str) -> &[ShardEntry] {
+        self.packed.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The subfolder of an entry of a merged index, and the entry as the index there has it; `None` if it is not one of `names`.
+fn within(mut entry: ShardEntry, names: &HashSet<String>) -> Option<(String, ShardEntry)> {
+    let name = normalized(&entry.raw_data.basename).ok()?.split_once('/')?.0.to_owned();
+    if !names.contains(&name) {
+        return None;
+    }
     for file in [Some(&mut entry.raw_data), entry.zip_data.as_mut()].into_iter().flatten() {
         let basename = normalized(&file.basename).ok()?;
-        file.basename = basename.strip_prefix(name)?.strip_prefix('/')?.to_owned();
+        file.basename = basename.strip_prefix(&name)?.strip_prefix('/')?.to_owned();
     }
-    Some(entry)
+    Some((name, entry))
 }
 
 /// Refuses to replace an index by one with fewer samples.
-fn check_samples(folder: &Path, previous: Option<&[ShardEntry]>, done: &Repair, allow_fewer: bool) -> Result<()> {
-    let before: u64 = previous.unwrap_or_default().iter().map(|entry| entry.samples).sum();
+fn check_samples(folder: &Path, previous: &Previous, done: &Repair, allow_fewer: bool) -> Result<()> {
+    let before = previous.samples;
     if allow_fewer || done.samples >= before {
         return Ok(());
     }
@@ -120,9 +197,16 @@ fn check_samples(folder: &Path, previous: Option<&[ShardEntry]>, done: &Repair, 
     )))
 }
 
-/// Makes the entries of the shards in a folder. Adds those that cannot be listed to `done.left_out`, with `prefix`.
-fn rebuild(folder: &Path, prefix: &str, previous: &[ShardEntry], done: &mut Repair) -> Result<Vec<ShardEntry>> {
-    let names = shards_in(folder)?;
+/// Makes the entries of the shards in a folder, called `names`. Adds those that cannot be listed to `done.left_out`, with
+/// `prefix`. `step` is told the number of shards after each.
+fn rebuild(
+    folder: &Path,
+    prefix: &str,
+    names: Vec<String>,
+    previous: &[ShardEntry],
+    done: &mut Repair,
+    step: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Vec<ShardEntry>> {
     // Readers prefer the compressed file, so its entry fits a plain shard only if that file is gone.
     let present: HashSet<&str> = names.iter().map(String::as_str).collect();
     let previous = previous.iter().filter_map(|entry| {
@@ -137,7 +221,9 @@ fn rebuild(folder: &Path, prefix: &str, previous: &[ShardEntry], done: &mut Repa
     let is_compressed = |name: &str| !name.ends_with(".mds");
     // A plain shard next to its compressed form is a copy by a stock reader, and needed only if that form is broken.
     let order = (0..names.len()).filter(|at| is_compressed(&names[*at]));
-    for at in order.chain((0..names.len()).filter(|at| !is_compressed(&names[*at]))) {
+    let order = order.chain((0..names.len()).filter(|at| !is_compressed(&names[*at])));
+    for (number, at) in order.enumerate() {
+        step(number)?;
         let name = &names[at];
         if listed.contains(name) {
             continue;
@@ -161,6 +247,7 @@ fn rebuild(folder: &Path, prefix: &str, previous: &[ShardEntry], done: &mut Repa
             Err(fault) => done.left_out.push(skipped(fault)),
         }
     }
+    step(names.len())?;
     match (found.is_empty(), done.left_out.first()) {
         (true, Some(finding)) => Err(Error::format(format!(
             "{}: none of the {} shards can be listed; the first is {}: {}",
@@ -199,10 +286,21 @@ fn describes(known: &ShardEntry, rebuilt: &ShardEntry, bytes: &[u8]) -> bool {
 }
 
 /// Publishes an index, and keeps the previous one.
-fn write(folder: &Path, prefix: &str, found: &[ShardEntry], done: &mut Repair) -> Result<()> {
-    let index = to_bytes(found);
-    done.kept.extend(keep(folder, &index)?.map(|name| format!("{prefix}{name}")));
-    publish::replace_file(&folder.join(INDEX), &index)
+fn write(folder: &Path, prefix: &str, index: &[u8], done: &mut Repair) -> Result<()> {
+    let mut new = Replacement::create(&folder.join(INDEX))?;
+    new.write(index)?;
+    done.kept.extend(replace(folder, new)?.map(|name| format!("{prefix}{name}")));
+    Ok(())
+}
+
+/// Publishes the new index of a folder, and keeps the previous one. Returns the name of that, if the new one differs.
+fn replace(folder: &Path, mut new: Replacement) -> Result<Option<String>> {
+    let kept = match open(folder, INDEX)? {
+        Found::File(file, _) if !new.equals(&file)? => keep(folder)?,
+        _ => None,
+    };
+    new.publish()?;
+    Ok(kept)
 }
 
 /// Builds the index entry of a shard called `name` from its bytes.
@@ -254,12 +352,8 @@ pub fn entry_of(name: &str, content: &[u8]) -> Result<std::result::Result<ShardE
     Ok(Ok(ShardEntry::new(config, entry(&raw_name, bytes), zip, samples)))
 }
 
-/// Keeps the index in `folder` under another name, unless it equals `index`. Returns the new name.
-fn keep(folder: &Path, index: &[u8]) -> Result<Option<String>> {
-    let Found::File(file, len) = open(folder, INDEX)? else { return Ok(None) };
-    if len == index.len() as u64 && read_opened(&file, len, &folder.join(INDEX))? == index {
-        return Ok(None);
-    }
+/// Keeps the index in `folder` under another name. Returns the new name.
+fn keep(folder: &Path) -> Result<Option<String>> {
     // No `.json` at the end: mosaicml's merge_index would read it as an index.
     for number in 0.. {
         let name = format!("{INDEX}.before-repair.{number}");

@@ -1,0 +1,107 @@
+"""The samples that a finished dataset stores, found by their indices, without a list of all of them in memory."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from latentq._core import FormatError
+from latentq.format.card import Card
+from latentq.format.files import INDEX, UNIT
+from latentq.mds.folder import samples_by_folder
+from latentq.run.sample_list import UnitEntry
+from latentq.run.units import Reject, UnitFacts, sample_list
+from latentq.sources import Sample
+
+_CACHED_UNITS = 2
+
+Stored: TypeAlias = tuple[int, Sample]
+"""A stored sample: its number in the list, and its listing."""
+
+
+def stored_in_unit(unit: UnitEntry, samples: Sequence[Sample], rejects: Iterable[Reject]) -> list[Stored] | None:
+    """Returns the samples of a unit that are not rejected; None if there are rejects of other samples.
+
+    Args:
+        unit: The unit.
+        samples: Its samples.
+        rejects: Its rejects.
+    """
+    left = Counter(reject.key for reject in rejects)
+    stored = []
+    for number, sample in zip(unit.indices, samples, strict=True):
+        if left[sample.text]:
+            left[sample.text] -= 1
+        else:
+            stored.append((number, sample))
+    return None if left.total() else stored
+
+
+class StoredSamples:
+    """The stored samples of a finished dataset, in the order of the dataset.
+
+    In memory are the number of samples of each unit and the samples of a few units.
+
+    Args:
+        path: The dataset.
+        card: Its card.
+
+    Raises:
+        OSError: The list or the index cannot be read.
+        FormatError: The list or the index is broken, or the index does not name the units of the list.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], card: Card) -> None:
+        self._path = Path(path)
+        self._list = sample_list(self._path, card)
+        self._starts = array("q", [0])  # of each unit, and the number of all samples
+        counts = iter(samples_by_folder(path))
+        folder, samples = next(counts, (None, 0))
+        for unit in self._list.units():
+            count = 0
+            if unit.name == folder:  # a unit without samples may have no shards
+                count = samples
+                folder, samples = next(counts, (None, 0))
+            self._starts.append(self._starts[-1] + count)
+        if folder is not None:
+            raise FormatError(f"{self._path / INDEX}: the folder {folder!r} is not the next unit of the list")
+        self._unit = functools.lru_cache(_CACHED_UNITS)(self._read_unit)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def find(self, index: int) -> Stored:
+        """Returns a stored sample by its index in the dataset.
+
+        Raises:
+            IndexError: There is no such sample.
+            FormatError: The unit does not agree with its part of the list.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index}: {self._path} has {len(self)} samples")
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self._unit(number)[index - self._starts[number]]
+
+    def __iter__(self) -> Iterator[Stored]:
+        """Yields all stored samples."""
+        for number in range(len(self._starts) - 1):
+            yield from self._read_unit(number)
+
+    def _read_unit(self, number: int) -> list[Stored]:
+        unit = self._list.unit(number)
+        samples = self._list.samples(unit)
+        count = self._starts[number + 1] - self._starts[number]
+        rejects = UnitFacts.load(self._path / unit.name / UNIT).rejects if count != unit.samples else []
+        stored = stored_in_unit(unit, samples, rejects)
+        if stored is None or len(stored) != count:
+            raise FormatError(
+                f"{self._path / unit.name} holds {count} samples and {len(rejects)} rejects, its part of the list "
+                f"{unit.samples}"
+            )
+        return stored
