@@ -24,9 +24,7 @@ def add(commands: Commands) -> None:
         "remove the units and lists that an update left behind, after asking",
         "  latentq prune out/\n  latentq prune out/ --yes",
     )
-    parser.add_argument(
-        "dataset", metavar="DATASET", help="a dataset's folder, which no process writes to or reads from"
-    )
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder, which no process reads or writes")
     parser.add_argument("--yes", action="store_true", help="remove without asking")
 
 
@@ -45,15 +43,13 @@ def _run(options: argparse.Namespace) -> int:
         print(escaped(str(folder)))
     if len(folders) > _SHOWN:
         print(f"and {len(folders) - _SHOWN} more")
-    size = size_text(sum(map(disk_bytes, folders)))
+    found = f"{counted(len(folders), 'folder')} of {size_text(sum(map(disk_bytes, folders)))}"
     if not options.yes:
         if not sys.stdin.isatty():
-            raise UsageError(
-                f"{path}: {counted(len(folders), 'folder')} of {size} would be removed: --yes removes them"
-            )
-        if input(f"Remove {counted(len(folders), 'folder')} of {size}? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise UsageError(f"{path}: {found} would be removed: --yes removes without asking")
+        if input(f"Remove {found}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing is removed")
             return 1
     remove(folders)
-    print(escaped(f"{path}: {counted(len(folders), 'folder')} of {size} removed"))
+    print(escaped(f"{path}: {found} removed"))
     return 0

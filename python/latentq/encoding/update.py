@@ -93,8 +93,9 @@ def update_dataset(
         models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=True)
         totals = run_list.samples.totals
         planned, _ = plan_card(recipe, facts, totals, models.autoencoder, card, models.text_encoder)
+        planned = replace(planned, recipe=replace(planned.recipe, columns=card.recipe.columns))
         check_same_work(out, replace(card, source=facts), planned, frozen=True)
-        planned = replace(planned, recipe=card.recipe, versions=card.versions)
+        planned = replace(card, source=facts, counts=None)
         run_list.publish()
     run = EncodingRun.planned(source, run_list.samples, planned, (), models, settings)
     share = Share.for_process(out, source, run.samples, settings)

@@ -67,7 +67,8 @@ def _write_encoded_unit(
         listing=run.samples.unit_sha256(unit),
         latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
     )
-    remaining = _batches_of_unit(batches)
+    # An update may leave a unit without samples, which has no batch.
+    remaining = _batches_of_unit(batches) if unit.samples else iter(())
     hashes = bytearray()
 
     def fill(writer: UnitWriter) -> None:

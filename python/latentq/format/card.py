@@ -241,7 +241,7 @@ def _check_counts(card: Card) -> None:
     _check_count(card.source.samples, "source.samples")
     if card.source.units is not None:
         _check_count(card.source.units, "source.units")
-        if card.source.units > card.source.samples:
+        if card.source.units > card.source.samples and not card.source.revision:  # an update may leave empty units
             raise FormatError(f"source.units is {card.source.units}, more than the {card.source.samples} samples")
     _check_count(card.source.revision, "source.revision")
     if card.counts is not None:

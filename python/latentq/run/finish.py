@@ -131,8 +131,8 @@ def finish_units(
 def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card:
     """Publishes an update whose units are all published: until the index is replaced, the dataset is the old one.
 
-    The new card is published first, under another name and with the hash of its index, so that it counts from the moment
-    that the index is there.
+    The new card is published first, under another name and with the hash of its index, so that it counts as soon as the
+    index is there.
 
     Args:
         out: The dataset's folder.

@@ -1,0 +1,238 @@
+"""`encode --update`: the dataset follows its source, and what did not change is not touched."""
+
+import contextlib
+import random
+import shutil
+
+import pytest
+import torch
+
+import latentq
+from conftest import paint
+from latentq import Card, LatentDataset, LatentqError, MismatchError, RecipeError, verify
+from latentq.run.units import unit_names
+
+SMALL = {"autoencoder": "dct-f8c16", "size": 16, "unit_size": 3}
+
+
+def encode(source, out, **options):
+    return latentq.encode(source, out, **SMALL, **options)
+
+
+def update(source, out, **options):
+    return latentq.encode(source, out, update=True, **options)
+
+
+def latents_by_key(out):
+    return {sample["key"]: sample["latent"] for sample in LatentDataset(out)}
+
+
+def inodes(out, units):
+    """The inode of every file in units."""
+    return {file: file.stat().st_ino for unit in units for file in (out / unit).iterdir()}
+
+
+def names(out):
+    return list(unit_names(out, Card.load(out)))
+
+
+def assert_follows(source, out, folder):
+    """Asserts that a dataset has the samples of its source, with the latents that a fresh encode gives."""
+    fresh = folder / f"fresh-{random.getrandbits(60):x}"
+    latentq.encode(source, fresh, like=out)
+    expected, found = latents_by_key(fresh), latents_by_key(out)
+    assert found.keys() == expected.keys()
+    for key, latent in found.items():
+        assert torch.equal(latent, expected[key]), key
+    assert verify(out) == []
+    counts = Card.load(out).counts
+    assert counts.samples == len(found)
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    for number in range(8):
+        picture = folder / f"{number}.png"
+        picture.parent.mkdir(exist_ok=True)
+        paint(picture, number, (20, 18))
+    return folder
+
+
+@pytest.fixture
+def out(source, tmp_path):
+    encode(source, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_without_changes_nothing_is_written(source, out):
+    before = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in out.rglob("*")}
+    card = update(source, out)
+    assert card == Card.load(out)
+    assert {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in out.rglob("*")} == before
+
+
+def test_new_samples_are_new_units_at_the_end(source, out, tmp_path):
+    before, kept = inodes(out, names(out)), names(out)
+    paint(source / "0a.png", 100, (20, 18))
+    paint(source / "9.png", 101, (20, 18))
+    update(source, out)
+    assert names(out) == [*kept, "00003.1"]
+    assert [sample["key"] for sample in LatentDataset(out)] == [*(f"{i}.png" for i in range(8)), "0a.png", "9.png"]
+    assert inodes(out, kept) == before
+    assert_follows(source, out, tmp_path)
+
+
+def test_units_of_changed_and_removed_samples_are_made_again_and_the_old_ones_stay(source, out, tmp_path):
+    before = inodes(out, names(out))
+    paint(source / "1.png", 100, (40, 30))
+    (source / "7.png").unlink()
+    update(source, out)
+    assert names(out) == ["00000.1", "00001", "00002.1"]
+    assert inodes(out, ["00000", "00001", "00002"]) == before
+    assert_follows(source, out, tmp_path)
+
+
+def test_a_second_update_follows_the_first(source, out, tmp_path):
+    paint(source / "1.png", 100, (40, 30))
+    update(source, out)
+    paint(source / "8.png", 8, (20, 18))
+    shutil.copy(source / "8.png", source / "9.png")
+    (source / "0.png").unlink()
+    update(source, out)
+    assert names(out) == ["00000.2", "00001", "00002", "00003.2"]
+    assert_follows(source, out, tmp_path)
+    update(source, out)
+    assert Card.load(out).source.revision == 2
+
+
+def test_a_unit_may_become_empty(source, out, tmp_path):
+    for number in range(3):
+        (source / f"{number}.png").unlink()
+    update(source, out)
+    assert names(out) == ["00000.1", "00001", "00002"]
+    assert_follows(source, out, tmp_path)
+
+
+def test_content_of_the_same_size_is_found_if_asked_for(source, out, tmp_path):
+    data = bytearray((source / "4.png").read_bytes())
+    picture = tmp_path / "other.bmp"
+    paint(source / "4.bmp", 4, (20, 18))
+    update(source, out)
+    paint(picture, 99, (20, 18))
+    assert picture.stat().st_size == (source / "4.bmp").stat().st_size
+    shutil.copy(picture, source / "4.bmp")
+    assert data == (source / "4.png").read_bytes()
+    before = names(out)
+    update(source, out)
+    assert names(out) == before
+    update(source, out, check_content=True)
+    assert names(out) == [*before[:-1], "00003.2"]
+    assert_follows(source, out, tmp_path)
+
+
+def test_classes_keep_their_numbers_and_new_ones_follow(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for name in ("bee", "dog"):
+        (source / name).mkdir(parents=True)
+        paint(source / name / "1.png", len(name), (20, 18))
+    encode(source, out)
+    (source / "cat").mkdir()
+    paint(source / "cat" / "1.png", 5, (20, 18))
+    update(source, out)
+    labels = {sample["key"]: (sample["label"], sample["label_text"]) for sample in LatentDataset(out)}
+    assert labels == {"bee/1.png": (0, "bee"), "dog/1.png": (1, "dog"), "cat/1.png": (2, "cat")}
+    assert names(out) == ["00000", "00001.1"]
+
+
+def test_an_open_reader_keeps_reading_the_old_dataset(source, out):
+    dataset = LatentDataset(out)
+    before = latents_by_key(out)
+    paint(source / "1.png", 100, (40, 30))
+    (source / "7.png").unlink()
+    update(source, out)
+    assert [sample["key"] for sample in dataset] == [*before]
+    assert all(torch.equal(sample["latent"], before[sample["key"]]) for sample in dataset)
+    assert len(LatentDataset(out)) == 7
+
+
+def test_the_same_command_without_update_is_refused_once_the_source_changed(source, out):
+    paint(source / "9.png", 9, (20, 18))
+    with pytest.raises(MismatchError, match="--update"):
+        encode(source, out)
+    update(source, out)
+    encode(source, out)
+    (source / "9.png").unlink()
+    with pytest.raises(MismatchError, match="0 new, 0 changed, 1 removed.*--update"):
+        encode(source, out)
+
+
+def test_update_of_nothing_encodes(source, tmp_path):
+    latentq.encode(source, tmp_path / "new", update=True, **SMALL)
+    assert_follows(source, tmp_path / "new", tmp_path)
+
+
+def test_a_recipe_is_refused(source, out):
+    with pytest.raises(RecipeError, match="decides the recipe"):
+        update(source, out, size=32)
+    with pytest.raises(ValueError, match="check_content"):
+        encode(source, out, check_content=True)
+
+
+def test_an_unfinished_dataset_is_refused(source, tmp_path):
+    encode(source, tmp_path / "out", rank=0, world_size=2)
+    with pytest.raises(LatentqError, match="not finished"):
+        update(source, tmp_path / "out")
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler of an exception catches it."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_dataset_follows_any_changes_of_its_source(source, tmp_path, seed, monkeypatch):
+    """Random additions, changes and removals, with an update after each, some of them killed half way."""
+    out, rng = tmp_path / "out", random.Random(seed)
+    encode(source, out)
+    for step in range(5):
+        files = sorted(source.iterdir())
+        for file in rng.sample(files, rng.randrange(min(4, len(files)))):
+            file.unlink()
+        files = sorted(source.iterdir())
+        for file in rng.sample(files, rng.randrange(min(3, len(files) + 1))):
+            paint(file, rng.getrandbits(30), (rng.randrange(16, 60), rng.randrange(16, 60)))
+        for _ in range(rng.randrange(4)):
+            paint(source / f"{rng.randrange(30)}.png", rng.getrandbits(30), (rng.randrange(16, 60), 24))
+        if not any(source.iterdir()):
+            paint(source / "0.png", step, (20, 18))
+        before = latents_by_key(out)
+        if rng.random() < 0.5:
+            killed_at = rng.randrange(25)
+            with monkeypatch.context() as patch:
+                _kill_at(patch, killed_at)
+                with contextlib.suppress(Killed):
+                    update(source, out)
+            found = latents_by_key(out)
+            if found.keys() != before.keys() or not all(torch.equal(found[key], before[key]) for key in found):
+                assert_follows(source, out, tmp_path)
+        kept = inodes(out, names(out))
+        update(source, out)
+        current = set(names(out))
+        assert all(file.stat().st_ino == inode for file, inode in kept.items() if file.parent.name in current)
+        assert_follows(source, out, tmp_path)
+
+
+def _kill_at(patch, count):
+    """Ends the process, as far as a test can, at the count-th fsync."""
+    from latentq.store import local
+
+    sync = local.os.fsync
+    left = [count]
+
+    def fsync(descriptor):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        sync(descriptor)
+
+    patch.setattr(local.os, "fsync", fsync)
