@@ -37,6 +37,7 @@ _NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
 _PATHS = ("key", "archive", "fault")  # may hold file names, which may be any bytes
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _CACHED_HEADERS = 64
+_MAX_COUNT = 1 << 53
 _MAX_HEADER = 1 << 24  # bytes: 65,536 units of one sample each, with room
 
 
@@ -132,12 +133,12 @@ class _Header:
     @classmethod
     def from_line(cls, line: bytes) -> Self:
         values = json.loads(line.removeprefix(b"# "))
-        units = tuple((int(unit[0]), int(unit[1]), int(unit[2]) if len(unit) > 2 else 0) for unit in values["units"])
-        first_unit, first_sample = int(values["first_unit"]), int(values["first_sample"])
-        if not units or min(first_unit, first_sample, *(min(unit) for unit in units)) < 0:
-            raise ValueError("a negative number")
-        known = {str(name): int(count) for name, count in values["known"].items()}
-        return cls(first_unit, first_sample, units, int(values["usable"]), known, str(values["previous"]))
+        units = tuple((unit[0], unit[1], unit[2] if len(unit) > 2 else 0) for unit in values["units"])
+        header = cls(**values | {"units": units, "previous": str(values["previous"])})
+        numbers = (header.first_unit, header.first_sample, header.usable, *header.known.values(), *itertools.chain(*units))
+        if not units or not all(type(number) is int and 0 <= number <= _MAX_COUNT for number in numbers):
+            raise ValueError("a number is not a count")
+        return header
 
     @functools.cached_property
     def firsts(self) -> list[int]:
