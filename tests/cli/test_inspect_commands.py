@@ -41,7 +41,7 @@ def test_verify_exits_with_1_if_a_bit_is_wrong(small_dataset, capsys):
     assert json.loads(capsys.readouterr().out)[0]["file"].endswith("shard.00000.mds")
 
 
-def test_verify_measure_and_decode_show_progress(small_dataset, pictures, tmp_path, monkeypatch):
+def test_what_may_take_long_shows_progress(small_dataset, pictures, tmp_path, monkeypatch):
     bars = []
     init = Progress.__init__
 
@@ -52,7 +52,12 @@ def test_verify_measure_and_decode_show_progress(small_dataset, pictures, tmp_pa
     monkeypatch.setattr(Progress, "__init__", record)
     dataset, source = str(small_dataset), ["--source", str(pictures)]
     for command, labels in (
-        (["verify", dataset, "--decode", "3"], {"verify": 12, "decode": 3}),
+        (
+            ["verify", dataset, "--decode", "3"],
+            {"verify the list": 1, "verify": 12, "verify the index": 1, "decode": 3},
+        ),
+        (["info", dataset, "--storage", *source], {"sizes": 12, "JPEG 64": 12}),
+        (["repair", dataset], {"repair": 1}),
         (["measure", dataset, *source], {"encode": 12, "measure": None}),
         (["decode", dataset, "--index", "0", "1", "-o", str(tmp_path / "x.png")], {"decode": 2}),
     ):

@@ -35,6 +35,17 @@ def whole(source, tmp_path_factory):
 
 
 @pytest.fixture
+def three_parts(source, tmp_path, monkeypatch):
+    """The same pictures, with a unit in each part of the list."""
+    monkeypatch.setattr("latentq.run.sample_list.MAX_PART", 5)
+    out = tmp_path / "out"
+    latentq.encode(source, out, **SMALL)
+    assert sorted(part.name for part in (out / "list").iterdir()) == ["00000.tsv", "00001.tsv", "00002.tsv"]
+    assert latentq.verify(out) == []
+    return out
+
+
+@pytest.fixture
 def dataset(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "out")
 
@@ -145,10 +156,106 @@ def test_versions_and_a_finish_by_another_run_are_no_edits(source, dataset):
 
 
 def test_edited_labels_in_the_list_are_found(dataset):
-    edit(dataset / "samples.tsv", "cat/02.png\t", "cat/02.jpg\t")
+    edit(dataset / "list" / "00000.tsv", "cat/02.png\t", "cat/02.jpg\t")
     found = messages(dataset)
-    assert any(line.startswith("samples.tsv: ") for line in found)
+    assert found[0] == "list/00000.tsv: is not the last part of the card's list: its hash differs"
     assert any("holds 'cat/02.png', the list says 'cat/02.jpg'" in line for line in found)
+    assert "00001/unit.toml: the unit was made from another part of the list" in found
+
+
+def test_an_edited_part_is_found_where_the_chain_breaks_and_in_its_units(three_parts):
+    edit(three_parts / "list" / "00000.tsv", "bee/01.png\t", "bee/0l.png\t")
+    found = messages(three_parts)
+    assert found[0] == "list/00001.tsv: the part before it has another hash"
+    assert any("holds 'bee/01.png', the list says 'bee/0l.png'" in line for line in found), found
+    assert all(line.startswith(("list/00001.tsv", "00000")) for line in found), found
+
+
+def test_a_missing_part_is_found(three_parts):
+    (three_parts / "list" / "00001.tsv").unlink()
+    assert messages(three_parts) == ["list/00001.tsv: missing"]
+    (three_parts / "list" / "00000.tsv").unlink()
+    assert messages(three_parts) == ["list/00000.tsv: missing"]
+    shutil.rmtree(three_parts / "list")
+    assert messages(three_parts) == ["list: missing"]
+
+
+def test_a_missing_last_part_is_found(three_parts):
+    (three_parts / "list" / "00002.tsv").unlink()
+    assert messages(three_parts) == [
+        "list/00001.tsv: is not the last part of the card's list: its hash differs",
+        "list: has 2 units of 10 samples, the card 3 units of 13 samples",
+    ]
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 2)])
+def test_swapped_parts_are_found(three_parts, first, second):
+    swap(three_parts / "list", f"{first:05}.tsv", f"{second:05}.tsv")
+    assert f"list/{second:05}.tsv: the part before it has another hash" in messages(three_parts)
+
+
+@pytest.mark.parametrize(
+    ("part", "old", "new", "finding"),
+    [
+        (0, '"first_unit": 0', '"first_unit": 1', "list/00000.tsv: its header is not that of a first part"),
+        (1, '"first_sample": 5', '"first_sample": 4', "list/00002.tsv: the part before it has another hash"),
+        (0, '"units": [[5, ', '"units": [[4, ', "list/00001.tsv: the part before it has another hash"),
+        (1, '"usable": 10', '"usable": 11', "list/00002.tsv: the part before it has another hash"),
+        (
+            2,
+            '"usable": 13',
+            '"usable": 12',
+            "list/00002.tsv: is not the last part of the card's list: its hash differs",
+        ),
+        (1, '"previous": "', '"previous": "0', "list/00001.tsv: the part before it has another hash"),
+        (1, '# {"first_unit"', '# {"first"', "list/00001.tsv: not a part of a list of samples"),
+        (2, '# {"first_unit"', '# {"first"', "list/00002.tsv: not a part of a list of samples"),
+    ],
+)
+def test_an_edited_header_is_found(three_parts, part, old, new, finding):
+    edit(three_parts / "list" / f"{part:05}.tsv", old, new)
+    assert finding in messages(three_parts)
+
+
+def test_a_truncated_part_is_found(three_parts):
+    file = three_parts / "list" / "00001.tsv"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert any(line.startswith("list/00001.tsv: has ") for line in messages(three_parts))
+
+
+def test_extra_files_in_the_list_are_found(three_parts):
+    for name in ("notes.txt", "000001.tsv", ".hidden"):
+        (three_parts / "list" / name).write_bytes(b"")
+    assert messages(three_parts) == [
+        "list/.hidden: is not a part of the dataset",
+        "list/000001.tsv: is not a part of the dataset",
+        "list/notes.txt: is not a part of the dataset",
+    ]
+    for name in ("notes.txt", "000001.tsv", ".hidden"):
+        (three_parts / "list" / name).unlink()
+    shutil.copy(three_parts / "list" / "00002.tsv", three_parts / "list" / "00003.tsv")
+    assert "list/00003.tsv: the part before it has another hash" in messages(three_parts)
+
+
+def test_edited_rejects_and_a_merged_index_with_other_bytes_are_found(three_parts):
+    for name, message in (
+        ("rejects.tsv", "does not hold the units' rejects"),
+        ("index.json", "is not the units' indexes merged"),
+    ):
+        data = (three_parts / name).read_bytes()
+        for edited in (data[:-1], data + b"\n", data[:-2] + b"x" + data[-1:], b""):
+            (three_parts / name).write_bytes(edited)
+            assert messages(three_parts) == [f"{name}: {message}"]
+        (three_parts / name).unlink()
+        assert messages(three_parts) == [f"{name}: missing"]
+        (three_parts / name).write_bytes(data)
+    assert messages(three_parts) == []
+
+
+def test_units_that_are_missing_are_counted(three_parts):
+    shutil.rmtree(three_parts / "00001")
+    (three_parts / "00002" / "index.json").unlink()
+    assert messages(three_parts) == ["latents.toml: not finished: 1 of 3 units; the first missing is 00001"]
 
 
 def test_extra_units_and_files_are_found(dataset):
@@ -165,7 +272,7 @@ def test_extra_units_and_files_are_found(dataset):
     ]
 
 
-@pytest.mark.parametrize("name", ["latents.toml", "samples.tsv", "rejects.tsv", "00001/unit.toml"])
+@pytest.mark.parametrize("name", ["latents.toml", "list/00000.tsv", "rejects.tsv", "00001/unit.toml"])
 def test_a_file_that_is_a_fifo_is_found_at_once(source, dataset, name, capsys):
     (dataset / name).unlink()
     os.mkfifo(dataset / name)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentq import FormatError, mds
+from latentq import FormatError, _core, mds
+from latentq.mds.folder import samples_by_folder
 
 COLUMNS = {"code": "ndarray:uint8:4", "key": "str", "n": "int"}
 
@@ -146,6 +147,82 @@ def test_the_indexes_of_a_merged_dataset_are_restored(tmp_path: Path) -> None:
     (tmp_path / "00001" / "index.json").unlink()
     assert mds.repair(tmp_path) == mds.Repair(len(before) - 4, 36, [], [])
     assert contents(tmp_path) == before
+
+
+def test_named_folders_are_merged_in_their_order_and_the_others_left_alone(tmp_path: Path) -> None:
+    for name, count in [("00000", 2), ("00001", 3), ("00001.1", 4), ("100000", 5)]:
+        write(tmp_path / name, count)
+    names = ["100000", "00000", "00007", "00001.1"]
+    assert mds.repair(tmp_path, folders=names).samples == 11
+    assert samples_by_folder(tmp_path) == [("100000", 5), ("00000", 2), ("00001.1", 4)]
+    index = (tmp_path / "index.json").read_bytes()
+    assert index == b"".join(mds.merged_index(tmp_path, ["100000", "00000", "00001.1"]))
+
+
+def test_a_lost_index_of_a_merged_cache_keeps_the_entries_of_its_remote(tmp_path: Path) -> None:
+    _, cache = stock_cache(tmp_path)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    for name in ("00000", "00001"):
+        (merged / name).mkdir()
+        for file in cache.iterdir():
+            (merged / name / file.name).write_bytes(file.read_bytes())
+    mds.merge(merged)
+    before = contents(merged)
+    (merged / "00001" / "index.json").unlink()
+    assert mds.repair(merged).samples == 24
+    assert contents(merged) == before
+
+
+def test_the_progress_of_a_repair_counts_shards_or_folders_and_lost_indexes(tmp_path: Path) -> None:
+    for name in ["00000", "00001"]:
+        write(tmp_path / name)
+    (tmp_path / "00001" / "index.json").unlink()
+    steps = []
+    _core.mds_repair(str(tmp_path), None, False, lambda *step: steps.append(step))
+    assert steps == [("folders", 1, 2), ("folders", 2, 2), ("lost indexes", 1, 1)]
+    steps.clear()
+    shards = len(list((tmp_path / "00000").glob("shard.*")))
+    _core.mds_repair(str(tmp_path / "00000"), None, False, lambda *step: steps.append(step))
+    assert steps == [("shards", number, shards) for number in range(shards + 1)]
+
+
+def test_an_interrupted_repair_writes_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "00000")
+    (tmp_path / "00000" / "index.json").unlink()
+    before = contents(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _core.mds_repair(str(tmp_path), None, False, interrupted)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda index: index.pop("version"), "version"),
+        (lambda index: index.pop("shards"), "shards"),
+        (lambda index: index.update(version=3), "version 3 is not 2"),
+        (lambda index: index["shards"].append(1), "1"),
+        (lambda index: index["shards"][1].update(samples=1000), "shard 1: 1000 samples do not fit"),
+        (lambda index: index["shards"][1]["column_names"].reverse(), "shard 1: its columns differ"),
+        (lambda index: index.update(shards={}), "a list of shards"),
+    ],
+)
+def test_a_broken_index_is_refused_when_it_is_read_piece_by_piece(tmp_path: Path, edit, message: str) -> None:
+    write(tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    samples = samples_by_folder(tmp_path)
+    index["unknown"] = [{}]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert samples_by_folder(tmp_path) == samples == [("", 12)]
+    edit(index)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(FormatError, match=rf"index\.json: .*{message}"):
+        samples_by_folder(tmp_path)
 
 
 def test_without_shards_there_is_nothing_to_repair(tmp_path: Path) -> None:

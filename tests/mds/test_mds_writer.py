@@ -12,6 +12,7 @@ from streaming.base.hashing import get_hashes
 from streaming.base.util import merge_index
 
 from latentq import mds
+from latentq.mds.folder import samples_by_folder
 from support.mds_stock import COLUMNS, contents, samples, stock_samples, write_ours, write_stock
 
 pytestmark = pytest.mark.usefixtures("streaming_alone", "no_naps")
@@ -299,10 +300,14 @@ def test_a_merged_index_equals_that_of_merge_index_byte_for_byte(tmp_path: Path)
     (tmp_path / ".00003.abc").mkdir()
     (tmp_path / "empty").mkdir()
     names = ["00000", "00001", "00002"]
-    assert mds.merged_index(tmp_path, names) == expected
+    pieces = list(mds.merged_index(tmp_path, iter(names)))
+    assert b"".join(pieces) == expected
+    assert len(pieces) == 5  # one for each dataset, and both ends
+    assert samples_by_folder(tmp_path / "00000") == [("", 20)]
     for folders in [None, names]:
         mds.merge(tmp_path, folders)
         assert (tmp_path / "index.json").read_bytes() == expected
+    assert samples_by_folder(tmp_path) == [(name, 20) for name in names]
     assert len([file for file in tmp_path.iterdir() if file.is_file()]) == 1
     reader = mds.Reader(tmp_path)
     for i, sample in enumerate(s for number in range(3) for s in samples(20, number)):
@@ -310,7 +315,7 @@ def test_a_merged_index_equals_that_of_merge_index_byte_for_byte(tmp_path: Path)
     with pytest.raises(FileNotFoundError, match="00007"):
         mds.merge(tmp_path, ["00000", "00007"])
     with pytest.raises(ValueError):
-        mds.merged_index(tmp_path, ["../00000"])
+        list(mds.merged_index(tmp_path, ["../00000"]))
     with pytest.raises(FileNotFoundError, match="no subfolder holds an index"):
         mds.merge(tmp_path / "empty")
     assert not list((tmp_path / "empty").iterdir())

@@ -15,7 +15,7 @@ import numpy as np
 from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.format import empty_caption
-from latentq.format.card import CARD, Card
+from latentq.format.card import CARD, NEXT_CARD, Card
 from latentq.format.facts import LatentFacts
 from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, REJECTS, SHARDS, UNIT
 from latentq.inspect.stored import stored_in_unit
@@ -30,7 +30,7 @@ from latentq.system.progress import BriefProgress, Progress
 
 _BATCH = 1024  # samples read at once
 _UNIT = re.compile(r"\d{5,}(\.\d+)?")
-_REVISED = re.compile(rf"(\d{{5,}}|{LIST})\.\d{{1,9}}")
+_REVISED = re.compile(rf"(\d{{5,}}|{LIST})\.[1-9]\d{{0,8}}")
 _PART = re.compile(r"\d{5,}\.tsv")
 _LISTED = ("key", "label", "label_text", "caption", "captions", "id")  # contents that come from the list
 
@@ -59,12 +59,20 @@ def verify(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> l
     file = next((name for name in (CARD, SHARDS) if (path / name).exists()), None)
     if file is None:
         return [_finding(CARD, "missing")] if (path / LIST).exists() else mds.verify(path)
-    card: Card | ShardsCard
     try:
-        card = Card.load(path) if file == CARD else ShardsCard.load(path)
+        card = _load_card(path, file)
+        while True:
+            findings = list(_Verification(path, card, file).findings(progress))
+            verified, card = card, _load_card(path, file)
+            if not findings or card == verified:
+                return findings
+            # Otherwise an update was finished in the meantime.
     except LatentqError as error:
         return [_finding(file, str(error))]
-    return list(_Verification(path, card, file).findings(progress))
+
+
+def _load_card(path: Path, file: str) -> Card | ShardsCard:
+    return Card.load(path) if file == CARD else ShardsCard.load(path)
 
 
 class _Verification:
@@ -173,7 +181,7 @@ class _Verification:
         Ignores names that begin with a dot, and lists and units of other revisions: of earlier ones, which `latentq
         prune` removes, and of an update that is not finished.
         """
-        expected = {self._file, REJECTS, INDEX, EMPTY_CAPTION, self._folder.name}
+        expected = {self._file, NEXT_CARD, REJECTS, INDEX, EMPTY_CAPTION, self._folder.name}
         units = {unit.name for unit in samples.units()}
         strange = []
         with os.scandir(self._path) as entries:
