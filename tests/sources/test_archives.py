@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from conftest import contents, paint
 from latentq import FormatError, LatentqError, encode
 from latentq.cli.main import main
+from latentq.run.sample_list import cut_into_units
 from latentq.sources import open_source
 from latentq.sources.member import Reads
 from latentq.sources.tar import Tar
 from support.archive_making import make_archive, make_tar, make_zip, pictures_of, with_captions
+from support.listing import listed, read_back
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
@@ -25,7 +27,7 @@ FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarf
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.tar.gz", "a.zip"])
 def test_every_member_is_listed_with_its_caption_and_read_by_its_offset(tmp_path, pictures_made, name):
     source = open_source(make_archive(tmp_path / name, with_captions(pictures_made, "./x/")))
-    listing = source.listing()
+    listing = listed(source)
     # Without `./`, in the archive's order.
     assert [s.key for s in listing.samples] == [f"{name}/x/{picture}" for picture in pictures_made]
     assert [s.caption for s in listing.samples] == [f"picture {picture}" for picture in pictures_made]
@@ -36,10 +38,11 @@ def test_every_member_is_listed_with_its_caption_and_read_by_its_offset(tmp_path
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.tgz"])
 def test_samples_can_be_read_from_the_published_list_alone(tmp_path, pictures_made, name):
     path = make_archive(tmp_path / name, with_captions(pictures_made))
-    listing = open_source(path).listing()
-    again = type(listing).from_tsv(listing.to_tsv(), "samples.tsv")
+    listing = listed(open_source(path))
+    again = read_back(listing, tmp_path / "list")
+    assert [*again] == list(listing.samples)
     source = open_source(path)
-    assert [source.data(s) for s in again.samples] == list(pictures_made.values())
+    assert [source.data(s) for s in again] == list(pictures_made.values())
     assert source.unchanged(again)
 
 
@@ -50,7 +53,7 @@ def test_a_pattern_or_folder_of_archives_is_one_source_ordered_by_name(tmp_path,
     (tmp_path / "all" / "_info.json").write_text("{}")
     expected = ["B.tar/x.jpg", "a.tar/x.jpg", "b.tar/x.jpg", "é.tar/x.jpg"]
     for source in (tmp_path / "all" / "*.tar", tmp_path / "all"):
-        assert [s.key for s in open_source(source).listing().samples] == expected
+        assert [s.key for s in listed(open_source(source)).samples] == expected
 
 
 def test_archives_of_one_name_in_two_folders_have_different_keys(tmp_path):
@@ -58,7 +61,7 @@ def test_archives_of_one_name_in_two_folders_have_different_keys(tmp_path):
         (tmp_path / folder).mkdir()
         make_zip(tmp_path / folder / "part.zip", [("x.webp", folder.encode())])
     source = open_source(tmp_path / "*" / "part.zip")
-    samples = source.listing().samples
+    samples = listed(source).samples
     assert [s.key for s in samples] == ["one/part.zip/x.webp", "two/part.zip/x.webp"]
     assert [source.data(s) for s in samples] == [b"one", b"two"]
 
@@ -118,7 +121,7 @@ def test_a_zip_written_as_a_stream_is_read_with_its_checksums(tmp_path):
         file.writestr("b.jpg", b"two" * 100, zipfile.ZIP_STORED)
     (tmp_path / "a.zip").write_bytes(pipe.data)
     source = open_source(tmp_path / "a.zip")
-    samples = source.listing().samples
+    samples = listed(source).samples
     assert [source.data(s) for s in samples] == [b"one" * 100, b"two" * 100]
     (tmp_path / "a.zip").write_bytes(pipe.data.replace(b"twotwo", b"twotoo", 1))
     with pytest.raises(FormatError, match="checksum"):
@@ -132,7 +135,7 @@ def test_members_are_images_by_their_bytes_if_their_names_do_not_tell(tmp_path, 
     others = ["7", "8.dat", "9.csv", "__MACOSX/1.jpg", "@eaDir/1.jpg/thumb.jpg", "._1.jpg"]
     members = [(inside, jpeg if inside[0] in "1234_@." else b"\1\2\3" * 99) for inside in [*images, *others]]
     source = open_source(make_archive(tmp_path / name, members))
-    listing = source.listing()
+    listing = listed(source)
     assert [s.key for s in listing.samples] == [f"{name}/{inside}" for inside in images]
     assert listing.notes == ("members that are not images are skipped: 6",)
     assert [source.data(s) for s in listing.samples[:4]] == [jpeg] * 4
@@ -143,7 +146,7 @@ def test_gzip_is_detected_by_its_bytes_and_not_by_the_name(tmp_path, pictures_ma
     plain = make_tar(tmp_path / "x.tar", pictures_made.items()).rename(tmp_path / "b.tar.gz")
     for path in (packed, plain):
         source = open_source(path)
-        listing = source.listing()
+        listing = listed(source)
         assert [source.data(s) for s in reversed(listing.samples)] == list(pictures_made.values())[::-1]
         assert bool(listing.notes) == (path == packed)
         card = encode(path, tmp_path / f"out of {path.name}", size=64, unit_size=3)
@@ -156,11 +159,11 @@ def test_gzip_is_detected_by_its_bytes_and_not_by_the_name(tmp_path, pictures_ma
 def test_each_compressed_tar_is_one_unit(tmp_path, pictures_made):
     for name in ("a.tgz", "b.tar", "c.tgz"):
         make_archive(tmp_path / name, pictures_made.items())
-    listing = open_source(tmp_path / "*").listing()
-    assert listing.units(3) == [range(8), range(8, 11), range(11, 14), range(14, 16), range(16, 24)]
+    listing = listed(open_source(tmp_path / "*"))
+    assert [len(unit) for unit in cut_into_units(listing.samples, 3)] == [8, 3, 3, 2, 8]
     card = encode(tmp_path / "*.tgz", tmp_path / "out", size=64, unit_size=3)
     assert card.units == 2
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00000", "00001"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00000", "00001", "list"]
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tgz", ".zip"])
@@ -181,10 +184,10 @@ def test_any_number_of_processes_makes_the_same_dataset(tmp_path, pictures_made,
 def test_a_unit_reads_only_its_own_bytes(tmp_path, monkeypatch, name):
     noise = np.random.default_rng(0)
     path = make_archive(tmp_path / name, [(f"{i}.jpg", noise.bytes(20_000)) for i in range(40)])
-    listing = open_source(path).listing()
+    listing = listed(open_source(path))
     source, read, pread = open_source(path), [], os.pread
     monkeypatch.setattr(os, "pread", lambda fd, count, at: read.append((at, count)) or pread(fd, count, at))
-    unit = [source.data(listing.samples[number]) for number in listing.units(10)[2]]
+    unit = [source.data(sample) for sample in [*cut_into_units(listing.samples, 10)][2]]
     first, last = listing.samples[20].offset, listing.samples[29].offset
     assert all(first <= at and at + count <= last + 20_200 for at, count in read)
     assert sum(count for _, count in read) < sum(map(len, unit)) + 10 * 200
@@ -195,7 +198,7 @@ def test_a_compressed_tar_is_read_once_for_the_list_and_once_for_its_unit(tmp_pa
     opens, gzip_open = [], gzip.open
     monkeypatch.setattr(gzip, "open", lambda *args: opens.append(args) or gzip_open(*args))
     source = open_source(path)
-    samples = source.listing().samples
+    samples = listed(source).samples
     assert len(opens) == 1
     assert [source.data(sample) for sample in samples] == list(pictures_made.values())
     assert len(opens) == 2
@@ -234,9 +237,9 @@ def test_archive_names_do_not_depend_on_other_files(tmp_path):
         (tmp_path / "all" / part).mkdir(parents=True)
         make_tar(tmp_path / "all" / part / "0.tar", pictures.items())
     pattern = str(tmp_path / "all" / "*" / "*.tar")
-    assert {sample.archive for sample in open_source(pattern).listing().samples} == {"a/0.tar", "b/0.tar"}
+    assert {sample.archive for sample in listed(open_source(pattern)).samples} == {"a/0.tar", "b/0.tar"}
     (tmp_path / "all" / "a" / "0.tar").unlink()
-    assert {sample.archive for sample in open_source(pattern).listing().samples} == {"b/0.tar"}
+    assert {sample.archive for sample in listed(open_source(pattern)).samples} == {"b/0.tar"}
 
 
 def test_listing_many_archives_shows_progress(tmp_path, monkeypatch):
@@ -244,8 +247,8 @@ def test_listing_many_archives_shows_progress(tmp_path, monkeypatch):
         make_tar(tmp_path / f"{number}.tar", pictures_of(tmp_path / "pictures" / str(number), 1).items())
     output = io.StringIO()
     pattern = str(tmp_path / "*.tar")
-    open_source(pattern, progress=output).listing()
+    listed(open_source(pattern, progress=output))
     assert output.getvalue() == ""  # it did not take long
     monkeypatch.setattr("latentq.system.progress._LINE_SECONDS", 0.0)
-    open_source(pattern, progress=output).listing()
+    listed(open_source(pattern, progress=output))
     assert output.getvalue().splitlines()[-1].startswith("list: 3 of 3 archives, ")

@@ -15,6 +15,7 @@ from latentq import FormatError, LatentqError, MismatchError, encode
 from latentq.sources import open_source
 from latentq.sources.member import MAX_MEMBER_BYTES
 from support.archive_making import faults_of, make_archive, make_tar, make_zip
+from support.listing import listed
 
 
 @settings(max_examples=150, deadline=None)
@@ -28,7 +29,7 @@ def test_a_damaged_tar_loses_no_sample_without_an_error(tmp_path_factory, data):
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(raw)
     try:
-        listing = open_source(path).listing()
+        listing = listed(open_source(path))
     except LatentqError:
         return
     faulty = {s.key for s in listing.samples if s.fault}
@@ -51,8 +52,8 @@ def test_tar_members_that_are_not_files_are_reported(tmp_path):
         "a.tar/sparse.jpg": "a sparse member",
         "a.tar/a.jpg#2": "a member of this name came before",
     }
-    assert source.listing().notes == ("members that are not images are skipped: 2",)
-    assert source.data(source.listing().samples[0]) == b"1"
+    assert listed(source).notes == ("members that are not images are skipped: 2",)
+    assert source.data(listed(source).samples[0]) == b"1"
 
 
 def test_a_header_that_promises_too_much_allocates_nothing(tmp_path):
@@ -79,9 +80,9 @@ def test_a_cut_off_archive_loses_nothing_silently(tmp_path, pictures_made, name)
     path.write_bytes(whole[: len(whole) // 2])
     if name == "a.zip":  # its directory was at the end
         with pytest.raises(FormatError, match=r"a\.zip hold no images: offset 0: not a zip"):
-            open_source(path).listing()
+            listed(open_source(path))
         return
-    listing = open_source(path).listing()
+    listing = listed(open_source(path))
     good = [s for s in listing.samples if not s.fault]
     assert 0 < len(good) < len(pictures_made) + 1
     assert listing.samples[-1].key == name
@@ -95,9 +96,9 @@ def test_a_cut_off_archive_loses_nothing_silently(tmp_path, pictures_made, name)
 def test_empty_archives_are_errors_alone_and_rejects_among_others(tmp_path, pictures_made, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(FormatError, match="hold no images: offset 0: an empty file"):
-        open_source(tmp_path / name).listing()
+        listed(open_source(tmp_path / name))
     other = make_archive(tmp_path / f"b{name[1:]}", pictures_made.items())
-    listing = open_source(tmp_path / f"*{other.suffix}").listing()
+    listing = listed(open_source(tmp_path / f"*{other.suffix}"))
     assert [s.key for s in listing.samples if s.fault] == [name]
     assert len(listing.samples) == 1 + len(pictures_made)
 
@@ -123,7 +124,7 @@ def test_zip_members_that_cannot_be_read_say_why(tmp_path, pictures_made):
         "a.zip/other.jpg": "compressed by method 12; only stored and deflated members can be read",
         "a.zip/locked.jpg": "encrypted",
     }
-    samples = {s.key: s for s in source.listing().samples}
+    samples = {s.key: s for s in listed(source).samples}
     assert source.data(samples["a.zip/good.jpg"]) == data
     with pytest.raises(FormatError, match=r"compressed data is broken|checksum differs|bytes that are listed"):
         source.data(samples["a.zip/bent.jpg"])
@@ -137,7 +138,7 @@ def test_a_deflate_bomb_is_inflated_only_to_its_listed_size(tmp_path):
     path.write_bytes(raw)
     source = open_source(path)
     with pytest.raises(FormatError, match="holds more of the 1000 bytes"):
-        source.data(source.listing().samples[0])
+        source.data(listed(source).samples[0])
 
 
 def test_member_names_never_become_paths(tmp_path, pictures_made):
@@ -147,7 +148,7 @@ def test_member_names_never_become_paths(tmp_path, pictures_made):
     path = make_tar(tmp_path / "in" / "a.tar", members)
     encode(path, tmp_path / "out", size=64)
     assert {entry.name for entry in tmp_path.iterdir()} == {"in", "out"}
-    keys = [line.split("\t")[0] for line in (tmp_path / "out" / "samples.tsv").read_text().splitlines()[1:]]
+    keys = [line.split("\t")[0] for line in (tmp_path / "out" / "list" / "00000.tsv").read_text().splitlines()[2:]]
     assert keys == ["a.tar/../up.jpg", "a.tar//abs.jpg", "a.tar/a\\tb\\nc.jpg", "a.tar/..\\\\w.jpg"]
 
 
@@ -175,7 +176,7 @@ def test_a_large_member_is_read_only_if_it_begins_as_an_image(tmp_path, name, mo
     monkeypatch.setattr("latentq.sources.archives._LARGE_BYTES", 1000)
     jpeg = b"\xff\xd8\xff" + bytes(2000)
     source = open_source(make_archive(tmp_path / name, [("bomb.jpg", bytes(2000)), ("large.jpg", jpeg)]))
-    bomb, large = source.listing().samples
+    bomb, large = listed(source).samples
     with pytest.raises(FormatError, match=r"^not an image$"):
         source.data(bomb)
     assert source.data(large) == jpeg
@@ -184,7 +185,7 @@ def test_a_large_member_is_read_only_if_it_begins_as_an_image(tmp_path, name, mo
 def test_members_of_one_name_are_listed_in_linear_time(tmp_path):
     path = make_tar(tmp_path / "a.tar", [("b.jpg#3", b""), *[("b.jpg", b"")] * 20_000])
     start = time.process_time()
-    samples = open_source(path).listing().samples
+    samples = listed(open_source(path)).samples
     assert time.process_time() - start < 20  # by trying every number from 2 it took minutes
     assert len({sample.key for sample in samples}) == len(samples) == 20_000
     assert sum(sample.fault == "a member of this name came before" for sample in samples) == 19_999

@@ -8,6 +8,7 @@ from conftest import paint
 from latentq import LatentqError
 from latentq.sources import open_source
 from support.archive_making import make_tar
+from support.listing import listed, read_back
 
 ROWS = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": "two"}]
 COCO = {
@@ -27,9 +28,7 @@ def folder_of(path, *names):
 
 
 def captions_of(path, captions):
-    return [
-        (s.key, s.caption, s.captions, s.fault) for s in open_source(path, captions=str(captions)).listing().samples
-    ]
+    return [(s.key, s.caption, s.captions, s.fault) for s in listed(open_source(path, captions=str(captions))).samples]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
@@ -59,10 +58,10 @@ def test_the_list_of_a_dataset_is_a_file_of_captions(tmp_path):
     for name in ("1.tar", "2.tar"):
         members = [("a.png", (tmp_path / "a.png").read_bytes()), ("a.txt", f"of {name}".encode())]
         make_tar(tmp_path / name, members)
-    listing = open_source(f"{tmp_path}/*.tar").listing()
-    (tmp_path / "samples.tsv").write_bytes(listing.to_tsv())
+    listing = listed(open_source(f"{tmp_path}/*.tar"))
+    read_back(listing, tmp_path / "list")
     expected = [(f"{name}/a.png", f"of {name}", None, "") for name in ("1.tar", "2.tar")]
-    assert captions_of(f"{tmp_path}/*.tar", tmp_path / "samples.tsv") == expected
+    assert captions_of(f"{tmp_path}/*.tar", tmp_path / "list" / "00000.tsv") == expected
 
 
 @pytest.mark.parametrize("names", ["", ":file_name,text"])
@@ -147,7 +146,7 @@ def test_a_caption_may_keep_the_extension_of_its_image(tmp_path):
     images = folder_of(tmp_path / "images", "a.png", "a.jpg", "b.png")
     for name in ("a.png.txt", "a.jpg.txt", "b.png.txt", "b.txt"):
         (images / name).write_text(name)
-    assert open_source(images).listing().notes == (
+    assert listed(open_source(images)).notes == (
         "images with a .txt of the same name: 3; --captions txt takes those as captions",
     )
     captions = [caption for _, caption, _, _ in captions_of(images, "txt")]

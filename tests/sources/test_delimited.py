@@ -4,13 +4,14 @@ import pytest
 
 from latentq import LatentqError
 from latentq.sources import Sample, open_source
+from support.listing import listed
 
 ROWS = (Sample("a.png", None, 1, caption="one"), Sample("b.png", None, 0, caption="two, three"))
 
 
 def table(folder, text, name="t.csv"):
     (folder / name).write_bytes(text.encode())
-    return open_source(folder / name).listing()
+    return listed(open_source(folder / name))
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"], ids=["semicolon", "tab", "bar"])

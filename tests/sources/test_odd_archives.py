@@ -11,16 +11,17 @@ import pytest
 from latentq import FormatError
 from latentq.sources import open_source
 from support.archive_making import make_tar, make_zip
+from support.listing import listed
 
 BLOCK = 512
 
 
 def faults(path):
-    return {sample.key: sample.fault for sample in open_source(path).listing().samples if sample.fault}
+    return {sample.key: sample.fault for sample in listed(open_source(path)).samples if sample.fault}
 
 
 def keys(path):
-    return [sample.key for sample in open_source(path).listing().samples]
+    return [sample.key for sample in listed(open_source(path)).samples]
 
 
 def header(name, size=0, kind=tarfile.REGTYPE):
@@ -105,7 +106,7 @@ def test_an_empty_size_in_a_pax_header_is_no_size(tmp_path):
     data = member("PaxHeader/a", b"8 size=\n", tarfile.XHDTYPE) + member("a.jpg", b"12") + bytes(2 * BLOCK)
     (tmp_path / "a.tar").write_bytes(data)
     source = open_source(tmp_path / "a.tar")
-    assert [source.data(sample) for sample in source.listing().samples] == [b"12"]
+    assert [source.data(sample) for sample in listed(source).samples] == [b"12"]
 
 
 @pytest.mark.parametrize("kind", [b"A", b"D", b"V"])
@@ -114,7 +115,7 @@ def test_access_lists_and_labels_are_no_members(tmp_path, kind):
     data = member("a.jpg", b"user::rw-", kind) + member("a.jpg", b"1") + bytes(2 * BLOCK)
     (tmp_path / "a.tar").write_bytes(data)
     source = open_source(tmp_path / "a.tar")
-    (sample,) = source.listing().samples
+    (sample,) = listed(source).samples
     assert (sample.key, sample.fault, source.data(sample)) == ("a.tar/a.jpg", "", b"1")
 
 
@@ -131,7 +132,7 @@ def test_a_zip_member_without_a_name_is_skipped(tmp_path):
         with contextlib.closing(file.open(zipfile.ZipInfo(""), "w")) as nameless:
             nameless.write(b"\x01\0\0\0")
     assert keys(tmp_path / "a.zip") == ["a.zip/a.jpg"]
-    assert open_source(tmp_path / "a.zip").listing().notes == ("members that are not images are skipped: 1",)
+    assert listed(open_source(tmp_path / "a.zip")).notes == ("members that are not images are skipped: 1",)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -145,7 +146,7 @@ def test_a_zip_that_announces_data_descriptors_and_has_none_is_read(tmp_path, me
             data[start + flags] |= 8
     path.write_bytes(data)
     source = open_source(path)
-    samples = source.listing().samples
+    samples = listed(source).samples
     with zipfile.ZipFile(path) as reference:
         assert [source.data(sample) for sample in samples] == [reference.read("a.jpg"), reference.read("b.jpg")]
     if method == zipfile.ZIP_STORED:
@@ -159,4 +160,4 @@ def test_gzip_members_of_one_tar_are_one_archive(tmp_path):
     tar = make_tar(tmp_path / "a.tar", [("a.jpg", b"1" * 700), ("b.jpg", b"2" * 700)]).read_bytes()
     (tmp_path / "a.tgz").write_bytes(b"".join(gzip.compress(tar[at : at + 700]) for at in range(0, len(tar), 700)))
     source = open_source(tmp_path / "a.tgz")
-    assert [source.data(sample) for sample in source.listing().samples] == [b"1" * 700, b"2" * 700]
+    assert [source.data(sample) for sample in listed(source).samples] == [b"1" * 700, b"2" * 700]

@@ -17,10 +17,11 @@ from conftest import contents, run
 from latentq import Card, FormatError, LatentqError, MismatchError, Recipe, encode, mds, verify
 from latentq.sources import Captions, Listing, Sample, open_source
 from latentq.sources.columns import captions_in
-from latentq.sources.rows import Rows
+from latentq.sources.rows import samples_of_rows
 from support.archive_making import make_tar, make_zip
 from support.collection_making import parquet, picture
 from support.hub_server import Repository, Server
+from support.listing import listed, read_back
 
 
 def table_of(pictures, struct):
@@ -41,7 +42,7 @@ def test_parquet_rows_are_samples(tmp_path, pictures_made, struct):
     for name in ("a", "b"):
         pq.write_table(table_of(pictures_made, struct), tmp_path / f"{name}.parquet", row_group_size=3)
     source = open_source(tmp_path / "*.parquet")
-    samples = source.listing().samples
+    samples = listed(source).samples
     assert [s.key for s in samples] == [f"{name}.parquet/{row:08}" for name in ("a", "b") for row in range(8)]
     assert (samples[1].caption, samples[1].id, samples[1].label) == ("first 001.jpg", "id1", 1)
     assert [source.data(s) for s in samples] == [*pictures_made.values()] * 2
@@ -62,16 +63,16 @@ def test_parquet_that_is_broken_changed_or_without_images_is_an_error(tmp_path, 
     path = tmp_path / "a.parquet"
     pq.write_table(table_of(pictures_made, True), path)
     source = open_source(path)
-    sample = source.listing().samples[0]
+    sample = listed(source).samples[0]
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(FormatError, match=r"a\.parquet: not a parquet file"):
-        open_source(path).listing()
+        listed(open_source(path))
     with pytest.raises(MismatchError, match=r"a\.parquet is listed with \d+ bytes"):
         source.data(sample)
     pq.write_table(pa.table({"x": [1], "caption": ["y"]}), path)
     with pytest.raises(LatentqError, match="no column of images: it has x, caption"):
-        open_source(path).listing()
+        listed(open_source(path))
 
 
 def write_stock(path, pictures, limit=8_000):
@@ -84,17 +85,17 @@ def write_stock(path, pictures, limit=8_000):
 
 def test_mds_shards_of_the_stock_writer_are_a_source(tmp_path, pictures_made):
     source = open_source(write_stock(tmp_path / "mds", pictures_made))
-    samples = source.listing().samples
+    samples = listed(source).samples
     assert len({s.archive for s in samples}) > 1
     assert [s.caption for s in samples] == [f"of {name}" for name in pictures_made]
     assert [source.data(s) for s in samples] == list(pictures_made.values())
-    assert open_source(tmp_path / "mds", captions="caption_syn_pixart_llava15").listing().samples == samples
+    assert listed(open_source(tmp_path / "mds", captions="caption_syn_pixart_llava15")).samples == samples
     with pytest.raises(LatentqError, match="no column 'text' of captions"):
         open_source(tmp_path / "mds", captions="text")
 
 
 def test_shards_other_than_the_listed_ones_are_refused(tmp_path, pictures_made):
-    samples = open_source(write_stock(tmp_path / "a", pictures_made)).listing().samples
+    samples = listed(open_source(write_stock(tmp_path / "a", pictures_made))).samples
     other = open_source(write_stock(tmp_path / "b", pictures_made, None))
     with pytest.raises(MismatchError, match="the shards have changed since"):
         other.data(samples[0])
@@ -125,7 +126,7 @@ def test_a_saved_data_set_is_a_source(tmp_path, pictures_made):
     dataset = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": dataset, "test": dataset.select(range(2))}).save_to_disk(tmp_path / "saved")
     source = open_source(tmp_path / "saved")
-    samples = source.listing().samples
+    samples = listed(source).samples
     assert [s.key for s in samples[:3]] == ["test/00000000", "test/00000001", "train/00000000"]
     assert (samples[1].caption, samples[1].label, samples[1].label_text) == ("of 001.jpg", 1, "dog")
     assert [source.data(s) for s in samples[2:]] == list(pictures_made.values())
@@ -211,18 +212,17 @@ def test_labels_of_every_kind_of_source_follow_one_rule(tmp_path, kind, name):
     values, labels, texts = LABELS[name]
     if kind in ("csv", "tar") and name == "booleans":  # a text has no booleans: there True is a name
         texts = ["True", "False", "True"]
-    listing = source_of(kind, tmp_path, label=values).listing()
+    listing = listed(source_of(kind, tmp_path, label=values))
     assert [sample.label for sample in listing.samples] == labels
     assert [sample.label_text for sample in listing.samples] == (texts or [None] * 3)
     assert [sample.fault for sample in listing.samples] == [""] * 3
-    assert ("label" in listing.fields) == any(label is not None for label in labels)
     partly = None in labels and any(label is not None for label in labels)
     assert any("samples have no label" in note for note in listing.notes) == partly
 
 
 @pytest.mark.parametrize("kind", ["mds", "csv", "tar"])
 def test_a_label_above_int64_is_a_reject(tmp_path, kind):
-    samples = source_of(kind, tmp_path, label=[1, 1 << 70, (1 << 63) - 1]).listing().samples
+    samples = listed(source_of(kind, tmp_path, label=[1, 1 << 70, (1 << 63) - 1])).samples
     assert [sample.label for sample in samples] == [1, None, (1 << 63) - 1]
     assert [sample.fault for sample in samples] == ["", f"the label {1 << 70} is above int64", ""]
 
@@ -244,18 +244,19 @@ _cells = (
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.lists(
-        st.fixed_dictionaries({}, optional=dict.fromkeys(("label", "caption", "label_text", "id"), _cells)), max_size=6
+        st.fixed_dictionaries({}, optional=dict.fromkeys(("label", "caption", "label_text", "id"), _cells)),
+        min_size=1,
+        max_size=6,
     )
 )
-def test_whatever_rows_hold_their_listing_reads_back(rows):
-    collected = Rows("a source")
-    for number, cells in enumerate(rows):
-        collected.add(Sample(f"{number}", None, archive="a", offset=number), cells)
-    listing = collected.listing(("archive", "offset", "fault"))
-    data = listing.to_tsv()
-    again = Listing.from_tsv(data, "samples.tsv")
-    assert again.to_tsv() == data
-    assert [sample.label for sample in again.samples] == [sample.label for sample in listing.samples]
+def test_whatever_rows_hold_their_listing_reads_back(tmp_path_factory, rows):
+    samples = ((Sample(f"{number}", None, archive="a", offset=number), cells) for number, cells in enumerate(rows))
+    listing = Listing(tuple(samples_of_rows("a source", samples, None, [])))
+    folder = tmp_path_factory.mktemp("lists")
+    again = read_back(listing, folder / "first")
+    read_back(Listing([*again]), folder / "second")
+    assert (folder / "first" / "00000.tsv").read_bytes() == (folder / "second" / "00000.tsv").read_bytes()
+    assert [sample.label for sample in again] == [sample.label for sample in listing.samples]
     assert all(type(sample.label) in (int, type(None)) for sample in listing.samples)
     assert all(sample.label is None or 0 <= sample.label < 1 << 63 for sample in listing.samples)
 
@@ -286,7 +287,7 @@ def test_boolean_labels_are_encoded_and_verified(tmp_path, pictures_made):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blank_captions_of_every_kind_of_source_are_no_captions(tmp_path, kind):
-    samples = source_of(kind, tmp_path, caption=[" a cat\n", " \n", "a dog"]).listing().samples
+    samples = listed(source_of(kind, tmp_path, caption=[" a cat\n", " \n", "a dog"])).samples
     assert [sample.caption for sample in samples] == ["a cat", None, "a dog"]
     assert [sample.fault.partition(":")[0] for sample in samples] == ["", "no caption", ""]
 
@@ -295,20 +296,20 @@ def test_blank_captions_of_every_kind_of_source_are_no_captions(tmp_path, kind):
 @pytest.mark.parametrize("name", ["caption", "text", "TEXT", "Prompt", "captions", "caption_long"])
 def test_captions_of_every_kind_of_source_have_the_same_names(tmp_path, kind, name):
     source = source_of(kind, tmp_path, caption_score=[0.5], **{name: [["one", "", "two"]]})
-    [sample] = source.listing().samples
+    [sample] = listed(source).samples
     assert (sample.caption, sample.captions) == ("one", ("one", "two"))
 
 
 @pytest.mark.parametrize("name", ["text", "TEXT", "Prompt"])
 def test_captions_of_a_table_have_the_same_names(tmp_path, name):
-    [sample] = source_of("csv", tmp_path, caption_score=[0.5], **{name: ["one"]}).listing().samples
+    [sample] = listed(source_of("csv", tmp_path, caption_score=[0.5], **{name: ["one"]})).samples
     assert sample.caption == "one"
 
 
 @pytest.mark.parametrize("kind", ["parquet", "datasets", "mds", "csv"])
 def test_columns_of_unusual_names_are_pointed_out(tmp_path, kind):
     columns = {"fine_label": [3], "coarse_label": [1], "blip_description": ["a cat"], "width": [9]}
-    listing = source_of(kind, tmp_path, **columns).listing()
+    listing = listed(source_of(kind, tmp_path, **columns))
     assert (listing.samples[0].label, listing.samples[0].caption) == (None, None)
     [note] = [note for note in listing.notes if note.startswith("columns: ")]
     labels, captions = "'fine_label', 'coarse_label'", "'blip_description'"
@@ -319,7 +320,7 @@ def test_columns_of_unusual_names_are_pointed_out(tmp_path, kind):
         f"captions may be in {captions}: --captions NAME takes one"
     )
     (tmp_path / "usual").mkdir()
-    usual = source_of(kind, tmp_path / "usual", label=[3], text=["a cat"], coarse_label=[1], prompt_2=["b"]).listing()
+    usual = listed(source_of(kind, tmp_path / "usual", label=[3], text=["a cat"], coarse_label=[1], prompt_2=["b"]))
     assert not any("may be in" in note for note in usual.notes)
 
 
@@ -340,20 +341,20 @@ def test_the_image_is_the_column_of_a_usual_name_whatever_the_order(tmp_path, ki
         with streaming.MDSWriter(out=str(folder), columns={"mask": "jpeg", "image": "jpeg", "text": "str"}) as writer:
             writer.write({"mask": mask, "image": right, "text": "a"})
     source = open_source(folder)
-    listing = source.listing()
+    listing = listed(source)
     assert source.data(listing.samples[0]) == right
     assert "columns: images from 'image', captions from 'text'" in listing.notes
     named = open_source(folder, image_column="mask")
-    assert named.data(named.listing().samples[0]) == mask
+    assert named.data(listed(named).samples[0]) == mask
     with pytest.raises(LatentqError, match=r"no column 'text' of images: it has (mask|image), "):
-        open_source(folder, image_column="text").listing()
+        listed(open_source(folder, image_column="text"))
 
 
 def test_several_columns_of_images_without_a_usual_name_are_a_question(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"before": [picture(1)], "after": [picture(2)]}), path)
     with pytest.raises(LatentqError, match=r"several columns of images \(before, after\): choose by --image-column"):
-        open_source(path).listing()
+        listed(open_source(path))
     assert run("encode", path, tmp_path / "out", "--size", 16, "--image-column", "after").returncode == 0
     assert Card.load(tmp_path / "out").source.image_column == "after"
     refused = run("encode", path, tmp_path / "out", "--size", 16, "--image-column", "before")
@@ -361,7 +362,7 @@ def test_several_columns_of_images_without_a_usual_name_are_a_question(tmp_path)
     assert "image_column" in refused.stderr
     pq.write_table(pa.table({"mask": [picture(1)], "edited_image": [picture(2)]}), path)
     source = open_source(path)
-    assert source.data(source.listing().samples[0]) == picture(2)
+    assert source.data(listed(source).samples[0]) == picture(2)
 
 
 @pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
@@ -378,17 +379,17 @@ def test_a_saved_format_of_a_data_set_changes_nothing(tmp_path, form):
     rows = images_and(picture(1), label=[1, 0, 1], captions=[["a", "b"], ["c"], ["d", "e"]])
     plain = open_source(hf(tmp_path / "plain", rows, features))
     formatted = open_source(hf(tmp_path / form, rows, features, form))
-    assert formatted.listing().samples == plain.listing().samples
-    assert formatted.listing().samples[0].captions == ("a", "b")
-    assert formatted.listing().samples[0].label_text == "dog"
-    assert formatted.data(formatted.listing().samples[0]) == picture(1)
+    assert listed(formatted).samples == listed(plain).samples
+    assert listed(formatted).samples[0].captions == ("a", "b")
+    assert listed(formatted).samples[0].label_text == "dog"
+    assert formatted.data(listed(formatted).samples[0]) == picture(1)
 
 
 def test_a_row_whose_image_is_a_missing_file_says_so(tmp_path):
     images = [{"bytes": picture(1), "path": "a.jpg"}, {"bytes": None, "path": "gone.jpg"}, None]
     pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
     source = open_source(tmp_path / "a.parquet")
-    samples = source.listing().samples
+    samples = listed(source).samples
     reason = r"the row has no bytes, and its file gone\.jpg cannot be read: No such file or directory"
     with pytest.raises(FormatError, match=reason):
         source.data(samples[1])
@@ -427,7 +428,7 @@ def test_captions_are_joined_by_name_and_an_image_without_one_is_a_reject(tmp_pa
     rows.append(("elsewhere.jpg", "an image that is not here", 0.1))
     captions = caption_file(tmp_path, kind, rows)
     path = make_tar(tmp_path / "a.tar", pictures_made.items())
-    samples = open_source(path, captions=str(captions)).listing().samples
+    samples = listed(open_source(path, captions=str(captions))).samples
     expected = [
         ("", f"no caption in {captions.name}") if n == "003.jpg" else (f"of {n}, this", "") for n in pictures_made
     ]
@@ -441,11 +442,11 @@ def test_a_text_with_a_lone_surrogate_is_not_a_caption():
 def test_the_columns_of_a_caption_file_may_be_named(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("x/1.jpg", b"1")])
     (tmp_path / "c.tsv").write_text("a\tb\tcaption\nx/1.jpg\tthis\tthat\n")
-    assert open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,b").listing().samples[0].caption == "this"
+    assert listed(open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,b")).samples[0].caption == "this"
     with pytest.raises(LatentqError, match="no column 'z' for the caption: it has a, b, caption"):
-        open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,z").listing()
+        listed(open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,z"))
     with pytest.raises(LatentqError, match="no column for the image"):
-        open_source(path, captions=str(tmp_path / "c.tsv")).listing()
+        listed(open_source(path, captions=str(tmp_path / "c.tsv")))
     with pytest.raises(LatentqError, match="two columns: KEY,CAPTION"):
         open_source(path, captions=f"{tmp_path / 'c.tsv'}:a")
 
@@ -453,7 +454,7 @@ def test_the_columns_of_a_caption_file_may_be_named(tmp_path):
 def test_a_folder_of_images_takes_a_caption_file(pictures, tmp_path):
     names = [path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*")]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"path": n, "caption": n.upper()}) + "\n" for n in names))
-    samples = open_source(pictures, captions=str(tmp_path / "c.jsonl")).listing().samples
+    samples = listed(open_source(pictures, captions=str(tmp_path / "c.jsonl"))).samples
     assert all(s.caption == s.key.upper() for s in samples)
     assert samples[-1].label == 2
 
@@ -462,7 +463,7 @@ def test_broken_caption_files_and_those_without_a_match_are_errors(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("1.jpg", b"1")])
     (tmp_path / "c.jsonl").write_text('{"path": "2.jpg", "caption": "x"}\n')
     with pytest.raises(LatentqError, match="no caption for any of the 1 samples"):
-        open_source(path, captions=str(tmp_path / "c.jsonl")).listing()
+        listed(open_source(path, captions=str(tmp_path / "c.jsonl")))
     for name, data in {
         "c.jsonl": b'{"path": "1.jpg", "caption": "x"}\nno\n',
         "d.json": b"[]",
@@ -473,14 +474,14 @@ def test_broken_caption_files_and_those_without_a_match_are_errors(tmp_path):
     }.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(LatentqError, match=name):
-            open_source(path, captions=str(tmp_path / name)).listing()
+            listed(open_source(path, captions=str(tmp_path / name)))
 
 
 def test_images_above_a_limit_are_rejects_with_that_reason(tmp_path, pictures_made):
     rows = [(name, "a caption", score) for name, score in zip(pictures_made, np.linspace(0, 0.35, 8), strict=True)]
     path = make_zip(tmp_path / "a.zip", pictures_made.items())
     captions = Captions(caption_file(tmp_path, "parquet", rows), limits={"score": 0.2})
-    samples = open_source(path, captions=captions).listing().samples
+    samples = listed(open_source(path, captions=captions)).samples
     assert [s.fault for s in samples if s.fault] == [
         f"not safe: score is {score}, above 0.2" for score in np.linspace(0, 0.35, 8).tolist() if score > 0.2
     ]
@@ -490,12 +491,12 @@ def test_changed_captions_change_the_list(tmp_path, pictures_made):
     path = make_zip(tmp_path / "a.zip", pictures_made.items())
     rows = [(name, f"of {name}", 0.0) for name in pictures_made]
     source = open_source(path, captions=str(caption_file(tmp_path, "jsonl", rows)))
-    listing = source.listing()
-    assert source.unchanged(listing)
+    listing = listed(source)
+    assert source.unchanged(listing.samples)
     caption_file(tmp_path, "jsonl", [*rows[:-1], ("007.jpg", "another", 0.0)])
-    assert not source.unchanged(listing)
+    assert not source.unchanged(listing.samples)
     caption_file(tmp_path, "jsonl", rows[:-1])
-    assert not source.unchanged(listing)
+    assert not source.unchanged(listing.samples)
 
 
 def test_a_dataset_on_the_hub_is_a_source(tmp_path):

@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 
 from conftest import paint
+from support.listing import listed
 
 
 def pictures_of(folder, count=8, size=(100, 80)):
@@ -42,7 +43,7 @@ def make_archive(path, members):
 
 def faults_of(source):
     """List a source; returns the faults by key of the samples that have one."""
-    return {sample.key: sample.fault for sample in source.listing().samples if sample.fault}
+    return {sample.key: sample.fault for sample in listed(source).samples if sample.fault}
 
 
 def with_captions(pictures, folder=""):

@@ -124,9 +124,6 @@ def captions_in(cell: object) -> tuple[str, ...]:
 
     Blank texts and texts with a lone surrogate are not captions.
     """
-    if type(cell) is str:  # as in every row of a table
-        text = cell.strip()
-        return (text,) if text and (text.isascii() or not _LONE_SURROGATE.search(text)) else ()
     if hasattr(cell, "tolist"):
         cell = cell.tolist()
     values = cell if isinstance(cell, list | tuple) else (cell,)

@@ -39,7 +39,8 @@ def samples_of_rows(
 
 def _described(sample: Sample, cells: Mapping[str, object]) -> Sample:
     """Returns a sample with the facts in the cells of its row, except its label."""
-    facts: dict[str, Any] = {name: str(cells[name]) for name in ("label_text", "id") if cells.get(name) is not None}
+    texts = {name: cells.get(name) for name in ("label_text", "id")}
+    facts: dict[str, Any] = {name: None if cell is None else str(cell) or None for name, cell in texts.items()}
     if "caption" in cells:
         captions = captions_in(cells["caption"])
         facts |= {**caption_facts(captions), "fault": sample.fault or ("" if captions else NO_CAPTION)}

@@ -23,7 +23,7 @@ def spooled(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """
     rows = iter(rows)
     with tempfile.SpooledTemporaryFile(_MEMORY_BYTES, prefix="latentq-") as file:
-        while batch := [tuple(row) for row in itertools.islice(rows, _BATCH)]:
+        while batch := [*map(tuple, itertools.islice(rows, _BATCH))]:
             data = marshal.dumps(batch)
             file.write(len(data).to_bytes(_LENGTH_BYTES, "little") + data)
         file.seek(0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentq._core import LatentqError
-from latentq.sources.columns import CAPTION, KEY, NamedColumns, captions_in, column_of, columns_note
+from latentq.sources.columns import CAPTION, KEY, NamedColumns, column_of, columns_note
 from latentq.sources.delimited import table_rows
 from latentq.sources.folder import file_size
 from latentq.sources.label_values import Classes, with_labels
@@ -86,7 +86,7 @@ class Table:
             path = row[key]
             if not path:
                 raise LatentqError(f"{self.path}, line {line}: the row has no path")
-            captions = () if caption is None else captions_in(row[caption])
+            text = None if caption is None else row[caption].strip() or None  # UTF-8 has no lone surrogates
             size: int | None
             try:
                 size = os.stat(path if path[0] == "/" else folder + path).st_size  # noqa: PTH116  (a Path is slow)
@@ -96,9 +96,9 @@ class Table:
                 path,
                 size,
                 None,
-                None if label_text is None else row[label_text],
-                captions[0] if captions else None,
-                fault="" if captions or caption is None else NO_CAPTION,
+                None if label_text is None else row[label_text] or None,
+                text,
+                fault="" if text or caption is None else NO_CAPTION,
             )
             yield sample, None if label is None else row[label]
 
