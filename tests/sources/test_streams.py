@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -53,12 +55,14 @@ def test_the_images_of_any_folder_are_in_the_order_of_their_keys_as_bytes(tmp_pa
     assert [sample.label for sample in samples] == labels
 
 
-def test_class_folders_are_numbered_by_their_names_and_not_by_their_paths(tmp_path):
-    for name in ("a-1", "a", "a.b"):
+def test_class_folders_are_numbered_by_their_names_as_bytes_and_not_by_their_paths(tmp_path):
+    names = ("a", "a-1", "a.b", "\U0001f600", os.fsdecode(b"\xff"))
+    for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.png").touch()
-    samples = listed(open_source(tmp_path)).samples
-    assert [(sample.key, sample.label) for sample in samples] == [("a-1/x.png", 1), ("a.b/x.png", 2), ("a/x.png", 0)]
+    labels = {sample.key: sample.label for sample in listed(open_source(tmp_path)).samples}
+    assert labels == {f"{name}/x.png": label for label, name in enumerate(names)}
+    assert list(labels)[:3] == ["a-1/x.png", "a.b/x.png", "a/x.png"]
 
 
 def test_a_folder_of_two_paths_is_listed_under_the_first(tmp_path):
@@ -70,19 +74,19 @@ def test_a_folder_of_two_paths_is_listed_under_the_first(tmp_path):
 
 
 def test_a_deep_folder_is_listed(tmp_path):
-    deep = "d/" * 1500
-    current = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(1500):
-        os.mkdir("d", dir_fd=current)
-        inner = os.open("d", os.O_RDONLY, dir_fd=current)
-        os.close(current)
-        current = inner
-    os.close(os.open("x.png", os.O_CREAT | os.O_WRONLY, dir_fd=current))
-    os.close(current)
-    assert [sample.key for sample in listed(open_source(tmp_path)).samples] == [f"{deep}x.png"]
-    (tmp_path / deep / "x.png").unlink()
-    (tmp_path / "keep").touch()
-    os.removedirs(tmp_path / deep)  # pytest would do it by recursion
+    deep = sys.getrecursionlimit() + 100
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(deep):
+        os.mkdir("d", dir_fd=folder)
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    try:
+        os.close(os.open("x.png", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+        assert [sample.key for sample in listed(open_source(tmp_path)).samples] == ["d/" * deep + "x.png"]
+    finally:
+        os.close(folder)
+        subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # pytest would remove it by recursion
 
 
 _number = st.sampled_from(["0", "3", "12", "3.0", "+7", " 5 ", 0, 9, 4.0, True, False])
