@@ -25,9 +25,11 @@ def test_folder_is_encoded(pictures, tmp_path):
     assert (card.counts.samples, card.counts.rejects) == (12, 0)
     assert card == Card.load(tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "latents.toml", "samples.tsv", "rejects.tsv", "index.json", "00000"
+        "latents.toml", "list", "rejects.tsv", "index.json", "00000"
     }  # fmt: skip
-    assert {p.name for p in (tmp_path / "out" / "00000").iterdir()} == {"shard.00000.mds", "index.json", "unit.toml"}
+    assert {p.name for p in (tmp_path / "out" / "00000").iterdir()} == {
+        "shard.00000.mds", "index.json", "unit.toml", "content.xxh3"
+    }  # fmt: skip
     dataset = LatentDataset(tmp_path / "out")
     assert len(dataset) == 12
     sample = dataset[5]
@@ -261,7 +263,7 @@ def test_verify_finds_every_change(pictures, tmp_path):
 
     assert findings("00001/shard.00000.mds", lambda b: b[:-1] + bytes([b[-1] ^ 1]))
     assert findings("00001/shard.00000.mds", lambda b: b[:-1])
-    assert findings("samples.tsv", lambda b: b.replace(b"cat", b"dog"))
+    assert findings("list/00000.tsv", lambda b: b.replace(b"cat", b"dog"))
     assert findings("rejects.tsv", lambda b: b + b"x\ty\tz\n")
     assert findings("00002/unit.toml", lambda b: b.replace(b"samples = 2", b"samples = 3"))
     assert findings("latents.toml", lambda b: b.replace(b"rejects = 0", b"rejects = 1"))

@@ -115,7 +115,7 @@ def test_fault_of_the_machine_ends_the_run_and_is_not_a_reject(pictures, tmp_pat
             self.start, self.is_done = self._batch.start, self._batch.is_done
 
         def result(self, position):
-            return (self._batch.result(position)[0] if position else fault), None
+            return (self._batch.result(position)[0] if position else fault), None, None
 
     monkeypatch.setattr(latentq._core, "ImageBatch", Failing)
     with pytest.raises(OSError if isinstance(fault, OSError) else MemoryError) as raised:

@@ -20,9 +20,9 @@ from latentq.collect import COLLECTIONS
 from latentq.encoding import captions as caption_encoding
 from latentq.format.options import Column
 from latentq.models.text import Embeddings, load_text_encoder
+from latentq.run.sample_list import SampleList
 from latentq.sharding.pipeline import shards
 from latentq.sources import Captions
-from latentq.sources.listing import Listing
 from support.archive_making import make_tar, make_zip, pictures_of, with_captions
 from support.text_making import save_clip
 
@@ -195,8 +195,8 @@ def test_several_captions_of_an_image_are_stored(several, tmp_path):
         )
     assert batch["attention_mask"].shape == (4, 3, 5)
     assert batch["pooled_embedding"].shape == (4, 3, 3)
-    listing = Listing.from_tsv((tmp_path / "out" / "samples.tsv").read_bytes(), "samples.tsv")
-    assert [list(sample.captions or [sample.caption]) for sample in listing.samples] == captions
+    listed = SampleList(tmp_path / "out" / "list")
+    assert [list(sample.captions or [sample.caption]) for sample in listed] == captions
 
 
 def test_embeddings_can_be_resident(several, tmp_path):
@@ -220,7 +220,6 @@ def test_several_captions_come_from_several_rows(tmp_path):
     assert [sample.captions for sample in listing.samples] == [
         ("caption 0", "caption 2", "caption 4"), ("caption 1", "caption 3")
     ]  # fmt: skip
-    assert Listing.from_tsv(listing.to_tsv(), "x").samples == listing.samples
 
 
 def test_mixture_of_all_six_collections(tmp_path):

@@ -163,7 +163,7 @@ def test_the_same_command_without_update_is_refused_once_the_source_changed(sour
     update(source, out)
     encode(source, out)
     (source / "9.png").unlink()
-    with pytest.raises(MismatchError, match="0 new, 0 changed, 1 removed.*--update"):
+    with pytest.raises(MismatchError, match=r"0 new, 0 changed, 1 removed.*--update"):
         encode(source, out)
 
 

@@ -10,7 +10,7 @@ import contextlib
 from pathlib import Path
 
 from latentq._core import MismatchError, RecipeError
-from latentq.format.card import Card
+from latentq.format.card import CARD, Card
 
 _SUFFIX = ".tsv"
 
@@ -31,7 +31,7 @@ def check_table(out: Path, card: Card) -> None:
         return
     from latentq.converting.vqgan import CODEBOOK_SIZE
 
-    if out.exists() and not dataset_of(out).exists():
+    if out.exists() and not (dataset_of(out) / CARD).exists():
         raise MismatchError(f"{out} is there already, and no {dataset_of(out).name} next to it: name another file")
     missing = {"tokens", "key"} - {column.content for column in card.recipe.columns.values()}
     if missing:

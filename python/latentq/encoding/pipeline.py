@@ -93,9 +93,9 @@ def encode(
         published = Card.load(out)
         if settings.delete_archives and source_is_deleted(source, out, published):
             return finish(out, published, settings.progress)
-        revision = published.source.revision
+        revision, unit_size = published.source.revision, published.recipe.unit_size
     else:
-        revision = 0
+        revision, unit_size = 0, recipe.unit_size
 
     opened = open_run_source(
         source,
@@ -115,7 +115,7 @@ def encode(
         return card
     with settings.profile.timing(LIST, "worked"):
         run_list = list_source(
-            opened, out, recipe.unit_size, compare=settings.rank == 0, revision=revision, advice=_ADVICE
+            opened, out, unit_size, compare=settings.rank == 0, revision=revision, advice=_ADVICE
         )
     with run_list:
         keep_subfolder = overrides.get("subfolder") is not None
@@ -131,13 +131,10 @@ def encode(
         print_notes([*run_list.notes, *(models.dtype_notes(recipe) if is_new else ())], settings.progress)
         with current_device(run.encoder.device):
             run = publish_card(out, run, run_list, settings.progress, frozen=parent is not None)
-    share = Share.for_process(out, opened, run.samples, settings)
-    with (
-        current_device(run.encoder.device),
-        Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar,
-    ):
-        publish_empty_caption(out, run)
-        encode_units(run, share, bar)
+            publish_empty_caption(out, run)
+            share = Share.for_process(out, opened, run.samples, settings)
+            with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
+                encode_units(run, share, bar)
     card = share.finish(run.card, CARD, CardCompletion, settings.progress)
     if card.complete:
         write_table(named)
