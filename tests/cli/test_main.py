@@ -126,15 +126,8 @@ def test_a_full_disk_is_one_line_and_leaves_no_temporary(pictures, tmp_path, siz
     assert left == []
 
 
-def test_a_folder_that_may_not_be_read_is_one_line(pictures, tmp_path, monkeypatch, capsys):
-    scandir = os.scandir
-
-    def refuse(path):  # as for a user who is not root
-        if str(path).endswith("bee"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+@pytest.mark.usefixtures("unreadable_bee")
+def test_a_folder_that_may_not_be_read_is_one_line(pictures, tmp_path, capsys):
     assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL]) == 1
     assert capsys.readouterr().err.splitlines() == [f"latentq: {pictures}/bee: Permission denied"]
     assert not (tmp_path / "out").exists()
