@@ -19,7 +19,7 @@ from latentq.cli.common import UsageError, fail
 from latentq.system.extras import missing_package
 from latentq.system.text import one_line
 
-_COMMANDS = (
+COMMANDS = (
     "encode", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure"
 )  # fmt: skip
 _EPILOG = """examples:
@@ -122,6 +122,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     named = tuple(arguments[:1])
-    for name in named if named and named[0] in _COMMANDS else _COMMANDS:
+    for name in named if named and named[0] in COMMANDS else COMMANDS:
         importlib.import_module(f"latentq.cli.{name}").add(commands)
     return parser
