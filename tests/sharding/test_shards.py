@@ -149,7 +149,7 @@ def test_damage_to_shards_is_found(collection, tmp_path):
 
 def test_source_without_usable_images_is_an_error(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("a.jpg", picture((63, 63)))])
-    with pytest.raises(LatentqError, match="none of the 1 samples could be stored"):
+    with pytest.raises(LatentqError, match="none of 1 sample could be stored"):
         shards(path, tmp_path / "out", **SMALL)
 
 

@@ -121,7 +121,7 @@ def test_captions_for_no_image_are_an_error_that_shows_both_names(tmp_path):
     images = folder_of(tmp_path / "images", "a.png")
     file = tmp_path / "captions.jsonl"
     file.write_text(lines({"file_name": "/data/b.png", "text": "one"}))
-    message = r"no caption for any of the 1 samples: it names '/data/b\.png', the source 'a\.png'"
+    message = r"no caption for any of 1 sample: it names '/data/b\.png', the source 'a\.png'"
     with pytest.raises(LatentqError, match=message):
         captions_of(images, file)
 
@@ -221,7 +221,7 @@ def test_a_folder_of_images_takes_a_caption_file(pictures, tmp_path):
 def test_broken_caption_files_and_those_without_a_match_are_errors(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("1.jpg", b"1")])
     (tmp_path / "c.jsonl").write_text('{"path": "2.jpg", "caption": "x"}\n')
-    with pytest.raises(LatentqError, match="no caption for any of the 1 samples"):
+    with pytest.raises(LatentqError, match="no caption for any of 1 sample"):
         open_source(path, captions=str(tmp_path / "c.jsonl")).listing()
     for name, data in {
         "c.jsonl": b'{"path": "1.jpg", "caption": "x"}\nno\n',

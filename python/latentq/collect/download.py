@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from latentq._core import LatentqError
 from latentq.store.local import sync
-from latentq.system.text import one_line
+from latentq.system.text import counted, one_line
 
 if TYPE_CHECKING:
     import requests
@@ -249,7 +249,7 @@ class Download:
                     break
         if remote.size is None and done > limit:
             target.unlink()
-            raise LatentqError(f"the server gave no size and sent more than {limit} bytes")
+            raise LatentqError(f"the server gave no size and sent more than {counted(limit, 'byte')}")
 
 
 def _begin(response: requests.Response, remote: Remote, partials: Path) -> tuple[Remote, Path, int]:
@@ -259,7 +259,7 @@ def _begin(response: requests.Response, remote: Remote, partials: Path) -> tuple
         raise MovedError("the server sent a web page instead of the file")
     begin, total = _range_of(response)
     if remote.size is not None and total not in (None, remote.size):
-        raise RetryableError(f"the server offers {total} bytes instead of {remote.size}")
+        raise RetryableError(f"the server offers {counted(total, 'byte')} instead of {remote.size}")
     if remote.hash:
         return remote, _partial_path(partials, remote.hash), begin
     algorithm, checksum = _checksum(response, whole=response.status_code == 200)
@@ -347,10 +347,10 @@ def _verified(remote: Remote, partial: Path) -> Path:
     """Returns the partial file, fsynced, if its size and hash are right. Raises RetryableError if they are not."""
     size = _size(partial)
     if remote.size is not None and size < remote.size:
-        raise RetryableError(f"the connection broke after {size} of {remote.size} bytes")
+        raise RetryableError(f"the connection broke after {size} of {counted(remote.size, 'byte')}")
     if remote.size is not None and size > remote.size:
         partial.unlink()
-        raise RetryableError(f"received {size} bytes instead of {remote.size}", wrong_content=True)
+        raise RetryableError(f"received {counted(size, 'byte')} instead of {remote.size}", wrong_content=True)
     if remote.hash and (found := _hash_of(partial, remote.algorithm)) != remote.hash:
         partial.unlink()
         raise RetryableError(f"its {remote.algorithm} is {found}, not {remote.hash}", wrong_content=True)

@@ -27,7 +27,7 @@ from latentq.format.tsv import tsv_line, tsv_values
 from latentq.store.local import replace_file
 from latentq.system.extras import needed_for
 from latentq.system.progress import TransferProgress
-from latentq.system.text import one_line, size_text
+from latentq.system.text import counted, one_line, size_text
 
 RECORD = "collect.toml"
 FAILED = "failed.tsv"
@@ -183,7 +183,8 @@ class _Run:
         if missing:
             known = f", {size_text(total)}" if total else ""
             free = size_text(shutil.disk_usage(self._folder).free)
-            self.bar.note(f"to download: {len(missing)} of {count} files{known}; {free} are free in {self._folder}")
+            files = counted(count, "file")
+            self.bar.note(f"to download: {len(missing)} of {files}{known}; {free} are free in {self._folder}")
 
     def _obstacle(self, file: File, remote: Remote | None) -> str:
         """Returns why a file cannot be requested; empty if it can."""
@@ -195,7 +196,7 @@ class _Run:
         if os.path.lexists(path) and not path.is_file():
             return f"{path} exists and is not a file: move it away"
         if remote.size is not None and path.exists() and path.stat().st_size != remote.size:
-            return f"{path} exists with {path.stat().st_size} bytes instead of {remote.size}: move it away"
+            return f"{path} exists with {counted(path.stat().st_size, 'byte')} instead of {remote.size}: move it away"
         return ""
 
     def _download_all(

@@ -20,6 +20,7 @@ from latentq._core import LatentqError
 from latentq.inspect.psnr import psnr
 from latentq.quantizer import Method, Quantizer
 from latentq.system.progress import BriefProgress, Progress
+from latentq.system.text import counted
 
 if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
@@ -116,7 +117,8 @@ def measure(
     calibration, tried = (x[::2], x[1::2]) if len(x) > 1 else (x, x)
     if images is not None:
         if len(images) < len(x):
-            raise ValueError(f"expected one image per latent, not {len(images)} images for {len(x)} latents")
+            found = f"{counted(len(images), 'image')} for {counted(len(x), 'latent')}"
+            raise ValueError(f"expected one image per latent, not {found}")
         images = images[: len(x)][1::2] if len(x) > 1 else images[:1]
     channels = x.shape[1]
     low, high = float(calibration.min()), float(calibration.max())
@@ -126,7 +128,7 @@ def measure(
     schemes += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
     count = 0 if autoencoder is None else min(DECODED, len(tried))
     chosen = [position * len(tried) // count for position in range(count)]
-    with BriefProgress(len(schemes) * (1 + count), "measure", progress, noun="steps") as bar:
+    with BriefProgress(len(schemes) * (1 + count), "measure", progress, noun="step") as bar:
         rows = []
         for name, quantizer in schemes:
             rows.append(_cost(name, quantizer, tried))

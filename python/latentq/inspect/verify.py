@@ -24,6 +24,7 @@ from latentq.sources import Listing, Sample
 from latentq.sources.listing import cycled_captions
 from latentq.store.local import read_regular
 from latentq.system.progress import Progress
+from latentq.system.text import counted
 
 _BATCH = 1024  # samples read at once
 _LISTED = ("key", "label", "label_text", "caption", "captions", "id")  # contents that come from the list
@@ -58,8 +59,8 @@ def verify(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> l
         return [_finding(file, str(error))]
     missing = [name for name in unit_names(card) if not unit_done(path, name)]
     if missing:
-        done = card.units - len(missing)
-        return [_finding(CARD, f"not finished: {done} of {card.units} units; the first missing is {missing[0]}")]
+        done = f"{card.units - len(missing)} of {counted(card.units, 'unit')}"
+        return [_finding(CARD, f"not finished: {done}; the first missing is {missing[0]}")]
     return list(_Verification(path, card, file).findings(progress))
 
 
@@ -107,7 +108,7 @@ class _Verification:
         recipe = self._card.recipe if isinstance(self._card, Card) else self._card
         units = listing.units(recipe.unit_size)
         if len(units) != len(self._names):
-            raise FormatError(f"{SAMPLES} has {len(units)} units, the card {len(self._names)}")
+            raise FormatError(f"{SAMPLES} has {counted(len(units), 'unit')}, the card {len(self._names)}")
         return units
 
     def _check_folder(self) -> Iterator[mds.Finding]:
@@ -124,8 +125,8 @@ class _Verification:
         expected = card_hash(read_regular(self._path / self._file))
         edited = [name for name, unit in zip(self._names, facts, strict=True) if unit.card not in ("", expected)]
         if edited:
-            which = "the units" if len(edited) == len(facts) else f"{len(edited)} units, {edited[0]} first,"
-            message = f"{which} were made by another card: a field that decides what values mean was edited since"
+            which = "the units" if len(edited) == len(facts) else f"{counted(len(edited), 'unit')}, {edited[0]} first"
+            message = f"another card made {which}: a field that decides what values mean was edited since"
             yield _finding(self._file, message)
         for name, unit, indices in zip(self._names, facts, self._units(listing), strict=True):
             if unit.listing not in ("", listing.part_sha256(indices)):
@@ -143,7 +144,7 @@ class _Verification:
         if len(reader) and stored != planned:
             yield _finding(f"{name}/{INDEX}", f"has the columns {stored}, the card {planned}")
         elif len(reader) != facts.samples:
-            yield _finding(f"{name}/{UNIT}", f"says {facts.samples} samples, the shards hold {len(reader)}")
+            yield _finding(f"{name}/{UNIT}", f"says {counted(facts.samples, 'sample')}, the shards hold {len(reader)}")
         else:
             yield from self._check_listed(name, reader, facts, [listing.samples[index] for index in indices])
             if isinstance(self._card, Card):
@@ -162,10 +163,8 @@ class _Verification:
             else:
                 kept.append(sample)
         if len(kept) != len(reader) or rejects.total():
-            message = (
-                f"holds {len(reader)} samples and {len(facts.rejects)} rejects, its part of the list {len(samples)}"
-            )
-            yield _finding(name, message)
+            held = f"{counted(len(reader), 'sample')} and {counted(len(facts.rejects), 'reject')}"
+            yield _finding(name, f"holds {held}, its part of the list {len(samples)}")
             return
         for column, content in self._listed_columns().items():
             for index, value in _values(reader, column):

@@ -21,6 +21,7 @@ from latentq.quantizer import Quantizer
 from latentq.reading.buffers import Allocate
 from latentq.reading.columns import EmbeddingColumn, EncodedColumn, LatentColumn, MaskColumn, Scale, TokenColumn
 from latentq.reading.samples import Batch, ColumnDict
+from latentq.system.text import counted
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _INTEGERS = ("int", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
@@ -340,9 +341,8 @@ def _latent_column(
         raise FormatError(f"{path}: the card does not describe the latents in column {name!r}")
     facts = card.latents[name] if card is not None else _latent_facts(path, name, column, quantizer)
     if facts.quantizer.channels != facts.shape[0]:
-        raise MismatchError(
-            f"{path}: column {name!r} has {facts.shape[0]} channels, and its quantizer {facts.quantizer.channels}"
-        )
+        channels = counted(facts.shape[0], "channel")
+        raise MismatchError(f"{path}: column {name!r} has {channels}, and its quantizer {facts.quantizer.channels}")
     return LatentColumn(name, facts, column.content == "moments", column.scaled, facts.quantizer)
 
 

@@ -21,6 +21,7 @@ from latentq.reading.protocol import BatchSource
 from latentq.reading.samples import Batch, samples_of
 from latentq.system.processors import processors
 from latentq.system.ranks import distributed_ranks
+from latentq.system.text import counted
 
 _STRETCH = 1 << 14  # samples whose order is computed at a time
 
@@ -214,7 +215,8 @@ class LatentLoader:
             if state[key] != mine[key]:
                 raise ValueError(f"the state is of a loader with {key} {state[key]}, and this loader has {mine[key]}")
         if state["position"] > len(self.order):
-            raise ValueError(f"the state's position is {state['position']}, of {len(self.order)} samples in an epoch")
+            samples = counted(len(self.order), "sample")
+            raise ValueError(f"the state's position is {state['position']}, of {samples} in an epoch")
         self._epoch, self._position = state["epoch"], state["position"]
         self._start = self._position
 

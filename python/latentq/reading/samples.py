@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch.utils import _pytree
 from torch.utils.data import default_collate
 
+from latentq.system.text import counted
+
 Indices = Sequence[int] | NDArray[np.int64]
 Batch = dict[str, Any]
 
@@ -142,7 +144,7 @@ def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
         raise TypeError(f"indices must be integers, not {indices.dtype}{hint}")
     outside = (indices < -size) | (indices >= size)
     if outside.any():
-        raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
+        raise IndexError(f"index {indices[outside][0]} is out of range for {counted(size, 'sample')}")
     indices = indices.astype(np.int64)
     return np.where(indices < 0, indices + size, indices)
 
@@ -158,4 +160,4 @@ def _index_array(indices: Iterable[Any], size: int) -> NDArray[Any]:
     try:
         return np.fromiter(map(operator.index, indices), np.int64)
     except OverflowError:
-        raise IndexError(f"an index is out of range for {size} samples") from None
+        raise IndexError(f"an index is out of range for {counted(size, 'sample')}") from None

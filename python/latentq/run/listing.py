@@ -17,7 +17,7 @@ from latentq.format.files import SAMPLES
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 from latentq.sources.label_values import MAX_LABEL, with_labels
 from latentq.store.local import make_folder, publish_once, read_regular
-from latentq.system.text import one_line
+from latentq.system.text import counted, one_line
 
 
 def collection_of(name: str | Collection | None) -> Collection | None:
@@ -186,7 +186,7 @@ def _check_listing(file: Path, listing: Listing) -> None:
 
 
 def _list_difference(file: Path, old: Listing, new: Listing) -> str:
-    counts = f"{file} lists {len(old.samples)} samples, the source has {len(new.samples)} now"
+    counts = f"{file} lists {counted(len(old.samples), 'sample')}, the source has {len(new.samples)} now"
     for listed, found in zip(old.samples, new.samples, strict=False):
         if listed != found:
             return f"{counts}; the first difference: {_sample_text(listed)} there, {_sample_text(found)} now"
@@ -199,7 +199,8 @@ def _list_difference(file: Path, old: Listing, new: Listing) -> str:
 
 def _sample_text(sample: Sample) -> str:
     label = "" if sample.label is None else f", label {sample.label}"
-    return f"{sample.key!r} ({'no file' if sample.bytes is None else f'{sample.bytes} bytes'}{label})"
+    size = "no file" if sample.bytes is None else counted(sample.bytes, "byte")
+    return f"{sample.key!r} ({size}{label})"
 
 
 def source_facts(kind: str, listing: Listing, unit_size: int) -> SourceFacts:

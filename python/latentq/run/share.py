@@ -16,6 +16,7 @@ from latentq.run.units import UnitCard, UnitFacts, unit_done, unit_names, units_
 from latentq.sources import Listing, Source
 from latentq.store.local import remove_dead, sync_published
 from latentq.system.progress import Progress
+from latentq.system.text import counted
 
 _Card = TypeVar("_Card", bound=UnitCard)
 
@@ -93,5 +94,6 @@ class Share:
             return replace(card, counts=None)
         card = finish_units(self.out, card, file, complete)
         if card.counts is not None and not card.counts.samples:
-            raise LatentqError(f"none of the {card.source.samples} samples could be stored: see {self.out / REJECTS}")
+            samples = counted(card.source.samples, "sample")
+            raise LatentqError(f"none of {samples} could be stored: see {self.out / REJECTS}")
         return card

@@ -19,6 +19,7 @@ from latentq.sources.sidecars import MAX_TEXT_BYTES
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.store.local import check_regular
+from latentq.system.text import counted
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
 _CaptionRow = Mapping[str, Any]
@@ -122,7 +123,7 @@ class Captions:
                     found[number] = replace(earlier, captions=earlier.captions + captions)
         if not found:
             names = f": it names {name!r}, the source {samples[0].text!r}" if name and samples else ""
-            raise LatentqError(f"{self.path} has no caption for any of the {len(samples)} samples{names}")
+            raise LatentqError(f"{self.path} has no caption for any of {counted(len(samples), 'sample')}{names}")
         return found
 
     def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:

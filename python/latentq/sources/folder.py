@@ -15,6 +15,7 @@ from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.sidecars import NO_CAPTION, SidecarRule, Sidecars, stem_of
 from latentq.system.faults import FILE_ERRNOS
+from latentq.system.text import counted
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Folder:
             samples = self._with_labels(samples)
             fields = ("label", "label_text")
         elif len(outside) < len(keys):
-            notes.append(f"no labels: {len(outside)} images are outside class folders, {outside[0]} first")
+            notes.append(f"no labels: {counted(len(outside), 'image')} outside class folders, {outside[0]} first")
         if self.columns.caption is not None:
             samples = self._with_captions(samples, found.texts)
             fields = (*fields, "caption", *captions_field(samples), "fault")
@@ -187,7 +188,7 @@ def _read_sidecar(path: Path, limit: int) -> tuple[bytes | None, str]:
         if error.errno not in FILE_ERRNOS:
             raise
         return None, str(error.strerror)
-    return (content, "") if len(content) <= limit else (None, f"more than the {limit} bytes that are read")
+    return (content, "") if len(content) <= limit else (None, f"more than the {counted(limit, 'byte')} that are read")
 
 
 def file_size(path: Path) -> int | None:

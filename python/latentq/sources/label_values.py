@@ -11,6 +11,7 @@ from typing import SupportsInt
 
 from latentq._core import MismatchError
 from latentq.sources.listing import Sample
+from latentq.system.text import counted
 
 Classes = Mapping[str, tuple[int, str]]
 """Label and readable name of each class name."""
@@ -139,4 +140,4 @@ def labels_note(samples: Sequence[Sample], values: Sequence[object]) -> tuple[st
     if len(missing) == len(usable):
         given = [value for value in values if value not in (None, "")]
         return (f"no labels: {given[0]!r:.30} is neither a class number nor a name",) if given else ()
-    return (f"{len(missing)} of {len(usable)} samples have no label, {missing[0].text} first",)
+    return (f"no label for {len(missing)} of {counted(len(usable), 'sample')}, {missing[0].text} first",)
