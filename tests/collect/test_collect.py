@@ -144,7 +144,7 @@ def test_a_folder_takes_one_collection_and_one_process(server, tmp_path):
         (["sa1b"], "sa1b needs its list of links, from the dataset's page: --links FILE"),
         (["cc12m", "--links", "a.tsv"], "cc12m takes no links"),
         (["jdb", "--site", "http://a"], "jdb takes no site"),
-        (["jdb", "--threads", "0"], "threads must be at least 1, not 0"),
+        (["jdb", "--threads", "0"], "--threads must be at least 1, not 0"),
     ],
 )
 def test_invalid_arguments_are_refused(server, tmp_path, arguments, message, capsys):

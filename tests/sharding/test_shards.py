@@ -188,7 +188,9 @@ def test_diffusiondb_skips_unsafe_images(tmp_path):
         "part-000001.zip/1.webp\tlist\tnot safe: image_nsfw is 0.21, above 0.2\n"
         "part-000001.zip/3.webp\tlist\tno caption in metadata.parquet\n"
     )
-    with pytest.raises(LatentqError, match="limits on image_nsfw, prompt_nsfw need a captions file with those columns"):
+    with pytest.raises(
+        LatentqError, match="limits on image_nsfw, prompt_nsfw need a file of captions with those columns: --captions"
+    ):
         shards(tmp_path / "*.zip", tmp_path / "more", collection="diffdb", **SMALL)
 
 

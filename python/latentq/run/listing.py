@@ -43,7 +43,8 @@ def with_limits(captions: str | Captions | None, collection: Collection | None) 
         return captions
     if captions is None:
         raise LatentqError(
-            f"limits on {', '.join(collection.limits)} need a captions file with those columns: give it as captions"
+            f"limits on {', '.join(collection.limits)} need a file of captions with those columns: "
+            "--captions FILE names it"
         )
     captions = Captions.parse(captions) if isinstance(captions, str) else captions
     return replace(captions, limits=collection.limits)
