@@ -230,7 +230,15 @@ class Download:
         return _verified(remote, target)
 
     def _receive(self, response: requests.Response, guard: Guard, remote: Remote, target: Path, begin: int) -> None:
-        """Appends the body to the partial file, from byte `begin` on."""
+        """Appends the body to the partial file, from byte `begin` on.
+
+        Args:
+            response: The response, whose body begins at byte `begin` of the file.
+            guard: Ends a connection that is too slow.
+            remote: The file as the server describes it.
+            target: The partial file; it is cut at `begin` first.
+            begin: An offset in bytes.
+        """
         limit = _MAX_UNSIZED_BYTES if remote.size is None else remote.size
         self.report(begin, remote.size)
         with target.open("ab") as file:
@@ -289,7 +297,13 @@ def _check_status(response: requests.Response, remote: Remote) -> None:
 
 
 def access_advice(repository: str, endpoint: str, message: str = "") -> str:
-    """Returns the message for a dataset that needs a token; without the Hub's own message, the dataset is gated."""
+    """Returns the message for a dataset that needs a token; without the Hub's own message, the dataset is gated.
+
+    Args:
+        repository: The dataset on the Hub, `owner/name`.
+        endpoint: The address of the Hub.
+        message: The Hub's own message; empty for a gated dataset.
+    """
     page, how = f"{endpoint}/datasets/{repository}", "(HF_TOKEN, or hf auth login)"
     if message:
         return f"{page}: {message}: give a token that may read it {how}"

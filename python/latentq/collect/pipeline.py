@@ -164,7 +164,15 @@ class _Run:
         earlier: list[Failure],
         lost: list[Failure],
     ) -> list[Failure]:
-        """Writes failed.tsv: the failures of this run, and earlier ones of other files. Returns those of this run."""
+        """Writes failed.tsv: the failures of this run, and earlier ones of other files. Returns those of this run.
+
+        Args:
+            files: The files of this run.
+            remotes: Address and size of the files on their servers, by path.
+            reasons: Why each file that failed in this run did.
+            earlier: The failures in failed.tsv before this run.
+            lost: Those of them that the collection no longer has a file for.
+        """
         failed = [
             Failure(file.id, remotes[file.path].address if file.path in remotes else file.repository, reasons[file])
             for file in files
@@ -176,7 +184,14 @@ class _Run:
         return failed
 
     def _announce(self, reasons: dict[File, str], missing: list[File], count: int, total: int) -> None:
-        """Tells which files cannot be requested, and how much there is to download."""
+        """Tells which files cannot be requested, and how much there is to download.
+
+        Args:
+            reasons: Why each file that cannot be requested cannot.
+            missing: The files to download.
+            count: The number of all files of the request.
+            total: The known bytes of the missing files; 0 if none is known.
+        """
         for file, reason in reasons.items():
             self.bar.note(f"failed: {file.id}: {reason}")
         self.bar.expect(len(missing), total)
@@ -202,7 +217,14 @@ class _Run:
     def _download_all(
         self, files: list[File], remotes: dict[str, Remote], threads: int, reasons: dict[File, str]
     ) -> None:
-        """Downloads files, several at once, and adds the reasons of those that failed."""
+        """Downloads files, several at once, and adds the reasons of those that failed.
+
+        Args:
+            files: The files to download.
+            remotes: Address and size of the files on their servers, by path.
+            threads: How many files are downloaded at once.
+            reasons: Why each file that failed did; extended in place.
+        """
         (self._folder / _PARTIALS).mkdir(exist_ok=True)
         pool = ThreadPoolExecutor(threads)
         try:

@@ -305,7 +305,13 @@ class _LoadingBatch:
                 image.by_pillow = self._readers.submit(self._load_by_pillow, position, image.data, error)
 
     def _load_by_pillow(self, position: int, data: bytes | Path, error: Exception) -> Loaded:
-        """Loads an image of a format that the core does not know, on a thread of its own."""
+        """Loads an image of a format that the core does not know, on a thread of its own.
+
+        Args:
+            position: The image's index in the batch, and its row in the arrays of pixels.
+            data: The image file, or its path.
+            error: The core's error, raised if Pillow does not know the format either.
+        """
         size = None
         try:
             data = data if isinstance(data, bytes) else data.read_bytes()

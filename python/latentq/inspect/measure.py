@@ -209,7 +209,13 @@ def _arrays(samples: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
 
 
 def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
-    """Measures a scheme on latents, without decoding."""
+    """Measures a scheme on latents, without decoding.
+
+    Args:
+        name: The scheme's name.
+        quantizer: A quantizer of the scheme, calibrated on the latents.
+        x: Latents (N, C, ...).
+    """
     measured = quantizer.measure(x)
     return SchemeCost(
         name,
@@ -233,6 +239,13 @@ def _psnrs(
 
     The PSNR against the images is NaN if there are none. Works batch by batch, so that memory does not grow with the
     number of samples.
+
+    Args:
+        autoencoder: Decodes the latents.
+        quantizers: Quantizers of the schemes.
+        x: Raw latents (N, C, h, w).
+        images: Originals (N, 3, S, S) uint8.
+        bar: Counts the latents that are decoded, once for each quantizer.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in quantizers]
     for start in range(0, len(x), _BATCH):

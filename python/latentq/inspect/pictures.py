@@ -121,6 +121,12 @@ def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[n
     """Shows a stored sample, given decoded, next to its original and to its unquantized reconstruction.
 
     For tokens there are two pictures: the reconstruction is the stored one.
+
+    Args:
+        originals: The source, indexed as the dataset's samples are.
+        layout: The layout of the dataset, with one column of latents or tokens.
+        index: The sample's index.
+        stored: The decoded sample, uint8 (S, S, 3).
     """
     from latentq.reading.columns import TokenColumn
 

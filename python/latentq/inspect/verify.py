@@ -154,7 +154,14 @@ class _Verification:
     def _check_listed(
         self, name: str, reader: mds.Reader, facts: UnitFacts, samples: list[Sample]
     ) -> Iterator[mds.Finding]:
-        """Checks that stored keys, labels and captions are those of the list."""
+        """Checks that stored keys, labels and captions are those of the list.
+
+        Args:
+            name: The unit's name.
+            reader: Its shards.
+            facts: Its facts.
+            samples: Its part of the list, rejects included.
+        """
         rejects = Counter(reject.key for reject in facts.rejects)
         kept = []
         for sample in samples:
@@ -212,7 +219,14 @@ def _check_files(path: Path) -> Iterator[mds.Finding]:
 
 
 def _check_codes(name: str, reader: mds.Reader, card: Card, facts: UnitFacts) -> Iterator[mds.Finding]:
-    """Checks that tokens are in the codebook, and that a unit's histograms are those of its codes."""
+    """Checks that tokens are in the codebook, and that a unit's histograms are those of its codes.
+
+    Args:
+        name: The unit's name.
+        reader: Its shards.
+        card: The dataset's card.
+        facts: The unit's facts.
+    """
     for column, tokens in card.tokens.items():
         for _, part in _parts(reader, column, int(np.prod(tokens.shape)) * np.dtype(tokens.dtype).itemsize):
             ids = part.view(tokens.dtype)

@@ -276,7 +276,13 @@ class LatentLoader:
             position = stops[-1]
 
     def _dropout_masks(self, epoch: int, indices: NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
-        """Draws the dropout masks of some samples."""
+        """Draws the dropout masks of some samples.
+
+        Args:
+            epoch: The number of the epoch.
+            indices: Indices of the samples, (N,).
+            shape: Shape of each mask, of N values.
+        """
         masks: dict[str, NDArray[Any]] = {}
         for salt, (name, probability) in enumerate(self.dropouts.items()):
             if probability:
@@ -300,7 +306,13 @@ class LatentLoader:
         return batch
 
     def _prepare(self, epoch: int, indices: NDArray[np.int64], allocate: Allocate) -> Batch:
-        """Builds a batch on a Python thread."""
+        """Builds a batch on a Python thread.
+
+        Args:
+            epoch: The number of the epoch, which seeds the noise.
+            indices: Indices of the samples, (N,).
+            allocate: Allocates the batch's tensors.
+        """
         source = self.source
         noise = source.noise_of(indices, self.order.seed, epoch, allocate=allocate)
         if source.transform is not None:

@@ -145,7 +145,13 @@ class LatentMixture(BatchedDataset):
 
 
 def _joined(parts: list[Any], rows: list[NDArray[np.int64]], allocate: Allocate) -> Any:
-    """Joins one column's parts: each dataset's values go to its rows of the batch."""
+    """Joins one column's parts: each dataset's values go to its rows of the batch.
+
+    Args:
+        parts: The values from each dataset: a tensor (n, ...) or a list of n values.
+        rows: The rows of the batch that each dataset's values go to, (n,).
+        allocate: Allocates the tensor of all parts.
+    """
     count = sum(map(len, rows))
     if isinstance(parts[0], list):
         items = [None] * count

@@ -125,7 +125,13 @@ def collate(samples: Sequence[Any] | MutableMapping[str, Any]) -> Any:
 
 
 def samples_of(batch: Batch, count: int, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
-    """Returns the samples of a batch: views of it, or the results of a transform."""
+    """Returns the samples of a batch: views of it, or the results of a transform.
+
+    Args:
+        batch: The batch.
+        count: The number of its samples.
+        transform: Applied to each sample; None gives views of the batch.
+    """
     samples = Samples(batch, count)
     return samples if transform is None else [transform(sample) for sample in samples]
 

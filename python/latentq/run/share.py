@@ -43,6 +43,14 @@ class Share:
     ) -> Self:
         """Returns the share of the process that `settings` describe.
 
+        Args:
+            out: The folder of the units.
+            card: The card of the output.
+            source: The source, opened.
+            listing: Its listing.
+            unit_size: Samples per unit.
+            settings: How the run is done.
+
         Raises:
             LatentqError: `settings.delete_archives` is set, but the source has no archives.
         """

@@ -267,7 +267,17 @@ def _member(
     extensions: _Extensions,
     reads_of: Callable[[str], Reads],
 ) -> tuple[Member | None, int]:
-    """Returns the member of a header, or None for a folder; and the offset of the next header."""
+    """Returns the member of a header, or None for a folder; and the offset of the next header.
+
+    Args:
+        source: The archive's bytes.
+        header: The member's header, 512 bytes.
+        offset: Offset of the header in the archive.
+        size: The size in the header, in bytes; a pax record overrides it.
+        kind: The type flag of the header, one byte.
+        extensions: The extension headers before this one.
+        reads_of: Returns what is read of a member while listing, by its name.
+    """
     known = extensions.global_records | extensions.records if extensions.global_records else extensions.records
     name = known.get("GNU.sparse.name") or known.get("path") or extensions.long_name or _name(header)
     try:

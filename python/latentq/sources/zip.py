@@ -67,7 +67,13 @@ class Zip:
             yield Member(info.filename, info.header_offset, info.file_size, packed, fault, content, head)
 
     def _head(self, offset: int, packed: int | None, count: int) -> bytes:
-        """Returns the first bytes of a member; empty if it is broken, which reading it will report."""
+        """Returns the first bytes of a member; empty if it is broken, which reading it will report.
+
+        Args:
+            offset: Offset of the member's local header.
+            packed: The compressed size in bytes; None if the member is stored.
+            count: The number of bytes wanted.
+        """
         header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
         if len(header) < _LOCAL_HEADER.size:
             return b""

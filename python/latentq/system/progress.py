@@ -236,7 +236,13 @@ class TransferProgress(Progress):
             self._active[name] = (-1, size)
 
     def at(self, name: str, done: int, size: int | None) -> None:
-        """Sets the number of bytes that a file has."""
+        """Sets the number of bytes that a file has.
+
+        Args:
+            name: The file's name.
+            done: The number of bytes that are there.
+            size: The number of bytes of the whole file; None if unknown.
+        """
         with self._lock:
             before, expected = self._active[name]
             self._active[name] = (done, size)
