@@ -213,7 +213,7 @@ def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
 
     Args:
         name: The scheme's name.
-        quantizer: A quantizer of the scheme, calibrated on the latents.
+        quantizer: The quantizer of the scheme.
         x: Latents (N, C, ...).
     """
     measured = quantizer.measure(x)

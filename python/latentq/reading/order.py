@@ -103,7 +103,7 @@ class Order:
         """Returns indices within a collection, given how many of its samples came before in this and earlier epochs.
 
         Args:
-            collection: The number of the collection, which seeds its order.
+            collection: Index of the collection, which seeds its order.
             size: The number of its samples.
             ordinals: How many of its samples came before, (N,) int64.
         """
