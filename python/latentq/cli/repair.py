@@ -39,9 +39,9 @@ def _run(options: argparse.Namespace) -> int:
     for inner in sorted(card.parent for name in (CARD, SHARDS) for card in path.glob(f"*/{name}")):
         raise LatentqError(f"{inner} is a dataset of its own: repair it, and not {path}")
     done = mds.repair(path, allow_fewer_samples=options.allow_fewer_samples)
-    for finding in done.left_out:
+    for finding in done.skipped:
         print(escaped(f"{path / finding.file}: skipped: {finding.message}"))
     for name in done.kept:
         print(escaped(f"{path / name}: the previous index"))
     print(escaped(f"{path}: {counted(done.shards, 'shard')}, {counted(done.samples, 'sample')}"))
-    return 1 if done.left_out else 0
+    return 1 if done.skipped else 0

@@ -37,13 +37,13 @@ class Repair:
     Attributes:
         shards: The number of shards in the new index.
         samples: The number of samples in these shards.
-        left_out: The shards that could not be listed, with the reason. Their files are not changed.
+        skipped: The shards that could not be listed, with the reason. Their files are not changed.
         kept: The names, relative to the folder, under which the previous indexes are kept.
     """
 
     shards: int
     samples: int
-    left_out: list[Finding]
+    skipped: list[Finding]
     kept: list[str]
 
 
@@ -116,8 +116,8 @@ def repair(path: str | os.PathLike[str], *, allow_fewer_samples: bool = False) -
             index lists. Nothing is written then.
         OSError: A file cannot be read or written.
     """
-    shards, samples, left_out, kept = _core.mds_repair(os.fspath(path), allow_fewer_samples)
-    return Repair(shards, samples, [Finding(*finding) for finding in left_out], kept)
+    shards, samples, skipped, kept = _core.mds_repair(os.fspath(path), allow_fewer_samples)
+    return Repair(shards, samples, [Finding(*finding) for finding in skipped], kept)
 
 
 def _verify_images(reader: Reader, columns: list[str], faulty: set[str]) -> list[Finding]:

@@ -242,7 +242,7 @@ fn mds_verify(py: Python<'_>, path: PathBuf) -> PyResult<Findings> {
 #[pyfunction]
 fn mds_repair(py: Python<'_>, path: PathBuf, allow_fewer: bool) -> PyResult<(usize, u64, Findings, Vec<String>)> {
     let done = py.detach(|| mds::repair(&path, allow_fewer)).map_err(to_py)?;
-    Ok((done.shards, done.samples, findings(done.left_out), done.kept))
+    Ok((done.shards, done.samples, findings(done.skipped), done.kept))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
