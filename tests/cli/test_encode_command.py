@@ -45,7 +45,7 @@ def test_rejects_are_printed_and_the_run_succeeds(pictures, tmp_path, capsys):
     assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL]) == 0
     captured = capsys.readouterr()
     assert "rejected: ant/text.jpg: decode: " in captured.err
-    assert "12 samples, 1 rejects (see " in captured.out
+    assert "12 samples, 1 reject (see " in captured.out
 
 
 def test_strict_exits_with_1_and_names_the_file(pictures, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_several_processes_say_what_is_missing(pictures, tmp_path):
     command = ("encode", "pictures", "out", *SMALL, "--unit-size", 5, "--world-size", 2)
     ranks = [run(*command, "--rank", rank, cwd=tmp_path) for rank in (0, 1)]
     assert [done.returncode for done in ranks] == [0, 0]
-    assert "2 of 3 units are done; other processes have the remaining 1" in ranks[0].stdout
+    assert "2 of 3 units done; other processes have the remaining 1" in ranks[0].stdout
     assert "12 samples, no rejects" in ranks[1].stdout
 
 
@@ -87,7 +87,7 @@ def test_a_terminal_sees_a_bar_with_rate_and_rejects(pictures, tmp_path):
     assert process.returncode == 0
     assert b"img/s" in shown
     assert b"13/13" in shown
-    assert b"1 rejects" in shown
+    assert b"1 reject" in shown
 
 
 def test_the_last_line_has_time_and_rate_of_what_this_run_did(pictures, tmp_path, capsys):
@@ -107,7 +107,7 @@ def test_quiet_prints_the_last_line_only(pictures, tmp_path, capsys):
         assert main([command[0], str(pictures), out, *command[1:], "--quiet"]) == 0
         printed = capsys.readouterr()
         assert printed.err == ""
-        assert printed.out.startswith(f"{out}: 12 samples, 1 rejects (see ")
+        assert printed.out.startswith(f"{out}: 12 samples, 1 reject (see ")
         assert len(printed.out.splitlines()) == 1
 
 

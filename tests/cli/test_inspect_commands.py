@@ -74,7 +74,7 @@ def test_repair_rebuilds_a_lost_index(small_dataset, capsys):
     index = (unit / "index.json").read_bytes()
     (unit / "index.json").unlink()
     assert main(["repair", str(unit)]) == 0
-    assert "1 shards, 12 samples" in capsys.readouterr().out
+    assert "1 shard, 12 samples" in capsys.readouterr().out
     assert (unit / "index.json").read_bytes() == index
     assert latentq.verify(small_dataset) == []
 

@@ -126,15 +126,8 @@ def test_a_full_disk_is_one_line_and_leaves_no_temporary(pictures, tmp_path, siz
     assert left == []
 
 
-def test_a_folder_that_may_not_be_read_is_one_line(pictures, tmp_path, monkeypatch, capsys):
-    scandir = os.scandir
-
-    def refuse(path):  # as for a user who is not root
-        if str(path).endswith("bee"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+@pytest.mark.usefixtures("unreadable_bee")
+def test_a_folder_that_may_not_be_read_is_one_line(pictures, tmp_path, capsys):
     assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL]) == 1
     assert capsys.readouterr().err.splitlines() == [f"latentq: {pictures}/bee: Permission denied"]
     assert not (tmp_path / "out").exists()
@@ -196,6 +189,43 @@ def test_a_locale_other_than_utf_8_is_an_error_if_names_need_it(pictures, tmp_pa
     assert done.returncode == 1
     assert done.stderr == ("latentq: file names are read as ascii here, and not as UTF-8: set PYTHONUTF8=1\n")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rank", "2", "--world-size", "2"], "--rank must be at least 0 and below --world-size, not 2 of 2"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+        (["--unit-size", "0"], "--unit-size must be a whole number of at least 1, not 0"),
+        (["--delete-archives"], "--delete-archives: a source of kind folder has no archives to delete"),
+    ],
+)
+def test_messages_name_options_as_the_command_line_writes_them(pictures, tmp_path, capsys, arguments, message):
+    assert main(["encode", str(pictures), str(tmp_path / "out"), *SMALL, *arguments]) in (1, 2)
+    assert capsys.readouterr().err.splitlines()[-1] == f"latentq: {message}"
+
+
+def test_names_of_arguments_in_paths_stay_as_they_are(pictures, tmp_path, capsys):
+    out = tmp_path / "unit_size, rank"
+    out.mkdir()
+    (out / "x").touch()
+    options = ["--unit-size", "9", "--rank", "0", "--world-size", "1"]
+    assert main(["encode", str(pictures), str(out), *SMALL, *options]) == 1
+    assert f"latentq: {out} holds something else (x)" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line():
+    code = """
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "latentq.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("latentq", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "latentq: interrupted\n")
 
 
 def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import latentq
+from latentq.cli.main import COMMANDS
 
 HEAVY = {"torch", "diffusers", "transformers", "open_clip", "streaming", "datasets", "pyarrow", "pandas", "scipy"}
 CODE = """
@@ -40,7 +41,7 @@ def dataset(tmp_path_factory):
     return folder / "out"
 
 
-@pytest.mark.parametrize("command", ["encode", "collect", "shards", "recipes", "info", "verify", "decode", "measure"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_no_package_at_all(command):
     assert not imported(command, "--help") & (HEAVY | {"numpy", "PIL", "tqdm", "requests"})
 

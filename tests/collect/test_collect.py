@@ -4,11 +4,12 @@ import errno
 import fcntl
 import io
 import os
+import re
 
 import pytest
 
 from conftest import contents
-from latentq import LatentqError, MismatchError
+from latentq import FormatError, LatentqError, MismatchError
 from latentq.cli.main import main
 from latentq.collect import collect, download
 from latentq.system.progress import TransferProgress
@@ -124,6 +125,19 @@ def test_the_commit_is_recorded_and_pinned(server, tmp_path):
     assert not any("/revision/" in path for _, path, _ in server.log)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("collect.toml", "collection = ", "collect.toml: not what latentq collect wrote: "),
+        ("failed.tsv", "one\n", "failed.tsv: not lines of id, address and reason"),
+    ],
+)
+def test_a_broken_record_is_an_error_that_names_it(server, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FormatError, match=re.escape(f"{tmp_path}/{message}")):
+        collect("cc12m", tmp_path, ids=[0])
+
+
 def test_a_folder_takes_one_collection_and_one_process(server, tmp_path):
     collect("cc12m", tmp_path, ids=[0])
     with pytest.raises(MismatchError, match="holds cc12m; jdb needs a folder of its own"):
@@ -144,7 +158,7 @@ def test_a_folder_takes_one_collection_and_one_process(server, tmp_path):
         (["sa1b"], "sa1b needs its list of links, from the dataset's page: --links FILE"),
         (["cc12m", "--links", "a.tsv"], "cc12m takes no links"),
         (["jdb", "--site", "http://a"], "jdb takes no site"),
-        (["jdb", "--threads", "0"], "threads must be at least 1, not 0"),
+        (["jdb", "--threads", "0"], "--threads must be at least 1, not 0"),
     ],
 )
 def test_invalid_arguments_are_refused(server, tmp_path, arguments, message, capsys):

@@ -124,7 +124,9 @@ def test_encoding_straight_from_archives_rejects_the_same_images(prepared, tmp_p
     assert (card.counts.samples, card.counts.rejects) == (KEPT["diffdb"], sum(REJECTS["diffdb"].values()))
     rejects = [place / "rejects.tsv" for place in (tmp_path / "out", prepared / "mds" / "diffdb")]
     assert rejects[0].read_text() == rejects[1].read_text()
-    with pytest.raises(LatentqError, match="limits on image_nsfw, prompt_nsfw need a captions file with those columns"):
+    with pytest.raises(
+        LatentqError, match="limits on image_nsfw, prompt_nsfw need a file of captions with those columns: --captions"
+    ):
         encode(source, tmp_path / "another", autoencoder="dct-f8c16", size=32, collection="diffdb")
 
 

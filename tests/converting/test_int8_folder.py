@@ -31,6 +31,17 @@ def test_an_imagenet_int8_folder_becomes_a_dataset_and_converts_back(int8_folder
     assert list(map(repr, back)) == list(map(repr, original))
 
 
+def test_a_suffix_of_no_layout_is_an_error_that_names_the_layouts(int8_folder, tmp_path, capsys):
+    convert(int8_folder, tmp_path / "out")
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "x.foo")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"latentq: {tmp_path}/x.foo: no layout has the suffix .foo: name a .pt (imagenet_3gb's torch file), a .tsv "
+        "(VQGAN's tokens), or a folder without a suffix or with .int8 (imagenet.int8's shards)"
+    )
+    assert names(tmp_path) == ["out"]
+    assert convert(tmp_path / "out", tmp_path / "imagenet.int8") == 10
+
+
 def test_a_folder_of_other_columns_is_refused_in_one_line(tmp_path):
     with mds.Writer(tmp_path / "other", {"image": "bytes"}) as writer:
         writer.write({"image": b"x"})

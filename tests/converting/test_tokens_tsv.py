@@ -95,7 +95,7 @@ def test_the_command_reports_its_output_and_skips_rejects(work, tmp_path, tiny_t
     out = tmp_path / "tokens.tsv"
     options = ("--recipe", "vqgan-f16-16384", "--autoencoder", str(tiny_taming), "--size", str(SIZE))
     assert main(["encode", str(tmp_path / "list.tsv"), str(out), *options]) == 0
-    assert f"{out}: 2 samples, 1 rejects (see {out}.latentq/rejects.tsv)" in capsys.readouterr().out
+    assert f"{out}: 2 samples, 1 reject (see {out}.latentq/rejects.tsv)" in capsys.readouterr().out
     assert [path.rpartition("/")[2] for path in pd.read_csv(out, sep="\t")["image_file"]] == ["3.jpg", "5.jpg"]
     assert main(["info", str(out)]) == 2
     assert f"{out} is a file, not a dataset's folder; its dataset is {out}.latentq\n" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import latentq
-from conftest import contents, paint
+from conftest import contents
 from latentq import LatentqError, Recipe
 from latentq.encoding.run import default_batch_size
 from latentq.models.device import is_out_of_memory
@@ -54,14 +54,6 @@ class Blocks:
 
     def decode(self, latents):
         return torch.nn.functional.interpolate(latents, scale_factor=8)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos") / "pictures"
-    for index in range(12):
-        paint(folder / f"{index:02}.png", index, (60, 50))
-    return folder
 
 
 def recipe(kind, size=32):

@@ -76,6 +76,14 @@ def test_output_folder_with_other_files_is_refused(pictures, tmp_path):
             latentq.encode(pictures, tmp_path / "out" / "thesis.tex" / inside, **SMALL)
 
 
+def test_class_folder_of_the_source_is_no_output_folder(pictures):
+    before = contents(pictures)
+    for out in (pictures, pictures / "bee"):
+        with pytest.raises(MismatchError, match=r"holds something else \((ant|01\.png)\)"):
+            latentq.encode(pictures, out, **SMALL)
+    assert contents(pictures) == before
+
+
 def test_unwritable_output_folder_is_refused_before_any_work(pictures, tmp_path, monkeypatch):
     """Replaces os.access, because the tests may run as root, who can write everywhere."""
     monkeypatch.setattr(os, "access", lambda path, _mode: Path(path) != tmp_path)

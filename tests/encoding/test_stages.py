@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config as inductor
 
 import latentq
-from conftest import contents, paint
+from conftest import contents
 from latentq import Card, LatentqError, Recipe, mds
 from latentq.encoding.stages import Profile, background_consumer, prefetched
 
@@ -67,14 +67,6 @@ class Greedy(Blocks):
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return super().encode(pixels)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos") / "pictures"
-    for index in range(12):
-        paint(folder / f"{index:02}.png", index, (60, 50))
-    return folder
 
 
 def recipe(kind="float32", **options):

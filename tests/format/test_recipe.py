@@ -1,12 +1,15 @@
 """Recipes: what is shipped, what is refused, what can be overridden."""
 
 import os
+import re
 import tomllib
 
 import pytest
 import tomli_w
 
 from latentq import Recipe, RecipeError
+
+NO_TEXT_ENCODER = r"columns\.text needs a text encoder: name it \(--text-encoder, text\.model\)"
 
 
 @pytest.mark.parametrize("name", Recipe.names())
@@ -81,7 +84,7 @@ LATENT = GOOD["columns"]["latent"]
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "uniform"}}}}, "needs low and high"),
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "low": 1}}}}, r"unknown field .*\.low"),
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "method": "guess"}}}}, "method must be one"),
-        ({"columns": {"latent": LATENT, "text": {"from": "caption_embedding"}}}, r"columns\.text needs a text encoder"),
+        ({"columns": {"latent": LATENT, "text": {"from": "caption_embedding"}}}, NO_TEXT_ENCODER),
         (
             {"columns": {"latent": LATENT, "mask": {"from": "attention_mask", "quantizer": {}}}},
             r"mask\.quantizer is for",
@@ -166,6 +169,12 @@ def test_overrides_that_do_not_apply_are_refused():
         Recipe.load("default").override(text_length=5)
     with pytest.raises(TypeError, match="batch"):
         Recipe.load("default").override(batch=1)
+
+
+def test_an_unknown_recipe_is_an_error_that_names_the_known_ones():
+    known = ", ".join(Recipe.names())
+    with pytest.raises(RecipeError, match=re.escape(f"there is no recipe 'x': name a TOML file or one of {known}")):
+        Recipe.load("x")
 
 
 def test_a_fifo_is_no_recipe(tmp_path):

@@ -3,12 +3,16 @@
 import io
 import json
 
+import pytest
 from PIL import Image
 
 import latentq
 from conftest import contents
+from latentq import LatentqError
 from latentq.cli.main import main
 from latentq.converting.pipeline import convert
+from latentq.inspect.originals import Originals
+from latentq.inspect.storage import storage
 
 
 def test_storage_counts_the_bytes_of_each_form(pictures, tmp_path, capsys):
@@ -32,6 +36,17 @@ def test_storage_counts_the_bytes_of_each_form(pictures, tmp_path, capsys):
         sizes.append(file.tell())
     assert f"{sum(sizes) / 1000:.1f} kB" in table
     assert "estimated from 12" in table
+
+
+def test_originals_that_are_not_in_the_source_raise_the_question_whether_it_is_the_right_one(pictures, tmp_path):
+    latentq.encode(pictures, tmp_path / "out", size=64)
+    (pictures / "ant" / "00.jpg").unlink()
+    with pytest.raises(LatentqError, match=r"the original ant/00\.jpg .*\(is this the source of the dataset\?\)"):
+        storage(tmp_path / "out", pictures)
+    card = latentq.Card.load(tmp_path / "out")
+    originals = Originals(tmp_path / "out", card, "latent", pictures, latentq.load_autoencoder("dct-f8c16"))
+    with pytest.raises(LatentqError, match=r"the original ant/00\.jpg .*\(is this the source of the dataset\?\)"):
+        originals.pixels([0])
 
 
 def test_storage_of_a_converted_dataset_says_what_is_unknown(tokens_tsv, tmp_path, capsys):

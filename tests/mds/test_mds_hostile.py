@@ -81,7 +81,7 @@ def test_a_shard_that_is_not_a_regular_file_is_an_error_at_once(
             read()
     (finding,) = mds.verify(tmp_path / "out")
     assert (finding.file, finding.message) == (file.name, "this is not a regular file")
-    with pytest.raises(FormatError, match="none of the 1 shards can be listed"):
+    with pytest.raises(FormatError, match="none of 1 shard can be listed"):
         mds.repair(tmp_path / "out", allow_fewer_samples=True)
 
 

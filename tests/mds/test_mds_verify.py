@@ -129,7 +129,7 @@ def test_a_broken_shard_is_skipped_and_a_broken_index_is_kept(tmp_path: Path) ->
     before = contents(path)
     done = mds.repair(path)
     assert (done.shards, done.samples) == (len(counts) - 1, 12 - len(lost))
-    assert [finding.file for finding in done.left_out] == ["shard.00001.mds"]
+    assert [finding.file for finding in done.skipped] == ["shard.00001.mds"]
     assert done.kept == ["index.json.before-repair.0"]
     after = contents(path)
     assert after.pop(done.kept[0]) == b"{"
@@ -255,7 +255,7 @@ def test_a_cache_of_a_compressed_remote_without_its_index_gets_one_of_plain_shar
     _, cache = stock_cache(tmp_path)
     (cache / "index.json").write_bytes(b"{")
     done = mds.repair(cache)
-    assert (done.samples, done.left_out, done.kept) == (12, [], ["index.json.before-repair.0"])
+    assert (done.samples, done.skipped, done.kept) == (12, [], ["index.json.before-repair.0"])
     entries = json.loads((cache / "index.json").read_text())["shards"]
     assert {(entry["compression"], entry["zip_data"]) for entry in entries} == {(None, None)}
     assert mds.verify(cache) == []
@@ -314,7 +314,7 @@ def test_an_index_without_shards_is_never_written(tmp_path: Path) -> None:
         file.write_bytes(b"broken")
     (path / "index.json").write_bytes(b"{")
     before = contents(path)
-    with pytest.raises(FormatError, match=r"none of the \d shards can be listed; the first is shard\.00000\.mds"):
+    with pytest.raises(FormatError, match=r"none of \d shards can be listed; the first is shard\.00000\.mds"):
         mds.repair(path, allow_fewer_samples=True)
     assert contents(path) == before
 
@@ -325,5 +325,5 @@ def test_a_broken_compressed_shard_is_replaced_by_its_plain_copy(tmp_path: Path)
     (remote / "shard.00000.mds").write_bytes((cache / "shard.00000.mds").read_bytes())
     done = mds.repair(remote)
     assert done.samples == 12
-    assert [finding.file for finding in done.left_out] == ["shard.00000.mds.gz"]
+    assert [finding.file for finding in done.skipped] == ["shard.00000.mds.gz"]
     assert mds.Reader(remote).gather(range(12), "n").tolist() == list(range(12))

@@ -163,5 +163,5 @@ def test_incomplete_weights_are_refused(tiny_vae, tmp_path):
     weights = load_file(tiny_vae / "diffusion_pytorch_model.safetensors")
     del weights["encoder.conv_in.weight"]
     save_file(weights, tmp_path / "part" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(latentq.LatentqError, match=r"do not fit: 1 are missing, encoder\.conv_in\.weight first"):
+    with pytest.raises(latentq.LatentqError, match=r"do not fit: 1 tensor missing, encoder\.conv_in\.weight first"):
         latentq.load_autoencoder(tmp_path / "part")

@@ -59,9 +59,9 @@ def test_a_taming_checkpoint_must_have_exactly_the_networks_tensors(tmp_path, ti
     save_as_taming(model, tmp_path / "more", state=state | {"ema.decay": torch.zeros(1)})
     save_as_taming(model, tmp_path / "other", state=state | {"quant_conv.bias": torch.zeros(5)})
     for name, message in [
-        ("lacking", r"are missing, decoder\.up\.1\.block\.0\.conv1\.bias first"),
-        ("more", r"1 are left over, ema\.decay first"),
-        ("other", r"1 have another shape, quant_conv\.bias first"),
+        ("lacking", r"tensors? missing, decoder\.up\.1\.block\.0\.conv1\.bias first"),
+        ("more", r"1 tensor left over, ema\.decay first"),
+        ("other", r"1 tensor of another shape, quant_conv\.bias first"),
     ]:
         with pytest.raises(latentq.LatentqError, match=message):
             latentq.load_autoencoder(tmp_path / name)

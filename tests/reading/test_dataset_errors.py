@@ -48,7 +48,7 @@ def test_an_unfinished_dataset_is_refused_with_its_progress(tmp_path, reference)
 
 def test_a_complete_card_without_an_index_is_not_finished(tmp_path, reference):
     (tmp_path / "latents.toml").write_bytes(reference.card.to_toml())
-    with pytest.raises(LatentqError, match="is not finished: 0 of 1 units"):
+    with pytest.raises(LatentqError, match="is not finished: 0 of 1 unit"):
         LatentDataset(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -121,13 +122,28 @@ def test_bytes_do_not_depend_on_processes_or_threads(collection, tmp_path):
 
 def test_other_options_on_the_same_folder_are_refused(collection, tmp_path):
     shards(collection, tmp_path / "out", rank=0, world_size=1, **SMALL)
-    with pytest.raises(MismatchError, match="min_size = 64; this run has 100"):
+    hint = "name another output folder, or continue with what it was made with"
+    with pytest.raises(MismatchError, match=f"was made with min_size = 64; this run has 100: {hint}"):
         shards(collection, tmp_path / "out", min_size=100, max_size=128)
     encode(collection, tmp_path / "latents", size=64)
     with pytest.raises(MismatchError, match=r"holds something else"):
         shards(collection, tmp_path / "latents", **SMALL)
     with pytest.raises(ValueError, match="min_size must be from 1 to 128"):
         shards(collection, tmp_path / "new", min_size=129, max_size=128)
+
+
+def test_another_version_of_a_library_is_a_warning(collection, tmp_path):
+    shards(collection, tmp_path / "out", **SMALL)
+    card = tmp_path / "out" / "shards.toml"
+    card.write_text(re.sub(r'pillow = ".*"', 'pillow = "1.0"', card.read_text()))
+    with pytest.warns(UserWarning, match=r"was begun with \{.*'pillow': '1\.0'.*\}; here are \{"):
+        shards(collection, tmp_path / "out", **SMALL)
+
+
+def test_a_column_that_the_source_lacks_is_named(tmp_path):
+    make_tar(tmp_path / "a.tar", pictures_of(tmp_path / "pictures", 1, (120, 100)).items())
+    with pytest.raises(LatentqError, match="the collection stores caption as caption, which the source does not have"):
+        shards(tmp_path / "a.tar", tmp_path / "out", collection="cc12m", **SMALL)
 
 
 def test_shards_are_a_source_of_latents(collection, tmp_path):
@@ -149,7 +165,7 @@ def test_damage_to_shards_is_found(collection, tmp_path):
 
 def test_source_without_usable_images_is_an_error(tmp_path):
     path = make_zip(tmp_path / "a.zip", [("a.jpg", picture((63, 63)))])
-    with pytest.raises(LatentqError, match="none of the 1 samples could be stored"):
+    with pytest.raises(LatentqError, match="none of 1 sample could be stored"):
         shards(path, tmp_path / "out", **SMALL)
 
 
@@ -188,7 +204,9 @@ def test_diffusiondb_skips_unsafe_images(tmp_path):
         "part-000001.zip/1.webp\tlist\tnot safe: image_nsfw is 0.21, above 0.2\n"
         "part-000001.zip/3.webp\tlist\tno caption in metadata.parquet\n"
     )
-    with pytest.raises(LatentqError, match="limits on image_nsfw, prompt_nsfw need a captions file with those columns"):
+    with pytest.raises(
+        LatentqError, match="limits on image_nsfw, prompt_nsfw need a file of captions with those columns: --captions"
+    ):
         shards(tmp_path / "*.zip", tmp_path / "more", collection="diffdb", **SMALL)
 
 

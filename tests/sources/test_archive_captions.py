@@ -103,7 +103,7 @@ def test_cls_members_are_labels(tmp_path):
     assert (known(listing), listing.notes) == (("label",), ())
     listing = listed(open_source(make_zip(tmp_path / "a.zip", [("1.png", b"x"), ("1.cls", b"cat"), ("2.png", b"x")])))
     assert [(s.label, s.label_text, s.fault) for s in listing.samples] == [(0, "cat", ""), (None, None, "")]
-    assert listing.notes == ("1 of 2 samples have no label, a.zip/2.png first",)
+    assert listing.notes == ("no label for 1 of 2 samples, a.zip/2.png first",)
 
 
 def test_one_image_of_several_of_a_key_can_be_named(tmp_path):

@@ -1,13 +1,20 @@
 """Captions in files of many kinds and names, joined to images that share their names."""
 
+import contextlib
+import gzip
 import json
+import os
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import paint
 from latentq import LatentqError
-from latentq.sources import open_source
-from support.archive_making import make_tar
+from latentq.sources import Captions, open_source
+from latentq.sources.columns import captions_in
+from support.archive_making import make_tar, make_zip
 from support.listing import listed, read_back
 
 ROWS = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": "two"}]
@@ -114,7 +121,7 @@ def test_captions_for_no_image_are_an_error_that_shows_both_names(tmp_path):
     images = folder_of(tmp_path / "images", "a.png")
     file = tmp_path / "captions.jsonl"
     file.write_text(lines({"file_name": "/data/b.png", "text": "one"}))
-    message = r"no caption for any of the 1 samples: it names '/data/b\.png', the source 'a\.png'"
+    message = r"no caption for any of 1 sample: it names '/data/b\.png', the source 'a\.png'"
     with pytest.raises(LatentqError, match=message):
         captions_of(images, file)
 
@@ -130,15 +137,20 @@ def test_a_caption_may_be_longer_than_the_csv_module_allows(tmp_path):
 
 
 def test_the_txt_next_to_an_image_comes_before_other_captions(tmp_path, monkeypatch):
-    import os
 
     images = folder_of(tmp_path / "images", "a.png", "b.png", "c.png")
     for name in ("a.caption", "a.text", "a.txt", "b.caption", "b.text", "c.caption"):
         (images / name).write_text(name)
     expected = [("a.png", "a.txt", None, ""), ("b.png", "b.text", None, ""), ("c.png", "c.caption", None, "")]
     assert captions_of(images, "txt") == expected
-    walk = os.walk
-    monkeypatch.setattr(os, "walk", lambda *a, **k: ((f, d, sorted(n, reverse=True)) for f, d, n in walk(*a, **k)))
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def reversed_scandir(path):
+        with scandir(path) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr(os, "scandir", reversed_scandir)
     assert captions_of(images, "txt") == expected  # whatever the order in which the file system lists names
 
 
@@ -151,3 +163,102 @@ def test_a_caption_may_keep_the_extension_of_its_image(tmp_path):
     )
     captions = [caption for _, caption, _, _ in captions_of(images, "txt")]
     assert captions == ["a.jpg.txt", "a.png.txt", "b.txt"]
+
+
+def caption_file(folder, kind, rows):
+    """Writes rows of (image, caption, score) in one of the kinds of caption files."""
+    path = folder / f"captions.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"img_path": f"./{n}", "prompt": c, "score": s}) + "\n" for n, c, s in rows))
+    elif kind == "csv":
+        path.write_text("path,caption,score\n" + "".join(f'{n},"{c}",{s}\n' for n, c, s in rows))
+    elif kind == "parquet":
+        names, texts, scores = zip(*rows, strict=True)
+        pq.write_table(pa.table({"image_name": names, "prompt": texts, "score": scores}), path)
+    elif kind == "json":
+        images = [{"id": i, "file_name": n} for i, (n, _, _) in enumerate(rows)]
+        notes = [{"image_id": i, "caption": t} for i, (_, c, _) in enumerate(rows) for t in (c, "another")]
+        path.write_text(json.dumps({"images": images, "annotations": notes}))
+    elif kind == "tgz":
+        make_tar(path, [(f"{n.rpartition('.')[0]}.txt", c.encode()) for n, c, _ in rows], "w:gz")
+    else:
+        lines = "".join(json.dumps({"img_path": n, "prompt": c}) + "\n" for n, c, _ in rows)
+        make_tar(path, [("train.jsonl", lines.encode())], "w:gz")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "json", "tgz", "jsonl.tgz"])
+def test_captions_are_joined_by_name_and_an_image_without_one_is_a_reject(tmp_path, pictures_made, kind):
+    rows = [(name, f"of {name}, this", 0.1) for name in pictures_made if name != "003.jpg"]
+    rows.append(("elsewhere.jpg", "an image that is not here", 0.1))
+    captions = caption_file(tmp_path, kind, rows)
+    path = make_tar(tmp_path / "a.tar", pictures_made.items())
+    samples = listed(open_source(path, captions=str(captions))).samples
+    expected = [
+        ("", f"no caption in {captions.name}") if n == "003.jpg" else (f"of {n}, this", "") for n in pictures_made
+    ]
+    assert [(s.caption, s.fault) for s in samples] == expected
+
+
+def test_a_text_with_a_lone_surrogate_is_not_a_caption():
+    assert captions_in(["a \ud800", "b \U0001f600"]) == ("b \U0001f600",)
+
+
+def test_the_columns_of_a_caption_file_may_be_named(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("x/1.jpg", b"1")])
+    (tmp_path / "c.tsv").write_text("a\tb\tcaption\nx/1.jpg\tthis\tthat\n")
+    assert listed(open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,b")).samples[0].caption == "this"
+    with pytest.raises(LatentqError, match="no column 'z' for the caption: it has a, b, caption"):
+        listed(open_source(path, captions=f"{tmp_path / 'c.tsv'}:a,z"))
+    with pytest.raises(LatentqError, match="no column for the image"):
+        listed(open_source(path, captions=str(tmp_path / "c.tsv")))
+    with pytest.raises(LatentqError, match="two columns: KEY,CAPTION"):
+        open_source(path, captions=f"{tmp_path / 'c.tsv'}:a")
+
+
+def test_a_folder_of_images_takes_a_caption_file(pictures, tmp_path):
+    names = [path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*")]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"path": n, "caption": n.upper()}) + "\n" for n in names))
+    samples = listed(open_source(pictures, captions=str(tmp_path / "c.jsonl"))).samples
+    assert all(s.caption == s.key.upper() for s in samples)
+    assert samples[-1].label == 2
+
+
+def test_broken_caption_files_and_those_without_a_match_are_errors(tmp_path):
+    path = make_zip(tmp_path / "a.zip", [("1.jpg", b"1")])
+    (tmp_path / "c.jsonl").write_text('{"path": "2.jpg", "caption": "x"}\n')
+    with pytest.raises(LatentqError, match="no caption for any of 1 sample"):
+        listed(open_source(path, captions=str(tmp_path / "c.jsonl")))
+    for name, data in {
+        "c.jsonl": b'{"path": "1.jpg", "caption": "x"}\nno\n',
+        "d.json": b"[]",
+        "e.csv": b"\xff\xfe",
+        "f.tgz": gzip.compress(b"no tar" * 200),
+        "g.parquet": b"PAR1",
+        "h.xml": b"<x/>",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(LatentqError, match=name):
+            listed(open_source(path, captions=str(tmp_path / name)))
+
+
+def test_images_above_a_limit_are_rejects_with_that_reason(tmp_path, pictures_made):
+    rows = [(name, "a caption", score) for name, score in zip(pictures_made, np.linspace(0, 0.35, 8), strict=True)]
+    path = make_zip(tmp_path / "a.zip", pictures_made.items())
+    captions = Captions(caption_file(tmp_path, "parquet", rows), limits={"score": 0.2})
+    samples = listed(open_source(path, captions=captions)).samples
+    assert [s.fault for s in samples if s.fault] == [
+        f"not safe: score is {score}, above 0.2" for score in np.linspace(0, 0.35, 8).tolist() if score > 0.2
+    ]
+
+
+def test_changed_captions_change_the_list(tmp_path, pictures_made):
+    path = make_zip(tmp_path / "a.zip", pictures_made.items())
+    rows = [(name, f"of {name}", 0.0) for name in pictures_made]
+    source = open_source(path, captions=str(caption_file(tmp_path, "jsonl", rows)))
+    listing = listed(source)
+    assert source.unchanged(listing.samples)
+    caption_file(tmp_path, "jsonl", [*rows[:-1], ("007.jpg", "another", 0.0)])
+    assert not source.unchanged(listing.samples)
+    caption_file(tmp_path, "jsonl", rows[:-1])
+    assert not source.unchanged(listing.samples)

@@ -1,5 +1,7 @@
 """Tables as spreadsheets and other tools write them."""
 
+from dataclasses import replace
+
 import pytest
 
 from latentq import LatentqError
@@ -37,6 +39,18 @@ def test_blank_rows_of_a_table_are_skipped(tmp_path, name, delimiter):
 def test_a_row_with_cells_but_without_a_path_is_an_error(tmp_path):
     with pytest.raises(LatentqError, match="line 4: the row has no path"):
         table(tmp_path, "path,caption\na.png,one\n,\n,two\n")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+@pytest.mark.parametrize("quote", ["", '"'], ids=["plain", "quoted"])
+def test_lines_may_end_with_cr_alone_as_on_an_old_mac(tmp_path, name, quote):
+    text = f"path,label,caption\na.png,1,{quote}one{quote}\nb.png,0,{quote}two{quote}\n"
+    text = text.replace(",", "," if name == "t.csv" else "\t").replace("\n", "\r")
+    assert table(tmp_path, text, name).samples == (ROWS[0], replace(ROWS[1], caption="two"))
+
+
+def test_a_cr_within_a_line_of_a_tsv_is_text(tmp_path):
+    assert table(tmp_path, "path\tcaption\na.png\tone\rmore\n", "t.tsv").samples[0].caption == "one\rmore"
 
 
 @pytest.mark.parametrize("first", ["sep=;", "# my list"])

@@ -112,15 +112,8 @@ def test_a_folder_without_images_is_an_error(tmp_path):
         listed(open_source(tmp_path))
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(pictures, monkeypatch):
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("bee"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+@pytest.mark.usefixtures("unreadable_bee")
+def test_a_folder_that_cannot_be_read_is_an_error(pictures):
     with pytest.raises(PermissionError, match="bee"):
         listed(open_source(pictures))
 

@@ -93,7 +93,7 @@ def test_a_terminal_gets_a_bar() -> None:
         bar.update(3)
         bar.reject("x", "decode", "broken")
     assert "4/4" in stream.getvalue()
-    assert "1 rejects" in stream.getvalue()
+    assert "1 reject" in stream.getvalue()
 
 
 def test_totals_are_those_of_this_run() -> None:
@@ -112,3 +112,12 @@ def test_progress_that_nobody_asked_for_goes_to_a_terminal_only(monkeypatch: pyt
         assert (module.terminal() is stream) is expected
     monkeypatch.setattr(module.sys, "stderr", None)
     assert module.terminal() is None
+
+
+def test_a_single_image_is_counted_in_the_singular() -> None:
+    stream = io.StringIO()
+    with Progress(1, "encode", stream) as bar:
+        bar.skip(1)
+    with Progress(1, "read", stream, noun="byte") as bar:
+        bar.skip(1)
+    assert stream.getvalue() == "encode: 1 of 1 image\nread: 1 of 1 byte\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import UsageError, add_command, fail
-from latentq.system.text import escaped, size_text
+from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -72,12 +72,11 @@ def _run(options: argparse.Namespace) -> int:
         threads=options.threads,
         progress=sys.stderr,
     )
-    print(escaped(f"{options.folder}: {done.files} files, {size_text(done.bytes)}"))
+    print(escaped(f"{options.folder}: {counted(done.files, 'file')}, {size_text(done.bytes)}"))
     if not done.failed:
         return 0
-    count = "1 file" if len(done.failed) == 1 else f"{len(done.failed)} files"
     failed = Path(options.folder) / FAILED
-    reason = done.failed[0].reason
+    count, reason = counted(len(done.failed), "file"), done.failed[0].reason
     return fail(
         f"{count} failed, see {failed}; --retry-failed tries only these again; the first failed with: {reason}", 1
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from latentq._core import LatentqError
-from latentq.system.text import duration_text, escaped, one_line, size_text
+from latentq.system.text import counted, duration_text, escaped, one_line, size_text
 
 if TYPE_CHECKING:
     from latentq.format.facts import SampleCounts
@@ -120,13 +120,13 @@ def print_result(named: Path, out: Path, card: UnitCard, counts: SampleCounts | 
         from latentq.run.units import units_done
 
         done = units_done(out, card)
-        result = f"{done} of {card.units} units are done; other processes have the remaining {card.units - done}"
+        result = f"{done} of {counted(card.units, 'unit')} done; other processes have the remaining {card.units - done}"
     else:
-        rejects = f"{counts.rejects} rejects (see {out / 'rejects.tsv'})" if counts.rejects else "no rejects"
-        result = f"{counts.samples} samples, {rejects}, {size_text(disk_bytes(named))}"
+        rejects = f"{counted(counts.rejects, 'reject')} (see {out / 'rejects.tsv'})" if counts.rejects else "no rejects"
+        result = f"{counted(counts.samples, 'sample')}, {rejects}, {size_text(disk_bytes(named))}"
     if totals.images:
         rate = totals.images / max(totals.seconds, 1e-9)
-        result += f"; {totals.images} images in {duration_text(totals.seconds)}, {rate:.1f} images/s"
+        result += f"; {counted(totals.images, 'image')} in {duration_text(totals.seconds)}, {rate:.1f} images/s"
     print(escaped(f"{named if counts else out}: {result}"))
     return 0
 

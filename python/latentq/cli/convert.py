@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import UsageError, add_command, disk_bytes
-from latentq.system.text import escaped, size_text
+from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -38,5 +38,5 @@ def _run(options: argparse.Namespace) -> int:
     if not Path(options.source).exists():
         raise UsageError(f"{options.source}: no such file or folder")
     samples = convert(options.source, options.out, progress=sys.stderr)
-    print(escaped(f"{Path(options.out)}: {samples} samples, {size_text(disk_bytes(Path(options.out)))}"))
+    print(escaped(f"{Path(options.out)}: {counted(samples, 'sample')}, {size_text(disk_bytes(Path(options.out)))}"))
     return 0

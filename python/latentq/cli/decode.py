@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import UsageError, add_command, check_source
-from latentq.system.text import escaped
+from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     replace_file(Path(options.output), file.getvalue())
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
-    print(escaped(f"{options.output}: {len(rows)} samples{mean}"))
+    print(escaped(f"{options.output}: {counted(len(rows), 'sample')}{mean}"))
     return 0
 
 

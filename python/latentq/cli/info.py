@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
 from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, disk_bytes, no_dataset, print_rows
-from latentq.system.text import escaped, size_text
+from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -72,12 +72,12 @@ def _count_rows(path: Path, card: Card) -> list[tuple[str, str]]:
     from latentq.run.units import units_done
 
     if card.counts is None:
-        return [("state", f"not finished: {units_done(path, card)} of {card.units} units")]
+        return [("state", f"not finished: {units_done(path, card)} of {counted(card.units, 'unit')}")]
     return [
         ("samples", f"{card.counts.samples} of {card.source.samples} in the {card.source.kind}"),
         ("rejects", f"{card.counts.rejects}"),
         *([("redone", f"{card.counts.redone} in float32")] if card.counts.redone else ()),
-        ("units", f"{card.units}, each of up to {card.recipe.unit_size} samples"),
+        ("units", f"{card.units}, each of up to {counted(card.recipe.unit_size, 'sample')}"),
     ]
 
 
@@ -101,14 +101,14 @@ def _text_rows(card: Card) -> list[tuple[str, str]]:
     if card.text is None:
         return []
     captions = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
-    details = f"{card.text.family}, {card.recipe.text.dtype}, {card.text.length} tokens{captions}"
+    details = f"{card.text.family}, {card.recipe.text.dtype}, {counted(card.text.length, 'token')}{captions}"
     return [("text encoder", f"{card.text.name} ({details})"), ("text weights", card.text.weights or "none")]
 
 
 def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
     quantizer = embedding.quantizer
     has_range = quantizer.kind in _QUANTIZED
-    clipped = f", {embedding.clipped} values clipped" if has_range and embedding.clipped is not None else ""
+    clipped = f", {counted(embedding.clipped, 'value')} clipped" if has_range and embedding.clipped is not None else ""
     bits = f", {quantizer.bits} bits" if has_range else ""
     print(f"\n{escaped(name)}: {' x '.join(map(str, embedding.shape))}, {quantizer.kind}{bits}{clipped}")
 

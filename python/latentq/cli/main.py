@@ -9,6 +9,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from latentq.cli.common import UsageError, fail
 from latentq.system.extras import missing_package
 from latentq.system.text import one_line
 
-_COMMANDS = (
+COMMANDS = (
     "encode", "prune", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure"
 )  # fmt: skip
 _EPILOG = """examples:
@@ -89,8 +90,10 @@ def _main(arguments: Sequence[str]) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except (UsageError, RecipeError) as error:
+    except UsageError as error:
         return fail(str(error), 2)
+    except RecipeError as error:
+        return fail(_with_options(str(error), options), 2)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             return _SIGPIPE
@@ -98,14 +101,26 @@ def _main(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         return fail(str(missing_package(error, "this command")), 1)
     except (LatentqError, IndexError, MemoryError) as error:
-        return fail(str(error) or "out of memory", 1)
+        return fail(_with_options(str(error), options) or "out of memory", 1)
     except ValueError as error:
-        return fail(str(error), 2)
+        return fail(_with_options(str(error), options), 2)
     except RuntimeError as error:  # for example torch's, if a device is out of memory
         return fail(str(error).strip().partition("\n")[0], 1)
     except KeyboardInterrupt:
         hint = "; the same command continues from there" if options.resumable else ""
         return fail(f"interrupted{hint}", 130)
+
+
+def _with_options(message: str, options: argparse.Namespace) -> str:
+    """Replaces the names of Python arguments by the options that were given: `batch_size` by `--batch-size`.
+
+    A name of one word, such as `rank`, is replaced only where a message begins with it, as in `rank must be`.
+    """
+    for name, value in vars(options).items():
+        if value is not None:
+            place = rf"(?<![\w./'\"-]){name}(?=: | must\b|,)" if "_" in name else rf"\A{name}(?= must\b)"
+            message = re.sub(place, f"--{name.replace('_', '-')}", message)
+    return message
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -123,6 +138,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latentq {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     named = tuple(arguments[:1])
-    for name in named if named and named[0] in _COMMANDS else _COMMANDS:
+    for name in named if named and named[0] in COMMANDS else COMMANDS:
         importlib.import_module(f"latentq.cli.{name}").add(commands)
     return parser

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
 from latentq.cli.common import add_command, dataset_folder
-from latentq.system.text import escaped
+from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -46,12 +46,12 @@ def _run(options: argparse.Namespace) -> int:
         allow_fewer_samples=options.allow_fewer_samples,
         progress=sys.stderr,
     )
-    for finding in done.left_out:
+    for finding in done.skipped:
         print(escaped(f"{path / finding.file}: skipped: {finding.message}"))
     for name in done.kept:
         print(escaped(f"{path / name}: the previous index"))
-    print(escaped(f"{path}: {done.shards} shards, {done.samples} samples"))
-    return 1 if done.left_out else 0
+    print(escaped(f"{path}: {counted(done.shards, 'shard')}, {counted(done.samples, 'sample')}"))
+    return 1 if done.skipped else 0
 
 
 def _unit_names(path: Path) -> list[str] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, no_dataset
-from latentq.system.text import escaped
+from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         for finding in findings:
             offset = f", offset {finding.offset}" if finding.offset else ""
             print(escaped(f"{path / finding.file}{offset}: {finding.message}"))
-        print(escaped(f"{path}: {'good' if not findings else f'{len(findings)} findings'}"))
+        print(escaped(f"{path}: {'good' if not findings else counted(len(findings), 'finding')}"))
     return 1 if findings else 0
 
 
@@ -75,7 +75,7 @@ def _decode(path: Path, options: argparse.Namespace) -> list[Finding]:
         device=options.device,
         progress=sys.stderr,
     )
-    parts = [f"{quality.decoded} samples decoded"]
+    parts = [f"{counted(quality.decoded, 'sample')} decoded"]
     if quality.psnr is None:
         parts.append("no PSNR without --source")
     else:

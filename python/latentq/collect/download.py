@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from latentq._core import LatentqError
 from latentq.store.local import sync
-from latentq.system.text import one_line
+from latentq.system.text import counted, one_line
 
 if TYPE_CHECKING:
     import requests
@@ -230,7 +230,15 @@ class Download:
         return _verified(remote, target)
 
     def _receive(self, response: requests.Response, guard: Guard, remote: Remote, target: Path, begin: int) -> None:
-        """Appends the body to the partial file, from byte `begin` on."""
+        """Appends the body to the partial file, from byte `begin` on.
+
+        Args:
+            response: The response, whose body begins at byte `begin` of the file.
+            guard: Ends a connection that is too slow.
+            remote: The file as the server describes it.
+            target: The partial file; it is cut at `begin` first.
+            begin: An offset in bytes.
+        """
         limit = _MAX_UNSIZED_BYTES if remote.size is None else remote.size
         self.report(begin, remote.size)
         with target.open("ab") as file:
@@ -249,7 +257,7 @@ class Download:
                     break
         if remote.size is None and done > limit:
             target.unlink()
-            raise LatentqError(f"the server gave no size and sent more than {limit} bytes")
+            raise LatentqError(f"the server gave no size and sent more than {counted(limit, 'byte')}")
 
 
 def _begin(response: requests.Response, remote: Remote, partials: Path) -> tuple[Remote, Path, int]:
@@ -259,7 +267,7 @@ def _begin(response: requests.Response, remote: Remote, partials: Path) -> tuple
         raise MovedError("the server sent a web page instead of the file")
     begin, total = _range_of(response)
     if remote.size is not None and total not in (None, remote.size):
-        raise RetryableError(f"the server offers {total} bytes instead of {remote.size}")
+        raise RetryableError(f"the server offers {counted(total, 'byte')} instead of {remote.size}")
     if remote.hash:
         return remote, _partial_path(partials, remote.hash), begin
     algorithm, checksum = _checksum(response, whole=response.status_code == 200)
@@ -289,7 +297,13 @@ def _check_status(response: requests.Response, remote: Remote) -> None:
 
 
 def access_advice(repository: str, endpoint: str, message: str = "") -> str:
-    """Returns the message for a dataset that needs a token; without the Hub's own message, the dataset is gated."""
+    """Returns the message for a dataset that needs a token; without the Hub's own message, the dataset is gated.
+
+    Args:
+        repository: The dataset on the Hub, `owner/name`.
+        endpoint: The address of the Hub.
+        message: The Hub's own message; empty for a gated dataset.
+    """
     page, how = f"{endpoint}/datasets/{repository}", "(HF_TOKEN, or hf auth login)"
     if message:
         return f"{page}: {message}: give a token that may read it {how}"
@@ -347,10 +361,10 @@ def _verified(remote: Remote, partial: Path) -> Path:
     """Returns the partial file, fsynced, if its size and hash are right. Raises RetryableError if they are not."""
     size = _size(partial)
     if remote.size is not None and size < remote.size:
-        raise RetryableError(f"the connection broke after {size} of {remote.size} bytes")
+        raise RetryableError(f"the connection broke after {size} of {counted(remote.size, 'byte')}")
     if remote.size is not None and size > remote.size:
         partial.unlink()
-        raise RetryableError(f"received {size} bytes instead of {remote.size}", wrong_content=True)
+        raise RetryableError(f"received {counted(size, 'byte')} instead of {remote.size}", wrong_content=True)
     if remote.hash and (found := _hash_of(partial, remote.algorithm)) != remote.hash:
         partial.unlink()
         raise RetryableError(f"its {remote.algorithm} is {found}, not {remote.hash}", wrong_content=True)

@@ -27,7 +27,7 @@ from latentq.format.tsv import tsv_line, tsv_values
 from latentq.store.local import replace_file
 from latentq.system.extras import needed_for
 from latentq.system.progress import TransferProgress
-from latentq.system.text import one_line, size_text
+from latentq.system.text import counted, one_line, size_text
 
 RECORD = "collect.toml"
 FAILED = "failed.tsv"
@@ -164,7 +164,15 @@ class _Run:
         earlier: list[Failure],
         lost: list[Failure],
     ) -> list[Failure]:
-        """Writes failed.tsv: the failures of this run, and earlier ones of other files. Returns those of this run."""
+        """Writes failed.tsv: the failures of this run, and earlier ones of other files. Returns those of this run.
+
+        Args:
+            files: The files of this run.
+            remotes: Address and size of the files on their servers, by path.
+            reasons: Why each file that failed in this run did.
+            earlier: The failures in failed.tsv before this run.
+            lost: Those of them that the collection no longer has a file for.
+        """
         failed = [
             Failure(file.id, remotes[file.path].address if file.path in remotes else file.repository, reasons[file])
             for file in files
@@ -176,14 +184,22 @@ class _Run:
         return failed
 
     def _announce(self, reasons: dict[File, str], missing: list[File], count: int, total: int) -> None:
-        """Tells which files cannot be requested, and how much there is to download."""
+        """Tells which files cannot be requested, and how much there is to download.
+
+        Args:
+            reasons: Why each file that cannot be requested cannot.
+            missing: The files to download.
+            count: The number of all files of the request.
+            total: The known bytes of the missing files; 0 if none is known.
+        """
         for file, reason in reasons.items():
             self.bar.note(f"failed: {file.id}: {reason}")
         self.bar.expect(len(missing), total)
         if missing:
             known = f", {size_text(total)}" if total else ""
             free = size_text(shutil.disk_usage(self._folder).free)
-            self.bar.note(f"to download: {len(missing)} of {count} files{known}; {free} are free in {self._folder}")
+            files = counted(count, "file")
+            self.bar.note(f"to download: {len(missing)} of {files}{known}; {free} are free in {self._folder}")
 
     def _obstacle(self, file: File, remote: Remote | None) -> str:
         """Returns why a file cannot be requested; empty if it can."""
@@ -195,13 +211,20 @@ class _Run:
         if os.path.lexists(path) and not path.is_file():
             return f"{path} exists and is not a file: move it away"
         if remote.size is not None and path.exists() and path.stat().st_size != remote.size:
-            return f"{path} exists with {path.stat().st_size} bytes instead of {remote.size}: move it away"
+            return f"{path} exists with {counted(path.stat().st_size, 'byte')} instead of {remote.size}: move it away"
         return ""
 
     def _download_all(
         self, files: list[File], remotes: dict[str, Remote], threads: int, reasons: dict[File, str]
     ) -> None:
-        """Downloads files, several at once, and adds the reasons of those that failed."""
+        """Downloads files, several at once, and adds the reasons of those that failed.
+
+        Args:
+            files: The files to download.
+            remotes: Address and size of the files on their servers, by path.
+            threads: How many files are downloaded at once.
+            reasons: Why each file that failed did; extended in place.
+        """
         (self._folder / _PARTIALS).mkdir(exist_ok=True)
         pool = ThreadPoolExecutor(threads)
         try:

@@ -56,7 +56,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
         problem = "no samples" if items == [] else "no list of samples"
         raise FormatError(f"{path}: holds {problem}. {KNOWN_LAYOUTS}")
     samples = []
-    with BriefProgress(len(items), "read", progress, noun="samples") as bar:
+    with BriefProgress(len(items), "read", progress, noun="sample") as bar:
         for index, item in enumerate(items):
             try:
                 key, latent, label = _fields(file, item)

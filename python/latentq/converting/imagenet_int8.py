@@ -54,7 +54,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
         problem = f"{path} has no {CARD}, and is no folder of imagenet.int8 either"
         raise MismatchError(f"{problem}: {one_line(error)}. {KNOWN_LAYOUTS}") from None
     samples: list[Sample] = []
-    with BriefProgress(len(classes), "read", progress, noun="samples") as bar:
+    with BriefProgress(len(classes), "read", progress, noun="sample") as bar:
         for batch in batches(range(len(classes))):
             labels, names = classes.batch(batch).values()
             for index, label, name in zip(batch, labels.tolist(), names, strict=True):

@@ -37,7 +37,10 @@ class _ForeignLayout(Protocol):
     def write(self, dataset: Path, out: Path, progress: TextIO | None) -> int: ...
 
 
-_BY_SUFFIX = cast("dict[str, _ForeignLayout]", {imagenet_3gb.SUFFIX: imagenet_3gb, vqgan.SUFFIX: vqgan})
+_BY_SUFFIX = cast(
+    "dict[str, _ForeignLayout]",
+    {imagenet_3gb.SUFFIX: imagenet_3gb, vqgan.SUFFIX: vqgan, "": imagenet_int8, ".int8": imagenet_int8},
+)
 
 
 def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: TextIO | None = None) -> int:
@@ -49,7 +52,8 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
         source: A latent dataset, imagenet_3gb's torch file, VQGAN's TSV of tokens, or a folder as imagenet.int8's
             script writes it; its content decides which.
         out: The output, which must not exist. A latent dataset becomes a torch file (`.pt`), a TSV (`.tsv`) or, with
-            any other name, imagenet.int8's folder; anything else becomes a latent dataset. It is published atomically.
+            no suffix or `.int8`, imagenet.int8's folder; anything else becomes a latent dataset. It is published
+            atomically.
         progress: The stream for progress, or None.
 
     Returns:
@@ -60,6 +64,7 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
         FormatError: The source is of no known layout, or violates its layout.
         MismatchError: The dataset's codes have another meaning than the layout's.
         OSError: A file cannot be read or written.
+        ValueError: The source is a latent dataset, and no layout has the suffix of `out`.
     """
     source, out = Path(source), Path(out)
     if not out.absolute().parent.is_dir():
@@ -69,9 +74,8 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
             progress.write(f"reading {source}\n")
         foreign = open_foreign(source, progress=progress)
         if foreign is None:
-            layout = _BY_SUFFIX.get(out.suffix, cast("_ForeignLayout", imagenet_int8))
-            return layout.write(source, temporary, progress)
-        if out.suffix in _BY_SUFFIX:
+            return _layout_of(out).write(source, temporary, progress)
+        if out.suffix in (imagenet_3gb.SUFFIX, vqgan.SUFFIX):
             raise LatentqError(f"{source} is a {foreign.kind}: convert it to a latent dataset first, and that to {out}")
         return _write_dataset(foreign, temporary, progress)
 
@@ -97,6 +101,17 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
         raise FormatError(f"{path}: the file is empty")
     is_torch_file = start == _ZIP or path.suffix == imagenet_3gb.SUFFIX
     return cast("_ForeignLayout", imagenet_3gb if is_torch_file else vqgan).read(path, progress)
+
+
+def _layout_of(out: Path) -> _ForeignLayout:
+    """Returns the layout that an output's name decides. Raises ValueError if its suffix is of no layout."""
+    layout = _BY_SUFFIX.get(out.suffix)
+    if layout is None:
+        raise ValueError(
+            f"{out}: no layout has the suffix {out.suffix}: name a .pt (imagenet_3gb's torch file), a .tsv (VQGAN's "
+            "tokens), or a folder without a suffix or with .int8 (imagenet.int8's shards)"
+        )
+    return layout
 
 
 def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:

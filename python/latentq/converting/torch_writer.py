@@ -62,7 +62,13 @@ class TorchWriter:
                 file.write(data)
 
     def _tensor(self, storage: int, start: int, shape: tuple[int, ...]) -> bytes:
-        """Pickles torch._utils._rebuild_tensor_v2(storage, start, shape, strides, False, OrderedDict())."""
+        """Pickles torch._utils._rebuild_tensor_v2(storage, start, shape, strides, False, OrderedDict()).
+
+        Args:
+            storage: The number of the storage, in the order of their records.
+            start: Offset of the first element, in elements.
+            shape: Shape of the tensor, which is C-contiguous.
+        """
         strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
         return (
             self._memoized(_global("torch._utils", "_rebuild_tensor_v2"))

@@ -18,6 +18,7 @@ from latentq.format.card import Card
 from latentq.format.recipe import Recipe
 from latentq.sources import Sample
 from latentq.system.progress import BriefProgress, Progress
+from latentq.system.text import counted
 
 RECIPE = "vqgan-f16-16384"
 SUFFIX = ".tsv"
@@ -42,7 +43,7 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
     rows: list[NDArray[np.uint16]] = []
     with (
         path.open(encoding="utf-8", errors="surrogateescape", newline="") as file,
-        BriefProgress(path.stat().st_size, "read", progress, noun="bytes") as bar,
+        BriefProgress(path.stat().st_size, "read", progress, noun="byte") as bar,
     ):
         lines = _lines(path, _counted(file, bar))
         header = next(lines, (1, []))[1]
@@ -114,7 +115,7 @@ def _row(cells: list[str], count: int | None) -> tuple[str, NDArray[np.uint16]]:
         wrong = next(token for token in tokens if not 0 <= token < CODEBOOK_SIZE)
         raise ValueError(f"token {wrong} is outside the codebook of {CODEBOOK_SIZE}")
     if count is not None and len(tokens) != count:
-        raise ValueError(f"has {len(tokens)} tokens, and the first row has {count}")
+        raise ValueError(f"has {counted(len(tokens), 'token')}, and the first row has {count}")
     return key, np.array(tokens, np.uint16)
 
 

@@ -24,6 +24,7 @@ from latentq.sources import Sample
 from latentq.sources.listing import reason_of
 from latentq.store.local import publish_once
 from latentq.system.progress import Progress
+from latentq.system.text import counted
 
 
 def publish_card(
@@ -49,7 +50,7 @@ def publish_card(
         if run.uncalibrated:
             count = min(card.recipe.calibration, card.source.samples)
             with Progress(count, "calibrate", progress, leave=False) as bar:
-                bar.note(f"calibrating on {count} images")
+                bar.note(f"calibrating on {counted(count, 'image')}")
                 quantizers, run = retry_with_smaller_batches(run, bar, partial(_calibrate, bar=bar))
             card = _with_quantizers(card, quantizers)
         run_list.publish()
@@ -117,7 +118,7 @@ def _calibrate(run: EncodingRun, *, bar: Progress) -> dict[str, Quantizer]:
         if first_reject is not None:
             sample, stage, error = first_reject
             reason = f"{sample.key!r}: {stage}: {reason_of(error)}"
-        raise LatentqError(f"none of {count} samples can be encoded, the first is {reason}")
+        raise LatentqError(f"none of {counted(count, 'sample')} can be encoded, the first is {reason}")
     if run.captions is not None:  # no other caption needs to resemble the empty one
         for name, values in _empty_caption_columns(run).items():
             if name in calibrators:

@@ -83,7 +83,13 @@ class CaptionEncoder:
         return pending
 
     def wait(self, pending: PendingCaptions, position: int, quantizers: Mapping[str, Quantizer]) -> Embedded:
-        """Waits for one caption's embedding. If it is not finite, the caption is embedded again in float32."""
+        """Waits for one caption's embedding. If it is not finite, the caption is embedded again in float32.
+
+        Args:
+            pending: The batch of captions, as `start` returned it.
+            position: The caption's index in the batch.
+            quantizers: Quantizers of the columns, by name, to quantize a caption that is embedded again.
+        """
         if pending.event is not None:
             pending.event.synchronize()
         redone = bool(pending.bad[position]) and self.options.dtype != "float32"

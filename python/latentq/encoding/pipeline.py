@@ -114,9 +114,7 @@ def encode(
             write_table(named)
         return card
     with settings.profile.timing(LIST, "worked"):
-        run_list = list_source(
-            opened, out, unit_size, compare=settings.rank == 0, revision=revision, advice=_ADVICE
-        )
+        run_list = list_source(opened, out, unit_size, compare=settings.rank == 0, revision=revision, advice=_ADVICE)
     with run_list:
         keep_subfolder = overrides.get("subfolder") is not None
         models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=keep_subfolder)

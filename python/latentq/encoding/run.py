@@ -58,7 +58,16 @@ class EncodingRun:
         models: Models,
         settings: EncodeSettings,
     ) -> Self:
-        """Returns the run of a planned card."""
+        """Returns the run of a planned card.
+
+        Args:
+            source: The source, opened.
+            samples: Its list.
+            card: The card, without counts and statistics.
+            uncalibrated: The columns whose quantizers must be calibrated.
+            models: The models, loaded.
+            settings: How the run is done.
+        """
         from latentq.encoding.latents import LatentEncoder
 
         recipe = card.recipe

@@ -125,7 +125,7 @@ def _check_content(plan: UpdatePlan, source: Source, out: Path, progress: TextIO
     Raises:
         LatentqError: A unit has no hashes.
     """
-    with Progress(plan.compared, "compare", progress, noun="files", leave=False) as bar:
+    with Progress(plan.compared, "compare", progress, noun="file", leave=False) as bar:
         for unit, samples in plan.unchanged():
             hashes = np.frombuffer(read_regular(out / unit.name / CONTENT_HASHES), "<u8")
             for position, sample in samples:

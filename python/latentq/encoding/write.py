@@ -98,7 +98,14 @@ def _write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) ->
 
 
 def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts) -> Any:
-    """Returns the stored values of one column, one per sample, and adds the column's sums to the unit's facts."""
+    """Returns the stored values of one column, one per sample, and adds the column's sums to the unit's facts.
+
+    Args:
+        run: The run.
+        encoded: The batch.
+        name: The column's name in the shards.
+        facts: The unit's facts, which are changed in place.
+    """
     card, encoding = run.card, run.card.columns[name]
     content = card.recipe.columns[name].content
     samples = [encoded.batch.samples[position] for position in encoded.positions]
@@ -145,7 +152,13 @@ def _packed_embeddings(facts: EmbeddingFacts, codes: NDArray[Any]) -> NDArray[An
 def _quantized_column(
     quantizer: Quantizer, codes: NDArray[Any], clipped: NDArray[np.int64]
 ) -> tuple[LatentSums, NDArray[Any]]:
-    """Returns the sums over a batch of one column, and its values as they are stored."""
+    """Returns the sums over a batch of one column, and its values as they are stored.
+
+    Args:
+        quantizer: The column's quantizer.
+        codes: One per value, (N, C, ...); for a float kind, the values.
+        clipped: The number of clipped values of each channel, (C,).
+    """
     if quantizer.kind in FLOATS:
         return LatentSums(clipped, moments=[Moments.of(sample) for sample in quantizer.dequantize(codes)]), codes
     stored = quantizer.pack(codes) if quantizer.bits < 8 else codes

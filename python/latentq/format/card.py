@@ -28,6 +28,7 @@ from latentq.format.facts import (
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer
 from latentq.store.local import read_regular
+from latentq.system.text import counted
 
 CARD = "latents.toml"
 NEXT_CARD = "latents.next.toml"
@@ -68,7 +69,7 @@ class Card:
     embeddings: Mapping[str, EmbeddingFacts] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        counts = self.counts and f"{self.counts.samples} samples, {self.counts.rejects} rejects"
+        counts = self.counts and f"{counted(self.counts.samples, 'sample')}, {counted(self.counts.rejects, 'reject')}"
         return f"<Card: recipe {self.recipe.name}, autoencoder {self.autoencoder.name}, {counts or 'not complete'}>"
 
     @property
@@ -222,7 +223,7 @@ def open_card(path: Path) -> Card | None:
     if card is not None and not (card.complete and indexed):
         done = sum(1 for entry in path.iterdir() if entry.name.isdigit() and (entry / "index.json").is_file())
         hint = "; latentq encode must finish it" if done == card.units else ""
-        raise LatentqError(f"{path} is not finished: {done} of {card.units} units{hint}")
+        raise LatentqError(f"{path} is not finished: {done} of {counted(card.units, 'unit')}{hint}")
     if not indexed:
         raise LatentqError(f"{path} holds no dataset: it has neither {CARD} nor index.json")
     return card
@@ -242,7 +243,8 @@ def _check_counts(card: Card) -> None:
     if card.source.units is not None:
         _check_count(card.source.units, "source.units")
         if card.source.units > card.source.samples and not card.source.revision:  # an update may leave empty units
-            raise FormatError(f"source.units is {card.source.units}, more than the {card.source.samples} samples")
+            samples = counted(card.source.samples, "sample")
+            raise FormatError(f"source.units is {card.source.units}, more than {samples}")
     _check_count(card.source.revision, "source.revision")
     if card.counts is not None:
         for name, count in vars(card.counts).items():
@@ -284,10 +286,11 @@ def _check_embedding(card: Card, name: str, embedding: EmbeddingFacts) -> None:
     axes = 2 if card.recipe.columns[name].content == "pooled_embedding" else 3
     shape = embedding.shape
     if not _is_shape(shape, axes):
-        raise FormatError(f"embeddings.{name}.shape must have {axes} sides, not {shape}")
+        raise FormatError(f"embeddings.{name}.shape must have {counted(axes, 'side')}, not {shape}")
     _check_count(prod(shape), f"embeddings.{name}.shape")
     if embedding.quantizer.channels != shape[-1]:
-        raise FormatError(f"embeddings.{name}: a quantizer of {embedding.quantizer.channels} channels for {shape}")
+        channels = counted(embedding.quantizer.channels, "channel")
+        raise FormatError(f"embeddings.{name}: a quantizer of {channels} for {shape}")
     if embedding.clipped is not None:
         _check_count(embedding.clipped, f"embeddings.{name}.clipped")
 
@@ -298,7 +301,8 @@ def _check_latent(card: Card, name: str, latent: LatentFacts) -> None:
     per_channel = {"clipped": latent.clipped, **(asdict(latent.statistics) if latent.statistics else {})}
     for key, values in per_channel.items():
         if values is not None and len(values) != latent.shape[0]:
-            raise FormatError(f"latents.{name}.{key} has {len(values)} values for {latent.shape[0]} channels")
+            channels = counted(latent.shape[0], "channel")
+            raise FormatError(f"latents.{name}.{key} has {counted(len(values), 'value')} for {channels}")
         for value in values or ():
             if key in ("clipped", "count"):
                 _check_count(value, f"latents.{name}.{key}")
@@ -307,4 +311,5 @@ def _check_latent(card: Card, name: str, latent: LatentFacts) -> None:
     if card.recipe.columns[name].content == "moments" and latent.shape[0] % 2:
         raise FormatError(f"latents.{name}.shape must have as many means as log-variances, not {latent.shape}")
     if latent.quantizer.channels != latent.shape[0]:
-        raise FormatError(f"latents.{name}: a quantizer of {latent.quantizer.channels} channels for {latent.shape}")
+        channels = counted(latent.quantizer.channels, "channel")
+        raise FormatError(f"latents.{name}: a quantizer of {channels} for {latent.shape}")

@@ -85,7 +85,17 @@ def column_table(column: Column) -> dict[str, Any]:
 
 
 def _checked(where: str, key: str, value: Any, table: type) -> Any:
-    """Returns the value of the field `key` of a dataclass, checked against its declared type."""
+    """Returns the value of the field `key` of a dataclass, checked against its declared type.
+
+    Args:
+        where: The field's full name for messages, e.g. `image.size`.
+        key: The field's name.
+        value: The value, as TOML gives it.
+        table: The dataclass.
+
+    Raises:
+        RecipeError: The field is unknown, of the wrong type or out of range.
+    """
     types = {entry.name: str(entry.type) for entry in fields(table)}
     if key not in types:
         raise RecipeError(f"unknown field {where!r}")

@@ -259,7 +259,13 @@ def _change_method(tables: Tables, method: Any) -> None:
 
 
 def _quantized(tables: Tables, option: str, key: str) -> list[Tables]:
-    """Returns the columns that the autoencoder computes, whose quantizers must all have the field `key`."""
+    """Returns the columns that the autoencoder computes, whose quantizers must all have the field `key`.
+
+    Args:
+        tables: The recipe, as TOML gives it.
+        option: The option's name, for messages.
+        key: The field that the option sets.
+    """
     encoded = _encoded(tables)
     for name, column in encoded.items():
         if column["from"] == "tokens":

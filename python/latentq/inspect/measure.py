@@ -20,6 +20,7 @@ from latentq._core import LatentqError
 from latentq.inspect.psnr import psnr
 from latentq.quantizer import Method, Quantizer
 from latentq.system.progress import BriefProgress, Progress
+from latentq.system.text import counted
 
 if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
@@ -116,7 +117,8 @@ def measure(
     calibration, tried = (x[::2], x[1::2]) if len(x) > 1 else (x, x)
     if images is not None:
         if len(images) < len(x):
-            raise ValueError(f"expected one image per latent, not {len(images)} images for {len(x)} latents")
+            found = f"{counted(len(images), 'image')} for {counted(len(x), 'latent')}"
+            raise ValueError(f"expected one image per latent, not {found}")
         images = images[: len(x)][1::2] if len(x) > 1 else images[:1]
     channels = x.shape[1]
     low, high = float(calibration.min()), float(calibration.max())
@@ -126,7 +128,7 @@ def measure(
     schemes += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
     count = 0 if autoencoder is None else min(DECODED, len(tried))
     chosen = [position * len(tried) // count for position in range(count)]
-    with BriefProgress(len(schemes) * (1 + count), "measure", progress, noun="steps") as bar:
+    with BriefProgress(len(schemes) * (1 + count), "measure", progress, noun="step") as bar:
         rows = []
         for name, quantizer in schemes:
             rows.append(_cost(name, quantizer, tried))
@@ -207,7 +209,13 @@ def _arrays(samples: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
 
 
 def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
-    """Measures a scheme on latents, without decoding."""
+    """Measures a scheme on latents, without decoding.
+
+    Args:
+        name: The scheme's name.
+        quantizer: The quantizer of the scheme.
+        x: Latents (N, C, ...).
+    """
     measured = quantizer.measure(x)
     return SchemeCost(
         name,
@@ -231,6 +239,13 @@ def _psnrs(
 
     The PSNR against the images is NaN if there are none. Works batch by batch, so that memory does not grow with the
     number of samples.
+
+    Args:
+        autoencoder: Decodes the latents.
+        quantizers: Quantizers of the schemes.
+        x: Raw latents (N, C, h, w).
+        images: Originals (N, 3, S, S) uint8.
+        bar: Counts the latents that are decoded, once for each quantizer.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in quantizers]
     for start in range(0, len(x), _BATCH):

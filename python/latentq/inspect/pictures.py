@@ -19,6 +19,7 @@ from latentq.models.decode import decode_latents
 from latentq.models.match import autoencoder_for
 from latentq.sources import Sample
 from latentq.system.progress import BriefProgress
+from latentq.system.text import counted
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -98,7 +99,7 @@ def pictures(
         indices = [position * count // min(count, _SHOWN) for position in range(min(count, _SHOWN))]
     for index in indices:
         if not -count <= index < count:
-            raise IndexError(f"index {index}: {path} has {count} samples")
+            raise IndexError(f"index {index}: {path} has {counted(count, 'sample')}")
     if not indices:
         raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
@@ -120,6 +121,12 @@ def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[n
     """Shows a stored sample, given decoded, next to its original and to its unquantized reconstruction.
 
     For tokens there are two pictures: the reconstruction is the stored one.
+
+    Args:
+        originals: The source, indexed as the dataset's samples are.
+        layout: The layout of the dataset, with one column of latents or tokens.
+        index: The sample's index.
+        stored: The decoded sample, uint8 (S, S, 3).
     """
     from latentq.reading.columns import TokenColumn
 
@@ -152,7 +159,7 @@ def _name(sample: Sample) -> str:
 
 
 def _bytes(count: int) -> str:
-    return f"{count:,} bytes"
+    return counted(count, "byte")
 
 
 def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:

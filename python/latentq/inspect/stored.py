@@ -18,6 +18,7 @@ from latentq.mds.folder import samples_by_folder
 from latentq.run.sample_list import UnitEntry
 from latentq.run.units import Reject, UnitFacts, sample_list
 from latentq.sources import Sample
+from latentq.system.text import counted
 
 _CACHED_UNITS = 2
 
@@ -84,7 +85,7 @@ class StoredSamples:
             FormatError: The unit does not agree with its part of the list.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index}: {self._path} has {len(self)} samples")
+            raise IndexError(f"index {index}: {self._path} has {counted(len(self), 'sample')}")
         number = bisect.bisect_right(self._starts, index) - 1
         return self._unit(number)[index - self._starts[number]]
 
@@ -101,7 +102,8 @@ class StoredSamples:
         stored = stored_in_unit(unit, samples, rejects)
         if stored is None or len(stored) != count:
             raise FormatError(
-                f"{self._path / unit.name} holds {count} samples and {len(rejects)} rejects, its part of the list "
+                f"{self._path / unit.name} holds {counted(count, 'sample')} and {counted(len(rejects), 'reject')}, "
+                "its part of the list "
                 f"{unit.samples}"
             )
         return stored

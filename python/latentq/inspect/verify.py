@@ -27,6 +27,7 @@ from latentq.sources import Sample
 from latentq.sources.listing import cycled_captions
 from latentq.store.local import check_regular, holds, read_regular
 from latentq.system.progress import BriefProgress, Progress
+from latentq.system.text import counted
 
 _BATCH = 1024  # samples read at once
 _UNIT = re.compile(r"\d{5,}(\.\d+)?")
@@ -124,7 +125,7 @@ class _Verification:
         part = sum(1 for _ in self._folder.iterdir()) - 1  # the one that is read first
         try:
             samples = SampleList(self._folder)
-            with BriefProgress(samples.parts, "verify the list", progress, noun="parts") as bar:
+            with BriefProgress(samples.parts, "verify the list", progress, noun="part") as bar:
                 for part in range(samples.parts):
                     message = samples.check_chain(part)
                     if message is not None:
@@ -143,7 +144,8 @@ class _Verification:
                 return None  # the part does not follow the one before, which was found
             number, first = number + 1, first + unit.samples
         if (number, first) != expected:
-            message = f"has {number} units of {first} samples, the card {expected[0]} units of {expected[1]} samples"
+            found, card = (f"{counted(u, 'unit')} of {counted(s, 'sample')}" for u, s in ((number, first), expected))
+            message = f"has {found}, the card {card}"
             yield _finding(self._folder.name, message)
             return None
         return samples
@@ -172,7 +174,7 @@ class _Verification:
         if first is None:
             return None
         return _finding(
-            self._file, f"not finished: {done} of {samples.totals.units} units; the first missing is {first}"
+            self._file, f"not finished: {done} of {counted(samples.totals.units, 'unit')}; the first missing is {first}"
         )
 
     def _check_folder(self, samples: SampleList) -> Iterator[mds.Finding]:
@@ -226,8 +228,8 @@ class _Verification:
                     yield finding
                 bar.update(unit.samples)
         if edited:
-            which = "the units" if edited == samples.totals.units else f"{edited} units, {first} first,"
-            message = f"{which} were made by another card: a field that decides what values mean was edited since"
+            which = "the units" if edited == samples.totals.units else f"{counted(edited, 'unit')}, {first} first"
+            message = f"another card made {which}: a field that decides what values mean was edited since"
             yield _finding(self._file, message)
         return good
 
@@ -244,7 +246,7 @@ class _Verification:
         if len(reader) and stored != planned:
             yield _finding(f"{name}/{INDEX}", f"has the columns {stored}, the card {planned}")
         elif len(reader) != facts.samples:
-            yield _finding(f"{name}/{UNIT}", f"says {facts.samples} samples, the shards hold {len(reader)}")
+            yield _finding(f"{name}/{UNIT}", f"says {counted(facts.samples, 'sample')}, the shards hold {len(reader)}")
         else:
             yield from self._check_listed(unit, reader, facts, samples.samples(unit))
             if isinstance(self._card, Card):
@@ -258,10 +260,8 @@ class _Verification:
         name = unit.name
         stored = stored_in_unit(unit, samples, facts.rejects)
         if stored is None or len(stored) != len(reader):
-            message = (
-                f"holds {len(reader)} samples and {len(facts.rejects)} rejects, its part of the list {len(samples)}"
-            )
-            yield _finding(name, message)
+            held = f"{counted(len(reader), 'sample')} and {counted(len(facts.rejects), 'reject')}"
+            yield _finding(name, f"holds {held}, its part of the list {len(samples)}")
             return
         for column, content in self._listed_columns().items():
             for index, value in _values(reader, column):
@@ -292,7 +292,7 @@ class _Verification:
             yield _finding(self._file, "its counts or statistics are not those of the units")
         elif card.counts and card.counts.samples + card.counts.rejects != card.source.samples:
             yield _finding(self._file, "samples and rejects do not add up to the source's samples")
-        with BriefProgress(samples.totals.units, "verify the index", progress, noun="units") as bar:
+        with BriefProgress(samples.totals.units, "verify the index", progress, noun="unit") as bar:
             names = bar.counted(unit.name for unit in samples.units())
             if not holds(self._path / INDEX, mds.merged_index(self._path, names)):
                 yield _finding(INDEX, "is not the units' indexes merged")
@@ -333,14 +333,22 @@ def _check_files(path: Path, unit: UnitEntry) -> Iterator[mds.Finding]:
         if entry.name == CONTENT_HASHES:
             if (size := entry.stat().st_size) != 8 * unit.samples:
                 yield _finding(
-                    f"{path.name}/{entry.name}", f"has {size} bytes, not 8 for each of {unit.samples} samples"
+                    f"{path.name}/{entry.name}",
+                    f"has {size} bytes, not 8 for each of {counted(unit.samples, 'sample')}",
                 )
         elif not is_shard and entry.name not in (INDEX, UNIT) and not entry.name.startswith("."):
             yield _finding(f"{path.name}/{entry.name}", "is not a part of the dataset")
 
 
 def _check_codes(name: str, reader: mds.Reader, card: Card, facts: UnitFacts) -> Iterator[mds.Finding]:
-    """Checks that tokens are in the codebook, and that a unit's histograms are those of its codes."""
+    """Checks that tokens are in the codebook, and that a unit's histograms are those of its codes.
+
+    Args:
+        name: The unit's name.
+        reader: Its shards.
+        card: The dataset's card.
+        facts: The unit's facts.
+    """
     for column, tokens in card.tokens.items():
         for _, part in _parts(reader, column, int(np.prod(tokens.shape)) * np.dtype(tokens.dtype).itemsize):
             ids = part.view(tokens.dtype)

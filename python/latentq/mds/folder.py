@@ -40,13 +40,13 @@ class Repair:
     Attributes:
         shards: The number of shards in the new index.
         samples: The number of samples in these shards.
-        left_out: The shards that could not be listed, with the reason. Their files are not changed.
+        skipped: The shards that could not be listed, with the reason. Their files are not changed.
         kept: The names, relative to the folder, under which the previous indexes are kept.
     """
 
     shards: int
     samples: int
-    left_out: list[Finding]
+    skipped: list[Finding]
     kept: list[str]
 
 
@@ -151,8 +151,8 @@ def repair(
     """
     names = None if folders is None else list(folders)
     with _Steps(progress) as steps:
-        shards, samples, left_out, kept = _core.mds_repair(os.fspath(path), names, allow_fewer_samples, steps.at)
-    return Repair(shards, samples, [Finding(*finding) for finding in left_out], kept)
+        shards, samples, skipped, kept = _core.mds_repair(os.fspath(path), names, allow_fewer_samples, steps.at)
+    return Repair(shards, samples, [Finding(*finding) for finding in skipped], kept)
 
 
 class _Steps(contextlib.ExitStack):

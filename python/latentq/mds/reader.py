@@ -232,7 +232,14 @@ def _gather(
     columns: Sequence[int],
     outs: Sequence[NDArray[np.uint8] | None],
 ) -> list[list[Any] | None]:
-    """Fills `outs` on the calling thread; returns a list of values for each column whose `out` is None."""
+    """Fills `outs` on the calling thread; returns a list of values for each column whose `out` is None.
+
+    Args:
+        reader: The shards.
+        indices: Indices of the samples, (n,), from 0 to len(reader) - 1.
+        columns: Positions of the columns in the reader's column order.
+        outs: For each column, the array (n, bytes of a value) to fill, or None.
+    """
     return _core.gather(reader, indices, columns, outs, [None] * len(columns), None).result()
 
 

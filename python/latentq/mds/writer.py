@@ -167,7 +167,13 @@ def _size_in_bytes(size: int | str | None) -> int:
 
 
 def _array_values(values: NDArray[Any], dtype: str, shape: list[int]) -> Any:
-    """Returns the bytes of an array (N, *shape) in C order; if its dtype or shape differs, a list of its N values."""
+    """Returns the bytes of an array (N, *shape) in C order; if its dtype or shape differs, a list of its N values.
+
+    Args:
+        values: The array, of any dtype and memory order.
+        dtype: NumPy's name of the column's dtype.
+        shape: Shape of one value.
+    """
     if values.dtype.name != dtype or list(values.shape[1:]) != shape:
         return list(values)
     return np.ascontiguousarray(values, np.dtype(dtype)).reshape(-1).view(np.uint8)

@@ -87,7 +87,22 @@ def _block_moments(
     x, means, squares, channels, positions, blocks, sample_stride, channel_stride, position_stride,
     tiles: tl.constexpr, rows: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """Stores the mean and the sum of squared deviations of each channel over one block of positions."""
+    """Stores the mean and the sum of squared deviations of each channel over one block of positions.
+
+    Args:
+        x: The input, of shape (N, channels, positions), with the strides below in elements.
+        means: Means, (N, blocks, channels) float32.
+        squares: Sums of squared deviations from the mean, (N, blocks, channels) float32.
+        channels: The number of channels.
+        positions: The number of pixels of a channel.
+        blocks: The number of blocks of positions; a block has `tiles * rows` of them, the last perhaps fewer.
+        sample_stride: Stride of the samples.
+        channel_stride: Stride of the channels.
+        position_stride: Stride of the positions.
+        tiles: Tiles per block.
+        rows: Positions per tile.
+        lanes: Channels per program.
+    """
     sample = tl.program_id(0) // blocks
     start = (tl.program_id(0) % blocks) * (tiles * rows)
     channel = tl.program_id(1) * lanes + tl.arange(0, lanes)
@@ -117,7 +132,23 @@ def _group_scales(
     means, squares, weight, centers, scales, channels, positions, blocks, group, eps,
     block: tl.constexpr, rows: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """Combines the moments of one group: its mean, and each channel's weight over the standard deviation."""
+    """Combines the moments of one group: its mean, and each channel's weight over the standard deviation.
+
+    Args:
+        means: Means of blocks, (N, blocks, channels) float32.
+        squares: Sums of squared deviations of blocks, (N, blocks, channels) float32.
+        weight: The norm's weight, (channels,).
+        centers: Means of the groups, for each channel: (N, channels) float32.
+        scales: Weights over standard deviations, (N, channels) float32.
+        channels: The number of channels.
+        positions: The number of pixels of a channel.
+        blocks: The number of blocks of positions.
+        group: Channels per group.
+        eps: Added to the variance.
+        block: Positions per block.
+        rows: Blocks that are combined at once.
+        lanes: A power of two, at least `group`.
+    """
     sample = tl.program_id(0)
     lane = tl.arange(0, lanes)
     known = lane < group
@@ -155,7 +186,23 @@ def _normalize(
     x, y, centers, scales, bias, channels, positions, tiles, sample_stride, channel_stride, position_stride,
     rows: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """Stores silu((x - center) * scale + bias) of one tile."""
+    """Stores silu((x - center) * scale + bias) of one tile.
+
+    Args:
+        x: The input, of shape (N, channels, positions), with the strides below in elements.
+        y: The output, of the input's shape and strides.
+        centers: (N, channels) float32.
+        scales: (N, channels) float32.
+        bias: The norm's bias, (channels,).
+        channels: The number of channels.
+        positions: The number of pixels of a channel.
+        tiles: Tiles per sample.
+        sample_stride: Stride of the samples.
+        channel_stride: Stride of the channels.
+        position_stride: Stride of the positions.
+        rows: Positions per tile.
+        lanes: Channels per program.
+    """
     sample = tl.program_id(0) // tiles
     start = (tl.program_id(0) % tiles) * rows
     channel = tl.program_id(1) * lanes + tl.arange(0, lanes)

@@ -113,7 +113,14 @@ def _change(undo: contextlib.ExitStack, settings: Any, name: str, value: Any) ->
 
 
 def _change_inherited(undo: contextlib.ExitStack, settings: Any, parent: Any, precision: Precision) -> None:
-    """Sets `fp32_precision`; a setting that repeats its parent's goes back to inheriting it."""
+    """Sets `fp32_precision`; a setting that repeats its parent's goes back to inheriting it.
+
+    Args:
+        undo: Restores the setting when it is closed.
+        settings: The settings of one backend or operation.
+        parent: The settings that they inherit from.
+        precision: The value to set.
+    """
     old = settings.fp32_precision
     undo.callback(setattr, settings, "fp32_precision", "none" if old == parent.fp32_precision else old)
     settings.fp32_precision = precision

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from latentq._core import LatentqError
-from latentq.system.text import one_line
+from latentq.system.text import counted, one_line
 
 
 def weight_hash(network: object) -> str:
@@ -50,12 +50,14 @@ def check_weights(
         LatentqError: Any of the three is not empty; the message has their number and the first name.
     """
     for keys, problem in (
-        (missing, "are missing"),
-        (mismatched, "have another shape"),
-        (unexpected, "are left over"),
+        (missing, "missing"),
+        (mismatched, "of another shape"),
+        (unexpected, "left over"),
     ):
         if keys:
-            raise LatentqError(f"the weights of {name} do not fit: {len(keys)} {problem}, {min(keys)} first")
+            raise LatentqError(
+                f"the weights of {name} do not fit: {counted(len(keys), 'tensor')} {problem}, {min(keys)} first"
+            )
 
 
 def load_failure(error: Exception) -> str:

@@ -583,7 +583,14 @@ class Quantizer(Scheme):
     def _store(
         self, x: Array, is_bfloat16: bool, out: Any, threads: int
     ) -> tuple[Any, tuple[int, int] | None, npt.NDArray[np.bool_]]:
-        """Rounds values to a float kind: returns the array, the first bad (sample, channel), and (N,) bad samples."""
+        """Rounds values to a float kind: returns the array, the first bad (sample, channel), and (N,) bad samples.
+
+        Args:
+            x: Values (N, C, ...).
+            is_bfloat16: True if `x` holds bfloat16 bits in uint16.
+            out: The array to fill, of the shape of `x`; None makes one.
+            threads: The number of threads.
+        """
         if x.ndim < 2 or x.shape[1] != self.channels:
             raise ValueError(f"expected an array (N, {self.channels}, ...), not one of shape {x.shape}")
         if out is None:

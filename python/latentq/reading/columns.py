@@ -342,7 +342,13 @@ class MaskColumn(_IndirectColumn):
 
 
 def _folded(quantizer: Quantizer, shift: FloatArray, factor: FloatArray) -> Quantizer:
-    """Returns a quantizer whose values are (value - shift) * factor: one pass over the codes instead of two."""
+    """Returns a quantizer whose values are (value - shift) * factor: one pass over the codes instead of two.
+
+    Args:
+        quantizer: A quantizer of C channels.
+        shift: (C,).
+        factor: (C,).
+    """
     if quantizer.kind == "codebook":
         return Quantizer.codebook((np.array(quantizer.levels) - shift[:, None]) * factor[:, None])
     low, high = ((np.array(edge) - shift) * factor for edge in (quantizer.low, quantizer.high))

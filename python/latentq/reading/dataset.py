@@ -30,6 +30,7 @@ from latentq.reading.protocol import Transform
 from latentq.reading.resident import ResidentDataset
 from latentq.reading.samples import Batch, Indices, checked_indices
 from latentq.reading.workers import WorkerBatch
+from latentq.system.text import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,7 +96,8 @@ class LatentDataset(BatchedDataset):
         if not len(self):
             raise LatentqError(f"{path} has no samples")
         if self.card is not None and self.card.counts is not None and self.card.counts.samples != len(self):
-            raise FormatError(f"{path}: the card counts {self.card.counts.samples} samples, the index {len(self)}")
+            samples = counted(self.card.counts.samples, "sample")
+            raise FormatError(f"{path}: the card counts {samples}, the index {len(self)}")
         self.layout = Layout.resolve(
             self.path,
             self._reader.columns,
@@ -113,8 +115,9 @@ class LatentDataset(BatchedDataset):
     def __repr__(self) -> str:
         layout = self.layout
         latents = ", ".join(f"{name}: {column.shape}" for name, column in layout.encoded.items())
+        samples = counted(len(self), "sample")
         return (
-            f"LatentDataset({str(self.path)!r}, {len(self):,} samples, {latents or 'no latents'}, "
+            f"LatentDataset({str(self.path)!r}, {samples}, {latents or 'no latents'}, "
             f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.shard_names)})"
         )
 

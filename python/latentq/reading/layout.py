@@ -21,6 +21,7 @@ from latentq.quantizer import Quantizer
 from latentq.reading.buffers import Allocate
 from latentq.reading.columns import EmbeddingColumn, EncodedColumn, LatentColumn, MaskColumn, Scale, TokenColumn
 from latentq.reading.samples import Batch, ColumnDict
+from latentq.system.text import counted
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 _INTEGERS = ("int", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
@@ -247,7 +248,15 @@ def _recipe_of(
     recipe: str | os.PathLike[str] | Recipe | None,
     quantizer: Quantizer | None,
 ) -> Recipe:
-    """Returns the card's recipe; without a card the given recipe, or else one that follows from the quantizer."""
+    """Returns the card's recipe; without a card the given recipe, or else one that follows from the quantizer.
+
+    Args:
+        path: The dataset, for messages.
+        shard_columns: The MDS encodings of the shards' columns, by name.
+        card: The dataset's card.
+        recipe: A recipe, its name, or the path of its TOML file.
+        quantizer: The quantizer of the latents.
+    """
     if card is not None:
         if recipe is not None or quantizer is not None:
             raise ValueError(f"{path} has a card: recipe and quantizer are for a folder without one")
@@ -335,14 +344,21 @@ def _check_codes(path: Path, column: EncodedColumn) -> None:
 def _latent_column(
     path: Path, card: Card | None, name: str, column: Column, quantizer: Quantizer | None
 ) -> LatentColumn:
-    """Returns a column of latents or moments, in the scale it is stored in."""
+    """Returns a column of latents or moments, in the scale it is stored in.
+
+    Args:
+        path: The dataset, for messages.
+        card: The dataset's card.
+        name: The column's name in the shards.
+        column: The column of the recipe.
+        quantizer: The quantizer that the user gave, for a folder without a card.
+    """
     if card is not None and name not in card.latents:
         raise FormatError(f"{path}: the card does not describe the latents in column {name!r}")
     facts = card.latents[name] if card is not None else _latent_facts(path, name, column, quantizer)
     if facts.quantizer.channels != facts.shape[0]:
-        raise MismatchError(
-            f"{path}: column {name!r} has {facts.shape[0]} channels, and its quantizer {facts.quantizer.channels}"
-        )
+        channels = counted(facts.shape[0], "channel")
+        raise MismatchError(f"{path}: column {name!r} has {channels}, and its quantizer {facts.quantizer.channels}")
     return LatentColumn(name, facts, column.content == "moments", column.scaled, facts.quantizer)
 
 
@@ -362,7 +378,14 @@ def _latent_facts(path: Path, name: str, column: Column, quantizer: Quantizer | 
 
 
 def _recipe_quantizer(path: Path, name: str, column: Column, channels: int) -> Quantizer:
-    """Returns the quantizer that a recipe alone defines, without calibration."""
+    """Returns the quantizer that a recipe alone defines, without calibration.
+
+    Args:
+        path: The dataset, for messages.
+        name: The column's name in the shards.
+        column: The column of the recipe.
+        channels: The number of channels.
+    """
     kind = column.quantizer["kind"]
     if kind in FLOATS:
         return Quantizer.floating(kind, channels=channels)

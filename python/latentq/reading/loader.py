@@ -21,6 +21,7 @@ from latentq.reading.protocol import BatchSource
 from latentq.reading.samples import Batch, samples_of
 from latentq.system.processors import processors
 from latentq.system.ranks import distributed_ranks
+from latentq.system.text import counted
 
 _STRETCH = 1 << 14  # samples whose order is computed at a time
 
@@ -214,7 +215,8 @@ class LatentLoader:
             if state[key] != mine[key]:
                 raise ValueError(f"the state is of a loader with {key} {state[key]}, and this loader has {mine[key]}")
         if state["position"] > len(self.order):
-            raise ValueError(f"the state's position is {state['position']}, of {len(self.order)} samples in an epoch")
+            samples = counted(len(self.order), "sample")
+            raise ValueError(f"the state's position is {state['position']}, of {samples} in an epoch")
         self._epoch, self._position = state["epoch"], state["position"]
         self._start = self._position
 
@@ -274,7 +276,13 @@ class LatentLoader:
             position = stops[-1]
 
     def _dropout_masks(self, epoch: int, indices: NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
-        """Draws the dropout masks of some samples."""
+        """Draws the dropout masks of some samples.
+
+        Args:
+            epoch: The number of the epoch.
+            indices: Indices of the samples, (N,).
+            shape: Shape of each mask, of N values.
+        """
         masks: dict[str, NDArray[Any]] = {}
         for salt, (name, probability) in enumerate(self.dropouts.items()):
             if probability:
@@ -298,7 +306,13 @@ class LatentLoader:
         return batch
 
     def _prepare(self, epoch: int, indices: NDArray[np.int64], allocate: Allocate) -> Batch:
-        """Builds a batch on a Python thread."""
+        """Builds a batch on a Python thread.
+
+        Args:
+            epoch: The number of the epoch, which seeds the noise.
+            indices: Indices of the samples, (N,).
+            allocate: Allocates the batch's tensors.
+        """
         source = self.source
         noise = source.noise_of(indices, self.order.seed, epoch, allocate=allocate)
         if source.transform is not None:

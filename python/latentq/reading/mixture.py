@@ -16,6 +16,7 @@ from latentq.reading.dataset import LatentDataset
 from latentq.reading.order import Order, shares_of
 from latentq.reading.samples import Batch, Indices, checked_indices
 from latentq.reading.workers import WorkerBatch
+from latentq.system.text import counted
 
 
 class LatentMixture(BatchedDataset):
@@ -55,7 +56,8 @@ class LatentMixture(BatchedDataset):
         if weights is None:
             self.shares = self.sizes
         elif len(weights) != len(self.sizes) or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
-            raise ValueError(f"weights must be one for each of {len(self.sizes)} datasets, at least 0: not {weights!r}")
+            count = counted(len(self.sizes), "dataset")
+            raise ValueError(f"weights must be one for each of {count}, at least 0: not {weights!r}")
         else:
             self.shares = shares_of(weights, sum(self.sizes))
         self.transform = self.datasets[0].transform
@@ -143,7 +145,13 @@ class LatentMixture(BatchedDataset):
 
 
 def _joined(parts: list[Any], rows: list[NDArray[np.int64]], allocate: Allocate) -> Any:
-    """Joins one column's parts: each dataset's values go to its rows of the batch."""
+    """Joins one column's parts: each dataset's values go to its rows of the batch.
+
+    Args:
+        parts: The values from each dataset: a tensor (n, ...) or a list of n values.
+        rows: The rows of the batch that each dataset's values go to, (n,).
+        allocate: Allocates the tensor of all parts.
+    """
     count = sum(map(len, rows))
     if isinstance(parts[0], list):
         items = [None] * count

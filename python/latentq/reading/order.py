@@ -43,7 +43,13 @@ def _keys(seed: tuple[int, ...]) -> list[int]:
 
 
 def bernoulli(indices: Int64Array, probability: float, seed: Sequence[int]) -> NDArray[np.bool_]:
-    """Draws True with the given probability for each of (N,) indices: a function of (seed, index) alone."""
+    """Draws True with the given probability for each of (N,) indices: a function of (seed, index) alone.
+
+    Args:
+        indices: Indices of the samples, (N,) int64.
+        probability: From 0 to 1.
+        seed: Numbers that select the function.
+    """
     return permute(indices, _LARGEST, seed) < round(probability * _LARGEST)
 
 
@@ -94,7 +100,13 @@ class Order:
         return out
 
     def _within(self, collection: int, size: int, ordinals: Int64Array) -> Int64Array:
-        """Returns indices within a collection, given how many of its samples came before in this and earlier epochs."""
+        """Returns indices within a collection, given how many of its samples came before in this and earlier epochs.
+
+        Args:
+            collection: Index of the collection, which seeds its order.
+            size: The number of its samples.
+            ordinals: How many of its samples came before, (N,) int64.
+        """
         passes, positions = np.divmod(ordinals, size)
         if self.shuffle:
             for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):

@@ -32,13 +32,26 @@ class BatchSource(Protocol):
         """Reads a batch with its latents as stored, uint8 (N, bytes), for `decode_batch`."""
 
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate) -> Batch:
-        """Returns the noise that draws latents from moments, (N, C, h, w) float32, to be added to such a batch."""
+        """Returns the noise that draws latents from moments, (N, C, h, w) float32, to be added to such a batch.
+
+        Args:
+            indices: Indices of the samples, (N,), from 0 to len(self) - 1.
+            seed: The seed of the loader.
+            epoch: The number of the epoch.
+            allocate: Allocates the tensors.
+        """
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:
         """Decodes the latents of a batch from `read`, on their own device."""
 
     def batch(self, indices: NDArray[np.int64], *, noise: Batch, allocate: Allocate) -> Batch:
-        """Reads a batch and decodes its latents to (N, C, h, w)."""
+        """Reads a batch and decodes its latents to (N, C, h, w).
+
+        Args:
+            indices: Indices of the samples, (N,), from 0 to len(self) - 1.
+            noise: As `noise_of` returns it; if it is empty, moments are drawn by torch's own generator.
+            allocate: Allocates the batch's tensors.
+        """
 
     def native_gatherer(self, *, decoded: bool) -> Gatherer | None:
         """Returns the native gatherer of `batch` (or of `read`), or None if building a batch needs Python."""

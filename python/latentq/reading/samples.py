@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch.utils import _pytree
 from torch.utils.data import default_collate
 
+from latentq.system.text import counted
+
 Indices = Sequence[int] | NDArray[np.int64]
 Batch = dict[str, Any]
 
@@ -123,7 +125,13 @@ def collate(samples: Sequence[Any] | MutableMapping[str, Any]) -> Any:
 
 
 def samples_of(batch: Batch, count: int, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:
-    """Returns the samples of a batch: views of it, or the results of a transform."""
+    """Returns the samples of a batch: views of it, or the results of a transform.
+
+    Args:
+        batch: The batch.
+        count: The number of its samples.
+        transform: Applied to each sample; None gives views of the batch.
+    """
     samples = Samples(batch, count)
     return samples if transform is None else [transform(sample) for sample in samples]
 
@@ -142,7 +150,7 @@ def checked_indices(indices: Indices, size: int) -> NDArray[np.int64]:
         raise TypeError(f"indices must be integers, not {indices.dtype}{hint}")
     outside = (indices < -size) | (indices >= size)
     if outside.any():
-        raise IndexError(f"index {indices[outside][0]} is out of range for {size} samples")
+        raise IndexError(f"index {indices[outside][0]} is out of range for {counted(size, 'sample')}")
     indices = indices.astype(np.int64)
     return np.where(indices < 0, indices + size, indices)
 
@@ -158,4 +166,4 @@ def _index_array(indices: Iterable[Any], size: int) -> NDArray[Any]:
     try:
         return np.fromiter(map(operator.index, indices), np.int64)
     except OverflowError:
-        raise IndexError(f"an index is out of range for {size} samples") from None
+        raise IndexError(f"an index is out of range for {counted(size, 'sample')}") from None

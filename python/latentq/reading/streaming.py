@@ -24,6 +24,7 @@ from latentq.reading.columns import Scale
 from latentq.reading.dataset import empty_caption
 from latentq.reading.layout import Layout
 from latentq.reading.samples import Batch, ColumnDict
+from latentq.system.text import counted
 
 
 class RawUint8(Encoding):  # type: ignore[misc]  # streaming has no types
@@ -135,7 +136,7 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
     if data.size != column.nbytes:
         hint = ": raw_uint8=True reads the encoding of imagenet.int8" if data.size == 1 else ""
         raise FormatError(
-            f"{layout.path}: column {column.shard_name!r} gave {data.size} bytes, not {column.nbytes}{hint}"
+            f"{layout.path}: column {column.shard_name!r} gave {counted(data.size, 'byte')}, not {column.nbytes}{hint}"
         )
     return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
 

@@ -44,7 +44,13 @@ class _SharedBlock:
         self.in_use = self.memory.numpy()[:1]
 
     def tensor(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Views bytes of the block as a tensor."""
+        """Views bytes of the block as a tensor.
+
+        Args:
+            start: Offset of the first byte.
+            shape: Shape of the tensor, which is C-contiguous.
+            dtype: Its dtype.
+        """
         nbytes = prod(shape) * dtype.itemsize
         return self.memory[start : start + nbytes].view(dtype).view(shape)
 
@@ -190,7 +196,14 @@ _senders: dict[int, _Sender] = {}  # by process ID
 
 @_keeps_errors
 def _receive(pid: int, number: int, new: tuple[torch.Tensor, Layout] | None, sent: list[Any]) -> Batch:
-    """Unpickles a batch that a worker has sent, and decodes it."""
+    """Unpickles a batch that a worker has sent, and decodes it.
+
+    Args:
+        pid: The worker's process ID.
+        number: The number of the worker's block of shared memory.
+        new: The block's memory and the layout, with the first batch in a block.
+        sent: For each column its name, and either its place in the block (start, shape, dtype) or None and its values.
+    """
     if new is not None:
         if pid not in _senders or number in _senders[pid].blocks:  # a new worker, perhaps with a former worker's PID
             alive = {process.pid for process in multiprocessing.active_children()}

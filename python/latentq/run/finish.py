@@ -118,7 +118,7 @@ def finish_units(
     with replacement(out / INDEX) as index:
         with (
             replacement(out / REJECTS) as rejects,
-            BriefProgress(card.units, "finish", progress, noun="units") as bar,
+            BriefProgress(card.units, "finish", progress, noun="unit") as bar,
         ):
             index.writelines(mds.merged_index(out, _added_units(out, card, total, rejects, bar)))
         completed = total.card()
@@ -150,7 +150,7 @@ def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card
     with (
         replacement(out / REJECTS) as rejects,
         replacement(out / INDEX) as index,
-        BriefProgress(card.units, "finish", progress, noun="units") as bar,
+        BriefProgress(card.units, "finish", progress, noun="unit") as bar,
     ):
         digest = hashlib.sha256()
         for chunk in mds.merged_index(out, _added_units(out, card, total, rejects, bar)):

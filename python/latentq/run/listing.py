@@ -26,7 +26,7 @@ from latentq.run.units import list_folder, sample_list
 from latentq.sources import Captions, Listing, Sample, Source, open_source
 from latentq.sources.label_values import GrowingClasses, with_labels
 from latentq.store.local import make_folder, sync
-from latentq.system.text import one_line
+from latentq.system.text import counted, one_line
 
 
 def collection_of(name: str | ImageCollection | None) -> ImageCollection | None:
@@ -52,7 +52,8 @@ def with_limits(captions: str | Captions | None, collection: ImageCollection | N
         return captions
     if captions is None:
         raise LatentqError(
-            f"limits on {', '.join(collection.limits)} need a captions file with those columns: give it as captions"
+            f"limits on {', '.join(collection.limits)} need a file of captions with those columns: "
+            "--captions FILE names it"
         )
     captions = Captions.parse(captions) if isinstance(captions, str) else captions
     return replace(captions, limits=collection.limits)
@@ -315,7 +316,7 @@ def print_notes(notes: Iterable[str], stream: TextIO | None) -> None:
 
 def _list_difference(old: SampleList, new: SampleList) -> str:
     """Returns the message that a source is not the one that was listed, with the first difference."""
-    counts = f"{old.folder} lists {len(old)} samples, the source has {len(new)} now"
+    counts = f"{old.folder} lists {counted(len(old), 'sample')}, the source has {len(new)} now"
     for listed, found in itertools.zip_longest(old, new):
         if listed is None or found is None:
             extra, where = (found, "now") if listed is None else (listed, "there")
@@ -327,7 +328,8 @@ def _list_difference(old: SampleList, new: SampleList) -> str:
 
 def _sample_text(sample: Sample) -> str:
     label = "" if sample.label is None else f", label {sample.label}"
-    return f"{sample.key!r} ({'no file' if sample.bytes is None else f'{sample.bytes} bytes'}{label})"
+    size = "no file" if sample.bytes is None else counted(sample.bytes, "byte")
+    return f"{sample.key!r} ({size}{label})"
 
 
 def source_facts(kind: str, samples: SampleList, unit_size: int, revision: int = 0) -> SourceFacts:

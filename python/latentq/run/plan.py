@@ -147,7 +147,13 @@ def _text_facts(text_encoder: TextEncoder | None, parent: Card | None) -> TextFa
 def _like_message(
     model: str, expected: AutoencoderFacts | TextFacts, actual: AutoencoderFacts | TextFacts | None
 ) -> str:
-    """Returns the message for a model that is not that of the dataset named by --like: the first field that differs."""
+    """Returns the message for a model that is not that of the dataset named by --like: the first field that differs.
+
+    Args:
+        model: The kind of model, `autoencoder` or `text encoder`.
+        expected: The model in the card of that dataset.
+        actual: The model of this run.
+    """
     made_by = f"the dataset named by --like was made by {model} {expected.name}"
     if actual is None:
         return f"{made_by}; this run has none"
@@ -195,7 +201,14 @@ def _quantizers(
     embeddings: Mapping[str, tuple[int, ...]],
     parent: Card | None,
 ) -> tuple[dict[str, Quantizer], tuple[str, ...]]:
-    """Returns the quantizer of each column, given the columns' shapes, and the columns to be calibrated."""
+    """Returns the quantizer of each column, given the columns' shapes, and the columns to be calibrated.
+
+    Args:
+        recipe: The recipe.
+        latents: Shapes (C, h, w) of columns of latents and moments, by name.
+        embeddings: Shapes of columns of embeddings, by name; the last axis is the channels.
+        parent: The card of the dataset named by --like, whose quantizers are taken; nothing is calibrated then.
+    """
     if parent is not None:
         return parent.quantizers, ()
     quantizers = {name: _given_quantizer(recipe.columns[name], shape[0]) for name, shape in latents.items()}
@@ -218,7 +231,14 @@ def _encodings(
     tokens: Mapping[str, TokenFacts],
     texts: Mapping[str, tuple[int, ...]],
 ) -> dict[str, str]:
-    """Returns the MDS encoding of each column: the recipe's, or the one that follows from shape and quantizer."""
+    """Returns the MDS encoding of each column: the recipe's, or the one that follows from shape and quantizer.
+
+    Args:
+        recipe: The recipe.
+        latents: Shapes (C, h, w) of columns of latents and moments, by name.
+        tokens: Shape and dtype of columns of tokens, by name.
+        texts: Shapes of columns of embeddings and attention masks, by name.
+    """
     encodings = {name: column.encoding for name, column in recipe.columns.items()}
     for name, shape in latents.items():
         encodings[name] = encodings[name] or _latent_encoding(recipe.columns[name], shape)

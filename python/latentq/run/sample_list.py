@@ -28,6 +28,7 @@ from latentq._core import FormatError
 from latentq.format.tsv import tsv_values
 from latentq.sources.listing import GZIP_SUFFIXES, Sample
 from latentq.store.local import check_regular, read_regular, sync, write_synced
+from latentq.system.text import counted
 
 MAX_PART = 65536
 """The largest number of samples in a part, and so in a unit."""
@@ -135,7 +136,13 @@ class _Header:
         values = json.loads(line.removeprefix(b"# "))
         units = tuple((unit[0], unit[1], unit[2] if len(unit) > 2 else 0) for unit in values["units"])
         header = cls(**values | {"units": units, "previous": str(values["previous"])})
-        numbers = (header.first_unit, header.first_sample, header.usable, *header.known.values(), *itertools.chain(*units))
+        numbers = (
+            header.first_unit,
+            header.first_sample,
+            header.usable,
+            *header.known.values(),
+            *itertools.chain(*units),
+        )
         if not units or not all(type(number) is int and 0 <= number <= _MAX_COUNT for number in numbers):
             raise ValueError("a number is not a count")
         return header
@@ -354,7 +361,9 @@ class SampleList:
     def unit_of(self, index: int) -> UnitEntry:
         """Returns the unit of a sample by the sample's number."""
         if not 0 <= index < self.totals.samples:
-            raise IndexError(f"{self.folder} lists {self.totals.samples} samples: there is no sample {index}")
+            raise IndexError(
+                f"{self.folder} lists {counted(self.totals.samples, 'sample')}: there is no sample {index}"
+            )
         part = self._find_part(lambda header: header.first_sample, index)
         header, _ = self._header(part)
         return _entry(header, bisect.bisect_right(header.firsts, index) - 1)
@@ -418,7 +427,7 @@ class SampleList:
     def _find_unit(self, number: int) -> tuple[_Header, tuple[str, ...], int]:
         """Returns the header and columns of the unit's part, and the unit's position in the part."""
         if not 0 <= number < self.totals.units:
-            raise IndexError(f"{self.folder} has {self.totals.units} units: there is no unit {number}")
+            raise IndexError(f"{self.folder} has {counted(self.totals.units, 'unit')}: there is no unit {number}")
         header, columns = self._header(self._find_part(lambda header: header.first_unit, number))
         position = number - header.first_unit
         if position >= len(header.units):

@@ -17,6 +17,7 @@ from latentq.run.units import UnitCard, unit_done, units_done
 from latentq.sources import Source
 from latentq.store.local import remove_dead, sync_published
 from latentq.system.progress import Progress
+from latentq.system.text import counted
 
 _Card = TypeVar("_Card", bound=UnitCard)
 
@@ -38,6 +39,12 @@ class Share:
     @classmethod
     def for_process(cls, out: Path, source: Source, sample_list: SampleList, settings: RunSettings) -> Self:
         """Returns the share of the process that `settings` describe.
+
+        Args:
+            out: The folder of the units.
+            source: The source, opened.
+            sample_list: Its list.
+            settings: How the run is done.
 
         Raises:
             LatentqError: `settings.delete_archives` is set, but the source has no archives.
@@ -100,5 +107,6 @@ class Share:
             return replace(card, counts=None)
         card = finish_units(self.out, card, file, completion, progress)
         if card.counts is not None and not card.counts.samples:
-            raise LatentqError(f"none of the {card.source.samples} samples could be stored: see {self.out / REJECTS}")
+            samples = counted(card.source.samples, "sample")
+            raise LatentqError(f"none of {samples} could be stored: see {self.out / REJECTS}")
         return card

@@ -44,6 +44,13 @@ class UnitWriter:
     def reject(self, source: Source, sample: Sample, stage: str, error: Exception, *, strict: bool) -> None:
         """Counts a sample that is not stored.
 
+        Args:
+            source: The source, opened.
+            sample: The rejected sample.
+            stage: What failed: `list`, `read`, `decode`, `size` and so on.
+            error: The reason.
+            strict: True to end the run instead, unless the stage is `size`.
+
         Raises:
             LatentqError: As `raise_if_strict` says.
         """
@@ -97,6 +104,13 @@ def publish_unit(
 
 def raise_if_strict(source: Source, sample: Sample, stage: str, error: Exception, *, strict: bool) -> None:
     """Ends a strict run at a rejected sample, unless it is rejected for its size.
+
+    Args:
+        source: The source, opened.
+        sample: The rejected sample.
+        stage: What failed: `list`, `read`, `decode`, `size` and so on.
+        error: The reason.
+        strict: True if the run is strict.
 
     Raises:
         LatentqError: The run is strict; the message names the file, the stage and the reason.

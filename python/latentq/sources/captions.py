@@ -20,6 +20,7 @@ from latentq.sources.spool import spooled
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.store.local import check_regular
+from latentq.system.text import counted
 
 _NO_CAPTION, _UNSAFE = "no caption in", "not safe:"
 _CaptionRow = Mapping[str, Any]
@@ -102,7 +103,7 @@ class Captions:
             yield sample._replace(**caption_facts(captions) | {"caption": captions[0] if captions else ""}, fault=fault)
         if not exactness:
             names_shown = f": it names {last_name!r}, the source {first!r}" if last_name and count else ""
-            raise LatentqError(f"{self.path} has no caption for any of the {count} samples{names_shown}")
+            raise LatentqError(f"{self.path} has no caption for any of {counted(count, 'sample')}{names_shown}")
 
     def _by_name(self) -> tuple[dict[str, tuple[tuple[str, ...], str]], str]:
         """Returns the captions of all rows of each name and the fault of the first of them; and the last row's name."""

@@ -99,7 +99,14 @@ def caption_column(columns: Iterable[str], texts: Collection[str]) -> str | None
 
 
 def named_column(source: object, name: str | None, columns: Iterable[str], content: str) -> str | None:
-    """Returns the column that a user named, or None without a name. Raises LatentqError if there is no such column."""
+    """Returns the column that a user named, or None without a name. Raises LatentqError if there is no such column.
+
+    Args:
+        source: The source's path or name, for the message.
+        name: The column that the user named.
+        columns: The names of all columns.
+        content: The plural of what the column holds, for the message.
+    """
     columns = list(columns)
     if name is not None and name not in columns:
         raise LatentqError(f"{source} has no column {name!r} of {content}: it has {', '.join(columns)}")
@@ -107,7 +114,13 @@ def named_column(source: object, name: str | None, columns: Iterable[str], conte
 
 
 def columns_note(image: str, columns: Mapping[str, str], all_columns: Iterable[str]) -> str:
-    """Returns the note that says which columns are taken, and where labels and captions may be if there are none."""
+    """Returns the note that says which columns are taken, and where labels and captions may be if there are none.
+
+    Args:
+        image: The column of images.
+        columns: The columns that are taken, by field of `Sample`.
+        all_columns: The names of all columns.
+    """
     names = {"caption": "captions", "label": "labels", "label_text": "names of labels"}
     parts = [f"images from {image!r}", *(f"{names[f]} from {column!r}" for f, column in columns.items() if f in names)]
     note = f"columns: {', '.join(parts)}"

@@ -25,6 +25,8 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     A CSV is separated by commas, or by the semicolon, tab or bar that gives its header a column of image names.
 
+    Lines end with LF, CRLF or CR.
+
     A TSV is read with quoting only if it is quoted consistently: every cell with a quotation mark is in quotation
     marks, with those inside it doubled. Otherwise each line is a row, and quotation marks are text, as most writers of
     TSV have it. A list that latentq wrote is read with its own escapes.
@@ -57,9 +59,16 @@ def _csv_delimiter(path: Path) -> str:
     return ","
 
 
+def _line_end(path: Path) -> str:
+    """Returns the character that ends a TSV's lines: CR, as on an old Mac, if there is no LF in the file, else LF."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        line = file.readline()
+    return "\r" if "\r" in line and not line.endswith("\n") else "\n"
+
+
 def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     header = _own_header(path)
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
+    with path.open(encoding="utf-8-sig", newline=_line_end(path)) as file:
         if header:
             for number, line in enumerate(file, start=1):
                 if number >= header and (text := line.rstrip("\r\n")):
@@ -104,7 +113,7 @@ def _is_quoted(path: Path) -> bool:
     columns = None
     quoted = ragged = False
     consistent = True
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
+    with path.open(encoding="utf-8-sig", newline=_line_end(path)) as file:
         for line in file:
             cells = line.rstrip("\r\n").split("\t")
             columns = columns or len(cells)

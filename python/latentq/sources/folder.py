@@ -17,6 +17,7 @@ from latentq.sources.listing import Listing, Sample
 from latentq.sources.sidecars import NO_CAPTION, SidecarRule, Sidecars, stem_of
 from latentq.sources.spool import spooled
 from latentq.system.faults import FILE_ERRNOS
+from latentq.system.text import counted
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class _Walk:
         if self.junk:
             yield f"folders of operating systems are skipped: {', '.join(sorted(self.junk))}"
         if 0 < len(self.outside) < self.images:
-            yield f"no labels: {len(self.outside)} images are outside class folders, {self.outside[0]} first"
+            yield f"no labels: {counted(len(self.outside), 'image')} outside class folders, {self.outside[0]} first"
         if self.described and not self.captioned:
             yield f"images with a .txt of the same name: {self.described}; --captions txt takes those as captions"
 
@@ -257,7 +258,7 @@ def _read_sidecar(path: Path, limit: int) -> tuple[bytes | None, str]:
         if error.errno not in FILE_ERRNOS:
             raise
         return None, str(error.strerror)
-    return (content, "") if len(content) <= limit else (None, f"more than the {limit} bytes that are read")
+    return (content, "") if len(content) <= limit else (None, f"more than the {counted(limit, 'byte')} that are read")
 
 
 def file_size(path: Path) -> int | None:

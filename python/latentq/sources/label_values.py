@@ -12,6 +12,7 @@ from typing import NamedTuple, SupportsInt
 from latentq._core import MismatchError
 from latentq.sources.listing import Sample
 from latentq.sources.spool import spooled
+from latentq.system.text import counted
 
 Classes = Mapping[str, tuple[int, str]]
 """Label and readable name of each class name."""
@@ -116,7 +117,7 @@ def with_labels(
                 first_missing = first_missing or sample.text
         yield sample
     if 0 < missing < usable:
-        notes.append(f"{missing} of {usable} samples have no label, {first_missing} first")
+        notes.append(f"no label for {missing} of {counted(usable, 'sample')}, {first_missing} first")
     elif missing and first_value:
         notes.append(f"no labels: {first_value} is neither a class number nor a name")
 

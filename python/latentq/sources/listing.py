@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from latentq._core import LatentqError, MismatchError
 from latentq.system.faults import FILE_ERRNOS, raise_machine_fault
-from latentq.system.text import one_line
+from latentq.system.text import counted, one_line
 
 GZIP_SUFFIXES = (".tgz", ".tar.gz")
 """Suffixes of archives that can only be read from the start."""
@@ -178,7 +178,7 @@ def _unreadable(sample: Sample, path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         if sample.bytes is None:
             return "No such file or directory"
-        raise MismatchError(f"{path} is listed with {sample.bytes} bytes and is not there now") from None
+        raise MismatchError(f"{path} is listed with {counted(sample.bytes, 'byte')} and is not there now") from None
     except OSError as error:
         if error.errno not in FILE_ERRNOS:
             raise
@@ -186,6 +186,6 @@ def _unreadable(sample: Sample, path: Path) -> str | None:
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     if status.st_size != sample.bytes:
-        listed = "as missing" if sample.bytes is None else f"with {sample.bytes} bytes"
-        raise MismatchError(f"{path} is listed {listed} and has {status.st_size} bytes now")
+        listed = "as missing" if sample.bytes is None else f"with {counted(sample.bytes, 'byte')}"
+        raise MismatchError(f"{path} is listed {listed} and has {counted(status.st_size, 'byte')} now")
     return None

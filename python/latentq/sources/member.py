@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from latentq._core import FormatError
 from latentq.image import MAX_PIXELS
+from latentq.system.text import counted
 
 MAX_MEMBER_BYTES = 4 * MAX_PIXELS
 """The largest member that is read as an image: the pixel limit in uncompressed RGBA."""
@@ -63,7 +64,7 @@ def plain_name(name: str) -> str:
 def size_fault(size: int, reads: Reads) -> str:
     """Returns why a member of this size is not read; empty if it is."""
     if reads.whole and size > reads.whole:
-        return f"{size} bytes, more than the {reads.whole} that are read"
+        return f"{counted(size, 'byte')}, more than the {reads.whole} that are read"
     if size > MAX_MEMBER_BYTES:
-        return f"{size} bytes, more than the {MAX_MEMBER_BYTES} of an image at the pixel limit"
+        return f"{counted(size, 'byte')}, more than the {MAX_MEMBER_BYTES} of an image at the pixel limit"
     return ""

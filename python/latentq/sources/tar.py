@@ -19,6 +19,7 @@ from typing import Protocol
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
 from latentq.sources.member import Member, Reads, broken_archive, size_fault
+from latentq.system.text import counted
 
 _BLOCK, _RECORD_BLOCKS = 512, 20
 _GZIP, _NOT_GZIP = b"\x1f\x8b", "Not a gzipped file"  # of the `gzip` module's error
@@ -94,7 +95,7 @@ class Tar:
         assert sample.bytes is not None
         data = self._bytes_at(sample.offset).read(sample.offset, sample.bytes)
         if len(data) < sample.bytes:
-            raise FormatError(f"cut short: the archive ends after {len(data)} of its {sample.bytes} bytes")
+            raise FormatError(f"cut short: the archive ends after {len(data)} of {counted(sample.bytes, 'byte')}")
         return data
 
     def lines(self, member: Member) -> Iterator[bytes]:
@@ -221,7 +222,7 @@ def _members(source: _Bytes, reads_of: Callable[[str], Reads]) -> Iterator[Membe
         if kind in _EXTENSIONS:
             block = source.read(offset + _BLOCK, size) if size <= _MAX_EXTENSION_BYTES else b""
             if len(block) < size:
-                raise broken_archive(offset, f"a header extension of {size} bytes is too long or cut short")
+                raise broken_archive(offset, f"a header extension of {counted(size, 'byte')} is too long or cut short")
             extensions.add(kind, block, offset)
             offset += _BLOCK + _padded(size)
             continue
@@ -266,7 +267,17 @@ def _member(
     extensions: _Extensions,
     reads_of: Callable[[str], Reads],
 ) -> tuple[Member | None, int]:
-    """Returns the member of a header, or None for a folder; and the offset of the next header."""
+    """Returns the member of a header, or None for a folder; and the offset of the next header.
+
+    Args:
+        source: The archive's bytes.
+        header: The member's header, 512 bytes.
+        offset: Offset of the header in the archive.
+        size: The size in the header, in bytes; a pax record overrides it.
+        kind: The type flag of the header, one byte.
+        extensions: The extension headers before this one.
+        reads_of: Returns what is read of a member while listing, by its name.
+    """
     known = extensions.global_records | extensions.records if extensions.global_records else extensions.records
     name = known.get("GNU.sparse.name") or known.get("path") or extensions.long_name or _name(header)
     try:
@@ -274,7 +285,7 @@ def _member(
     except ValueError:
         raise broken_archive(offset, "a pax record of the size is not a number") from None
     if not 0 <= size < 1 << 62:
-        raise broken_archive(offset, f"a member of {size} bytes")
+        raise broken_archive(offset, f"a member of {counted(size, 'byte')}")
     data = offset + _BLOCK if kind != _GNU_SPARSE else _sparse_data_offset(source, header, offset)
     stored = 0 if kind in _WITHOUT_DATA else size
     next_offset = data + _padded(stored)
@@ -294,7 +305,7 @@ def _member(
     except FormatError:
         complete = False
     if not complete:
-        fault = f"cut short: the archive ends within its {size} bytes"
+        fault = f"cut short: the archive ends within its {counted(size, 'byte')}"
     return Member(name, data, size, fault=fault, content=None if fault else content, head=head), next_offset
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
 from latentq.sources.member import Member, Reads, broken_archive, size_fault
+from latentq.system.text import counted
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _DESCRIPTOR = struct.Struct("<4sL")  # after the data, if the checksum was not known when the header was written
@@ -66,7 +67,13 @@ class Zip:
             yield Member(info.filename, info.header_offset, info.file_size, packed, fault, content, head)
 
     def _head(self, offset: int, packed: int | None, count: int) -> bytes:
-        """Returns the first bytes of a member; empty if it is broken, which reading it will report."""
+        """Returns the first bytes of a member; empty if it is broken, which reading it will report.
+
+        Args:
+            offset: Offset of the member's local header.
+            packed: The compressed size in bytes; None if the member is stored.
+            count: The number of bytes wanted.
+        """
         header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
         if len(header) < _LOCAL_HEADER.size:
             return b""
@@ -118,7 +125,7 @@ class Zip:
         descriptor = _DESCRIPTOR.size if flags & _HAS_DESCRIPTOR else 0
         data = os.pread(self._file.fileno(), packed_size + descriptor, offset + _LOCAL_HEADER.size + name + extra)
         if len(data) < packed_size + descriptor:
-            raise FormatError(f"cut short: the archive ends after {len(data)} of its {packed_size} bytes")
+            raise FormatError(f"cut short: the archive ends after {len(data)} of {counted(packed_size, 'byte')}")
         checksums = [checksum]
         if descriptor:  # some writers announce it, write the checksum in the header all the same, and no descriptor
             first, second = _DESCRIPTOR.unpack(data[packed_size:])

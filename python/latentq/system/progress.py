@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
 
-from latentq.system.text import duration_text, one_line, size_text
+from latentq.system.text import counted, duration_text, one_line, size_text
 
 _Item = TypeVar("_Item")
 _LINE_SECONDS = 10.0  # between plain lines
@@ -45,7 +45,7 @@ class Progress:
         total: Number of images, including those that an earlier run has done.
         label: The name of the work, e.g. `encode`.
         stream: Stream to print to; None prints nothing.
-        noun: The plural of what is counted.
+        noun: The singular of what is counted.
         totals: Filled in at the end.
         bar: Options of the bar on a terminal.
     """
@@ -56,7 +56,7 @@ class Progress:
         label: str,
         stream: TextIO | None,
         *,
-        noun: str = "images",
+        noun: str = "image",
         totals: Totals | None = None,
         **bar: Any,
     ) -> None:
@@ -74,7 +74,7 @@ class Progress:
         if stream is not None and stream.isatty():
             from tqdm import tqdm
 
-            options = {"unit": "img" if noun == "images" else noun, "dynamic_ncols": True, "smoothing": 0.1, **bar}
+            options = {"unit": "img" if noun == "image" else f"{noun}s", "dynamic_ncols": True, "smoothing": 0.1, **bar}
             self._bar = tqdm(total=total, desc=label, file=stream, **options)
 
     def __enter__(self) -> Self:
@@ -97,7 +97,7 @@ class Progress:
         self._done += done
         if self._bar is not None:
             if self._rejects:
-                self._bar.set_postfix_str(f"{self._reject_count()} rejects", refresh=False)
+                self._bar.set_postfix_str(counted(self._reject_count(), "reject"), refresh=False)
             self._bar.update(done)
         elif time.monotonic() - self._printed >= _LINE_SECONDS:
             self._print_line()
@@ -161,9 +161,9 @@ class Progress:
         self.note(self._line(rate, duration_text(left)))
 
     def _line(self, rate: float, left: str) -> str:
-        rejects = f", {self._reject_count()} rejects" if self._rejects else ""
-        count = f"{self._label}: {self._skipped + self._done} of {self._total} {self._noun}"
-        pace = f", {rate:.1f} {self._noun}/s, {left} left" if rate else ""  # no rate if all was done before
+        rejects = f", {counted(self._reject_count(), 'reject')}" if self._rejects else ""
+        count = f"{self._label}: {self._skipped + self._done} of {counted(self._total, self._noun)}"
+        pace = f", {rate:.1f} {self._noun}s/s, {left} left" if rate else ""  # no rate if all was done before
         return f"{count}{pace}{rejects}"
 
     def _reject_count(self) -> int:
@@ -175,7 +175,7 @@ class Progress:
             return
         for group in sorted(self._rejects.values(), key=lambda group: -group.count):
             example = group.reason if group.same else f"for example: {group.reason}"
-            self.note(f"rejected: {group.count} {self._noun}: {group.stage}: {example}")
+            self.note(f"rejected: {counted(group.count, self._noun)}: {group.stage}: {example}")
 
 
 @dataclass
@@ -199,7 +199,7 @@ def listing_progress(archives: Collection[_Item], stream: TextIO | None) -> Iter
         archives: The archives.
         stream: Stream to print to; None prints nothing.
     """
-    with BriefProgress(len(archives), "list", stream, noun="archives") as bar:
+    with BriefProgress(len(archives), "list", stream, noun="archive") as bar:
         for archive in archives:
             yield archive
             bar.update(1)
@@ -208,7 +208,7 @@ def listing_progress(archives: Collection[_Item], stream: TextIO | None) -> Iter
 class BriefProgress(Progress):
     """Progress of work that is usually short: nothing is printed unless it takes long, and nothing at the end."""
 
-    def __init__(self, total: int, label: str, stream: TextIO | None, *, noun: str = "images") -> None:
+    def __init__(self, total: int, label: str, stream: TextIO | None, *, noun: str = "image") -> None:
         super().__init__(total, label, stream, noun=noun, leave=False, delay=1.0)
 
     def __exit__(self, *_: object) -> None:
@@ -225,7 +225,7 @@ class TransferProgress(Progress):
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        super().__init__(0, "collect", stream, noun="B", unit_scale=True)
+        super().__init__(0, "collect", stream, unit="B", unit_scale=True)
         self._files = self._ended = self._failed = 0
         self._active: dict[str, tuple[int, int | None]] = {}
         self._lock = threading.Lock()
@@ -242,7 +242,13 @@ class TransferProgress(Progress):
             self._active[name] = (-1, size)
 
     def at(self, name: str, done: int, size: int | None) -> None:
-        """Sets the number of bytes that a file has."""
+        """Sets the number of bytes that a file has.
+
+        Args:
+            name: The file's name.
+            done: The number of bytes that are there.
+            size: The number of bytes of the whole file; None if unknown.
+        """
         with self._lock:
             before, expected = self._active[name]
             self._active[name] = (done, size)
@@ -286,7 +292,7 @@ class TransferProgress(Progress):
 
     def _file_counts(self) -> str:
         failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._ended} of {self._files} files{failed}"
+        return f"{self._ended} of {counted(self._files, 'file')}{failed}"
 
     def _file_shares(self) -> str:
         """Returns the percentage of each file that is being downloaded and has a known size."""

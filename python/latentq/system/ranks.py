@@ -50,5 +50,5 @@ def distributed_ranks(rank: int | None = None, world_size: int | None = None) ->
 
 def _checked(rank: int, world_size: int) -> tuple[int, int]:
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
+        raise ValueError(f"rank must be at least 0 and below world_size, not {rank} of {world_size}")
     return rank, world_size

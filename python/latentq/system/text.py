@@ -33,12 +33,24 @@ def escaped(text: object) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun, e.g. `1 sample`, `0 samples`.
+
+    Args:
+        count: The number.
+        noun: The singular of what is counted; its plural must end with `s`.
+    """
+    return f"{count} {noun if count == 1 else f'{noun}s'}"
+
+
 def size_text(count: int) -> str:
     """Returns a number of bytes in decimal units, e.g. `1.5 MB`."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
+    if count < 1000:
+        return counted(count, "byte")
+    size = count / 1000
+    for unit in ("kB", "MB", "GB"):
         if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+            return f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
 

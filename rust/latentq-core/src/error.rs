@@ -4,6 +4,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Returns a count with its noun, whose plural ends with `s`: `1 sample`, `2 samples`.
+pub(crate) fn counted<T: fmt::Display + PartialEq + From<u8>>(count: T, noun: &str) -> String {
+    let plural = if count == T::from(1) { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
 /// The kind of an error, by what a caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -286,7 +286,7 @@ fn mds_repair(
         return Err(error);
     }
     let done = done.map_err(to_py)?;
-    Ok((done.shards, done.samples, findings(done.left_out), done.kept))
+    Ok((done.shards, done.samples, findings(done.skipped), done.kept))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -24,6 +24,11 @@ _ROOT_HINT = "say so by --subfolder ''"
 def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Network:
     """Loads an autoencoder from a folder, the path of a `.ckpt`, or the Hub, onto the CPU.
 
+    Args:
+        name: A folder, the path of a `.ckpt`, or the name of a repository on the Hub.
+        revision: The Hub's branch, tag or commit; empty for the default branch.
+        subfolder: The folder of the model inside the folder or repository; empty for its root.
+
     Raises:
         LatentqError: There is none, or its family is unknown; the message is one line.
         ModuleNotFoundError: A package is missing.

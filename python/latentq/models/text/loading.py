@@ -22,6 +22,12 @@ _TOKENIZER = ("tokenizer*", *_VOCABULARIES[1:], "merges.txt", "special_tokens_ma
 def load(name: str, *, revision: str, subfolder: str, length: int) -> TextNetwork:
     """Loads a text encoder from a folder or the Hub, onto the CPU.
 
+    Args:
+        name: A folder, or the name of a repository on the Hub.
+        revision: The Hub's branch, tag or commit; empty for the default branch.
+        subfolder: The folder of the model inside the folder or repository; empty to look for it.
+        length: The number of tokens of a caption; 0 for as many as the model takes.
+
     Raises:
         LatentqError: There is none, or its family is unknown; the message is one line.
         ModuleNotFoundError: A package is missing.

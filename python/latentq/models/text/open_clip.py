@@ -82,6 +82,11 @@ class OpenClipText(TextNetwork):
     def load(cls, name: str, *, revision: str, length: int) -> OpenClipText:
         """Loads the text tower of a model in a folder or on the Hub, onto the CPU.
 
+        Args:
+            name: A folder, or the name of a repository on the Hub.
+            revision: The Hub's branch, tag or commit; empty for the default branch.
+            length: The number of tokens of a caption; 0 for as many as the model takes.
+
         Raises:
             LatentqError: There is none, or its text model is not CLIP's; the message is one line.
             ModuleNotFoundError: A package is missing.

@@ -14,6 +14,7 @@ use super::file::{Reservation, open_regular, read_exact_at, read_opened};
 use super::fill::Filler;
 use super::index::{Index, Schema, Shard};
 use super::shard::{Load, Table};
+use crate::error::counted;
 use crate::memory::resize;
 use crate::{Error, Result};
 
@@ -223,7 +224,8 @@ impl Shards {
     }
 
     fn wrong_size(&self, path: &Path, len: u64, expected: u64) -> Error {
-        Fault::new(len.min(expected), format!("the file has {len} bytes, its index says {expected}")).in_file(path)
+        Fault::new(len.min(expected), format!("the file has {}, its index says {expected}", counted(len, "byte")))
+            .in_file(path)
     }
 
     pub fn read(&self, shard: &Opened, offset: u64, out: &mut [u8]) -> Result<()> {

@@ -7,6 +7,7 @@ use super::Fault;
 use super::index::Schema;
 use super::opened::{Opened, Shards};
 use super::shard::{Position, split};
+use crate::error::counted;
 use crate::memory::{prefetch, resize, with_room};
 use crate::{Error, Result};
 
@@ -259,7 +260,7 @@ impl Reader {
         let number = self.starts.partition_point(|start| *start <= index).wrapping_sub(1);
         match self.starts.get(number) {
             Some(start) if index < self.len() => Ok((number, (index - start) as usize)),
-            _ => Err(Error::argument(format!("sample {index} is out of range for {} samples", self.len()))),
+            _ => Err(Error::argument(format!("sample {index} is out of range for {}", counted(self.len(), "sample")))),
         }
     }
 

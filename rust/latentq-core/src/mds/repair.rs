@@ -10,6 +10,7 @@ use super::index::{FileEntry, Index, ShardEntry, datasets_in, normalized, to_byt
 use super::publish::Replacement;
 use super::verify::{Finding, Found, open, shards_in};
 use super::{Algorithm, Compression, Fault, INDEX, shard};
+use crate::error::counted;
 use crate::{Error, Kind, Result};
 
 /// Maximum bytes of a shard: its offsets are u32.
@@ -23,7 +24,7 @@ pub struct Repair {
     /// Number of samples in them.
     pub samples: u64,
     /// Shards that could not be listed, and why. The files are not changed.
-    pub left_out: Vec<Finding>,
+    pub skipped: Vec<Finding>,
     /// New names of previous indexes, relative to the folder.
     pub kept: Vec<String>,
 }
@@ -181,23 +182,24 @@ fn check_samples(folder: &Path, previous: &Previous, done: &Repair, allow_fewer:
     if allow_fewer || done.samples >= before {
         return Ok(());
     }
-    let reason = done.left_out.first().map_or(String::new(), |finding| {
+    let reason = done.skipped.first().map_or(String::new(), |finding| {
         format!(
-            "; {} of the shards cannot be listed, the first is {}: {}",
-            done.left_out.len(),
+            "; {} cannot be listed, the first is {}: {}",
+            counted(done.skipped.len(), "shard"),
             finding.file,
             finding.message
         )
     });
     Err(Error::format(format!(
-        "{}: the index lists {before} samples, but the shards here hold {}{reason}. Nothing was changed: to replace the index, \
+        "{}: the index lists {}, but the shards here hold {}{reason}. Nothing was changed: to replace the index, \
          allow fewer samples (--allow-fewer-samples)",
         folder.join(INDEX).display(),
+        counted(before, "sample"),
         done.samples
     )))
 }
 
-/// Makes the entries of the shards in a folder, called `names`. Adds those that cannot be listed to `done.left_out`, with
+/// Makes the entries of the shards in a folder, called `names`. Adds those that cannot be listed to `done.skipped`, with
 /// `prefix`. `step` is told the number of shards after each.
 fn rebuild(
     folder: &Path,
@@ -228,7 +230,7 @@ fn rebuild(
         if listed.contains(name) {
             continue;
         }
-        let skipped = |fault| Finding::new(&format!("{prefix}{name}"), fault);
+        let finding = |fault| Finding::new(&format!("{prefix}{name}"), fault);
         let entry = match read_shard(folder, name)? {
             Ok(bytes) => entry_of(name, &bytes)?.map(|entry| match previous.get(name) {
                 Some(known) if describes(known, &entry, &bytes) => (*known).clone(),
@@ -243,16 +245,16 @@ fn rebuild(
                 listed.insert(entry.raw_data.basename.clone());
                 found.insert(at, entry);
             }
-            Ok(_) => done.left_out.push(skipped(Fault::new(0, "its columns differ from those of the first shard"))),
-            Err(fault) => done.left_out.push(skipped(fault)),
+            Ok(_) => done.skipped.push(finding(Fault::new(0, "its columns differ from those of the first shard"))),
+            Err(fault) => done.skipped.push(finding(fault)),
         }
     }
     step(names.len())?;
-    match (found.is_empty(), done.left_out.first()) {
+    match (found.is_empty(), done.skipped.first()) {
         (true, Some(finding)) => Err(Error::format(format!(
-            "{}: none of the {} shards can be listed; the first is {}: {}",
+            "{}: none of {} can be listed; the first is {}: {}",
             folder.display(),
-            names.len(),
+            counted(names.len(), "shard"),
             finding.file,
             finding.message
         ))),

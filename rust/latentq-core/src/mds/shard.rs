@@ -7,6 +7,7 @@ use super::Fault;
 use super::encoding::u32_at;
 use super::index::{Config, Schema, from_bytes};
 use crate::Error;
+use crate::error::counted;
 use crate::memory::with_room;
 
 /// The reason why a table could not be loaded.
@@ -51,12 +52,18 @@ impl Table {
     ) -> Result<Self, Load> {
         let head = 8u64.saturating_add(samples.saturating_mul(4));
         if head > len {
-            return Err(Fault::new(len, format!("the shard ends before the offsets of {samples} samples")).into());
+            return Err(Fault::new(
+                len,
+                format!("the shard ends before the offsets of {}", counted(samples, "sample")),
+            )
+            .into());
         }
         let bytes = read(0..head)?;
         let n = u64::from(u32_at(&bytes, 0).unwrap_or_default());
         if n != samples {
-            return Err(Fault::new(0, format!("the shard has {n} samples, its index says {samples}")).into());
+            return Err(
+                Fault::new(0, format!("the shard has {}, its index says {samples}", counted(n, "sample"))).into()
+            );
         }
         let mut offsets: Vec<u32> = with_room(bytes.len() / 4)?;
         offsets.extend(bytes.chunks_exact(4).skip(1).map(|bytes| u32_at(bytes, 0).unwrap_or_default()));

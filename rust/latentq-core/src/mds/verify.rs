@@ -8,6 +8,7 @@ use std::path::Path;
 use super::file::{NOT_REGULAR, open_regular, read_opened, read_regular};
 use super::index::{FileEntry, Index, Shard};
 use super::{Algorithm, Fault, INDEX, shard};
+use crate::error::counted;
 use crate::{Error, Kind, Result};
 
 /// A problem with a file of a dataset.
@@ -115,7 +116,7 @@ fn verify_shard(folder: &Path, shard: &Shard, findings: &mut Vec<Finding>) -> Re
 }
 
 fn wrong_size(len: u64, entry: &FileEntry) -> Option<Fault> {
-    let message = format!("the file has {len} bytes, its index says {}", entry.bytes);
+    let message = format!("the file has {}, its index says {}", counted(len, "byte"), entry.bytes);
     (len != entry.bytes).then(|| Fault::new(len.min(entry.bytes), message))
 }
 
