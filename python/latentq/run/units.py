@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from latentq.run.sample_list import SampleList
 from latentq.store.local import read_regular
 
 _FINISH_FIELDS = ("complete", "counts", "versions")  # of a card
+_HISTOGRAM = re.compile(r'^(histogram = )"(.*)"$', re.MULTILINE)  # a basic string, of digits and [,]
 _LIST_FIELDS = ("samples", "sha256", "units", "revision")  # of its source
 
 
@@ -99,7 +102,11 @@ class UnitFacts:
     clipped: dict[str, int] = field(default_factory=dict)
 
     def to_toml(self) -> bytes:
-        """Returns the bytes of `unit.toml`, a pure function of the facts."""
+        """Returns the bytes of `unit.toml`, a pure function of the facts.
+
+        A histogram is a string: the rows of counts as JSON. Parsing a thousand numbers of TOML, or a string with
+        escapes, would take most of the time in which a dataset is finished.
+        """
         data: dict[str, Any] = {"card": self.card, "list": self.listing} if self.card else {}
         data |= {
             "samples": self.samples,
@@ -109,13 +116,13 @@ class UnitFacts:
         for name, sums in self.latents.items():
             table: dict[str, Any] = {"clipped": sums.clipped.tolist()}
             if sums.histogram is not None:
-                table["histogram"] = sums.histogram.tolist()
+                table["histogram"] = json.dumps(sums.histogram.tolist(), separators=(",", ":"))
             if sums.moments:
                 table["moments"] = functools.reduce(Moments.merge, sums.moments).to_dict()
             data.setdefault("latents", {})[name] = table
         if self.clipped:
             data["embeddings"] = {name: {"clipped": count} for name, count in self.clipped.items()}
-        return tomli_w.dumps(data).encode()
+        return _HISTOGRAM.sub(r"\1'\2'", tomli_w.dumps(data)).encode()
 
     @classmethod
     def load(cls, path: Path) -> UnitFacts:
@@ -137,16 +144,27 @@ class UnitFacts:
                 latents={name: _sums(table) for name, table in data.get("latents", {}).items()},
                 clipped={name: int(table["clipped"]) for name, table in data.get("embeddings", {}).items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FormatError(f"{path}: not the facts of a unit: {error}") from None
 
 
 def _sums(table: Mapping[str, Any]) -> LatentSums:
     return LatentSums(
         np.array(table["clipped"], np.int64),
-        np.array(table["histogram"], np.int64) if "histogram" in table else None,
+        _histogram(table["histogram"]) if "histogram" in table else None,
         [Moments.from_dict(table["moments"])] if "moments" in table else [],
     )
+
+
+def _histogram(text: str) -> NDArray[np.int64]:
+    """Returns (C, levels) counts, from JSON. Raises ValueError, TypeError or OverflowError if it is anything else."""
+    rows = json.loads(text)
+    if {*map(type, itertools.chain.from_iterable(rows))} != {int}:
+        raise ValueError("a histogram holds something else than counts")
+    counts = np.array(rows, np.int64)
+    if counts.ndim != 2 or counts.min() < 0:
+        raise ValueError("a histogram is not rows of counts")
+    return counts
 
 
 class UnitCard(Protocol):
