@@ -6,7 +6,11 @@ import subprocess
 import sys
 import time
 
+import torch
+
+import latentq
 from conftest import contents, paint
+from latentq import LatentDataset
 
 COMMAND = ("--autoencoder", "dct-f8c16", "--size", "64", "--unit-size", "4", "--batch-size", "4")
 
@@ -63,3 +67,100 @@ def test_same_work_started_twice_at_once(tmp_path):
     both = [start(source, tmp_path / "out") for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def keys_of(out):
+    return [sample["key"] for sample in LatentDataset(out)]
+
+
+def change(source, number):
+    """Adds, changes and removes an image."""
+    files = sorted(source.rglob("*.png"))
+    files[number % len(files)].unlink()
+    paint(files[(number * 7 + 1) % len(files)], 1000 + number, (300 + number, 200))
+    paint(source / "2" / f"new-{number}.png", number, (400, 300))
+
+
+def update(source, out, *options):
+    command = [sys.executable, "-m", "latentq", "encode", str(source), str(out), "--update", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def assert_follows(source, out, fresh):
+    latentq.encode(source, fresh, like=out)
+    expected = {sample["key"]: sample["latent"] for sample in LatentDataset(fresh)}
+    found = {sample["key"]: sample["latent"] for sample in LatentDataset(out)}
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    assert latentq.verify(out) == []
+
+
+def test_an_update_killed_at_random_moments_leaves_the_old_dataset_or_the_new(tmp_path):
+    source, out = make_source(tmp_path / "source"), tmp_path / "out"
+    assert start(source, out).wait() == 0
+    moments = random.Random(1)
+    before = keys_of(out)
+    for kill in range(6):
+        change(source, kill)
+        process = update(source, out)
+        changes, listing = moments.randrange(1, 7), listed(out)
+        while process.poll() is None and changes:
+            now = listed(out)
+            changes, listing = changes - (now != listing), now
+        time.sleep(moments.uniform(0, 0.02))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        found = keys_of(out)
+        if found != before:
+            assert_follows(source, out, tmp_path / f"fresh-{kill}")
+        before = found
+    process = update(source, out)
+    assert process.communicate()[1] is not None
+    assert process.returncode == 0
+    assert_follows(source, out, tmp_path / "fresh")
+    assert latentq_command("prune", out, "--yes").returncode == 0
+    assert latentq.verify(out) == []
+    assert keys_of(out) == keys_of(out)
+
+
+def latentq_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "latentq", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_two_updates_at_once_and_two_ranks_write_what_one_process_writes(tmp_path):
+    source = make_source(tmp_path / "source")
+    outs = [tmp_path / name for name in ("one", "twice", "ranks")]
+    assert [start(source, out).wait() for out in outs] == [0, 0, 0]
+    for number in range(5):
+        change(source, number)
+    one = update(source, outs[0])
+    one.communicate()
+    assert one.returncode == 0
+    both = [update(source, outs[1]) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    for process, error in zip(both, errors, strict=True):
+        assert process.returncode == 0 or "run the same command again" in error
+    ranks = [update(source, outs[2], "--rank", str(rank), "--world-size", "2") for rank in (0, 1)]
+    assert [process.communicate()[1] and process.returncode for process in ranks] == [0, 0]
+    assert contents(outs[1]) == contents(outs[0])
+    assert contents(outs[2]) == contents(outs[0])
+
+
+def test_reading_and_verifying_while_updates_run_sees_one_whole_dataset(tmp_path):
+    source, out = make_source(tmp_path / "source"), tmp_path / "out"
+    assert start(source, out).wait() == 0
+    seen = {tuple(keys_of(out))}
+    for number in range(3):
+        change(source, number)
+        process = update(source, out)
+        while process.poll() is None:
+            seen.add(tuple(keys_of(out)))
+            assert latentq.verify(out) == []
+        process.communicate()
+        assert process.returncode == 0
+        allowed = tuple(keys_of(out))
+        assert len(seen | {allowed}) <= number + 2
+        seen.add(allowed)

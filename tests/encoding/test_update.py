@@ -1,6 +1,7 @@
 """`encode --update`: the dataset follows its source, and what did not change is not touched."""
 
 import contextlib
+import pickle
 import random
 import shutil
 
@@ -154,6 +155,15 @@ def test_an_open_reader_keeps_reading_the_old_dataset(source, out):
     assert [sample["key"] for sample in dataset] == [*before]
     assert all(torch.equal(sample["latent"], before[sample["key"]]) for sample in dataset)
     assert len(LatentDataset(out)) == 7
+
+
+def test_a_pickled_dataset_is_not_taken_for_the_updated_one(source, out):
+    dataset = pickle.dumps(LatentDataset(out))
+    assert len(pickle.loads(dataset)) == 8
+    (source / "7.png").unlink()
+    update(source, out)
+    with pytest.raises(MismatchError, match="open it again"):
+        pickle.loads(dataset)
 
 
 def test_the_same_command_without_update_is_refused_once_the_source_changed(source, out):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from latentq import _core
+from latentq._core import MismatchError
 from latentq.mds.values import DECODERS, NOT_ABOUT_THE_VALUE
 from latentq.system.memory import available_bytes
 
@@ -92,7 +93,7 @@ class Reader:
         return sample
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (str(self.path), self._cache_bytes)
+        return _unpickled, (str(self.path), self._cache_bytes, self._core.index_hash)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
@@ -220,9 +221,12 @@ class Reader:
         return IndexError(f"index {index} is out of bounds for axis 0 with size {len(self)}")
 
 
-def _unpickled(path: str, cache_bytes: int) -> Reader:
+def _unpickled(path: str, cache_bytes: int, index_hash: int) -> Reader:
+    """Opens the dataset of a pickled reader. Raises MismatchError if another one is there now."""
     reader = Reader.__new__(Reader)
     reader._open(path, cache_bytes, 0)
+    if reader._core.index_hash != index_hash:
+        raise MismatchError(f"{path} has another index than when it was opened, after an update perhaps: open it again")
     return reader
 
 

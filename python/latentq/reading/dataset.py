@@ -93,10 +93,13 @@ class LatentDataset(BatchedDataset):
         self.card = open_card(self.path)
         self.transform = transform
         self._reader = mds.Reader(self.path)
+        if not self._is_consistent():
+            self.card = open_card(self.path)  # an update may have been finished since the card was read
         if not len(self):
             raise LatentqError(f"{path} has no samples")
-        if self.card is not None and self.card.counts is not None and self.card.counts.samples != len(self):
-            samples = counted(self.card.counts.samples, "sample")
+        if not self._is_consistent():
+            counts = self.card and self.card.counts
+            samples = counted(counts.samples, "sample") if counts else "nothing"
             raise FormatError(f"{path}: the card counts {samples}, the index {len(self)}")
         self.layout = Layout.resolve(
             self.path,
@@ -108,6 +111,11 @@ class LatentDataset(BatchedDataset):
             recipe=recipe,
             quantizer=quantizer,
         )
+
+    def _is_consistent(self) -> bool:
+        """True if card and index have the same number of samples, or there is no card."""
+        counts = self.card and self.card.counts
+        return not counts or counts.samples == len(self)
 
     def __len__(self) -> int:
         return len(self._reader)

@@ -197,19 +197,26 @@ def list_source(
             raise MismatchError(f"{error}: {advice}") from None
     is_new_folder = not out.exists()
     make_folder(out)
-    temporary = temporary_list(out)
+    temporary = temporary_list(place)
     try:
         listing = source.listing()
         write_list(temporary, listed_parts(source, listing, unit_size))
         return RunList(SampleList(temporary), place, listing.notes, is_new_folder=is_new_folder)
-    except BaseException:
+    except BaseException as error:
+        was_removed = isinstance(error, FileNotFoundError) and not temporary.exists()
         _remove_list(temporary, out, is_new_folder=is_new_folder)
+        if was_removed and place.is_dir():  # by another process, which published the list
+            return list_source(source, out, unit_size, compare=compare, revision=revision, advice=advice)
         raise
 
 
-def temporary_list(out: Path) -> Path:
-    """Returns a path for a list that is not published yet; a killed run's is removed by a later one."""
-    return out / f".{LIST}.{secrets.token_hex(4)}"
+def temporary_list(place: Path) -> Path:
+    """Returns a path for a list that is not published yet. A killed run's is removed once there is a list.
+
+    Args:
+        place: The folder that the list will be published as.
+    """
+    return place.with_name(f".{place.name}.{secrets.token_hex(4)}")
 
 
 def _remove_list(temporary: Path, out: Path, *, is_new_folder: bool) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from latentq._core import MismatchError
 from latentq.format.facts import SourceFacts
 from latentq.format.files import LIST
 from latentq.run.join import SAME_FACTS, Changes, added_samples, compare_lists, updated_units
@@ -38,7 +39,8 @@ class UpdatePlan:
 
     def __init__(self, source: Source, out: Path, card: UnitCard, unit_size: int, folder: Path | None = None) -> None:
         self._out, self._card, self._unit_size = out, card, unit_size
-        self._folder = temporary_list(out) if folder is None else folder / LIST
+        last = max(card.source.revision, *_revisions(out), 0)
+        self._folder = temporary_list(list_folder(out, last + 1)) if folder is None else folder / LIST
         self._folder.mkdir()
         try:
             self._old = sample_list(out, card)
@@ -47,14 +49,17 @@ class UpdatePlan:
             self._new = SampleList(self._folder / "source")
             self.notes: Collection[str] = listing.notes
             self._difference = compare_lists(self._old, self._new, self._folder)
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        except BaseException as error:
+            self.__exit__(type(error), error)
             raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, FileNotFoundError) and not self._folder.exists():  # it is of no use once an update is done
+            message = f"{self._out}: another process finished an update in the meantime: run the same command again"
+            raise MismatchError(message) from None
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -85,7 +90,7 @@ class UpdatePlan:
 
     def listed(self) -> tuple[RunList, SourceFacts]:
         """Returns the list that the dataset will have, and its facts for the card."""
-        last = max(self._card.source.revision, *(revision for revision in _revisions(self._out)), 0)
+        last = max(self._card.source.revision, *_revisions(self._out), 0)
         begun = list_folder(self._out, last)
         if last > self._card.source.revision:  # of an update that was not finished: this one, perhaps
             planned = self._write(last)

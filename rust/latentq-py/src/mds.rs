@@ -159,6 +159,12 @@ impl MdsReader {
         self.reader.schema().columns.iter().map(describe).collect()
     }
 
+    /// The content hash of the index.
+    #[getter]
+    fn index_hash(&self) -> u64 {
+        self.reader.index_hash()
+    }
+
     fn sample<'py>(&self, py: Python<'py>, index: i64) -> PyResult<Bound<'py, PyDict>> {
         let index = self.resolve(index)?;
         let sample = py.detach(|| self.reader.sample(index)).map_err(to_py)?;

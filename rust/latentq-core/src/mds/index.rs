@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use super::file::{open_regular, read_regular};
 use super::json::dumps;
-use super::{Column, Compression, Fault, INDEX, publish};
+use super::{Column, Compression, Fault, INDEX, content_hash, publish};
 use crate::{Error, Result};
 
 /// The only version of the format.
@@ -312,6 +312,8 @@ pub struct Index {
     pub schema: Arc<Schema>,
     /// The shards, in the order of their samples.
     pub shards: Vec<Shard>,
+    /// The content hash of the file: another one means another dataset.
+    pub hash: u64,
 }
 
 impl Index {
@@ -330,7 +332,8 @@ impl Index {
     /// # Errors
     /// A fault. If it is in the entry of a shard, its offset is 0 and its message has the number of the shard.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Self, Fault> {
-        Self::of(&from_bytes(bytes)?)
+        let index = Self::of(&from_bytes(bytes)?)?;
+        Ok(Self { hash: content_hash(bytes), ..index })
     }
 
     fn of(file: &IndexFile<ShardEntry>) -> std::result::Result<Self, Fault> {
@@ -341,7 +344,7 @@ impl Index {
         let shards = file.shards.iter().map(|entry| check.shard(entry)).collect::<std::result::Result<_, _>>()?;
         check.total()?;
         let schema = check.first.unwrap_or_else(|| Arc::new(Schema::new(vec![])));
-        Ok(Self { schema, shards })
+        Ok(Self { schema, shards, hash: 0 })
     }
 }
 

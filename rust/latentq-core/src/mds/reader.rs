@@ -91,6 +91,11 @@ impl Reader {
         &self.shards.folder
     }
 
+    /// The content hash of the index.
+    pub fn index_hash(&self) -> u64 {
+        self.shards.index.hash
+    }
+
     /// Number of samples.
     pub fn len(&self) -> u64 {
         self.starts.last().copied().unwrap_or(0)
