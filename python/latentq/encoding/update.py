@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -10,21 +9,19 @@ from typing import TextIO
 
 import numpy as np
 
-from latentq._core import LatentqError, image_hash
+from latentq._core import image_hash
 from latentq.encoding.calibrate import publish_empty_caption
 from latentq.encoding.models import load_models
-from latentq.encoding.options import EncodeSettings
+from latentq.encoding.request import EncodeRequest
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.write import encode_units
 from latentq.format.card import Card
 from latentq.format.files import CONTENT_HASHES, UNIT
 from latentq.format.recipe import Recipe
-from latentq.models.autoencoders import Autoencoder
 from latentq.models.device import current_device
-from latentq.models.text import TextEncoder
 from latentq.run.check import check_same_work
-from latentq.run.finish import finish_update, resume_update
-from latentq.run.listing import print_notes
+from latentq.run.finish import finish_update
+from latentq.run.listing import RunList, print_notes
 from latentq.run.plan import plan_card
 from latentq.run.sample_list import SampleList
 from latentq.run.share import Share
@@ -39,41 +36,15 @@ _CLIP_RATE, _CLIP_FACTOR = 0.001, 3.0  # the share of new values outside the ran
 _NOT_READ = 0  # the hash of a sample whose file was not read when its unit was made
 
 
-def finished_card(out: Path) -> Card:
-    """Returns the card of a dataset that is to be updated.
-
-    The finish of an earlier update, if it was killed, is completed first.
-
-    Raises:
-        FileNotFoundError: There is no dataset.
-        LatentqError: The dataset is not finished.
-    """
-    resume_update(out)
-    card = Card.load(out)
-    if not card.complete:
-        raise LatentqError(f"{out} is not finished: run the same command without --update first")
-    return card
-
-
-def update_dataset(
-    source: Source,
-    out: Path,
-    card: Card,
-    autoencoder: str | os.PathLike[str] | Autoencoder | None,
-    text_encoder: str | os.PathLike[str] | TextEncoder | None,
-    settings: EncodeSettings,
-) -> Card:
+def update_dataset(request: EncodeRequest, card: Card, source: Source) -> Card:
     """Encodes what is new or changed in a source, and publishes the dataset without what is gone.
 
     Until the new index is published, the dataset is as it was.
 
     Args:
+        request: The request, whose models must be the dataset's.
+        card: The card of the dataset, which is finished.
         source: The source, opened.
-        out: The dataset.
-        card: Its card, see `finished_card`.
-        autoencoder: As in `encode`; it must be the dataset's.
-        text_encoder: As in `encode`; it must be the dataset's.
-        settings: How to run.
 
     Returns:
         The card; its `complete` is False if units of other processes are missing.
@@ -82,22 +53,15 @@ def update_dataset(
         MismatchError: The models are not those of the dataset, or another update is being finished.
         LatentqError: Nothing can be encoded.
     """
-    recipe = _stored_recipe(card)
-    with UpdatePlan(source, out, card, recipe.unit_size) as plan:
-        if settings.check_content:
-            _check_content(plan, source, out, settings.progress)
+    out, settings = request.out, request.settings
+    with UpdatePlan(source, out, card, card.recipe.unit_size) as plan:
+        complete_plan(request, plan, source)
         print_notes([*plan.notes, f"update: {plan.changes}"], settings.progress)
         if not plan.changes:
             return card
-        run_list, facts = plan.listed()
-        models = load_models(recipe, autoencoder, text_encoder, device=settings.device, keep_subfolder=True)
-        totals = run_list.samples.totals
-        planned, _ = plan_card(recipe, facts, totals, models.autoencoder, card, models.text_encoder)
-        planned = replace(planned, recipe=replace(planned.recipe, columns=card.recipe.columns))
-        check_same_work(out, replace(card, source=facts), planned, frozen=True)
-        planned = replace(card, source=facts, counts=None)
+        run, run_list = planned_update(request, card, plan, source)
         run_list.publish()
-    run = EncodingRun.planned(source, run_list.samples, planned, (), models, settings)
+    run = replace(run, samples=run_list.samples)
     share = Share.for_process(out, source, run.samples, settings)
     with (
         current_device(run.encoder.device),
@@ -105,12 +69,44 @@ def update_dataset(
     ):
         publish_empty_caption(out, run)
         encode_units(run, share, bar)
-    if share.missing(planned):
+    if share.missing(run.card):
         remove_dead(out)
-        return replace(planned, counts=None)
-    completed = finish_update(out, planned, settings.progress)
-    print_notes(_range_notes(out, card, run.samples, facts.revision), settings.progress)
+        return run.card
+    completed = finish_update(out, run.card, settings.progress)
+    print_notes(_range_notes(out, card, run.samples, run.card.source.revision), settings.progress)
     return completed
+
+
+def complete_plan(request: EncodeRequest, plan: UpdatePlan, source: Source) -> None:
+    """Adds samples whose content changed to the plan, if the request asks for it."""
+    if request.settings.check_content:
+        _check_content(plan, source, request.out, request.settings.progress)
+
+
+def planned_update(request: EncodeRequest, card: Card, plan: UpdatePlan, source: Source) -> tuple[EncodingRun, RunList]:
+    """Loads the models, and returns the run of an update and the list that the dataset will have.
+
+    Args:
+        request: The request.
+        card: The card of the dataset before the update.
+        plan: The plan, complete.
+        source: The source, opened.
+
+    Raises:
+        MismatchError: The models are not those of the dataset.
+        LatentqError: A model cannot be loaded.
+    """
+    recipe = _stored_recipe(card)
+    run_list, facts = plan.listed()
+    models = load_models(
+        recipe, request.autoencoder, request.text_encoder, device=request.settings.device, keep_subfolder=True
+    )
+    totals = run_list.samples.totals
+    planned, _ = plan_card(recipe, facts, totals, models.autoencoder, card, models.text_encoder)
+    planned = replace(planned, recipe=replace(planned.recipe, columns=card.recipe.columns))
+    check_same_work(request.out, replace(card, source=facts), planned, frozen=True)
+    planned = replace(card, source=facts, counts=None)
+    return EncodingRun.planned(source, run_list.samples, planned, (), models, request.settings), run_list
 
 
 def _stored_recipe(card: Card) -> Recipe:
