@@ -19,10 +19,10 @@ import json
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from latentq._core import FormatError
 from latentq.format.tsv import tsv_values
@@ -97,9 +97,9 @@ class Totals:
         self.samples += len(samples)
         self.units += 1
         self.usable += len(usable)
+        values_of = _columns(usable)
         for name in columns:
-            values = map(operator.attrgetter(name), usable)
-            if count := sum(value is not None and value != "" for value in values):
+            if count := _values(values_of.get(name, ())):
                 self.known[name] = self.known.get(name, 0) + count
 
     def is_complete(self, name: str) -> bool:
@@ -185,47 +185,89 @@ def list_parts(units: Iterable[tuple[list[Sample], int]]) -> Iterator[bytes]:
         ValueError: A key or the name of an archive cannot be read back as it is.
     """
     totals = Totals()
-    previous = ""
-    part: list[tuple[list[Sample], int]] = []
-    for unit in itertools.chain(units, [None]):
-        if part and (unit is None or sum(len(samples) for samples, _ in part) + len(unit[0]) > MAX_PART):
-            data = _part(part, totals, previous)
+    part = _Part(0, 0, "")
+    for samples, revision in units:
+        if part.units and totals.samples - part.first_sample + len(samples) > MAX_PART:
+            data = part.to_bytes(totals)
             yield data
-            previous = hashlib.sha256(data).hexdigest()
-            part = []
-        if unit is not None:
-            part.append(unit)
+            part = _Part(totals.units, totals.samples, hashlib.sha256(data).hexdigest())
+        part.units.append(_UnitColumns(len(samples), _present_columns(samples), revision))
+        totals.add(samples, Sample._fields[2:])
+    if part.units:
+        yield part.to_bytes(totals)
 
 
-def _part(units: Sequence[tuple[list[Sample], int]], totals: Totals, previous: str) -> bytes:
-    columns = _present_columns([sample for samples, _ in units for sample in samples])
-    first_unit, first_sample = totals.units, totals.samples
-    bodies = [_lines(samples, columns) for samples, _ in units]
-    for samples, _ in units:
-        totals.add(samples, columns[2:])
-    sizes = tuple((len(samples), len(body), revision) for (samples, revision), body in zip(units, bodies, strict=True))
-    header = _Header(first_unit, first_sample, sizes, totals.usable, dict(totals.known), previous)
-    return b"".join([header.to_line(), "\t".join(columns).encode(), b"\n", *bodies])
+class _UnitColumns(NamedTuple):
+    """The samples of a unit by column, which takes the garbage collector less time than the samples themselves.
+
+    Attributes:
+        samples: The number of samples.
+        columns: The values of each field that any of them has, with `key` and `bytes`.
+        revision: How often updates made the unit again.
+    """
+
+    samples: int
+    columns: Mapping[str, tuple[Any, ...]]
+    revision: int
 
 
-def _present_columns(samples: Sequence[Sample]) -> list[str]:
-    """Returns the fields that any of the samples has, with `key` and `bytes`."""
-    columns = zip(Sample._fields, zip(*samples, strict=True), strict=False)  # without samples there are no values
-    return ["key", "bytes"] + [
-        name
-        for name, values in itertools.islice(columns, 2, None)
-        if not (values.count(None) == len(values) or values.count("") == len(values))
-    ]
+@dataclass(frozen=True)
+class _Part:
+    """A part in the making.
+
+    Attributes:
+        first_unit: The number of its first unit.
+        first_sample: The number of its first sample.
+        previous: SHA-256 of the part before, in hexadecimal; empty for the first part.
+        units: Its units so far.
+    """
+
+    first_unit: int
+    first_sample: int
+    previous: str
+    units: list[_UnitColumns] = field(default_factory=list)
+
+    def to_bytes(self, totals: Totals) -> bytes:
+        """Returns the bytes of the part, given the totals up to its end."""
+        present = {name for unit in self.units for name in unit.columns}
+        names = [name for name in Sample._fields if name in present]
+        bodies = [_lines(unit.columns, unit.samples, names) for unit in self.units]
+        sizes = tuple((unit.samples, len(body), unit.revision) for unit, body in zip(self.units, bodies, strict=True))
+        header = _Header(self.first_unit, self.first_sample, sizes, totals.usable, dict(totals.known), self.previous)
+        return b"".join([header.to_line(), "\t".join(names).encode(), b"\n", *bodies])
 
 
-def _lines(samples: Sequence[Sample], columns: Sequence[str]) -> bytes:
-    """Returns the lines of samples."""
-    cells = [_cells([getattr(sample, name) for sample in samples], name) for name in columns]
+def _columns(samples: Sequence[Sample]) -> dict[str, tuple[Any, ...]]:
+    """Returns the values of each field."""
+    return dict(zip(Sample._fields, zip(*samples, strict=True), strict=False))  # nothing if there are no samples
+
+
+def _present_columns(samples: Sequence[Sample]) -> dict[str, tuple[Any, ...]]:
+    """Returns the values of each field that any of the samples has, and of `key` and `bytes`."""
+    columns = _columns(samples) or {"key": (), "bytes": ()}
+    return {name: values for name, values in columns.items() if name in ("key", "bytes") or _values(values)}
+
+
+def _values(values: tuple[Any, ...]) -> int:
+    """Returns the number of values that are neither None nor empty."""
+    present = len(values) - values.count(None)
+    return present and present - values.count("")
+
+
+def _lines(columns: Mapping[str, Sequence[Any]], count: int, names: Sequence[str]) -> bytes:
+    """Returns the lines of samples.
+
+    Args:
+        columns: Values by field.
+        count: The number of samples.
+        names: The fields in the lines; those without values are empty.
+    """
+    cells = (_cells(columns[name], name) if name in columns else itertools.repeat("", count) for name in names)
     lines = map("\t".join, zip(*cells, strict=True))
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
-def _cells(values: list[Any], name: str) -> list[str]:
+def _cells(values: Sequence[Any], name: str) -> list[str]:
     """Returns the cells of a column."""
     if name in _NUMBERS:
         return ["" if value is None else str(operator.index(value)) for value in values]
@@ -383,9 +425,9 @@ class SampleList:
 
     def unit_sha256(self, unit: UnitEntry) -> str:
         """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal."""
-        samples = self.samples(unit)
-        columns = _present_columns(samples)
-        return hashlib.sha256("\t".join(columns).encode() + b"\n" + _lines(samples, columns)).hexdigest()
+        columns = _present_columns(self.samples(unit))
+        lines = _lines(columns, unit.samples, [*columns])
+        return hashlib.sha256("\t".join(columns).encode() + b"\n" + lines).hexdigest()
 
     def sample(self, index: int) -> Sample:
         """Returns a sample by its number."""
