@@ -52,7 +52,7 @@ def publish_card(
             with Progress(count, "calibrate", progress, leave=False) as bar:
                 bar.note(f"calibrating on {counted(count, 'image')}")
                 quantizers, run = retry_with_smaller_batches(run, bar, partial(_calibrate, bar=bar))
-            card = _with_quantizers(card, quantizers)
+            card = with_quantizers(card, quantizers)
         run_list.publish()
         if publish_once(out / CARD, card.to_toml()):
             return replace(run, card=card, samples=run_list.samples)
@@ -72,7 +72,9 @@ def publish_empty_caption(out: Path, run: EncodingRun) -> None:
     publish_once(out / EMPTY_CAPTION, empty_caption.to_bytes(_empty_caption_columns(run)))
 
 
-def _with_quantizers(card: Card, quantizers: Mapping[str, Quantizer]) -> Card:
+def with_quantizers(card: Card, quantizers: Mapping[str, Quantizer]) -> Card:
+    """Returns a card with other quantizers, given by column."""
+
     def replaced(facts: Mapping[str, Any]) -> dict[str, Any]:
         return {name: replace(fact, quantizer=quantizers.get(name, fact.quantizer)) for name, fact in facts.items()}
 

@@ -62,18 +62,14 @@ def _write_encoded_unit(
     run: EncodingRun, share: Share, unit: UnitEntry, batches: Iterator[EncodedBatch], bar: Progress
 ) -> None:
     """Takes the batches of one unit, and publishes the unit unless another process is first."""
-    facts = UnitFacts(
-        card=card_hash((share.out / CARD).read_bytes()),
-        listing=run.samples.unit_sha256(unit),
-        latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
-    )
+    facts = empty_facts(run, (share.out / CARD).read_bytes(), unit)
     # An update may leave a unit without samples, which has no batch.
     remaining = _batches_of_unit(batches) if unit.samples else iter(())
     hashes = bytearray()
 
     def fill(writer: UnitWriter) -> None:
         for encoded in remaining:
-            _write_batch(run, encoded, writer)
+            write_batch(run, encoded, writer)
             hashes.extend(encoded.batch.hashes.astype("<u8").tobytes())
 
     publish_unit(share.path(unit), run.card.columns, facts, bar, fill, files={CONTENT_HASHES: hashes})
@@ -88,7 +84,23 @@ def _batches_of_unit(batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
             return
 
 
-def _write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> None:
+def empty_facts(run: EncodingRun, card: bytes, unit: UnitEntry) -> UnitFacts:
+    """Returns the facts of a unit before its first sample.
+
+    Args:
+        run: The run.
+        card: The bytes of the card's file.
+        unit: The unit.
+    """
+    return UnitFacts(
+        card=card_hash(card),
+        listing=run.samples.unit_sha256(unit),
+        latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
+    )
+
+
+def write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> None:
+    """Stores the samples of a batch, and counts its rejects."""
     for position, (stage, error) in sorted(encoded.batch.rejected.items()):
         writer.reject(run.source, encoded.batch.samples[position], stage, error, strict=run.strict)
     writer.facts.redone += encoded.redone

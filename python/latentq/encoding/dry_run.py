@@ -1,0 +1,141 @@
+"""`latentq encode --dry-run`: what a run would do. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from latentq.encoding.batches import Chosen, EncodedBatch, encode_batches, retry_with_smaller_batches
+from latentq.encoding.calibrate import with_quantizers
+from latentq.encoding.request import EncodeRequest, list_requested, open_requested, plan_requested, resolve
+from latentq.encoding.run import EncodingRun
+from latentq.encoding.stages import CAPTIONS, COPY, IMAGES, NETWORK, QUANTIZE, Profile
+from latentq.encoding.update import complete_plan, planned_update
+from latentq.encoding.write import empty_facts, write_batch
+from latentq.format.card import Card
+from latentq.models.device import current_device
+from latentq.quantizer import Quantizer
+from latentq.run.archives import source_is_deleted
+from latentq.run.check import check_same_work
+from latentq.run.dry_run import DryRun, Trial, folder_of_list, planned, published, spread, temporary_folder, trial_of
+from latentq.run.join import Changes
+from latentq.run.listing import print_notes
+from latentq.run.sample_list import UnitEntry
+from latentq.run.unit_writer import UnitWriter
+from latentq.run.update import UpdatePlan
+from latentq.sources import Source
+from latentq.system.progress import BriefProgress
+
+_HASH_BYTES = 8  # of each listed sample, in the file of content hashes
+_BRIEF = 10.0  # seconds: a trial that takes less is done again, because the first batch also warms everything up
+_RANGE = -4.0, 4.0  # stands in for a range that is not calibrated yet
+
+
+@dataclass(frozen=True)
+class EncodeDryRun:
+    """What a run of `latentq.encode` would do.
+
+    Attributes:
+        card: The published card, or the one that the run would publish, without calibrated quantizers.
+        plan: The units, and what is expected of them.
+    """
+
+    card: Card
+    plan: DryRun
+
+
+def dry_run(request: EncodeRequest) -> EncodeDryRun:
+    """Does what `encode_request` does until something would be written, and tries one batch.
+
+    Nothing is written but temporary files outside the dataset, and weights that are downloaded.
+
+    Raises:
+        LatentqError, OSError, ValueError: As `encode`.
+    """
+    resolved = resolve(request)
+    out, card = request.out, resolved.published
+    if request.settings.delete_archives and card is not None and source_is_deleted(request.source, out, card):
+        return EncodeDryRun(card, published(out, card))
+    source = open_requested(resolved)
+    with temporary_folder() as folder:
+        if resolved.updated is not None:
+            return _dry_update(request, resolved.updated, source, folder)
+        run_list = list_requested(resolved, source, folder_of_list(out, resolved.revision, folder))
+        run, _ = plan_requested(resolved, source, run_list)
+        print_notes(run_list.notes, request.settings.progress)
+        if card is not None:
+            check_same_work(out, card, run.card, frozen=resolved.parent is not None)
+            run = replace(run, card=card, uncalibrated=())
+        return _dry_run(request, run)
+
+
+def _dry_update(request: EncodeRequest, card: Card, source: Source, folder: Path) -> EncodeDryRun:
+    with UpdatePlan(source, request.out, card, card.recipe.unit_size, folder) as plan:
+        complete_plan(request, plan, source)
+        print_notes(plan.notes, request.settings.progress)
+        if not plan.changes:
+            return EncodeDryRun(card, published(request.out, card, plan.changes))
+        run, _ = planned_update(request, card, plan, source)
+        return _dry_run(request, run, plan.changes)
+
+
+def _dry_run(request: EncodeRequest, run: EncodingRun, changes: Changes | None = None) -> EncodeDryRun:
+    calibration = min(run.card.recipe.calibration, len(run.samples)) if run.uncalibrated else 0
+    return EncodeDryRun(
+        run.card,
+        planned(
+            request.out,
+            run.source,
+            run.samples,
+            request.settings,
+            lambda units: _try_batch(request, _with_ranges(run), units),
+            extra_samples=calibration,
+            listed_bytes=_HASH_BYTES,
+            changes=changes,
+        ),
+    )
+
+
+def _with_ranges(run: EncodingRun) -> EncodingRun:
+    """Returns a run whose columns all have codes of the size that they will have, also those without a range yet."""
+    ranges = {}
+    for name in run.uncalibrated:
+        bits = run.card.recipe.columns[name].quantizer.get("bits", 8)
+        ranges[name] = Quantizer.uniform(*_RANGE, channels=run.card.quantizers[name].channels, bits=bits)
+    return replace(run, card=with_quantizers(run.card, ranges), uncalibrated=())
+
+
+def _try_batch(request: EncodeRequest, run: EncodingRun, units: Sequence[UnitEntry]) -> Trial:
+    chosen = spread(run.samples, units, run.batch_length)
+    count = len(chosen[0])
+    with (
+        current_device(run.encoder.device),
+        BriefProgress(count, "try", request.settings.progress) as bar,
+    ):
+        (batches, seconds), run = retry_with_smaller_batches(run, bar, lambda run: _timed(run, chosen))
+        if seconds < _BRIEF or request.settings.compiled:
+            batches, seconds = _timed(run, chosen)
+        bar.update(count)
+
+    def fill(writer: UnitWriter) -> None:
+        for encoded in batches:
+            write_batch(run, encoded, writer)
+
+    return trial_of(run.card.columns, empty_facts(run, run.card.to_toml(), units[0]), count, seconds, fill)
+
+
+def _timed(run: EncodingRun, chosen: Chosen) -> tuple[list[EncodedBatch], float]:
+    """Encodes samples, and returns their batches and the time that as many samples of a long run take.
+
+    On a GPU, the images of the next batch are decoded while the device computes; on the CPU, both need the processors.
+    """
+    run = replace(run, profile=Profile())
+    start = time.perf_counter()
+    batches = list(encode_batches(run, [chosen]))
+    seconds = time.perf_counter() - start
+    if run.encoder.device.type == "cuda":
+        worked = {stage: run.profile.seconds[stage, "worked"] for stage in (IMAGES, COPY, NETWORK, QUANTIZE, CAPTIONS)}
+        seconds = max(worked[IMAGES], sum(worked.values()) - worked[IMAGES])
+    return batches, seconds
