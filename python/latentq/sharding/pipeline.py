@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
-from latentq._core import LatentqError, MismatchError
-from latentq.collect import COLUMNS, Collection, Columns
+from latentq._core import LatentqError
+from latentq.collect import Collection
 from latentq.format.files import SHARDS
 from latentq.format.shrink_jpeg import Jpeg, TooSmallError, to_jpeg
 from latentq.run.archives import source_is_deleted
-from latentq.run.check import check_output_folder
 from latentq.run.finish import Completion, finish_units
-from latentq.run.listing import (
-    collection_of,
-    list_source,
-    open_run_source,
-    print_notes,
-    source_facts,
-    with_limits,
-)
+from latentq.run.listing import print_notes
 from latentq.run.options import RunOptions, run_settings
-from latentq.run.sample_list import Totals
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import UnitFacts, card_hash
 from latentq.sharding.card import ShardsCard
+from latentq.sharding.request import (
+    ShardsRequest,
+    check_same_shards,
+    list_requested,
+    open_requested,
+    planned_card,
+    resolve,
+)
 from latentq.sources import Captions, Sample, Source
 from latentq.sources.listing import read_sample
 from latentq.store.local import publish_once
@@ -40,7 +37,7 @@ from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import Progress
 
 SHARD_BYTES = 1 << 28
-_PREFETCH = 4  # images per thread that are read ahead of their conversion
+READ_AHEAD = 4  # images per thread that are read ahead of their conversion
 _READ_BYTES = 1 << 28  # of image files that are read ahead, and of the JPEGs that they become
 _Refusal: TypeAlias = tuple[str, Exception]
 
@@ -88,37 +85,35 @@ def shards(
         TypeError: An option is unknown.
         ValueError: An argument is out of range.
     """
-    out = Path(out)
-    settings = run_settings(**options)
-    _check_ranges(min_size, max_size, quality, unit_size)
-    collection = collection_of(collection)
-    check_output_folder(out, SHARDS)
-    if settings.delete_archives and (out / SHARDS).exists():
-        begun = ShardsCard.load(out)
-        if source_is_deleted(source, out, begun):
-            return finish_units(out, begun, SHARDS, Completion, settings.progress)
-
-    opened = open_run_source(
-        source,
-        out,
-        captions=with_limits(captions, collection),
-        image_column=image_column,
-        progress=settings.progress,
-    )
-    with list_source(opened, out, unit_size, compare=settings.rank == 0) as run_list:
-        card = ShardsCard(
-            source=replace(source_facts(opened.kind, run_list.samples, unit_size), image_column=image_column),
-            contents=_contents(collection, run_list.samples.totals),
+    return shards_request(
+        ShardsRequest(
+            source,
+            Path(out),
+            run_settings(**options),
+            collection=collection,
+            captions=captions,
+            image_column=image_column,
             min_size=min_size,
             max_size=max_size,
             quality=quality,
             unit_size=unit_size,
-            versions={package: importlib.metadata.version(package) for package in ("latentq", "pillow")},
         )
+    )
+
+
+def shards_request(request: ShardsRequest) -> ShardsCard:
+    """Does what a request asks for. Returns and raises as `shards`."""
+    out, settings = request.out, request.settings
+    begun = resolve(request)
+    if settings.delete_archives and begun is not None and source_is_deleted(request.source, out, begun):
+        return finish_units(out, begun, SHARDS, Completion, settings.progress)
+    source = open_requested(request)
+    with list_requested(request, source, out) as run_list:
+        card = planned_card(request, source.kind, run_list.samples)
         run_list.publish()
         card = _publish_card(out, card)
     samples = run_list.samples
-    share = Share.for_process(out, opened, samples, settings)
+    share = Share.for_process(out, source, samples, settings)
 
     print_notes(run_list.notes, settings.progress)
     with (
@@ -126,30 +121,12 @@ def shards(
         ThreadPoolExecutor(settings.threads) as pool,
     ):
         for unit in share.pending(bar):
-            converted = _converted(card, opened, samples.samples(unit), pool, depth=_PREFETCH * settings.threads)
+            images = converted(card, source, samples.samples(unit), pool, depth=READ_AHEAD * settings.threads)
             facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=samples.unit_sha256(unit))
-            _write_jpeg_unit(share.path(unit), card, opened, converted, facts, bar, strict=settings.strict)
+            fill = partial(write_samples, card=card, source=source, images=images, strict=settings.strict)
+            publish_unit(share.path(unit), card.columns, facts, bar, fill, shard_bytes=SHARD_BYTES)
             share.unit_published(unit)
     return share.finish(card, SHARDS, Completion, settings.progress)
-
-
-def _check_ranges(min_size: int, max_size: int, quality: int, unit_size: int) -> None:
-    for name, value, most in (("min_size", min_size, max_size), ("quality", quality, 100)):
-        if not 1 <= value <= most:
-            raise ValueError(f"{name} must be from 1 to {most}, not {value}")
-    if unit_size < 1:
-        raise ValueError(f"unit_size must be at least 1, not {unit_size}")
-
-
-def _contents(collection: Collection | None, totals: Totals) -> Columns:
-    """Returns the columns to store: those of the collection, or the default ones that the source has."""
-    available = {"image", "width", "height", "key", *totals.known}
-    if collection is None:
-        return {name: column for name, column in COLUMNS.items() if column[0] in available}
-    for name, (content, _) in collection.columns.items():
-        if content not in available:
-            raise LatentqError(f"the collection stores {content} as {name}, which the source does not have")
-    return collection.columns
 
 
 def _publish_card(out: Path, card: ShardsCard) -> ShardsCard:
@@ -157,37 +134,32 @@ def _publish_card(out: Path, card: ShardsCard) -> ShardsCard:
     if publish_once(out / SHARDS, card.to_toml()):
         return card
     published = ShardsCard.load(out)
-    before, now = published.to_dict(), card.to_dict()
-    for key in now:
-        if key != "versions" and before.get(key) != now[key]:
-            raise MismatchError(
-                f"{out} was made with {key} = {before[key]!r}; this run has {now[key]!r}: "
-                "name another output folder, or continue with what it was made with"
-            )
-    if published.versions != card.versions:
-        begun, here = dict(published.versions), dict(card.versions)
-        warnings.warn(f"{out} was begun with {begun}; here are {here}", stacklevel=3)
+    check_same_shards(out, published, card)
     return published
 
 
-def _write_jpeg_unit(
-    path: Path,
+def write_samples(
+    writer: UnitWriter,
     card: ShardsCard,
     source: Source,
-    converted: Iterable[tuple[Sample, Jpeg | _Refusal]],
-    facts: UnitFacts,
-    bar: Progress,
+    images: Iterable[tuple[Sample, Jpeg | _Refusal]],
     *,
     strict: bool,
 ) -> None:
-    def fill(writer: UnitWriter) -> None:
-        for sample, result in converted:
-            if isinstance(result, Jpeg):
-                writer.write_sample(_stored(card, sample, result))
-            else:
-                writer.reject(source, sample, *result, strict=strict)
+    """Stores samples, and counts those that are rejected.
 
-    publish_unit(path, card.columns, facts, bar, fill, shard_bytes=SHARD_BYTES)
+    Args:
+        writer: Writes the unit.
+        card: The card.
+        source: The source, opened.
+        images: The samples with their JPEGs or refusals, see `converted`.
+        strict: End the run at the first reject, unless it is for its size.
+    """
+    for sample, result in images:
+        if isinstance(result, Jpeg):
+            writer.write_sample(_stored(card, sample, result))
+        else:
+            writer.reject(source, sample, *result, strict=strict)
 
 
 def _stored(card: ShardsCard, sample: Sample, jpeg: Jpeg) -> dict[str, Any]:
@@ -199,7 +171,7 @@ def _stored(card: ShardsCard, sample: Sample, jpeg: Jpeg) -> dict[str, Any]:
     }
 
 
-def _converted(
+def converted(
     card: ShardsCard, source: Source, samples: Iterable[Sample], pool: ThreadPoolExecutor, *, depth: int
 ) -> Iterator[tuple[Sample, Jpeg | _Refusal]]:
     """Yields each sample with its JPEG or refusal, in order. Up to `depth` images, or `_READ_BYTES`, are read ahead."""
@@ -218,9 +190,9 @@ def _converted(
             refusal = ("list", LatentqError("the file's name is not UTF-8"))
         size = len(data) if isinstance(data, bytes) else 0  # a thread reads its own file
         read_bytes += size
-        converted = refusal if refusal is not None else pool.submit(_convert, data, sample.text, card)
-        pending.append((sample, size, converted))
-        del data, converted
+        outcome = refusal if refusal is not None else pool.submit(_convert, data, sample.text, card)
+        pending.append((sample, size, outcome))
+        del data, outcome
         while pending and (len(pending) > depth or read_bytes > _READ_BYTES):
             yield first()
     while pending:
