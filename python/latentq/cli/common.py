@@ -13,7 +13,9 @@ from latentq._core import LatentqError
 from latentq.system.text import counted, duration_text, escaped, one_line, size_text
 
 if TYPE_CHECKING:
+    from latentq.format.card import Card
     from latentq.format.facts import SampleCounts
+    from latentq.run.dry_run import DryRun
     from latentq.run.units import UnitCard
     from latentq.system.progress import Totals
 
@@ -93,6 +95,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument("--rank", type=int, metavar="N", help="number of this process (default: $RANK or 0)")
     group.add_argument("--world-size", type=int, metavar="N", help="number of processes (default: $WORLD_SIZE or 1)")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing, try one batch, and print what would be done: units that are there and that are missing, "
+        "bytes, time",
+    )
     group.add_argument("--quiet", action="store_true", help="print only the last line, warnings and errors")
     group.add_argument("--strict", action="store_true", help="stop at the first image that cannot be used")
     group.add_argument(
@@ -129,6 +137,55 @@ def print_result(named: Path, out: Path, card: UnitCard, counts: SampleCounts | 
         result += f"; {counted(totals.images, 'image')} in {duration_text(totals.seconds)}, {rate:.1f} images/s"
     print(escaped(f"{named if counts else out}: {result}"))
     return 0
+
+
+def model_rows(card: Card) -> list[tuple[str, str]]:
+    """Returns rows for `print_rows` that name the models of a card."""
+    rows = [
+        ("autoencoder", f"{card.autoencoder.name} ({card.autoencoder.family}, {card.recipe.autoencoder.dtype})"),
+        ("weights", card.autoencoder.weights or "none"),
+    ]
+    if card.text is not None:
+        captions = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
+        details = f"{card.text.family}, {card.recipe.text.dtype}, {counted(card.text.length, 'token')}{captions}"
+        rows += [("text encoder", f"{card.text.name} ({details})"), ("text weights", card.text.weights or "none")]
+    return rows
+
+
+def dry_run_rows(card: UnitCard, unit_size: int, plan: DryRun) -> list[tuple[str, str]]:
+    """Returns rows for `print_rows` about a run that was not done.
+
+    Args:
+        card: The card of the run.
+        unit_size: The largest number of samples in a unit.
+        plan: What the run would do.
+    """
+    counts, trial = plan.counts, plan.trial
+    done = counts.units - counts.missing_units
+    there = f"{done} there" + (f", the first missing is {counts.first_missing}" if counts.missing_units else "")
+    to_do = "no unit"
+    if counts.missing_units:
+        to_do = f"{counted(counts.missing_units, 'unit')}, {counted(counts.missing_samples, 'image')}"
+    if plan.own_units != counts.missing_units:
+        own = f"{counted(plan.own_units, 'unit')}, {counted(plan.own_samples, 'image')}"
+        to_do += f"; of this process: {own}"
+    rows = [
+        ("dry run", "nothing is written"),
+        ("images", f"{counts.samples} in the {card.source.kind}"),
+        *([("update", str(plan.changes))] if plan.changes is not None else []),
+        ("units", f"{counts.units}, each of up to {counted(unit_size, 'sample')}; {there}"),
+        ("to do", to_do),
+        ("bytes", "unknown: nothing is left to try" if plan.bytes is None else f"about {size_text(plan.bytes)}"),
+    ]
+    if trial is not None:
+        first = f", the first: {trial.first_reject}" if trial.first_reject else ""
+        rejects = f"{counted(trial.rejects, 'reject')}{first}" if trial.rejects else "no rejects"
+        extra = f", with {counted(plan.extra_samples, 'image')} to calibrate on" if plan.extra_samples else ""
+        rows += [
+            ("tried", f"{counted(trial.samples, 'image')}, {rejects}, {trial.rate:.1f} images/s"),
+            ("time", f"about {duration_text(plan.seconds)}{extra}"),
+        ]
+    return rows
 
 
 def check_source(path: str) -> None:

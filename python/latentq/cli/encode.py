@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from latentq.cli.common import (
     UsageError,
@@ -14,7 +14,10 @@ from latentq.cli.common import (
     add_run_options,
     add_source,
     check_source,
+    dry_run_rows,
+    model_rows,
     print_result,
+    print_rows,
     progress_stream,
 )
 from latentq.format.options import AutoencoderOptions
@@ -23,6 +26,10 @@ from latentq.format.recipe import Recipe
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
+    from latentq.encoding.request import EncodeRequest
+    from latentq.encoding.stages import Profile
+    from latentq.format.overrides import RecipeOverrides
+    from latentq.system.progress import Totals
 
 # The help's groups of overrides, by the table of the recipe that they change.
 _GROUPS = {
@@ -41,7 +48,8 @@ def add(commands: Commands) -> None:
         "encode",
         _run,
         "encode images to a latent dataset, or continue an earlier run",
-        "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256",
+        "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256\n"
+        "  latentq encode photos/ out/ --update --dry-run     what changed in photos/, and what would be encoded",
         resumable=True,
     )
     add_source(parser)
@@ -118,8 +126,7 @@ def _argument(override: Override, default: str) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.converting.tokens_tsv import dataset_of
-    from latentq.encoding.pipeline import encode
+    from latentq.encoding.pipeline import encode_request
     from latentq.encoding.stages import Profile
     from latentq.format.card import CARD
     from latentq.system.progress import Totals
@@ -137,9 +144,45 @@ def _run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     profile, totals = Profile(), Totals()
-    card = encode(
+    request = _request(options, profile, totals)
+    if options.dry_run:
+        return _dry_run(request)
+    card = encode_request(request)
+    if options.profile:
+        print("\n".join(profile.table()), file=sys.stderr)
+    return print_result(request.named, request.out, card, card.counts, totals)
+
+
+def _request(options: argparse.Namespace, profile: Profile, totals: Totals) -> EncodeRequest:
+    from latentq.encoding.options import split_options
+    from latentq.encoding.request import EncodeRequest
+
+    overrides = {override.name: getattr(options, override.name) for override in OVERRIDES}
+    models = {name: overrides.pop(name) for name in ("autoencoder", "text_encoder")}
+    settings, changes = split_options(
+        {
+            "device": options.device,
+            "batch_size": options.batch_size,
+            "threads": options.threads,
+            "rank": options.rank,
+            "world_size": options.world_size,
+            "strict": options.strict,
+            "delete_archives": options.delete_archives,
+            "compiled": options.compile,
+            "fused_norm": options.fused_norm,
+            "profile": profile,
+            "update": options.update,
+            "check_content": options.check_content,
+            "progress": progress_stream(options),
+            "totals": totals,
+            **cast("RecipeOverrides", overrides),
+        }
+    )
+    return EncodeRequest(
         options.source,
-        options.out,
+        Path(options.out),
+        settings,
+        changes,
         recipe=options.recipe,
         like=options.like,
         class_names=options.class_names,
@@ -147,22 +190,25 @@ def _run(options: argparse.Namespace) -> int:
         image_column=options.image_column,
         label_column=options.label_column,
         collection=options.collection,
-        device=options.device,
-        batch_size=options.batch_size,
-        threads=options.threads,
-        rank=options.rank,
-        world_size=options.world_size,
-        strict=options.strict,
-        delete_archives=options.delete_archives,
-        compiled=options.compile,
-        fused_norm=options.fused_norm,
-        profile=profile,
-        update=options.update,
-        check_content=options.check_content,
-        progress=progress_stream(options),
-        totals=totals,
-        **{override.name: getattr(options, override.name) for override in OVERRIDES},
+        **models,
     )
-    if options.profile:
-        print("\n".join(profile.table()), file=sys.stderr)
-    return print_result(Path(options.out), dataset_of(Path(options.out)), card, card.counts, totals)
+
+
+def _dry_run(request: EncodeRequest) -> int:
+    from latentq.encoding.dry_run import dry_run
+
+    found = dry_run(request)
+    card = found.card
+    shapes = [(name, latent.shape) for name, latent in card.latents.items()]
+    shapes += [(name, tokens.shape) for name, tokens in card.tokens.items()]
+    shapes += [(name, embedding.shape) for name, embedding in card.embeddings.items()]
+    print_rows(
+        [
+            *dry_run_rows(card, card.recipe.unit_size, found.plan),
+            ("recipe", card.recipe.name),
+            *model_rows(card),
+            *((f"shape {name}", " x ".join(map(str, shape))) for name, shape in shapes),
+            *((f"column {name}", encoding) for name, encoding in card.columns.items()),
+        ]
+    )
+    return 0

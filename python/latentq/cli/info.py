@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
-from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, disk_bytes, no_dataset, print_rows
+from latentq.cli.common import (
+    UsageError,
+    add_command,
+    check_source,
+    dataset_folder,
+    disk_bytes,
+    model_rows,
+    no_dataset,
+    print_rows,
+)
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
@@ -88,21 +97,11 @@ def _recipe_rows(path: Path, card: Card) -> list[tuple[str, str]]:
     return [
         ("bytes", size_text(disk_bytes(path))),
         ("recipe", f"{card.recipe.name}{changed}"),
-        ("autoencoder", f"{card.autoencoder.name} ({card.autoencoder.family}, {card.recipe.autoencoder.dtype})"),
-        ("weights", card.autoencoder.weights or "none"),
-        *_text_rows(card),
+        *model_rows(card),
         ("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"),
         *((f"column {name}", encoding) for name, encoding in card.columns.items()),
         ("versions", ", ".join(f"{package} {version}" for package, version in card.versions.items())),
     ]
-
-
-def _text_rows(card: Card) -> list[tuple[str, str]]:
-    if card.text is None:
-        return []
-    captions = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
-    details = f"{card.text.family}, {card.recipe.text.dtype}, {counted(card.text.length, 'token')}{captions}"
-    return [("text encoder", f"{card.text.name} ({details})"), ("text weights", card.text.weights or "none")]
 
 
 def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:

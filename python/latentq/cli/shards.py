@@ -6,10 +6,20 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import add_command, add_run_options, add_source, check_source, print_result, progress_stream
+from latentq.cli.common import (
+    add_command,
+    add_run_options,
+    add_source,
+    check_source,
+    dry_run_rows,
+    print_result,
+    print_rows,
+    progress_stream,
+)
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
+    from latentq.sharding.request import ShardsRequest
 
 
 def add(commands: Commands) -> None:
@@ -20,7 +30,8 @@ def add(commands: Commands) -> None:
         _run,
         "convert a source to MDS shards of filtered, downscaled JPEGs and captions, or continue an earlier run",
         "  latentq shards 'cc12m/*.tar' cc12m-mds/\n"
-        "  latentq shards 'diffdb/*/*.zip' diffdb-mds/ --collection diffdb --captions metadata-large.parquet",
+        "  latentq shards 'diffdb/*/*.zip' diffdb-mds/ --collection diffdb --captions metadata-large.parquet\n"
+        "  latentq shards 'cc12m/*.tar' cc12m-mds/ --dry-run     what it would do, its size and its time",
         resumable=True,
     )
     add_source(parser)
@@ -51,15 +62,26 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.sharding.pipeline import shards
+    from latentq.run.options import run_settings
+    from latentq.sharding.pipeline import shards_request
+    from latentq.sharding.request import ShardsRequest
     from latentq.system.progress import Totals
 
     if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
     totals = Totals()
-    card = shards(
+    request = ShardsRequest(
         options.source,
-        options.out,
+        Path(options.out),
+        run_settings(
+            threads=options.threads,
+            rank=options.rank,
+            world_size=options.world_size,
+            strict=options.strict,
+            delete_archives=options.delete_archives,
+            progress=progress_stream(options),
+            totals=totals,
+        ),
         collection=options.collection,
         captions=options.captions,
         image_column=options.image_column,
@@ -67,12 +89,17 @@ def _run(options: argparse.Namespace) -> int:
         max_size=options.max_size,
         quality=options.quality,
         unit_size=options.unit_size,
-        threads=options.threads,
-        rank=options.rank,
-        world_size=options.world_size,
-        strict=options.strict,
-        delete_archives=options.delete_archives,
-        progress=progress_stream(options),
-        totals=totals,
     )
-    return print_result(Path(options.out), Path(options.out), card, card.counts, totals)
+    if options.dry_run:
+        return _dry_run(request)
+    card = shards_request(request)
+    return print_result(request.out, request.out, card, card.counts, totals)
+
+
+def _dry_run(request: ShardsRequest) -> int:
+    from latentq.sharding.dry_run import dry_run
+
+    found = dry_run(request)
+    columns = ((f"column {name}", encoding) for name, encoding in found.card.columns.items())
+    print_rows([*dry_run_rows(found.card, found.card.unit_size, found.plan), *columns])
+    return 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from latentq.encoding.batches import Chosen, EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.calibrate import with_quantizers
@@ -30,7 +33,7 @@ from latentq.system.progress import BriefProgress
 
 _HASH_BYTES = 8  # of each listed sample, in the file of content hashes
 _BRIEF = 10.0  # seconds: a trial that takes less is done again, because the first batch also warms everything up
-_RANGE = -4.0, 4.0  # stands in for a range that is not calibrated yet
+_HIGHEST = math.pi  # stands in for a range that is not calibrated yet; its numbers have all digits, too
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class EncodeDryRun:
     """What a run of `latentq.encode` would do.
 
     Attributes:
-        card: The published card, or the one that the run would publish, without calibrated quantizers.
+        card: The published card, or the one that the run would publish; quantizers that are not calibrated yet have a
+            made-up range.
         plan: The units, and what is expected of them.
     """
 
@@ -83,28 +87,33 @@ def _dry_update(request: EncodeRequest, card: Card, source: Source, folder: Path
 
 def _dry_run(request: EncodeRequest, run: EncodingRun, changes: Changes | None = None) -> EncodeDryRun:
     calibration = min(run.card.recipe.calibration, len(run.samples)) if run.uncalibrated else 0
-    return EncodeDryRun(
+    run = _with_ranges(run)
+    plan = planned(
+        request.out,
         run.card,
-        planned(
-            request.out,
-            run.source,
-            run.samples,
-            request.settings,
-            lambda units: _try_batch(request, _with_ranges(run), units),
-            extra_samples=calibration,
-            listed_bytes=_HASH_BYTES,
-            changes=changes,
-        ),
+        run.source,
+        run.samples,
+        request.settings,
+        lambda units: _try_batch(request, run, units),
+        extra_samples=calibration,
+        listed_bytes=_HASH_BYTES,
+        changes=changes,
     )
+    return EncodeDryRun(run.card, plan)
 
 
 def _with_ranges(run: EncodingRun) -> EncodingRun:
-    """Returns a run whose columns all have codes of the size that they will have, also those without a range yet."""
-    ranges = {}
+    """Returns a run in which quantizers that are not calibrated yet have a range, and so codes of the final size."""
+    quantizers = {}
     for name in run.uncalibrated:
-        bits = run.card.recipe.columns[name].quantizer.get("bits", 8)
-        ranges[name] = Quantizer.uniform(*_RANGE, channels=run.card.quantizers[name].channels, bits=bits)
-    return replace(run, card=with_quantizers(run.card, ranges), uncalibrated=())
+        options = run.card.recipe.columns[name].quantizer
+        channels, bits = run.card.quantizers[name].channels, options.get("bits", 8)
+        if options["kind"] == "codebook":
+            levels = np.linspace(-_HIGHEST, _HIGHEST, 1 << bits, dtype=np.float32)
+            quantizers[name] = Quantizer.codebook(np.tile(levels, (channels, 1)))
+        else:
+            quantizers[name] = Quantizer.affine([-_HIGHEST] * channels, [_HIGHEST] * channels, bits=bits)
+    return replace(run, card=with_quantizers(run.card, quantizers), uncalibrated=())
 
 
 def _try_batch(request: EncodeRequest, run: EncodingRun, units: Sequence[UnitEntry]) -> Trial:

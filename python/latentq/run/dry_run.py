@@ -102,7 +102,7 @@ class DryRun:
         own_samples: The number of their samples.
         extra_samples: The number of samples that it would process besides, to calibrate on.
         trial: The trial of some of these samples; None if there are none.
-        list_bytes: The size of the list.
+        fixed_bytes: The size of list and card.
         listed_bytes: The bytes that a unit takes for each listed sample, stored or not.
         changes: What an update would change; None if the run is no update.
     """
@@ -112,7 +112,7 @@ class DryRun:
     own_samples: int
     extra_samples: int
     trial: Trial | None
-    list_bytes: int
+    fixed_bytes: int
     listed_bytes: int = 0
     changes: Changes | None = None
 
@@ -120,7 +120,7 @@ class DryRun:
     def bytes(self) -> int | None:
         """The size of the whole dataset, an estimate; None if nothing was tried."""
         counts = self.counts
-        known = self.list_bytes + counts.published_bytes
+        known = self.fixed_bytes + counts.published_bytes
         if not counts.missing_units:
             return known
         if self.trial is None:
@@ -137,6 +137,7 @@ class DryRun:
 
 def planned(
     out: Path,
+    card: UnitCard,
     source: Source,
     samples: SampleList,
     settings: RunSettings,
@@ -150,6 +151,7 @@ def planned(
 
     Args:
         out: The folder of the run.
+        card: Its card.
         source: The source, opened.
         samples: Its list.
         settings: How the run would be done.
@@ -171,7 +173,7 @@ def planned(
         own_samples,
         extra_samples,
         attempt(units) if own_samples else None,
-        bytes_below(samples.folder),
+        _fixed_bytes(card, samples),
         listed_bytes,
         changes,
     )
@@ -186,7 +188,7 @@ def published(out: Path, card: UnitCard, changes: Changes | None = None) -> DryR
         changes: As in `DryRun`.
     """
     samples = sample_list(out, card)
-    return DryRun(UnitCounts.of(out, samples), 0, 0, 0, None, bytes_below(samples.folder), changes=changes)
+    return DryRun(UnitCounts.of(out, samples), 0, 0, 0, None, _fixed_bytes(card, samples), changes=changes)
 
 
 @contextlib.contextmanager
@@ -250,6 +252,10 @@ def trial_of(
         stored / max(1, facts.samples),
         whole - stored,
     )
+
+
+def _fixed_bytes(card: UnitCard, samples: SampleList) -> int:
+    return bytes_below(samples.folder) + len(card.to_toml())
 
 
 def _sample_bytes(shard: Path) -> int:

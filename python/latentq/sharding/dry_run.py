@@ -61,7 +61,9 @@ def dry_run(request: ShardsRequest) -> ShardsDryRun:
         if begun is not None:
             check_same_shards(out, begun, card)
         print_notes(run_list.notes, settings.progress)
-        plan = planned(out, source, samples, settings, lambda units: _try_images(request, card, source, samples, units))
+        plan = planned(
+            out, card, source, samples, settings, lambda units: _try_images(request, card, source, samples, units)
+        )
     return ShardsDryRun(card, plan)
 
 
