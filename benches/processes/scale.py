@@ -1,0 +1,323 @@
+"""Time and memory of everything about a dataset that grows with its number of samples, up to 10^9.
+
+    python benches/processes/scale.py [--folder DIR] [--rows 10000000] [--files 1000000] [--units 244141]
+
+Prints a table. A table of 10^7 rows and a folder of 10^6 empty files are listed as `latentq encode` lists them, and a rank
+of 64 starts on the list of the table. The dataset of 10^9 samples is 244,141 units of 4,096: its list has true headers
+and, but for the first parts, holes for lines; its units are links to one unit, whose latents are random. Finding the units
+that are done, finishing, opening and reading are real.
+
+Each step runs in a process of its own. Its memory is the peak above a process that only imports. Files are in the page
+cache. It takes four minutes on two quiet cores, most of them to make files and remove them, and 3 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+UNIT = 4096
+CLASSES = 1000
+TABLE_FILES = 10_000
+REFERENCE = 1_000_000  # rows that are only looked up
+RANK, RANKS = 63, 64
+BATCH = 256
+
+
+# The steps. Each yields once before the work that is timed, and returns the number of things that it handled.
+
+
+def imports(_folder: Path) -> Iterator[int]:
+    yield 0
+    return 1
+
+
+def imports_torch(_folder: Path) -> Iterator[int]:
+    import torch
+
+    yield 0
+    return torch.get_num_threads()
+
+
+def stat_rows(folder: Path) -> Iterator[int]:
+    """A bound for tables: the call that asks for the size of a file."""
+    names = [f"{folder}/{number:07}.jpg" for number in range(TABLE_FILES)]
+    yield 0
+    for number in range(REFERENCE):
+        os.stat(names[number % TABLE_FILES])
+    return REFERENCE
+
+
+def find(folder: Path) -> Iterator[int]:
+    """A bound for folders: find asks for the size of each file."""
+    yield 0
+    found = subprocess.run(["find", folder, "-type", "f", "-printf", "%s\n"], stdout=subprocess.PIPE, check=True)
+    return found.stdout.count(b"\n")
+
+
+def list_samples(source: Path) -> Iterator[int]:
+    out = source.with_name(f"{source.name}.out")
+    yield 0
+    with list_source(open_source(source, exclude=out), out, UNIT, compare=True) as listed:
+        listed.publish()
+        return len(listed.samples)
+
+
+def start_rank(out: Path, source: Path) -> int:
+    listed = list_source(open_source(source), out, UNIT, compare=False).samples
+    source_facts("table", listed, UNIT)
+    share = Share.for_process(
+        out, open_source(source), listed, run_settings(rank=RANK, world_size=RANKS, progress=None)
+    )
+    first = share.pending(Progress(share.samples, "", None))[:1]
+    deque((listed.samples(unit) for unit in first), maxlen=0)
+    return len(share.units)
+
+
+def start_rank_on_table(source: Path) -> Iterator[int]:
+    yield 0
+    return start_rank(source.with_name(f"{source.name}.out"), source)
+
+
+def start_rank_on_dataset(folder: Path) -> Iterator[int]:
+    source = folder.with_name("small.tsv")
+    yield 0
+    return start_rank(folder, source)
+
+
+def find_done(folder: Path) -> Iterator[int]:
+    card = Card.load(folder)
+    yield 0
+    return units_done(folder, card)
+
+
+def finish_all(folder: Path) -> Iterator[int]:
+    card = Card.load(folder)
+    yield 0
+    finish(folder, card)
+    return card.units
+
+
+def open_index(folder: Path) -> Iterator[int]:
+    yield 0
+    reader = mds.Reader(folder)
+    return len(reader) // UNIT
+
+
+def open_dataset(folder: Path) -> Iterator[int]:
+    import torch  # noqa: F401
+
+    yield 0
+    dataset = latentq.LatentDataset(folder)
+    return len(dataset) // UNIT
+
+
+def first_batch(folder: Path) -> Iterator[int]:
+    dataset = latentq.LatentDataset(folder)
+    yield 0
+    batch = next(iter(dataset.loader(BATCH, shuffle=True)))
+    assert len(batch["label"]) == BATCH
+    return BATCH
+
+
+def make_dataset(folder: Path, units: int) -> None:
+    """Makes a dataset of so many units, up to its finish."""
+    pictures, small = folder.with_name("pictures"), folder.with_name("small")
+    (pictures / "n00000000").mkdir(parents=True)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(pictures / "n00000000" / "0.png")
+    encoded = latentq.encode(pictures, small, size=32, progress=None)
+    quantizer = Quantizer.uniform(-4, 4, channels=4)
+    card = replace(
+        encoded,
+        columns=encoded.columns | {"latent": "ndarray:uint8:4,32,32"},
+        latents={"latent": LatentFacts((4, 32, 32), quantizer)},
+        counts=None,
+    )
+    codes = np.random.default_rng(0).integers(0, 256, (UNIT, 4, 32, 32), np.uint8)
+    samples = [Sample(f"n{n % CLASSES:08}/{n:09}.jpg", 100_000 + n, n % CLASSES, f"class {n % CLASSES}") for n in range(UNIT)]
+    sums = LatentSums(np.zeros(4, np.int64), quantizer.histogram(codes))
+    facts = UnitFacts(card_hash(card.to_toml()), "0" * 64, latents={"latent": sums})
+    columns = {
+        "latent": codes,
+        "key": [sample.key for sample in samples],
+        "label": np.array([sample.label for sample in samples]),
+        "label_text": [sample.label_text for sample in samples],
+    }
+    publish_unit(
+        folder.with_name("unit"), card.columns, facts, Progress(UNIT, "", None), lambda unit: unit.write(columns, UNIT)
+    )
+    folder.mkdir()
+    (folder / LIST).mkdir()
+    make_list(folder / LIST, samples, units)
+    listed = SampleList(folder / LIST)
+    (folder / CARD).write_bytes(replace(card, source=source_facts("folder", listed, UNIT)).to_toml())
+    for name in (unit.name for unit in listed.units()):
+        (folder / name).symlink_to("../unit")
+
+
+def make_list(folder: Path, samples: list[Sample], units: int) -> None:
+    """Makes a list of so many units of the same samples, with holes for lines except in the first parts and the last."""
+    per_part = MAX_PART // UNIT
+    (part,) = list_parts((samples, 0) for _ in range(per_part))
+    header, columns, body = part.split(b"\n", 2)
+    facts = json.loads(header.removeprefix(b"# "))
+    for number, first in enumerate(range(0, units, per_part)):
+        count = min(per_part, units - first)
+        end = (first + count) * UNIT
+        values = facts | {
+            "first_unit": first, "first_sample": first * UNIT, "units": facts["units"][:count], "usable": end,
+            "known": dict.fromkeys(facts["known"], end), "previous": "0" * 64 if first else "",
+        }  # fmt: skip
+        lines = len(body) // per_part * count
+        with (folder / f"{number:05}.tsv").open("wb") as file:
+            file.write(b"# " + json.dumps(values).encode() + b"\n" + columns + b"\n")
+            if first <= RANK or count < per_part:
+                file.write(body[:lines])
+            else:
+                file.truncate(file.tell() + lines)
+
+
+def step(name: str, *arguments: str) -> None:
+    """Runs one step, and prints the number of its things, wall and CPU seconds, and the process's peak memory in bytes."""
+    work = globals()[name](*map(Path, arguments))
+    next(work)
+    start, cpu = time.perf_counter(), cpu_seconds()
+    try:
+        next(work)
+    except StopIteration as stop:
+        print(json.dumps([stop.value, time.perf_counter() - start, cpu_seconds() - cpu, peak_bytes()]))
+
+
+def cpu_seconds() -> float:
+    times = os.times()
+    return sum(times[:4])
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process. (`ru_maxrss` also counts that of the parent, until the program began.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+# The table of results
+
+
+def in_child(*arguments: object) -> list[float]:
+    command = [sys.executable, __file__, "--step", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout else []
+
+
+def row(title: str, base: float, *arguments: object, note: str = "") -> None:
+    count, seconds, cpu, peak = in_child(*arguments)
+    each = f"{seconds / max(count, 1) * 1e6:,.2f} us"
+    memory = f"{(peak - base) / 1e6:,.0f} MB"
+    print(f"| {title} | {count:,} | {seconds:.2f} s | {cpu:.2f} s | {each} | {memory} | {note} |", flush=True)
+
+
+def make_table(path: Path, rows: int) -> None:
+    files = path.with_name("table-files")
+    if not files.is_dir():
+        files.mkdir()
+        for number in range(TABLE_FILES):
+            (files / f"{number:07}.jpg").touch()
+    with path.open("w") as file:
+        file.write("path\n")
+        file.writelines(f"{files.name}/{number % TABLE_FILES:07}.jpg\n" for number in range(rows))
+
+
+def make_labeled_table(path: Path, rows: int) -> None:
+    files = path.with_name("table-files")
+    with path.open("w") as file:
+        file.write("path\tlabel\tcaption\n")
+        file.writelines(
+            f"{files.name}/{n % TABLE_FILES:07}.jpg\tn{n % CLASSES:08}\ta photograph of thing {n}\n" for n in range(rows)
+        )
+
+
+def make_files(folder: Path, files: int) -> None:
+    per_class = -(-files // CLASSES)
+    for first in range(0, files, per_class):
+        subfolder = f"{folder}/n{first:08}"
+        os.makedirs(subfolder)
+        for number in range(first, min(first + per_class, files)):
+            os.close(os.open(f"{subfolder}/{number:09}.jpg", os.O_CREAT | os.O_WRONLY))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, help="where files are made (default: the temporary folder)")
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--units", type=int, default=244_141)
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with tempfile.TemporaryDirectory(prefix="latentq-scale-", dir=options.folder) as temporary:
+        folder = Path(temporary)
+        base = in_child("imports", folder)[3]
+        print("| step | number | wall | CPU | each | memory | |\n|---|--:|--:|--:|--:|--:|---|")
+        make_table(folder / "small.tsv", options.rows // 10)
+        make_table(folder / "table.tsv", options.rows)
+        make_labeled_table(folder / "labeled.tsv", options.rows // 10)
+        row("os.stat alone", base, "stat_rows", folder / "table-files")
+        row("list a table", base, "list_samples", folder / "small.tsv")
+        row("list a table", base, "list_samples", folder / "table.tsv")
+        row("list a table with labels and captions", base, "list_samples", folder / "labeled.tsv")
+        row(f"start rank {RANK} of {RANKS} on the table", base, "start_rank_on_table", folder / "table.tsv")
+        for name in ("small.tsv.out", "table.tsv.out", "table.tsv", "labeled.tsv.out", "labeled.tsv"):
+            subprocess.run(["rm", "-r", folder / name], check=True)
+        make_files(folder / "files", options.files)
+        row("find alone", base, "find", folder / "files")
+        row("list a folder", base, "list_samples", folder / "files")
+        subprocess.run(["rm", "-r", folder / "files", folder / "files.out"], check=True)
+        dataset = folder / "dataset"
+        in_child("make_dataset", dataset, options.units)
+        row(f"start rank {RANK} of {RANKS} on the dataset", base, "start_rank_on_dataset", dataset)
+        row("find the units that are done", base, "find_done", dataset)
+        row("finish", base, "finish_all", dataset)
+        row("finish again", base, "finish_all", dataset)
+        row("open the index", base, "open_index", dataset)
+        with_torch = in_child("imports_torch", folder)[3]
+        row("open a LatentDataset", with_torch, "open_dataset", dataset)
+        row("its first batch", with_torch, "first_batch", dataset)
+        shutil.rmtree(dataset)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--step"]:
+        from dataclasses import replace
+
+        import numpy as np
+        from PIL import Image
+
+        import latentq
+        from latentq import Card, Quantizer, mds
+        from latentq.format.card import CARD
+        from latentq.format.facts import LatentFacts
+        from latentq.format.files import LIST
+        from latentq.run.finish import finish
+        from latentq.run.listing import list_source, source_facts
+        from latentq.run.options import run_settings
+        from latentq.run.sample_list import MAX_PART, SampleList, list_parts
+        from latentq.run.share import Share
+        from latentq.run.unit_writer import publish_unit
+        from latentq.run.units import LatentSums, UnitFacts, card_hash, units_done
+        from latentq.sources import Sample, open_source
+        from latentq.system.progress import Progress
+
+        if sys.argv[2] == "make_dataset":
+            make_dataset(Path(sys.argv[3]), int(sys.argv[4]))
+        else:
+            step(*sys.argv[2:])
+    else:
+        main()
