@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value as Json;
 
 use super::file::{open_regular, read_regular};
@@ -111,9 +111,20 @@ pub struct FileEntry {
     pub basename: String,
     /// Size in bytes.
     pub bytes: u64,
-    /// Maps algorithms to lowercase hex digests of the whole file.
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub hashes: BTreeMap<String, String>,
+    /// Algorithms and lowercase hex digests of the whole file, in the order of the algorithms' names. A map would take 11
+    /// times the memory for one hash, and there may be many files.
+    #[serde(default, deserialize_with = "from_map", serialize_with = "as_map")]
+    pub hashes: Box<[(String, String)]>,
+}
+
+/// Reads a map as its items, sorted by their keys; `null` has no items.
+fn from_map<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Box<[(String, String)]>, D::Error> {
+    let map: BTreeMap<String, String> = null_as_default(deserializer)?;
+    Ok(map.into_iter().collect())
+}
+
+fn as_map<S: Serializer>(items: &[(String, String)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(items.iter().map(|(key, value)| (key, value)))
 }
 
 /// The entry of a shard in `index.json`.
@@ -163,7 +174,7 @@ impl ShardEntry {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct IndexFile<T> {
     shards: Vec<T>,
     version: u64,
@@ -332,19 +343,25 @@ impl Index {
     /// # Errors
     /// A fault. If it is in the entry of a shard, its offset is 0 and its message has the number of the shard.
     pub fn parse(bytes: &[u8]) -> std::result::Result<Self, Fault> {
-        let index = Self::of(&from_bytes(bytes)?)?;
-        Ok(Self { hash: content_hash(bytes), ..index })
-    }
-
-    fn of(file: &IndexFile<ShardEntry>) -> std::result::Result<Self, Fault> {
-        if file.version != VERSION {
-            return Err(Fault::new(0, format!("version {} is not {VERSION}", file.version)));
-        }
         let mut check = Check::default();
-        let shards = file.shards.iter().map(|entry| check.shard(entry)).collect::<std::result::Result<_, _>>()?;
+        let mut shards = Vec::new();
+        let mut fault = None;
+        // The entries are checked one by one, since all of them would take six times the memory of the shards.
+        let mut receive = |entry: ShardEntry| match check.shard(&entry) {
+            Ok(shard) => {
+                shards.push(shard);
+                Ok(())
+            }
+            Err(found) => Err(fault.insert(found).message.clone()),
+        };
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let read = Document(&mut receive).deserialize(&mut deserializer).and_then(|()| deserializer.end());
+        if let Err(error) = read {
+            return Err(fault.unwrap_or_else(|| located(bytes, &error)));
+        }
         check.total()?;
         let schema = check.first.unwrap_or_else(|| Arc::new(Schema::new(vec![])));
-        Ok(Self { schema, shards, hash: 0 })
+        Ok(Self { schema, shards, hash: content_hash(bytes) })
     }
 }
 
@@ -442,17 +459,18 @@ fn same_set(a: &Schema, b: &Schema) -> bool {
 
 /// Parses JSON. Converts the position of an error from line and column to a byte offset.
 pub(super) fn from_bytes<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> std::result::Result<T, Fault> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let line_start = match error.line() {
-            0 | 1 => 0,
-            line => {
-                bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(line - 2).map_or(0, |(at, _)| at + 1)
-            }
-        };
-        let text = error.to_string();
-        let text = text.rsplit_once(" at line").map_or(text.as_str(), |(text, _)| text);
-        Fault::new((line_start + error.column().saturating_sub(1)) as u64, text)
-    })
+    serde_json::from_slice(bytes).map_err(|error| located(bytes, &error))
+}
+
+/// The fault of an error in JSON, with the byte offset of its line and column.
+fn located(bytes: &[u8], error: &serde_json::Error) -> Fault {
+    let line_start = match error.line() {
+        0 | 1 => 0,
+        line => bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
+    };
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line").map_or(text.as_str(), |(text, _)| text);
+    Fault::new((line_start + error.column().saturating_sub(1)) as u64, text)
 }
 
 /// The index that mosaicml's `merge_index` writes for datasets in one folder, made piece by piece: `start`, then a piece

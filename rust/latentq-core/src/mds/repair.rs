@@ -277,7 +277,7 @@ fn read_shard(folder: &Path, name: &str) -> Result<std::result::Result<Vec<u8>, 
 /// True if `known`, an entry of the previous index with a compressed file, describes the plain shard `bytes`, whose own entry
 /// is `rebuilt`.
 fn describes(known: &ShardEntry, rebuilt: &ShardEntry, bytes: &[u8]) -> bool {
-    let hash = |(name, digest): (&String, &String)| {
+    let hash = |(name, digest): &(String, String)| {
         Algorithm::parse(name).is_ok_and(|algorithm| algorithm.digest(&[bytes]) == *digest)
     };
     rebuilt.zip_data.is_none()
@@ -335,10 +335,12 @@ pub fn entry_of(name: &str, content: &[u8]) -> Result<std::result::Result<ShardE
     if let Some(fault) = shard::check(samples, &schema, bytes)?.into_iter().next() {
         return Ok(Err(fault));
     }
-    let hashes = match config.hashes.iter().map(|name| Algorithm::parse(name)).collect::<Result<Vec<_>>>() {
+    let mut hashes = match config.hashes.iter().map(|name| Algorithm::parse(name)).collect::<Result<Vec<_>>>() {
         Ok(hashes) => hashes,
         Err(error) => return other(error.to_string()),
     };
+    hashes.sort();
+    hashes.dedup();
     match (config.compression.as_deref().map(Compression::parse).transpose(), compression) {
         // Decompressed by a stock reader: its header still has the compression.
         (Ok(_), None) => config.compression = None,
@@ -348,7 +350,7 @@ pub fn entry_of(name: &str, content: &[u8]) -> Result<std::result::Result<ShardE
     let entry = |basename: &str, bytes: &[u8]| FileEntry {
         basename: basename.to_owned(),
         bytes: bytes.len() as u64,
-        hashes: hashes.iter().map(|hash| (hash.name().to_owned(), hash.digest(&[bytes]))).collect::<BTreeMap<_, _>>(),
+        hashes: hashes.iter().map(|hash| (hash.name().to_owned(), hash.digest(&[bytes]))).collect(),
     };
     let zip = compression.map(|_| entry(name, content));
     Ok(Ok(ShardEntry::new(config, entry(&raw_name, bytes), zip, samples)))

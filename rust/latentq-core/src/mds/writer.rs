@@ -1,6 +1,6 @@
 //! Writing a dataset with the same bytes as mosaicml's `MDSWriter`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -379,7 +379,7 @@ impl Form {
         FileEntry {
             basename: basename.to_owned(),
             bytes: parts.iter().map(|part| part.len() as u64).sum(),
-            hashes: self.hashes.iter().map(digest).collect::<BTreeMap<_, _>>(),
+            hashes: self.hashes.iter().map(digest).collect(),
         }
     }
 }
