@@ -103,6 +103,7 @@ def resolve(request: EncodeRequest) -> ResolvedRequest:
         text_encoder if text_encoder is None or isinstance(text_encoder, str | os.PathLike) else text_encoder.name,
         parent,
         request.overrides,
+        update=updated is not None,
     )
     check_output_folder(out)
     return ResolvedRequest(request, recipe, published, updated, parent)

@@ -92,7 +92,7 @@ def _open(
     if not folder.is_dir():
         if folder.suffix.lower() in DELIMITERS and folder.exists():
             check_regular(folder)
-            return Table(folder, columns, classes)
+            return Table(folder, columns, classes, progress)
         return _open_files(path, _matching(path), columns, classes, progress)
     if (folder / "index.json").is_file():
         return Mds(folder, columns, classes)
@@ -104,7 +104,7 @@ def _open(
         return _open_files(path, files, columns, classes, progress)
     names = read_class_names(Path(class_names)) if class_names is not None else {}
     SidecarRule.parse(columns.caption)
-    return Folder(folder, names, classes, Path(exclude) if exclude is not None else None, columns)
+    return Folder(folder, names, classes, Path(exclude) if exclude is not None else None, columns, progress)
 
 
 def exists(path: str) -> bool:

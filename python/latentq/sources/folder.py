@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from latentq._core import LatentqError
 from latentq.sources.columns import NamedColumns, caption_facts
@@ -17,6 +18,7 @@ from latentq.sources.listing import Listing, Sample
 from latentq.sources.sidecars import NO_CAPTION, SidecarRule, Sidecars, stem_of
 from latentq.sources.spool import spooled
 from latentq.system.faults import FILE_ERRNOS
+from latentq.system.progress import counting_progress
 from latentq.system.text import counted
 
 
@@ -33,6 +35,7 @@ class Folder:
             order, as torchvision's ImageFolder does.
         exclude: A folder to skip.
         columns: The columns that the user names; `caption` is parsed by `SidecarRule.parse`.
+        progress: The stream for progress, if listing takes long; None prints nothing.
     """
 
     path: Path
@@ -40,6 +43,7 @@ class Folder:
     classes: Classes | None = None
     exclude: Path | None = None
     columns: NamedColumns = field(default_factory=NamedColumns)
+    progress: TextIO | None = None
     kind: str = "folder"
 
     def data(self, sample: Sample) -> Path:
@@ -57,7 +61,7 @@ class Folder:
 
     def _samples(self, notes: list[str]) -> Iterator[Sample]:
         walk = _Walk(self.path, self.exclude, SidecarRule.parse(self.columns.caption), self.columns.caption is not None)
-        samples = walk.samples()
+        samples = counting_progress(walk.samples(), self.progress)
         if (first := next(samples, None)) is None:
             ignored = f" (files that are not images: {walk.others})" if walk.others else ""
             raise LatentqError(f"{self.path} holds no images{ignored}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from latentq._core import LatentqError
 from latentq.sources.columns import CAPTION, KEY, NamedColumns, column_of, columns_note
@@ -15,6 +16,7 @@ from latentq.sources.folder import file_size
 from latentq.sources.label_values import Classes, with_labels
 from latentq.sources.listing import Listing, Sample
 from latentq.sources.rows import NO_CAPTION
+from latentq.system.progress import counting_progress
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Table:
         path: The table.
         columns: The columns that a user names.
         classes: Label and readable name of each class name in the table; None numbers the names in sorted order.
+        progress: The stream for progress, if listing takes long; None prints nothing.
     """
 
     path: Path
     columns: NamedColumns = field(default_factory=NamedColumns)
     classes: Classes | None = None
+    progress: TextIO | None = None
     kind: str = "table"
 
     def data(self, sample: Sample) -> Path:
@@ -65,7 +69,7 @@ class Table:
                 raise LatentqError(f"{self.path} has no rows: there are no images to encode")
             table = itertools.chain([second_row], table)
             notes.append(columns_note(key, found, first[1]))
-        rows = self._rows(table, header)
+        rows = counting_progress(self._rows(table, header), self.progress)
         if "label" in header:
             yield from with_labels(self.path, rows, self.classes, notes)
         else:  # nothing has to wait for the last row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import sys
 import threading
@@ -18,6 +19,7 @@ _Item = TypeVar("_Item")
 _LINE_SECONDS = 10.0  # between plain lines
 _POSTFIX_SECONDS = 0.2  # between changes of the text next to a bar
 _SHOWN_REJECTS = 5
+_LISTED_AT_ONCE = 1024
 
 
 def terminal() -> TextIO | None:
@@ -42,7 +44,7 @@ class Progress:
     """Counts images, and prints their number, rate, time left and rejects.
 
     Args:
-        total: Number of images, including those that an earlier run has done.
+        total: Number of images, including those that an earlier run has done; None if it is not known.
         label: The name of the work, e.g. `encode`.
         stream: Stream to print to; None prints nothing.
         noun: The singular of what is counted.
@@ -52,7 +54,7 @@ class Progress:
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         label: str,
         stream: TextIO | None,
         *,
@@ -157,12 +159,16 @@ class Progress:
     def _print_line(self) -> None:
         self._printed, self._printed_done = time.monotonic(), self._done
         rate = self._done / max(self._printed - self._start, 1e-9)
+        if self._total is None:
+            pace = f", {rate:.1f} {self._noun}s/s" if rate else ""
+            self.note(f"{self._label}: {counted(self._done, self._noun)}{pace}")
+            return
         left = (self._total - self._skipped - self._done) / rate if rate else 0.0
         self.note(self._line(rate, duration_text(left)))
 
     def _line(self, rate: float, left: str) -> str:
         rejects = f", {counted(self._reject_count(), 'reject')}" if self._rejects else ""
-        count = f"{self._label}: {self._skipped + self._done} of {counted(self._total, self._noun)}"
+        count = f"{self._label}: {self._skipped + self._done} of {counted(self._total or 0, self._noun)}"
         pace = f", {rate:.1f} {self._noun}s/s, {left} left" if rate else ""  # no rate if all was done before
         return f"{count}{pace}{rejects}"
 
@@ -205,10 +211,27 @@ def listing_progress(archives: Collection[_Item], stream: TextIO | None) -> Iter
             bar.update(1)
 
 
+def counting_progress(items: Iterable[_Item], stream: TextIO | None) -> Iterator[_Item]:
+    """Yields images while they are listed; prints their number only if that takes long.
+
+    Args:
+        items: The images, of which nobody knows how many there are.
+        stream: Stream to print to; None prints nothing.
+    """
+    if stream is None:
+        yield from items
+        return
+    items = iter(items)
+    with BriefProgress(None, "list", stream) as bar:
+        while batch := list(itertools.islice(items, _LISTED_AT_ONCE)):
+            yield from batch
+            bar.update(len(batch))
+
+
 class BriefProgress(Progress):
     """Progress of work that is usually short: nothing is printed unless it takes long, and nothing at the end."""
 
-    def __init__(self, total: int, label: str, stream: TextIO | None, *, noun: str = "image") -> None:
+    def __init__(self, total: int | None, label: str, stream: TextIO | None, *, noun: str = "image") -> None:
         super().__init__(total, label, stream, noun=noun, leave=False, delay=1.0)
 
     def __exit__(self, *_: object) -> None:
