@@ -79,23 +79,12 @@ def encode(
         ValueError: An argument is out of range.
     """
     settings, overrides = split_options(options)
-    return encode_request(
-        EncodeRequest(
-            source,
-            Path(out),
-            settings,
-            overrides,
-            recipe=recipe,
-            autoencoder=autoencoder,
-            text_encoder=text_encoder,
-            like=like,
-            class_names=class_names,
-            captions=captions,
-            image_column=image_column,
-            label_column=label_column,
-            collection=collection,
-        )
-    )
+    request = EncodeRequest(
+        source, Path(out), settings, overrides, recipe=recipe, autoencoder=autoencoder, text_encoder=text_encoder,
+        like=like, class_names=class_names, captions=captions, image_column=image_column, label_column=label_column,
+        collection=collection,
+    )  # fmt: skip
+    return encode_request(request)
 
 
 def encode_request(request: EncodeRequest) -> Card:
