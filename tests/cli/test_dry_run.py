@@ -242,3 +242,15 @@ def test_images_of_missing_units_are_tried(dry, source, out, monkeypatch):
     (source / "b" / "new.jpg").write_bytes(b"no")
     rows = dry("encode", source, out, "--update")
     assert re.fullmatch(r"1 image, 1 reject, the first: b/new.jpg: decode: .*", rows["tried"])
+
+
+def test_embeddings_and_captions_count(dry, source, out, tmp_path, tiny_clip, tiny_vae):
+    images = {path.name: path.read_bytes() for path in sorted(source.rglob("*.jpg"))}
+    archive = make_tar(tmp_path / "data" / "a.tar", with_captions(images))
+    models = ("--autoencoder", tiny_vae, "--size", 64, "--text-encoder", tiny_clip)
+    rows = dry("encode", archive, out, *models, "--batch-size", 16)
+    assert rows["tried"].startswith("15 images, no rejects, ")
+    assert rows["text encoder"].startswith(f"{tiny_clip.name} (")
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", rows["weights"])
+    assert main([*map(str, ("encode", archive, out, *models))]) == 0
+    assert size_of(rows["bytes"]) == pytest.approx(size_on_disk(out), rel=0.04)

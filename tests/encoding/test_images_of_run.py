@@ -272,7 +272,7 @@ def test_rows_of_rejects_and_padding_are_zero_in_memory_that_is_not(tmp_path, mo
 def test_pixels_are_released_before_a_batch_is_written(tmp_path, monkeypatch):
     files = {f"{index:02}": encoded(index) for index in range(16)}
     buffers, alive = [], []
-    allocate, write_batch = LatentEncoder.host_buffer, write._write_batch
+    allocate, write_batch = LatentEncoder.host_buffer, write.write_batch
 
     def host_buffer(encoder, shape):
         buffer = allocate(encoder, shape)
@@ -284,7 +284,7 @@ def test_pixels_are_released_before_a_batch_is_written(tmp_path, monkeypatch):
         write_batch(run, encoded, writer)
 
     monkeypatch.setattr(LatentEncoder, "host_buffer", host_buffer)
-    monkeypatch.setattr(write, "_write_batch", written)
+    monkeypatch.setattr(write, "write_batch", written)
     latentq.encode(Deferred(files), tmp_path / "out", **SMALL, recipe=uncalibrated())
     assert alive == [False] * 4
 
