@@ -146,6 +146,33 @@ def test_classes_keep_their_numbers_and_new_ones_follow(tmp_path):
     assert names(out) == ["00000", "00001.1"]
 
 
+def test_the_number_of_a_class_that_is_gone_is_not_used_again(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for name in ("bee", "dog"):
+        (source / name).mkdir(parents=True)
+        paint(source / name / "1.png", len(name), (20, 18))
+    encode(source, out)
+    shutil.rmtree(source / "dog")
+    update(source, out)
+    (source / "emu").mkdir()
+    paint(source / "emu" / "1.png", 5, (20, 18))
+    update(source, out)
+    assert [(sample["label"], sample["label_text"]) for sample in LatentDataset(out)] == [(0, "bee"), (2, "emu")]
+
+
+def test_the_first_command_accepts_an_updated_dataset_with_a_class_that_sorts_first(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for name in ("cat", "dog"):
+        (source / name).mkdir(parents=True)
+        paint(source / name / "1.png", len(name), (20, 18))
+    encode(source, out)
+    (source / "ant").mkdir()
+    paint(source / "ant" / "1.png", 5, (20, 18))
+    update(source, out)
+    card = Card.load(out)
+    assert encode(source, out) == card
+
+
 def test_an_open_reader_keeps_reading_the_old_dataset(source, out):
     dataset = LatentDataset(out)
     before = latents_by_key(out)
@@ -182,9 +209,15 @@ def test_update_of_nothing_encodes(source, tmp_path):
     assert_follows(source, tmp_path / "new", tmp_path)
 
 
-def test_a_recipe_is_refused(source, out):
-    with pytest.raises(RecipeError, match="decides the recipe"):
+def test_another_recipe_is_refused_and_the_same_one_accepted(source, out):
+    paint(source / "9.png", 9, (20, 18))
+    with pytest.raises(MismatchError, match=r"recipe\.columns\.latent\.size = 16; this run has 32"):
         update(source, out, size=32)
+    with pytest.raises(MismatchError, match=r"recipe\.columns\.key\.encoding = 'str'; this run has None"):
+        update(source, out, recipe="imagenet.int8")
+    with pytest.raises(RecipeError, match="like"):
+        update(source, out, like=out)
+    assert update(source, out, **SMALL, recipe="default").counts.samples == 9
     with pytest.raises(ValueError, match="check_content"):
         encode(source, out, check_content=True)
 

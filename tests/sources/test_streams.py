@@ -14,6 +14,7 @@ from latentq import LatentqError
 from latentq.sources import Sample, label_values, open_source, spool
 from latentq.sources.label_values import with_labels
 from latentq.sources.spool import spooled
+from latentq.system.text import counted
 from support.listing import listed
 
 # Names whose order as bytes is not that of their characters, or changes behind a `/`.
@@ -112,7 +113,7 @@ def test_numbers_are_labels_as_they_are(values, faulty):
     if faulty or not missing:
         assert notes == []
     elif len(missing) < len(samples):
-        assert notes == [f"{len(missing)} of {len(samples)} samples have no label, {missing[0]} first"]
+        assert notes == [f"no label for {len(missing)} of {counted(len(samples), 'sample')}, {missing[0]} first"]
     else:
         shown = [f"no labels: {v!r:.30} is neither a class number nor a name" for v in values if v not in (None, "")]
         assert notes == shown[:1]
@@ -139,7 +140,7 @@ def test_one_name_makes_names_of_all(values, name, position, cached):
 @pytest.mark.parametrize(
     ("finish", "kept", "notes"),
     [
-        (lambda sample: None if sample.key == "1" else sample, 3, ["1 of 3 samples have no label, 3 first"]),
+        (lambda sample: None if sample.key == "1" else sample, 3, ["no label for 1 of 3 samples, 3 first"]),
         (lambda sample: sample._replace(fault="no caption"), 4, []),
     ],
     ids=["dropped", "faulty"],
@@ -211,7 +212,7 @@ def test_images_outside_class_folders_are_known_before_the_first_sample(tmp_path
     assert [sample.key for sample in itertools.islice(samples, 1)] == ["a/x.png"]
     (tmp_path / "b" / "y.png").touch()  # `b` has not been looked into
     assert [sample.key for sample in samples] == ["b/x.png", "b/y.png", "z.png"]
-    assert listing.notes == ["no labels: 1 images are outside class folders, z.png first"]
+    assert listing.notes == ["no labels: 1 image outside class folders, z.png first"]
 
 
 def test_quotation_marks_are_checked_before_the_last_row_is_taken(tmp_path):

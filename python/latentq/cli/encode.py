@@ -135,6 +135,10 @@ def _run(options: argparse.Namespace) -> int:
         check_source(options.source)
     if options.like is not None and not os.path.lexists(Path(options.like) / CARD):
         raise UsageError(f"--like {options.like}: no dataset, because it has no {CARD}")
+    if options.check_content and not options.update:
+        raise UsageError("--check-content needs --update")
+    if options.update and options.delete_archives:
+        raise UsageError("--update and --delete-archives exclude each other: an update lists the whole source again")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads must be at least 1, not {options.threads}")
     if not any((options.autoencoder, options.recipe, options.like, options.update, options.quiet)):

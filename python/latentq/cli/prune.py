@@ -29,11 +29,13 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.format.card import Card
+    from latentq.format.card import CARD, Card
     from latentq.run.finish import resume_update
     from latentq.run.prune import remove, stale_folders
 
     path = dataset_folder(options.dataset)
+    if not (path / CARD).exists():
+        raise UsageError(f"{path} is no latent dataset: it has no {CARD}")
     resume_update(path)
     folders = stale_folders(path, Card.load(path))
     if not folders:

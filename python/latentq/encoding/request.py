@@ -18,7 +18,7 @@ from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.text import TextEncoder
-from latentq.run.check import check_output_folder
+from latentq.run.check import check_output_folder, check_same_recipe
 from latentq.run.listing import RunList, collection_of, list_source, open_run_source, source_facts, with_limits
 from latentq.run.plan import plan_card, resolve_recipe
 from latentq.sources import Captions, Source
@@ -96,17 +96,22 @@ def resolve(request: EncodeRequest) -> ResolvedRequest:
     if updated is not None and request.like is not None:
         raise RecipeError("the dataset that is updated decides the recipe: like cannot be given as well")
     parent = Card.load(request.like) if request.like is not None else updated
-    autoencoder, text_encoder = request.autoencoder, request.text_encoder
-    recipe = resolve_recipe(
-        request.recipe,
-        autoencoder if isinstance(autoencoder, str | os.PathLike) else None,
-        text_encoder if text_encoder is None or isinstance(text_encoder, str | os.PathLike) else text_encoder.name,
-        parent,
-        request.overrides,
-        update=updated is not None,
-    )
     check_output_folder(out)
-    return ResolvedRequest(request, recipe, published, updated, parent)
+    return ResolvedRequest(request, _recipe(request, parent, updated), published, updated, parent)
+
+
+def _recipe(request: EncodeRequest, parent: Card | None, updated: Card | None) -> Recipe:
+    """Returns the recipe of a run. With an update it is the dataset's, with which a recipe that is given must agree."""
+    autoencoder, text_encoder = request.autoencoder, request.text_encoder
+    model = autoencoder if isinstance(autoencoder, str | os.PathLike) else None
+    text_model = (
+        text_encoder if text_encoder is None or isinstance(text_encoder, str | os.PathLike) else text_encoder.name
+    )
+    if updated is None:
+        return resolve_recipe(request.recipe, model, text_model, parent, request.overrides)
+    given = updated.recipe if request.recipe is None else request.recipe
+    check_same_recipe(request.out, updated.recipe, resolve_recipe(given, model, text_model, None, request.overrides))
+    return updated.recipe
 
 
 def open_requested(resolved: ResolvedRequest) -> Source:
@@ -118,17 +123,18 @@ def open_requested(resolved: ResolvedRequest) -> Source:
         ValueError: An argument does not fit the source.
     """
     request, updated = resolved.request, resolved.updated
+    has_own_classes = updated is not None or resolved.revision > 0
     stored_column = updated.source.image_column if updated is not None else None
     return open_run_source(
         request.source,
         request.out,
         request.class_names,
-        request.like if updated is None else request.out,
+        request.out if has_own_classes else request.like,
         with_limits(request.captions, collection_of(request.collection)),
         request.image_column or stored_column,
         request.label_column,
         request.settings.progress,
-        grow=updated is not None,
+        grow=has_own_classes,
     )
 
 
@@ -170,7 +176,8 @@ def plan_requested(resolved: ResolvedRequest, source: Source, run_list: RunList)
         recipe, request.autoencoder, request.text_encoder, device=settings.device, keep_subfolder=keep_subfolder
     )
     facts = source_facts(source.kind, run_list.samples, recipe.unit_size, resolved.revision)
-    facts = replace(facts, image_column=request.image_column)
+    next_label = resolved.published.source.next_label if resolved.published is not None else 0
+    facts = replace(facts, image_column=request.image_column, next_label=next_label)
     totals = run_list.samples.totals
     card, uncalibrated = plan_card(recipe, facts, totals, models.autoencoder, resolved.parent, models.text_encoder)
     check_table(request.named, card)

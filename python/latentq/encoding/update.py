@@ -9,7 +9,7 @@ from typing import TextIO
 
 import numpy as np
 
-from latentq._core import image_hash
+from latentq._core import RecipeError, image_hash
 from latentq.encoding.calibrate import publish_empty_caption
 from latentq.encoding.models import load_models
 from latentq.encoding.request import EncodeRequest
@@ -27,9 +27,10 @@ from latentq.run.sample_list import SampleList
 from latentq.run.share import Share
 from latentq.run.units import UnitFacts
 from latentq.run.update import UpdatePlan
-from latentq.sources import Source
+from latentq.sources import Sample, Source
 from latentq.sources.listing import read_sample
 from latentq.store.local import read_regular, remove_dead
+from latentq.system.faults import FILE_ERRNOS
 from latentq.system.progress import Progress
 
 _CLIP_RATE, _CLIP_FACTOR = 0.001, 3.0  # the share of new values outside the range that is warned of
@@ -102,7 +103,11 @@ def planned_update(request: EncodeRequest, card: Card, plan: UpdatePlan, source:
         recipe, request.autoencoder, request.text_encoder, device=request.settings.device, keep_subfolder=True
     )
     totals = run_list.samples.totals
-    planned, _ = plan_card(recipe, facts, totals, models.autoencoder, card, models.text_encoder)
+    try:
+        planned, _ = plan_card(recipe, facts, totals, models.autoencoder, card, models.text_encoder)
+    except RecipeError as error:
+        hint = "give the options of the source, such as --captions or --label-column, as in the first run"
+        raise RecipeError(f"{error} ({plan.changes}): {hint}") from None
     planned = replace(planned, recipe=replace(planned.recipe, columns=card.recipe.columns))
     check_same_work(request.out, replace(card, source=facts), planned, frozen=True)
     planned = replace(card, source=facts, counts=None)
@@ -125,12 +130,26 @@ def _check_content(plan: UpdatePlan, source: Source, out: Path, progress: TextIO
         for unit, samples in plan.unchanged():
             hashes = np.frombuffer(read_regular(out / unit.name / CONTENT_HASHES), "<u8")
             for position, sample in samples:
-                if hashes[position] != _NOT_READ and not sample.fault:
-                    data, refusal = read_sample(source, sample)
-                    path = data if isinstance(data, bytes) else str(data)
-                    if refusal is not None or image_hash(path) != hashes[position]:
-                        plan.mark_changed(unit.first + position)
+                if not sample.fault and _content_hash(source, sample) != hashes[position]:
+                    plan.mark_changed(unit.first + position)
                 bar.update(1)
+
+
+def _content_hash(source: Source, sample: Sample) -> int:
+    """Returns the hash of a sample's file, or `_NOT_READ` if it cannot be read.
+
+    Raises:
+        OSError: The machine cannot read.
+    """
+    data, refusal = read_sample(source, sample)
+    if refusal is not None:
+        return _NOT_READ
+    try:
+        return image_hash(data if isinstance(data, bytes) else str(data))
+    except OSError as error:
+        if error.errno not in FILE_ERRNOS:
+            raise
+        return _NOT_READ
 
 
 def _range_notes(out: Path, before: Card, samples: SampleList, revision: int) -> list[str]:

@@ -199,7 +199,7 @@ def next_card(path: Path) -> bytes | None:
         path: The dataset.
     """
     file = path / NEXT_CARD
-    if not file.exists():
+    if not file.exists() or not (path / "index.json").exists():
         return None
     line, _, data = read_regular(file).partition(b"\n")
     with (path / "index.json").open("rb") as index:
@@ -246,6 +246,7 @@ def _check_counts(card: Card) -> None:
             samples = counted(card.source.samples, "sample")
             raise FormatError(f"source.units is {card.source.units}, more than {samples}")
     _check_count(card.source.revision, "source.revision")
+    _check_count(card.source.next_label, "source.next_label")
     if card.counts is not None:
         for name, count in vars(card.counts).items():
             _check_count(count, f"counts.{name}")

@@ -26,6 +26,8 @@ class SourceFacts:
         units: Number of units, if it does not follow from samples and unit size.
         image_column: The column of images, if a user named it.
         revision: How often the dataset was updated; 0 is not in the card.
+        next_label: With classes by name, the number of the next new class, after an update; 0 is not in the card.
+            Numbers of classes that are gone are not used again.
     """
 
     kind: str
@@ -34,12 +36,12 @@ class SourceFacts:
     units: int | None = None
     image_column: str | None = None
     revision: int = 0
+    next_label: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the card's table."""
-        return {
-            name: value for name, value in vars(self).items() if value is not None and (name != "revision" or value)
-        }
+        optional = ("units", "image_column", "revision", "next_label")
+        return {name: value for name, value in vars(self).items() if value or name not in optional}
 
 
 @dataclass(frozen=True)

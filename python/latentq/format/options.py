@@ -19,6 +19,8 @@ Content = Literal[
 ENCODED = ("latent", "moments", "tokens")
 TEXT = ("caption_embedding", "attention_mask", "pooled_embedding")
 # Kinds of quantizer that store floats as they are.
+MAX_UNIT = 65536
+"""The largest number of samples in a unit: a part of the list holds whole units."""
 FLOATS = ("float16", "bfloat16", "float32")
 
 # The fields that a column of each content may have in addition to `from`, `encoding` and `optional`.

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 
 from latentq._core import RecipeError
 from latentq.format.fields import column_from, column_table, field_names, options_from
-from latentq.format.options import ENCODED, TEXT, AutoencoderOptions, Column, ImageOptions, TextOptions
+from latentq.format.options import ENCODED, MAX_UNIT, TEXT, AutoencoderOptions, Column, ImageOptions, TextOptions
 from latentq.format.overrides import RecipeOverrides, apply_override
 
 
@@ -186,6 +186,8 @@ def _check(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if type(value) is not int or value < 1:
             raise RecipeError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if recipe.unit_size > MAX_UNIT:
+        raise RecipeError(f"unit_size must be at most {MAX_UNIT}, not {recipe.unit_size}")
     if recipe.text.length < 0 or recipe.text.captions < 1:
         raise RecipeError("text.length must be at least 0, and text.captions at least 1")
     if recipe.image.min_size < 0 or recipe.image.min_side < 0:

@@ -11,6 +11,7 @@ from typing import Any
 
 from latentq._core import MismatchError
 from latentq.format.card import CARD, Card
+from latentq.format.recipe import Recipe
 from latentq.store.local import is_temporary
 
 _LOCATION_OF_AUTOENCODER = (
@@ -47,6 +48,28 @@ def check_output_folder(out: Path, card: str = CARD) -> None:
             raise MismatchError(f"{out} holds something else ({entry.name}): name a folder that is absent or empty")
 
 
+def check_same_recipe(out: Path, published: Recipe, given: Recipe) -> None:
+    """Refuses another recipe than that of a dataset. Names of models are not compared, since their weights are.
+
+    Args:
+        out: The dataset's folder.
+        published: Its recipe, with the columns that are stored.
+        given: The recipe of this run; other columns are optional ones that the source did not have.
+
+    Raises:
+        MismatchError: They differ; the message names the field and both values.
+    """
+    tables = [published.to_dict(), given.to_dict()]
+    for table in tables:
+        table.pop("changed", None)
+        table["columns"] = {name: column for name, column in table["columns"].items() if name in published.columns}
+    before, now = (dict(_flat("recipe", table)) for table in tables)
+    for key in (*_LOCATION_OF_AUTOENCODER, *_LOCATION_OF_TEXT_ENCODER):
+        before.pop(key, None)
+        now.pop(key, None)
+    _check_same(out, before, now)
+
+
 def check_same_work(out: Path, published: Card, planned: Card, *, frozen: bool) -> None:
     """Refuses to continue what another recipe, other weights or another list began.
 
@@ -73,13 +96,7 @@ def check_same_work(out: Path, published: Card, planned: Card, *, frozen: bool) 
         for identity, card in ((before, published), (now, planned)):
             identity |= {f"latents.{name}.quantizer": facts.quantizer.to_dict() for name, facts in card.latents.items()}
             identity |= {f"embeddings.{name}.quantizer": e.quantizer.to_dict() for name, e in card.embeddings.items()}
-    # The recipe comes first: a difference that follows from it is harder to understand.
-    for key in sorted(before.keys() | now.keys(), key=lambda key: (not key.startswith("recipe"), key)):
-        if before.get(key) != now.get(key):
-            raise MismatchError(
-                f"{out} was made with {key} = {before.get(key)!r}; this run has {now.get(key)!r}: "
-                "name another output folder, or continue with what it was made with"
-            )
+    _check_same(out, before, now)
     for package in sorted(published.versions.keys() | planned.versions.keys()):
         old, new = published.versions.get(package), planned.versions.get(package)
         if old != new:
@@ -88,17 +105,29 @@ def check_same_work(out: Path, published: Card, planned: Card, *, frozen: bool) 
 
 def _identity(card: Card) -> dict[str, Any]:
     """Returns the fields that must be equal in every run on one folder, as a flat dictionary."""
-
-    def flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield from flat(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            yield prefix, value
-
     data = card.to_dict()
     data["recipe"].pop("changed", None)
     data["latents"] = {name: facts.shape for name, facts in card.latents.items()}
     data["embeddings"] = {name: facts.shape for name, facts in card.embeddings.items()}
     kept = ("source", "recipe", "autoencoder", "columns", "latents", "tokens", "text", "embeddings")
-    return dict(flat("", {key: data[key] for key in kept if key in data}))
+    return dict(_flat("", {key: data[key] for key in kept if key in data}))
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested tables, with the path of each."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
+    else:
+        yield prefix, value
+
+
+def _check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises MismatchError for the first field that differs."""
+    # The recipe comes first: a difference that follows from it is harder to understand.
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (not key.startswith("recipe"), key)):
+        if before.get(key) != now.get(key):
+            raise MismatchError(
+                f"{out} was made with {key} = {before.get(key)!r}; this run has {now.get(key)!r}: "
+                "name another output folder, or continue with what it was made with"
+            )

@@ -145,6 +145,8 @@ def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card
     Raises:
         MismatchError: Another update is being finished.
     """
+    if (revision := Card.load(out).source.revision) > card.source.revision:
+        raise MismatchError(f"{out}: update {revision} was finished in the meantime: run the same command again")
     sync_published(out)
     total = CardCompletion(card)
     with (

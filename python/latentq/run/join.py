@@ -66,7 +66,7 @@ def compare_lists(old: SampleList, new: SampleList, folder: Path) -> Difference:
     Args:
         old: One list.
         new: The other list.
-        folder: A folder for temporary files, which the result uses: 32 bytes for each sample, and 9.
+        folder: A folder for temporary files, which the result uses: up to 73 bytes for each sample.
     """
     buckets = max(1, -(-max(len(old), len(new)) // _BUCKET))
     difference = Difference(

@@ -97,12 +97,9 @@ def open_run_source(
                 "columns can only be given with a path; for a Source, use open_source(path, image_column=...)"
             )
         return _UserSource(source)
-    classes: dict[str, tuple[int, str]] = GrowingClasses() if grow else {}
+    classes: dict[str, tuple[int, str]] | None = None
     if like is not None:
-        for sample in sample_list(Path(like), Card.load(like)):
-            if sample.label is not None and sample.label_text is not None:
-                facts = (sample.label, sample.label_text)
-                classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
+        classes = classes_of(Path(like), Card.load(like), grow=grow)
     return open_source(
         source,
         class_names=class_names,
@@ -166,6 +163,24 @@ class RunList:
                 raise MismatchError(f"{_list_difference(published, ours)}: {ADVICE}")
             shutil.rmtree(ours.folder)
         self.samples = published
+
+
+def classes_of(path: Path, card: Card, *, grow: bool) -> dict[str, tuple[int, str]]:
+    """Returns label and readable name of each class of a dataset, by readable name and by folder.
+
+    Args:
+        path: The dataset.
+        card: Its card.
+        grow: Other classes may be added to them.
+    """
+    classes = GrowingClasses() if grow else {}
+    for sample in sample_list(path, card):
+        if sample.label is not None and sample.label_text is not None:
+            facts = (sample.label, sample.label_text)
+            classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
+    if isinstance(classes, GrowingClasses):
+        classes.next_label = card.source.next_label
+    return classes
 
 
 def list_source(

@@ -39,8 +39,6 @@ def resolve_recipe(
     text_model: str | os.PathLike[str] | None,
     parent: Card | None,
     overrides: RecipeOverrides,
-    *,
-    update: bool = False,
 ) -> Recipe:
     """Returns the recipe of a run.
 
@@ -48,9 +46,8 @@ def resolve_recipe(
         recipe: A recipe, its name or the path of its TOML file; None for `default`.
         model: Name of an autoencoder that replaces the recipe's, if any.
         text_model: Name of a text encoder that replaces the recipe's, if any.
-        parent: Card of the dataset named by `like`, or of the dataset to update, whose recipe is used as it is.
+        parent: Card of the dataset named by `like`, whose recipe is used as it is.
         overrides: Fields to change, for `Recipe.override`. A value of None changes nothing.
-        update: `parent` is the dataset to update.
 
     Raises:
         RecipeError: The recipe is not valid, or a field is given that `parent` decides.
@@ -59,8 +56,7 @@ def resolve_recipe(
     if parent is not None:
         if recipe is not None or given:
             named = "a recipe" if recipe is not None else ", ".join(given)
-            which = "that is updated" if update else "named by --like"
-            raise RecipeError(f"the dataset {which} decides the recipe: {named} cannot be given as well")
+            raise RecipeError(f"the dataset named by --like decides the recipe: {named} cannot be given as well")
         return parent.recipe
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load("default" if recipe is None else recipe)
@@ -151,14 +147,14 @@ def _text_facts(text_encoder: TextEncoder | None, parent: Card | None) -> TextFa
 def _like_message(
     model: str, expected: AutoencoderFacts | TextFacts, actual: AutoencoderFacts | TextFacts | None
 ) -> str:
-    """Returns the message for a model that is not that of the dataset named by --like: the first field that differs.
+    """Returns the message for a model that is not that of the dataset named by --like, or of the updated one.
 
     Args:
         model: The kind of model, `autoencoder` or `text encoder`.
         expected: The model in the card of that dataset.
         actual: The model of this run.
     """
-    made_by = f"the dataset named by --like was made by {model} {expected.name}"
+    made_by = f"the dataset was made by {model} {expected.name}"
     if actual is None:
         return f"{made_by}; this run has none"
     names = sorted(vars(expected), key=lambda name: (name == "name", name not in ("family", "weights")))

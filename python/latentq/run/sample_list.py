@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from latentq._core import FormatError
+from latentq.format.options import MAX_UNIT
 from latentq.format.tsv import tsv_values
 from latentq.sources.listing import GZIP_SUFFIXES, Sample
 from latentq.store.local import check_regular, read_regular, sync, write_synced
 from latentq.system.text import counted
 
-MAX_PART = 65536
-"""The largest number of samples in a part, and so in a unit."""
+MAX_PART = MAX_UNIT
+"""The largest number of samples in a part, which holds whole units."""
 
 _MARK = b'# {"first_unit": '
 _NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")

@@ -44,6 +44,7 @@ class UpdatePlan:
         self._folder.mkdir()
         try:
             self._old = sample_list(out, card)
+            self._next_label = max(card.source.next_label, _next_label(self._old))
             listing = source.listing()
             write_list(self._folder / "source", listed_parts(source, listing, unit_size))
             self._new = SampleList(self._folder / "source")
@@ -117,7 +118,14 @@ class UpdatePlan:
 
     def _facts(self, samples: SampleList, revision: int) -> SourceFacts:
         facts = source_facts(self._card.source.kind, samples, self._unit_size, revision)
-        return replace(facts, image_column=self._card.source.image_column)
+        return replace(facts, image_column=self._card.source.image_column, next_label=self._next_label)
+
+
+def _next_label(samples: SampleList) -> int:
+    """Returns the number after the largest one of a class with a name; 0 if there are none."""
+    if not samples.totals.known.get("label_text"):
+        return 0
+    return 1 + max((sample.label for sample in samples if sample.label is not None), default=-1)
 
 
 def _revisions(out: Path) -> Iterator[int]:

@@ -67,7 +67,8 @@ class ShardsCard:
         try:
             data = tomllib.loads(text.decode())
             if (version := data.pop("format")) != _FORMAT:
-                raise ValueError(f"format {version!r}; this latentq reads format {_FORMAT}")
+                hint = ": make the shards again" if version == 1 else ""
+                raise ValueError(f"format {version!r}; this latentq reads format {_FORMAT}{hint}")
             columns = {name: (column["from"], column["encoding"]) for name, column in data.pop("columns").items()}
             counts = SampleCounts(**data.pop("counts")) if "counts" in data else None
             return cls(**{**data, "source": SourceFacts(**data["source"])}, contents=columns, counts=counts)

@@ -11,6 +11,7 @@ from pathlib import Path
 from latentq._core import LatentqError, MismatchError
 from latentq.collect import COLUMNS, Collection, Columns
 from latentq.format.files import SHARDS
+from latentq.format.options import MAX_UNIT
 from latentq.run.check import check_output_folder
 from latentq.run.listing import RunList, collection_of, list_source, open_run_source, source_facts, with_limits
 from latentq.run.options import RunSettings
@@ -54,8 +55,8 @@ def resolve(request: ShardsRequest) -> ShardsCard | None:
     ):
         if not 1 <= value <= most:
             raise ValueError(f"{name} must be from 1 to {most}, not {value}")
-    if request.unit_size < 1:
-        raise ValueError(f"unit_size must be at least 1, not {request.unit_size}")
+    if not 1 <= request.unit_size <= MAX_UNIT:
+        raise ValueError(f"unit_size must be from 1 to {MAX_UNIT}, not {request.unit_size}")
     collection_of(request.collection)
     check_output_folder(request.out, SHARDS)
     return ShardsCard.load(request.out) if (request.out / SHARDS).exists() else None

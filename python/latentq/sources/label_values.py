@@ -19,7 +19,13 @@ Classes = Mapping[str, tuple[int, str]]
 
 
 class GrowingClasses(dict[str, tuple[int, str]]):
-    """Classes to which a source may add: other names are numbered after the known ones, in sorted order."""
+    """Classes to which a source may add: other names are numbered after the known ones, in sorted order.
+
+    Attributes:
+        next_label: The smallest number of a new class.
+    """
+
+    next_label: int = 0
 
 
 MAX_LABEL = (1 << 63) - 1  # an int64
@@ -143,7 +149,7 @@ def numbered_classes(source: object, names: list[str], classes: Classes | None) 
     unknown = [name for name in names if name not in classes]
     if unknown and not isinstance(classes, GrowingClasses):
         raise MismatchError(f"{source} has a class {unknown[0]!r} that the dataset of --like does not have")
-    first = 1 + max((number for number, _ in classes.values()), default=-1)
+    first = max(getattr(classes, "next_label", 0), 1 + max((number for number, _ in classes.values()), default=-1))
     return {**classes, **{name: (first + position, name) for position, name in enumerate(unknown)}}
 
 

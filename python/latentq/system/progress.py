@@ -276,7 +276,7 @@ class TransferProgress(Progress):
             before, expected = self._active[name]
             self._active[name] = (done, size)
             if expected is None and size is not None:
-                self._total += size
+                self._total = (self._total or 0) + size
                 if self._bar is not None:
                     self._bar.total = self._total
             if before < 0:  # bytes of an earlier run, which the rate does not count
@@ -309,8 +309,8 @@ class TransferProgress(Progress):
     def _line(self, rate: float, left: str) -> str:
         done = size_text(self._skipped + self._done)
         return (
-            f"{self._label}: {self._file_counts()}, {done} of {size_text(self._total)}, {size_text(round(rate))}/s, "
-            f"{left} left{self._file_shares()}"
+            f"{self._label}: {self._file_counts()}, {done} of {size_text(self._total or 0)}, "
+            f"{size_text(round(rate))}/s, {left} left{self._file_shares()}"
         )
 
     def _file_counts(self) -> str:
