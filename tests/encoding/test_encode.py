@@ -273,8 +273,8 @@ def test_verify_finds_every_change(pictures, tmp_path):
     assert [finding.file for finding in latentq.verify(out)] == ["latents.toml"]
     (out / "elsewhere").rename(out / "latents.toml")
     assert findings("index.json", lambda b: b.replace(b'"samples": 5', b'"samples": 4', 1))
-    first = tomllib.loads((out / "00000/unit.toml").read_text())["latents"]["latent"]["histogram"][0]
-    common = max(first)
+    histogram = json.loads(tomllib.loads((out / "00000/unit.toml").read_text())["latents"]["latent"]["histogram"])
+    common = max(histogram[0])
     assert findings("00000/unit.toml", lambda b: b.replace(str(common).encode(), str(common + 1).encode(), 1))
     (out / "00001" / "index.json").unlink()
     assert "2 of 3 units" in latentq.verify(out)[0].message

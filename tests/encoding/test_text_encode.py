@@ -347,7 +347,7 @@ def test_other_text_weights_are_refused_but_a_copy_is_not(tar, tiny_clip, tmp_pa
     with pytest.raises(MismatchError, match=r"made with text\.weights = 'sha256:.*this run has 'sha256:"):
         latentq.encode(tar, out, **SMALL, text_encoder=other)
     latentq.encode(tar, tmp_path / "like", like=out, text_encoder=copy)
-    with pytest.raises(MismatchError, match="--like was made by"):
+    with pytest.raises(MismatchError, match="the dataset was made by"):
         latentq.encode(tar, tmp_path / "unlike", like=out, text_encoder=other)
     latentq.encode(tar, tmp_path / "second", **SMALL, text_encoder=other)
     columns = ["caption_embedding", "attention_mask"]

@@ -97,6 +97,15 @@ def test_labels_become_whole_numbers_or_none(value, label):
     assert label_of(value) == (label, "")
 
 
+def test_a_run_continues_where_only_the_list_was_published(pictures, tmp_path):
+    latentq.encode(pictures, tmp_path / "whole", size=32)
+    source = open_run_source(pictures, tmp_path / "out")
+    with list_source(source, tmp_path / "out", 4096, compare=False) as run_list:
+        run_list.publish()
+    latentq.encode(pictures, tmp_path / "out", size=32)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_label_above_int64_is_a_fault():
     label, fault = label_of(1 << 63)
     assert label is None

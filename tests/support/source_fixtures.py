@@ -31,8 +31,8 @@ def unreadable_bee(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every folder named `bee` unreadable, as permissions do for a user who is not root."""
     scandir = os.scandir
 
-    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
-        if os.fspath(path).endswith("bee"):
+    def refuse(path: str | int) -> Iterator[os.DirEntry[str]]:
+        if not isinstance(path, int) and os.fspath(path).endswith("bee"):  # shutil.rmtree gives descriptors
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 

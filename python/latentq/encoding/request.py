@@ -18,6 +18,7 @@ from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.text import TextEncoder
+from latentq.run.archives import archives_of
 from latentq.run.check import check_output_folder, check_same_recipe
 from latentq.run.listing import RunList, collection_of, list_source, open_run_source, source_facts, with_limits
 from latentq.run.plan import plan_card, resolve_recipe
@@ -125,7 +126,7 @@ def open_requested(resolved: ResolvedRequest) -> Source:
     request, updated = resolved.request, resolved.updated
     has_own_classes = updated is not None or resolved.revision > 0
     stored_column = updated.source.image_column if updated is not None else None
-    return open_run_source(
+    source = open_run_source(
         request.source,
         request.out,
         request.class_names,
@@ -136,6 +137,9 @@ def open_requested(resolved: ResolvedRequest) -> Source:
         request.settings.progress,
         grow=has_own_classes,
     )
+    if request.settings.delete_archives:
+        archives_of(source)  # fails now, and not once the list is published
+    return source
 
 
 def list_requested(resolved: ResolvedRequest, source: Source, folder: Path) -> RunList:

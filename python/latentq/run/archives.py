@@ -14,6 +14,18 @@ from latentq.sources import Source, exists
 from latentq.store.local import sync_published
 
 
+def archives_of(source: Source) -> dict[str, Path]:
+    """Returns the archives of a source by name.
+
+    Raises:
+        LatentqError: It has none.
+    """
+    files: dict[str, Path] | None = getattr(source, "files", None)
+    if files is None:
+        raise LatentqError(f"delete_archives: a source of kind {source.kind} has no archives to delete")
+    return files
+
+
 class ArchiveDeleter:
     """Deletes each archive of a source as soon as every unit with a sample of it is published.
 
@@ -30,9 +42,7 @@ class ArchiveDeleter:
     """
 
     def __init__(self, source: Source, sample_list: SampleList, out: Path) -> None:
-        files: dict[str, Path] | None = getattr(source, "files", None)
-        if files is None:
-            raise LatentqError(f"delete_archives: a source of kind {source.kind} has no archives to delete")
+        files = archives_of(source)
         self._files, self._out, self._list = files, out, sample_list
         self._units_of: dict[str, range] = {}
         broken = set()

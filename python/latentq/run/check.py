@@ -11,6 +11,7 @@ from typing import Any
 
 from latentq._core import MismatchError
 from latentq.format.card import CARD, Card
+from latentq.format.files import LIST
 from latentq.format.recipe import Recipe
 from latentq.store.local import is_temporary
 
@@ -44,7 +45,7 @@ def check_output_folder(out: Path, card: str = CARD) -> None:
     if existing != out:
         return
     for entry in sorted(out.iterdir()):
-        if not is_temporary(entry.name):
+        if entry.name != LIST and not is_temporary(entry.name):  # a killed run may have published its list alone
             raise MismatchError(f"{out} holds something else ({entry.name}): name a folder that is absent or empty")
 
 

@@ -12,6 +12,7 @@ from latentq._core import LatentqError, MismatchError
 from latentq.collect import COLUMNS, Collection, Columns
 from latentq.format.files import SHARDS
 from latentq.format.options import MAX_UNIT
+from latentq.run.archives import archives_of
 from latentq.run.check import check_output_folder
 from latentq.run.listing import RunList, collection_of, list_source, open_run_source, source_facts, with_limits
 from latentq.run.options import RunSettings
@@ -70,13 +71,16 @@ def open_requested(request: ShardsRequest) -> Source:
         OSError: It cannot be read.
         ValueError: An argument does not fit the source.
     """
-    return open_run_source(
+    source = open_run_source(
         request.source,
         request.out,
         captions=with_limits(request.captions, collection_of(request.collection)),
         image_column=request.image_column,
         progress=request.settings.progress,
     )
+    if request.settings.delete_archives:
+        archives_of(source)  # fails now, and not once the list is published
+    return source
 
 
 def list_requested(request: ShardsRequest, source: Source, folder: Path) -> RunList:
