@@ -121,7 +121,7 @@ OVERRIDES = (
         "how quantizers are calibrated; lloyd-max makes codebooks",
     ),
     Override("calibration", "calibration", int, "number of images that quantizers are calibrated on", "N"),
-    Override("unit_size", "unit_size", int, "samples per unit, which is published as a whole", "N"),
+    Override("unit_size", "unit_size", int, "samples per unit, which is published as a whole; at most 65,536", "N"),
     Override("image", "columns", bool, "store the image file too, in column jpg"),
     Override(
         "text_encoder", "text.model", str, "embed the captions with a Hub name, a folder, or openclip:NAME", "NAME"
