@@ -103,7 +103,7 @@ def _processes(runs: Bytes) -> None:
     other = runs.start(out, rank=0, world_size=2)
     runs.encode("processes", "float32", rank=1, world_size=2)
     child.finish(runs.run, other)
-    # Whoever ends last completes the dataset, unless both looked before the other was done: the same command then does.
+    # The process that ends last completes the dataset, unless both looked before the other was done: the same command does then.
     runs.same("two processes at once", runs.encode("processes", "float32"))
 
 

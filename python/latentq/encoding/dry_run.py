@@ -38,7 +38,7 @@ _HIGHEST = math.pi  # stands in for a range that is not calibrated yet; its numb
 
 @dataclass(frozen=True)
 class EncodeDryRun:
-    """What a run of `latentq.encode` would do.
+    """The work that a run of `latentq.encode` would do.
 
     Attributes:
         card: The published card, or the one that the run would publish; quantizers that are not calibrated yet have a

@@ -1,4 +1,4 @@
-"""What a user asks `latentq.encode` for, and the steps before anything is written, which a dry run shares."""
+"""A request to `latentq.encode`, and the steps before anything is written, which a dry run shares."""
 
 from __future__ import annotations
 

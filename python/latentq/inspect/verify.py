@@ -303,7 +303,7 @@ class _Verification:
 
 
 class _UnitTotals:
-    """What card and rejects follow from, added up over units.
+    """Sums over units, from which card and rejects follow.
 
     Args:
         card: The card.

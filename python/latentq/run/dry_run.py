@@ -28,7 +28,7 @@ _UNIT = "00000"
 
 @dataclass(frozen=True)
 class Trial:
-    """What the run is expected to do, as found with some of its samples.
+    """The expected work of a run, measured on some of its samples.
 
     Attributes:
         samples: The number of samples that were tried.
@@ -94,7 +94,7 @@ class UnitCounts:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do.
+    """The work that a run would do.
 
     Attributes:
         counts: The units of the dataset that the run would work on.

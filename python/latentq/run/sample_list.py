@@ -16,9 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
-import operator
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple, Self
 
 from latentq._core import FormatError
 from latentq.format.options import MAX_UNIT
-from latentq.format.tsv import tsv_values
+from latentq.run.sample_lines import columns_of, present_columns, samples_from, to_lines, value_count
 from latentq.sources.listing import GZIP_SUFFIXES, Sample
 from latentq.store.local import check_regular, read_regular, sync, write_synced
 from latentq.system.text import counted
@@ -35,9 +33,6 @@ MAX_PART = MAX_UNIT
 """The largest number of samples in a part, which holds whole units."""
 
 _MARK = b'# {"first_unit": '
-_NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
-_PATHS = ("key", "archive", "fault")  # may hold file names, which may be any bytes
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _CACHED_HEADERS = 64
 _MAX_COUNT = 1 << 53
 _MAX_HEADER = 1 << 24  # bytes: 65,536 units of one sample each, with room
@@ -98,9 +93,9 @@ class Totals:
         self.samples += len(samples)
         self.units += 1
         self.usable += len(usable)
-        values_of = _columns(usable)
+        values_of = columns_of(usable)
         for name in columns:
-            if count := _values(values_of.get(name, ())):
+            if count := value_count(values_of.get(name, ())):
                 self.known[name] = self.known.get(name, 0) + count
 
     def is_complete(self, name: str) -> bool:
@@ -192,7 +187,7 @@ def list_parts(units: Iterable[tuple[list[Sample], int]]) -> Iterator[bytes]:
             data = part.to_bytes(totals)
             yield data
             part = _Part(totals.units, totals.samples, hashlib.sha256(data).hexdigest())
-        part.units.append(_UnitColumns(len(samples), _present_columns(samples), revision))
+        part.units.append(_UnitColumns(len(samples), present_columns(samples), revision))
         totals.add(samples, Sample._fields[2:])
     if part.units:
         yield part.to_bytes(totals)
@@ -232,110 +227,10 @@ class _Part:
         """Returns the bytes of the part, given the totals up to its end."""
         present = {name for unit in self.units for name in unit.columns}
         names = [name for name in Sample._fields if name in present]
-        bodies = [_lines(unit.columns, unit.samples, names) for unit in self.units]
+        bodies = [to_lines(unit.columns, unit.samples, names) for unit in self.units]
         sizes = tuple((unit.samples, len(body), unit.revision) for unit, body in zip(self.units, bodies, strict=True))
         header = _Header(self.first_unit, self.first_sample, sizes, totals.usable, dict(totals.known), self.previous)
         return b"".join([header.to_line(), "\t".join(names).encode(), b"\n", *bodies])
-
-
-def _columns(samples: Sequence[Sample]) -> dict[str, tuple[Any, ...]]:
-    """Returns the values of each field."""
-    return dict(zip(Sample._fields, zip(*samples, strict=True), strict=False))  # nothing if there are no samples
-
-
-def _present_columns(samples: Sequence[Sample]) -> dict[str, tuple[Any, ...]]:
-    """Returns the values of each field that any of the samples has, and of `key` and `bytes`."""
-    columns = _columns(samples) or {"key": (), "bytes": ()}
-    return {name: values for name, values in columns.items() if name in ("key", "bytes") or _values(values)}
-
-
-def _values(values: tuple[Any, ...]) -> int:
-    """Returns the number of values that are neither None nor empty."""
-    present = len(values) - values.count(None)
-    return present and present - values.count("")
-
-
-def _lines(columns: Mapping[str, Sequence[Any]], count: int, names: Sequence[str]) -> bytes:
-    """Returns the lines of samples.
-
-    Args:
-        columns: Values by field.
-        count: The number of samples.
-        names: The fields in the lines; those without values are empty.
-    """
-    cells = (_cells(columns[name], name) if name in columns else itertools.repeat("", count) for name in names)
-    lines = map("\t".join, zip(*cells, strict=True))
-    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
-
-
-def _cells(values: Sequence[Any], name: str) -> list[str]:
-    """Returns the cells of a column."""
-    if name in _NUMBERS:
-        return ["" if value is None else str(operator.index(value)) for value in values]
-    if name == "captions":
-        texts = ["" if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-    else:
-        texts = ["" if value is None else str(value) for value in values]
-    joined = "".join(texts)
-    if not joined.isascii():
-        texts = [_checked_path(text) if name in _PATHS else _without_surrogates(text) for text in texts]
-    if any(character in joined for character in "\\\t\n\r"):
-        texts = [text.translate(_ESCAPES) for text in texts]
-    return texts
-
-
-def _checked_path(text: str) -> str:
-    """Returns a file name. Raises ValueError if it would not be read back as it is."""
-    if not text.isascii():
-        data = text.encode("utf-8", "surrogateescape")
-        if data.decode("utf-8", "surrogateescape") != text:
-            raise ValueError(f"{text!r}: the list cannot hold this name")
-    return text
-
-
-def _without_surrogates(text: str) -> str:
-    """Joins surrogates, which JSON can have, to characters, or replaces them by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _samples_from(name: str, columns: Sequence[str], lines: Sequence[bytes], first_line: int) -> Iterator[Sample]:
-    """Yields the samples of lines.
-
-    Raises:
-        FormatError: A line is not a sample; the message names the file and the line.
-    """
-    for number, line in enumerate(lines, start=first_line):
-        cells = tsv_values(line.decode("utf-8", "surrogateescape"))
-        try:
-            if len(cells) != len(columns):
-                raise ValueError
-            values: dict[str, Any] = {}
-            for column, cell in zip(columns, cells, strict=True):
-                if column in _NUMBERS:
-                    values[column] = int(cell) if cell else None
-                elif column == "captions":
-                    values[column] = _captions_from(cell)
-                elif column == "archive":
-                    values[column] = sys.intern(cell) or None  # one string for all samples of the archive
-                else:
-                    values[column] = cell or ("" if column in ("key", "fault") else None)
-            yield Sample(**values)
-        except ValueError:
-            raise FormatError(f"{name}, line {number}: not a sample") from None
-
-
-def _captions_from(cell: str) -> tuple[str, ...] | None:
-    """Returns several captions, from a JSON list. Raises ValueError if the cell is something else."""
-    captions = json.loads(cell) if cell else None
-    if captions is None:
-        return None
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError
-    return tuple(captions)
 
 
 def write_list(folder: Path, parts: Iterable[bytes]) -> None:
@@ -422,12 +317,12 @@ class SampleList:
         if lines.pop() or len(lines) != unit.samples:
             raise FormatError(f"{self._part_of(unit)}: unit {unit.number} does not have {unit.samples} lines")
         first_line = 3 + header.firsts[position] - header.first_sample
-        return list(_samples_from(str(self._part_of(unit)), columns, lines, first_line))
+        return list(samples_from(str(self._part_of(unit)), columns, lines, first_line))
 
     def unit_sha256(self, unit: UnitEntry) -> str:
         """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal."""
-        columns = _present_columns(self.samples(unit))
-        lines = _lines(columns, unit.samples, [*columns])
+        columns = present_columns(self.samples(unit))
+        lines = to_lines(columns, unit.samples, [*columns])
         return hashlib.sha256("\t".join(columns).encode() + b"\n" + lines).hexdigest()
 
     def sample(self, index: int) -> Sample:
@@ -435,7 +330,7 @@ class SampleList:
         unit = self.unit_of(index)
         _, columns, _ = self._find_unit(unit.number)
         line = self._unit_bytes(unit).split(b"\n")[index - unit.first]
-        return next(_samples_from(str(self._part_of(unit)), columns, [line], index - unit.first))
+        return next(samples_from(str(self._part_of(unit)), columns, [line], index - unit.first))
 
     def __iter__(self) -> Iterator[Sample]:
         """Yields every sample in order."""

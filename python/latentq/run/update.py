@@ -65,7 +65,7 @@ class UpdatePlan:
 
     @property
     def changes(self) -> Changes:
-        """What changed."""
+        """The numbers of samples that are new, changed and gone."""
         return self._difference.changes
 
     @property

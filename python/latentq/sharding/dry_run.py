@@ -30,7 +30,7 @@ _TRIED = 64  # images at least: many for each thread, so that the threads' start
 
 @dataclass(frozen=True)
 class ShardsDryRun:
-    """What a run of `shards` would do.
+    """The work that a run of `latentq.shards` would do.
 
     Attributes:
         card: The published card, or the one that the run would publish.

@@ -227,9 +227,10 @@ def published_whole(path: Path) -> Iterator[Path]:
 
 def remove_dead(out: Path) -> None:
     """Removes temporaries whose file or unit is published: their writers were killed or lost the race."""
-    for entry in list(os.scandir(out)):
-        match = _TEMPORARY.fullmatch(entry.name)
-        if not match or not (out / match[1]).exists():
+    with os.scandir(out) as entries:
+        temporaries = [(entry, match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+    for entry, match in temporaries:
+        if not (out / match[1]).exists():
             continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)

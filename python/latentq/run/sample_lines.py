@@ -1,0 +1,118 @@
+"""Lines of a list: samples as tab-separated values, and back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import operator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from latentq._core import FormatError
+from latentq.format.tsv import tsv_values
+from latentq.sources.listing import Sample
+
+_NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
+_PATHS = ("key", "archive", "fault")  # may hold file names, which may be any bytes
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def columns_of(samples: Sequence[Sample]) -> dict[str, tuple[Any, ...]]:
+    """Returns the values of each field."""
+    return dict(zip(Sample._fields, zip(*samples, strict=True), strict=False))  # nothing if there are no samples
+
+
+def present_columns(samples: Sequence[Sample]) -> dict[str, tuple[Any, ...]]:
+    """Returns the values of each field that any of the samples has, and of `key` and `bytes`."""
+    columns = columns_of(samples) or {"key": (), "bytes": ()}
+    return {name: values for name, values in columns.items() if name in ("key", "bytes") or value_count(values)}
+
+
+def value_count(values: tuple[Any, ...]) -> int:
+    """Returns the number of values that are neither None nor empty."""
+    present = len(values) - values.count(None)
+    return present and present - values.count("")
+
+
+def to_lines(columns: Mapping[str, Sequence[Any]], count: int, names: Sequence[str]) -> bytes:
+    """Returns the lines of samples.
+
+    Args:
+        columns: Values by field.
+        count: The number of samples.
+        names: The fields in the lines; those without values are empty.
+    """
+    cells = (_cells(columns[name], name) if name in columns else itertools.repeat("", count) for name in names)
+    lines = map("\t".join, zip(*cells, strict=True))
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+def _cells(values: Sequence[Any], name: str) -> list[str]:
+    """Returns the cells of a column."""
+    if name in _NUMBERS:
+        return ["" if value is None else str(operator.index(value)) for value in values]
+    if name == "captions":
+        texts = ["" if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    else:
+        texts = ["" if value is None else str(value) for value in values]
+    joined = "".join(texts)
+    if not joined.isascii():
+        texts = [_checked_path(text) if name in _PATHS else _without_surrogates(text) for text in texts]
+    if any(character in joined for character in "\\\t\n\r"):
+        texts = [text.translate(_ESCAPES) for text in texts]
+    return texts
+
+
+def _checked_path(text: str) -> str:
+    """Returns a file name. Raises ValueError if it would not be read back as it is."""
+    if not text.isascii():
+        data = text.encode("utf-8", "surrogateescape")
+        if data.decode("utf-8", "surrogateescape") != text:
+            raise ValueError(f"{text!r}: the list cannot hold this name")
+    return text
+
+
+def _without_surrogates(text: str) -> str:
+    """Joins surrogates, which JSON can have, to characters, or replaces them by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def samples_from(name: str, columns: Sequence[str], lines: Sequence[bytes], first_line: int) -> Iterator[Sample]:
+    """Yields the samples of lines.
+
+    Raises:
+        FormatError: A line is not a sample; the message names the file and the line.
+    """
+    for number, line in enumerate(lines, start=first_line):
+        cells = tsv_values(line.decode("utf-8", "surrogateescape"))
+        try:
+            if len(cells) != len(columns):
+                raise ValueError
+            values: dict[str, Any] = {}
+            for column, cell in zip(columns, cells, strict=True):
+                if column in _NUMBERS:
+                    values[column] = int(cell) if cell else None
+                elif column == "captions":
+                    values[column] = _captions_from(cell)
+                elif column == "archive":
+                    values[column] = sys.intern(cell) or None  # one string for all samples of the archive
+                else:
+                    values[column] = cell or ("" if column in ("key", "fault") else None)
+            yield Sample(**values)
+        except ValueError:
+            raise FormatError(f"{name}, line {number}: not a sample") from None
+
+
+def _captions_from(cell: str) -> tuple[str, ...] | None:
+    """Returns several captions, from a JSON list. Raises ValueError if the cell is something else."""
+    captions = json.loads(cell) if cell else None
+    if captions is None:
+        return None
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError
+    return tuple(captions)
