@@ -103,7 +103,8 @@ def _processes(runs: Bytes) -> None:
     other = runs.start(out, rank=0, world_size=2)
     runs.encode("processes", "float32", rank=1, world_size=2)
     child.finish(runs.run, other)
-    # The process that ends last completes the dataset, unless both looked before the other was done: the same command does then.
+    # The process that ends last completes the dataset, unless both looked before the other was done: then the same
+    # command does.
     runs.same("two processes at once", runs.encode("processes", "float32"))
 
 
