@@ -10,7 +10,7 @@ import torch
 
 import latentq
 from conftest import paint
-from latentq import Card, LatentDataset, LatentqError, MismatchError, RecipeError, verify
+from latentq import Card, LatentDataset, LatentqError, MismatchError, verify
 from latentq.run.units import unit_names
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 16, "unit_size": 3}
@@ -215,8 +215,6 @@ def test_another_recipe_is_refused_and_the_same_one_accepted(source, out):
         update(source, out, size=32)
     with pytest.raises(MismatchError, match=r"recipe\.columns\.key\.encoding = 'str'; this run has None"):
         update(source, out, recipe="imagenet.int8")
-    with pytest.raises(RecipeError, match="like"):
-        update(source, out, like=out)
     assert update(source, out, **SMALL, recipe="default").counts.samples == 9
     with pytest.raises(ValueError, match="check_content"):
         encode(source, out, check_content=True)

@@ -31,27 +31,27 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     from latentq.format.card import CARD, Card
     from latentq.run.finish import resume_update
-    from latentq.run.prune import remove, stale_folders
+    from latentq.run.prune import remove, stale_entries
 
     path = dataset_folder(options.dataset)
     if not (path / CARD).exists():
         raise UsageError(f"{path} is no latent dataset: it has no {CARD}")
     resume_update(path)
-    folders = stale_folders(path, Card.load(path))
-    if not folders:
+    entries = stale_entries(path, Card.load(path))
+    if not entries:
         print(escaped(f"{path}: nothing to remove"))
         return 0
-    for folder in folders[:_SHOWN]:
-        print(escaped(str(folder)))
-    if len(folders) > _SHOWN:
-        print(f"and {len(folders) - _SHOWN} more")
-    found = f"{counted(len(folders), 'folder')} of {size_text(sum(map(disk_bytes, folders)))}"
+    for entry in entries[:_SHOWN]:
+        print(escaped(str(entry)))
+    if len(entries) > _SHOWN:
+        print(f"and {len(entries) - _SHOWN} more")
+    found = f"{counted(len(entries), 'item')} of {size_text(sum(map(disk_bytes, entries)))}"
     if not options.yes:
         if not sys.stdin.isatty():
             raise UsageError(f"{path}: {found} would be removed: --yes removes without asking")
         if input(f"Remove {found}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing is removed")
             return 1
-    remove(folders)
+    remove(entries)
     print(escaped(f"{path}: {found} removed"))
     return 0

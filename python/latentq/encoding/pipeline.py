@@ -102,6 +102,8 @@ def encode_request(request: EncodeRequest) -> Card:
     source = open_requested(resolved)
     card = _encode(resolved, source) if resolved.updated is None else update_dataset(request, resolved.updated, source)
     if card.complete:
+        if resolved.updated is not None and card != resolved.updated and request.named != out:
+            request.named.unlink(missing_ok=True)  # the table of the dataset before the update
         write_table(request.named)
     return card
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latentq._core import LatentqError, RecipeError
+from latentq._core import LatentqError, MismatchError
 from latentq.collect import Collection
 from latentq.converting.tokens_tsv import check_table, dataset_of
 from latentq.encoding.models import Models, load_models
@@ -20,6 +20,7 @@ from latentq.models.autoencoders import Autoencoder
 from latentq.models.text import TextEncoder
 from latentq.run.archives import archives_of
 from latentq.run.check import check_output_folder, check_same_recipe
+from latentq.run.classes import classes_of, classes_to_grow
 from latentq.run.listing import RunList, collection_of, list_source, open_run_source, source_facts, with_limits
 from latentq.run.plan import plan_card, resolve_recipe
 from latentq.sources import Captions, Source
@@ -65,8 +66,7 @@ class ResolvedRequest:
         recipe: The recipe of the run.
         published: The card in the dataset's folder; None if no run has begun the dataset.
         updated: The same card, if the dataset is to be updated, else None.
-        parent: The card of the dataset that decides recipe and quantizers: the one named by `like`, or the updated
-            one; None if there is none.
+        parent: The card of the dataset named by `like`; None if there is none.
     """
 
     request: EncodeRequest
@@ -94,11 +94,24 @@ def resolve(request: EncodeRequest) -> ResolvedRequest:
     updated = published if request.settings.update else None
     if updated is not None and not updated.complete:
         raise LatentqError(f"{out} is not finished: run the same command without --update first")
-    if updated is not None and request.like is not None:
-        raise RecipeError("the dataset that is updated decides the recipe: like cannot be given as well")
-    parent = Card.load(request.like) if request.like is not None else updated
+    parent = Card.load(request.like) if request.like is not None else None
+    if updated is not None:
+        _check_update(request, updated, parent)
     check_output_folder(out)
     return ResolvedRequest(request, _recipe(request, parent, updated), published, updated, parent)
+
+
+def _check_update(request: EncodeRequest, updated: Card, parent: Card | None) -> None:
+    """Refuses options that an update cannot follow.
+
+    Raises:
+        MismatchError: `like` has another recipe or other quantizers, or the images are in another column.
+    """
+    column, stored = request.image_column, updated.source.image_column
+    if column is not None and column != stored:
+        raise MismatchError(f"{request.out} was made with image_column = {stored!r}; this run has {column!r}")
+    if parent is not None and (parent.recipe != updated.recipe or parent.quantizers != updated.quantizers):
+        raise MismatchError(f"{request.out} was not made with --like {request.like}: recipe or quantizers differ")
 
 
 def _recipe(request: EncodeRequest, parent: Card | None, updated: Card | None) -> Recipe:
@@ -124,22 +137,31 @@ def open_requested(resolved: ResolvedRequest) -> Source:
         ValueError: An argument does not fit the source.
     """
     request, updated = resolved.request, resolved.updated
-    has_own_classes = updated is not None or resolved.revision > 0
     stored_column = updated.source.image_column if updated is not None else None
     source = open_run_source(
         request.source,
         request.out,
         request.class_names,
-        request.out if has_own_classes else request.like,
+        _classes(resolved),
         with_limits(request.captions, collection_of(request.collection)),
         request.image_column or stored_column,
         request.label_column,
         request.settings.progress,
-        grow=has_own_classes,
     )
     if request.settings.delete_archives:
         archives_of(source)  # fails now, and not once the list is published
     return source
+
+
+def _classes(resolved: ResolvedRequest) -> dict[str, tuple[int, str]] | None:
+    """Returns the classes that the source's are numbered by; None if there are none, or the source is not listed."""
+    request, published = resolved.request, resolved.published
+    if resolved.updated is None and published is not None and request.settings.rank:
+        return None
+    like = classes_of(Path(request.like), Card.load(request.like)) if request.like is not None else None
+    if published is not None and (resolved.updated is not None or resolved.revision):
+        return classes_to_grow(request.out, published, like)
+    return like or None
 
 
 def list_requested(resolved: ResolvedRequest, source: Source, folder: Path) -> RunList:
@@ -156,9 +178,10 @@ def list_requested(resolved: ResolvedRequest, source: Source, folder: Path) -> R
     """
     settings = resolved.request.settings
     unit_size = (resolved.published or resolved).recipe.unit_size
+    advice = _ADVICE if resolved.published is not None else f"delete {folder}, which a killed run left with a list only"
     with settings.profile.timing(LIST, "worked"):
         return list_source(
-            source, folder, unit_size, compare=settings.rank == 0, revision=resolved.revision, advice=_ADVICE
+            source, folder, unit_size, compare=settings.rank == 0, revision=resolved.revision, advice=advice
         )
 
 
@@ -180,8 +203,9 @@ def plan_requested(resolved: ResolvedRequest, source: Source, run_list: RunList)
         recipe, request.autoencoder, request.text_encoder, device=settings.device, keep_subfolder=keep_subfolder
     )
     facts = source_facts(source.kind, run_list.samples, recipe.unit_size, resolved.revision)
-    next_label = resolved.published.source.next_label if resolved.published is not None else 0
-    facts = replace(facts, image_column=request.image_column, next_label=next_label)
+    facts = replace(facts, image_column=request.image_column)
+    if resolved.published is not None:
+        facts = replace(facts, next_label=resolved.published.source.next_label)
     totals = run_list.samples.totals
     card, uncalibrated = plan_card(recipe, facts, totals, models.autoencoder, resolved.parent, models.text_encoder)
     check_table(request.named, card)

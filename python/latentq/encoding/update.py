@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentq._core import RecipeError, image_hash
+from latentq._core import FormatError, LatentqError, MismatchError, RecipeError, image_hash
 from latentq.encoding.calibrate import publish_empty_caption
 from latentq.encoding.models import load_models
 from latentq.encoding.request import EncodeRequest
@@ -23,18 +24,19 @@ from latentq.run.check import check_same_work
 from latentq.run.finish import finish_update
 from latentq.run.listing import RunList, print_notes
 from latentq.run.plan import plan_card
-from latentq.run.sample_list import SampleList
+from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.share import Share
 from latentq.run.units import UnitFacts
 from latentq.run.update import UpdatePlan
 from latentq.sources import Sample, Source
 from latentq.sources.listing import read_sample
-from latentq.store.local import read_regular, remove_dead
+from latentq.store.local import read_regular
 from latentq.system.faults import FILE_ERRNOS
 from latentq.system.progress import Progress
+from latentq.system.text import counted
 
 _CLIP_RATE, _CLIP_FACTOR = 0.001, 3.0  # the share of new values outside the range that is warned of
-_NOT_READ = 0  # the hash of a sample whose file was not read when its unit was made
+_NOT_READ = np.dtype("<u8").type(0)  # the hash of a sample whose file was not read when its unit was made
 
 
 def update_dataset(request: EncodeRequest, card: Card, source: Source) -> Card:
@@ -54,6 +56,17 @@ def update_dataset(request: EncodeRequest, card: Card, source: Source) -> Card:
         MismatchError: The models are not those of the dataset, or another update is being finished.
         LatentqError: Nothing can be encoded.
     """
+    try:
+        return _update(request, card, source)
+    except MismatchError:
+        # Another process may have finished an update in the meantime, perhaps the same one: then from there, once.
+        now = Card.load(request.out)
+        if now.source.revision == card.source.revision:
+            raise
+        return _update(request, now, source)
+
+
+def _update(request: EncodeRequest, card: Card, source: Source) -> Card:
     out, settings = request.out, request.settings
     with UpdatePlan(source, out, card, card.recipe.unit_size) as plan:
         complete_plan(request, plan, source)
@@ -70,8 +83,7 @@ def update_dataset(request: EncodeRequest, card: Card, source: Source) -> Card:
     ):
         publish_empty_caption(out, run)
         encode_units(run, share, bar)
-    if share.missing(run.card):
-        remove_dead(out)
+    if share.missing(run.card):  # nothing is removed: other processes may still plan
         return run.card
     completed = finish_update(out, run.card, settings.progress)
     print_notes(_range_notes(out, card, run.samples, run.card.source.revision), settings.progress)
@@ -124,15 +136,25 @@ def _check_content(plan: UpdatePlan, source: Source, out: Path, progress: TextIO
     """Marks samples whose files have other content than when their unit was made, although the size is the same.
 
     Raises:
-        LatentqError: A unit has no hashes.
+        LatentqError: A unit has no hashes, or not one for each sample.
     """
     with Progress(plan.compared, "compare", progress, noun="file", leave=False) as bar:
         for unit, samples in plan.unchanged():
-            hashes = np.frombuffer(read_regular(out / unit.name / CONTENT_HASHES), "<u8")
+            hashes = _recorded_hashes(out / unit.name / CONTENT_HASHES, unit)
             for position, sample in samples:
                 if not sample.fault and _content_hash(source, sample) != hashes[position]:
                     plan.mark_changed(unit.first + position)
                 bar.update(1)
+
+
+def _recorded_hashes(path: Path, unit: UnitEntry) -> NDArray[np.uint64]:
+    try:
+        data = read_regular(path)
+    except FileNotFoundError:
+        raise LatentqError(f"{path} is missing: without it the content of files cannot be compared") from None
+    if len(data) != _NOT_READ.itemsize * unit.samples:
+        raise FormatError(f"{path}: {counted(len(data), 'byte')}, not 8 for each of {counted(unit.samples, 'sample')}")
+    return np.frombuffer(data, _NOT_READ.dtype)
 
 
 def _content_hash(source: Source, sample: Sample) -> int:
@@ -143,13 +165,13 @@ def _content_hash(source: Source, sample: Sample) -> int:
     """
     data, refusal = read_sample(source, sample)
     if refusal is not None:
-        return _NOT_READ
+        return int(_NOT_READ)
     try:
         return image_hash(data if isinstance(data, bytes) else str(data))
     except OSError as error:
         if error.errno not in FILE_ERRNOS:
             raise
-        return _NOT_READ
+        return int(_NOT_READ)
 
 
 def _range_notes(out: Path, before: Card, samples: SampleList, revision: int) -> list[str]:
@@ -161,7 +183,7 @@ def _range_notes(out: Path, before: Card, samples: SampleList, revision: int) ->
         samples: The list after the update.
         revision: The number of the update.
     """
-    clipped = dict.fromkeys(before.latents, 0)
+    clipped = dict.fromkeys((*before.latents, *before.embeddings), 0)
     count = 0
     for unit in samples.units():
         if unit.revision == revision:
@@ -169,12 +191,16 @@ def _range_notes(out: Path, before: Card, samples: SampleList, revision: int) ->
             count += facts.samples
             for name, sums in facts.latents.items():
                 clipped[name] += int(sums.clipped.sum())
+            for name, number in facts.clipped.items():
+                clipped[name] += number
     notes = []
-    for name, latent in before.latents.items():
-        if not count or before.counts is None or not before.counts.samples or latent.clipped is None:
+    columns = {name: (latent.shape, sum(latent.clipped or ())) for name, latent in before.latents.items()}
+    columns |= {name: (embedding.shape, embedding.clipped or 0) for name, embedding in before.embeddings.items()}
+    for name, (shape, old_clipped) in columns.items():
+        if not count or before.counts is None or not before.counts.samples:
             continue
-        values = prod(latent.shape)
-        old_rate = sum(latent.clipped) / (before.counts.samples * values)
+        values = prod(shape)
+        old_rate = old_clipped / (before.counts.samples * values)
         new_rate = clipped[name] / (count * values)
         if new_rate > max(_CLIP_RATE, _CLIP_FACTOR * old_rate):
             notes.append(

@@ -201,9 +201,12 @@ def next_card(path: Path) -> bytes | None:
     file = path / NEXT_CARD
     if not file.exists() or not (path / "index.json").exists():
         return None
-    line, _, data = read_regular(file).partition(b"\n")
-    with (path / "index.json").open("rb") as index:
-        current = hashlib.file_digest(index, "sha256").hexdigest()
+    try:
+        line, _, data = read_regular(file).partition(b"\n")
+        with (path / "index.json").open("rb") as index:
+            current = hashlib.file_digest(index, "sha256").hexdigest()
+    except FileNotFoundError:  # another process completed the update since
+        return None
     return data if line.decode("utf-8", "replace") == f"{_NEXT_LINE}{current}" else None
 
 

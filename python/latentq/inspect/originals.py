@@ -70,6 +70,12 @@ class Originals:
             LatentqError: An original is missing, or cannot be decoded.
         """
         column = self._card.recipe.columns[self._column]
+        is_drawn = column.content == "latent" and column.store == "sample" and hasattr(self.network, "posterior")
+        if is_drawn and self._card.source.revision:
+            raise LatentqError(
+                "a posterior's samples that were drawn before an update cannot be drawn again: their noise depends on "
+                "the list as it was then"
+            )
         chosen = [self._stored.find(index) for index in indices]
         pixels = self._load(chosen)
         stream = list(self._card.recipe.encoded()).index(self._column)

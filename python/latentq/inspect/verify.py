@@ -198,11 +198,10 @@ class _Verification:
 
     def _is_of_other_revision(self, name: str, units: int) -> bool:
         """True if an update can have made, or replaced, a unit or list of this name."""
-        number, _, revision = name.partition(".")
-        updates = self._card.source.revision
-        if name != LIST and not _REVISED.fullmatch(name):
-            return bool(updates) and number == name and number.isdecimal() and int(number) < units
-        return int(revision or 0) <= updates + 1
+        number = name.partition(".")[0]
+        if name == LIST or _REVISED.fullmatch(name):
+            return True
+        return bool(self._card.source.revision) and number == name and number.isdecimal() and int(number) < units
 
     def _check_units(
         self, samples: SampleList, totals: _UnitTotals, progress: TextIO | None

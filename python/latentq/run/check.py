@@ -55,7 +55,7 @@ def check_same_recipe(out: Path, published: Recipe, given: Recipe) -> None:
     Args:
         out: The dataset's folder.
         published: Its recipe, with the columns that are stored.
-        given: The recipe of this run; other columns are optional ones that the source did not have.
+        given: The recipe of this run. Optional columns that are not stored are not compared.
 
     Raises:
         MismatchError: They differ; the message names the field and both values.
@@ -63,7 +63,11 @@ def check_same_recipe(out: Path, published: Recipe, given: Recipe) -> None:
     tables = [published.to_dict(), given.to_dict()]
     for table in tables:
         table.pop("changed", None)
-        table["columns"] = {name: column for name, column in table["columns"].items() if name in published.columns}
+        table["columns"] = {
+            name: column
+            for name, column in table["columns"].items()
+            if name in published.columns or not given.columns[name].optional
+        }
     before, now = (dict(_flat("recipe", table)) for table in tables)
     for key in (*_LOCATION_OF_AUTOENCODER, *_LOCATION_OF_TEXT_ENCODER):
         before.pop(key, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Generic, TextIO, TypeVar
 
 from latentq import mds
-from latentq._core import MismatchError
+from latentq._core import FormatError, MismatchError
 from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
 from latentq.format.facts import LatentFacts, SampleCounts
 from latentq.format.files import INDEX, REJECTS, UNIT
@@ -121,11 +121,24 @@ def finish_units(
             BriefProgress(card.units, "finish", progress, noun="unit") as bar,
         ):
             index.writelines(mds.merged_index(out, _added_units(out, card, total, rejects, bar)))
+            _check_revision(out, card)
         completed = total.card()
         with replacement(out / file) as card_file:
             card_file.write(completed.to_toml())
+            _check_revision(out, card)
+        _check_revision(out, card)
     remove_dead(out)
     return completed
+
+
+def _check_revision(out: Path, card: UnitCard) -> None:
+    """Raises MismatchError if the dataset has been updated since its card was read; nothing is replaced then."""
+    try:
+        revision = Card.load(out).source.revision
+    except (FileNotFoundError, FormatError):  # there is none yet, or it is replaced because it is broken
+        return
+    if revision > card.source.revision:
+        raise MismatchError(f"{out}: update {revision} was finished in the meantime: run the same command again")
 
 
 def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card:
@@ -143,10 +156,8 @@ def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card
         The completed card.
 
     Raises:
-        MismatchError: Another update is being finished.
+        MismatchError: Another update is being finished, or a later one was.
     """
-    if (revision := Card.load(out).source.revision) > card.source.revision:
-        raise MismatchError(f"{out}: update {revision} was finished in the meantime: run the same command again")
     sync_published(out)
     total = CardCompletion(card)
     with (
@@ -162,6 +173,11 @@ def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card
         data = next_card_bytes(completed, digest.hexdigest())
         if not publish_once(out / NEXT_CARD, data) and read_regular(out / NEXT_CARD) != data:
             raise MismatchError(f"{out}: another update is being finished: run the same command again")
+        try:  # from now on no other update is finished
+            _check_revision(out, card)
+        except MismatchError:
+            (out / NEXT_CARD).unlink(missing_ok=True)
+            raise
     with replacement(out / CARD) as card_file:
         card_file.write(completed.to_toml())
     (out / NEXT_CARD).unlink(missing_ok=True)
@@ -177,7 +193,11 @@ def resume_update(out: Path, progress: TextIO | None = None) -> None:
         progress: The stream for progress, or None.
     """
     with contextlib.suppress(FileNotFoundError):  # there is none, or another process completed it
-        finish_update(out, Card.load(out / NEXT_CARD), progress)
+        card = Card.load(out / NEXT_CARD)
+        if card.source.revision < Card.load(out).source.revision:  # a process was killed before it gave way
+            (out / NEXT_CARD).unlink()
+        else:
+            finish_update(out, card, progress)
 
 
 def _added_units(out: Path, card: _Card, total: Completion[_Card], rejects: BinaryIO, bar: Progress) -> Iterator[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +23,14 @@ REMOVED = np.uint64(2**64 - 1)
 SAME_FACTS = np.uint64(2**64 - 2)
 """In `Difference.new_of`: the sample is to be made again, although its facts are unchanged."""
 
+_CACHED_UNITS = 4
 _BUCKET = 1 << 19  # samples that are compared at once, on average
 _RECORD = np.dtype([("key", "<u8", 2), ("facts", "<u8"), ("index", "<u8")])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between an old and a new list. The arrays are in files, of which only what is used takes space.
+    """The difference between an old and a new list. The arrays are in files.
 
     Attributes:
         new_of: For each sample of the old list: 0 if the new list has it unchanged, `REMOVED` if it does not have it,
@@ -83,8 +86,11 @@ def compare_lists(old: SampleList, new: SampleList, folder: Path) -> Difference:
 
 
 def _array(path: Path, dtype: Any, length: int) -> NDArray[Any]:
-    """Returns zeros in a sparse file."""
-    return np.memmap(path, dtype, "w+", shape=max(1, length))
+    """Returns zeros in a file whose space is allocated now: a full disk is an error, and not a signal later."""
+    length = max(1, length)
+    with path.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, length * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype, "r+", shape=length)
 
 
 def _distribute(samples: SampleList, paths: list[Path]) -> None:
@@ -155,6 +161,12 @@ def updated_units(
         difference: Their difference.
         revision: The revision of units that are made by this update.
     """
+    samples_of = functools.lru_cache(_CACHED_UNITS)(new.samples)  # changed samples are often near each other
+
+    def changed(index: int) -> Sample:
+        unit = new.unit_of(index)
+        return samples_of(unit)[index - unit.first]
+
     for unit in old.units():
         new_of = difference.new_of[unit.first : unit.first + unit.samples]
         samples = old.samples(unit)
@@ -163,7 +175,7 @@ def updated_units(
             continue
         kept = zip(samples, new_of.tolist(), strict=True)
         same = (0, SAME_FACTS)
-        yield [sample if at in same else new.sample(at - 1) for sample, at in kept if at != REMOVED], revision
+        yield [sample if at in same else changed(at - 1) for sample, at in kept if at != REMOVED], revision
 
 
 def added_samples(new: SampleList, difference: Difference) -> Iterator[Sample]:

@@ -17,14 +17,13 @@ from typing import Any, NoReturn, Self, TextIO
 from latentq._core import LatentqError, MismatchError
 from latentq.collect import COLLECTIONS
 from latentq.collect import Collection as ImageCollection
-from latentq.format.card import Card
 from latentq.format.facts import SourceFacts
 from latentq.format.files import LIST
 from latentq.run.join import compare_lists
 from latentq.run.sample_list import SampleList, cut_into_units, list_parts, write_list
-from latentq.run.units import list_folder, sample_list
+from latentq.run.units import list_folder
 from latentq.sources import Captions, Listing, Sample, Source, open_source
-from latentq.sources.label_values import GrowingClasses, with_labels
+from latentq.sources.label_values import Classes, with_labels
 from latentq.store.local import make_folder, sync
 from latentq.system.text import counted, one_line
 
@@ -63,13 +62,11 @@ def open_run_source(
     source: str | os.PathLike[str] | Source,
     out: Path,
     class_names: str | os.PathLike[str] | None = None,
-    like: str | os.PathLike[str] | None = None,
+    classes: dict[str, tuple[int, str]] | None = None,
     captions: str | Captions | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     progress: TextIO | None = None,
-    *,
-    grow: bool = False,
 ) -> Source:
     """Opens the source of a run that writes to `out`, which is not listed even if it lies inside the source.
 
@@ -77,12 +74,11 @@ def open_run_source(
         source: A path for `open_source`, or a `Source`.
         out: The folder that the run writes to.
         class_names: A file of readable class names, for `open_source`.
-        like: A dataset whose class numbers are used.
+        classes: Label and readable name of known classes, for `open_source`.
         captions: Where captions are, for `open_source`.
         image_column: The column of images, for `open_source`.
         label_column: The column of labels, for `open_source`.
         progress: Stream that the progress of a long listing is printed to.
-        grow: The source may have classes that `like` does not have.
 
     Raises:
         ValueError: Captions or columns are given with a `Source`.
@@ -96,14 +92,11 @@ def open_run_source(
             raise ValueError(
                 "columns can only be given with a path; for a Source, use open_source(path, image_column=...)"
             )
-        return _UserSource(source)
-    classes: dict[str, tuple[int, str]] | None = None
-    if like is not None:
-        classes = classes_of(Path(like), Card.load(like), grow=grow)
+        return _UserSource(source, classes)
     return open_source(
         source,
         class_names=class_names,
-        classes=classes or None,
+        classes=classes,
         exclude=out,
         captions=captions,
         image_column=image_column,
@@ -125,15 +118,23 @@ class RunList:
         place: The folder that the list is published as.
         notes: Lines for the user about how the source was listed; empty if it was not.
         is_new_folder: The folder of the run was made for the list.
+        advice: The advice to a user if another list is published first.
     """
 
     def __init__(
-        self, samples: SampleList, place: Path, notes: Collection[str] = (), *, is_new_folder: bool = False
+        self,
+        samples: SampleList,
+        place: Path,
+        notes: Collection[str] = (),
+        *,
+        is_new_folder: bool = False,
+        advice: str = ADVICE,
     ) -> None:
         self.samples = samples
         self.notes = notes
         self._place = place
         self._is_new_folder = is_new_folder
+        self._advice = advice
 
     def __enter__(self) -> Self:
         return self
@@ -160,27 +161,9 @@ class RunList:
         published = SampleList(folder)
         if ours.folder.is_dir():
             if published.sha256 != ours.sha256:
-                raise MismatchError(f"{_list_difference(published, ours)}: {ADVICE}")
+                raise MismatchError(f"{_list_difference(published, ours)}: {self._advice}")
             shutil.rmtree(ours.folder)
         self.samples = published
-
-
-def classes_of(path: Path, card: Card, *, grow: bool) -> dict[str, tuple[int, str]]:
-    """Returns label and readable name of each class of a dataset, by readable name and by folder.
-
-    Args:
-        path: The dataset.
-        card: Its card.
-        grow: Other classes may be added to them.
-    """
-    classes = GrowingClasses() if grow else {}
-    for sample in sample_list(path, card):
-        if sample.label is not None and sample.label_text is not None:
-            facts = (sample.label, sample.label_text)
-            classes |= {sample.label_text: facts, sample.key.partition("/")[0]: facts}
-    if isinstance(classes, GrowingClasses):
-        classes.next_label = card.source.next_label
-    return classes
 
 
 def list_source(
@@ -274,10 +257,12 @@ class _UserSource:
 
     Args:
         source: The source, whose optional attributes this one has too.
+        classes: Label and readable name of known classes, or None.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, classes: Classes | None) -> None:
         self._source = source
+        self._classes = classes
         self.kind = source.kind
         self.data = source.data
 
@@ -289,7 +274,7 @@ class _UserSource:
         listing = self._source.listing()
         notes = list(listing.notes)
         rows = ((sample._replace(label=None), sample.label) for sample in listing.samples)
-        return Listing(with_labels(f"source of kind {self.kind}", rows, None, notes), notes)
+        return Listing(with_labels(f"source of kind {self.kind}", rows, self._classes, notes), notes)
 
 
 def _compare(source: Source, published: SampleList, unit_size: int, *, is_updated: bool) -> Collection[str]:

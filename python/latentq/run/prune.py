@@ -13,8 +13,8 @@ from latentq.store.local import is_temporary, sync
 _UNIT_OR_LIST = re.compile(r"\d{5,}(\.[1-9]\d*)?|list(\.[1-9]\d*)?")
 
 
-def stale_folders(out: Path, card: UnitCard) -> list[Path]:
-    """Returns the units and lists that a card does not name, and unfinished ones, in the order of their names.
+def stale_entries(out: Path, card: UnitCard) -> list[Path]:
+    """Returns the units and lists that a card does not name, and temporaries, in the order of their names.
 
     Args:
         out: The dataset. No process may be writing to it.
@@ -30,19 +30,21 @@ def stale_folders(out: Path, card: UnitCard) -> list[Path]:
         entry
         for entry in out.iterdir()
         if entry.name not in named
-        and (is_temporary(entry.name) or _UNIT_OR_LIST.fullmatch(entry.name))
-        and entry.is_dir()
         and not entry.is_symlink()
+        and (is_temporary(entry.name) or (_UNIT_OR_LIST.fullmatch(entry.name) and entry.is_dir()))
     )
 
 
-def remove(folders: list[Path]) -> None:
-    """Removes folders, durably.
+def remove(entries: list[Path]) -> None:
+    """Removes folders and files, durably.
 
     Raises:
-        OSError: A folder cannot be removed; those before it are.
+        OSError: One cannot be removed; those before it are.
     """
-    for folder in folders:
-        shutil.rmtree(folder)
-    for parent in {folder.parent for folder in folders}:
+    for entry in entries:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    for parent in {entry.parent for entry in entries}:
         sync(parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -38,18 +38,20 @@ class UpdatePlan:
     """
 
     def __init__(self, source: Source, out: Path, card: UnitCard, unit_size: int, folder: Path | None = None) -> None:
+        if source.kind != card.source.kind:
+            raise MismatchError(f"{out} was made from a source of kind {card.source.kind}; this one is a {source.kind}")
         self._out, self._card, self._unit_size = out, card, unit_size
         last = max(card.source.revision, *_revisions(out), 0)
         self._folder = temporary_list(list_folder(out, last + 1)) if folder is None else folder / LIST
         self._folder.mkdir()
         try:
             self._old = sample_list(out, card)
-            self._next_label = max(card.source.next_label, _next_label(self._old))
             listing = source.listing()
             write_list(self._folder / "source", listed_parts(source, listing, unit_size))
             self._new = SampleList(self._folder / "source")
             self.notes: Collection[str] = listing.notes
             self._difference = compare_lists(self._old, self._new, self._folder)
+            self._check_archives(source)
         except BaseException as error:
             self.__exit__(type(error), error)
             raise
@@ -62,6 +64,24 @@ class UpdatePlan:
             message = f"{self._out}: another process finished an update in the meantime: run the same command again"
             raise MismatchError(message) from None
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check_archives(self, source: Source) -> None:
+        """Refuses to drop the samples of archives that are gone: a run may have deleted them after encoding them.
+
+        Raises:
+            MismatchError: An archive or table of the dataset's samples is not in the source.
+        """
+        files: Mapping[str, Path] | None = getattr(source, "files", None)
+        if files is None or not self.changes.removed:
+            return
+        for unit in self._old.units():
+            if self._difference.new_of[unit.first : unit.first + unit.samples].any():
+                for sample in self._old.samples(unit):
+                    if sample.archive is not None and sample.archive not in files:
+                        raise MismatchError(
+                            f"{sample.archive}, whose samples are in {self._out}, is gone (--delete-archives deletes "
+                            "what is encoded): an update would drop them; put it back, or encode to another folder"
+                        )
 
     @property
     def changes(self) -> Changes:
@@ -98,7 +118,8 @@ class UpdatePlan:
             if planned.sha256 == SampleList(begun).sha256:
                 return RunList(SampleList(begun), begun), self._facts(planned, last)
         planned = self._write(last + 1)
-        return RunList(planned, list_folder(self._out, last + 1)), self._facts(planned, last + 1)
+        new = RunList(planned, list_folder(self._out, last + 1), advice="run the same command again")
+        return new, self._facts(planned, last + 1)
 
     def units_to_make(self) -> tuple[int, int]:
         """Returns the numbers of units and of samples that the update encodes."""
@@ -118,7 +139,11 @@ class UpdatePlan:
 
     def _facts(self, samples: SampleList, revision: int) -> SourceFacts:
         facts = source_facts(self._card.source.kind, samples, self._unit_size, revision)
-        return replace(facts, image_column=self._card.source.image_column, next_label=self._next_label)
+        return replace(
+            facts,
+            image_column=self._card.source.image_column,
+            next_label=max(self._card.source.next_label, _next_label(self._old)),
+        )
 
 
 def _next_label(samples: SampleList) -> int:

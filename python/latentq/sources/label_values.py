@@ -23,9 +23,11 @@ class GrowingClasses(dict[str, tuple[int, str]]):
 
     Attributes:
         next_label: The smallest number of a new class.
+        are_numbers: The labels so far are numbers without names, which names cannot be added to.
     """
 
     next_label: int = 0
+    are_numbers: bool = False
 
 
 MAX_LABEL = (1 << 63) - 1  # an int64
@@ -146,6 +148,10 @@ def numbered_classes(source: object, names: list[str], classes: Classes | None) 
     """
     if classes is None:
         classes = GrowingClasses()
+    if names and getattr(classes, "are_numbers", False):
+        raise MismatchError(
+            f"{source} has the class name {names[0]!r}, the dataset numbers: encode it to another folder"
+        )
     unknown = [name for name in names if name not in classes]
     if unknown and not isinstance(classes, GrowingClasses):
         raise MismatchError(f"{source} has a class {unknown[0]!r} that the dataset of --like does not have")

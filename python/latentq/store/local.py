@@ -250,10 +250,14 @@ def write_synced(path: Path, data: bytes) -> None:
         FileExistsError: It exists.
         OSError: It cannot be written.
     """
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write names no file
+        raise
 
 
 def _write(path: Path, data: bytes) -> Path:
