@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 
 from latentq import ImageError, _core, image
 from support.images import Pixels, picture_of, saved
@@ -25,6 +26,12 @@ def threads() -> Any:
 
 def arrays(count: int, fill: int = 255) -> list[Pixels]:
     return [np.full((count, 3 * size * size), fill, np.uint8) for size in SIZES]
+
+
+def loaded(batch: _core.ImageBatch, position: int) -> tuple[Exception | None, tuple[int, int] | None]:
+    """Returns the error of an image, and its size."""
+    error, size, _ = batch.result(position)
+    return error, size
 
 
 def check(outs: list[Pixels], position: int, data: bytes | None) -> None:
@@ -45,11 +52,15 @@ def test_images_are_loaded_to_their_positions(threads: _core.Threads, tmp_path: 
     batch.start(2, good[2])
     batch.start(1, b"no image")
     batch.start(3, str(tmp_path / "none.jpg"))
-    assert [batch.result(position) for position in (0, 2, 4)] == [(None, (69, 51)), (None, (68, 52)), (None, (70, 50))]
-    error, size = batch.result(1)
+    hashes = [int(xxhash.xxh3_64_hexdigest(data), 16) for data in (good[1], good[2], good[0])]
+    sizes = [(69, 51), (68, 52), (70, 50)]
+    found = [batch.result(position) for position in (0, 2, 4)]
+    assert found == [(None, size, content) for size, content in zip(sizes, hashes, strict=True)]
+    assert _core.image_hash(str(tmp_path / "good.dat")) == _core.image_hash(good[1]) == hashes[0]
+    error, size = loaded(batch, 1)
     assert isinstance(error, ImageError)
     assert size is None
-    error, _ = batch.result(3)
+    error, _ = loaded(batch, 3)
     assert isinstance(error, FileNotFoundError)
     assert error.filename == str(tmp_path / "none.jpg")
     assert batch.is_done()
@@ -57,7 +68,7 @@ def test_images_are_loaded_to_their_positions(threads: _core.Threads, tmp_path: 
         check(outs, position, data)
     assert all((out[5] == 255).all() for out in outs)  # never started
     with pytest.raises(ValueError, match="taken"):
-        batch.result(0)
+        loaded(batch, 0)
 
 
 def test_size_is_that_of_the_file_even_if_the_image_is_broken(threads: _core.Threads) -> None:
@@ -66,7 +77,7 @@ def test_size_is_that_of_the_file_even_if_the_image_is_broken(threads: _core.Thr
     for measure, expected in ((True, (70, 50)), (False, None)):
         batch = _core.ImageBatch(threads, SIZES, outs, {}, measure)
         batch.start(1, data[:200])
-        error, size = batch.result(1)
+        error, size = loaded(batch, 1)
         assert isinstance(error, ImageError)
         assert size == expected
         check(outs, 1, None)
@@ -83,11 +94,11 @@ def test_slow_image_does_not_hold_up_the_batches_after_it(threads: _core.Threads
     after = _core.ImageBatch(threads, SIZES, second, {}, False)
     for position in range(5):
         after.start(position, data)
-    assert [after.result(position) for position in range(5)] == [(None, None)] * 5
-    assert slow.result(1) == (None, None)
+    assert [loaded(after, position) for position in range(5)] == [(None, None)] * 5
+    assert loaded(slow, 1) == (None, None)
     assert not slow.is_done()
     (tmp_path / "slow").write_bytes(data)
-    assert slow.result(0) == (None, None)
+    assert loaded(slow, 0) == (None, None)
     assert slow.is_done()
     check(first, 0, data)
 
@@ -102,7 +113,7 @@ def test_misuse_is_an_error(threads: _core.Threads) -> None:
             batch.start(position, data)
     for position in (0, 99):
         with pytest.raises(ValueError, match=f"no image was started at position {position}"):
-            batch.result(position)
+            loaded(batch, position)
     with pytest.raises(OverflowError):
         batch.start(-1, data)
     for wrong in (outs[:1], outs[::-1], [outs[0], outs[1][:1]], [outs[0], outs[1][:, :-1]]):
@@ -115,7 +126,7 @@ def test_misuse_is_an_error(threads: _core.Threads) -> None:
         _core.ImageBatch(threads, [24, 24], [twice, twice], {}, False)
     with pytest.raises((ValueError, TypeError)):
         _core.ImageBatch(threads, [24], [np.zeros((2, 2 * 3 * 24 * 24), np.uint8)[:, ::2]], {}, False)
-    assert batch.result(1) == (None, None)
+    assert loaded(batch, 1) == (None, None)
 
 
 def test_images_that_are_not_begun_are_dropped_with_the_threads() -> None:
@@ -127,7 +138,7 @@ def test_images_that_are_not_begun_are_dropped_with_the_threads() -> None:
     threads.shutdown()
     assert batch.is_done()
     with pytest.raises(ValueError, match="the threads ended before"):
-        batch.result(199)
+        loaded(batch, 199)
     with pytest.raises(ValueError, match="shut down"):
         _core.ImageBatch(threads, SIZES, arrays(1), {}, False).start(0, data)
 
@@ -141,7 +152,7 @@ def test_shutdown_wakes_a_thread_that_waits(threads: _core.Threads) -> None:
 
     def wait() -> None:
         try:
-            batch.result(499)
+            loaded(batch, 499)
         except ValueError as error:
             errors.append(error)
 
@@ -173,7 +184,7 @@ def test_forked_child_is_refused(threads: _core.Threads) -> None:
         os._exit(refusals)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 2
-    assert batch.result(0) == (None, None)
+    assert loaded(batch, 0) == (None, None)
     check(outs, 0, data)
 
 
@@ -187,7 +198,7 @@ def test_threads_live_as_long_as_their_owner() -> None:
         batch = _core.ImageBatch(threads, SIZES, arrays(8), {}, False)
         for position in range(8):
             batch.start(position, data)
-        assert [batch.result(position) for position in range(8)] == [(None, None)] * 8
+        assert [loaded(batch, position) for position in range(8)] == [(None, None)] * 8
 
     data = saved(picture_of("RGB", 50, 70), "PNG")
     before = named()
