@@ -171,7 +171,7 @@ def test_encode_is_refused_as_the_run_would_be(refused, source, out, tmp_path):
     refused("encode", source, out, *DRY_SMALL, "--bits", 4, message=r"was made with recipe\.columns.*bits.* = 8")
     refused("encode", source, out, "--update", message="is not finished")
     latentq.encode(source, out, autoencoder="dct-f8c16", size=64, unit_size=50)
-    refused("encode", source, out, "--update", "--like", out, message="like cannot be given")
+    refused("encode", source, out, "--update", "--bits", 4, message=r"was made with recipe\.columns.*bits.* = 8")
     (source / "a" / "000.jpg").unlink()
     refused("encode", source, out, *DRY_SMALL, message="lists 120 samples, the source has 119 now")
 

@@ -43,7 +43,7 @@ def test_rank_and_world_size_come_from_the_environment(pictures, tmp_path, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     card = latentq.encode(pictures, tmp_path / "out", **SMALL, unit_size=5)
     assert not card.complete
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00001"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00001", "list"]
 
 
 def test_kl_latents_do_not_depend_on_ranks_or_threads(pictures, tmp_path, tiny_vae):

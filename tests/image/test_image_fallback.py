@@ -334,7 +334,7 @@ def test_every_file_of_a_folder_is_encoded_or_rejected_with_its_reason(tmp_path)
         "h.txt": b"other",
     }.items():
         (source / name).write_bytes(data)
-    assert len(open_source(source).listing().samples) == 7
+    assert len(list(open_source(source).listing().samples)) == 7
     card = encode(source, tmp_path / "out", size=16)
     assert (card.counts.samples, card.counts.rejects) == (5, 2)
     rejects = [line.split("\t") for line in (tmp_path / "out" / "rejects.tsv").read_text().splitlines()]

@@ -76,5 +76,5 @@ def test_an_index_of_other_units_is_refused(dataset):
         StoredSamples(dataset, card)
     mds.merge(dataset, ["00000", "00002", "00003", "00004"])
     shutil.copy(dataset / "00003" / "unit.toml", dataset / "00000" / "unit.toml")
-    with pytest.raises(FormatError, match="00000 holds 2 samples and 1 rejects, its part of the list 3"):
+    with pytest.raises(FormatError, match="00000 holds 2 samples and 1 reject, its part of the list 3"):
         StoredSamples(dataset, card).find(0)

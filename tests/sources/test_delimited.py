@@ -1,7 +1,5 @@
 """Tables as spreadsheets and other tools write them."""
 
-from dataclasses import replace
-
 import pytest
 
 from latentq import LatentqError
@@ -46,7 +44,7 @@ def test_a_row_with_cells_but_without_a_path_is_an_error(tmp_path):
 def test_lines_may_end_with_cr_alone_as_on_an_old_mac(tmp_path, name, quote):
     text = f"path,label,caption\na.png,1,{quote}one{quote}\nb.png,0,{quote}two{quote}\n"
     text = text.replace(",", "," if name == "t.csv" else "\t").replace("\n", "\r")
-    assert table(tmp_path, text, name).samples == (ROWS[0], replace(ROWS[1], caption="two"))
+    assert table(tmp_path, text, name).samples == (ROWS[0], ROWS[1]._replace(caption="two"))
 
 
 def test_a_cr_within_a_line_of_a_tsv_is_text(tmp_path):

@@ -156,6 +156,6 @@ def test_a_dataset_on_the_hub_is_a_source(tmp_path):
         environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub")}
         done = run("shards", "hf:someone/pictures:train", tmp_path / "out", env=os.environ | environment)
     assert done.returncode == 0, done.stderr
-    assert "3 samples, 1 rejects" in done.stdout
+    assert "3 samples, 1 reject" in done.stdout
     assert (tmp_path / "out" / "rejects.tsv").read_text() == "train/00000003\tread\tno image in this row\n"
     assert [sample["caption"] for sample in mds.Reader(tmp_path / "out")] == [*"abc"]

@@ -21,6 +21,7 @@ from latentq.encoding.request import (
 from latentq.encoding.update import update_dataset
 from latentq.encoding.write import encode_units
 from latentq.format.card import CARD, Card
+from latentq.format.files import LIST
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.device import current_device
@@ -109,6 +110,16 @@ def encode_request(request: EncodeRequest) -> Card:
 
 
 def _encode(resolved: ResolvedRequest, source: Source) -> Card:
+    try:
+        return _encode_listed(resolved, source)
+    except FileNotFoundError as error:
+        if f"/.{LIST}." not in str(error.filename):
+            raise
+        # Another process that does the same work finished it, and removed our temporary list.
+        return _encode_listed(resolved, source)
+
+
+def _encode_listed(resolved: ResolvedRequest, source: Source) -> Card:
     out, settings = resolved.request.out, resolved.request.settings
     with list_requested(resolved, source, out) as run_list:
         run, models = plan_requested(resolved, source, run_list)

@@ -15,7 +15,7 @@ from latentq.run.options import RunSettings
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.units import UnitCard, unit_done, units_done
 from latentq.sources import Source
-from latentq.store.local import remove_dead, sync_published
+from latentq.store.local import sync_published
 from latentq.system.progress import Progress
 from latentq.system.text import counted
 
@@ -102,8 +102,7 @@ class Share:
         """
         if self.archives is not None:
             self.archives.delete()
-        if self.missing(card):
-            remove_dead(self.out)
+        if self.missing(card):  # nothing is removed: another process may still use its temporary list
             return replace(card, counts=None)
         card = finish_units(self.out, card, file, completion, progress)
         if card.counts is not None and not card.counts.samples:
