@@ -68,7 +68,7 @@ def listed_samples(*samples):
     return listed(open_run_source(Given(samples), Path("out")))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(SAMPLES, min_size=1, max_size=4))
 def test_values_of_any_type_read_back(samples):
     samples = listed_samples(*(sample._replace(key=f"{i}.png") for i, sample in enumerate(samples)))
