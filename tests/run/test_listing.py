@@ -53,7 +53,7 @@ class Given:
         return Listing(iter(self.samples))
 
     def data(self, sample):
-        raise NotImplementedError
+        pytest.fail(f"{sample.key} is read, and only a list is asked for")
 
 
 def listed(source):
@@ -78,6 +78,19 @@ def test_values_of_any_type_read_back(samples):
         assert sample.label is None or (type(sample.label) is int and 0 <= sample.label <= INT64)
         for text in (sample.label_text, sample.caption, *(sample.captions or ())):
             (text or "").encode()  # no surrogates are left
+
+
+class Text(str):
+    """A subclass of str, as NumPy's and pandas' texts are."""
+
+
+def test_values_of_other_types_than_pythons_own_are_listed():
+    given = Sample(
+        Text("a.png"), np.int64(5), np.uint8(3), np.str_("cat"), Text("one"), (np.str_("one"), Text("two")), Text("x")
+    )
+    assert listed_samples(given) == [Sample("a.png", 5, 3, "cat", "one", ("one", "two"), "x")]
+    with pytest.raises(LatentqError, match="cannot be written"):
+        listed_samples(Sample("a.png", 0.5))
 
 
 def label_of(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from latentq.collect import Collection as ImageCollection
 from latentq.format.facts import SourceFacts
 from latentq.format.files import LIST
 from latentq.run.join import compare_lists
+from latentq.run.sample_lines import NUMBERS
 from latentq.run.sample_list import SampleList, cut_into_units, list_parts, write_list
 from latentq.run.units import list_folder
 from latentq.sources import Captions, Listing, Sample, Source, open_source
@@ -273,8 +275,25 @@ class _UserSource:
         """Returns the source's listing with labels that are numbers."""
         listing = self._source.listing()
         notes = list(listing.notes)
-        rows = ((sample._replace(label=None), sample.label) for sample in listing.samples)
+        rows = ((_plain(sample), sample.label) for sample in listing.samples)
         return Listing(with_labels(f"source of kind {self.kind}", rows, self._classes, notes), notes)
+
+
+def _plain(sample: Sample) -> Sample:
+    """Returns a sample without its label, its values of Python's own types, and not NumPy's or subclasses.
+
+    Raises:
+        TypeError: A number is not a whole number.
+    """
+    given = sample._asdict() | {"label": None}
+    values: dict[str, Any] = {n: value if value is None else _plain_value(n, value) for n, value in given.items()}
+    return Sample(**values)
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    if name in NUMBERS:
+        return operator.index(value)
+    return tuple(map(str, value)) if name == "captions" else str(value)
 
 
 def _compare(source: Source, published: SampleList, unit_size: int, *, is_updated: bool) -> Collection[str]:

@@ -13,7 +13,7 @@ from latentq._core import FormatError
 from latentq.format.tsv import tsv_values
 from latentq.sources.listing import Sample
 
-_NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
+NUMBERS = ("bytes", "label", "archive_bytes", "offset", "packed")
 _PATHS = ("key", "archive", "fault")  # may hold file names, which may be any bytes
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -50,7 +50,7 @@ def to_lines(columns: Mapping[str, Sequence[Any]], count: int, names: Sequence[s
 
 def _cells(values: Sequence[Any], name: str) -> list[str]:
     """Returns the cells of a column."""
-    if name in _NUMBERS:
+    if name in NUMBERS:
         return ["" if value is None else str(operator.index(value)) for value in values]
     if name == "captions":
         texts = ["" if value is None else json.dumps(value, ensure_ascii=False) for value in values]
@@ -95,7 +95,7 @@ def samples_from(name: str, columns: Sequence[str], lines: Sequence[bytes], firs
                 raise ValueError
             values: dict[str, Any] = {}
             for column, cell in zip(columns, cells, strict=True):
-                if column in _NUMBERS:
+                if column in NUMBERS:
                     values[column] = int(cell) if cell else None
                 elif column == "captions":
                     values[column] = _captions_from(cell)
