@@ -8,7 +8,7 @@ headers and holes for most of its lines, and its units are links to one unit of 
 are done, finishing, opening and reading are the real thing.
 
 Each step runs in a process of its own. Its memory is the peak above that of a process that only imports, without the
-page cache, which has all files. The script takes four minutes on two quiet cores, and 2 GB of disk.
+page cache, which has all files. The script takes about five minutes on two cores, and 2 GB of disk.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def open_index(folder: Path) -> Iterator[int]:
 
 
 def open_dataset(folder: Path) -> Iterator[int]:
-    import torch  # noqa: F401
+    import torch  # noqa: F401  (its import is not a part of opening)
 
     yield 0
     KEPT.append(dataset := latentq.LatentDataset(folder))
@@ -131,7 +131,7 @@ def first_batch(folder: Path) -> Iterator[int]:
 
 
 def make_dataset(folder: Path, units: int) -> None:
-    """Makes a dataset of so many units, up to its finish."""
+    """Makes a dataset of `units` units, all but its finish."""
     pictures, small = folder.with_name("pictures"), folder.with_name("small")
     (pictures / "n00000000").mkdir(parents=True)
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(pictures / "n00000000" / "0.png")
@@ -168,7 +168,7 @@ def make_dataset(folder: Path, units: int) -> None:
 
 
 def make_list(folder: Path, samples: list[Sample], units: int) -> None:
-    """Makes a list of so many units of the same samples; only the first parts and the last have lines."""
+    """Makes a list of `units` units of the same samples; only the first parts and the last have lines."""
     per_part = MAX_PART // UNIT
     (part,) = list_parts((samples, 0) for _ in range(per_part))
     header, columns, body = part.split(b"\n", 2)

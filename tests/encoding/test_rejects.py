@@ -12,6 +12,7 @@ import latentq
 from conftest import contents, paint
 from latentq import LatentqError, MismatchError
 from latentq.inspect.pictures import pictures as decode_pictures
+from support.images import failing_batch
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64}
 
@@ -107,17 +108,7 @@ MACHINE_FAULTS = [
 @pytest.mark.parametrize("fault", MACHINE_FAULTS, ids=str)
 def test_fault_of_the_machine_ends_the_run_and_is_not_a_reject(pictures, tmp_path, monkeypatch, fault):
     latentq.encode(pictures, tmp_path / "whole", **SMALL)
-    image_batch = latentq._core.ImageBatch
-
-    class Failing:
-        def __init__(self, *arguments):
-            self._batch = image_batch(*arguments)
-            self.start, self.is_done = self._batch.start, self._batch.is_done
-
-        def result(self, position):
-            return (self._batch.result(position)[0] if position else fault), None, None
-
-    monkeypatch.setattr(latentq._core, "ImageBatch", Failing)
+    monkeypatch.setattr(latentq._core, "ImageBatch", failing_batch(fault))
     with pytest.raises(OSError if isinstance(fault, OSError) else MemoryError) as raised:
         latentq.encode(pictures, tmp_path / "out", **SMALL)
     assert str(fault) in str(raised.value)

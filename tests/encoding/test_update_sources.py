@@ -14,6 +14,7 @@ from latentq.cli.main import main
 from latentq.run.units import unit_names
 from latentq.sources import Listing, Sample
 from support.archive_making import make_tar
+from support.images import failing_batch
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 16, "unit_size": 3}
 
@@ -262,19 +263,8 @@ def test_content_cannot_be_compared_without_hashes(tmp_path):
 
 def test_a_sample_that_could_not_be_read_is_made_again_once_it_can(tmp_path, monkeypatch):
     source = pictures_in(tmp_path / "source", "1.png", "2.png")
-    image_batch = latentq._core.ImageBatch
-
-    class Failing:
-        def __init__(self, *arguments):
-            self._batch = image_batch(*arguments)
-            self.start, self.is_done = self._batch.start, self._batch.is_done
-
-        def result(self, position):
-            found = self._batch.result(position)
-            return found if position else (PermissionError(13, "Permission denied"), None, None)
-
     with monkeypatch.context() as patch:
-        patch.setattr(latentq._core, "ImageBatch", Failing)
+        patch.setattr(latentq._core, "ImageBatch", failing_batch(PermissionError(13, "Permission denied")))
         assert encode(source, tmp_path / "out").counts.rejects == 1
     update(source, tmp_path / "out")
     assert Card.load(tmp_path / "out").counts.rejects == 1

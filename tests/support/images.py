@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from latentq import _core
+
 Pixels = NDArray[np.uint8]
 FILTERS = {
     "box": Image.Resampling.BOX,
@@ -95,3 +97,18 @@ def wide_profile() -> bytes:
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
     return bytes(profile)
+
+
+def failing_batch(fault: Exception) -> type:
+    """Returns an `ImageBatch` whose first image fails."""
+    image_batch = _core.ImageBatch
+
+    class Failing:
+        def __init__(self, *arguments: Any) -> None:
+            self._batch = image_batch(*arguments)
+            self.start, self.is_done = self._batch.start, self._batch.is_done
+
+        def result(self, position: int) -> tuple[Exception | None, tuple[int, int] | None, int | None]:
+            return self._batch.result(position) if position else (fault, None, None)
+
+    return Failing

@@ -225,6 +225,6 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
 
 def disk_bytes(path: Path) -> int:
     """Returns the size of a file, or of all files below a folder, in bytes."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    from latentq.store.local import bytes_below
+
+    return path.stat().st_size if path.is_file() else bytes_below(path)

@@ -18,6 +18,7 @@ from latentq.encoding.stages import CAPTIONS, COPY, IMAGES, NETWORK, QUANTIZE, P
 from latentq.encoding.update import complete_plan, planned_update
 from latentq.encoding.write import empty_facts, write_batch
 from latentq.format.card import Card
+from latentq.format.files import CONTENT_HASH_BYTES
 from latentq.models.device import current_device
 from latentq.quantizer import Quantizer
 from latentq.run.archives import source_is_deleted
@@ -31,7 +32,6 @@ from latentq.run.update import UpdatePlan
 from latentq.sources import Source
 from latentq.system.progress import BriefProgress
 
-_HASH_BYTES = 8  # of each listed sample, in the file of content hashes
 _BRIEF = 10.0  # seconds: a trial that takes less is done again, because the first batch also warms everything up
 _HIGHEST = math.pi  # stands in for a range that is not calibrated yet; its numbers have all digits, too
 
@@ -96,7 +96,7 @@ def _dry_run(request: EncodeRequest, run: EncodingRun, changes: Changes | None =
         request.settings,
         lambda units: _try_batch(request, run, units),
         extra_samples=calibration,
-        listed_bytes=_HASH_BYTES,
+        listed_bytes=CONTENT_HASH_BYTES,
         changes=changes,
     )
     return EncodeDryRun(run.card, plan)

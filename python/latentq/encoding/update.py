@@ -17,7 +17,7 @@ from latentq.encoding.request import EncodeRequest
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.write import encode_units
 from latentq.format.card import Card
-from latentq.format.files import CONTENT_HASHES, UNIT
+from latentq.format.files import CONTENT_HASH_BYTES, CONTENT_HASHES, UNIT
 from latentq.format.recipe import Recipe
 from latentq.models.device import current_device
 from latentq.run.check import check_same_work
@@ -36,7 +36,7 @@ from latentq.system.progress import Progress
 from latentq.system.text import counted
 
 _CLIP_RATE, _CLIP_FACTOR = 0.001, 3.0  # the share of new values outside the range that is warned of
-_NOT_READ = np.dtype("<u8").type(0)  # the hash of a sample whose file was not read when its unit was made
+_NOT_READ = 0  # the hash of a sample whose file was not read when its unit was made
 
 
 def update_dataset(request: EncodeRequest, card: Card, source: Source) -> Card:
@@ -152,9 +152,10 @@ def _recorded_hashes(path: Path, unit: UnitEntry) -> NDArray[np.uint64]:
         data = read_regular(path)
     except FileNotFoundError:
         raise LatentqError(f"{path} is missing: without it the content of files cannot be compared") from None
-    if len(data) != _NOT_READ.itemsize * unit.samples:
-        raise FormatError(f"{path}: {counted(len(data), 'byte')}, not 8 for each of {counted(unit.samples, 'sample')}")
-    return np.frombuffer(data, _NOT_READ.dtype)
+    if len(data) != CONTENT_HASH_BYTES * unit.samples:
+        needed = f"{CONTENT_HASH_BYTES} for each of {counted(unit.samples, 'sample')}"
+        raise FormatError(f"{path}: {counted(len(data), 'byte')}, not {needed}")
+    return np.frombuffer(data, "<u8")
 
 
 def _content_hash(source: Source, sample: Sample) -> int:
@@ -165,13 +166,13 @@ def _content_hash(source: Source, sample: Sample) -> int:
     """
     data, refusal = read_sample(source, sample)
     if refusal is not None:
-        return int(_NOT_READ)
+        return _NOT_READ
     try:
         return image_hash(data if isinstance(data, bytes) else str(data))
     except OSError as error:
         if error.errno not in FILE_ERRNOS:
             raise
-        return int(_NOT_READ)
+        return _NOT_READ
 
 
 def _range_notes(out: Path, before: Card, samples: SampleList, revision: int) -> list[str]:

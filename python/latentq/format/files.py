@@ -5,8 +5,9 @@ from __future__ import annotations
 # The hashes that the index holds of every shard of a unit.
 HASHES = ("xxh3_64",)
 
-# 8 bytes for each listed sample of a unit, little-endian: the xxh3_64 of its image file, or 0 if it was not read.
+# For each listed sample of a unit a little-endian number: the xxh3_64 of its image file, or 0 if it was not read.
 CONTENT_HASHES = "content.xxh3"
+CONTENT_HASH_BYTES = 8
 
 EMPTY_CAPTION = "empty_caption.npz"
 INDEX = "index.json"

@@ -17,7 +17,7 @@ from latentq._core import FormatError, LatentqError
 from latentq.format import empty_caption
 from latentq.format.card import CARD, NEXT_CARD, Card
 from latentq.format.facts import LatentFacts
-from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, REJECTS, SHARDS, UNIT
+from latentq.format.files import CONTENT_HASH_BYTES, CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, REJECTS, SHARDS, UNIT
 from latentq.inspect.stored import stored_in_unit
 from latentq.run.finish import CardCompletion, Completion, reject_lines
 from latentq.run.sample_list import SampleList, UnitEntry
@@ -332,10 +332,10 @@ def _check_files(path: Path, unit: UnitEntry) -> Iterator[mds.Finding]:
     for entry in sorted(path.iterdir()):
         is_shard = entry.name.startswith("shard.") and ".mds" in entry.name
         if entry.name == CONTENT_HASHES:
-            if (size := entry.stat().st_size) != 8 * unit.samples:
+            if (size := entry.stat().st_size) != CONTENT_HASH_BYTES * unit.samples:
                 yield _finding(
                     f"{path.name}/{entry.name}",
-                    f"has {size} bytes, not 8 for each of {counted(unit.samples, 'sample')}",
+                    f"has {size} bytes, not {CONTENT_HASH_BYTES} for each of {counted(unit.samples, 'sample')}",
                 )
         elif not is_shard and entry.name not in (INDEX, UNIT) and not entry.name.startswith("."):
             yield _finding(f"{path.name}/{entry.name}", "is not a part of the dataset")

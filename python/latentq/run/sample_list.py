@@ -275,11 +275,6 @@ class SampleList:
         """The SHA-256 of the last part, which depends on all parts, in hexadecimal."""
         return hashlib.sha256(self.part_bytes(self.parts - 1)).hexdigest()
 
-    @property
-    def first(self) -> UnitEntry:
-        """The first unit."""
-        return self.unit(0)
-
     def units(self) -> Iterator[UnitEntry]:
         """Yields every unit."""
         for part in range(self.parts):

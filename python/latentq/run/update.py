@@ -121,11 +121,6 @@ class UpdatePlan:
         new = RunList(planned, list_folder(self._out, last + 1), advice="run the same command again")
         return new, self._facts(planned, last + 1)
 
-    def units_to_make(self) -> tuple[int, int]:
-        """Returns the numbers of units and of samples that the update encodes."""
-        made = [len(samples) for samples, revision in self._units(-1) if revision == -1]
-        return len(made), sum(made)
-
     def _units(self, revision: int) -> Iterator[tuple[list[Sample], int]]:
         added = cut_into_units(added_samples(self._new, self._difference), self._unit_size)
         return itertools.chain(

@@ -57,7 +57,6 @@ def with_labels(
     classes: Classes | None,
     notes: list[str],
     *,
-    all_names: bool = False,
     finish: Callable[[Sample], Sample | None] | None = None,
 ) -> Iterator[Sample]:
     """Yields samples with their labels, once all rows are taken.
@@ -72,14 +71,13 @@ def with_labels(
         rows: Samples, each with its label as the source has it.
         classes: Label and readable name of each class name; None numbers the names.
         notes: Gets the note that samples have no label, if the source has labels.
-        all_names: Every value is a class name, even if all are numbers.
         finish: Changes each labeled sample, or drops it by returning None; called once all rows are taken.
 
     Raises:
         MismatchError: `classes` does not have a class name.
     """
     names: set[str] = set()
-    has_names = all_names
+    has_names = False
     first_value = ""
 
     def parsed(value: object) -> tuple[int | None, str | None]:

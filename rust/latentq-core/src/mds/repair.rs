@@ -127,7 +127,7 @@ pub struct Step {
     pub total: usize,
 }
 
-/// What is needed of the index in a folder: nothing if it is missing or broken.
+/// The entries of a folder's index that a repair needs; empty if the index is missing or broken.
 #[derive(Default)]
 struct Previous {
     /// Number of samples.
