@@ -6,7 +6,8 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::file::{NOT_REGULAR, read_opened};
-use super::index::{FileEntry, Index, ShardEntry, datasets_in, normalized, to_bytes, visit_entries, write_merged};
+use super::index::{FileEntry, Index, ShardEntry, normalized, to_bytes, visit_entries};
+use super::merge::{datasets_in, write_merged};
 use super::publish::Replacement;
 use super::verify::{Finding, Found, open, shards_in};
 use super::{Algorithm, Compression, Fault, INDEX, shard};
