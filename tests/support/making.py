@@ -142,11 +142,8 @@ def taming_state_dict(model):
     return state
 
 
-def save_as_taming(model, folder, *, state=None, target="taming.models.vqgan.VQModel"):
-    """Write `last.ckpt` and `model.yaml` as Lightning does: with the loss, and with classes that are not installed."""
-    import torch
-    import yaml
-
+def taming_params(model):
+    """Return the `model.params` of taming-transformers' configuration for a diffusers VQModel."""
     config = model.config
     width, attends = config.block_out_channels[0], [kind.startswith("Attn") for kind in config.down_block_types]
     ddconfig = {
@@ -161,12 +158,20 @@ def save_as_taming(model, folder, *, state=None, target="taming.models.vqgan.VQM
         "attn_resolutions": [64 // 2**level for level, attend in enumerate(attends) if attend],
         "dropout": 0.0,
     }
-    params = {
+    return {
         "embed_dim": config.vq_embed_dim,
         "n_embed": config.num_vq_embeddings,
         "ddconfig": ddconfig,
         "lossconfig": {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"},
     }
+
+
+def save_as_taming(model, folder, *, state=None, target="taming.models.vqgan.VQModel"):
+    """Write `last.ckpt` and `model.yaml` as Lightning does: with the loss, and with classes that are not installed."""
+    import torch
+    import yaml
+
+    params = taming_params(model)
     folder.mkdir()
     (folder / "model.yaml").write_text(yaml.dump({"model": {"target": target, "params": params}}))
     state = taming_state_dict(model) if state is None else state

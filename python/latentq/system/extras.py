@@ -12,7 +12,7 @@ from latentq._core import LatentqError
 # packages need themselves.
 EXTRAS = {
     "torch": {"torch": "torch>=2.6"},
-    "encode": {"torch": "torch>=2.6", "diffusers": "diffusers>=0.32", "yaml": "pyyaml>=6"},
+    "encode": {"torch": "torch>=2.6", "diffusers": "diffusers>=0.32", "msgpack": "msgpack>=1", "yaml": "pyyaml>=6"},
     "text": {
         "open_clip": "open_clip_torch>=3",
         "transformers": "transformers>=4.46",

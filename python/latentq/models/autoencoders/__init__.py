@@ -31,8 +31,9 @@ def load_autoencoder(
     """Loads an autoencoder; its family follows from its files.
 
     Supported are `AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny` and `VQModel` of diffusers, as `save_pretrained`
-    writes them, and VQGAN checkpoints of taming-transformers: a `.ckpt` with its `.yaml` next to it. Weights are cast
-    to float32; to compute in another dtype, the caller uses `torch.autocast`.
+    writes them, and VQGAN checkpoints of taming-transformers: a `.ckpt` with its `.yaml` next to it, or vqgan-jax's
+    `flax_model.msgpack` with its `config.json`. Weights are cast to float32; to compute in another dtype, the caller
+    uses `torch.autocast`.
 
     Args:
         name: `dct-f8c16`, a folder, the path of a `.ckpt`, or `owner/name` on the Hub.

@@ -9,6 +9,8 @@ from pathlib import Path
 from latentq._core import LatentqError
 from latentq.models.autoencoders.base import Network
 from latentq.models.autoencoders.dc import DCAutoencoder
+from latentq.models.autoencoders.flax_vqgan import WEIGHTS as FLAX_WEIGHTS
+from latentq.models.autoencoders.flax_vqgan import load_flax
 from latentq.models.autoencoders.kl import KLAutoencoder
 from latentq.models.autoencoders.taming import TamingAutoencoder
 from latentq.models.autoencoders.tiny import TinyAutoencoder
@@ -45,6 +47,8 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
         root = download("autoencoder", str(name), revision, lambda names: _needed_files(names, prefix))
     folder = root / subfolder
     if (folder / CONFIG).is_file():
+        if (folder / FLAX_WEIGHTS).exists() and not _has_diffusers_weights(folder):
+            return load_flax(folder, title)
         return _load_diffusers(folder, str(name), title)
     checkpoints = sorted(folder.glob("*.ckpt"))
     if len(checkpoints) == 1:
@@ -57,6 +61,10 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
     raise LatentqError(f"{folder} holds no autoencoder: it has no {CONFIG} and no .ckpt{hint}")
 
 
+def _has_diffusers_weights(folder: Path) -> bool:
+    return any((folder / first).is_file() for first, *_ in _WEIGHTS)
+
+
 def _load_diffusers(folder: Path, name: str, title: str) -> Network:
     try:
         kind = json.loads((folder / CONFIG).read_bytes())["_class_name"]
@@ -65,7 +73,7 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
     family = _FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise LatentqError(f"{name} is of class {kind}; the supported classes are: {', '.join(_FAMILIES)}")
-    if not any((folder / first).is_file() for first, *_ in _WEIGHTS):
+    if not _has_diffusers_weights(folder):
         expected = " and no ".join(first for first, *_ in _WEIGHTS if not first.endswith(".json"))
         raise LatentqError(f"cannot load the autoencoder {name!r}: next to its {CONFIG} there is no {expected}")
     import diffusers
@@ -106,7 +114,7 @@ def _yaml_of(checkpoint: Path) -> Path:
 def _needed_files(names: list[str], prefix: str) -> list[str]:
     """Selects the files of a repository that make the model whose configuration is below `prefix`."""
     if f"{prefix}{CONFIG}" in names:
-        return weight_files(names, prefix, _WEIGHTS, "diffusers")
+        return weight_files(names, prefix, (*_WEIGHTS, (FLAX_WEIGHTS,)), "diffusers")
     siblings = [name for name in names if name.rpartition("/")[0] == prefix.rstrip("/")]
     checkpoints = [name for name in siblings if name.endswith(".ckpt")]
     yamls = [name for name in siblings if name.endswith((".yaml", ".yml"))]

@@ -24,7 +24,7 @@ from latentq.store.local import check_regular
 from latentq.system.text import one_line
 
 # Limits of a plausible configuration, so that a hostile one is refused before its network is built.
-_LARGEST_CONFIG = 1 << 20  # bytes
+LARGEST_CONFIG = 1 << 20  # bytes
 _MOST_LEVELS = 16
 _MOST_BLOCKS = 64  # per level
 _LARGEST_SIZE = 1 << 24  # of channels, codes and pixels
@@ -51,12 +51,7 @@ class TamingAutoencoder(VQNetwork):
         Raises:
             LatentqError: A file is broken or of another kind, or the weights do not fit the network exactly.
         """
-        params = _params(config)
-        try:
-            with torch.device("meta"):
-                module = VQGAN(**_architecture(params))
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-            raise LatentqError(f"{config}: not the configuration of a VQGAN: {one_line(repr(error))}") from None
+        module = build(_params(config), config)
         weights = _weights(checkpoint)
         expected = module.state_dict()
         both = expected.keys() & weights.keys()
@@ -66,9 +61,31 @@ class TamingAutoencoder(VQNetwork):
             mismatched=[key for key in both if weights[key].shape != expected[key].shape],
             unexpected=weights.keys() - both,
         )
+        return cls.of(module, weights, name)
+
+    @classmethod
+    def of(cls, module: VQGAN, weights: Mapping[str, torch.Tensor], name: str) -> TamingAutoencoder:
+        """Puts weights that fit, by their names in taming-transformers, into a network on the meta device."""
         module.load_state_dict(weights, assign=True)
-        levels = len(params["ddconfig"]["ch_mult"])
-        return cls(module, name, channels=params["embed_dim"], reduction=2 ** (levels - 1))
+        levels = len(module.encoder.down)
+        return cls(module, name, channels=module.quant_conv.out_channels, reduction=2 ** (levels - 1))
+
+
+def build(params: Mapping[str, Any], path: Path) -> VQGAN:
+    """Builds the network that a configuration describes on the meta device, without weights.
+
+    Args:
+        params: `model.params` of the configuration: `ddconfig`, `embed_dim` and `n_embed`.
+        path: The configuration's file, for messages.
+
+    Raises:
+        LatentqError: The configuration is not that of a VQGAN, or is implausible.
+    """
+    try:
+        with torch.device("meta"):
+            return VQGAN(**_architecture(params))
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+        raise LatentqError(f"{path}: not the configuration of a VQGAN: {one_line(repr(error))}") from None
 
 
 def _params(path: Path) -> Mapping[str, Any]:
@@ -86,9 +103,9 @@ def _params(path: Path) -> Mapping[str, Any]:
     check_regular(path)
     try:
         with path.open("rb") as file:
-            text = file.read(_LARGEST_CONFIG + 1)
-        if len(text) > _LARGEST_CONFIG:
-            raise ValueError(f"it has more than {_LARGEST_CONFIG} bytes")
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
         model = yaml.load(text, Loader)["model"]
         target, params = model["target"], dict(model["params"])
         if not isinstance(target, str):
@@ -112,8 +129,13 @@ def _architecture(params: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: A parameter is out of range.
     """
     config = params["ddconfig"]
-    if config.get("double_z", True):
-        raise ValueError("double_z must be false for a VQModel")
+    for name, default, needed in (
+        ("double_z", True, False),
+        ("resamp_with_conv", True, True),
+        ("give_pre_end", False, False),
+    ):
+        if config.get(name, default) is not needed:
+            raise ValueError(f"{name} must be {str(needed).lower()} for a VQModel")
     integers = {name: params[name] for name in ("embed_dim", "n_embed")}
     names = ("ch", "out_ch", "num_res_blocks", "in_channels", "resolution", "z_channels")
     integers |= {name: config[name] for name in names}
