@@ -40,6 +40,26 @@ def test_the_source_systems_are_recipes():
         assert column(name, "latent", "quantizer") == ({"kind": "affine", "bits": 8, "method": "mse"},)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "store", "crop", "subfolder"),
+    [
+        ("flux2", 1024, "mean", "center", "vae"),
+        ("qwen-image", 1024, "sample", "center", "vae"),
+        ("wan", 512, "mean", "center", "vae"),
+        ("hunyuan-image", 1024, "sample", "center", "vae"),
+        ("rae", 256, "mean", "adm", ""),
+        ("sd3", 1024, "sample", "center", "vae"),
+    ],
+)
+def test_a_recipe_of_a_current_model_stores_raw_latents_as_its_training_code_encodes(
+    name, size, store, crop, subfolder
+):
+    recipe = Recipe.load(name)
+    column = recipe.columns["latent"]
+    assert (column.size, column.store, column.scaled) == (size, store, False)
+    assert (recipe.image.crop, recipe.autoencoder.subfolder) == (crop, subfolder)
+
+
 def test_a_recipe_can_be_a_file(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(tomli_w.dumps({**Recipe.load("default").to_dict(), "name": "mine"}))
