@@ -8,17 +8,19 @@ import argparse
 import torch
 
 import latentq
+from latentq.autoencoders import Normalization
 
 
 class Pooled(torch.nn.Module):
     """A stand-in for a network that averages blocks of 4 x 4 pixels; its latents are (3, S/4, S/4).
 
-    latentq needs `name`, `scaling_factor`, `pixel_range`, `encode`, `decode` and `latent_shape`. Since this is a torch
-    module, the card keeps a hash of its weights, and a run that continues with other weights is refused.
+    latentq needs `name`, `pixel_range`, `encode`, `decode` and `latent_shape`; `normalization` says how latents are
+    scaled for training. Since this is a torch module, the card keeps a hash of its weights, and a run that continues
+    with other weights is refused.
     """
 
     name = "pooled"
-    scaling_factor = 2.0
+    normalization = Normalization(factor=2.0)
     pixel_range = (-1.0, 1.0)
 
     def __init__(self):

@@ -10,6 +10,7 @@ import torch
 
 from gpu.harness import Run
 from latentq import Quantizer
+from latentq.autoencoders import Normalization
 from latentq.models.autoencoders.base import Network
 from latentq.models.autoencoders.taming import VQGAN, TamingAutoencoder
 from latentq.models.group_norm import GroupNormSiLU
@@ -50,7 +51,7 @@ def kl(widths: tuple[int, ...], layers: int, device: str) -> Any:
             attn_resolutions=[], in_channels=3, resolution=256, z_channels=8,
         )  # fmt: skip
         return ChunkedPosterior(
-            module, "random", channels=4, reduction=2 ** (len(widths) - 1), scaling_factor=0.13025
+            module, "random", channels=4, reduction=2 ** (len(widths) - 1), normalization=Normalization(0.13025)
         ).to(device)
     from latentq.models.autoencoders.kl import KLAutoencoder
 

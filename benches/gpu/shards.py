@@ -10,6 +10,7 @@ import numpy as np
 from latentq import Card, Quantizer, Recipe, mds
 from latentq.format.card import CARD
 from latentq.format.facts import AutoencoderFacts, LatentFacts, SampleCounts, SourceFacts, TokenFacts
+from latentq.format.normalization import Normalization
 
 SHAPE = (4, 32, 32)
 KINDS = ("affine8", "affine4", "codebook8", "float16", "moments", "tokens")
@@ -47,7 +48,7 @@ def make(path: Path, kind: str, count: int) -> Path:
     card = Card(
         source=SourceFacts("folder", count, "0" * 64),
         recipe=Recipe.from_dict(recipe),
-        autoencoder=AutoencoderFacts("random", "Random", "sha256:1", 0.13025, (-1.0, 1.0)),
+        autoencoder=AutoencoderFacts("random", "Random", "sha256:1", Normalization(0.13025), (-1.0, 1.0)),
         columns=columns,
         latents=latents,
         tokens=tokens,

@@ -15,6 +15,7 @@ from streaming.base.util import clean_stale_shared_memory
 import latentq
 from conftest import contents
 from latentq import Card, LatentDataset, MismatchError
+from latentq.autoencoders import Normalization
 from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from support.layout_fixtures import torch_list
@@ -86,7 +87,7 @@ def test_samples_that_share_a_storage_are_read_too(torch_items, converted, tmp_p
 class Patches:
     """An autoencoder with DC-AE's shapes: one convolution."""
 
-    name, scaling_factor, pixel_range = "patches", 0.41407, (-1.0, 1.0)
+    name, normalization, pixel_range = "patches", Normalization(0.41407), (-1.0, 1.0)
     weight = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)) / 8
 
     def encode(self, pixels):

@@ -153,7 +153,6 @@ class Doubling:
     """A user's own autoencoder: two channels, the mean of blocks; NaN for dark images."""
 
     name = "doubling"
-    scaling_factor = 2.0
     pixel_range = (0.0, 1.0)
 
     def encode(self, pixels):

@@ -246,7 +246,6 @@ def test_rows_of_rejects_and_padding_are_zero_in_memory_that_is_not(tmp_path, mo
 
     class Network:
         name = family = "network"
-        scaling_factor = 1.0
         pixel_range = (0.0, 255.0)
 
         def latent_shape(self, size):

@@ -36,7 +36,6 @@ class Blocks:
     """Runs out of memory for more than three images, by the error that it is given."""
 
     name = family = "blocks"
-    scaling_factor = 1.0
     pixel_range = (0.0, 1.0)
 
     def __init__(self, error=None):

@@ -31,7 +31,6 @@ def products_in_tf32():
 
 class Blocks:
     name = family = "blocks"
-    scaling_factor = 1.0
     pixel_range = (0.0, 1.0)
 
     def __init__(self):
@@ -146,19 +145,19 @@ def test_latents_to_decode_go_to_the_device_of_the_autoencoder():
 def test_a_run_in_float32_on_cuda_is_told_which_dtype_is_faster(device, dtype, text_dtype, options):
     network = SimpleNamespace(module=torch.nn.Linear(2, 2))
     recipe = replace(latentq.Recipe.load("default").override(dtype=dtype), text=TextOptions(dtype=text_dtype))
-    notes = Models(network, SimpleNamespace(device=device), device).dtype_notes(recipe)
+    notes = Models(network, SimpleNamespace(device=device), device).notes(recipe)
     expected = f"float32 is IEEE float32: {options} tf32 is faster on a GPU, and bfloat16 faster still"
     assert notes == ([expected] if options else [])
 
 
 def test_the_built_in_transform_needs_no_other_dtype():
     recipe = latentq.Recipe.load("default")
-    assert Models(latentq.load_autoencoder("dct-f8c16"), None, "cuda").dtype_notes(recipe) == []
+    assert Models(latentq.load_autoencoder("dct-f8c16"), None, "cuda").notes(recipe) == []
 
 
 def test_the_faster_dtype_is_printed_once_by_the_run_that_may_still_choose_it(tmp_path, monkeypatch, capsys):
     paint(tmp_path / "photos" / "a.png", 0, (40, 40))
-    monkeypatch.setattr(Models, "dtype_notes", lambda _, recipe: [f"{recipe.autoencoder.dtype} is slow"])
+    monkeypatch.setattr(Models, "notes", lambda _, recipe: [f"{recipe.autoencoder.dtype} is slow"])
     command = ["encode", str(tmp_path / "photos"), str(tmp_path / "out"), "--size", "32", "--device", "cpu"]
     assert main(command) == 0
     assert capsys.readouterr().err.count("float32 is slow\n") == 1

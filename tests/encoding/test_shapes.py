@@ -20,7 +20,6 @@ class Recorder:
     """The mean of blocks of pixels. Records the shape of every batch."""
 
     name = family = "blocks"
-    scaling_factor = 1.0
     pixel_range = (0.0, 1.0)
 
     def __init__(self):
@@ -117,7 +116,7 @@ if backend != "inductor":
 
 class Network:
     name = family = "small"
-    scaling_factor, pixel_range = 1.0, (0.0, 1.0)
+    pixel_range = (0.0, 1.0)
     latent_shape = staticmethod(lambda size: (3, size // 8, size // 8))
     encode = staticmethod(lambda pixels: torch.nn.functional.silu(torch.nn.functional.avg_pool2d(pixels, 8)))
     decode = staticmethod(lambda latents: latents)

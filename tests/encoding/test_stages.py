@@ -20,7 +20,6 @@ class Blocks:
     """A user's own autoencoder: the mean of blocks of pixels. Tests override its methods."""
 
     name = family = "blocks"
-    scaling_factor = 1.0
     pixel_range = (0.0, 1.0)
 
     def latent_shape(self, size):

@@ -12,6 +12,7 @@ import torch
 import latentq
 from conftest import contents, paint
 from latentq import Card, LatentDataset, LatentMixture, MismatchError, Recipe, RecipeError, mds
+from latentq.autoencoders import Normalization
 from latentq.inspect.pictures import pictures as decode_pictures
 from latentq.models.noise import noise
 
@@ -20,7 +21,6 @@ class Tokens:
     """A user's own autoencoder with a codebook: the mean of 8x8 pixels, as one of `codebook_size` grays."""
 
     name = "greys"
-    scaling_factor = 1.0
     pixel_range = (0.0, 1.0)
 
     def __init__(self, codebook_size=1000):
@@ -226,11 +226,10 @@ def test_mixture_of_different_contents_is_refused(moments, twelve, tmp_path, tin
 
 
 class Shifted:
-    """A user's own autoencoder with a shift factor, as Flux has."""
+    """A user's own autoencoder with a mean and a factor, as Flux has."""
 
     name = "shifted"
-    scaling_factor = 0.25
-    shift_factor = 0.5
+    normalization = Normalization(0.25, (0.5,))
     pixel_range = (0.0, 1.0)
 
     def latent_shape(self, size):
@@ -248,7 +247,7 @@ class Shifted:
 def test_scaled_latents_are_shifted_and_then_scaled(twelve, tmp_path, quantizer, stored_scaled):
     recipe = default(scaled=stored_scaled, quantizer=quantizer)
     card = latentq.encode(twelve, tmp_path / "out", recipe=recipe, autoencoder=Shifted(), size=32)
-    assert card.autoencoder.shift_factor == 0.5
+    assert card.autoencoder.normalization == Normalization(0.25, (0.5,))
     raw, scaled = (
         LatentDataset(tmp_path / "out", scale=scale).batch(range(12))["latent"] for scale in ("raw", "scaled")
     )

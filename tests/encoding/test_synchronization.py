@@ -13,6 +13,7 @@ import transformers
 
 import latentq
 from latentq import Quantizer, Recipe
+from latentq.autoencoders import Normalization
 from latentq.encoding.captions import CaptionEncoder
 from latentq.encoding.latents import LatentEncoder
 from latentq.format.facts import EmbeddingFacts, LatentFacts
@@ -48,7 +49,7 @@ class Network:
     """A user's own autoencoder with a posterior, in a few operations."""
 
     name = family = "network"
-    scaling_factor, shift_factor, pixel_range = 0.5, 0.1, (-1.0, 1.0)
+    normalization, pixel_range = Normalization(0.5, (0.1,)), (-1.0, 1.0)
 
     def posterior(self, pixels):
         mean = torch.nn.functional.avg_pool2d(pixels, 8).repeat(1, 2, 1, 1)[:, :4]
@@ -133,6 +134,21 @@ def test_every_family_of_diffusers_does_not_wait(families, family, store, dtype)
     assert synchronizations(encoding(network, quantizer, store=store, dtype=dtype)) == []
 
 
+class Video(Network):
+    """A network of 3-D convolutions, whose weights have no channels_last format."""
+
+    def __init__(self):
+        self.module = torch.nn.Conv3d(3, 4, (1, 8, 8), (1, 8, 8), device="cuda").requires_grad_(False)
+
+    def posterior(self, pixels):
+        mean = self.module(pixels.unsqueeze(2)).squeeze(2)
+        return mean, mean
+
+
+def test_a_video_autoencoder_does_not_wait():
+    assert synchronizations(encoding(Video, QUANTIZERS["affine"], store="sample", scaled=True)) == []
+
+
 def test_built_in_transform_does_not_wait():
     quantizer = Quantizer.uniform(-5, 6, channels=16)
     assert synchronizations(encoding(DctAutoencoder, quantizer, store="sample")) == []
@@ -161,7 +177,7 @@ def decoding(column):
 
 
 def latents(quantizer, *, moments=False, scale="scaled"):
-    card = SimpleNamespace(autoencoder=SimpleNamespace(scaling_factor=0.13, shift_factor=0.1))
+    card = SimpleNamespace(autoencoder=SimpleNamespace(normalization=Normalization(0.13, (0.1,))))
     facts = LatentFacts(shape=(quantizer.channels, 8, 8), quantizer=quantizer)
     return LatentColumn("latent", facts, moments, False, quantizer).in_scale("dataset", card, scale)
 

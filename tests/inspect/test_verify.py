@@ -119,8 +119,7 @@ def test_swapped_units_of_a_converted_dataset_are_found(tokens_tsv, tmp_path, mo
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("scaling_factor = 0.5", "scaling_factor = 0.25"),
-        ("shift_factor = 0.0", "shift_factor = 1.0"),
+        ("factor = 0.5", "factor = 0.25"),
         ('filter = "bicubic"', 'filter = "box"'),
         ('crop = "center"', 'crop = "random"'),
         ("seed = 0", "seed = 1"),

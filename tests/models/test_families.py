@@ -11,7 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 
 import latentq
 from conftest import contents
-from latentq.models.autoencoders import Autoencoder, Posterior, Tokenizer
+from latentq.models.autoencoders import Autoencoder, Normalization, Posterior, Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 # Name, class, scaling factor, shift factor, shape of the latents of 32 x 32 pixels.
@@ -41,7 +41,7 @@ def test_a_family_computes_what_diffusers_computes_alone_and_batched(families, n
     ours, theirs = latentq.load_autoencoder(families[name]), kind.from_pretrained(families[name]).eval()
     pixels = pixels_for(32)
     assert isinstance(ours, Autoencoder)
-    assert (ours.family, ours.scaling_factor, ours.shift_factor) == (kind.__name__, scaling, shift)
+    assert (ours.family, ours.normalization) == (kind.__name__, Normalization(scaling, (shift,)))
     assert (ours.pixel_range, ours.latent_shape(32)) == ((-1.0, 1.0), shape)
     with torch.no_grad():
         # Not bit for bit: torch picks other kernels for weights that require gradients.

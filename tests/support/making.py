@@ -11,6 +11,7 @@ import numpy as np
 from latentq import mds
 from latentq.format.card import CARD, Card
 from latentq.format.facts import AutoencoderFacts, LatentFacts, SampleCounts, SourceFacts
+from latentq.format.normalization import Normalization
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer, Statistics
 
@@ -104,7 +105,7 @@ def _card(columns, latents, shape, quantizer, values, scaled, weights):
     return Card(
         source=SourceFacts(kind="folder", samples=len(values), sha256="0" * 64),
         recipe=Recipe.from_dict(recipe),
-        autoencoder=AutoencoderFacts("toy", "Toy", weights, SCALING_FACTOR, (-1.0, 1.0)),
+        autoencoder=AutoencoderFacts("toy", "Toy", weights, Normalization(SCALING_FACTOR), (-1.0, 1.0)),
         columns=columns,
         latents={name: LatentFacts(shape, quantizer, stats, (0,) * shape[0]) for name in latents},
         counts=SampleCounts(samples=len(values), rejects=0),

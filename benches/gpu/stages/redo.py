@@ -22,7 +22,6 @@ class Fragile(torch.nn.Module):
     """The mean of blocks of pixels. In half precision, bright images get NaN or infinity, and others 1 more."""
 
     name = family = "fragile"
-    scaling_factor = 1.0
     pixel_range = (0.0, 1.0)
 
     def __init__(self) -> None:

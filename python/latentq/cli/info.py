@@ -98,10 +98,27 @@ def _recipe_rows(path: Path, card: Card) -> list[tuple[str, str]]:
         ("bytes", size_text(disk_bytes(path))),
         ("recipe", f"{card.recipe.name}{changed}"),
         *model_rows(card),
+        *_normalization_rows(card),
         ("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"),
         *((f"column {name}", encoding) for name, encoding in card.columns.items()),
         ("versions", ", ".join(f"{package} {version}" for package, version in card.versions.items())),
     ]
+
+
+def _normalization_rows(card: Card) -> list[tuple[str, str]]:
+    """Returns rows for `print_rows` with the formula from raw latents `z` to scaled ones, and its numbers."""
+    from latentq.format.files import NORMALIZATION
+
+    if not card.latents:
+        return []
+    normalization = card.autoencoder.normalization
+    rows = [("scaled", normalization.formula)]
+    if normalization.positions:
+        return [*rows, ("mean, std", f"of each position: {NORMALIZATION}, float32 (2, C, h, w)")]
+    for name, values in (("mean", normalization.mean), ("std", normalization.std)):
+        if len(values) > 1:
+            rows.append((name, ", ".join(map(repr, values))))
+    return rows
 
 
 def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from latentq._core import LatentqError, MismatchError
 from latentq.format.card import Card
 from latentq.format.facts import UNKNOWN, SourceFacts
+from latentq.format.normalization import Normalization
 from latentq.format.options import Column
 from latentq.format.recipe import Recipe
 from latentq.run.plan import plan_card
@@ -40,7 +41,7 @@ class ForeignAutoencoder:
     Attributes:
         name: The name on the Hub.
         family: The name of its class in diffusers.
-        scaling_factor: The factor that latents are multiplied by for training.
+        normalization: The formula from raw latents to those that models are trained on.
         pixel_range: The pixel values of black and white.
         shape: (C, h, w) of a latent.
         codebook_size: The number of tokens; 0 for an autoencoder without a codebook.
@@ -48,7 +49,7 @@ class ForeignAutoencoder:
 
     name: str
     family: str
-    scaling_factor: float
+    normalization: Normalization
     pixel_range: tuple[float, float]
     shape: tuple[int, int, int]
     codebook_size: int = 0

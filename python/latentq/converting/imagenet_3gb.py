@@ -22,6 +22,7 @@ from latentq.converting.foreign import (
 )
 from latentq.converting.torch_writer import TorchWriter
 from latentq.format.card import Card
+from latentq.format.normalization import Normalization
 from latentq.format.recipe import Recipe
 from latentq.format.safe_torch_file import TensorRecord, TorchFile
 from latentq.sources import Sample
@@ -32,7 +33,7 @@ SUFFIX = ".pt"
 _SHAPE = (32, 8, 8)
 _INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 _AUTOENCODER = ForeignAutoencoder(
-    "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "AutoencoderDC", 0.41407, (-1.0, 1.0), _SHAPE
+    "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", "AutoencoderDC", Normalization(0.41407), (-1.0, 1.0), _SHAPE
 )
 
 

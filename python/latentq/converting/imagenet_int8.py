@@ -20,13 +20,16 @@ from latentq.converting.foreign import (
 )
 from latentq.format.card import CARD
 from latentq.format.files import INDEX
+from latentq.format.normalization import Normalization
 from latentq.format.recipe import Recipe
 from latentq.sources import Sample
 from latentq.system.progress import BriefProgress, Progress
 from latentq.system.text import one_line
 
 RECIPE = "imagenet.int8"
-_AUTOENCODER = ForeignAutoencoder("stabilityai/sdxl-vae", "AutoencoderKL", 0.13025, (-1.0, 1.0), (4, 32, 32))
+_AUTOENCODER = ForeignAutoencoder(
+    "stabilityai/sdxl-vae", "AutoencoderKL", Normalization(0.13025), (-1.0, 1.0), (4, 32, 32)
+)
 
 
 def read(path: Path, progress: TextIO | None) -> ForeignDataset:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.converting.foreign import KNOWN_LAYOUTS, ForeignAutoencoder, ForeignDataset, batches, open_columns
 from latentq.format.card import Card
+from latentq.format.normalization import Normalization
 from latentq.format.recipe import Recipe
 from latentq.sources import Sample
 from latentq.system.progress import BriefProgress, Progress
@@ -70,7 +71,9 @@ def read(path: Path, progress: TextIO | None) -> ForeignDataset:
         recipe = recipe.override(size=side * _REDUCTION)
     low, high = recipe.autoencoder.pixel_range
     shape = (1, side, side)
-    autoencoder = ForeignAutoencoder(recipe.autoencoder.model, "taming.VQModel", 1.0, (low, high), shape, CODEBOOK_SIZE)
+    autoencoder = ForeignAutoencoder(
+        recipe.autoencoder.model, "taming.VQModel", Normalization(), (low, high), shape, CODEBOOK_SIZE
+    )
 
     def read_stored(indices: Sequence[int]) -> NDArray[np.uint16]:
         return np.stack([rows[index] for index in indices]).reshape(-1, side, side)

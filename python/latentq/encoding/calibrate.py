@@ -15,7 +15,8 @@ from latentq.encoding.batches import EncodedBatch, encode_batches, retry_with_sm
 from latentq.encoding.run import EncodingRun
 from latentq.format import empty_caption
 from latentq.format.card import CARD, Card
-from latentq.format.files import EMPTY_CAPTION
+from latentq.format.files import EMPTY_CAPTION, NORMALIZATION
+from latentq.format.normalization import positions_bytes
 from latentq.quantizer import Calibrator, Quantizer
 from latentq.run.check import check_same_work
 from latentq.run.listing import RunList
@@ -70,6 +71,13 @@ def publish_empty_caption(out: Path, run: EncodingRun) -> None:
     if run.captions is None or (out / EMPTY_CAPTION).exists():
         return
     publish_once(out / EMPTY_CAPTION, empty_caption.to_bytes(_empty_caption_columns(run)))
+
+
+def publish_positions(out: Path, run: EncodingRun) -> None:
+    """Publishes the mean and std of each position, if the autoencoder's normalization has them."""
+    positions = getattr(run.encoder.autoencoder, "positions", None)
+    if positions is not None and not (out / NORMALIZATION).exists():
+        publish_once(out / NORMALIZATION, positions_bytes(positions))
 
 
 def with_quantizers(card: Card, quantizers: Mapping[str, Quantizer]) -> Card:

@@ -17,8 +17,10 @@ from latentq.format.options import AutoencoderOptions, Column
 from latentq.models.autoencoders import Autoencoder
 from latentq.models.device import send, start_copy_to_host
 from latentq.models.group_norm import with_fused_norms
+from latentq.models.match import normalization_of
 from latentq.models.noise import noise
 from latentq.models.precision import computing_in
+from latentq.models.scale import ScaleChange
 from latentq.quantizer import Quantizer
 from latentq.quantizer.tensors import to_numpy
 
@@ -89,11 +91,12 @@ class LatentEncoder:
         # Convolutions are faster in this format on a GPU. A user's own autoencoder may not support it.
         module = getattr(autoencoder, "module", None)
         self._format = torch.contiguous_format
-        if self._gpu and isinstance(module, torch.nn.Module):
+        if self._gpu and isinstance(module, torch.nn.Module) and not _has_video_weights(module):
             self._format = torch.channels_last
             module.to(memory_format=self._format)
         self._fast = with_fused_norms(autoencoder) if fused_norm else autoencoder
         self._is_compiled = compiled
+        self._to_scaled = ScaleChange.to_scaled(normalization_of(autoencoder), getattr(autoencoder, "positions", None))
         self._compiled: dict[_Method, Any] = {}
 
     def host_buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
@@ -233,7 +236,7 @@ class LatentEncoder:
             drawn = torch.from_numpy(noise(self._options.seed, indices, stream, tuple(mean.shape[1:])))
             latents = mean + (logvar / 2).exp() * send(drawn, self.device)
         if column.scaled:
-            latents = (latents - getattr(autoencoder, "shift_factor", 0.0)) * autoencoder.scaling_factor
+            latents = self._to_scaled(latents)
         return latents
 
     def _run(self, method: _Method, floats: torch.Tensor, exact: bool) -> Any:
@@ -278,6 +281,11 @@ class LatentEncoder:
 
     def _between(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end) / 1000 if self._gpu else end - start)
+
+
+def _has_video_weights(module: torch.nn.Module) -> bool:
+    """True if a weight has five axes, as those of 3-D convolutions, which `channels_last` refuses."""
+    return any(weight.ndim == 5 for weight in module.parameters())
 
 
 def _compiled(call: Callable[..., Any]) -> Any:

@@ -30,7 +30,12 @@ class Models:
         """Device that the text encoder computes on."""
         return str(getattr(self.text_encoder, "device", None) or device_of(self.text_encoder))
 
-    def dtype_notes(self, recipe: Recipe) -> list[str]:
+    def notes(self, recipe: Recipe) -> list[str]:
+        """Returns lines for the user: on an autoencoder of an unknown class, and on faster dtypes."""
+        note = getattr(self.autoencoder, "note", "")
+        return [*([note] if note else ()), *self._dtype_notes(recipe)]
+
+    def _dtype_notes(self, recipe: Recipe) -> list[str]:
         """Returns a line that names the faster dtypes if a network computes in float32 on CUDA; else nothing.
 
         The autoencoder without weights is fast in float32 too.

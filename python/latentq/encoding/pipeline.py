@@ -8,7 +8,7 @@ from typing import Unpack
 
 from latentq.collect import Collection
 from latentq.converting.tokens_tsv import write_table
-from latentq.encoding.calibrate import publish_card, publish_empty_caption
+from latentq.encoding.calibrate import publish_card, publish_empty_caption, publish_positions
 from latentq.encoding.options import EncodeOptions, split_options
 from latentq.encoding.request import (
     EncodeRequest,
@@ -123,12 +123,13 @@ def _encode_listed(resolved: ResolvedRequest, source: Source) -> Card:
     out, settings = resolved.request.out, resolved.request.settings
     with list_requested(resolved, source, out) as run_list:
         run, models = plan_requested(resolved, source, run_list)
-        is_new = not (out / CARD).exists()  # afterwards the dtype is given
-        notes = [*run_list.notes, *(models.dtype_notes(resolved.recipe) if is_new else ())]
+        is_new = not (out / CARD).exists()  # afterwards all that the notes are about is decided
+        notes = [*run_list.notes, *(models.notes(resolved.recipe) if is_new else ())]
         print_notes(notes, settings.progress)
         with current_device(run.encoder.device):
             run = publish_card(out, run, run_list, settings.progress, frozen=resolved.parent is not None)
             publish_empty_caption(out, run)
+            publish_positions(out, run)
             share = Share.for_process(out, source, run.samples, settings)
             with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
                 encode_units(run, share, bar)

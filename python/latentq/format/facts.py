@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
+from latentq.format.normalization import Normalization
 from latentq.quantizer import Quantizer, Statistics
 
 # The types of stored tokens, and the largest codebook of each.
@@ -53,27 +54,26 @@ class AutoencoderFacts:
         family: The class that implements it.
         weights: `sha256:...` over names, types, shapes and values of its tensors; empty if it has none; `unknown` if
             the latents were made elsewhere.
-        scaling_factor: Latents are multiplied by it for training, so that they have about unit variance.
+        normalization: The formula from raw latents to those that models are trained on.
         pixel_range: The pixel values of black and white.
-        shift_factor: Subtracted from latents before they are scaled.
     """
 
     name: str
     family: str
     weights: str
-    scaling_factor: float
+    normalization: Normalization
     pixel_range: tuple[float, float]
-    shift_factor: float = 0.0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AutoencoderFacts:
         """Returns the facts of the card's table."""
         low, high = data["pixel_range"]
-        return cls(**{**data, "pixel_range": (low, high)})
+        normalization = Normalization.from_dict(data["normalization"])
+        return cls(**{**data, "pixel_range": (low, high), "normalization": normalization})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the card's table."""
-        return {**vars(self), "pixel_range": list(self.pixel_range)}
+        return {**vars(self), "pixel_range": list(self.pixel_range), "normalization": self.normalization.to_dict()}
 
     def same_as(self, other: AutoencoderFacts) -> bool:
         """True if both compute the same: same weights under any name, or the same name if weights are unknown."""

@@ -12,6 +12,7 @@ CONTENT_HASH_BYTES = 8
 EMPTY_CAPTION = "empty_caption.npz"
 INDEX = "index.json"
 LIST = "list"
+NORMALIZATION = "normalization.npy"
 REJECTS = "rejects.tsv"
 SHARDS = "shards.toml"
 UNIT = "unit.toml"

@@ -142,7 +142,7 @@ class Column:
         size: The side of the square that is encoded, in pixels. This and the next three fields are for what the
             autoencoder computes.
         store: Latents: `sample` draws from the posterior if there is one; `mean` is its mean.
-        scaled: Latents: True if (latent - shift factor) * scaling factor is stored.
+        scaled: Latents: True if they are stored in the scale that models are trained on (`autoencoder.normalization`).
         flip: True if the mirrored image is encoded.
         shape: (C, h, w) of latents, (2C, h, w) of moments, (h, w) of tokens, (captions, tokens, width) of embeddings,
             (captions, tokens) of masks, (captions, width) of pooled embeddings; needed if neither the encoding nor a

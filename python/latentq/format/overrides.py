@@ -113,7 +113,7 @@ OVERRIDES = (
     Override(
         "store", "columns.*.from", StoreOption, "store a draw from the posterior, its mean, both its moments, or tokens"
     ),
-    Override("scaled", "columns.*.scaled", bool, "store (latent - shift factor) * scaling factor"),
+    Override("scaled", "columns.*.scaled", bool, "store latents in the scale of training"),
     Override("flip", "columns", bool, "store the mirrored images too, in columns NAME_flip"),
     Override("bits", "columns.*.quantizer.bits", int, "bits of each stored value", "2..8"),
     Override(

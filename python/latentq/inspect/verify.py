@@ -17,7 +17,18 @@ from latentq._core import FormatError, LatentqError
 from latentq.format import empty_caption
 from latentq.format.card import CARD, NEXT_CARD, Card
 from latentq.format.facts import LatentFacts
-from latentq.format.files import CONTENT_HASH_BYTES, CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, REJECTS, SHARDS, UNIT
+from latentq.format.files import (
+    CONTENT_HASH_BYTES,
+    CONTENT_HASHES,
+    EMPTY_CAPTION,
+    INDEX,
+    LIST,
+    NORMALIZATION,
+    REJECTS,
+    SHARDS,
+    UNIT,
+)
+from latentq.format.normalization import load_positions
 from latentq.inspect.stored import stored_in_unit
 from latentq.run.finish import CardCompletion, Completion, reject_lines
 from latentq.run.sample_list import SampleList, UnitEntry
@@ -105,6 +116,8 @@ class _Verification:
             good = yield from self._check_units(samples, totals, progress)
             if isinstance(self._card, Card) and self._card.recipe.texts():
                 yield from _check_empty_caption(self._path, self._card)
+            if isinstance(self._card, Card) and self._card.autoencoder.normalization.positions:
+                yield from _check_positions(self._path, self._card)
             if good:  # otherwise these follow from what was found
                 yield from self._check_totals(samples, totals, progress)
         except FileNotFoundError as error:
@@ -183,7 +196,7 @@ class _Verification:
         Ignores names that begin with a dot, and lists and units of other revisions: of earlier ones, which `latentq
         prune` removes, and of an update that is not finished.
         """
-        expected = {self._file, NEXT_CARD, REJECTS, INDEX, EMPTY_CAPTION, self._folder.name}
+        expected = {self._file, NEXT_CARD, REJECTS, INDEX, EMPTY_CAPTION, NORMALIZATION, self._folder.name}
         units = {unit.name for unit in samples.units()}
         strange = []
         with os.scandir(self._path) as entries:
@@ -406,6 +419,13 @@ def _check_empty_caption(path: Path, card: Card) -> Iterator[mds.Finding]:
         expected = card.embeddings[name].shape if name in card.embeddings else mask_shape
         if shapes.get(name) != expected:
             yield _finding(EMPTY_CAPTION, f"has {name} of shape {shapes.get(name)}, the card {expected}")
+
+
+def _check_positions(path: Path, card: Card) -> Iterator[mds.Finding]:
+    try:
+        load_positions(path, card.autoencoder.normalization)
+    except (LatentqError, OSError) as error:
+        yield _finding(NORMALIZATION, str(error).removeprefix(f"{path / NORMALIZATION}: "))
 
 
 def _finding(file: str, message: str) -> mds.Finding:

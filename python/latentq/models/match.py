@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from latentq._core import LatentqError, MismatchError, RecipeError
 from latentq.format.card import Card
 from latentq.format.facts import UNKNOWN
+from latentq.format.normalization import Normalization
 from latentq.format.options import Column
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders import Autoencoder, load_autoencoder, subfolder_in
@@ -79,6 +80,11 @@ def shape_of(recipe: Recipe, column: Column, network: DescribedAutoencoder) -> t
         shape = (2 * channels, height, width)
     elif column.content == "tokens":
         shape = (height, width)
+    elif column.scaled:
+        try:
+            shape = normalization_of(network).shape((channels, height, width))
+        except ValueError as error:
+            raise RecipeError(f"size {column.size}: {error}") from None
     return _checked(recipe, column, shape, network.name)
 
 
@@ -107,3 +113,9 @@ def _checked(recipe: Recipe, column: Column, shape: tuple[int, ...], name: str) 
 def codebook_size(network: DescribedAutoencoder) -> int:
     """Returns the number of codes in a network's codebook; 0 if it has none."""
     return int(getattr(network, "codebook_size", 0))
+
+
+def normalization_of(network: object) -> Normalization:
+    """Returns a network's normalization; one that changes nothing if it has none."""
+    normalization: Normalization = getattr(network, "normalization", Normalization())
+    return normalization

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -12,14 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentq._core import LatentqError
+from latentq._core import LatentqError, MismatchError
 from latentq.format.card import Card
 from latentq.format.facts import EmbeddingFacts, LatentFacts, TokenFacts
+from latentq.format.normalization import load_positions
 from latentq.format.options import FLOATS
+from latentq.models.scale import ScaleChange
 from latentq.quantizer import Quantizer
 
 Scale = Literal["raw", "scaled", "normalized"]
-FloatArray = NDArray[np.float64]
 
 
 class EncodedColumn(Protocol):
@@ -79,18 +79,15 @@ class _IndirectColumn:
 
 @dataclass(frozen=True)
 class LatentColumn:
-    """A latent column: value = (dequantized - shift) * factor, for each channel.
-
-    If the column holds moments, the dequantized latent is drawn from them: mean + exp(log-variance / 2) * noise.
+    """A column of latents, or of moments that they are drawn from: mean + exp(log-variance / 2) * noise.
 
     Attributes:
         shard_name: The column's name in the shards.
         facts: Its shape, quantizer and statistics, of the values as stored.
         moments: True if it stores means and log-variances.
-        scaled: True if the stored values are already multiplied by the scaling factor.
-        quantizer: Dequantizes codes; includes `shift` and `factor` if the codes are integers.
-        shift: The shift of each channel of a float or moments column; empty if it is 0.
-        factor: The factor of each channel of a float or moments column; empty if it is 1.
+        scaled: True if the stored values are in the scale that models are trained on.
+        quantizer: Dequantizes codes; includes the change of scale where it is per channel and the codes are integers.
+        change: The change of scale that follows; None if there is none, or the quantizer includes it.
     """
 
     shard_name: str
@@ -98,12 +95,16 @@ class LatentColumn:
     moments: bool
     scaled: bool
     quantizer: Quantizer
-    shift: tuple[float, ...] = ()
-    factor: tuple[float, ...] = ()
+    change: ScaleChange | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, h, w) of a sample."""
+        return self._stored_shape if self.change is None else self.change.shape(self._stored_shape)
+
+    @property
+    def _stored_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a sample in the stored scale."""
         channels, height, width = self.facts.shape
         return (channels // 2 if self.moments else channels), height, width
 
@@ -124,7 +125,7 @@ class LatentColumn:
     @property
     def is_plain(self) -> bool:
         """True if values are dequantized codes, and nothing else."""
-        return not (self.is_float or self.moments)
+        return not (self.is_float or self.moments or self.change is not None)
 
     def direct_quantizer(self, dtype: torch.dtype) -> Quantizer | None:
         """Returns the quantizer that turns stored bytes into values of a dtype in one pass, or None."""
@@ -148,12 +149,12 @@ class LatentColumn:
         if self.moments:  # in one step, which needs no check of codes that would wait for a GPU
             mean, logvar = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32).chunk(2, 1)
             codes = mean + (logvar / 2).exp() * (torch.randn_like(mean) if noise is None else noise)
+        elif self.change is not None and not self.is_float:
+            codes = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32)
         else:
             codes = self.quantizer.unpack(stored, shape)
-        if self.factor:
-            channels = (-1, *(1 for _ in self.shape[1:]))
-            shift, factor = (_on_device(values, stored.device).view(channels) for values in (self.shift, self.factor))
-            codes = (codes.float() - shift) * factor
+        if self.change is not None:
+            codes = self.change(codes.float())
         return codes.to(dtype) if out is None else out.copy_(codes)
 
     def in_scale(self, path: Path, card: Card | None, scale: Scale) -> LatentColumn:
@@ -161,22 +162,28 @@ class LatentColumn:
 
         Args:
             path: The dataset, for messages.
-            card: Holds the scaling factor and the shift factor.
-            scale: `raw` for the autoencoder's own latents, `scaled` for (raw - shift factor) * scaling factor, or
+            card: Holds the normalization.
+            scale: `raw` for the autoencoder's own latents, `scaled` for the scale that models are trained on, or
                 `normalized` for mean 0 and standard deviation 1 in each channel.
 
         Raises:
-            LatentqError: The scale needs a card that is missing, or moments are to be normalized.
+            LatentqError: The scale needs a card that is missing, or a file next to it; or moments are to be normalized.
+            MismatchError: The normalization is for latents of another shape.
         """
+        stored = replace(self, quantizer=self.facts.quantizer, change=None)
         if scale != "normalized" and self.scaled == (scale == "scaled"):
-            return replace(self, quantizer=self.facts.quantizer, shift=(), factor=())
-        shift, factor = self._affine(path, card, scale)
-        if self.is_float or self.moments:
-            return replace(self, shift=tuple(shift.tolist()), factor=tuple(factor.tolist()))
-        return replace(self, quantizer=_folded(self.facts.quantizer, shift, factor))
+            return stored
+        change = self._change(path, card, scale)
+        try:
+            change.shape(self._stored_shape)
+        except ValueError as error:
+            raise MismatchError(f"{path}: column {self.shard_name!r}, scale={scale!r}: {error}") from None
+        if self.is_float or self.moments or not change.is_per_channel:
+            return replace(stored, change=change)
+        return replace(stored, quantizer=_folded(self.facts.quantizer, change))
 
-    def _affine(self, path: Path, card: Card | None, scale: Scale) -> tuple[FloatArray, FloatArray]:
-        """Returns shift and factor of each channel, from stored values to those in a scale other than the stored."""
+    def _change(self, path: Path, card: Card | None, scale: Scale) -> ScaleChange:
+        """Returns the change from the stored scale to another one."""
         if scale == "normalized":
             statistics = self.facts.statistics
             if self.moments:
@@ -186,18 +193,14 @@ class LatentColumn:
             if statistics is None:
                 raise LatentqError(f"{path}: scale='normalized' needs the statistics of a card")
             std = np.array(statistics.std)
-            return np.array(statistics.mean), 1 / np.where(std > 0, std, 1)
+            mean, factor = np.array(statistics.mean), 1 / np.where(std > 0, std, 1)
+            return ScaleChange(mean.reshape(-1, 1, 1), factor.reshape(-1, 1, 1))
         if card is None:
-            raise LatentqError(f"{path}: scale={scale!r} needs the scaling factor of a card")
-        scaling, offset = card.autoencoder.scaling_factor, card.autoencoder.shift_factor
-        shift, factor = (offset, scaling) if scale == "scaled" else (-offset * scaling, 1 / scaling)
-        return np.full(self.shape[0], shift), np.full(self.shape[0], factor)
-
-
-@lru_cache(maxsize=64)
-def _on_device(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Returns float32 values on a device, copied once: each copy would wait for a GPU."""
-    return torch.tensor(values, device=device)
+            raise LatentqError(f"{path}: scale={scale!r} needs the normalization of a card")
+        normalization = card.autoencoder.normalization
+        positions = load_positions(path, normalization) if normalization.positions else None
+        change = ScaleChange.to_scaled(normalization, positions)
+        return change if scale == "scaled" else change.inverse()
 
 
 @dataclass(frozen=True)
@@ -341,14 +344,14 @@ class MaskColumn(_IndirectColumn):
         return self.decode(torch.from_numpy(mask.reshape(1, self.nbytes)))[0]
 
 
-def _folded(quantizer: Quantizer, shift: FloatArray, factor: FloatArray) -> Quantizer:
-    """Returns a quantizer whose values are (value - shift) * factor: one pass over the codes instead of two.
+def _folded(quantizer: Quantizer, change: ScaleChange) -> Quantizer:
+    """Returns a quantizer whose values are changed ones: one pass over the codes instead of two.
 
     Args:
-        quantizer: A quantizer of C channels.
-        shift: (C,).
-        factor: (C,).
+        quantizer: The quantizer.
+        change: A change of each channel.
     """
+    shift, factor = (np.broadcast_to(values.ravel(), quantizer.channels) for values in (change.shift, change.factor))
     if quantizer.kind == "codebook":
         return Quantizer.codebook((np.array(quantizer.levels) - shift[:, None]) * factor[:, None])
     low, high = ((np.array(edge) - shift) * factor for edge in (quantizer.low, quantizer.high))

@@ -55,8 +55,9 @@ class LatentDataset(BatchedDataset):
         path: The folder.
         columns: The columns of a sample, by their names in samples or in the shards; None for all.
         dtype: The dtype of latents: float32, float16 or bfloat16; or uint8 for the stored codes.
-        scale: `raw` for the autoencoder's own latents, `scaled` for (raw - shift factor) * scaling factor, or
-            `normalized` for mean 0 and standard deviation 1 in each channel, by the card's statistics.
+        scale: `raw` for the autoencoder's own latents; `scaled` for the scale that models are trained on, by the card's
+            `autoencoder.normalization`, which may change the shape; `normalized` for mean 0 and standard deviation 1 in
+            each channel, by the card's statistics.
         recipe: For a folder without a card: the recipe that made it, or the recipe's name or file.
         quantizer: For a folder without a card: the quantizer of its codes. It is enough without a recipe if the latents
             are columns `ndarray:uint8:C,h,w`; samples then have all columns of the shards. With a recipe it replaces

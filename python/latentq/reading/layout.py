@@ -220,8 +220,8 @@ class Layout:
             return _Trait("autoencoder", self.recipe.autoencoder.model, self.recipe.autoencoder.model)
         network = self.card.autoencoder
         identity = network.name if network.weights in ("", UNKNOWN) else network.weights
-        text = f"{network.name} (weights {network.weights or 'none'}, scaling factor {network.scaling_factor:g})"
-        return _Trait("autoencoder", (identity, network.scaling_factor, network.shift_factor), text)
+        text = f"{network.name} (weights {network.weights or 'none'}, scaled by {network.normalization.formula})"
+        return _Trait("autoencoder", (identity, network.normalization), text)
 
     def _text_encoder_trait(self) -> _Trait:
         """Returns the text encoder's weights if a card names them, else its name."""
@@ -331,10 +331,12 @@ def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[st
 
 
 def _check_codes(path: Path, column: EncodedColumn) -> None:
-    """Refuses dtype=torch.uint8 for a column without codes."""
+    """Refuses dtype=torch.uint8 for a column without codes, or in a scale that is no other reading of its codes."""
     if isinstance(column, LatentColumn) and (column.is_float or column.moments):
         kind = "moments" if column.moments else column.facts.quantizer.kind
         raise ValueError(f"{path}: column {column.shard_name!r} is stored as {kind} and its latents have no codes")
+    if isinstance(column, LatentColumn) and column.change is not None:
+        raise ValueError(f"{path}: column {column.shard_name!r} has codes of another scale: leave out scale=...")
     if isinstance(column, EmbeddingColumn) and column.facts.quantizer.kind in FLOATS:
         raise ValueError(
             f"{path}: column {column.shard_name!r} is stored as {column.facts.quantizer.kind} and has no codes"

@@ -17,7 +17,7 @@ from streaming.base.world import World
 
 from latentq._core import FormatError, LatentqError
 from latentq.format.card import CARD, Card
-from latentq.format.files import EMPTY_CAPTION
+from latentq.format.files import EMPTY_CAPTION, NORMALIZATION
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer
 from latentq.reading.columns import Scale
@@ -86,10 +86,13 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         for stream, first in zip(self.streams, self.shard_offset_per_stream, strict=True):
             path = Path(stream.local, stream.split)
             shard = self.shards[first]
+            card = _fetch_card(stream, path) if recipe is None and quantizer is None else None
+            if card is not None and card.autoencoder.normalization.positions:
+                _fetch(stream, path / NORMALIZATION)
             layout = Layout.resolve(
                 path,
                 dict(zip(shard.column_names, shard.column_encodings, strict=True)),
-                card=_fetch_card(stream, path) if recipe is None and quantizer is None else None,
+                card=card,
                 columns=columns,
                 dtype=dtype,
                 scale=scale,

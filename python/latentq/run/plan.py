@@ -24,7 +24,7 @@ from latentq.format.options import ENCODED, FLOATS, TEXT, Column
 from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders.interface import DescribedAutoencoder
-from latentq.models.match import codebook_size, shape_of, text_shape
+from latentq.models.match import codebook_size, normalization_of, shape_of, text_shape
 from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash
 from latentq.quantizer import Quantizer
@@ -121,9 +121,8 @@ def _autoencoder_facts(autoencoder: DescribedAutoencoder, parent: Card | None) -
         name=autoencoder.name,
         family=getattr(autoencoder, "family", type(autoencoder).__name__),
         weights=weight_hash(autoencoder),
-        scaling_factor=float(autoencoder.scaling_factor),
-        shift_factor=float(getattr(autoencoder, "shift_factor", 0.0)),
         pixel_range=(float(autoencoder.pixel_range[0]), float(autoencoder.pixel_range[1])),
+        normalization=normalization_of(autoencoder),
     )
     if parent is not None and not facts.same_as(parent.autoencoder):
         raise MismatchError(_like_message("autoencoder", parent.autoencoder, facts))

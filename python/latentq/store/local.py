@@ -20,7 +20,7 @@ from typing import BinaryIO
 from latentq._core import FormatError
 
 _TEMPORARY = re.compile(
-    r"\.(\d{5,}(?:\.\d+)?|empty_caption\.npz|latents(?:\.next)?\.toml|shards\.toml|list(?:\.\d+)?|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
+    r"\.(\d{5,}(?:\.\d+)?|empty_caption\.npz|normalization\.npy|latents(?:\.next)?\.toml|shards\.toml|list(?:\.\d+)?|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
 )
 _ATTEMPTS = 10
 _CHUNK = 1 << 20  # bytes that are compared or copied at once

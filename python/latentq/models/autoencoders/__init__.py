@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
+from latentq.format.normalization import Normalization
 from latentq.models.autoencoders.interface import Autoencoder, Posterior, Tokenizer
 from latentq.system.extras import missing_package
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT", "Autoencoder", "Posterior", "Tokenizer", "load_autoencoder", "subfolder_in"]
+__all__ = ["DEFAULT", "Autoencoder", "Normalization", "Posterior", "Tokenizer", "load_autoencoder", "subfolder_in"]
 
 DEFAULT = "dct-f8c16"
 
@@ -30,10 +31,10 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Loads an autoencoder; its family follows from its files.
 
-    Supported are `AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny` and `VQModel` of diffusers, as `save_pretrained`
-    writes them, and VQGAN checkpoints of taming-transformers: a `.ckpt` with its `.yaml` next to it, or vqgan-jax's
-    `flax_model.msgpack` with its `config.json`. Weights are cast to float32; to compute in another dtype, the caller
-    uses `torch.autocast`.
+    Supported are the autoencoders of diffusers, as `save_pretrained` writes them, and VQGAN checkpoints of
+    taming-transformers: a `.ckpt` with its `.yaml` next to it, or vqgan-jax's `flax_model.msgpack` with its
+    `config.json`. If the class is not a known family, the autoencoder's `note` says what was assumed about it. Weights
+    are cast to float32; to compute in another dtype, the caller uses `torch.autocast`.
 
     Args:
         name: `dct-f8c16`, a folder, the path of a `.ckpt`, or `owner/name` on the Hub.

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from latentq.format.normalization import Normalization
 
 
 class Network(ABC):
@@ -17,12 +23,13 @@ class Network(ABC):
         module: The torch module.
         channels: C of the latents.
         reduction: The number of pixels per latent pixel, along each side.
-        scaling_factor: The factor that latents are multiplied by for training.
-        shift_factor: The value that is subtracted from latents before they are multiplied.
+        normalization: The formula from raw latents to those that models are trained on.
+        positions: float32 (2, C, h, w), the mean and std of each position, if the normalization has them; else None.
         pixel_range: The pixel values of black and white.
+        note: A line that says what was assumed about a checkpoint of an unknown family; else empty.
     """
 
-    family: ClassVar[str]
+    family: str
 
     def __init__(
         self,
@@ -31,16 +38,16 @@ class Network(ABC):
         *,
         channels: int,
         reduction: int,
-        scaling_factor: float = 1.0,
-        shift_factor: float | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         self.module: Any = module.eval().requires_grad_(False)
         self.name = name
         self.channels = channels
         self.reduction = reduction
-        self.scaling_factor = float(scaling_factor)
-        self.shift_factor = float(shift_factor or 0.0)
+        self.normalization = normalization or Normalization()
+        self.positions: NDArray[np.float32] | None = None
         self.pixel_range: tuple[float, float] = (-1.0, 1.0)
+        self.note = ""
 
     def to(self, device: str | torch.device) -> Self:
         """Moves the weights to a device, in-place."""
@@ -72,14 +79,75 @@ class DiffusersNetwork(Network):
     """An autoencoder of diffusers; its module's `config` says everything that a family needs."""
 
     _widths: ClassVar[str] = "block_out_channels"  # the config's list of one width per resolution
+    _has_frames: bool = False  # True for a video autoencoder: an image is a video of one frame
+
+    @staticmethod
+    def loading() -> AbstractContextManager[None]:
+        """Returns the context that diffusers must load the module in."""
+        return nullcontext()
 
     def __init__(self, module: Any, name: str) -> None:
-        config = module.config
+        channels, reduction = self._geometry(module.config)
         super().__init__(
-            module,
-            name,
-            channels=config.get("vq_embed_dim") or config.latent_channels,
-            reduction=2 ** (len(config[self._widths]) - 1),
-            scaling_factor=config.scaling_factor,
-            shift_factor=config.get("shift_factor"),
+            module, name, channels=channels, reduction=reduction, normalization=self._normalization(module)
         )
+
+    def _geometry(self, config: Any) -> tuple[int, int]:
+        """Returns the channels of latents, and the number of pixels per latent pixel along each side."""
+        reduction = config.get("spatial_compression_ratio") or 2 ** (len(config[self._widths]) - 1)
+        return config.get("vq_embed_dim") or config.latent_channels, reduction
+
+    def _normalization(self, module: Any) -> Normalization:
+        """Returns the normalization that the module's configuration gives, or its buffers of the same names."""
+        buffers = dict(module.named_buffers())
+        found = {key: buffers[key].tolist() for key in ("latents_mean", "latents_std") if key in buffers}
+        return normalization_from({**module.config, **found})
+
+    def _encode(self, pixels: torch.Tensor) -> Any:
+        """Calls the module's `encode` on (B, 3, S, S) pixels."""
+        return self.module.encode(pixels.float().unsqueeze(2) if self._has_frames else pixels.float())
+
+    def _image(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns latents or pixels of the module as (B, C, h, w) float32, without the axis of frames."""
+        return (tensor.squeeze(2) if self._has_frames else tensor).float()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decodes (B, C, h, w) raw latents to (B, 3, S, S) float32 pixels."""
+        latents = latents.float()
+        return self._image(self._decode(latents.unsqueeze(2) if self._has_frames else latents))
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Calls the module's `decode`."""
+        pixels: torch.Tensor = self.module.decode(latents).sample
+        return pixels
+
+
+class PosteriorNetwork(DiffusersNetwork):
+    """An autoencoder of diffusers with a normal posterior."""
+
+    @torch.no_grad()
+    def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encodes (B, 3, S, S) float pixels in [-1, 1] to mean and log-variance, each (B, C, h, w) float32."""
+        distribution = self._encode(pixels).latent_dist
+        return self._image(distribution.mean), self._image(distribution.logvar)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encodes (B, 3, S, S) float pixels in [-1, 1] to the posterior's mean, (B, C, h, w) float32."""
+        return self.posterior(pixels)[0]
+
+
+def normalization_from(config: Mapping[str, Any]) -> Normalization:
+    """Returns the normalization of a configuration, as the pipelines of diffusers compute it.
+
+    With `latents_mean` and `latents_std` it is (z - mean) * scaling_factor / std, and `shift_factor` is unused; without
+    them (z - shift_factor) * scaling_factor. What is missing changes nothing.
+
+    Args:
+        config: The configuration.
+    """
+    factor = float(config.get("scaling_factor") or 1.0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return Normalization(factor, (float(config.get("shift_factor") or 0.0),))
+    return Normalization(factor, tuple(map(float, mean)), tuple(map(float, std)))

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 
 import torch
 
+from latentq.format.normalization import Normalization
+
 _BLOCK = 8
 _KEPT = (12, 3, 1)  # coefficients per color channel: on photographs 0.05 to 0.35 dB better than similar splits
 _COLOR = (
@@ -40,15 +42,13 @@ class DctAutoencoder:
     Attributes:
         name: `dct-f8c16`: one latent pixel for 8x8 pixels, 16 channels.
         family: The class's name, for the card.
-        scaling_factor: 0.5: latents of photographs have a standard deviation of about 2.
-        shift_factor: 0.0.
+        normalization: z * 0.5: latents of photographs have a standard deviation of about 2.
         pixel_range: (-1.0, 1.0).
     """
 
     name = "dct-f8c16"
     family = "DctAutoencoder"
-    scaling_factor = 0.5
-    shift_factor = 0.0
+    normalization = Normalization(0.5)
     pixel_range = (-1.0, 1.0)
 
     def to(self, _device: str | torch.device) -> DctAutoencoder:

@@ -12,18 +12,16 @@ if TYPE_CHECKING:
 class Autoencoder(Protocol):
     """The protocol that `latentq.encode` needs; any object that has these attributes and methods will do.
 
-    An autoencoder may also be a `Posterior` or a `Tokenizer`, and may have `shift_factor` (0.0 if absent), which is
-    subtracted from latents before they are scaled: (z - shift_factor) * scaling_factor. The built-in autoencoders also
-    have `family`, the name of the class for the card, `module`, the torch module, and `to(device)`.
+    An autoencoder may also be a `Posterior` or a `Tokenizer`, and may have a `normalization`, the `Normalization` that
+    scales its latents for training; without it, scaled latents are the raw ones. The built-in autoencoders also have
+    `family`, the name of the class for the card, `module`, the torch module, and `to(device)`.
 
     Attributes:
         name: The name for the card.
-        scaling_factor: The factor that latents are multiplied by for training, to give them about unit variance.
         pixel_range: The pixel values of black and white, e.g. (-1.0, 1.0).
     """
 
     name: str
-    scaling_factor: float
     pixel_range: tuple[float, float]
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -63,11 +61,6 @@ class DescribedAutoencoder(Protocol):
     @property
     def name(self) -> str:
         """The name for the card."""
-        ...
-
-    @property
-    def scaling_factor(self) -> float:
-        """The factor that latents are multiplied by for training."""
         ...
 
     @property

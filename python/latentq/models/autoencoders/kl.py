@@ -1,23 +1,27 @@
-"""`AutoencoderKL` of diffusers: the VAEs of Stable Diffusion 1 to 3, SDXL and Flux."""
+"""`AutoencoderKL` of diffusers: the VAEs of Stable Diffusion 1 to 3, SDXL, Flux and many others."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from typing import Any
 
-from latentq.models.autoencoders.base import DiffusersNetwork
+from latentq.format.normalization import Normalization
+from latentq.models.autoencoders.base import PosteriorNetwork
+
+_DEFAULT_SCALING = 0.18215  # of the class in diffusers
 
 
-class KLAutoencoder(DiffusersNetwork):
-    """An `AutoencoderKL` with its normal posterior. Those of SD 3 and Flux have a shift factor."""
+class KLAutoencoder(PosteriorNetwork):
+    """An `AutoencoderKL`."""
 
     family = "AutoencoderKL"
 
-    @torch.no_grad()
-    def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodes (B, 3, S, S) float pixels in [-1, 1] to mean and log-variance, each (B, C, h, w) float32."""
-        distribution = self.module.encode(pixels.float()).latent_dist
-        return distribution.mean.float(), distribution.logvar.float()
+    def _normalization(self, module: Any) -> Normalization:
+        """Returns the normalization that the pipeline of the model computes.
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encodes (B, 3, S, S) float pixels in [-1, 1] to the posterior's mean, (B, C, h, w) float32."""
-        return self.posterior(pixels)[0]
+        SDXL's, which Playground 2.5 uses, takes `scaling_factor` next to mean and std. GLM-Image's does not: its
+        configuration has the default of the class there.
+        """
+        normalization = super()._normalization(module)
+        is_default = normalization.factor == _DEFAULT_SCALING and module.config.latent_channels != 4
+        return replace(normalization, factor=1.0) if len(normalization.std) > 1 and is_default else normalization

@@ -5,20 +5,39 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from latentq._core import LatentqError
-from latentq.models.autoencoders.base import Network
+from latentq.models.autoencoders.asymmetric import AsymmetricAutoencoder
+from latentq.models.autoencoders.base import DiffusersNetwork, Network
+from latentq.models.autoencoders.cosmos import CosmosAutoencoder
 from latentq.models.autoencoders.dc import DCAutoencoder
 from latentq.models.autoencoders.flax_vqgan import WEIGHTS as FLAX_WEIGHTS
 from latentq.models.autoencoders.flax_vqgan import load_flax
+from latentq.models.autoencoders.flux2 import Flux2Autoencoder
+from latentq.models.autoencoders.generic import generic
+from latentq.models.autoencoders.hunyuan_image import HunyuanImageAutoencoder, HunyuanImageRefinerAutoencoder
+from latentq.models.autoencoders.hunyuan_video import HunyuanVideo15Autoencoder, HunyuanVideoAutoencoder
 from latentq.models.autoencoders.kl import KLAutoencoder
+from latentq.models.autoencoders.qwen_image import QwenImage21Autoencoder, QwenImageAutoencoder
+from latentq.models.autoencoders.rae import RaeAutoencoder
 from latentq.models.autoencoders.taming import TamingAutoencoder
+from latentq.models.autoencoders.temporal_decoder import TemporalDecoderAutoencoder
 from latentq.models.autoencoders.tiny import TinyAutoencoder
 from latentq.models.autoencoders.vq import VQAutoencoder
+from latentq.models.autoencoders.wan import WanAutoencoder
 from latentq.models.hub import CONFIG, download, weight_files, weight_layouts
 from latentq.models.weights import check_weights, load_failure, quiet
 
-_FAMILIES = {family.family: family for family in (KLAutoencoder, DCAutoencoder, TinyAutoencoder, VQAutoencoder)}
+FAMILIES: dict[str, type[DiffusersNetwork]] = {
+    family.family: family
+    for family in (
+        AsymmetricAutoencoder, CosmosAutoencoder, DCAutoencoder, Flux2Autoencoder, HunyuanImageAutoencoder,
+        HunyuanImageRefinerAutoencoder, HunyuanVideo15Autoencoder, HunyuanVideoAutoencoder, KLAutoencoder,
+        QwenImage21Autoencoder, QwenImageAutoencoder, RaeAutoencoder, TemporalDecoderAutoencoder, TinyAutoencoder,
+        VQAutoencoder, WanAutoencoder,
+    )
+}  # fmt: skip
 _WEIGHTS = weight_layouts("diffusion_pytorch_model", "diffusion_pytorch_model")
 _ROOT_HINT = "say so by --subfolder ''"
 
@@ -70,18 +89,16 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
         kind = json.loads((folder / CONFIG).read_bytes())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LatentqError(f"cannot load the autoencoder {name!r}: {folder / CONFIG}: {error!r}") from None
-    family = _FAMILIES.get(kind) if isinstance(kind, str) else None
-    if family is None:
-        raise LatentqError(f"{name} is of class {kind}; the supported classes are: {', '.join(_FAMILIES)}")
     if not _has_diffusers_weights(folder):
         expected = " and no ".join(first for first, *_ in _WEIGHTS if not first.endswith(".json"))
         raise LatentqError(f"cannot load the autoencoder {name!r}: next to its {CONFIG} there is no {expected}")
     import diffusers
     import torch
 
+    network_class = _class_of(kind, name)
     try:
-        with quiet(diffusers.utils.logging):
-            module, info = getattr(diffusers, kind).from_pretrained(
+        with quiet(diffusers.utils.logging), FAMILIES.get(kind, DiffusersNetwork).loading():
+            module, info = network_class.from_pretrained(
                 folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, TypeError, AssertionError) as error:
@@ -94,7 +111,29 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
         mismatched=[key for key, *_ in info["mismatched_keys"]],
         unexpected=info["unexpected_keys"],
     )
-    return family(module, title)
+    return FAMILIES[kind](module, title) if kind in FAMILIES else generic(module, title)
+
+
+def _class_of(kind: object, name: str) -> Any:
+    """Returns the class of diffusers that a configuration names.
+
+    Raises:
+        LatentqError: The installed diffusers has no such class, or it is no autoencoder.
+    """
+    import diffusers
+
+    try:
+        network_class = getattr(diffusers, kind) if isinstance(kind, str) else None
+    except (AttributeError, RuntimeError):  # RuntimeError: the class needs a package that is missing
+        network_class = None
+    if network_class is None:
+        raise LatentqError(
+            f"{name} is of class {kind}, which diffusers {diffusers.__version__} does not have; a newer one may"
+        )
+    is_module = isinstance(network_class, type) and issubclass(network_class, diffusers.ModelMixin)
+    if not (is_module and hasattr(network_class, "encode") and hasattr(network_class, "decode")):
+        raise LatentqError(f"{name} is of class {kind}, which is no autoencoder")
+    return network_class
 
 
 def _yaml_of(checkpoint: Path) -> Path:
