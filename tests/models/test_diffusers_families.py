@@ -21,7 +21,7 @@ from support.diffusers_families import INSTALLED, MODELS, SCALED, make, stub
 
 SHAPES = {
     "playground": (4, 16, 16), "glm": (8, 16, 16), "flux2": (4, 16, 16), "qwen": (4, 16, 16),
-    "qwen-layered": (4, 16, 16), "qwen21": (4, 8, 8), "wan21": (4, 16, 16), "wan22": (4, 8, 8),
+    "qwen-layered": (4, 16, 16), "qwen21": (4, 16, 16), "wan21": (4, 16, 16), "wan22": (4, 8, 8),
     "hunyuan-image": (4, 16, 16),
     "hunyuan-refiner": (4, 16, 16), "hunyuan-video15": (4, 16, 16), "hunyuan-video": (4, 4, 4), "cosmos": (4, 8, 8),
     "asymmetric": (4, 16, 16), "temporal-decoder": (4, 16, 16), "rae": (64, 4, 4), "ltx": (4, 8, 8),
@@ -206,7 +206,8 @@ SCALING = {"scaling_factor", "shift_factor", "latents_mean", "latents_std"}
 NO_SCALING = {
     "scale_factor_spatial", "scale_factor_temporal", "spatio_temporal_scaling", "decoder_spatio_temporal_scaling",
     "attn_scales", "upsampling_scaling_factor", "encoder_qkv_multiscales", "decoder_qkv_multiscales",
-    "decoder_resnet_time_scale_shift", "invert_scale_latents",  # the network's architecture, and a pipeline's detail
+    "decoder_resnet_time_scale_shift", "decoder_timestep_scale_multiplier",  # the network's architecture
+    "invert_scale_latents",  # a detail of CogVideoX's pipeline from images
     "latent_magnitude", "latent_shift",  # of AutoencoderTiny: latents as 8-bit images
     "encoder_norm_mean", "encoder_norm_std", "encoder_mean", "encoder_std",  # of AutoencoderRAE: pixels
     "_latents_mean", "_latents_std",  # of AutoencoderRAE: its latents_mean and latents_std

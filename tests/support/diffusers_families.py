@@ -32,9 +32,7 @@ MODELS = {
     "flux2": ("AutoencoderKLFlux2", {**KL, "latent_channels": 4, "layers_per_block": 1}),
     "qwen": ("AutoencoderKLQwenImage", VIDEO),
     "qwen-layered": ("AutoencoderKLQwenImage", {**VIDEO, "input_channels": 4}),
-    "qwen21": ("AutoencoderKLQwenImage21", {
-        **VIDEO, "decoder_base_dim": 8, "in_channels": 16, "out_channels": 16, "patch_size": 2,
-    }),
+    "qwen21": ("AutoencoderKLQwenImage21", {**VIDEO, "decoder_base_dim": 8}),
     "wan21": ("AutoencoderKLWan", VIDEO),
     "wan22": ("AutoencoderKLWan", {
         **VIDEO, "decoder_base_dim": 8, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2,
@@ -126,7 +124,7 @@ def _qwen(vae, latents):
 
 
 def _qwen21(vae, latents):
-    return diffusers.QwenImage21Pipeline._encode_vae_image(SimpleNamespace(vae=vae), latents, None)
+    return diffusers.QwenImage21Pipeline._encode_vae_image(SimpleNamespace(vae=vae, latent_channels=4), latents, None)
 
 
 def _wan(vae, latents):

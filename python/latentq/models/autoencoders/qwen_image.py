@@ -32,6 +32,13 @@ class QwenImageAutoencoder(PosteriorNetwork):
 
 
 class QwenImage21Autoencoder(QwenImageAutoencoder):
-    """An `AutoencoderKLQwenImage21`, of diffusers 0.40 and later: opaque RGBA, 64 channels."""
+    """An `AutoencoderKLQwenImage21`, which later versions of diffusers than 0.39 have: images are opaque RGBA."""
 
     family = "AutoencoderKLQwenImage21"
+
+    def _geometry(self, config: Any) -> tuple[int, int]:
+        return config.z_dim, 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
+
+    @property
+    def _has_alpha(self) -> bool:
+        return bool(self.module.config.in_channels == 4 * (self.module.config.patch_size or 1) ** 2)
