@@ -86,7 +86,7 @@ def test_an_unusable_taming_folder_is_one_error_line(tmp_path, tiny_vq, tiny_tam
         (tmp_path / name / "last.ckpt").write_bytes(data)
         (tmp_path / name / "model.yaml").symlink_to(tiny_taming / "model.yaml")
     (tmp_path / "alone").mkdir()
-    (tmp_path / "alone" / "last.ckpt").touch()
+    (tmp_path / "alone" / "last.ckpt").symlink_to(tiny_taming / "last.ckpt")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "a.ckpt").touch()
     (tmp_path / "two" / "b.ckpt").touch()

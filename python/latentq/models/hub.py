@@ -10,6 +10,7 @@ from latentq._core import LatentqError
 from latentq.system.text import one_line
 
 CONFIG = "config.json"
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".bin")  # suffixes of what torch.save writes
 _PROBE_TIMEOUT = 3  # seconds
 
 

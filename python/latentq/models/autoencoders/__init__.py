@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from latentq._core import LatentqError
 from latentq.format.normalization import Normalization
 from latentq.models.autoencoders.interface import Autoencoder, Posterior, Tokenizer
+from latentq.models.hub import CHECKPOINTS
 from latentq.system.extras import missing_package
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ def load_autoencoder(
             the message is one line and says what to do.
     """
     path = Path(name)
-    plausible = path.is_dir() or path.suffix == ".ckpt" or re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))
+    plausible = path.is_dir() or path.suffix in CHECKPOINTS or re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))
     if str(name) != DEFAULT and not plausible:
         raise LatentqError(
-            f"no autoencoder {str(name)!r}: it is no folder, no .ckpt, no Hub name (owner/name) and not {DEFAULT}"
+            f"no autoencoder {str(name)!r}: it is no folder, no checkpoint ({', '.join(CHECKPOINTS)}), no Hub name "
+            f"(owner/name) and not {DEFAULT}"
         )
     try:
         if str(name) == DEFAULT:

@@ -51,7 +51,8 @@ def load_flax(folder: Path, name: str) -> TamingAutoencoder:
         mismatched=[key for key in both if arrays[key].shape != shapes[key]],
         unexpected=arrays.keys() - both,
     )
-    return TamingAutoencoder.of(module, {key: _tensor(arrays.pop(flax)) for key, flax in names.items()}, name)
+    module.load_state_dict({key: _tensor(arrays.pop(flax)) for key, flax in names.items()}, assign=True)
+    return TamingAutoencoder.of(module, name)
 
 
 def _config(path: Path) -> dict[str, object]:

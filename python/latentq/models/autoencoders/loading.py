@@ -10,6 +10,7 @@ from typing import Any
 from latentq._core import LatentqError
 from latentq.models.autoencoders.asymmetric import AsymmetricAutoencoder
 from latentq.models.autoencoders.base import DiffusersNetwork, Network
+from latentq.models.autoencoders.checkpoint import Checkpoint
 from latentq.models.autoencoders.cosmos import CosmosAutoencoder
 from latentq.models.autoencoders.dc import DCAutoencoder
 from latentq.models.autoencoders.flax_vqgan import WEIGHTS as FLAX_WEIGHTS
@@ -19,6 +20,9 @@ from latentq.models.autoencoders.generic import generic
 from latentq.models.autoencoders.hunyuan_image import HunyuanImageAutoencoder, HunyuanImageRefinerAutoencoder
 from latentq.models.autoencoders.hunyuan_video import HunyuanVideo15Autoencoder, HunyuanVideoAutoencoder
 from latentq.models.autoencoders.kl import KLAutoencoder
+from latentq.models.autoencoders.ldm import STATISTICS, LdmAutoencoder
+from latentq.models.autoencoders.llamagen import LlamaGenAutoencoder
+from latentq.models.autoencoders.maskgit import MaskGitAutoencoder
 from latentq.models.autoencoders.qwen_image import QwenImage21Autoencoder, QwenImageAutoencoder
 from latentq.models.autoencoders.rae import RaeAutoencoder
 from latentq.models.autoencoders.taming import TamingAutoencoder
@@ -26,7 +30,7 @@ from latentq.models.autoencoders.temporal_decoder import TemporalDecoderAutoenco
 from latentq.models.autoencoders.tiny import TinyAutoencoder
 from latentq.models.autoencoders.vq import VQAutoencoder
 from latentq.models.autoencoders.wan import WanAutoencoder
-from latentq.models.hub import CONFIG, download, weight_files, weight_layouts
+from latentq.models.hub import CHECKPOINTS, CONFIG, download, matching, weight_files, weight_layouts
 from latentq.models.weights import check_weights, load_failure, quiet
 
 FAMILIES: dict[str, type[DiffusersNetwork]] = {
@@ -43,10 +47,10 @@ _ROOT_HINT = "say so by --subfolder ''"
 
 
 def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Network:
-    """Loads an autoencoder from a folder, the path of a `.ckpt`, or the Hub, onto the CPU.
+    """Loads an autoencoder from a folder, a checkpoint, or the Hub, onto the CPU.
 
     Args:
-        name: A folder, the path of a `.ckpt`, or the name of a repository on the Hub.
+        name: A folder, the path of a checkpoint, or the name of a repository, or of a checkpoint in it, on the Hub.
         revision: The Hub's branch, tag or commit; empty for the default branch.
         subfolder: The folder of the model inside the folder or repository; empty for its root.
 
@@ -55,10 +59,14 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
         ModuleNotFoundError: A package is missing.
     """
     path = Path(name)
-    if path.suffix == ".ckpt" and not path.is_dir():
-        return TamingAutoencoder.load(path, _yaml_of(path), path.stem)
+    if path.suffix in CHECKPOINTS and not path.is_dir():
+        repository, file = _on_hub(path)
+        if not repository:
+            return _load_checkpoint(path, path.stem)
+        root = download("autoencoder", repository, revision, lambda names: _companions(names, file))
+        return _load_checkpoint(root / file, str(name))
     if not path.is_dir() and (path.is_absolute() or str(name).startswith((".", "~"))):
-        raise LatentqError(f"cannot load the autoencoder {str(name)!r}: there is no such folder or .ckpt file")
+        raise LatentqError(f"cannot load the autoencoder {str(name)!r}: there is no such folder or checkpoint")
     title = path.resolve().name if path.is_dir() else str(name)
     prefix = f"{subfolder}/" if subfolder else ""
     root = path
@@ -69,15 +77,39 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
         if (folder / FLAX_WEIGHTS).exists() and not _has_diffusers_weights(folder):
             return load_flax(folder, title)
         return _load_diffusers(folder, str(name), title)
-    checkpoints = sorted(folder.glob("*.ckpt"))
+    checkpoints = _checkpoints(sorted(path for path in folder.iterdir()) if folder.is_dir() else [])
     if len(checkpoints) == 1:
-        return TamingAutoencoder.load(checkpoints[0], _yaml_of(checkpoints[0]), title)
+        return _load_checkpoint(checkpoints[0], title)
     if checkpoints:
         raise LatentqError(f"{folder} holds {len(checkpoints)} checkpoints: name one of them, e.g. {checkpoints[0]}")
     hint = ", but its subfolder 'vae' has: name that" if (folder / "vae" / CONFIG).is_file() else ""
     if subfolder and (root / CONFIG).is_file():
         hint = f", but {root} has: {_ROOT_HINT}"
-    raise LatentqError(f"{folder} holds no autoencoder: it has no {CONFIG} and no .ckpt{hint}")
+    raise LatentqError(f"{folder} holds no autoencoder: it has no {CONFIG} and no checkpoint{hint}")
+
+
+def _checkpoints(files: list[Path]) -> list[Path]:
+    """Selects the checkpoints among files."""
+    return [file for file in files if file.suffix in CHECKPOINTS and file.name != STATISTICS]
+
+
+def _on_hub(path: Path) -> tuple[str, str]:
+    """Splits `owner/name/file` into the repository and the file; both are empty if it is a local path."""
+    parts = path.parts
+    if len(parts) < 3 or path.is_absolute() or path.exists() or parts[0][0] in ".~" or Path(parts[0]).is_dir():
+        return "", ""
+    return "/".join(parts[:2]), "/".join(parts[2:])
+
+
+def _load_checkpoint(path: Path, name: str) -> Network:
+    """Loads a checkpoint of torch; the names of its tensors tell its family."""
+    checkpoint = Checkpoint(path)
+    for family in (LlamaGenAutoencoder, MaskGitAutoencoder, LdmAutoencoder):
+        if family.recognizes(checkpoint.shapes):
+            return family.load(checkpoint, name)
+    if not TamingAutoencoder.recognizes(checkpoint.shapes):
+        raise LatentqError(f"{path}: its tensors are those of no known autoencoder")
+    return TamingAutoencoder.load(checkpoint, _yaml_of(path), name)
 
 
 def _has_diffusers_weights(folder: Path) -> bool:
@@ -137,11 +169,9 @@ def _class_of(kind: object, name: str) -> Any:
 
 
 def _yaml_of(checkpoint: Path) -> Path:
-    """Finds the configuration of a checkpoint: the `.yaml` of the same name, or the only one in its folder."""
+    """Finds the configuration of a VQGAN: the `.yaml` of the same name, or the only one in its folder."""
     found = sorted(path for ending in ("*.yaml", "*.yml") for path in checkpoint.parent.glob(ending))
     same = [path for path in found if path.stem == checkpoint.stem]
-    if not checkpoint.is_file():
-        raise LatentqError(f"there is no checkpoint {checkpoint}")
     if len(same or found) != 1:
         raise LatentqError(
             f"{checkpoint} needs its configuration next to it, as {checkpoint.with_suffix('.yaml').name}: "
@@ -154,12 +184,21 @@ def _needed_files(names: list[str], prefix: str) -> list[str]:
     """Selects the files of a repository that make the model whose configuration is below `prefix`."""
     if f"{prefix}{CONFIG}" in names:
         return weight_files(names, prefix, (*_WEIGHTS, (FLAX_WEIGHTS,)), "diffusers")
-    siblings = [name for name in names if name.rpartition("/")[0] == prefix.rstrip("/")]
-    checkpoints = [name for name in siblings if name.endswith(".ckpt")]
-    yamls = [name for name in siblings if name.endswith((".yaml", ".yml"))]
-    if len(checkpoints) == 1 and yamls:
-        return [*yamls, *checkpoints]
+    siblings = [Path(name) for name in names if name.rpartition("/")[0] == prefix.rstrip("/")]
+    checkpoints = _checkpoints(siblings)
+    if len(checkpoints) == 1:
+        return _companions(names, checkpoints[0].as_posix())
+    if checkpoints:
+        raise LatentqError(f"it holds {len(checkpoints)} checkpoints: name one of them, as owner/name/{checkpoints[0]}")
     hint = "; its subfolder 'vae' has one: name that" if f"{prefix}vae/{CONFIG}" in names else ""
     if prefix and CONFIG in names:
         hint = f"; outside of that subfolder it has one: {_ROOT_HINT}"
-    raise LatentqError(f"it has no {prefix}{CONFIG}, and not one .ckpt with its .yaml{hint}")
+    raise LatentqError(f"it has no {prefix}{CONFIG}, and no checkpoint{hint}")
+
+
+def _companions(names: list[str], checkpoint: str) -> list[str]:
+    """Selects a checkpoint of a repository, last, and the files next to it that describe it."""
+    if checkpoint not in names:
+        raise LatentqError(f"it has no {checkpoint}")
+    prefix = checkpoint[: checkpoint.rfind("/") + 1]
+    return [*matching(names, prefix, "*.yaml", "*.yml", STATISTICS), checkpoint]

@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from latentq._core import LatentqError
-from latentq.format.safe_torch_file import TensorRecord, TorchFile
+from latentq.models.autoencoders.checkpoint import Checkpoint, count
 from latentq.models.autoencoders.vq import VQNetwork
 from latentq.models.group_norm import GroupNormSiLU
-from latentq.models.weights import check_weights
 from latentq.store.local import check_regular
 from latentq.system.text import one_line
 
@@ -39,12 +37,17 @@ class TamingAutoencoder(VQNetwork):
 
     family = "taming.VQModel"
 
+    @staticmethod
+    def recognizes(shapes: Mapping[str, object]) -> bool:
+        """True if tensors of these names are of this family, or of another with the layers of taming-transformers."""
+        return "encoder.mid.block_1.conv1.weight" in shapes
+
     @classmethod
-    def load(cls, checkpoint: Path, config: Path, name: str) -> TamingAutoencoder:
+    def load(cls, checkpoint: Checkpoint, config: Path, name: str) -> TamingAutoencoder:
         """Loads a checkpoint onto the CPU, in float32.
 
         Args:
-            checkpoint: The `.ckpt`.
+            checkpoint: The tensors of the `.ckpt`.
             config: Its `.yaml`.
             name: The autoencoder's name for the card.
 
@@ -52,21 +55,12 @@ class TamingAutoencoder(VQNetwork):
             LatentqError: A file is broken or of another kind, or the weights do not fit the network exactly.
         """
         module = build(_params(config), config)
-        weights = _weights(checkpoint)
-        expected = module.state_dict()
-        both = expected.keys() & weights.keys()
-        check_weights(
-            str(checkpoint),
-            missing=expected.keys() - both,
-            mismatched=[key for key in both if weights[key].shape != expected[key].shape],
-            unexpected=weights.keys() - both,
-        )
-        return cls.of(module, weights, name)
+        checkpoint.fill(module)
+        return cls.of(module, name)
 
     @classmethod
-    def of(cls, module: VQGAN, weights: Mapping[str, torch.Tensor], name: str) -> TamingAutoencoder:
-        """Puts weights that fit, by their names in taming-transformers, into a network on the meta device."""
-        module.load_state_dict(weights, assign=True)
+    def of(cls, module: VQGAN, name: str) -> TamingAutoencoder:
+        """Returns the autoencoder of a network that has its weights."""
         levels = len(module.encoder.down)
         return cls(module, name, channels=module.quant_conv.out_channels, reduction=2 ** (levels - 1))
 
@@ -151,34 +145,6 @@ def _architecture(params: Mapping[str, Any]) -> dict[str, Any]:
     return {**integers, **lists}
 
 
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a checkpoint, except those of the loss, as float32.
-
-    Nothing that the pickle names is imported or called: objects that are not tensors (Lightning's callbacks,
-    OmegaConf's options) are dropped.
-    """
-    try:
-        file = TorchFile(path)
-        data = file.load(ignore_others=True)
-        state = data.get("state_dict", data) if isinstance(data, dict) else None
-        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise LatentqError(f"{path}: it holds no state_dict of tensors")
-        tensors = {key: value for key, value in state.items() if not key.startswith("loss.")}
-        if not all(isinstance(value, TensorRecord) for value in tensors.values()):
-            raise LatentqError(f"{path}: its state_dict holds something else than tensors")
-        return {key: _tensor(file, record) for key, record in tensors.items()}
-    except (OSError, LatentqError) as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise LatentqError(f"{path}: not a checkpoint that can be read: {one_line(reason)}") from None
-
-
-def _tensor(file: TorchFile, record: TensorRecord) -> torch.Tensor:
-    values = file.read(record)
-    if record.dtype == "bfloat16":
-        return torch.from_numpy(values.copy()).view(torch.bfloat16).float()
-    return torch.from_numpy(values.astype(np.float32))
-
-
 # The network. Shapes are (B, C, h, w) throughout.
 
 
@@ -202,14 +168,39 @@ class VQGAN(nn.Module):
         super().__init__()
         widths = [ch * factor for factor in ch_mult]
         attends = [resolution // 2**level in attn_resolutions for level in range(len(widths))]
-        self.encoder = _Encoder(in_channels, ch, widths, attends, num_res_blocks, z_channels)
-        self.decoder = _Decoder(z_channels, widths, attends, num_res_blocks, out_ch)
+        self.encoder = Encoder(in_channels, ch, widths, attends, num_res_blocks, z_channels)
+        self.decoder = Decoder(z_channels, widths, attends, num_res_blocks, out_ch)
         self.quantize = nn.ModuleDict({"embedding": nn.Embedding(n_embed, embed_dim)})
         self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
 
 
-class _Encoder(nn.Module):
+def encoder_and_decoder(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Encoder, Decoder]:
+    """Builds the encoder and decoder that tensors of these names and shapes belong to.
+
+    Args:
+        shapes: The shape of each tensor, by name.
+
+    Raises:
+        KeyError: A tensor is missing.
+        ValueError: The shapes are not those of such networks.
+    """
+    levels = count(shapes, "encoder.down.{}.block.0.conv1.weight")
+    blocks = count(shapes, "encoder.down.0.block.{}.conv1.weight")
+    widths = [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+    first, colors = shapes["encoder.conv_in.weight"][:2]
+    down, up = (
+        [f"{part}.{level}.attn.0.q.weight" in shapes for level in range(levels)]
+        for part in ("encoder.down", "decoder.up")
+    )
+    encoder = Encoder(colors, first, widths, down, blocks, shapes["encoder.conv_out.weight"][0])
+    decoder = Decoder(shapes["decoder.conv_in.weight"][1], widths, up, blocks, shapes["decoder.conv_out.weight"][0])
+    return encoder, decoder
+
+
+class Encoder(nn.Module):
+    """Downsamples to half the size after each level but the last; levels in `attends` have attention."""
+
     def __init__(
         self, in_channels: int, ch: int, widths: list[int], attends: list[bool], blocks: int, z_channels: int
     ) -> None:
@@ -219,10 +210,11 @@ class _Encoder(nn.Module):
         for level, width in zip(self.down, widths[:-1], strict=False):
             level.downsample = _Downsample(width)
         self.mid = _middle(widths[-1])
-        self.norm_out = _norm_silu(widths[-1])
+        self.norm_out = norm_silu(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Encodes (B, 3, S, S) pixels to (B, C, h, w)."""
         x = self.conv_in(x)
         for block in (*self.down, *self.mid.values()):
             x = block(x)
@@ -230,7 +222,9 @@ class _Encoder(nn.Module):
         return result
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
+    """Upsamples to twice the size after each level but the first."""
+
     def __init__(self, z_channels: int, widths: list[int], attends: list[bool], blocks: int, out_channels: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
@@ -238,10 +232,11 @@ class _Decoder(nn.Module):
         self.up = nn.ModuleList(map(_Level, [*widths[1:], widths[-1]], widths, [blocks + 1] * len(widths), attends))
         for level, width in zip(list(self.up)[1:], widths[1:], strict=True):
             level.upsample = _Upsample(width)
-        self.norm_out = _norm_silu(widths[0])
+        self.norm_out = norm_silu(widths[0])
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Decodes (B, C, h, w) to (B, 3, S, S) pixels."""
         x = self.conv_in(x)
         for block in (
             *self.mid.values(),
@@ -275,9 +270,9 @@ class _Level(nn.Module):
 class _ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = _norm_silu(in_channels)
+        self.norm1 = norm_silu(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm_silu(out_channels)
+        self.norm2 = norm_silu(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -334,5 +329,6 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
-def _norm_silu(channels: int) -> GroupNormSiLU:
+def norm_silu(channels: int) -> GroupNormSiLU:
+    """Returns a group norm of 32 groups, followed by SiLU."""
     return GroupNormSiLU(32, channels, eps=1e-6)
