@@ -48,6 +48,7 @@ def test_the_source_systems_are_recipes():
         ("wan", 512, "mean", "center", "vae"),
         ("hunyuan-image", 1024, "sample", "center", "vae"),
         ("rae", 256, "mean", "adm", ""),
+        ("va-vae", 256, "sample", "adm", ""),
         ("sd3", 1024, "sample", "center", "vae"),
     ],
 )

@@ -185,10 +185,12 @@ def test_a_folder_or_a_file_names_the_same_network(saved):
     assert by_folder.normalization == by_file.normalization
 
 
-def test_a_checkpoint_without_statistics_is_not_scaled_and_says_so(tmp_path):
+def test_a_checkpoint_without_statistics_says_what_was_assumed(tmp_path, saved):
     (save_va_vae(tmp_path / "va-vae") / "latents_stats.pt").unlink()
     network = latentq.load_autoencoder(tmp_path / "va-vae")
     assert network.normalization == Normalization()
+    assert latentq.load_autoencoder(saved["mar"]).note.endswith("layers of MAR's KL-16: scaled latents are z * 0.2325")
+    assert latentq.load_autoencoder(saved["va-vae"]).note == ""
     assert re.match(r"there is no latents_stats.pt next to .*: scaled latents are as raw latents", network.note)
 
 

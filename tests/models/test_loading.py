@@ -142,7 +142,7 @@ def test_an_unloadable_autoencoder_is_one_error_line(tiny_vae, tmp_path, monkeyp
     (tmp_path / "no-weights" / "config.json").write_text((tiny_vae / "config.json").read_text())
     for name, message in [
         ("dct", "no autoencoder 'dct'"),
-        (tmp_path / "empty", r"no config\.json and no \.ckpt"),
+        (tmp_path / "empty", r"no config\.json and no checkpoint"),
         (tmp_path / "pipeline", "subfolder 'vae'"),
         (tmp_path / "other", "UNet2DModel"),
         (tmp_path / "broken", "cannot load"),

@@ -32,13 +32,15 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Loads an autoencoder; its family follows from its files.
 
-    Supported are the autoencoders of diffusers, as `save_pretrained` writes them, and VQGAN checkpoints of
-    taming-transformers: a `.ckpt` with its `.yaml` next to it, or vqgan-jax's `flax_model.msgpack` with its
-    `config.json`. If the class is not a known family, the autoencoder's `note` says what was assumed about it. Weights
-    are cast to float32; to compute in another dtype, the caller uses `torch.autocast`.
+    Supported are the autoencoders of diffusers, as `save_pretrained` writes them; VQGAN checkpoints of
+    taming-transformers, a `.ckpt` with its `.yaml` next to it, or vqgan-jax's `flax_model.msgpack` with its
+    `config.json`; and checkpoints of VA-VAE, MAR, LlamaGen and MaskGIT, which need no configuration. If something about
+    an autoencoder had to be assumed, its `note` says so. Weights are cast to float32; to compute in another dtype, the
+    caller uses `torch.autocast`.
 
     Args:
-        name: `dct-f8c16`, a folder, the path of a `.ckpt`, or `owner/name` on the Hub.
+        name: `dct-f8c16`, a folder, the path of a checkpoint, `owner/name` on the Hub, or `owner/name/file` for one of
+            several checkpoints there.
         device: The device to compute on.
         revision: The Hub's branch, tag or commit.
         subfolder: The model's folder inside the folder or repository (`vae` in a pipeline).

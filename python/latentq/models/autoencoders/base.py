@@ -26,7 +26,7 @@ class Network(ABC):
         normalization: The formula from raw latents to those that models are trained on.
         positions: float32 (2, C, h, w), the mean and std of each position, if the normalization has them; else None.
         pixel_range: The pixel values of black and white.
-        note: A line that says what was assumed about a checkpoint of an unknown family; else empty.
+        note: A line that says what was assumed about a checkpoint; empty if nothing was.
     """
 
     family: str

@@ -29,7 +29,7 @@ class LdmAutoencoder(Network):
 
     Its checkpoint does not say how latents are scaled. With `latents_stats.pt` next to it they are scaled by these
     statistics, as LightningDiT does. Without that file MAR's KL-16 has the factor of MAR's code, and any other
-    checkpoint none, which `note` says.
+    checkpoint none; `note` says which.
     """
 
     family = "ldm.AutoencoderKL"
@@ -61,6 +61,7 @@ class LdmAutoencoder(Network):
             network.normalization = _normalization(statistics, channels)
         elif channels == 16 and module.is_mars:
             network.normalization = Normalization(_MAR_FACTOR)
+            network.note = f"{checkpoint.path} has the layers of MAR's KL-16: scaled latents are z * {_MAR_FACTOR}"
         else:
             network.note = f"there is no {STATISTICS} next to {checkpoint.path}: scaled latents are as raw latents"
         return network

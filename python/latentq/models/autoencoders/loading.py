@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from latentq.models.autoencoders.temporal_decoder import TemporalDecoderAutoenco
 from latentq.models.autoencoders.tiny import TinyAutoencoder
 from latentq.models.autoencoders.vq import VQAutoencoder
 from latentq.models.autoencoders.wan import WanAutoencoder
-from latentq.models.hub import CHECKPOINTS, CONFIG, download, matching, weight_files, weight_layouts
+from latentq.models.hub import CHECKPOINTS, CONFIG, download, weight_files, weight_layouts
 from latentq.models.weights import check_weights, load_failure, quiet
 
 FAMILIES: dict[str, type[DiffusersNetwork]] = {
@@ -60,7 +61,7 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
     """
     path = Path(name)
     if path.suffix in CHECKPOINTS and not path.is_dir():
-        repository, file = _on_hub(path)
+        repository, file = _on_hub(str(name))
         if not repository:
             return _load_checkpoint(path, path.stem)
         root = download("autoencoder", repository, revision, lambda names: _companions(names, file))
@@ -77,28 +78,29 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
         if (folder / FLAX_WEIGHTS).exists() and not _has_diffusers_weights(folder):
             return load_flax(folder, title)
         return _load_diffusers(folder, str(name), title)
-    checkpoints = _checkpoints(sorted(path for path in folder.iterdir()) if folder.is_dir() else [])
-    if len(checkpoints) == 1:
-        return _load_checkpoint(checkpoints[0], title)
-    if checkpoints:
-        raise LatentqError(f"{folder} holds {len(checkpoints)} checkpoints: name one of them, e.g. {checkpoints[0]}")
     hint = ", but its subfolder 'vae' has: name that" if (folder / "vae" / CONFIG).is_file() else ""
     if subfolder and (root / CONFIG).is_file():
         hint = f", but {root} has: {_ROOT_HINT}"
+    checkpoints = _checkpoints(sorted(map(str, folder.iterdir()))) if folder.is_dir() and not hint else []
+    if len(checkpoints) == 1:
+        return _load_checkpoint(Path(checkpoints[0]), title)
+    if checkpoints:
+        raise LatentqError(f"{folder} holds {len(checkpoints)} checkpoints: name one of them, e.g. {checkpoints[0]}")
     raise LatentqError(f"{folder} holds no autoencoder: it has no {CONFIG} and no checkpoint{hint}")
 
 
-def _checkpoints(files: list[Path]) -> list[Path]:
+def _checkpoints(files: Iterable[str]) -> list[str]:
     """Selects the checkpoints among files."""
-    return [file for file in files if file.suffix in CHECKPOINTS and file.name != STATISTICS]
+    return [file for file in files if file.endswith(CHECKPOINTS) and not file.endswith(STATISTICS)]
 
 
-def _on_hub(path: Path) -> tuple[str, str]:
-    """Splits `owner/name/file` into the repository and the file; both are empty if it is a local path."""
-    parts = path.parts
-    if len(parts) < 3 or path.is_absolute() or path.exists() or parts[0][0] in ".~" or Path(parts[0]).is_dir():
+def _on_hub(name: str) -> tuple[str, str]:
+    """Splits `owner/name/file` into the repository and the file; both are empty for a local path."""
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if not file or not owner or owner[0] in ".~" or Path(owner).is_dir():
         return "", ""
-    return "/".join(parts[:2]), "/".join(parts[2:])
+    return f"{owner}/{repository}", file
 
 
 def _load_checkpoint(path: Path, name: str) -> Network:
@@ -184,15 +186,14 @@ def _needed_files(names: list[str], prefix: str) -> list[str]:
     """Selects the files of a repository that make the model whose configuration is below `prefix`."""
     if f"{prefix}{CONFIG}" in names:
         return weight_files(names, prefix, (*_WEIGHTS, (FLAX_WEIGHTS,)), "diffusers")
-    siblings = [Path(name) for name in names if name.rpartition("/")[0] == prefix.rstrip("/")]
-    checkpoints = _checkpoints(siblings)
-    if len(checkpoints) == 1:
-        return _companions(names, checkpoints[0].as_posix())
-    if checkpoints:
-        raise LatentqError(f"it holds {len(checkpoints)} checkpoints: name one of them, as owner/name/{checkpoints[0]}")
     hint = "; its subfolder 'vae' has one: name that" if f"{prefix}vae/{CONFIG}" in names else ""
     if prefix and CONFIG in names:
         hint = f"; outside of that subfolder it has one: {_ROOT_HINT}"
+    checkpoints = [] if hint else _checkpoints(_siblings(names, prefix))
+    if len(checkpoints) == 1:
+        return _companions(names, checkpoints[0])
+    if checkpoints:
+        raise LatentqError(f"it holds {len(checkpoints)} checkpoints: name one of them, as owner/name/{checkpoints[0]}")
     raise LatentqError(f"it has no {prefix}{CONFIG}, and no checkpoint{hint}")
 
 
@@ -200,5 +201,10 @@ def _companions(names: list[str], checkpoint: str) -> list[str]:
     """Selects a checkpoint of a repository, last, and the files next to it that describe it."""
     if checkpoint not in names:
         raise LatentqError(f"it has no {checkpoint}")
-    prefix = checkpoint[: checkpoint.rfind("/") + 1]
-    return [*matching(names, prefix, "*.yaml", "*.yml", STATISTICS), checkpoint]
+    siblings = _siblings(names, checkpoint[: checkpoint.rfind("/") + 1])
+    return [*(name for name in siblings if name.endswith((".yaml", ".yml", STATISTICS))), checkpoint]
+
+
+def _siblings(names: list[str], prefix: str) -> list[str]:
+    """Selects the files of a repository that are directly below `prefix`."""
+    return [name for name in names if name.startswith(prefix) and "/" not in name[len(prefix) :]]
