@@ -17,6 +17,7 @@ from latentq.models.autoencoders.checkpoint import Checkpoint
 from latentq.models.autoencoders.ldm import LdmAutoencoder
 from latentq.models.autoencoders.llamagen import LlamaGenAutoencoder
 from latentq.models.autoencoders.maskgit import MaskGitAutoencoder
+from latentq.models.group_norm import GroupNormSiLU, with_fused_norms
 from latentq.models.weights import weight_hash
 from support.checkpoint_making import (
     LlamaGenReference,
@@ -175,6 +176,15 @@ def test_networks_of_the_real_sizes_have_the_real_tensors(family, shapes, parame
     assert sum(map(math.prod, shapes.values())) == parameters
     assert family.recognizes(shapes)
     assert family.load(Described(shapes), "real").latent_shape(256) == latent
+
+
+@pytest.mark.parametrize(("name", "state"), [("mar", MAR), ("llamagen", LLAMAGEN), ("maskgit", MASKGIT)])
+def test_every_group_norm_before_a_silu_can_be_fused(saved, name, state):
+    network = latentq.load_autoencoder(saved[name])
+    fused = with_fused_norms(network)
+    norms = [part for part in fused.module.modules() if isinstance(part, GroupNormSiLU) and part.fused]
+    assert len(norms) == len([key for key in state if re.search(r"norm(1|2|_out)\.weight$", key)])
+    assert torch.equal(fused.encode(PIXELS), network.encode(PIXELS))
 
 
 def test_a_folder_or_a_file_names_the_same_network(saved):

@@ -47,7 +47,7 @@ class GroupNormSiLU(nn.GroupNorm):
 def with_fused_norms(autoencoder: _T) -> _T:
     """Returns a copy of an autoencoder that shares its weights and fuses the group norms that SiLU is known to follow.
 
-    Known are the blocks of diffusers' `AutoencoderKL` and `VQModel`, and the VQGANs of taming-transformers.
+    Known are the blocks of diffusers' `AutoencoderKL` and `VQModel`, and the networks that latentq implements itself.
 
     Args:
         autoencoder: An autoencoder whose `module` is a torch module.
