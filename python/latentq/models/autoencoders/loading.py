@@ -64,7 +64,10 @@ def load(name: str | os.PathLike[str], *, revision: str, subfolder: str) -> Netw
         repository, file = _on_hub(str(name))
         if not repository:
             return _load_checkpoint(path, path.stem)
-        root = download("autoencoder", repository, revision, lambda names: _companions(names, file))
+        try:
+            root = download("autoencoder", repository, revision, lambda names: _companions(names, file))
+        except LatentqError as error:
+            raise LatentqError(f"there is no file {name} here; on the Hub: {error}") from None
         return _load_checkpoint(root / file, str(name))
     if not path.is_dir() and (path.is_absolute() or str(name).startswith((".", "~"))):
         raise LatentqError(f"cannot load the autoencoder {str(name)!r}: there is no such folder or checkpoint")
