@@ -45,7 +45,7 @@ def large_folder(request, tmp_path_factory):
 def prepared(name: str, folder: Path) -> Epoch:
     """The contender, ready and warmed up by four epochs in which it gave every sample once, with the right values."""
     epoch = {**CONTENDERS, **BOUNDS}[name](folder)
-    for _ in range(4):  # latentq caches the last shards in the fourth
+    for _ in range(4):  # latentq caches shards in the second, in the background
         if name in CONTENDERS:
             check(epoch, folder)
         else:

@@ -1,6 +1,6 @@
 """MDS shards against MDSWriter, MDSReader, StreamingDataset and a NumPy memory map, on the same samples and files.
 
-A sample is a latent of 4,096 bytes and two strings; 100,000 are written, and 40,000 read. From the fourth epoch on
+A sample is a latent of 4,096 bytes and two strings; 100,000 are written, and 40,000 read. From the third epoch on
 `Reader` has all of a dataset of that size in memory; with `cache_bytes=0`, and for larger datasets, it reads each
 sample from the page cache. Every writer's files are on the disk (fsync) when its time ends; files that are read are in
 the page cache.
@@ -157,7 +157,7 @@ def reading(folder):
     memmap = np.load(folder / "latents.npy", mmap_mode="r")
     memmap.sum()
     cached, uncached = mds.Reader(path), mds.Reader(path, cache_bytes=0)
-    for reader in (*[cached] * 5, uncached):  # the last shards are cached in the fourth epoch
+    for reader in (*[cached] * 5, uncached):  # shards are cached in the second epoch, in the background
         reader.gather(range(SAMPLES), "latent")
     clean_stale_shared_memory()
     dataset = StreamingDataset(local=str(path), batch_size=1)

@@ -1,6 +1,7 @@
 """`encode --update`: the dataset follows its source, and what did not change is not touched."""
 
 import contextlib
+import dataclasses
 import pickle
 import random
 import shutil
@@ -12,6 +13,7 @@ import latentq
 from conftest import paint
 from latentq import Card, LatentDataset, LatentqError, MismatchError, verify
 from latentq.run.units import unit_names
+from support.archive_making import make_tar
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 16, "unit_size": 3}
 
@@ -24,8 +26,20 @@ def update(source, out, **options):
     return latentq.encode(source, out, update=True, **options)
 
 
-def latents_by_key(out):
-    return {sample["key"]: sample["latent"] for sample in LatentDataset(out)}
+def samples_by_key(out):
+    return {sample["key"]: sample for sample in LatentDataset(out)}
+
+
+def are_equal(found, expected):
+    """True if two datasets have the same samples, by key: latents, labels and captions."""
+    return found.keys() == expected.keys() and all(
+        sample.keys() == expected[key].keys()
+        and all(
+            torch.equal(value, expected[key][name]) if name == "latent" else value == expected[key][name]
+            for name, value in sample.items()
+        )
+        for key, sample in found.items()
+    )
 
 
 def inodes(out, units):
@@ -41,10 +55,8 @@ def assert_follows(source, out, folder):
     """Asserts that a dataset has the samples of its source, with the latents that a fresh encode gives."""
     fresh = folder / f"fresh-{random.getrandbits(60):x}"
     latentq.encode(source, fresh, like=out)
-    expected, found = latents_by_key(fresh), latents_by_key(out)
-    assert found.keys() == expected.keys()
-    for key, latent in found.items():
-        assert torch.equal(latent, expected[key]), key
+    found = samples_by_key(out)
+    assert are_equal(found, samples_by_key(fresh))
     assert verify(out) == []
     counts = Card.load(out).counts
     assert counts.samples == len(found)
@@ -175,12 +187,11 @@ def test_the_first_command_accepts_an_updated_dataset_with_a_class_that_sorts_fi
 
 def test_an_open_reader_keeps_reading_the_old_dataset(source, out):
     dataset = LatentDataset(out)
-    before = latents_by_key(out)
+    before = samples_by_key(out)
     paint(source / "1.png", 100, (40, 30))
     (source / "7.png").unlink()
     update(source, out)
-    assert [sample["key"] for sample in dataset] == [*before]
-    assert all(torch.equal(sample["latent"], before[sample["key"]]) for sample in dataset)
+    assert are_equal({sample["key"]: sample for sample in dataset}, before)
     assert len(LatentDataset(out)) == 7
 
 
@@ -230,31 +241,79 @@ class Killed(BaseException):
     """Stands for a kill: no handler of an exception catches it."""
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_dataset_follows_any_changes_of_its_source(source, tmp_path, seed, monkeypatch):
+@dataclasses.dataclass
+class Picture:
+    """A picture of a random source."""
+
+    seed: int
+    size: tuple[int, int]
+    label: str
+    caption: str
+
+    @classmethod
+    def random(cls, rng):
+        size = rng.randrange(16, 60), rng.randrange(16, 60)
+        return cls(rng.getrandbits(30), size, rng.choice("abcd"), f"caption {rng.getrandbits(30)}")
+
+    def png(self, folder):
+        paint(folder / "picture.png", self.seed, self.size)
+        return (folder / "picture.png").read_bytes()
+
+
+def write_folder(source, pictures, scratch):
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir()
+    for name, picture in pictures.items():
+        (source / f"{name}.png").write_bytes(picture.png(scratch))
+
+
+def write_table(source, pictures, scratch):
+    write_folder(source.with_name("pictures"), pictures, scratch)
+    rows = [f"pictures/{name}.png,{picture.label},{picture.caption}\n" for name, picture in pictures.items()]
+    source.write_text("".join(["path,label,caption\n", *rows]))
+
+
+def write_tars(source, pictures, scratch):
+    source.mkdir(exist_ok=True)
+    for archive in range(2):
+        members = []
+        for name, picture in pictures.items():
+            if int(name) % 2 == archive:
+                texts = (f"{name}.txt", picture.caption.encode()), (f"{name}.cls", str(ord(picture.label)).encode())
+                members += [(f"{name}.png", picture.png(scratch)), *texts]
+        make_tar(source / f"{archive}.tar", members)
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "seed"),
+    [
+        *((write_folder, "source", seed) for seed in range(3)),
+        *((write_table, "source.csv", seed) for seed in range(3)),
+        *((write_tars, "source", seed) for seed in range(3)),
+    ],
+)
+def test_a_dataset_follows_any_changes_of_its_source(write, name, tmp_path, seed, monkeypatch):
     """Random additions, changes and removals, with an update after each, some of them killed half way."""
-    out, rng = tmp_path / "out", random.Random(seed)
+    rng, source, out = random.Random(seed), tmp_path / name, tmp_path / "out"
+    pictures = {str(number): Picture.random(rng) for number in range(8)}
+    write(source, pictures, tmp_path)
     encode(source, out)
-    for step in range(5):
-        files = sorted(source.iterdir())
-        for file in rng.sample(files, rng.randrange(min(4, len(files)))):
-            file.unlink()
-        files = sorted(source.iterdir())
-        for file in rng.sample(files, rng.randrange(min(3, len(files) + 1))):
-            paint(file, rng.getrandbits(30), (rng.randrange(16, 60), rng.randrange(16, 60)))
+    for _ in range(4):
+        for number in rng.sample([*pictures], rng.randrange(min(4, len(pictures)))):
+            del pictures[number]
+        for number in rng.sample([*pictures], rng.randrange(min(3, len(pictures) + 1))):
+            pictures[number] = Picture.random(rng)
         for _ in range(rng.randrange(4)):
-            paint(source / f"{rng.randrange(30)}.png", rng.getrandbits(30), (rng.randrange(16, 60), 24))
-        if not any(source.iterdir()):
-            paint(source / "0.png", step, (20, 18))
-        before = latents_by_key(out)
+            pictures[str(rng.randrange(30))] = Picture.random(rng)
+        pictures = pictures or {"0": Picture.random(rng)}
+        write(source, pictures, tmp_path)
+        before = samples_by_key(out)
         if rng.random() < 0.5:
-            killed_at = rng.randrange(25)
             with monkeypatch.context() as patch:
-                _kill_at(patch, killed_at)
+                _kill_at(patch, rng.randrange(25))
                 with contextlib.suppress(Killed):
                     update(source, out)
-            found = latents_by_key(out)
-            if found.keys() != before.keys() or not all(torch.equal(found[key], before[key]) for key in found):
+            if not are_equal(samples_by_key(out), before):
                 assert_follows(source, out, tmp_path)
         kept = inodes(out, names(out))
         update(source, out)

@@ -24,12 +24,13 @@ def listed(folder, samples):
 
 
 @settings(max_examples=100, deadline=None)
-@given(old=SAMPLES, new=SAMPLES, bucket=st.integers(1, 70))
-def test_an_updated_list_has_the_samples_of_the_source(tmp_path_factory, old, new, bucket):
+@given(old=SAMPLES, new=SAMPLES, bucket=st.integers(1, 70), batch=st.integers(1, 70))
+def test_an_updated_list_has_the_samples_of_the_source(tmp_path_factory, old, new, bucket, batch):
     folder = tmp_path_factory.mktemp("join")
     before, after = listed(folder / "old", old), listed(folder / "new", new)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(join, "_BUCKET", bucket)
+        patch.setattr(join, "_DISTRIBUTED", batch)
         difference = compare_lists(before, after, folder)
     units = [*updated_units(before, after, difference, 1)]
     added = [*added_samples(after, difference)]

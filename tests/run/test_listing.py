@@ -244,3 +244,11 @@ def _open_made_source(kind, folder, rows, pa, pq):
         path = make_zip(folder / "a.zip", [(f"{index}.png", image) for index, image in enumerate(images)])
         return open_source(path, captions=f"{folder / 'captions.jsonl'}:file_name,caption")
     return open_source(folder)
+
+
+def test_a_source_that_cannot_be_listed_leaves_no_folder_behind(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(LatentqError, match="holds no images"):
+        latentq.encode(tmp_path / "source", tmp_path / "kept" / "new" / "out", autoencoder="dct-f8c16", size=16)
+    assert contents(tmp_path) == {"source/": b"", "kept/": b""}

@@ -137,8 +137,8 @@ def test_large_sidecars_are_not_read(tmp_path, name):
     assert peak < 10_000_000
 
 
-@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
-def test_the_captions_of_an_archive_have_a_bound_in_bytes(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("name", ["a.tgz", "a.zip"])
+def test_the_captions_of_a_compressed_archive_have_a_bound_in_bytes(tmp_path, monkeypatch, name):
     path = make_archive(tmp_path / name, [(f"{i}.txt", b"caption " * 100) for i in range(20)] + [("1.jpg", b"x")])
     monkeypatch.setattr("latentq.sources.archives._TEXT_BYTES", 8_000)
     with pytest.raises(LatentqError, match=f"{name}: its captions and labels take more than"):

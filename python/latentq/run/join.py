@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ SAME_FACTS = np.uint64(2**64 - 2)
 
 _CACHED_UNITS = 4
 _BUCKET = 1 << 19  # samples that are compared at once, on average
+_DISTRIBUTED = 1 << 18  # records that are sorted by bucket at once, to open each bucket seldom
 _RECORD = np.dtype([("key", "<u8", 2), ("facts", "<u8"), ("index", "<u8")])
 
 
@@ -97,14 +99,20 @@ def _distribute(samples: SampleList, paths: list[Path]) -> None:
     """Writes the records of a list to the bucket of each key."""
     for path in paths:
         path.touch()
-    for unit in samples.units():
-        records = np.empty(unit.samples, _RECORD)
-        for position, sample in enumerate(samples.samples(unit)):
-            records[position] = (*_hashes(sample), unit.first + position)
+    numbered = enumerate(samples)
+    while True:
+        batch = itertools.islice(numbered, _DISTRIBUTED)
+        records = np.fromiter(((*_hashes(sample), number) for number, sample in batch), _RECORD)
+        if not len(records):
+            return
         bucket_of = records["key"][:, 0] % len(paths)
-        for bucket in np.unique(bucket_of).tolist():
-            with paths[bucket].open("ab") as file:
-                file.write(records[bucket_of == bucket].tobytes())
+        order = np.argsort(bucket_of, kind="stable")
+        records, bucket_of = records[order], bucket_of[order]
+        ends = np.searchsorted(bucket_of, np.arange(len(paths)), side="right").tolist()
+        for path, start, end in zip(paths, [0, *ends], ends, strict=False):
+            if start < end:
+                with path.open("ab") as file:
+                    file.write(records[start:end].tobytes())
 
 
 def _hashes(sample: Sample) -> tuple[tuple[int, int], int]:

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Self, TextIO
@@ -119,7 +119,7 @@ class RunList:
         samples: The list.
         place: The folder that the list is published as.
         notes: Lines for the user about how the source was listed; empty if it was not.
-        is_new_folder: The folder of the run was made for the list.
+        new_folders: The folders that were made for the list, from the inside out.
         advice: The advice to a user if another list is published first.
     """
 
@@ -129,13 +129,13 @@ class RunList:
         place: Path,
         notes: Collection[str] = (),
         *,
-        is_new_folder: bool = False,
+        new_folders: Sequence[Path] = (),
         advice: str = ADVICE,
     ) -> None:
         self.samples = samples
         self.notes = notes
         self._place = place
-        self._is_new_folder = is_new_folder
+        self._new_folders = new_folders
         self._advice = advice
 
     def __enter__(self) -> Self:
@@ -143,7 +143,7 @@ class RunList:
 
     def __exit__(self, *_: object) -> None:
         if self.samples.folder != self._place:
-            _remove_list(self.samples.folder, self._place.parent, is_new_folder=self._is_new_folder)
+            _remove_list(self.samples.folder, self._new_folders)
 
     def publish(self) -> None:
         """Publishes the list. If another process published it first, that one is used from now on.
@@ -195,16 +195,15 @@ def list_source(
             return RunList(published, place, _compare(source, published, unit_size, is_updated=revision > 0))
         except MismatchError as error:
             raise MismatchError(f"{error}: {advice}") from None
-    is_new_folder = not out.exists()
-    make_folder(out)
+    new_folders = make_folder(out)
     temporary = temporary_list(place)
     try:
         listing = source.listing()
         write_list(temporary, listed_parts(source, listing, unit_size))
-        return RunList(SampleList(temporary), place, listing.notes, is_new_folder=is_new_folder)
+        return RunList(SampleList(temporary), place, listing.notes, new_folders=new_folders)
     except BaseException as error:
         was_removed = isinstance(error, FileNotFoundError) and not temporary.exists()
-        _remove_list(temporary, out, is_new_folder=is_new_folder)
+        _remove_list(temporary, new_folders)
         if was_removed and place.is_dir():  # by another process, which published the list
             return list_source(source, out, unit_size, compare=compare, revision=revision, advice=advice)
         raise
@@ -219,12 +218,12 @@ def temporary_list(place: Path) -> Path:
     return place.with_name(f".{place.name}.{secrets.token_hex(4)}")
 
 
-def _remove_list(temporary: Path, out: Path, *, is_new_folder: bool) -> None:
-    """Removes an unpublished list, and the folder that was made for it unless something else is in it."""
+def _remove_list(temporary: Path, new_folders: Sequence[Path]) -> None:
+    """Removes an unpublished list, and the folders that were made for it unless something else is in them."""
     shutil.rmtree(temporary, ignore_errors=True)
-    if is_new_folder:
-        with contextlib.suppress(OSError):
-            out.rmdir()
+    with contextlib.suppress(OSError):
+        for folder in new_folders:
+            folder.rmdir()
 
 
 def listed_parts(source: Source, listing: Listing, unit_size: int) -> Iterator[bytes]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.sources.columns import NamedColumns, caption_facts
+from latentq.sources.file_dict import FileDict
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
 from latentq.sources.label_values import Classes, with_labels
 from latentq.sources.listing import GZIP_SUFFIXES, Listing, Sample, unchanged_files
 from latentq.sources.member import Member, Reads, plain_name
 from latentq.sources.sidecars import NO_CAPTION, NO_IMAGE, SidecarRule, Sidecars, webdataset_key
+from latentq.sources.spool import spooled
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
 from latentq.system.faults import raise_machine_fault
@@ -27,7 +28,7 @@ ArchiveKind = Literal["tar", "zip"]
 
 _OPENERS: dict[ArchiveKind, type[Tar | Zip]] = {"tar": Tar, "zip": Zip}
 _HEAD, _NOTHING = Reads(head=HEAD_BYTES), Reads()
-_TEXT_BYTES = 1 << 29  # captions and labels of one archive, which are in memory until its images are listed
+_TEXT_BYTES = 1 << 29  # captions and labels of one archive, or its size if that is more: a guard against bombs
 _LARGE_BYTES = 1 << 26  # members that are read only if they begin as an image does
 
 
@@ -85,7 +86,7 @@ class Archives:
                 found.add(sample)
                 yield sample, label
             others += contents.others
-            notes += contents.notes(self._image_field)
+            notes += contents.notes()
         if not found.images:
             first = next(iter(self.files.values()))
             reason = f": {found.fault}" if found.fault else ""
@@ -147,30 +148,35 @@ class Archives:
         return archive
 
     def _contents(self, name: str, path: Path) -> _Contents:
-        """Looks through one archive."""
+        """Opens one archive to be looked through."""
         archive = _OPENERS[self.kind](path)
         sidecars = Sidecars(self._rule, webdataset=self.kind == "tar")
-        contents = _Contents(Sample(name, None, archive=name, archive_bytes=archive.bytes), sidecars)
+        contents = _Contents(Sample(name, None, archive=name, archive_bytes=archive.bytes), sidecars, self._image_field)
         contents.renamed = isinstance(archive, Tar) and archive.compressed and not name.lower().endswith(GZIP_SUFFIXES)
-        text_bytes = 0
+        contents.images = spooled(self._images(archive, contents))
+        return contents
+
+    def _images(self, archive: Tar | Zip, contents: _Contents) -> Iterator[tuple[Any, ...]]:
+        """Yields the images of an archive as `_Contents` has them, gives it everything else, and closes the archive."""
+        text_bytes, most = 0, max(_TEXT_BYTES, archive.bytes)
         try:
             for member in archive.members(self._reads):
                 inside = plain_name(member.name)
                 if self._rule.limit(inside):
                     text_bytes += len(member.content or b"")
-                    if text_bytes > _TEXT_BYTES:
-                        raise LatentqError(f"{name}: its captions and labels take more than {size_text(_TEXT_BYTES)}")
-                    sidecars.add(inside, member.content, member.fault)
+                    if text_bytes > most:
+                        name = contents.archive.key
+                        raise LatentqError(f"{name}: its captions and labels take more than {size_text(most)}")
+                    contents.sidecars.add(inside, member.content, member.fault)
                 elif self._is_image(inside, member):
-                    contents.add_image(inside, member)
+                    yield contents.image(inside, member)
                 else:
                     contents.others += 1
         except FormatError as error:
-            raise_machine_fault(error, name)
+            raise_machine_fault(error, contents.archive.key)
             contents.fault = str(error)
         finally:
             archive.close()
-        return contents
 
     def _reads(self, name: str) -> Reads:
         """Returns how much of a member to list it by: all of a sidecar, the first bytes if its name does not tell."""
@@ -230,13 +236,14 @@ def _read(archive: Tar | Zip, sample: Sample) -> bytes:
 
 @dataclass
 class _Contents:
-    """The findings of listing one archive.
+    """The findings of listing one archive. They are complete once `images` is exhausted.
 
     Attributes:
         archive: A sample that stands for the archive.
         sidecars: The captions and labels.
-        images: The name in the archive and the sample of each image, by key.
-        names: How many images there are of each name.
+        image_field: The field of WebDataset that a user named.
+        images: The path in the archive of each image, and the fields of its sample; nothing is yielded before all
+            members were looked at.
         others: How many other members there are.
         renamed: True if the archive is gzip, and its name does not say so.
         fault: Why the rest of the archive cannot be read, or empty.
@@ -244,34 +251,42 @@ class _Contents:
 
     archive: Sample
     sidecars: Sidecars
-    images: dict[str, tuple[str, Sample]] = field(default_factory=dict)
-    names: Counter[str] = field(default_factory=Counter)
+    image_field: str | None
+    images: Iterable[tuple[Any, ...]] = ()
     others: int = 0
     renamed: bool = False
     fault: str = ""
+    _names: FileDict[int] = field(default_factory=FileDict)  # by key, the number of images of that name
+    _by_webdataset_key: FileDict[str] = field(default_factory=FileDict)
+    _of_one_key: tuple[str, str] | None = None
 
-    def add_image(self, inside: str, member: Member) -> None:
-        """Adds an image by its name in the archive; the second image of a name is a reject, as `name#2`."""
+    def image(self, inside: str, member: Member) -> tuple[Any, ...]:
+        """Returns an image by its path in the archive; the second image of a name is a reject, as `name#2`."""
         key = f"{self.archive.key}/{inside}"
-        self.names[inside] += 1
-        if duplicate := key in self.images:
-            self.names[inside] = max(2, self.names[inside])
-            while (key := f"{self.archive.key}/{inside}#{self.names[inside]}") in self.images:
-                self.names[inside] += 1
-        sample = Sample(
-            key,
-            member.size,
-            archive=self.archive.archive,
-            archive_bytes=self.archive.archive_bytes,
-            offset=member.offset,
-            packed=member.packed,
-            fault="a member of this name came before" if duplicate else member.fault,
+        fault = member.fault
+        if count := self._names.get(key):
+            fault, name = "a member of this name came before", key
+            count += 1
+            while (key := f"{name}#{count}") in self._names:
+                count += 1
+            self._names[name] = count
+        self._names[key] = 1
+        if self.image_field is None and self.sidecars.webdataset and self._of_one_key is None:
+            group, _ = webdataset_key(inside)
+            other = self._by_webdataset_key.get(group)
+            if other is None:
+                self._by_webdataset_key[group] = inside
+            elif other != inside:
+                self._of_one_key = other, inside
+        sample = self.archive._replace(
+            key=key, bytes=member.size, offset=member.offset, packed=member.packed, fault=fault
         )
-        self.images[key] = (inside, sample)
+        return inside, *sample
 
     def samples(self) -> Iterator[tuple[Sample, str | None]]:
         """Yields the images with their captions and labels, then captions without an image, then a broken archive."""
-        for inside, sample in self.images.values():
+        for inside, *fields in self.images:
+            sample = Sample(*fields)
             caption = self.sidecars.caption_of(inside)
             if caption is not None:
                 facts = caption_facts(caption.captions)
@@ -282,17 +297,13 @@ class _Contents:
         if self.fault:
             yield self.archive._replace(fault=self.fault), None
 
-    def notes(self, image_field: str | None) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         """Yields what the user should know about the archive."""
         if self.renamed:
             yield f"{self.archive.key} is gzip: named .tar.gz, it would be one unit, and be decompressed once"
-        if image_field is None and self.sidecars.webdataset:
-            first: dict[str, str] = {}
-            for inside, _ in self.images.values():
-                key, _ = webdataset_key(inside)
-                if (other := first.setdefault(key, inside)) != inside:
-                    yield (
-                        f"{self.archive.key} has several images of one key, {other} and {inside}: each is a sample; "
-                        "--image-column names the one to take"
-                    )
-                    return
+        if self._of_one_key is not None:
+            other, inside = self._of_one_key
+            yield (
+                f"{self.archive.key} has several images of one key, {other} and {inside}: each is a sample; "
+                "--image-column names the one to take"
+            )

@@ -12,6 +12,7 @@ from typing import Any
 from latentq._core import FormatError, LatentqError
 from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_in, column_of
 from latentq.sources.delimited import DELIMITERS, table_rows
+from latentq.sources.file_dict import FileDict
 from latentq.sources.listing import Listing, Sample, Source, deferred_read
 from latentq.sources.member import MAX_MEMBER_BYTES, Reads, plain_name
 from latentq.sources.parquet import open_parquet, rows_of
@@ -78,7 +79,7 @@ class Captions:
         takes the rows that name it most exactly.
         """
         rows, last_name = self._by_name()
-        exactness: dict[str, int] = {}  # of the samples that each name is for
+        exactness: FileDict[int] = FileDict()  # of the samples that each name is for
         count = 0
         first = ""
 
@@ -88,8 +89,10 @@ class Captions:
                 first = first if count else sample.text
                 count += 1
                 for position, name in enumerate(_names(sample)):
-                    if name in rows and position < exactness.get(name, position + 1):
-                        exactness[name] = position
+                    if name in rows:
+                        known = exactness.get(name)
+                        if known is None or position < known:
+                            exactness[name] = position
                 yield sample
 
         missing = f"{_NO_CAPTION} {Path(self.path).name}"
@@ -98,21 +101,21 @@ class Captions:
                 break
             sample = Sample(*fields)
             names = (name for position, name in enumerate(_names(sample)) if exactness.get(name) == position)
-            captions, fault = rows.get(next(names, ""), ((), missing))
+            captions, fault = rows.get(next(names, "")) or ((), missing)
             fault = sample.fault or fault or ("" if captions else missing)
             yield sample._replace(**caption_facts(captions) | {"caption": captions[0] if captions else ""}, fault=fault)
         if not exactness:
             names_shown = f": it names {last_name!r}, the source {first!r}" if last_name and count else ""
             raise LatentqError(f"{self.path} has no caption for any of {counted(count, 'sample')}{names_shown}")
 
-    def _by_name(self) -> tuple[dict[str, tuple[tuple[str, ...], str]], str]:
+    def _by_name(self) -> tuple[FileDict[tuple[tuple[str, ...], str]], str]:
         """Returns the captions of all rows of each name and the fault of the first of them; and the last row's name."""
-        found: dict[str, tuple[tuple[str, ...], str]] = {}
+        found: FileDict[tuple[tuple[str, ...], str]] = FileDict()
         name = ""
         for name, captions, fault in self._rows():
-            earlier = found.get(name)
-            found[name] = (captions, fault) if earlier is None else (earlier[0] + captions, earlier[1])
-        found.pop("", None)
+            if name:
+                earlier = found.get(name)
+                found[name] = (captions, fault) if earlier is None else (earlier[0] + captions, earlier[1])
         return found, name
 
     def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:

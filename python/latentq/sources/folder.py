@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 from latentq._core import LatentqError
 from latentq.sources.columns import NamedColumns, caption_facts
+from latentq.sources.file_dict import FileDict
 from latentq.sources.kinds import HEAD_BYTES, image_by_name, is_image, is_junk_folder
 from latentq.sources.label_values import Classes, numbered_classes
 from latentq.sources.listing import Listing, Sample
@@ -51,7 +52,7 @@ class Folder:
         return self.path / sample.key
 
     def listing(self) -> Listing:
-        """Walks the folder, following links; no more is in memory than the names in one folder of each depth.
+        """Walks the folder, following links. The names in one folder of each depth are known at once.
 
         The samples raise OSError if a folder cannot be read, LatentqError if there is no image, and MismatchError if a
         class folder is not in `classes`.
@@ -105,7 +106,8 @@ class _Walk:
         others: The number of other files so far, without sidecars.
         lone_texts: The number of sidecars of no image so far.
         described: The number of images with a sidecar so far.
-        outside: The images that are in no subfolder.
+        outside: The number of images that are in no subfolder, all of which are counted before the first is yielded.
+        first_outside: The first of them.
         junk: The names of skipped folders of operating systems.
     """
 
@@ -117,9 +119,10 @@ class _Walk:
     others: int = 0
     lone_texts: int = 0
     described: int = 0
-    outside: list[str] = field(default_factory=list)
+    outside: int = 0
+    first_outside: str = ""
     junk: set[str] = field(default_factory=set)
-    _seen: set[int] = field(default_factory=set)
+    _seen: FileDict[None] = field(default_factory=FileDict)
 
     def __post_init__(self) -> None:
         self._root = os.fspath(self.root)
@@ -153,8 +156,8 @@ class _Walk:
             yield f"files that are not images are skipped: {self.others + self.lone_texts}"
         if self.junk:
             yield f"folders of operating systems are skipped: {', '.join(sorted(self.junk))}"
-        if 0 < len(self.outside) < self.images:
-            yield f"no labels: {counted(len(self.outside), 'image')} outside class folders, {self.outside[0]} first"
+        if 0 < self.outside < self.images:
+            yield f"no labels: {counted(self.outside, 'image')} outside class folders, {self.first_outside} first"
         if self.described and not self.captioned:
             yield f"images with a .txt of the same name: {self.described}; --captions txt takes those as captions"
 
@@ -162,13 +165,12 @@ class _Walk:
         """Takes the names in a folder, whose path from the root is `prefix` with a `/` behind each name."""
         path = f"{self._root}/{prefix[:-1]}" if prefix else self._root
         status = os.stat(path)  # noqa: PTH116  (a Path is slow)
-        identity = status.st_dev << 64 | status.st_ino
+        identity = f"{status.st_dev}:{status.st_ino}"
         if identity in self._seen:  # a link to a folder already walked
             return _OpenFolder(prefix, iter(()))
-        self._seen.add(identity)
-        images: list[str] = []
-        folders: list[str] = []
-        texts: dict[str, list[str]] = {}
+        self._seen[identity] = None
+        names: FileDict[None] = FileDict()
+        texts: FileDict[tuple[str, ...]] = FileDict()
         with os.scandir(path) as entries:
             for entry in entries:
                 name = entry.name
@@ -176,25 +178,28 @@ class _Walk:
                     if is_junk_folder(name):
                         self.junk.add(name)
                     elif self._is_wanted(entry):
-                        folders.append(f"{name}/")
+                        names[f"{name}/"] = None
                 elif (named := image_by_name(name)) or (named is None and is_image(_head(Path(entry.path)))):
-                    images.append(name)
+                    names[name] = None
+                    self.images += 1
+                    if not prefix:
+                        self.outside += 1
+                        self.first_outside = min(self.first_outside or name, name, key=os.fsencode)
                 elif self.rule.limit(name):
-                    texts.setdefault(stem_of(name), []).append(name)
+                    texts[stem_of(name)] = (*(texts.get(stem_of(name)) or ()), name)
                 else:
                     self.others += 1
-        self._count(images, texts)
-        names = sorted([*images, *folders], key=os.fsencode)
-        if not prefix:
-            self.outside = [name for name in names if name[-1] != "/"]
-        return _OpenFolder(prefix, iter(names), texts)
-
-    def _count(self, images: list[str], texts: dict[str, list[str]]) -> None:
-        self.images += len(images)
         if texts:
-            wanted = {name for image in images for name in (stem_of(image), image)}
-            self.lone_texts += sum(len(names) for stem, names in texts.items() if stem not in wanted)
-            self.described += sum(image in texts or stem_of(image) in texts for image in images)
+            self._count_texts(names, texts)
+        return _OpenFolder(prefix, names.sorted_keys(), texts)
+
+    def _count_texts(self, names: FileDict[None], texts: FileDict[tuple[str, ...]]) -> None:
+        wanted: FileDict[None] = FileDict()
+        for name in names.sorted_keys():
+            if name[-1] != "/":
+                wanted[name] = wanted[stem_of(name)] = None
+                self.described += name in texts or stem_of(name) in texts
+        self.lone_texts += sum(len(group) for group in texts.values() if stem_of(group[0]) not in wanted)
 
     def _is_wanted(self, folder: os.DirEntry[str]) -> bool:
         """True if a folder is neither hidden (such as `.ipynb_checkpoints`) nor excluded."""
@@ -206,7 +211,7 @@ class _Walk:
         """Returns a sample with captions from its sidecars; without one, its `fault` is `NO_CAPTION`."""
         sidecars = Sidecars(self.rule)
         for stem in {stem_of(name), name}:
-            for text in sorted(folder.texts.get(stem, ()), key=os.fsencode):
+            for text in sorted(folder.texts.get(stem) or (), key=os.fsencode):
                 path = folder.prefix + text
                 sidecars.add(path, *_read_sidecar(self.root / path, self.rule.limit(text)))
         caption = sidecars.caption_of(sample.key)
@@ -227,7 +232,7 @@ class _OpenFolder:
 
     prefix: str
     names: Iterator[str]
-    texts: Mapping[str, list[str]] = field(default_factory=dict)
+    texts: FileDict[tuple[str, ...]] = field(default_factory=FileDict)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

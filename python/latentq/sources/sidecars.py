@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from latentq._core import LatentqError
 from latentq.sources.columns import CAPTION, captions_in, column_of
+from latentq.sources.file_dict import FileDict
 
 MAX_TEXT_BYTES, MAX_JSON_BYTES = 1 << 16, 1 << 20
 NO_CAPTION = "no caption"
@@ -51,8 +53,7 @@ class SidecarRule:
         return _LIMITS[self.extension].get(name.rpartition(".")[2].lower(), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Caption:
+class Caption(NamedTuple):
     """The captions in a sidecar.
 
     Attributes:
@@ -81,11 +82,11 @@ class Sidecars:
 
     rule: SidecarRule
     webdataset: bool = False
-    _by_stem: dict[str, Caption] = field(default_factory=dict)
-    _by_key: dict[str, dict[str, Caption]] = field(default_factory=dict)
-    _labels: dict[str, str] = field(default_factory=dict)
-    _used: set[str] = field(default_factory=set)
-    _images: list[str] = field(default_factory=list)
+    _by_stem: FileDict[tuple[Any, ...]] = field(default_factory=FileDict)  # the fields of a `Caption`
+    _by_key: FileDict[dict[str, str]] = field(default_factory=FileDict)  # stems by WebDataset's field, or ""
+    _labels: FileDict[str] = field(default_factory=FileDict)
+    _used: FileDict[None] = field(default_factory=FileDict)
+    _keys: FileDict[None] = field(default_factory=FileDict)  # of the images that were asked for
 
     def add(self, name: str, content: bytes | None, fault: str) -> None:
         """Adds a sidecar.
@@ -100,42 +101,52 @@ class Sidecars:
             if content is not None:
                 label = content.decode("utf-8", "replace").strip()
                 for stem in (stem_of(name), *((key,) if self.webdataset else ())):
-                    self._labels.setdefault(stem, label)
+                    if stem not in self._labels:
+                        self._labels[stem] = label
             return
         caption = self._caption(name, content, fault)
-        _add_first(self._by_stem, stem_of(name), caption)
+        stem = stem_of(name)
+        other = self._by_stem.get(stem)
+        if other is None or _rank(name) < _rank(other[0]):
+            self._by_stem[stem] = tuple(caption)
         fields = sidecar_field.split(".")
         if self.webdataset and (len(fields) == 1 or (len(fields) == 2 and fields[0] in CAPTION)):
-            _add_first(self._by_key.setdefault(key, {}), fields[0] if len(fields) == 2 else "", caption)
+            self._by_key[key] = {fields[0] if len(fields) == 2 else "": stem} | (self._by_key.get(key) or {})
 
     def caption_of(self, image: str) -> Caption | None:
         """Returns the caption of an image by its path, or None."""
+        if not self._by_stem:
+            return None
         caption = self._by_stem.get(stem_of(image))
-        if caption is None and self._by_key:
-            fields = self._by_key.get(webdataset_key(image)[0], {})
-            caption = fields.get("") or next((fields[name] for name in CAPTION if name in fields), None)
+        if self._by_key:
+            key, _ = webdataset_key(image)
+            self._keys[key] = None
+            if caption is None:
+                stems = self._by_key.get(key) or {}
+                stem = next((stems[name] for name in ("", *CAPTION) if name in stems), None)
+                caption = None if stem is None else self._by_stem.get(stem)
         if caption is None:
             caption = self._by_stem.get(image)
-        self._images.append(image)
-        if caption is not None:
-            self._used.add(caption.name)
-        return caption
+        if caption is None:
+            return None
+        self._used[caption[0]] = None
+        return Caption(*caption)
 
     def label_of(self, image: str) -> str | None:
         """Returns the label of an image by its path, or None."""
         if not self._labels:
             return None
-        return self._labels.get(stem_of(image), self._labels.get(webdataset_key(image)[0]))
+        label = self._labels.get(stem_of(image))
+        return self._labels.get(webdataset_key(image)[0]) if label is None else label
 
     def without_image(self) -> Iterator[str]:
         """Yields the names of captions whose image has not been asked for."""
-        unused = [caption for caption in self._by_stem.values() if caption.name not in self._used]
-        keys = {webdataset_key(image)[0] for image in self._images} if unused else set()
-        for caption in unused:
-            key, _ = webdataset_key(caption.name)
-            another_of_image = key in keys and caption in self._by_key.get(key, {}).values()
-            if not another_of_image:
-                yield caption.name
+        for name, *_ in self._by_stem.values():
+            if name in self._used:
+                continue
+            key, _ = webdataset_key(name)
+            if key not in self._keys or stem_of(name) not in (self._by_key.get(key) or {}).values():
+                yield name
 
     def _caption(self, name: str, content: bytes | None, fault: str) -> Caption:
         if content is None:
@@ -155,13 +166,6 @@ class Sidecars:
             captions = ()
         wanted = repr(self.rule.json_field) if self.rule.json_field else f"of a usual name ({', '.join(CAPTION)})"
         return Caption(name, captions, "" if captions else f"{NO_CAPTION}: no text {wanted} in its JSON")
-
-
-def _add_first(captions: dict[str, Caption], name: str, caption: Caption) -> None:
-    """Adds a caption unless there is one whose extension comes first in `_TEXTS`, whatever their order."""
-    other = captions.setdefault(name, caption)
-    if _rank(caption.name) < _rank(other.name):
-        captions[name] = caption
 
 
 def _rank(name: str) -> int:

@@ -12,16 +12,14 @@ from pathlib import Path
 
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
-from latentq.sources.member import Member, Reads, broken_archive, size_fault
+from latentq.sources.member import Member, Reads, size_fault
+from latentq.sources.zip_directory import Entry, entries
 from latentq.system.text import counted
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _DESCRIPTOR = struct.Struct("<4sL")  # after the data, if the checksum was not known when the header was written
 _HEAD_BYTES = 4096  # deflated, for the first bytes of a member
 _ENCRYPTED, _HAS_DESCRIPTOR = 0x1, 0x8
-_NOT_A_ZIP = (
-    zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OverflowError, IndexError, struct.error
-)  # fmt: skip
 
 
 class Zip:
@@ -45,26 +43,21 @@ class Zip:
         Raises:
             FormatError: The file is not a zip, or its directory is broken or cut off.
         """
-        try:
-            with zipfile.ZipFile(self._file) as archive:
-                infos = archive.infolist()
-        except _NOT_A_ZIP as error:
-            raise broken_archive(0, f"not a zip: {error}" if self.bytes else "an empty file") from None
-        for info in infos:
-            if info.filename.endswith("/"):  # `is_dir` fails for an empty name
+        for entry in entries(self._file.fileno(), self.bytes):
+            if entry.name.endswith("/"):
                 continue
-            reads = reads_of(info.filename)
-            fault = self._fault(info, reads)
-            packed = info.compress_size if info.compress_type == zipfile.ZIP_DEFLATED else None
+            reads = reads_of(entry.name)
+            fault = self._fault(entry, reads)
+            packed = entry.packed if entry.method == zipfile.ZIP_DEFLATED else None
             content, head = None, b""
             try:
                 if not fault and reads.whole:
-                    content = self._read(info.header_offset, info.file_size, packed)
+                    content = self._read(entry.offset, entry.size, packed)
                 elif not fault and reads.head:
-                    head = self._head(info.header_offset, packed, reads.head)
+                    head = self._head(entry.offset, packed, reads.head)
             except FormatError as error:
                 fault = str(error)
-            yield Member(info.filename, info.header_offset, info.file_size, packed, fault, content, head)
+            yield Member(entry.name, entry.offset, entry.size, packed, fault, content, head)
 
     def _head(self, offset: int, packed: int | None, count: int) -> bytes:
         """Returns the first bytes of a member; empty if it is broken, which reading it will report.
@@ -86,17 +79,17 @@ class Zip:
         except zlib.error:
             return b""
 
-    def _fault(self, info: zipfile.ZipInfo, reads: Reads) -> str:
+    def _fault(self, entry: Entry, reads: Reads) -> str:
         """Returns why a member cannot be read, judging by the directory alone; empty if it can."""
-        if info.flag_bits & _ENCRYPTED:
+        if entry.flags & _ENCRYPTED:
             return "encrypted"
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            return f"compressed by method {info.compress_type}; only stored and deflated members can be read"
-        if fault := size_fault(max(info.file_size, info.compress_size), reads):
+        if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            return f"compressed by method {entry.method}; only stored and deflated members can be read"
+        if fault := size_fault(max(entry.size, entry.packed), reads):
             return fault
-        if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
-            return f"{info.compress_size} bytes are stored of {info.file_size}"
-        if not 0 <= info.header_offset <= self.bytes - _LOCAL_HEADER.size - info.compress_size:
+        if entry.method == zipfile.ZIP_STORED and entry.packed != entry.size:
+            return f"{entry.packed} bytes are stored of {entry.size}"
+        if not 0 <= entry.offset <= self.bytes - _LOCAL_HEADER.size - entry.packed:
             return "it lies outside the archive"
         return ""
 

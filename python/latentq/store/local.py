@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,8 +51,12 @@ def check_regular(path: Path) -> None:
         raise FormatError(f"{path}: not a regular file")
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and its missing parents, durably: the folder that each one is made in is fsynced."""
+def make_folder(path: Path) -> Sequence[Path]:
+    """Makes a folder and its missing parents, durably: the folder that each one is made in is fsynced.
+
+    Returns:
+        The folders that were missing, from the inside out.
+    """
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -60,6 +64,7 @@ def make_folder(path: Path) -> None:
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         sync(folder.absolute().parent)
+    return missing
 
 
 def sync_published(out: Path) -> None:

@@ -54,17 +54,6 @@ struct Resident {
 /// Marks a shard that was given to the [`Filler`].
 const QUEUED: u64 = u64::MAX;
 
-/// Epochs over which the loads of a dataset's shards are spread.
-const EPOCHS_OF_LOADS: u64 = 2;
-
-/// Samples that are read from the file of shard `number` of `shards` before it is loaded: each of its samples once on
-/// average for the first shard, and more for later ones. Shuffled epochs read all shards evenly; if all were loaded at once,
-/// the load would take the cores from the batches.
-fn reads_before_load(number: usize, shards: usize, samples: u64) -> u64 {
-    let later = u128::from(samples) * u128::from(EPOCHS_OF_LOADS) * number as u128 / shards.max(1) as u128;
-    samples.saturating_add(u64::try_from(later).unwrap_or(u64::MAX))
-}
-
 impl Drop for Shards {
     fn drop(&mut self) {
         READERS.fetch_sub(1, Relaxed);
@@ -209,14 +198,14 @@ impl Shards {
     }
 
     /// Counts `samples` more that are read from the file of a shard. If all shards fit in memory, it is loaded in the
-    /// background when enough was read from it, so that reading a few samples, or each sample once, stays cheap.
+    /// background once as many were read as it has, so that reading a few samples, or each sample once, stays cheap.
     fn count_reads(&self, number: usize, shard: &Shard, samples: u64) {
         let Some(Resident { reads, filler, .. }) = &self.resident else { return };
         let before = reads[number].load(Relaxed);
         if before == QUEUED || !filler.is_own() {
             return;
         }
-        if before < reads_before_load(number, reads.len(), shard.samples) {
+        if before < shard.samples {
             reads[number].fetch_add(samples, Relaxed);
         } else if reads[number].swap(QUEUED, Relaxed) != QUEUED {
             filler.load(number, self.folder.join(&shard.raw.basename), shard.raw.bytes as usize);
@@ -266,18 +255,5 @@ impl Shards {
     /// Adds the file to the message of a memory error.
     pub fn with_path(&self, number: usize, error: Error) -> Error {
         Error::new(error.kind(), format!("{}: {error}", self.path(number).display()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::reads_before_load;
-
-    #[test]
-    fn shards_are_loaded_from_the_second_epoch_on_one_after_the_other() {
-        assert_eq!([0, 1, 2, 3].map(|number| reads_before_load(number, 4, 100)), [100, 150, 200, 250]);
-        assert_eq!(reads_before_load(0, 1, 7), 7);
-        assert_eq!(reads_before_load(0, 1, u64::MAX), u64::MAX);
-        assert_eq!(reads_before_load(9, 10, u64::MAX), u64::MAX);
     }
 }

@@ -1,0 +1,130 @@
+"""The directory of a zip, read entry by entry. `zipfile` keeps all entries in memory, of which there may be millions.
+
+Formats: PKWARE's APPNOTE.TXT, sections 4.3.12 (entries), 4.3.14 to 4.3.16 (end records) and 4.5.3 (zip64).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from latentq.sources.member import broken_archive
+
+_END, _END_MARK = struct.Struct("<4s4H2LH"), b"PK\5\6"
+_LOCATOR, _LOCATOR_MARK = struct.Struct("<4sLQL"), b"PK\6\7"
+_END64, _END64_MARK = struct.Struct("<4sQ2H2L4Q"), b"PK\6\6"
+_ENTRY, _ENTRY_MARK = struct.Struct("<4s6H3L5H2L"), b"PK\1\2"
+_EXTRA = struct.Struct("<HH")
+_MAX_COMMENT = (1 << 16) - 1
+_MAX32 = (1 << 32) - 1  # the number is in the zip64 field
+_ZIP64_FIELD = 1
+_UTF8 = 0x800
+_CHUNK = 1 << 20
+
+
+class Entry(NamedTuple):
+    """An entry of the directory.
+
+    Attributes:
+        name: The member's name, up to its first NUL; CP437 unless it is marked as UTF-8.
+        flags: The general purpose flags.
+        method: The compression method.
+        packed: Stored size in bytes.
+        size: Uncompressed size in bytes.
+        offset: Where the member's local header begins, in bytes from the start of the file.
+    """
+
+    name: str
+    flags: int
+    method: int
+    packed: int
+    size: int
+    offset: int
+
+
+def entries(descriptor: int, file_bytes: int) -> Iterator[Entry]:
+    """Yields every entry in the order of the directory.
+
+    Args:
+        descriptor: The open file.
+        file_bytes: Its size.
+
+    Raises:
+        FormatError: The file has no directory, or the directory is broken; the entries before have been yielded.
+    """
+    start, size, prefix = _place(descriptor, file_bytes)
+    buffer, used, position, end = b"", 0, start, start + size
+    while position < end:
+        if len(buffer) - used < _ENTRY.size + 3 * _MAX_COMMENT:
+            buffer, used = os.pread(descriptor, _CHUNK, position), 0
+        if len(buffer) - used < _ENTRY.size:
+            raise broken_archive(position, "the directory is cut short")
+        fields = _ENTRY.unpack_from(buffer, used)
+        mark, _, _, flags, method, _, _, _, packed, size, name_bytes, extra_bytes, comment_bytes, *_, offset = fields
+        if mark != _ENTRY_MARK:
+            raise broken_archive(position, "not an entry of the directory")
+        length = _ENTRY.size + name_bytes + extra_bytes + comment_bytes
+        if len(buffer) - used < length or position + length > end:
+            raise broken_archive(position, "the directory is cut short")
+        name_end = used + _ENTRY.size + name_bytes
+        name = buffer[used + _ENTRY.size : name_end]
+        if _MAX32 in (packed, size, offset):
+            extra = buffer[name_end : name_end + extra_bytes]
+            size, packed, offset = _wide(extra, size, packed, offset)
+        yield Entry(_text(name, flags, position), flags, method, packed, size, offset + prefix)
+        used += length
+        position += length
+
+
+def _place(descriptor: int, file_bytes: int) -> tuple[int, int, int]:
+    """Returns where the directory begins, its size, and the number of bytes that stand before the zip in the file."""
+    tail_start = max(0, file_bytes - _END.size - _MAX_COMMENT)
+    tail = os.pread(descriptor, file_bytes - tail_start, tail_start)
+    at = len(tail) - _END.size
+    if at < 0 or tail[at : at + 4] != _END_MARK or tail[-2:] != b"\0\0":  # there is a comment behind it
+        at = tail.rfind(_END_MARK)
+    if at < 0 or len(tail) - at < _END.size:
+        raise broken_archive(0, "not a zip: it has no directory at its end" if file_bytes else "an empty file")
+    *_, size, offset, _ = _END.unpack_from(tail, at)
+    end = tail_start + at
+    behind = os.pread(descriptor, _LOCATOR.size, end - _LOCATOR.size) if end >= _LOCATOR.size + _END64.size else b""
+    if behind[:4] == _LOCATOR_MARK:
+        _, disk, _, disks = _LOCATOR.unpack(behind)
+        if disk or disks > 1:
+            raise broken_archive(0, "not a zip: it spans several disks")
+        wide_at = end - _LOCATOR.size - _END64.size
+        wide = os.pread(descriptor, _END64.size, wide_at)
+        if wide[:4] == _END64_MARK:
+            *_, size, offset = _END64.unpack(wide)
+            end = wide_at
+    start = end - size
+    if start < 0:
+        raise broken_archive(0, "not a zip: its directory is not where its end says")
+    return start, size, start - offset
+
+
+def _wide(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
+    """Returns uncompressed size, stored size and offset; those that do not fit in 32 bits are in the zip64 field."""
+    at = 0
+    while at + _EXTRA.size <= len(extra):
+        kind, length = _EXTRA.unpack_from(extra, at)
+        at += _EXTRA.size
+        if kind == _ZIP64_FIELD:
+            content = extra[at : at + length]
+            numbers = iter(struct.unpack_from(f"<{len(content) // 8}Q", content))
+            size, packed, offset = (
+                next(numbers, number) if number == _MAX32 else number for number in (size, packed, offset)
+            )
+            break
+        at += length
+    return size, packed, offset
+
+
+def _text(name: bytes, flags: int, position: int) -> str:
+    try:
+        text = name.decode("utf-8" if flags & _UTF8 else "cp437")
+    except UnicodeDecodeError:
+        raise broken_archive(position, "the name in an entry of the directory is not UTF-8") from None
+    return text.partition("\0")[0]

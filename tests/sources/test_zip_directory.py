@@ -1,0 +1,99 @@
+"""The directory of a zip is read as Python's zipfile reads it."""
+
+import contextlib
+import io
+import os
+import zipfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentq import FormatError
+from latentq.sources.zip_directory import entries
+
+_names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def entries_of(path):
+    with path.open("rb") as file:
+        return list(entries(file.fileno(), path.stat().st_size))
+
+
+def expected_of(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        return [
+            (info.filename, info.flag_bits, info.compress_type, info.compress_size, info.file_size, info.header_offset)
+            for info in file.infolist()
+        ]
+
+
+def make(members, *, before=b"", comment=b"", wide=False):
+    """Make the bytes of a zip; `wide` has it write zip64 fields and records."""
+    buffer = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setattr(zipfile, "ZIP64_LIMIT", 10)
+            patch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 0)
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+            file.comment = comment
+            for name, data in members:
+                info = zipfile.ZipInfo(name)
+                info.comment = b"a comment"
+                file.writestr(info, data)
+    return before + buffer.getvalue()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(_names, st.binary(max_size=50)), max_size=5),
+    st.binary(max_size=20),
+    st.binary(max_size=40),
+    st.booleans(),
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_any_zip_is_read_as_zipfile_reads_it(tmp_path_factory, members, before, comment, wide):
+    data = make(members, before=before, comment=comment, wide=wide)
+    path = tmp_path_factory.mktemp("zip") / "a.zip"
+    path.write_bytes(data)
+    assert entries_of(path) == expected_of(data)
+
+
+def test_a_directory_longer_than_what_is_read_at_once(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(make([(f"{number:0200}.jpg", b"") for number in range(8_000)]))
+    assert entries_of(path) == expected_of(path.read_bytes())
+    assert len(entries_of(path)) == 8_000
+
+
+def test_a_directory_that_is_broken_ends_with_an_error_after_the_entries_before_it(tmp_path):
+    data = bytearray(make([(f"{number}.jpg", b"x") for number in range(3)]))
+    second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    data[second] = 0
+    (tmp_path / "a.zip").write_bytes(data)
+    with (tmp_path / "a.zip").open("rb") as file:
+        found = entries(file.fileno(), len(data))
+        assert next(found).name == "0.jpg"
+        with pytest.raises(FormatError, match=f"offset {second}: not an entry"):
+            next(found)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_no_damage_gives_anything_but_entries_or_a_format_error(tmp_path_factory, data):
+    made = make([("a.jpg", b"x" * 20), ("é.txt", b"text")], wide=data.draw(st.booleans()))
+    at = data.draw(st.integers(0, len(made) - 1))
+    cut = data.draw(st.booleans())
+    changed = made[:at] if cut else made[:at] + bytes([data.draw(st.integers(0, 255))]) + made[at + 1 :]
+    path = tmp_path_factory.mktemp("zip") / "a.zip"
+    path.write_bytes(changed)
+    found = []
+    with contextlib.suppress(FormatError):
+        found = entries_of(path)
+    assert len(found) <= 2
+
+
+def test_a_file_without_a_directory_is_no_zip(tmp_path):
+    (tmp_path / "a.zip").write_bytes(os.urandom(100))
+    with pytest.raises(FormatError, match="not a zip: it has no directory at its end"):
+        entries_of(tmp_path / "a.zip")
