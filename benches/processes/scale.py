@@ -2,13 +2,13 @@
 
     python benches/processes/scale.py [--folder DIR] [--rows 10000000] [--files 1000000] [--units 244141]
 
-Prints a table. A table of 10^7 rows and a folder of 10^6 empty files are listed as `latentq encode` lists them, and a
-rank of 64 starts on the list of the table. The dataset of 10^9 samples is 244,141 units of 4,096: its list has true
-headers and holes for most of its lines, and its units are links to one unit of random latents. Finding the units that
-are done, finishing, opening and reading are the real thing.
+Prints a table. A table of 10^7 rows, and folders and archives of 10^6 empty files, are listed as `latentq encode` lists
+them, a rank of 64 starts on the list of the table, and an update is planned. The dataset of 10^9 samples is 244,141
+units of 4,096: its list has true headers and holes for most of its lines, and its units are links to one unit of random
+latents. Finding the units that are done, finishing, opening and reading are the real thing.
 
 Each step runs in a process of its own. Its memory is the peak above that of a process that only imports, without the
-page cache, which has all files. The script takes about five minutes on two cores, and 2 GB of disk.
+page cache, which has all files. The script takes about seven minutes on two cores, and 3 GB of disk.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import zipfile
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 UNIT = 4096
 CLASSES = 1000
@@ -31,6 +34,7 @@ TABLE_FILES = 10_000
 REFERENCE = 1_000_000  # rows that are only looked up
 RANK, RANKS = 63, 64
 BATCH = 256
+NEW = 1000  # rows that an update finds new, and rows that it finds changed
 KEPT: list[object] = []  # whose end is not timed
 
 
@@ -70,6 +74,26 @@ def list_samples(source: Path) -> Iterator[int]:
     yield 0
     with list_source(open_source(source, exclude=out), out, UNIT, compare=True) as listed:
         listed.publish()
+        return len(listed.samples)
+
+
+def list_captioned(source: Path) -> Iterator[int]:
+    """Lists a table with captions from a file of their own."""
+    out, captions = source.with_name(f"{source.name}.out"), source.with_name("captions.jsonl")
+    yield 0
+    with list_source(open_source(source, exclude=out, captions=str(captions)), out, UNIT, compare=True) as listed:
+        listed.publish()
+        return len(listed.samples)
+
+
+def plan_update(source: Path) -> Iterator[int]:
+    """Lists a table again that has gained rows, compares the lists and writes the new one."""
+    out = source.with_name(f"{source.name}.out")
+    card = SimpleNamespace(source=source_facts("table", SampleList(out / LIST), UNIT))
+    yield 0
+    with UpdatePlan(open_source(source, exclude=out), out, card, UNIT) as plan:
+        listed, _ = plan.listed()
+        assert (plan.changes.added, plan.changes.changed) == (NEW, NEW)
         return len(listed.samples)
 
 
@@ -248,6 +272,43 @@ def make_labeled_table(path: Path, rows: int) -> None:
         )
 
 
+def change_labeled_table(path: Path) -> None:
+    """Changes the captions of the first rows, and adds rows."""
+    header, *rows = path.read_text().splitlines(keepends=True)
+    changed = [row.replace("photograph", "picture") for row in rows[:NEW]]
+    added = [row.replace(".jpg", ".png") for row in rows[:NEW]]
+    path.write_text("".join([header, *changed, *rows[NEW:], *added]))
+
+
+def make_captions(path: Path, rows: int) -> None:
+    with path.open("w") as file:
+        file.writelines(
+            f'{{"key": "{number:09}", "caption": "a photograph of thing {number}"}}\n' for number in range(rows)
+        )
+
+
+def make_flat_folder(folder: Path, files: int) -> None:
+    folder.mkdir()
+    for number in range(files):
+        (folder / f"{number:09}.jpg").touch()
+
+
+def make_tar(path: Path, members: int) -> None:
+    """Makes a tar of empty images, each with its label."""
+    with path.open("wb") as file:
+        for number in range(members // 2):
+            image, label = tarfile.TarInfo(f"{number:09}.jpg"), tarfile.TarInfo(f"{number:09}.cls")
+            label.size = 1
+            file.write(image.tobuf() + label.tobuf() + b"7".ljust(512, b"\0"))
+        file.write(bytes(1024))
+
+
+def make_zip(path: Path, members: int) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(members):
+            file.writestr(zipfile.ZipInfo(f"n{number % CLASSES:08}/{number:09}.jpg"), b"")
+
+
 def make_files(folder: Path, files: int) -> None:
     per_class = -(-files // CLASSES)
     for first in range(0, files, per_class):
@@ -281,12 +342,30 @@ def main() -> None:
             "start_rank_on_table",
             folder / "table.tsv",
         )
+        change_labeled_table(folder / "labeled.tsv")
+        row(
+            f"plan an update of that table, {NEW} rows new and {NEW} changed, samples",
+            base,
+            "plan_update",
+            folder / "labeled.tsv",
+        )
         for name in ("small.tsv.out", "table.tsv.out", "table.tsv", "labeled.tsv.out", "labeled.tsv"):
             subprocess.run(["rm", "-r", folder / name], check=True)
         make_files(folder / "files", options.files)
         row("bound: find -printf %s, files", base, "find", folder / "files")
         row("list a folder, samples", base, "list_samples", folder / "files")
         subprocess.run(["rm", "-r", folder / "files", folder / "files.out"], check=True)
+        make_flat_folder(folder / "flat", options.files)
+        row("list a folder without subfolders, samples", base, "list_samples", folder / "flat")
+        make_captions(folder / "captions.jsonl", options.files)
+        subprocess.run(["rm", "-r", folder / "flat.out"], check=True)
+        row("the same with a file of captions, samples", base, "list_captioned", folder / "flat")
+        subprocess.run(["rm", "-r", folder / "flat", folder / "flat.out"], check=True)
+        make_tar(folder / "one.tar", options.files)
+        row("list one tar of that many members, half of them labels, samples", base, "list_samples", folder / "one.tar")
+        make_zip(folder / "one.zip", options.files)
+        row("list one zip, samples", base, "list_samples", folder / "one.zip")
+        subprocess.run(["rm", "-r", *folder.glob("one.*")], check=True)
         dataset = folder / "dataset"
         in_child("make_dataset", dataset, options.units)
         row(f"start rank {RANK} of {RANKS} on the list of 10^9, its units", base, "start_rank_on_dataset", dataset)
@@ -318,6 +397,7 @@ if __name__ == "__main__":
         from latentq.run.share import Share
         from latentq.run.unit_writer import publish_unit
         from latentq.run.units import LatentSums, UnitFacts, card_hash, units_done
+        from latentq.run.update import UpdatePlan
         from latentq.sources import Sample, open_source
         from latentq.system.progress import Progress
 
