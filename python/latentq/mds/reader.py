@@ -36,8 +36,9 @@ class Reader:
         cache_bytes: The maximum number of bytes of shards to cache in memory. As many compressed shards are cached as
             fit, and always one. Uncompressed shards are cached only if the whole dataset fits and takes no more than
             an eighth of the memory available when the reader is opened: a background thread loads the shards one after
-            the other, in the second epoch, and reads never wait for it. A forked child shares what its parent has cached. Neither a forked child nor an unpickled reader caches more uncompressed shards: the
-            system's page cache serves all processes.
+            the other, in the second epoch, and reads never wait for it. A forked child shares what its parent has
+            cached. Neither a forked child nor an unpickled reader caches more uncompressed shards: the system's page
+            cache serves all processes.
 
     Raises:
         FileNotFoundError: The folder has no index.json.

@@ -27,6 +27,7 @@ from latentq.format.options import MAX_UNIT
 from latentq.run.sample_lines import columns_of, present_columns, samples_from, to_lines, value_count
 from latentq.sources.listing import GZIP_SUFFIXES, Sample
 from latentq.store.local import check_regular, read_regular, sync, write_synced
+from latentq.system.memory import fewer_collections
 from latentq.system.text import counted
 
 MAX_PART = MAX_UNIT
@@ -240,8 +241,9 @@ def write_list(folder: Path, parts: Iterable[bytes]) -> None:
         OSError: A part cannot be written.
     """
     folder.mkdir()
-    for number, data in enumerate(parts):
-        write_synced(folder / _part_name(number), data)
+    with fewer_collections():
+        for number, data in enumerate(parts):
+            write_synced(folder / _part_name(number), data)
     sync(folder)
 
 

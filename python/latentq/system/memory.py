@@ -1,6 +1,25 @@
-"""The memory that this process may still allocate."""
+"""The memory that this process may still allocate, and how often Python's garbage collector looks for cycles in it."""
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from pathlib import Path
+
+_ALLOCATIONS = 100_000  # between two collections, instead of Python's 700
+
+
+@contextlib.contextmanager
+def fewer_collections() -> Iterator[None]:
+    """Has the garbage collector run less often during the block, which should make many objects and no cycles.
+
+    The collector costs such code a fifth of its time and more.
+    """
+    first, *others = gc.get_threshold()
+    gc.set_threshold(first and max(first, _ALLOCATIONS), *others)  # 0 turns it off
+    try:
+        yield
+    finally:
+        gc.set_threshold(first, *others)
 
 
 def available_bytes() -> int | None:
