@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentq import LatentqError
-from latentq.sources import Sample, label_values, open_source, spool
+from latentq.sources import Sample, file_dict, label_values, open_source, spool
 from latentq.sources.label_values import with_labels
 from latentq.sources.spool import spooled
 from latentq.system.text import counted
+from support.archive_making import make_archive
 from support.listing import listed
 
 # Names whose order as bytes is not that of their characters, or changes behind a `/`.
@@ -192,6 +193,36 @@ def test_a_folder_of_many_folders_is_listed_in_bounded_memory(tmp_path, monkeypa
     count, peak = peak_of(open_source(tmp_path).listing().samples)
     assert count == 10_000 + outside
     assert peak < 1_500_000  # all samples take 3 MB
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),  # bytes; without a file for the names it would be 1.4, 5.9 and 3.9 MB
+    [("folder", 500_000), ("a.tar", 3_000_000), ("a.zip", 3_000_000)],
+)
+def test_many_names_in_one_place_are_listed_in_bounded_memory(tmp_path, monkeypatch, kind, most):
+    monkeypatch.setattr(spool, "_MEMORY_BYTES", 1 << 16)
+    monkeypatch.setattr(file_dict, "_MEMORY_BYTES", 1 << 16)
+    source = tmp_path / kind
+    if kind == "folder":
+        source.mkdir()
+        for number in range(10_000):
+            os.close(os.open(source / f"{number}.png", os.O_CREAT | os.O_WRONLY))
+    else:
+        make_archive(source, ((f"{number}.png", b"") for number in range(10_000)))
+    count, peak = peak_of(open_source(source).listing().samples)
+    assert count == 10_000
+    assert peak < most
+
+
+def test_captions_of_a_file_are_joined_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "_MEMORY_BYTES", 1 << 16)
+    monkeypatch.setattr(file_dict, "_MEMORY_BYTES", 1 << 16)
+    (tmp_path / "t.csv").write_text("path\n" + "".join(f"{number}.png\n" for number in range(6_000)))
+    rows = (f'{{"key": "{number}", "caption": "a caption of {number}"}}\n' for number in range(6_000))
+    (tmp_path / "c.jsonl").write_text("".join(rows))
+    count, peak = peak_of(open_source(tmp_path / "t.csv", captions=str(tmp_path / "c.jsonl")).listing().samples)
+    assert count == 6_000
+    assert peak < 1_000_000  # all captions take 2 MB
 
 
 def test_without_labels_the_first_sample_of_a_table_does_not_wait_for_the_last(tmp_path):
