@@ -93,8 +93,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         metavar="N",
         help="threads that decode images (default: this process's share of the processors)",
     )
-    group.add_argument("--rank", type=int, metavar="N", help="number of this process (default: $RANK or 0)")
-    group.add_argument("--world-size", type=int, metavar="N", help="number of processes (default: $WORLD_SIZE or 1)")
+    group.add_argument("--rank", type=int, metavar="N", help="number of this process (default: the launcher's, or 0)")
+    group.add_argument(
+        "--world-size", type=int, metavar="N", help="number of processes (default: the launcher's, or 1)"
+    )
     group.add_argument(
         "--dry-run",
         action="store_true",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 import torch
+
+from latentq.system.ranks import local_rank
 
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA's runtime and driver, Triton
@@ -16,10 +17,11 @@ _OUT_OF_MEMORY = (
 
 
 def default_device() -> str:
-    """Returns `cuda:LOCAL_RANK` if there is a GPU, else `cpu`. Ranks beyond the visible GPUs share them in turn."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    """Returns `cuda:` and this process's rank on its machine if there is a GPU, else `cpu`.
+
+    Ranks beyond the visible GPUs share them in turn.
+    """
+    return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def check_device(device: str) -> None:

@@ -15,8 +15,9 @@ class RunOptions(TypedDict, total=False):
 
     Attributes:
         threads: Threads that decode images; by default one for each processor of this process's share.
-        rank: Index of this process among `world_size`; by default from the environment (RANK), or 0.
-        world_size: Processes that share the work; by default from the environment (WORLD_SIZE), or 1.
+        rank: Index of this process among `world_size`; by default as its launcher says (torchrun, accelerate,
+            srun, mpirun), or 0.
+        world_size: Processes that share the work; by default as the launcher says, or 1.
         strict: End the run at the first sample that is rejected for another reason than its size.
         delete_archives: Delete each archive of the source once all of its units are published.
         progress: Stream that progress is printed to; None prints nothing. By default stderr if it is a
