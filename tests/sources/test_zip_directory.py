@@ -48,7 +48,7 @@ def make(members, *, before=b"", comment=b"", wide=False):
 @given(
     st.lists(st.tuples(_names, st.binary(max_size=50)), max_size=5),
     st.binary(max_size=20),
-    st.binary(max_size=40),
+    st.binary(max_size=40).filter(lambda comment: b"PK\5\6" not in comment),  # which is not read by zipfile either
     st.booleans(),
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
