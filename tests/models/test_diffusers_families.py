@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import diffusers
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import latentq
-from latentq import LatentDataset, LatentqError, Recipe
+from latentq import LatentDataset, LatentqError, Recipe, RecipeError
 from latentq.autoencoders import Normalization, Posterior
 from latentq.models.autoencoders.generic import GenericAutoencoder
 from latentq.models.autoencoders.loading import FAMILIES
@@ -176,6 +177,34 @@ def test_a_class_that_is_unknown_is_used_with_a_line_on_what_was_assumed(saved, 
     assert [network.note for name, network in networks.items() if name != "ltx"] == [""] * (len(networks) - 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("playground", {"latents_std": [1.0, 2.0, 0.0, 1.0]}, "each std must be positive"),
+        ("playground", {"latents_mean": ["a", 2.0, 0.0, 1.0]}, "could not convert"),
+        ("playground", {"scaling_factor": float("nan")}, "must be finite"),
+        ("wan21", {"latents_mean": 7}, "not iterable"),
+        ("cosmos", {"latents_std": [1.0, 2.0, 3.0]}, "reshape"),
+    ],
+)
+def test_a_configuration_with_impossible_statistics_is_one_error_line(saved, tmp_path, name, changes, message):
+    shutil.copytree(saved[name], tmp_path / name)
+    config = tmp_path / name / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(LatentqError, match=message) as caught:
+        latentq.load_autoencoder(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_statistics_of_another_number_of_channels_are_refused_before_a_card_is_written(saved, pictures, tmp_path):
+    shutil.copytree(saved["wan21"], tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "latents_mean": [0.5, 0.25, 0.125]}))
+    with pytest.raises(RecipeError, match="mean has 3 numbers for 4 channels"):
+        latentq.encode(pictures, tmp_path / "out", autoencoder=tmp_path / "model", size=32)
+    assert not (tmp_path / "out" / "latents.toml").exists()
+
+
 def folder_of(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": kind}))
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
@@ -233,7 +262,7 @@ def scaling_names(kind):
     return {name for name in names if re.search(r"mean|std|scal|shift|sigma|batch_norm|stat|magnitude|^bn", name)}
 
 
-@pytest.mark.parametrize("kind", autoencoder_classes(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", list(autoencoder_classes()), ids=lambda kind: kind.__name__)
 def test_the_card_holds_all_that_a_class_says_about_the_scale_of_its_latents(kind):
     names = scaling_names(kind)
     assert names <= SCALING | NO_SCALING, "a new name: does it scale latents?"

@@ -314,17 +314,9 @@ def _check_latent(card: Card, name: str, latent: LatentFacts) -> None:
                 raise FormatError(f"latents.{name}.{key} must hold numbers, not {value!r}")
     if card.recipe.columns[name].content == "moments" and latent.shape[0] % 2:
         raise FormatError(f"latents.{name}.shape must have as many means as log-variances, not {latent.shape}")
-    _check_normalization(card, name, latent)
+    normalization, column = card.autoencoder.normalization, card.recipe.columns[name]
+    per_latent = latent.shape[0] // (2 if column.content == "moments" else 1)
+    normalization.check_channels(per_latent // normalization.patchify**2 if column.scaled else per_latent)
     if latent.quantizer.channels != latent.shape[0]:
         channels = counted(latent.quantizer.channels, "channel")
         raise FormatError(f"latents.{name}: a quantizer of {channels} for {latent.shape}")
-
-
-def _check_normalization(card: Card, name: str, latent: LatentFacts) -> None:
-    normalization, column = card.autoencoder.normalization, card.recipe.columns[name]
-    channels = latent.shape[0] // (2 if column.content == "moments" else 1)
-    scaled_channels = channels if column.scaled else channels * normalization.patchify**2
-    for key in ("mean", "std"):
-        if len(getattr(normalization, key)) not in (1, scaled_channels):
-            values = counted(len(getattr(normalization, key)), "value")
-            raise FormatError(f"autoencoder.normalization.{key} has {values} for {counted(scaled_channels, 'channel')}")

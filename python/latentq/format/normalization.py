@@ -82,6 +82,20 @@ class Normalization:
             )
         return channels * self.patchify**2, height // self.patchify, width // self.patchify
 
+    def check_channels(self, channels: int) -> None:
+        """Checks that mean and std have as many numbers as latents have channels.
+
+        Args:
+            channels: C of raw latents.
+
+        Raises:
+            ValueError: They have another number.
+        """
+        expected = channels * self.patchify**2
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, expected):
+                raise ValueError(f"normalization: {name} has {len(values)} numbers for {expected} channels")
+
     @property
     def formula(self) -> str:
         """The formula, as Python over a tensor `z` (N, C, h, w) of raw latents.

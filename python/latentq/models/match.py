@@ -71,6 +71,10 @@ def shape_of(recipe: Recipe, column: Column, network: DescribedAutoencoder) -> t
         channels, height, width = network.latent_shape(column.size)
     except ValueError as error:
         raise RecipeError(f"size {column.size}: {error}") from None
+    try:
+        normalization_of(network).check_channels(channels)
+    except ValueError as error:
+        raise RecipeError(f"{network.name}: {error}") from None
     if column.content == "moments" and not hasattr(network, "posterior"):
         raise RecipeError(f"{network.name} has no posterior: it has no moments to store")
     if column.content == "tokens" and not codebook_size(network):

@@ -76,7 +76,7 @@ class ScaleChange:
         shift, factor = _on_device(self, latents.device)
         if self.unshuffle > 1:
             latents = torch.nn.functional.pixel_unshuffle(latents, self.unshuffle)
-        changed = (latents - shift) * factor
+        changed = (latents - shift).mul_(factor)
         return torch.nn.functional.pixel_shuffle(changed, self.shuffle) if self.shuffle > 1 else changed
 
 

@@ -33,6 +33,7 @@ from latentq.models.autoencoders.vq import VQAutoencoder
 from latentq.models.autoencoders.wan import WanAutoencoder
 from latentq.models.hub import CHECKPOINTS, CONFIG, download, weight_files, weight_layouts
 from latentq.models.weights import check_weights, load_failure, quiet
+from latentq.system.text import one_line
 
 FAMILIES: dict[str, type[DiffusersNetwork]] = {
     family.family: family
@@ -126,19 +127,19 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
         kind = json.loads((folder / CONFIG).read_bytes())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LatentqError(f"cannot load the autoencoder {name!r}: {folder / CONFIG}: {error!r}") from None
+    network_class = _class_of(kind, name)
     if not _has_diffusers_weights(folder):
         expected = " and no ".join(first for first, *_ in _WEIGHTS if not first.endswith(".json"))
         raise LatentqError(f"cannot load the autoencoder {name!r}: next to its {CONFIG} there is no {expected}")
     import diffusers
     import torch
 
-    network_class = _class_of(kind, name)
     try:
         with quiet(diffusers.utils.logging), FAMILIES.get(kind, DiffusersNetwork).loading():
             module, info = network_class.from_pretrained(
                 folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, AssertionError, LookupError, ArithmeticError) as error:
         reason = load_failure(error)
         raise LatentqError(f"cannot load the autoencoder {name!r}: {reason}") from None
     # diffusers initializes missing weights at random and only logs it.
@@ -148,7 +149,10 @@ def _load_diffusers(folder: Path, name: str, title: str) -> Network:
         mismatched=[key for key, *_ in info["mismatched_keys"]],
         unexpected=info["unexpected_keys"],
     )
-    return FAMILIES[kind](module, title) if kind in FAMILIES else generic(module, title)
+    try:
+        return FAMILIES[kind](module, title) if kind in FAMILIES else generic(module, title)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of the configuration's numbers
+        raise LatentqError(f"cannot load the autoencoder {name!r}: {folder / CONFIG}: {one_line(error)}") from None
 
 
 def _class_of(kind: object, name: str) -> Any:
