@@ -223,6 +223,7 @@ def test_a_class_that_is_no_autoencoder_is_refused(tmp_path, kind):
         latentq.load_autoencoder(folder_of(tmp_path, kind))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm")  # diffusers' own
 def test_an_autoencoder_of_sounds_is_refused(tmp_path):
     diffusers.AutoencoderOobleck(encoder_hidden_size=4, downsampling_ratios=[2], decoder_channels=4,
                                  decoder_input_channels=4, channel_multiples=[1]).save_pretrained(tmp_path)  # fmt: skip
