@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import struct
 import zipfile
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -64,6 +66,49 @@ def test_a_directory_longer_than_what_is_read_at_once(tmp_path):
     path.write_bytes(make([(f"{number:0200}.jpg", b"") for number in range(8_000)]))
     assert entries_of(path) == expected_of(path.read_bytes())
     assert len(entries_of(path)) == 8_000
+
+
+@pytest.mark.parametrize("count", [100, 8_000])
+def test_a_directory_is_read_once(tmp_path, monkeypatch, count):
+    path = tmp_path / "a.zip"
+    path.write_bytes(make([(f"{number:0200}.jpg", b"") for number in range(count)]))
+    read, pread = [], os.pread
+
+    def counting(descriptor, size, offset):
+        read.append(len(data := pread(descriptor, size, offset)))
+        return data
+
+    monkeypatch.setattr(os, "pread", counting)
+    entries_of(path)
+    assert sum(read) < 2 * path.stat().st_size
+
+
+def unicode_path(name, plain, version=1):
+    """Make the extra field of Info-ZIP that gives a member's name in UTF-8."""
+    return struct.pack("<HHBL", 0x7075, 5 + len(name), version, zlib.crc32(plain)) + name
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        (unicode_path("é.jpg".encode(), b"x.jpg"), "é.jpg"),
+        (b"UT\5\0\3abcd" + unicode_path("é.jpg".encode(), b"x.jpg"), "é.jpg"),
+        (unicode_path("é\0.jpg".encode(), b"x.jpg"), "é"),
+        (unicode_path("é.jpg".encode(), b"y.jpg"), "x.jpg"),  # another program has changed the name since
+        (unicode_path("é.jpg".encode(), b"x.jpg", version=2), "x.jpg"),
+        (unicode_path(b"", b"x.jpg"), "x.jpg"),
+        (unicode_path(b"\xff.jpg", b"x.jpg"), "x.jpg"),
+        (b"up\4\0\1abc", "x.jpg"),
+        (b"up\xff\0\1abc", "x.jpg"),
+    ],
+)
+def test_a_name_in_the_field_of_unicode_paths_counts(tmp_path, extra, name):
+    # As zipfile reads it since Python 3.12; fields that it refuses are ignored.
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        info = zipfile.ZipInfo("x.jpg")
+        info.extra = extra
+        file.writestr(info, b"")
+    assert [entry.name for entry in entries_of(tmp_path / "a.zip")] == [name]
 
 
 def test_a_directory_that_is_broken_ends_with_an_error_after_the_entries_before_it(tmp_path):

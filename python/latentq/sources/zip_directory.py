@@ -1,12 +1,15 @@
 """The directory of a zip, read entry by entry. `zipfile` keeps all entries in memory, of which there may be millions.
 
-Formats: PKWARE's APPNOTE.TXT, sections 4.3.12 (entries), 4.3.14 to 4.3.16 (end records) and 4.5.3 (zip64).
+Formats: PKWARE's APPNOTE.TXT, sections 4.3.12 (entries), 4.3.14 to 4.3.16 (end records), 4.5.3 (zip64) and 4.6.9 (names
+in Unicode).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,9 +20,10 @@ _LOCATOR, _LOCATOR_MARK = struct.Struct("<4sLQL"), b"PK\6\7"
 _END64, _END64_MARK = struct.Struct("<4sQ2H2L4Q"), b"PK\6\6"
 _ENTRY, _ENTRY_MARK = struct.Struct("<4s6H3L5H2L"), b"PK\1\2"
 _EXTRA = struct.Struct("<HH")
+_PATH = struct.Struct("<BL")  # version, checksum of the name in the entry
 _MAX_COMMENT = (1 << 16) - 1
 _MAX32 = (1 << 32) - 1  # the number is in the zip64 field
-_ZIP64_FIELD = 1
+_ZIP64_FIELD, _PATH_FIELD = 1, 0x7075
 _UTF8 = 0x800
 _CHUNK = 1 << 20
 
@@ -28,7 +32,7 @@ class Entry(NamedTuple):
     """An entry of the directory.
 
     Attributes:
-        name: The member's name, up to its first NUL; CP437 unless it is marked as UTF-8.
+        name: The member's name, up to its first NUL; CP437 unless it is marked as UTF-8 or another field gives it in UTF-8.
         flags: The general purpose flags.
         method: The compression method.
         packed: Stored size in bytes.
@@ -57,8 +61,8 @@ def entries(descriptor: int, file_bytes: int) -> Iterator[Entry]:
     start, size, prefix = _place(descriptor, file_bytes)
     buffer, used, position, end = b"", 0, start, start + size
     while position < end:
-        if len(buffer) - used < _ENTRY.size + 3 * _MAX_COMMENT:
-            buffer, used = os.pread(descriptor, _CHUNK, position), 0
+        if len(buffer) - used < min(_ENTRY.size + 3 * _MAX_COMMENT, end - position):
+            buffer, used = os.pread(descriptor, min(_CHUNK, end - position), position), 0
         if len(buffer) - used < _ENTRY.size:
             raise broken_archive(position, "the directory is cut short")
         fields = _ENTRY.unpack_from(buffer, used)
@@ -66,14 +70,14 @@ def entries(descriptor: int, file_bytes: int) -> Iterator[Entry]:
         if mark != _ENTRY_MARK:
             raise broken_archive(position, "not an entry of the directory")
         length = _ENTRY.size + name_bytes + extra_bytes + comment_bytes
-        if len(buffer) - used < length or position + length > end:
+        if len(buffer) - used < length:
             raise broken_archive(position, "the directory is cut short")
         name_end = used + _ENTRY.size + name_bytes
         name = buffer[used + _ENTRY.size : name_end]
+        extra = buffer[name_end : name_end + extra_bytes]
         if _MAX32 in (packed, size, offset):
-            extra = buffer[name_end : name_end + extra_bytes]
             size, packed, offset = _wide(extra, size, packed, offset)
-        yield Entry(_text(name, flags, position), flags, method, packed, size, offset + prefix)
+        yield Entry(_text(name, extra, flags, position), flags, method, packed, size, offset + prefix)
         used += length
         position += length
 
@@ -107,24 +111,32 @@ def _place(descriptor: int, file_bytes: int) -> tuple[int, int, int]:
 
 def _wide(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
     """Returns uncompressed size, stored size and offset; those that do not fit in 32 bits are in the zip64 field."""
-    at = 0
-    while at + _EXTRA.size <= len(extra):
-        kind, length = _EXTRA.unpack_from(extra, at)
-        at += _EXTRA.size
-        if kind == _ZIP64_FIELD:
-            content = extra[at : at + length]
-            numbers = iter(struct.unpack_from(f"<{len(content) // 8}Q", content))
-            size, packed, offset = (
-                next(numbers, number) if number == _MAX32 else number for number in (size, packed, offset)
-            )
-            break
-        at += length
+    content = _field(extra, _ZIP64_FIELD)
+    numbers = iter(struct.unpack_from(f"<{len(content) // 8}Q", content))
+    size, packed, offset = (next(numbers, number) if number == _MAX32 else number for number in (size, packed, offset))
     return size, packed, offset
 
 
-def _text(name: bytes, flags: int, position: int) -> str:
+def _text(name: bytes, extra: bytes, flags: int, position: int) -> str:
+    path = _field(extra, _PATH_FIELD)
+    if path.startswith(_PATH.pack(1, zlib.crc32(name))):  # else a program that does not know the field changed the name
+        with contextlib.suppress(UnicodeDecodeError):
+            if text := path[_PATH.size :].decode():
+                return text.partition("\0")[0]
     try:
         text = name.decode("utf-8" if flags & _UTF8 else "cp437")
     except UnicodeDecodeError:
         raise broken_archive(position, "the name in an entry of the directory is not UTF-8") from None
     return text.partition("\0")[0]
+
+
+def _field(extra: bytes, kind: int) -> bytes:
+    """Returns the content of the first extra field of a kind; empty if there is none, or it is cut short."""
+    at = 0
+    while at + _EXTRA.size <= len(extra):
+        found, length = _EXTRA.unpack_from(extra, at)
+        at += _EXTRA.size
+        if found == kind:
+            return extra[at : at + length] if at + length <= len(extra) else b""
+        at += length
+    return b""
