@@ -22,3 +22,17 @@ def test_the_collector_runs_less_often_only_during_the_block(before, within, err
         assert gc.get_threshold() == (before, *others[1:])
     finally:
         gc.set_threshold(*others)
+
+
+def test_blocks_of_two_threads_that_overlap_leave_it_as_it_was():
+    others = gc.get_threshold()
+    gc.set_threshold(700, *others[1:])
+    try:
+        first, second = fewer_collections(), fewer_collections()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert gc.get_threshold() == (700, *others[1:])
+    finally:
+        gc.set_threshold(*others)
