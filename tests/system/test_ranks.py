@@ -59,6 +59,18 @@ def test_torchrun_under_srun_counts_and_not_srun(monkeypatch):
     assert (environment_ranks(), local_rank(), local_world_size()) == ((5, 8), 1, 4)
 
 
+def test_mpirun_under_slurm_counts_and_not_srun(monkeypatch):
+    # mpirun starts one daemon on each machine by srun, and each daemon its processes, which inherit these from it.
+    daemon = {
+        "SLURM_PROCID": "1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    }
+    set_all(monkeypatch, daemon | LAUNCHERS["mpirun"])
+    assert (environment_ranks(), local_rank(), local_world_size()) == ((5, 8), 1, 4)
+
+
 def test_a_batch_script_without_srun_is_one_process(monkeypatch):
     set_all(monkeypatch, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "4"})
     assert (environment_ranks(), local_rank(), local_world_size()) == ((0, 1), 0, 1)

@@ -25,19 +25,20 @@ class _Launcher(NamedTuple):
 
 _LAUNCHERS = (
     _Launcher("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),  # torchrun and accelerate
-    # srun. SLURM_NTASKS is not used: a batch script has it too, with SLURM_PROCID 0, although it is one process.
-    _Launcher("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    # mpirun, before srun: in a SLURM job it starts a daemon on each machine by srun, whose variables are inherited.
     _Launcher(
         "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
     ),
+    # srun. SLURM_NTASKS is not used: a batch script has it too, with SLURM_PROCID 0, although it is one process.
+    _Launcher("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 
 
 def environment_ranks(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
     """Returns (rank, world size); each one that is None comes from the launcher of this process, else 0 of 1.
 
-    Launchers are torchrun and accelerate (RANK, WORLD_SIZE), srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS) and Open MPI's
-    mpirun (OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE), in this order.
+    Launchers are torchrun and accelerate (RANK, WORLD_SIZE), Open MPI's mpirun (OMPI_COMM_WORLD_RANK,
+    OMPI_COMM_WORLD_SIZE) and srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS), in this order.
 
     Raises:
         ValueError: A variable is not a whole number, or the rank is out of range.
