@@ -65,6 +65,16 @@ def test_a_file_that_cannot_be_made_is_an_error_of_the_machine(monkeypatch):
     assert raised.value.errno == errno.EIO
 
 
+def test_its_file_is_closed_with_it(monkeypatch):
+    monkeypatch.setattr(file_dict, "_MEMORY_BYTES", 0)
+    names = FileDict()
+    names["name"] = None
+    file = names._file
+    del names
+    with pytest.raises(file_dict.sqlite3.ProgrammingError, match="closed"):
+        file.execute("SELECT 1")
+
+
 def _raise(error):
     raise error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import marshal
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 
@@ -25,7 +26,7 @@ class FileDict(Generic[_Value]):
     Every method raises OSError if the file cannot be written or read.
     """
 
-    __slots__ = ("_bytes", "_file", "_items")
+    __slots__ = ("__weakref__", "_bytes", "_file", "_items")
 
     def __init__(self) -> None:
         self._items: dict[bytes, bytes] = {}
@@ -80,6 +81,7 @@ class FileDict(Generic[_Value]):
     def _move_to_file(self) -> None:
         try:
             self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+            weakref.finalize(self, self._file.close)
             for setting in (f"cache_size = -{_CACHE_KIB}", "journal_mode = OFF", "synchronous = OFF"):
                 self._file.execute(f"PRAGMA {setting}")
             self._file.execute("CREATE TABLE items (key BLOB PRIMARY KEY, value BLOB)")
