@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import marshal
 import os
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from conftest import paint
 from latentq import LatentqError
-from latentq.sources import Captions, open_source
+from latentq.sources import Captions, file_dict, open_source
 from latentq.sources.columns import captions_in
 from support.archive_making import make_tar, make_zip
 from support.listing import listed, read_back
@@ -115,6 +116,38 @@ def test_a_json_file_of_another_layout_is_an_error(tmp_path, content, message):
     (tmp_path / "captions.json").write_text(content)
     with pytest.raises(LatentqError, match=rf"captions\.json: .*{message}"):
         captions_of(images, tmp_path / "captions.json")
+
+
+def test_many_rows_of_one_name_take_time_in_proportion(tmp_path, monkeypatch):
+    class Counted:
+        bytes = 0
+        loads = staticmethod(marshal.loads)
+
+        @classmethod
+        def dumps(cls, value):
+            data = marshal.dumps(value)
+            cls.bytes += len(data)
+            return data
+
+    monkeypatch.setattr(file_dict, "marshal", Counted)
+    images = folder_of(tmp_path / "images", "a.png", "b.png")
+    file = tmp_path / "metadata.jsonl"
+    texts = [f"caption {number}" for number in range(1000)]
+    file.write_text(lines(*({"file_name": "a.png", "text": text} for text in texts), ROWS[1]))
+    assert captions_of(images, file) == [("a.png", texts[0], tuple(texts), ""), ("b.png", "two", None, "")]
+    assert Counted.bytes < 5 * file.stat().st_size
+
+
+def test_rows_of_one_name_with_and_without_captions_are_joined_in_order(tmp_path):
+    images = folder_of(tmp_path / "images", "a.png", "b.png")
+    rows = [("a.png", ["one", "two"]), ("b.png", ""), ("a.png", ""), ("a.png", "three"), ("b.png", "five")]
+    rows.append(("a.png", ["four"]))
+    file = tmp_path / "metadata.jsonl"
+    file.write_text(lines(*({"file_name": name, "text": text} for name, text in rows)))
+    assert captions_of(images, file) == [
+        ("a.png", "one", ("one", "two", "three", "four"), ""),
+        ("b.png", "five", None, ""),
+    ]
 
 
 def test_captions_for_no_image_are_an_error_that_shows_both_names(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -108,14 +109,13 @@ class Captions:
             names_shown = f": it names {last_name!r}, the source {first!r}" if last_name and count else ""
             raise LatentqError(f"{self.path} has no caption for any of {counted(count, 'sample')}{names_shown}")
 
-    def _by_name(self) -> tuple[FileDict[tuple[tuple[str, ...], str]], str]:
-        """Returns the captions of all rows of each name and the fault of the first of them; and the last row's name."""
-        found: FileDict[tuple[tuple[str, ...], str]] = FileDict()
+    def _by_name(self) -> tuple[_RowsByName, str]:
+        """Returns all rows by name, and the last row's name."""
+        found = _RowsByName()
         name = ""
         for name, captions, fault in self._rows():
             if name:
-                earlier = found.get(name)
-                found[name] = (captions, fault) if earlier is None else (earlier[0] + captions, earlier[1])
+                found.add(name, captions, fault)
         return found, name
 
     def _rows(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
@@ -167,6 +167,36 @@ class Captions:
             if value is None or not float(value) <= limit:
                 return f"{_UNSAFE} {name} is {value}, above {limit}"
         return ""
+
+
+class _RowsByName:
+    """The captions of all rows of each name, and the fault of the first of them."""
+
+    def __init__(self) -> None:
+        self._first: FileDict[tuple[tuple[str, ...], str, int]] = FileDict()  # with the number of rows of the name
+        self._others: FileDict[tuple[str, ...]] = FileDict()  # by the row's number among those of its name, `/`, name
+
+    def add(self, name: str, captions: tuple[str, ...], fault: str) -> None:
+        """Adds a row. It takes the same time however many rows of its name there are."""
+        first = self._first.get(name)
+        if first is None:
+            self._first[name] = captions, fault, 1
+        elif captions:
+            first_captions, first_fault, count = first
+            self._others[f"{count}/{name}"] = captions
+            self._first[name] = first_captions, first_fault, count + 1
+
+    def get(self, name: str) -> tuple[tuple[str, ...], str] | None:
+        """Returns the captions and the fault of a name, or None."""
+        first = self._first.get(name)
+        if first is None:
+            return None
+        captions, fault, count = first
+        others = (self._others.get(f"{number}/{name}") or () for number in range(1, count))
+        return (*captions, *itertools.chain.from_iterable(others)), fault
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._first
 
 
 class WithCaptions:
