@@ -94,6 +94,13 @@ def test_several_captions_of_one_key_are_chosen_by_name(tmp_path):
     assert listed(open_source(path)).samples[0].caption == "first"
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_txt_comes_first_whatever_the_case_of_its_field(tmp_path, order):
+    texts = [("1.Caption.text", b"text"), ("1.caption.txt", b"txt")]
+    path = make_tar(tmp_path / "a.tar", [("1.image.png", b"x"), *(texts[number] for number in order)])
+    assert listed(open_source(path)).samples[0].caption == "txt"
+
+
 def test_cls_members_are_labels(tmp_path):
     members = []
     for number in range(3):

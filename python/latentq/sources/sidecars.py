@@ -111,7 +111,11 @@ class Sidecars:
             self._by_stem[stem] = tuple(caption)
         fields = sidecar_field.split(".")
         if self.webdataset and (len(fields) == 1 or (len(fields) == 2 and fields[0] in CAPTION)):
-            self._by_key[key] = {fields[0] if len(fields) == 2 else "": stem} | (self._by_key.get(key) or {})
+            caption_field = fields[0] if len(fields) == 2 else ""
+            stems = self._by_key.get(key) or {}
+            other = self._by_stem.get(stems.get(caption_field, ""))
+            if other is None or _rank(name) < _rank(other[0]):
+                self._by_key[key] = stems | {caption_field: stem}
 
     def caption_of(self, image: str) -> Caption | None:
         """Returns the caption of an image by its path, or None."""
