@@ -154,6 +154,16 @@ def test_a_line_that_is_no_sample_is_named(three_parts, line):
     else:
         with pytest.raises(FormatError, match=r"00001\.tsv, line 3"):
             list(SampleList(three_parts.folder))
+        with pytest.raises(FormatError, match=r"00001\.tsv, line 3"):
+            SampleList(three_parts.folder).sample(6)
+
+
+def test_a_unit_of_another_number_of_lines_has_no_samples(three_parts):
+    path = three_parts.folder / "00001.tsv"
+    path.write_bytes(path.read_bytes().replace(b"06.png\t6\n", b"06.png\t6 "))
+    for read in (lambda samples: samples.samples(samples.unit(2)), lambda samples: samples.sample(8)):
+        with pytest.raises(FormatError, match=r"00001\.tsv: unit 2 does not have 3 lines"):
+            read(SampleList(three_parts.folder))
 
 
 def test_a_process_reads_only_the_parts_of_its_units(three_parts, monkeypatch):

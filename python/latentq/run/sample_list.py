@@ -309,12 +309,7 @@ class SampleList:
         Raises:
             FormatError: The part is broken; the message names it and the line.
         """
-        header, columns, position = self._find_unit(unit.number)
-        lines = self._unit_bytes(unit).split(b"\n")
-        if lines.pop() or len(lines) != unit.samples:
-            raise FormatError(f"{self._part_of(unit)}: unit {unit.number} does not have {unit.samples} lines")
-        first_line = 3 + header.firsts[position] - header.first_sample
-        return list(samples_from(str(self._part_of(unit)), columns, lines, first_line))
+        return list(self._read_samples(unit, range(unit.samples)))
 
     def unit_sha256(self, unit: UnitEntry) -> str:
         """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal."""
@@ -323,11 +318,14 @@ class SampleList:
         return hashlib.sha256("\t".join(columns).encode() + b"\n" + lines).hexdigest()
 
     def sample(self, index: int) -> Sample:
-        """Returns a sample by its number."""
+        """Returns a sample by its number.
+
+        Raises:
+            FormatError: The part is broken; the message names it and the line.
+        """
         unit = self.unit_of(index)
-        _, columns, _ = self._find_unit(unit.number)
-        line = self._unit_bytes(unit).split(b"\n")[index - unit.first]
-        return next(samples_from(str(self._part_of(unit)), columns, [line], index - unit.first))
+        position = index - unit.first
+        return next(self._read_samples(unit, range(position, position + 1)))
 
     def __iter__(self) -> Iterator[Sample]:
         """Yields every sample in order."""
@@ -368,6 +366,16 @@ class SampleList:
         if position >= len(header.units):
             raise FormatError(f"{self.folder}: no part has unit {number}")
         return header, columns, position
+
+    def _read_samples(self, unit: UnitEntry, positions: range) -> Iterator[Sample]:
+        """Yields samples of a unit, by their positions in it."""
+        path = self._part_of(unit)
+        header, columns, _ = self._find_unit(unit.number)
+        lines = self._unit_bytes(unit).split(b"\n")
+        if lines.pop() or len(lines) != unit.samples:
+            raise FormatError(f"{path}: unit {unit.number} does not have {unit.samples} lines")
+        first_line = 3 + unit.first - header.first_sample + positions.start
+        return samples_from(str(path), columns, lines[positions.start : positions.stop], first_line)
 
     def _unit_bytes(self, unit: UnitEntry) -> bytes:
         path = self._part_of(unit)
