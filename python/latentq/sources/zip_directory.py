@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     """An entry of the directory.
 
     Attributes:
-        name: The member's name, up to its first NUL; CP437 unless it is marked as UTF-8 or another field gives it in UTF-8.
+        name: The member's name, up to its first NUL: in UTF-8 if the flags or another field say so, else in CP437.
         flags: The general purpose flags.
         method: The compression method.
         packed: Stored size in bytes.
