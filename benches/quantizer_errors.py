@@ -29,8 +29,8 @@ def schemes(latents: Any) -> dict[str, Quantizer]:
     }
     calibrated = {
         f"{method}, {bits} bits": Quantizer.calibrate(latents, bits=bits, method=method)
-        for bits in (8, 6, 4)
-        for method in ("minmax", "percentile", "mse", "lloyd-max")
+        for bits in (8, 6, 5, 4, 3, 2)
+        for method in ("minmax", "percentile", "mse", "lloyd-max", "trellis")
     }
     return {**fixed, **calibrated}
 

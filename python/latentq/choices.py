@@ -24,5 +24,5 @@ class PixelOptions(TypedDict, total=False):
 
 
 RangeMethod: TypeAlias = Literal["mse", "minmax", "percentile"]
-Method: TypeAlias = Literal[RangeMethod, "lloyd-max"]
-"""The ways to calibrate a quantizer: `RangeMethod` finds ranges, `lloyd-max` finds codebooks."""
+Method: TypeAlias = Literal[RangeMethod, "lloyd-max", "trellis"]
+"""The ways to calibrate a quantizer: `RangeMethod` finds ranges, `lloyd-max` codebooks, `trellis` a trellis."""

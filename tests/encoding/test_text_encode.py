@@ -154,7 +154,9 @@ def test_continued_run_writes_the_same_bytes(tar, tiny_open_clip, tmp_path, batc
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("affine", 8), ("affine", 6), ("codebook", 4), ("bfloat16", 16)])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("affine", 8), ("affine", 6), ("codebook", 4), ("trellis", 4), ("bfloat16", 16)]
+)
 def test_embeddings_are_quantized_along_their_last_axis(tar, tmp_path, kind, bits):
     options = {} if kind == "bfloat16" else {"bits": bits}
     recipe = Recipe.load("default").to_dict()

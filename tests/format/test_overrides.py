@@ -57,7 +57,7 @@ def test_an_override_sets_the_field_that_the_table_names(override):
     differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     field = override.field.replace("*", "latent")
     expected = {"columns.latent.store"} if override.name == "store" else {field}
-    if value == "lloyd-max":
+    if value in ("lloyd-max", "trellis"):
         expected.add("columns.latent.quantizer.kind")
     if override.name == "text_captions":
         expected |= {key for key in after if key.startswith("columns.captions.")}

@@ -106,7 +106,7 @@ def test_an_empty_batch_is_a_batch(reference):
     assert LatentDataset(reference.path).batch([])["latent"].shape == (0, 3, 4, 5)
 
 
-@pytest.mark.parametrize("kind", ["affine", "codebook", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["affine", "codebook", "trellis", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("scale", ["raw", "scaled", "normalized"])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_latents_of_every_kind_are_read_in_every_scale(tmp_path, kind, scale, scaled):

@@ -16,8 +16,8 @@ from support.making import make_dataset
 
 pytestmark = pytest.mark.usefixtures("fake_gpu")
 
-KINDS = [("affine", 8), ("affine", 4), ("affine", 2), ("codebook", 8), ("codebook", 5), ("float16", 8),
-         ("bfloat16", 8), ("float32", 8)]  # fmt: skip
+KINDS = [("affine", 8), ("affine", 4), ("affine", 2), ("codebook", 8), ("codebook", 5), ("trellis", 4),
+         ("float16", 8), ("bfloat16", 8), ("float32", 8)]  # fmt: skip
 
 
 def batches(make, **options):
@@ -56,7 +56,7 @@ def test_options_of_a_loader_change_nothing(tmp_path, options, label_encoding):
     assert synchronizations(batches(lambda: LatentDataset(tmp_path / "out"), **options)) == []
 
 
-@pytest.mark.parametrize("kind", ["affine", "codebook", "float16"])
+@pytest.mark.parametrize("kind", ["affine", "codebook", "trellis", "float16"])
 def test_mixture_sends_batches_without_waiting(tmp_path, kind):
     for name in ("a", "b"):
         make_dataset(tmp_path / name, 40, kind=kind, seed=0)

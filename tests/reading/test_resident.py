@@ -14,7 +14,7 @@ def reference(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("made") / "out", 40)
 
 
-@pytest.mark.parametrize("kind", ["affine", "codebook", "float16"])
+@pytest.mark.parametrize("kind", ["affine", "codebook", "trellis", "float16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_batches_equal_those_read_from_files(tmp_path, kind, dtype):
     reference = make_dataset(tmp_path / "out", 40, kind=kind)

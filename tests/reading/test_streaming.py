@@ -55,7 +55,7 @@ def test_an_epoch_through_workers_has_every_sample_once(reference):
     assert torch.equal(torch.cat([b["latent"] for b in batches]), expected)
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "codebook"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "codebook", "trellis"])
 def test_every_kind(tmp_path, kind):
     reference = make_dataset(tmp_path / "out", 4, kind=kind)
     dataset = LatentStreamingDataset(local=str(reference.path), batch_size=1, scale="normalized")

@@ -72,6 +72,13 @@ def make_dataset(
             quantizer = Quantizer.affine(lows.tolist(), highs.tolist(), bits=bits)
             steps = (highs - lows) / ((1 << bits) - 1)
             values = lows[:, None, None] + codes * steps[:, None, None]
+        elif kind == "trellis":
+            levels = np.sort(rng.normal(size=(channels, 2 << bits)), axis=1).astype(np.float32)
+            quantizer = Quantizer.trellis(levels)
+            u = np.pad(codes.reshape(count, -1) & 1, ((0, 0), (3, 0)))
+            label = 2 * (u[:, 3:] ^ u[:, 2:-1] ^ u[:, :-3]) + u[:, 1:-2]
+            numbers = 4 * (codes.astype(int) >> 1) + label.reshape(codes.shape)
+            values = levels[np.arange(channels)[:, None, None], numbers].astype(np.float64)
         else:
             levels = np.sort(rng.normal(size=(channels, 1 << bits)), axis=1).astype(np.float32)
             quantizer = Quantizer.codebook(levels)

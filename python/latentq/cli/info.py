@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latentq.format.card import Card
     from latentq.format.facts import EmbeddingFacts, LatentFacts
 
-_QUANTIZED = ("uniform", "affine", "codebook")  # the kinds that have bits and a range
+_QUANTIZED = ("uniform", "affine", "codebook", "trellis")  # the kinds that have bits and a range
 
 
 def add(commands: Commands) -> None:

@@ -17,6 +17,7 @@ from latentq.format import empty_caption
 from latentq.format.card import CARD, Card
 from latentq.format.files import EMPTY_CAPTION, NORMALIZATION
 from latentq.format.normalization import positions_bytes
+from latentq.format.options import METHODS
 from latentq.quantizer import Calibrator, Quantizer
 from latentq.run.check import check_same_work
 from latentq.run.listing import RunList
@@ -153,7 +154,7 @@ def _calibrators(run: EncodingRun) -> dict[str, Calibrator]:
     calibrators = {}
     for name in run.uncalibrated:
         options = run.card.recipe.columns[name].quantizer
-        method = options.get("method", "lloyd-max" if options["kind"] == "codebook" else "mse")
+        method = options.get("method", METHODS[options["kind"]][0])
         channels = run.card.quantizers[name].channels
         calibrators[name] = Calibrator(channels, bits=options.get("bits", 8), method=method)
     return calibrators

@@ -111,6 +111,9 @@ def _with_ranges(run: EncodingRun) -> EncodingRun:
         if options["kind"] == "codebook":
             levels = np.linspace(-_HIGHEST, _HIGHEST, 1 << bits, dtype=np.float32)
             quantizers[name] = Quantizer.codebook(np.tile(levels, (channels, 1)))
+        elif options["kind"] == "trellis":
+            levels = np.linspace(-_HIGHEST, _HIGHEST, 2 << bits, dtype=np.float32)
+            quantizers[name] = Quantizer.trellis(np.tile(levels, (channels, 1)))
         else:
             quantizers[name] = Quantizer.affine([-_HIGHEST] * channels, [_HIGHEST] * channels, bits=bits)
     return replace(run, card=with_quantizers(run.card, quantizers), uncalibrated=())

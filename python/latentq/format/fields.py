@@ -12,6 +12,7 @@ from latentq.choices import Alpha, Crop, Filter, Icc
 from latentq.format.options import (
     COLUMN_FIELDS,
     DEFAULT_QUANTIZERS,
+    METHODS,
     QUANTIZER_FIELDS,
     Column,
     Content,
@@ -126,7 +127,6 @@ def _check_quantizer(where: str, data: Any) -> None:
         raise RecipeError(f"{where}.bits must be a whole number from 2 to 8, not {bits!r}")
     if data["kind"] == "uniform" and not {"low", "high"} <= data.keys():
         raise RecipeError(f"{where} of kind 'uniform' needs low and high")
-    methods = ("lloyd-max",) if data["kind"] == "codebook" else ("mse", "minmax", "percentile")
-    for key, choices in (("method", methods), ("rounding", ("nearest", "truncate"))):
+    for key, choices in (("method", METHODS.get(data["kind"], ())), ("rounding", ("nearest", "truncate"))):
         if key in data and data[key] not in choices:
             raise RecipeError(f"{where}.{key} must be one of {', '.join(choices)}, not {data[key]!r}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from latentq.choices import Alpha, Crop, Filter, Icc, PixelOptions
+from latentq.choices import Alpha, Crop, Filter, Icc, Method, PixelOptions
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
@@ -40,10 +40,17 @@ DEFAULT_QUANTIZERS: Mapping[str, dict[str, Any]] = {
     "caption_embedding": {"kind": "float16"},
     "pooled_embedding": {"kind": "float16"},
 }
+# The methods of the kinds that are calibrated, the default first.
+METHODS: Mapping[str, tuple[Method, ...]] = {
+    "affine": ("mse", "minmax", "percentile"),
+    "codebook": ("lloyd-max",),
+    "trellis": ("trellis",),
+}
 QUANTIZER_FIELDS: Mapping[str, set[str]] = {
     "uniform": {"kind", "low", "high", "bits", "rounding"},
     "affine": {"kind", "bits", "method"},
     "codebook": {"kind", "bits", "method"},
+    "trellis": {"kind", "bits", "method"},
     **{kind: {"kind"} for kind in FLOATS},
 }
 
@@ -147,8 +154,8 @@ class Column:
         shape: (C, h, w) of latents, (2C, h, w) of moments, (h, w) of tokens, (captions, tokens, width) of embeddings,
             (captions, tokens) of masks, (captions, width) of pooled embeddings; needed if neither the encoding nor a
             card gives it.
-        quantizer: Latents, moments and embeddings: `kind` (`uniform`, `affine`, `codebook`, `float16`, `bfloat16`,
-            `float32`) with its options. An embedding's channels are its last axis.
+        quantizer: Latents, moments and embeddings: `kind` (`uniform`, `affine`, `codebook`, `trellis`, `float16`,
+            `bfloat16`, `float32`) with its options. An embedding's channels are its last axis.
     """
 
     content: Content

@@ -14,6 +14,7 @@ from latentq._core import RecipeError
 from latentq.choices import Alpha, Crop, Filter, Icc, Method
 from latentq.format.options import (
     ENCODED,
+    METHODS,
     QUANTIZER_FIELDS,
     TEXT,
     Dtype,
@@ -118,7 +119,7 @@ OVERRIDES = (
     Override("bits", "columns.*.quantizer.bits", int, "bits of each stored value", "2..8"),
     Override(
         "calibrate", "columns.*.quantizer.method", Method,
-        "how quantizers are calibrated; lloyd-max makes codebooks",
+        "how quantizers are calibrated; lloyd-max makes codebooks, trellis a trellis",
     ),
     Override("calibration", "calibration", int, "number of images that quantizers are calibrated on", "N"),
     Override("unit_size", "unit_size", int, "samples per unit, which is published as a whole; at most 65,536", "N"),
@@ -254,7 +255,7 @@ def _change_bits(tables: Tables, bits: Any) -> None:
 
 def _change_method(tables: Tables, method: Any) -> None:
     for column in _quantized(tables, "calibrate", "method"):
-        kind = "codebook" if method == "lloyd-max" else "affine"
+        kind = next((kind for kind, methods in METHODS.items() if method in methods), "affine")
         column["quantizer"] = {**column["quantizer"], "method": method, "kind": kind}
 
 

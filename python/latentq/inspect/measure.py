@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["SchemeCost", "load", "measure", "of_dataset", "print_json", "print_table"]
 
 BITS = (8, 6, 4)
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max")
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max", "trellis")
 DEFAULT_METHOD: Method = "mse"  # docs/quantizer.md says why it is not lloyd-max
 SAMPLES = 4096  # used at most
 ENCODED = 512  # encoded again at most, evenly spread over the dataset
@@ -220,7 +220,7 @@ def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
     return SchemeCost(
         name,
         quantizer.bits,
-        None if quantizer.bits > 8 else _entropy(quantizer.histogram(quantizer.quantize(x))),
+        None if quantizer.bits > 8 else _entropy(quantizer.quantize(x)),
         measured.overall_sqnr_db,
         min(measured.sqnr_db),
         sum(measured.clip_rate) / quantizer.channels,
@@ -261,9 +261,10 @@ def _psnrs(
     return [(float(np.mean([d for d, _ in pairs])), float(np.mean([i for _, i in pairs]))) for pairs in scores]
 
 
-def _entropy(histogram: npt.NDArray[np.int64]) -> float:
-    """Returns the entropy of each channel's codes in bits, averaged over the channels."""
-    share = histogram / histogram.sum(1, keepdims=True)
+def _entropy(codes: npt.NDArray[np.uint8]) -> float:
+    """Returns the entropy of each channel's codes (N, C, ...) in bits, averaged over the channels."""
+    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in codes.swapaxes(0, 1)])
+    share = counts / counts.sum(1, keepdims=True)
     logs = np.log2(share, where=share > 0, out=np.zeros_like(share))
     return abs(float((share * logs).sum(1).mean()))
 

@@ -386,7 +386,7 @@ def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray
         codes = quantizer.unpack(packed, (count, *latent.shape))
         total.add(LatentSums(np.zeros(quantizer.channels, np.int64), quantizer.histogram(codes)))
     if total.histogram is None:
-        return np.zeros((quantizer.channels, 2**quantizer.bits), np.int64)
+        return np.zeros((quantizer.channels, quantizer.level_count), np.int64)
     return total.histogram
 
 

@@ -9,6 +9,7 @@ Over 500 lines: most of them are docstrings and overloads of `Quantizer`. `Calib
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from latentq.quantizer.arrays import (
 from latentq.quantizer.floats import FLOAT_BITS, FLOAT_DTYPES, FLOAT_MAX, float_name
 from latentq.quantizer.results import Measurement, ValueCounts, not_finite
 from latentq.quantizer.scheme import (
+    LEVEL_KINDS,
+    Kind,
     Rounding,
     Scheme,
     check_bits,
@@ -64,8 +67,9 @@ class Quantizer(Scheme):
     def __post_init__(self) -> None:
         check_choices(self)
         compiled = None
-        if self.kind == "codebook":
-            compiled = _core.Quantizer.codebook(np.array(self.levels, np.float32), self.bits)
+        if self.kind in LEVEL_KINDS:
+            make = _core.Quantizer.codebook if self.kind == "codebook" else _core.Quantizer.trellis
+            compiled = make(np.array(self.levels, np.float32), self.bits)
         elif self.kind in ("uniform", "affine"):
             compiled = _core.Quantizer.affine(self.low, self.high, self.bits, self.rounding == "truncate")
         check_fields(self)
@@ -120,9 +124,31 @@ class Quantizer(Scheme):
         array = np.asarray(levels, np.float32)
         if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] not in (4, 8, 16, 32, 64, 128, 256):
             raise ValueError(f"levels must be (channels, 2^bits) for 2 to 8 bits, not of shape {array.shape}")
-        rows = tuple(tuple(row) for row in array.tolist())
-        low, high = tuple(row[0] for row in rows), tuple(row[-1] for row in rows)
-        return cls("codebook", array.shape[1].bit_length() - 1, "nearest", low, high, rows)
+        return cls._of_levels("codebook", array.shape[1].bit_length() - 1, array)
+
+    @classmethod
+    def trellis(cls, levels: Sequence[Sequence[float]] | Array) -> Quantizer:
+        """Makes a trellis-coded quantizer: twice as many levels as a codebook has for codes of the same bits.
+
+        Which of the levels an element can have depends on the three codes before it in the sample, and codes are chosen
+        so that the squared error of the whole sample is least. So a sample's codes are decoded together, in C order
+        over all its channels: a part of them does not decode to the same values.
+
+        Args:
+            levels: (C, 2^(bits + 1)) finite values, ascending in each channel, for 2 to 8 bits; rounded to float32.
+
+        Raises:
+            ValueError: `levels` has another shape, or does not ascend.
+        """
+        array = np.asarray(levels, np.float32)
+        if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] not in (8, 16, 32, 64, 128, 256, 512):
+            raise ValueError(f"levels must be (channels, 2^(bits + 1)) for 2 to 8 bits, not of shape {array.shape}")
+        return cls._of_levels("trellis", array.shape[1].bit_length() - 2, array)
+
+    @classmethod
+    def _of_levels(cls, kind: Kind, bits: int, levels: npt.NDArray[np.float32]) -> Quantizer:
+        rows = tuple(tuple(row) for row in levels.tolist())
+        return cls(kind, bits, "nearest", tuple(row[0] for row in rows), tuple(row[-1] for row in rows), rows)
 
     @classmethod
     def floating(cls, dtype: FloatDType, *, channels: int) -> Quantizer:
@@ -151,7 +177,7 @@ class Quantizer(Scheme):
         Args:
             latents: (N, C, ...) finite floats.
             bits: 2 to 8.
-            method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks.
+            method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks, `trellis` for a trellis.
 
         Raises:
             NotFiniteError: A value is NaN or infinite.
@@ -187,6 +213,8 @@ class Quantizer(Scheme):
         """
         if type(x) is not np.ndarray and (tensors := tensors_for(x)):
             if x.device.type != "cpu":
+                if self.kind == "trellis":
+                    return tensors.copied(self.quantize(x.cpu(), threads=threads).to(x.device), out)
                 return tensors.quantize(self, x, out)
             codes = self.quantize(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(codes, self.kind, out)
@@ -224,6 +252,9 @@ class Quantizer(Scheme):
         """
         if type(x) is not np.ndarray and (tensors := tensors_for(x)):
             if x.device.type != "cpu":
+                if self.kind == "trellis":
+                    codes, counts = self.quantize_counted(x.cpu(), threads=threads)
+                    return tensors.copied(codes.to(x.device), out), counts
                 codes, clipped, bad = tensors.quantize_counted(self, x, out)
                 return codes, ValueCounts(clipped.cpu().numpy(), bad.cpu().numpy())
             codes, counts = self.quantize_counted(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
@@ -237,7 +268,9 @@ class Quantizer(Scheme):
         return out, ValueCounts(*self._compiled.quantize_counted(x, is_bfloat16, out, check_threads(threads)))
 
     def quantize_on_device(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Quantizes and counts as `quantize_counted` does, without waiting for the device.
+        """Quantizes and counts as `quantize_counted` does, without waiting for the device unless this is a trellis.
+
+        The path through a trellis is searched on the CPU.
 
         Args:
             x: (N, C, ...) floats on any device.
@@ -247,10 +280,10 @@ class Quantizer(Scheme):
         """
         from latentq.quantizer import tensors
 
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" and self.kind != "trellis":
             return tensors.quantize_counted(self, x, None)
         codes, counts = self.quantize_counted(x)
-        clipped, bad = (tensors.from_numpy(count, "", None) for count in (counts.clipped, counts.bad))
+        clipped, bad = (tensors.from_numpy(count, "", None).to(x.device) for count in (counts.clipped, counts.bad))
         return codes, clipped, bad
 
     @overload
@@ -265,7 +298,7 @@ class Quantizer(Scheme):
         """Converts codes to values.
 
         Args:
-            codes: (N, C, ...) uint8, or for float kinds values of that type.
+            codes: (N, C, ...) uint8, or for float kinds values of that type. For a trellis these must be whole samples.
             dtype: `float32`, `float16` or `bfloat16`, as a name, a NumPy dtype or a torch dtype. In NumPy, bfloat16 is
                 returned as its bits in uint16. Values are computed in float32 and rounded to dtype.
             out: A C-contiguous buffer for the values, of the shape of codes.
@@ -387,6 +420,8 @@ class Quantizer(Scheme):
         """
         if type(x) is not np.ndarray and (tensors := tensors_for(x)):
             if x.device.type != "cpu":
+                if self.kind == "trellis":
+                    return tensors.copied(self.quantize_packed(x.cpu(), threads=threads).to(x.device), out)
                 return tensors.quantize_packed(self, x, out)
             packed = self.quantize_packed(tensors.to_numpy(x), out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(packed, "uint8", out)
@@ -471,25 +506,27 @@ class Quantizer(Scheme):
         return self._compiled, is_bfloat16
 
     def histogram(self, codes: Array | torch.Tensor) -> npt.NDArray[np.int64]:
-        """Counts the codes in each channel, for `Statistics.from_histogram`.
+        """Counts the codes in each channel, for `Statistics.from_histogram`; for a trellis, the levels.
 
         Args:
             codes: (N, C, ...) uint8.
 
         Returns:
-            (C, 2^bits) int64: how often each code occurs.
+            (C, level_count) int64: how often each code occurs; for a trellis, how often each level occurs.
 
         Raises:
             ValueError: This is a float kind, or a code has more than `bits` bits.
         """
         if self._compiled is None:
             raise ValueError(f"{self.kind} values have no histogram: use Moments")
-        counts = np.zeros((self.channels, 2**self.bits), np.int64)
+        counts = np.zeros((self.channels, self.level_count), np.int64)
         self._compiled.histogram(native_array(as_array(codes), UINT8), counts)
         return counts
 
     def table(self) -> npt.NDArray[np.float32]:
-        """Returns the value of every code in every channel: (C, 2^bits) float32."""
+        """Returns the values that `histogram` counts: (C, level_count) float32, of every code or every level."""
+        if self.kind == "trellis":
+            return np.array(self.levels, np.float32)
         codes = np.arange(2**self.bits, dtype=np.uint8)
         values: npt.NDArray[np.float32] = self.dequantize(np.tile(codes, (1, self.channels, 1)))[0]
         return values
@@ -530,6 +567,9 @@ class Quantizer(Scheme):
             return {"kind": self.kind, "channels": self.channels}
         if self.kind == "codebook":
             return {"kind": "codebook", "bits": self.bits, "levels": [list(row) for row in self.levels]}
+        if self.kind == "trellis":
+            levels = np.array(self.levels, "<f4").tobytes()
+            return {"kind": "trellis", "bits": self.bits, "levels": base64.b64encode(levels).decode()}
         if self.kind == "affine":
             return {"kind": "affine", "bits": self.bits, "low": list(self.low), "high": list(self.high)}
         return {
@@ -564,6 +604,8 @@ class Quantizer(Scheme):
                 if bits not in (None, quantizer.bits):
                     raise ValueError(f"{len(quantizer.levels[0])} levels are not {bits} bits")
                 return quantizer
+            if kind == "trellis":
+                return cls.trellis(_decoded_levels(**entries))
             if kind in FLOAT_BITS:
                 return cls.floating(kind, **entries)
         except TypeError as error:
@@ -600,16 +642,31 @@ class Quantizer(Scheme):
         return out, bad, mask
 
 
-class Calibrator:
-    """Finds ranges or codebooks for samples that come in batches.
+def _decoded_levels(bits: int, levels: str) -> npt.NDArray[np.float32]:
+    """Returns the levels of a trellis (C, 2^(bits + 1)) from their base64 text.
 
-    It keeps a histogram for each channel, so its memory is bounded (4 MiB per channel, usually less than a tenth of
-    that) for any number of samples. Neither the batches nor their order change the result.
+    Raises:
+        ValueError: The text is not base64 of that many float32 values per channel.
+    """
+    check_bits(bits)
+    if not isinstance(levels, str):
+        raise ValueError("the levels of a trellis must be base64 text")
+    values = np.frombuffer(base64.b64decode(levels, validate=True), "<f4")
+    return values.reshape(-1, 2 ** (bits + 1)).astype(np.float32)
+
+
+class Calibrator:
+    """Finds ranges, codebooks or the levels of a trellis for samples that come in batches.
+
+    For ranges and codebooks it keeps a histogram for each channel, so its memory is bounded (4 MiB per channel, usually
+    less than a tenth of that) for any number of samples, and neither the batches nor their order change the result. A
+    trellis needs whole samples: it keeps at most 2^24 values (64 MiB), of more samples every second, fourth and so on;
+    the order of the samples matters then, and how they are cut into batches does not.
 
     Args:
         channels: The number of channels, C.
         bits: 2 to 8.
-        method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks.
+        method: `mse`, `minmax` or `percentile` for ranges, `lloyd-max` for codebooks, `trellis` for a trellis.
 
     Raises:
         ValueError: An argument is out of range.
@@ -622,6 +679,7 @@ class Calibrator:
         check_bits(bits)
         self.bits = bits
         self.method: Method = method
+        self._trellis = _core.TrellisCalibrator(channels)
         self._core = _core.Calibrator(channels)
 
     def update(self, x: Array | torch.Tensor) -> None:
@@ -632,8 +690,10 @@ class Calibrator:
 
         Raises:
             NotFiniteError: A value is NaN or infinite. No value of x is counted then.
+            ValueError: `x` is not (N, C, ...), or for a trellis its samples have another shape than those before.
         """
-        bad = self._core.update(*float_array(as_array(x)))
+        core = self._trellis if self.method == "trellis" else self._core
+        bad = core.update(*float_array(as_array(x)))
         if bad is not None:
             raise not_finite(*bad)
 
@@ -643,6 +703,8 @@ class Calibrator:
         Raises:
             ValueError: No value of a channel was counted.
         """
+        if self.method == "trellis":
+            return Quantizer.trellis(np.reshape(self._trellis.levels(self.bits), (-1, 2 ** (self.bits + 1))))
         if self.method == "lloyd-max":
             return Quantizer.codebook(np.reshape(self._core.levels(self.bits), (-1, 2**self.bits)))
         low, high = zip(*self._core.ranges(self.bits, self.method), strict=True)
@@ -655,8 +717,11 @@ class Calibrator:
             quantizer: A quantizer of the same number of channels.
 
         Raises:
-            ValueError: The quantizer is of a float kind, or has another number of channels.
+            ValueError: The quantizer is of a float kind or a trellis, or has another number of channels; or this
+                calibrates a trellis.
         """
+        if self.method == "trellis":
+            raise ValueError("a calibrator of a trellis counts no values: use Quantizer.measure on samples")
         sums = self._core.measure(quantizer.for_gather(False)[0])
         count, clipped, signal, noise, largest_error = zip(*sums, strict=True)
         rates = [c / max(n, 1) for c, n in zip(clipped, count, strict=True)]

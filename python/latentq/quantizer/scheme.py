@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from latentq.quantizer.floats import FLOAT_BITS, FLOAT_MAX
 
-Kind: TypeAlias = Literal["uniform", "affine", "codebook", "float16", "bfloat16", "float32"]
+Kind: TypeAlias = Literal["uniform", "affine", "codebook", "trellis", "float16", "bfloat16", "float32"]
 Rounding: TypeAlias = Literal["nearest", "truncate"]
+
+LEVEL_KINDS = ("codebook", "trellis")  # their parameters are levels
 
 _MAX_CHANNELS = 1 << 16  # more than any autoencoder has; a number read from a file can be anything
 
@@ -22,13 +24,14 @@ class Scheme:
     """The parameters of a quantizer of C channels.
 
     Attributes:
-        kind: `uniform` (one given range for all channels), `affine` (one range per channel), `codebook`, or the float
-            type in which values are stored unchanged: `float16`, `bfloat16` or `float32`.
+        kind: `uniform` (one given range for all channels), `affine` (one range per channel), `codebook`, `trellis`, or
+            the float type in which values are stored unchanged: `float16`, `bfloat16` or `float32`.
         bits: Bits of one stored element: 2 to 8, or those of the float type.
         rounding: `nearest` (round half to even), or `truncate` for reproducing old data.
-        low: (C,) the value of code 0 in each channel, exact in float32; for a float type its smallest number.
-        high: (C,) the value of the last code in each channel; for a float type its largest number.
-        levels: (C, 2^bits) the value of every code of a codebook; empty for other kinds.
+        low: (C,) the lowest value of each channel, exact in float32; for a float type its smallest number.
+        high: (C,) the highest value of each channel; for a float type its largest number.
+        levels: (C, 2^bits) the value of every code of a codebook, or (C, 2^(bits + 1)) the levels of a trellis; empty
+            for other kinds.
     """
 
     kind: Kind
@@ -45,6 +48,11 @@ class Scheme:
         """The number of channels, C."""
         return len(self.low)
 
+    @property
+    def level_count(self) -> int:
+        """The number of values that an element of a channel can decode to, if this is not a float type."""
+        return 1 << self.bits + (self.kind == "trellis")
+
     def packed_bytes(self, elements: int) -> int:
         """Returns the stored size in bytes of one sample.
 
@@ -58,10 +66,10 @@ def check_choices(scheme: Scheme) -> None:
     """Raises ValueError if kind, bits or rounding is not one that exists."""
     if scheme.kind in FLOAT_BITS:
         return
-    if scheme.kind not in ("uniform", "affine", "codebook"):
+    if scheme.kind not in ("uniform", "affine", "codebook", "trellis"):
         raise ValueError(unknown_kind(scheme.kind))
     check_bits(scheme.bits)
-    if scheme.kind != "codebook" and scheme.rounding not in ("nearest", "truncate"):
+    if scheme.kind not in LEVEL_KINDS and scheme.rounding not in ("nearest", "truncate"):
         raise ValueError(f'rounding must be "nearest" or "truncate", not {scheme.rounding!r}')
 
 
@@ -86,7 +94,7 @@ def check_bits(bits: int) -> None:
 
 def unknown_kind(kind: object) -> str:
     """Returns the message for a kind that does not exist."""
-    return f"unknown kind of quantizer {kind!r}: uniform, affine, codebook, {', '.join(FLOAT_BITS)}"
+    return f"unknown kind of quantizer {kind!r}: uniform, affine, codebook, trellis, {', '.join(FLOAT_BITS)}"
 
 
 def float32_values(values: Sequence[float] | npt.NDArray[Any]) -> tuple[float, ...]:
@@ -98,7 +106,7 @@ def float32_values(values: Sequence[float] | npt.NDArray[Any]) -> tuple[float, .
 def _is_consistent(scheme: Scheme) -> bool:
     """True if every field is one that the class method of the scheme's kind sets."""
     ends = scheme.low, scheme.high
-    if scheme.kind == "codebook":
+    if scheme.kind in LEVEL_KINDS:
         level_ends = tuple(row[0] for row in scheme.levels), tuple(row[-1] for row in scheme.levels)
         return scheme.rounding == "nearest" and level_ends == ends
     if scheme.levels:

@@ -48,7 +48,7 @@ class Statistics:
 
         Args:
             quantizer: The quantizer that made the codes.
-            histogram: (C, 2^bits) int64 counts: the sum of any number of results of `Quantizer.histogram`.
+            histogram: (C, level_count) int64 counts: the sum of any number of results of `Quantizer.histogram`.
 
         Raises:
             ValueError: `histogram` has another shape.

@@ -80,25 +80,25 @@ def quantize_counted(
 
 def quantize_packed(scheme: Scheme, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """Quantizes and packs on the tensor's device; see `Quantizer.quantize_packed`."""
-    return _copied(pack(scheme, quantize(scheme, x, None)), out)
+    return copied(pack(scheme, quantize(scheme, x, None)), out)
 
 
 def dequantize(scheme: Scheme, codes: torch.Tensor, name: str, out: torch.Tensor | None) -> torch.Tensor:
     """Dequantizes on the tensor's device to the float type of that name; see `Quantizer.dequantize`."""
-    return _copied(decode(scheme, codes, _DTYPES[name]), out)
+    return copied(decode(scheme, codes, _DTYPES[name]), out)
 
 
 def dequantize_packed(
     scheme: Scheme, packed: torch.Tensor, shape: Sequence[int], name: str, out: torch.Tensor | None
 ) -> torch.Tensor:
     """Unpacks and dequantizes on the tensor's device; see `Quantizer.dequantize_packed`."""
-    return _copied(decode(scheme, unpack(scheme, packed, shape), _DTYPES[name], unpacked=True), out)
+    return copied(decode(scheme, unpack(scheme, packed, shape), _DTYPES[name], unpacked=True), out)
 
 
 def encode(
     scheme: Scheme, x: torch.Tensor, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Computes codes by torch operations on the tensor's device.
+    """Computes codes by torch operations on the tensor's device; those of a trellis are found on the CPU instead.
 
     Args:
         scheme: The quantizer's parameters.
@@ -183,11 +183,29 @@ def decode(scheme: Scheme, codes: torch.Tensor, dtype: torch.dtype, *, unpacked:
     if not unpacked and scheme.bits < 8 and codes.numel() and int(codes.max()) >= 2**scheme.bits:
         raise ValueError(f"a code has more than {scheme.bits} bits")
     constants = _constants(scheme, codes.device)
+    if scheme.kind == "trellis":
+        return constants.levels.flatten()[_trellis_indices(scheme, codes)].to(dtype)
     if scheme.kind == "codebook":
         channel = torch.arange(scheme.channels, device=codes.device).reshape(-1, *[1] * (codes.ndim - 2))
         return constants.levels[channel, codes.long()].to(dtype)
     wide = codes.float()
     return ((wide + _broadcast(constants.zero, wide)) * _broadcast(constants.step, wide)).to(dtype)
+
+
+def _trellis_indices(scheme: Scheme, codes: torch.Tensor) -> torch.Tensor:
+    """Returns the index in the flattened levels (C, 2^(bits + 1)) of each element of whole samples (N, C, ...)."""
+    elements = math.prod(codes.shape[1:])
+    flat = codes.reshape(len(codes), elements)
+    u = flat & 1
+
+    def earlier(distance: int) -> torch.Tensor:
+        return torch.nn.functional.pad(u, (distance, 0))[:, :elements]
+
+    label = (u ^ earlier(1) ^ earlier(3)) << 1 | earlier(2)
+    numbers = (flat >> 1).long() * 4 + label
+    channel = torch.arange(scheme.channels, device=codes.device).reshape(-1, 1)
+    by_channel = numbers.reshape(len(codes), scheme.channels, elements // scheme.channels)
+    return (by_channel + channel * scheme.level_count).reshape(codes.shape)
 
 
 def pack(scheme: Scheme, codes: torch.Tensor) -> torch.Tensor:
@@ -247,7 +265,7 @@ def _bounds(scheme: Scheme) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _Constants:
-    """A scheme's parameters on one device, float32: (C,) each, but (C, 2^bits) levels and (C, 2^bits - 1) bounds."""
+    """A scheme's parameters on one device, float32: (C,) each, (C, level_count) levels, (C, 2^bits - 1) bounds."""
 
     low: torch.Tensor
     high: torch.Tensor
@@ -290,6 +308,6 @@ def _checked(out: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _copied(values: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+def copied(values: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """Returns the values, copied into `out` if it is given."""
     return values if out is None else _checked(out, values).copy_(values)

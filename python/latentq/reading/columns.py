@@ -352,7 +352,8 @@ def _folded(quantizer: Quantizer, change: ScaleChange) -> Quantizer:
         change: A change of each channel.
     """
     shift, factor = (np.broadcast_to(values.ravel(), quantizer.channels) for values in (change.shift, change.factor))
-    if quantizer.kind == "codebook":
-        return Quantizer.codebook((np.array(quantizer.levels) - shift[:, None]) * factor[:, None])
+    if quantizer.levels:
+        levels = (np.array(quantizer.levels) - shift[:, None]) * factor[:, None]
+        return Quantizer.trellis(levels) if quantizer.kind == "trellis" else Quantizer.codebook(levels)
     low, high = ((np.array(edge) - shift) * factor for edge in (quantizer.low, quantizer.high))
     return Quantizer.affine(low.tolist(), high.tolist(), bits=quantizer.bits)

@@ -20,7 +20,7 @@ from latentq.format.facts import (
     TextFacts,
     TokenFacts,
 )
-from latentq.format.options import ENCODED, FLOATS, TEXT, Column
+from latentq.format.options import ENCODED, FLOATS, METHODS, TEXT, Column
 from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders.interface import DescribedAutoencoder
@@ -29,8 +29,6 @@ from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash
 from latentq.quantizer import Quantizer
 from latentq.run.sample_list import Totals
-
-_CALIBRATED = ("affine", "codebook")
 
 
 def resolve_recipe(
@@ -212,7 +210,7 @@ def _quantizers(
         return parent.quantizers, ()
     quantizers = {name: _given_quantizer(recipe.columns[name], shape[0]) for name, shape in latents.items()}
     quantizers |= {name: _given_quantizer(recipe.columns[name], shape[-1]) for name, shape in embeddings.items()}
-    return quantizers, tuple(name for name in quantizers if recipe.columns[name].quantizer["kind"] in _CALIBRATED)
+    return quantizers, tuple(name for name in quantizers if recipe.columns[name].quantizer["kind"] in METHODS)
 
 
 def _given_quantizer(column: Column, channels: int) -> Quantizer:

@@ -146,6 +146,11 @@ impl Quantizer {
         quant::Quantizer::codebook(levels.as_slice()?, bits).map(Arc::new).map(Self).map_err(to_py)
     }
 
+    #[staticmethod]
+    fn trellis(levels: PyReadonlyArrayDyn<'_, f32>, bits: u32) -> PyResult<Self> {
+        quant::Quantizer::trellis(levels.as_slice()?, bits).map(Arc::new).map(Self).map_err(to_py)
+    }
+
     /// Quantizes to codes, packed or one byte each. Returns the first bad sample and channel.
     #[allow(clippy::too_many_arguments)]
     fn quantize(
@@ -226,7 +231,7 @@ impl Quantizer {
         py.detach(|| self.0.dequantize_packed(packed, out, plane, threads)).map_err(to_py)
     }
 
-    /// Adds the counts of all codes to `out` (C, 2^bits).
+    /// Adds the counts of all codes to `out` (C, 2^bits), or of all levels of a trellis (C, 2^(bits + 1)).
     fn histogram(
         &self,
         py: Python<'_>,
@@ -346,9 +351,35 @@ impl Calibrator {
     }
 }
 
+/// The core of `latentq.quantizer.Calibrator` for a trellis.
+#[pyclass(module = "latentq._core")]
+struct TrellisCalibrator(quant::TrellisCalibrator);
+
+#[pymethods]
+impl TrellisCalibrator {
+    #[new]
+    fn new(channels: usize) -> PyResult<Self> {
+        quant::TrellisCalibrator::new(channels).map(Self).map_err(to_py)
+    }
+
+    /// Adds samples. If one is bad, returns it with its first bad channel, and adds nothing.
+    fn update(&mut self, py: Python<'_>, x: &Bound<'_, PyAny>, bfloat16: bool) -> PyResult<Bad> {
+        let x = Input::new(x, bfloat16)?;
+        let plane = plane(x.shape(), self.0.channels())?;
+        let x = x.floats()?;
+        py.detach(|| self.0.update(x, plane)).map_err(to_py)
+    }
+
+    /// The levels of all channels, channel by channel.
+    fn levels(&self, py: Python<'_>, bits: u32) -> PyResult<Vec<f32>> {
+        py.detach(|| self.0.levels(bits)).map_err(to_py)
+    }
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Quantizer>()?;
     module.add_class::<Calibrator>()?;
+    module.add_class::<TrellisCalibrator>()?;
     module.add_function(wrap_pyfunction!(convert, module)?)?;
     module.add_function(wrap_pyfunction!(pack, module)?)?;
     module.add_function(wrap_pyfunction!(unpack, module)?)?;

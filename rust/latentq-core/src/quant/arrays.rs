@@ -12,7 +12,8 @@ use super::encode::Quantize;
 use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::kernel::{CHUNK, Shape, ValueCounts};
 use super::pack::packed_len;
-use super::scheme::Quantizer;
+use super::scheme::{Quantizer, Scheme};
+use super::trellis::{self, DecodeTrellis, LANES, count_levels};
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
@@ -37,7 +38,8 @@ impl Quantizer {
         self.quantize_with(Isa::best(), x, out, plane, true, threads)
     }
 
-    fn quantize_with(
+    /// [`Quantizer::quantize`] or [`Quantizer::quantize_packed`] with a given instruction set.
+    pub fn quantize_with(
         &self,
         isa: Isa,
         x: Floats<'_>,
@@ -47,12 +49,12 @@ impl Quantizer {
         threads: usize,
     ) -> Result<ValueCounts> {
         let shape = self.shape(x.len(), out.len(), plane, packed)?;
-        Ok(match x {
+        match x {
             Floats::F32(x) => self.quantize_as::<F32>(isa, x, out, shape, threads),
             Floats::F16(x) => self.quantize_as::<F16>(isa, x, out, shape, threads),
             Floats::BF16(x) => self.quantize_as::<BF16>(isa, x, out, shape, threads),
             Floats::F64(x) => self.quantize_as::<F64>(isa, x, out, shape, threads),
-        })
+        }
     }
 
     fn quantize_as<F: Float>(
@@ -62,10 +64,16 @@ impl Quantizer {
         out: &mut [u8],
         shape: Shape,
         threads: usize,
-    ) -> ValueCounts {
-        each_chunk(x, out, (shape.elements, shape.bytes), shape.channels, threads, |x, out| {
-            isa.run(Quantize::<F> { quantizer: self, isa, x, out, shape })
-        })
+    ) -> Result<ValueCounts> {
+        let (lengths, channels, bits) = ((shape.elements, shape.bytes), shape.channels, self.bits());
+        match self.scheme() {
+            Scheme::Trellis(levels) => each_chunk(x, out, lengths, channels, LANES, threads, |x, out| {
+                trellis::encode::<F>(isa, levels, bits, x, out, shape)
+            }),
+            _ => each_chunk(x, out, lengths, channels, 1, threads, |x, out| {
+                Ok(isa.run(Quantize::<F> { quantizer: self, isa, x, out, shape }))
+            }),
+        }
     }
 
     /// Dequantizes `codes` (N, C, plane), one byte each, to `out`. A code of more than `bits` bits is an error.
@@ -78,7 +86,8 @@ impl Quantizer {
         self.dequantize_with(Isa::best(), packed, out, plane, true, threads)
     }
 
-    fn dequantize_with(
+    /// [`Quantizer::dequantize`] or [`Quantizer::dequantize_packed`] with a given instruction set.
+    pub fn dequantize_with(
         &self,
         isa: Isa,
         codes: &[u8],
@@ -103,9 +112,13 @@ impl Quantizer {
         shape: Shape,
         threads: usize,
     ) -> Result<()> {
-        let counts = each_chunk(codes, out, (shape.bytes, shape.elements), shape.channels, threads, |codes, out| {
-            isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape })
-        });
+        let (lengths, channels, bits) = ((shape.bytes, shape.elements), shape.channels, self.bits());
+        let counts = each_chunk(codes, out, lengths, channels, 1, threads, |codes, out| {
+            Ok(match self.scheme() {
+                Scheme::Trellis(levels) => isa.run(DecodeTrellis::<F> { levels, bits, isa, codes, out, shape }),
+                _ => isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape }),
+            })
+        })?;
         match counts.bad.first() {
             None => Ok(()),
             Some((sample, channel)) => Err(Error::argument(format!(
@@ -137,15 +150,23 @@ impl Quantizer {
         )))
     }
 
-    /// Adds the number of occurrences of each code in each channel of `codes` (N, C, plane) to `out` (C, 2^bits).
+    /// Adds the number of occurrences of each code in each channel of `codes` (N, C, plane) to `out` (C, 2^bits); of each
+    /// level, to `out` (C, 2^(bits + 1)), if this is a trellis.
     pub fn histogram(&self, codes: &[u8], out: &mut [i64], plane: usize) -> Result<()> {
-        let (channels, size) = (self.channels(), 1usize << self.bits());
-        sample_len(codes.len(), channels, plane)?;
+        let (channels, size) = (self.channels(), self.levels());
+        let sample = sample_len(codes.len(), channels, plane)?;
         if out.len() != channels * size {
             return Err(Error::argument(format!(
                 "the histogram must have {channels} x {size} counts, not {}",
                 out.len()
             )));
+        }
+        if let Scheme::Trellis(_) = self.scheme() {
+            if let Some(wide) = codes.iter().position(|code| u32::from(*code) >> self.bits() != 0) {
+                return Err(self.wide_code(wide / plane, codes[wide]));
+            }
+            codes.chunks(sample).for_each(|codes| count_levels(codes, plane, out, size));
+            return Ok(());
         }
         for (index, codes) in codes.chunks(plane.max(1)).enumerate() {
             let channel = index % channels;
@@ -163,17 +184,20 @@ impl Quantizer {
                     match out[channel * size..(channel + 1) * size].get_mut(code) {
                         Some(count) => *count += total,
                         None if total == 0 => {}
-                        None => {
-                            let (sample, bits) = (index / channels, self.bits());
-                            return Err(Error::argument(format!(
-                                "sample {sample}, channel {channel} has the code {code}, which needs more than {bits} bits"
-                            )));
-                        }
+                        None => return Err(self.wide_code(index, code as u8)),
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The error for a code of too many bits in a plane.
+    fn wide_code(&self, plane: usize, code: u8) -> Error {
+        let (sample, channel, bits) = (plane / self.channels(), plane % self.channels(), self.bits());
+        Error::argument(format!(
+            "sample {sample}, channel {channel} has the code {code}, which needs more than {bits} bits"
+        ))
     }
 }
 
@@ -190,34 +214,41 @@ pub(super) fn sample_len(elements: usize, channels: usize, plane: usize) -> Resu
 }
 
 /// Calls `work` on runs of whole samples of `x` and `out`, which have the given lengths, on up to `threads` threads, and
-/// adds up the counts. Integer sums and a sorted list do not depend on the number of threads.
+/// adds up the counts. All runs but the last are multiples of `together` samples. Integer sums and a sorted list do not
+/// depend on the number of threads.
 pub(super) fn each_chunk<X: Sync, Y: Send>(
     x: &[X],
     out: &mut [Y],
     (x_len, out_len): (usize, usize),
     channels: usize,
+    together: usize,
     threads: usize,
-    work: impl Fn(&[X], &mut [Y]) -> ValueCounts + Sync,
-) -> ValueCounts {
+    work: impl Fn(&[X], &mut [Y]) -> Result<ValueCounts> + Sync,
+) -> Result<ValueCounts> {
     if threads <= 1 || out.len() <= CHUNK {
         return work(x, out);
     }
-    let samples = CHUNK.div_ceil(out_len);
-    let total = Mutex::new(ValueCounts { clipped: vec![0; channels], bad: Vec::new() });
+    let samples = CHUNK.div_ceil(out_len).next_multiple_of(together);
+    let total = Mutex::new(Ok(ValueCounts { clipped: vec![0; channels], bad: Vec::new() }));
     for_each_chunk(out, samples.saturating_mul(out_len), threads, |index, out| {
         let first = index * samples;
         let counts = work(&x[first * x_len..][..out.len() / out_len * x_len], out);
         // Nothing panics under this lock, so it cannot be poisoned.
-        if let Ok(mut total) = total.lock() {
-            for (total, count) in total.clipped.iter_mut().zip(counts.clipped) {
-                *total += count;
+        let Ok(mut total) = total.lock() else { return };
+        match (&mut *total, counts) {
+            (Ok(total), Ok(counts)) => {
+                for (total, count) in total.clipped.iter_mut().zip(counts.clipped) {
+                    *total += count;
+                }
+                total.bad.extend(counts.bad.into_iter().map(|(sample, channel)| (first + sample, channel)));
             }
-            total.bad.extend(counts.bad.into_iter().map(|(sample, channel)| (first + sample, channel)));
+            (total, Err(error)) => *total = Err(error),
+            (Err(_), Ok(_)) => {}
         }
     });
-    let mut total = total.into_inner().unwrap_or_default();
+    let mut total = total.into_inner().unwrap_or_else(|_| Ok(ValueCounts::default()))?;
     total.bad.sort_unstable();
-    total
+    Ok(total)
 }
 
 #[cfg(test)]
@@ -286,6 +317,7 @@ mod tests {
                 let code = levels.iter().position(|level| distance(*level) == nearest).unwrap();
                 (code as u8, u64::from(x < levels[0] || x > levels[levels.len() - 1]))
             }
+            Scheme::Trellis(_) => unreachable!("tested in `trellis::tests`"),
         }
     }
 
@@ -374,12 +406,12 @@ mod tests {
         let (channels, elements) = (quantizer.channels(), quantizer.channels() * plane);
         let shape = |stream| Shape { channels, plane, elements, bytes: elements, packed: false, stream };
         let mut codes = vec![1; x.len()];
-        let counts = quantizer.quantize_as::<F>(Isa::Baseline, x, &mut codes, shape(false), 1);
+        let counts = quantizer.quantize_as::<F>(Isa::Baseline, x, &mut codes, shape(false), 1).unwrap();
         for isa in Isa::available() {
             for threads in [1, 3] {
                 let mut buffer = vec![2; offset + x.len() + LINE];
                 let out = &mut buffer[offset..][..x.len()];
-                let seen = quantizer.quantize_as::<F>(isa, x, out, shape(true), threads);
+                let seen = quantizer.quantize_as::<F>(isa, x, out, shape(true), threads).unwrap();
                 assert!(*out == codes, "{isa:?}, {threads} threads");
                 assert_eq!(seen, counts, "{isa:?}, {threads} threads");
                 let around = [&buffer[..offset], &buffer[offset + x.len()..]].concat();

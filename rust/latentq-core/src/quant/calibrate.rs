@@ -4,6 +4,7 @@
 //! float32 values to one part in 4096. The extremes are kept exactly. The size of the histogram is bounded, and the order
 //! of the data does not matter.
 
+use super::arrays::sample_len;
 use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::scheme::{Quantizer, check_bits, top};
 use crate::{Error, Result};
@@ -57,19 +58,10 @@ impl Calibrator {
 
     fn update_as<F: Float>(&mut self, x: &[F::Bits], plane: usize) -> Result<Option<(usize, usize)>> {
         let channels = self.channels.len();
-        if !x.is_empty() && (plane == 0 || !x.len().is_multiple_of(channels.saturating_mul(plane))) {
-            return Err(Error::argument(format!(
-                "{} elements are not whole samples of {channels} channels x {plane}",
-                x.len()
-            )));
+        if let Some(bad) = first_bad::<F>(x, channels, plane)? {
+            return Ok(Some(bad));
         }
-        let planes = || x.chunks(plane.max(1)).enumerate();
-        for (index, x) in planes() {
-            if !x.iter().all(|x| F::widen(*x).is_finite()) {
-                return Ok(Some((index / channels, index % channels)));
-            }
-        }
-        for (index, x) in planes() {
+        for (index, x) in x.chunks(plane.max(1)).enumerate() {
             let histogram = &mut self.channels[index % channels];
             x.iter().for_each(|x| histogram.add(F::widen(*x)));
         }
@@ -114,7 +106,9 @@ impl Calibrator {
             return Err(Error::argument(format!("the quantizer has {theirs} channels, the data {ours}")));
         }
         let costs = self.channels.iter().enumerate().map(|(channel, histogram)| {
-            let quantizer = quantizer.channel(channel);
+            let Some(quantizer) = quantizer.channel(channel) else {
+                return Err(Error::argument("a trellis is measured on samples, not on counts of their values"));
+            };
             let mut cost = Cost::default();
             for (value, count) in histogram.ascending() {
                 let (mut code, mut back) = ([0], [0.0]);
@@ -138,6 +132,13 @@ impl Calibrator {
             Sorted::new(histogram).ok_or_else(nothing)
         })
     }
+}
+
+/// Sample and channel of the first NaN or infinity, after checking that `x` is whole samples.
+pub(super) fn first_bad<F: Float>(x: &[F::Bits], channels: usize, plane: usize) -> Result<Option<(usize, usize)>> {
+    sample_len(x.len(), channels, plane)?;
+    let bad = x.chunks(plane.max(1)).position(|x| !x.iter().all(|x| F::widen(*x).is_finite()));
+    Ok(bad.map(|plane| (plane / channels, plane % channels)))
 }
 
 /// The error of quantizing one channel.

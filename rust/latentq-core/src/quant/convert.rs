@@ -20,14 +20,14 @@ pub fn convert(
         return Err(Error::argument(format!("the output has {} elements, the input has {}", out.len(), x.len())));
     }
     let shape = Shape { channels, plane, elements: sample, bytes: sample, packed: false, stream: false };
-    Ok(match out {
+    match out {
         FloatsMut::F32(out) => convert_to::<F32>(x, out, shape, threads),
         FloatsMut::F16(out) => convert_to::<F16>(x, out, shape, threads),
         FloatsMut::BF16(out) => convert_to::<BF16>(x, out, shape, threads),
-    })
+    }
 }
 
-fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: Shape, threads: usize) -> ValueCounts {
+fn convert_to<To: Float>(x: Floats<'_>, out: &mut [To::Bits], shape: Shape, threads: usize) -> Result<ValueCounts> {
     match x {
         Floats::F32(x) => convert_as::<F32, To>(x, out, shape, threads),
         Floats::F16(x) => convert_as::<F16, To>(x, out, shape, threads),
@@ -41,10 +41,10 @@ fn convert_as<From: Float, To: Float>(
     out: &mut [To::Bits],
     shape: Shape,
     threads: usize,
-) -> ValueCounts {
+) -> Result<ValueCounts> {
     let isa = Isa::best();
-    each_chunk(x, out, (shape.elements, shape.elements), shape.channels, threads, |x, out| {
-        isa.run(Convert::<From, To> { x, out, shape })
+    each_chunk(x, out, (shape.elements, shape.elements), shape.channels, 1, threads, |x, out| {
+        Ok(isa.run(Convert::<From, To> { x, out, shape }))
     })
 }
 

@@ -46,6 +46,7 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
                 match quantizer.scheme() {
                     Scheme::Affine(affine, _) => decode_plane::<F, _>(isa, &Scale(&affine[channel]), codes, out),
                     Scheme::Codebook(books) => decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), codes, out),
+                    Scheme::Trellis(_) => {} // decoded by `DecodeTrellis`
                 }
             }
         }

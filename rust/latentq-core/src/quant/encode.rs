@@ -54,6 +54,7 @@ fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bit
         Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),
         Scheme::Affine(affine, Rounding::Truncate) => Truncate(&affine[channel], top(bits)).encode::<F>(isa, x, out),
         Scheme::Codebook(books) => Search(&books[channel], bits).encode::<F>(isa, x, out),
+        Scheme::Trellis(_) => Observed::NOTHING, // encoded by `EncodeTrellis`
     }
 }
 
@@ -187,7 +188,7 @@ impl Encode for Search<'_> {
 
 /// The observations of [`encode_each`] without the codes.
 #[inline(always)]
-fn observe(x: &[f32], low: f32, high: f32) -> Observed {
+pub(super) fn observe(x: &[f32], low: f32, high: f32) -> Observed {
     let (mut outside, mut largest) = (0u32, 0u32);
     for x in x {
         outside += u32::from(clamp(*x, low, high) != *x);

@@ -14,7 +14,9 @@ mod kernel;
 mod moments;
 mod pack;
 mod scheme;
+mod trellis;
 
+pub use arch::Isa;
 pub use calibrate::{Calibrator, Cost, Method};
 pub use convert::convert;
 pub use floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
@@ -22,3 +24,4 @@ pub use kernel::ValueCounts;
 pub use moments::{Moments, moments};
 pub use pack::{pack, packed_len, unpack};
 pub use scheme::{Affine, Codebook, Quantizer, Rounding, Scheme};
+pub use trellis::{TrellisCalibrator, TrellisLevels};

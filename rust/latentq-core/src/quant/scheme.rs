@@ -1,5 +1,6 @@
-//! The definition of a quantizer: bits per code, and an affine map or a codebook for each channel.
+//! The definition of a quantizer: bits per code, and an affine map, a codebook or the levels of a trellis for each channel.
 
+use super::trellis::TrellisLevels;
 use crate::{Error, Result};
 
 /// Rounding of values between two codes.
@@ -85,6 +86,8 @@ pub enum Scheme {
     Affine(Vec<Affine>, Rounding),
     /// A codebook for each channel.
     Codebook(Vec<Codebook>),
+    /// The levels of each channel; a sample's codes depend on each other.
+    Trellis(Vec<TrellisLevels>),
 }
 
 /// Maps floats to codes of `bits` bits and back, with parameters for each channel. Immutable.
@@ -120,6 +123,17 @@ impl Quantizer {
         Ok(Self { bits, scheme: Scheme::Codebook(channels) })
     }
 
+    /// Creates a trellis quantizer. `levels` has `2^(bits + 1)` ascending values per channel, channel by channel.
+    pub fn trellis(levels: &[f32], bits: u32) -> Result<Self> {
+        check_bits(bits)?;
+        let size = 2usize << bits;
+        if levels.is_empty() || !levels.len().is_multiple_of(size) {
+            return Err(Error::argument(format!("a trellis of {bits} bits needs {size} levels per channel")));
+        }
+        let channels = levels.chunks(size).map(TrellisLevels::new).collect::<Result<_>>()?;
+        Ok(Self { bits, scheme: Scheme::Trellis(channels) })
+    }
+
     /// Bits per code.
     pub fn bits(&self) -> u32 {
         self.bits
@@ -130,16 +144,26 @@ impl Quantizer {
         match &self.scheme {
             Scheme::Affine(channels, _) => channels.len(),
             Scheme::Codebook(channels) => channels.len(),
+            Scheme::Trellis(channels) => channels.len(),
         }
     }
 
-    /// A quantizer for one channel only.
-    pub(super) fn channel(&self, channel: usize) -> Self {
+    /// Number of values that codes of one channel stand for.
+    pub fn levels(&self) -> usize {
+        match &self.scheme {
+            Scheme::Trellis(_) => 2 << self.bits,
+            _ => 1 << self.bits,
+        }
+    }
+
+    /// A quantizer for one channel only; `None` for a trellis, whose codes depend on other channels.
+    pub(super) fn channel(&self, channel: usize) -> Option<Self> {
         let scheme = match &self.scheme {
             Scheme::Affine(channels, rounding) => Scheme::Affine(vec![channels[channel]], *rounding),
             Scheme::Codebook(channels) => Scheme::Codebook(vec![channels[channel].clone()]),
+            Scheme::Trellis(_) => return None,
         };
-        Self { bits: self.bits, scheme }
+        Some(Self { bits: self.bits, scheme })
     }
 
     /// The parameters of the channels.

@@ -7,10 +7,13 @@
 mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86_stream;
+#[cfg(target_arch = "x86_64")]
+mod x86_trellis;
 
 use super::floats::{Float, Floats, FloatsMut};
 use super::kernel::{Kernel, Observed, ValueCounts};
 use super::scheme::Affine;
+use super::trellis::{LABELS, Nearest, STATES, TrellisLevels};
 
 /// An instruction set that this processor supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +30,6 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets that this processor supports, the best last.
-    #[cfg(test)]
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut all = vec![Isa::Baseline];
@@ -58,6 +60,15 @@ impl Isa {
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 #[allow(unsafe_code)]
 impl Isa {
+    /// Number of f32 values that a kernel which keeps sets of vectors in registers should process together.
+    pub fn lanes(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => 16,
+            _ => 8,
+        }
+    }
+
     /// Runs the kernel's code for this instruction set.
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
@@ -131,6 +142,60 @@ impl Isa {
         }
     }
 
+    /// Finds the nearest level of each label for the values of a lane, whose searches ended at `pairs`. Returns false if the
+    /// instruction set has no code for that, and nothing is done.
+    #[inline(always)]
+    pub(super) fn compare<const L: usize>(
+        self,
+        levels: &TrellisLevels,
+        x: &[f32],
+        pairs: &[u8],
+        lane: usize,
+        costs: &mut [[[f32; LABELS]; L]],
+        nearest: &mut [Nearest],
+    ) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => {
+                unsafe { x86_trellis::compare_avx2(levels, x, pairs, lane, costs, nearest) };
+                true
+            }
+        }
+    }
+
+    /// Extends paths by some elements. Returns false if the instruction set has no code for that, and nothing is done.
+    #[inline(always)]
+    pub(super) fn advance<const L: usize>(
+        self,
+        metric: &mut [[f32; L]; STATES],
+        costs: &[[[f32; LABELS]; L]],
+        paths: &mut [[u8; L]],
+    ) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe {
+                x86_trellis::advance_avx2(metric.as_flattened_mut(), costs.as_flattened(), paths.as_flattened_mut())
+            },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe {
+                x86_trellis::advance_avx512(metric.as_flattened_mut(), costs.as_flattened(), paths.as_flattened_mut())
+            },
+        }
+    }
+
+    /// Looks numbers of levels up in a table of `2^bits` levels. Returns the number of elements done, possibly not all.
+    pub fn look_up_levels(self, table: &[f32; 512], bits: u32, numbers: &[u16], out: &mut [f32]) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { x86_trellis::look_up_avx2(table, bits, numbers, out) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86_trellis::look_up_avx512(table, bits, numbers, out) },
+        }
+    }
+
     /// Looks codes up in a table. Returns the number of elements done, possibly not all.
     pub fn look_up(self, table: &[f32; 256], bits: u32, codes: &[u8], out: &mut [f32]) -> usize {
         match self {
@@ -149,7 +214,7 @@ impl Isa {
         match self {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => 0,
+            Isa::Avx2 => unsafe { x86_trellis::search_avx2(tree, bits, x, out) },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { x86::search_avx512(tree, bits, x, out) },
         }
