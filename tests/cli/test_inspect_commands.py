@@ -69,6 +69,22 @@ def test_what_may_take_long_shows_progress(small_dataset, pictures, tmp_path, mo
         bars.clear()
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_info_shows_progress_while_it_adds_up_a_dataset_of_many_units(small_dataset, monkeypatch, capsys, options):
+    bars = []
+    init = Progress.__init__
+
+    def record(self, total, label, stream, **named):
+        init(self, total, label, stream, **named)
+        bars.append(self)
+
+    monkeypatch.setattr(Progress, "__init__", record)
+    assert main(["info", str(small_dataset), *options]) == 0
+    assert [(bar._label, bar._stream, bar._done) for bar in bars] == [
+        ("add up", sys.stderr, len([*small_dataset.iterdir()]))
+    ]
+
+
 def test_repair_rebuilds_a_lost_index(small_dataset, capsys):
     unit = small_dataset / "00000"
     index = (unit / "index.json").read_bytes()

@@ -225,8 +225,17 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
         print(escaped(f"{name:<{width}}  {value}"))
 
 
-def disk_bytes(path: Path) -> int:
-    """Returns the size of a file, or of all files below a folder, in bytes."""
-    from latentq.store.local import bytes_below
+def disk_bytes(path: Path, progress: TextIO | None = None) -> int:
+    """Returns the size of a file, or of all files below a folder, in bytes.
 
-    return path.stat().st_size if path.is_file() else bytes_below(path)
+    Args:
+        path: The file or folder.
+        progress: Stream to print to if it takes long, as for a dataset of many units; None prints nothing.
+    """
+    from latentq.store.local import bytes_below
+    from latentq.system.progress import BriefProgress
+
+    if path.is_file():
+        return path.stat().st_size
+    with BriefProgress(None, "add up", progress, noun="item") as bar:
+        return bytes_below(path, bar)

@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.storage:
         _print_storage(path, options)
     elif options.json:
-        print(json.dumps({**card.to_dict(), "bytes": disk_bytes(path)}))
+        print(json.dumps({**card.to_dict(), "bytes": disk_bytes(path, sys.stderr)}))
     else:
         _print_card(path, card)
     return 0
@@ -95,7 +95,7 @@ def _recipe_rows(path: Path, card: Card) -> list[tuple[str, str]]:
     image = card.recipe.image
     orient = ", EXIF orientation applied" if image.orient else ""
     return [
-        ("bytes", size_text(disk_bytes(path))),
+        ("bytes", size_text(disk_bytes(path, sys.stderr))),
         ("recipe", f"{card.recipe.name}{changed}"),
         *model_rows(card),
         *_normalization_rows(card),
@@ -167,9 +167,9 @@ def _print_shards(path: Path, as_json: bool) -> int:
         raise no_dataset(path)
     reader = mds.Reader(path)
     if as_json:
-        print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": disk_bytes(path)}))
+        print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": disk_bytes(path, sys.stderr)}))
         return 0
     columns = [(f"column {name}", encoding) for name, encoding in reader.columns.items()]
-    size = size_text(disk_bytes(path))
+    size = size_text(disk_bytes(path, sys.stderr))
     print_rows([("shards", f"{path} (no card)"), ("samples", str(len(reader))), ("bytes", size), *columns])
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from latentq._core import FormatError
+from latentq.system.progress import Progress
 
 _TEMPORARY = re.compile(
     r"\.(\d{5,}(?:\.\d+)?|empty_caption\.npz|normalization\.npy|latents(?:\.next)?\.toml|shards\.toml|list(?:\.\d+)?|rejects\.tsv|index\.json)\.[0-9a-f]{8}"
@@ -187,8 +188,13 @@ def holds(path: Path, pieces: Iterable[bytes]) -> bool:
         return all(file.read(len(piece)) == piece for piece in pieces) and not file.read(1)
 
 
-def bytes_below(folder: Path) -> int:
-    """Returns the size of all files below a folder, in bytes. Links to folders are not followed."""
+def bytes_below(folder: Path, bar: Progress | None = None) -> int:
+    """Returns the size of all files below a folder, in bytes. Links to folders are not followed.
+
+    Args:
+        folder: The folder.
+        bar: Counts the files and folders that are directly in it; None counts nothing.
+    """
     total = 0
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -196,6 +202,8 @@ def bytes_below(folder: Path) -> int:
                 total += bytes_below(Path(entry.path))
             elif entry.is_file():
                 total += entry.stat().st_size
+            if bar is not None:
+                bar.update(1)
     return total
 
 
