@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import latentq
 from conftest import contents, paint
-from latentq import LatentqError, mds
+from latentq import LatentqError, MismatchError, mds
 from latentq.run.listing import list_source, open_run_source
 from latentq.sources import Listing, Sample, open_source
 
@@ -252,3 +252,13 @@ def test_a_source_that_cannot_be_listed_leaves_no_folder_behind(tmp_path):
     with pytest.raises(LatentqError, match="holds no images"):
         latentq.encode(tmp_path / "source", tmp_path / "kept" / "new" / "out", autoencoder="dct-f8c16", size=16)
     assert contents(tmp_path) == {"source/": b"", "kept/": b""}
+
+
+def test_a_changed_caption_is_named_in_the_message(tmp_path):
+    paint(tmp_path / "a.png", 0, (20, 18))
+    table = tmp_path / "t.csv"
+    table.write_text("path,caption\na.png,one\n")
+    latentq.encode(table, tmp_path / "out", autoencoder="dct-f8c16", size=16)
+    table.write_text("path,caption\na.png,two\n")
+    with pytest.raises(MismatchError, match=r"the first difference: 'a\.png': caption 'one' there, 'two' now"):
+        latentq.encode(table, tmp_path / "out", autoencoder="dct-f8c16", size=16)

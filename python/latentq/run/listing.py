@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import operator
 import os
+import reprlib
 import secrets
 import shutil
 import sys
@@ -347,8 +348,17 @@ def _list_difference(old: SampleList, new: SampleList) -> str:
             extra, where = (found, "now") if listed is None else (listed, "there")
             return f"{counts}; {extra.key!r} only {where}"
         if listed != found:
-            return f"{counts}; the first difference: {_sample_text(listed)} there, {_sample_text(found)} now"
+            return f"{counts}; the first difference: {_difference_text(listed, found)}"
     return f"{counts}, cut into other units"
+
+
+def _difference_text(listed: Sample, found: Sample) -> str:
+    if (there := _sample_text(listed)) != (now := _sample_text(found)):
+        return f"{there} there, {now} now"
+    name, old, new = next(
+        (name, old, new) for name, old, new in zip(Sample._fields, listed, found, strict=True) if old != new
+    )
+    return f"{listed.key!r}: {name} {reprlib.repr(old)} there, {reprlib.repr(new)} now"  # captions may be long
 
 
 def _sample_text(sample: Sample) -> str:
