@@ -142,7 +142,8 @@ impl Isa {
         }
     }
 
-    /// Finds the nearest level of each label for the values of a lane, whose searches ended at `pairs`. Returns false if the
+    /// Finds the nearest level of each label for the values of a lane, whose searches ended at `pairs`, and writes the squared
+    /// errors for [`Isa::advance`]. Returns false if the
     /// instruction set has no code for that, and nothing is done.
     #[inline(always)]
     pub(super) fn compare<const L: usize>(
@@ -151,7 +152,7 @@ impl Isa {
         x: &[f32],
         pairs: &[u8],
         lane: usize,
-        costs: &mut [[[f32; LABELS]; L]],
+        costs: &mut [[[f32; L]; LABELS]],
         nearest: &mut [Nearest],
     ) -> bool {
         match self {
@@ -169,18 +170,26 @@ impl Isa {
     pub(super) fn advance<const L: usize>(
         self,
         metric: &mut [[f32; L]; STATES],
-        costs: &[[[f32; LABELS]; L]],
+        costs: &[[[f32; L]; LABELS]],
         paths: &mut [[u8; L]],
     ) -> bool {
         match self {
             Isa::Baseline => false,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe {
-                x86_trellis::advance_avx2(metric.as_flattened_mut(), costs.as_flattened(), paths.as_flattened_mut())
+                x86_trellis::advance_avx2(
+                    metric.as_flattened_mut(),
+                    costs.as_flattened().as_flattened(),
+                    paths.as_flattened_mut(),
+                )
             },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe {
-                x86_trellis::advance_avx512(metric.as_flattened_mut(), costs.as_flattened(), paths.as_flattened_mut())
+                x86_trellis::advance_avx512(
+                    metric.as_flattened_mut(),
+                    costs.as_flattened().as_flattened(),
+                    paths.as_flattened_mut(),
+                )
             },
         }
     }

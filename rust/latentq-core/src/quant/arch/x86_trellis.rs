@@ -104,7 +104,7 @@ pub fn compare_avx2<const L: usize>(
     x: &[f32],
     pairs: &[u8],
     lane: usize,
-    costs: &mut [[[f32; LABELS]; L]],
+    costs: &mut [[[f32; L]; LABELS]],
     nearest: &mut [Nearest],
 ) {
     for (((x, pair), costs), nearest) in x.iter().zip(pairs).zip(costs).zip(nearest) {
@@ -119,7 +119,8 @@ pub fn compare_avx2<const L: usize>(
             let error = _mm_sub_ps(value, _mm_blendv_ps(lower_levels, upper_levels, upper));
             let positions = _mm_loadu_si128(POSITIONS[below % LABELS].as_ptr().cast());
             let by_label = _mm_permutevar_ps(_mm_mul_ps(error, error), positions);
-            _mm_storeu_ps(costs[lane].as_mut_ptr(), by_label);
+            let by_lane = costs.as_flattened_mut().as_chunks_mut::<LABELS>().0;
+            _mm_storeu_ps(by_lane[lane].as_mut_ptr(), by_label);
             *nearest = Nearest(below as u16 | (_mm_movemask_ps(upper) << 9) as u16);
         }
     }
@@ -128,8 +129,8 @@ pub fn compare_avx2<const L: usize>(
 /// The arithmetic of `trellis::encode::advance` for 8 lanes. Returns false if there are not 8.
 #[target_feature(enable = "avx2")]
 #[allow(unsafe_code)]
-pub fn advance_avx2(metric: &mut [f32], costs: &[[f32; LABELS]], paths: &mut [u8]) -> bool {
-    let (Ok(metric), Some(costs)) = (<&mut [f32; 8 * STATES]>::try_from(metric), as_all_chunks::<_, 8>(costs)) else {
+pub fn advance_avx2(metric: &mut [f32], costs: &[f32], paths: &mut [u8]) -> bool {
+    let (Ok(metric), Some(costs)) = (<&mut [f32; 8 * STATES]>::try_from(metric), as_all_chunks::<_, 32>(costs)) else {
         return false;
     };
     // Transposing 4 x 4 in halves of vectors puts the even lanes first; the bytes of paths go back.
@@ -141,7 +142,7 @@ pub fn advance_avx2(metric: &mut [f32], costs: &[[f32; LABELS]], paths: &mut [u8
         let mut now = [0, 1, 2, 3, 4, 5, 6, 7]
             .map(|state| _mm256_permutevar8x32_ps(_mm256_loadu_ps(metric.as_ptr().add(8 * state)), order));
         for (costs, path) in costs.iter().zip(paths.as_chunks_mut::<8>().0) {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|pair| _mm256_loadu_ps(costs.as_ptr().cast::<f32>().add(8 * pair)));
+            let [a, b, c, d] = [0, 1, 2, 3].map(|pair| _mm256_loadu_ps(costs.as_ptr().add(8 * pair)));
             let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
             let cost = [
@@ -180,8 +181,8 @@ pub fn advance_avx2(metric: &mut [f32], costs: &[[f32; LABELS]], paths: &mut [u8
 /// The arithmetic of `trellis::encode::advance` for 16 lanes. Returns false if there are not 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[allow(unsafe_code)]
-pub fn advance_avx512(metric: &mut [f32], costs: &[[f32; LABELS]], paths: &mut [u8]) -> bool {
-    let (Ok(metric), Some(costs)) = (<&mut [f32; 16 * STATES]>::try_from(metric), as_all_chunks::<_, 16>(costs)) else {
+pub fn advance_avx512(metric: &mut [f32], costs: &[f32], paths: &mut [u8]) -> bool {
+    let (Ok(metric), Some(costs)) = (<&mut [f32; 16 * STATES]>::try_from(metric), as_all_chunks::<_, 64>(costs)) else {
         return false;
     };
     // Transposing 4 x 4 in quarters of vectors makes lane 4 i + j lane 4 j + i; the same again goes back.
@@ -192,7 +193,7 @@ pub fn advance_avx512(metric: &mut [f32], costs: &[[f32; LABELS]], paths: &mut [
         let mut now = [0, 1, 2, 3, 4, 5, 6, 7]
             .map(|state| _mm512_permutexvar_ps(order, _mm512_loadu_ps(metric.as_ptr().add(16 * state))));
         for (costs, path) in costs.iter().zip(paths.as_chunks_mut::<16>().0) {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|four| _mm512_loadu_ps(costs.as_ptr().cast::<f32>().add(16 * four)));
+            let [a, b, c, d] = [0, 1, 2, 3].map(|four| _mm512_loadu_ps(costs.as_ptr().add(16 * four)));
             let (ab_low, ab_high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
             let (cd_low, cd_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
             let cost = [

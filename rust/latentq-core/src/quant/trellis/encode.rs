@@ -149,7 +149,8 @@ fn find_paths<const L: usize>(
 ) {
     let mut metric = [[FAR; L]; STATES];
     metric[0] = [0.0; L];
-    let mut costs = [[[0.0; LABELS]; L]; STEP];
+    // By label and lane. Instruction sets with code of their own have the labels of a lane next to each other instead.
+    let mut costs = [[[0.0; L]; LABELS]; STEP];
     let mut pairs = [0; STEP];
     for (channel, levels) in channels.iter().enumerate() {
         for start in (0..shape.plane).step_by(STEP) {
@@ -161,7 +162,7 @@ fn find_paths<const L: usize>(
                 let nearest = &mut nearest[lane * shape.elements + first..][..count];
                 if !isa.compare(levels, x, pairs, lane, &mut costs[..count], nearest) {
                     for (((x, pair), nearest), costs) in x.iter().zip(pairs).zip(nearest).zip(&mut costs) {
-                        (*nearest, costs[lane]) = compare(levels, *x, *pair);
+                        *nearest = compare(levels, *x, *pair, lane, costs);
                     }
                 }
             }
@@ -204,35 +205,35 @@ fn search(isa: Isa, levels: &TrellisLevels, bits: u32, x: &[f32], pairs: &mut [u
     }
 }
 
-/// The nearest level of each label, and its squared error by label.
+/// Finds the nearest level of each label, and writes its squared error.
 #[inline(always)]
-fn compare(levels: &TrellisLevels, x: f32, pair: u8) -> (Nearest, [f32; LABELS]) {
+fn compare<const L: usize>(
+    levels: &TrellisLevels,
+    x: f32,
+    pair: u8,
+    lane: usize,
+    costs: &mut [[f32; L]; LABELS],
+) -> Nearest {
     let even = 2 * usize::from(pair);
     let below = even + usize::from(x > levels.levels[even + 1]);
-    let (mut nearest, mut costs) = (below as u16, [0.0; LABELS]);
+    let mut nearest = below as u16;
     for i in 0..LABELS {
         let upper = x > levels.bounds[below + i];
         let level = if upper { levels.padded[below + i + LABELS] } else { levels.padded[below + i] };
         let error = x - level;
-        costs[(below + 1 + i) % LABELS] = error * error;
+        costs[(below + 1 + i) % LABELS][lane] = error * error;
         nearest |= u16::from(upper) << (9 + i);
     }
-    (Nearest(nearest), costs)
+    Nearest(nearest)
 }
 
 /// Extends the paths by one element.
 #[inline(always)]
-fn advance<const L: usize>(metric: &mut [[f32; L]; STATES], costs: &[[f32; LABELS]; L]) -> [u8; L] {
+fn advance<const L: usize>(metric: &mut [[f32; L]; STATES], costs: &[[f32; L]; LABELS]) -> [u8; L] {
     let (mut next, mut chosen) = ([[0.0; L]; STATES], [0u32; L]);
-    let mut by_label = [[0.0; L]; LABELS];
-    for lane in 0..L {
-        for label in 0..LABELS {
-            by_label[label][lane] = costs[lane][label];
-        }
-    }
     for (state, next) in next.iter_mut().enumerate() {
         let (from, u) = (state >> 1, state & 1);
-        let (cost, other) = (&by_label[label(from, u)], &by_label[label(from | 4, u)]);
+        let (cost, other) = (&costs[label(from, u)], &costs[label(from | 4, u)]);
         for lane in 0..L {
             let a = metric[from][lane] + cost[lane];
             let b = metric[from | 4][lane] + other[lane];
