@@ -17,7 +17,7 @@ CHECKED := --config 'profile.release.package.latentq-core.debug-assertions=true'
 	--config 'profile.release.package.latentq-core.overflow-checks=true'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python lint demo bench bench-results bench-gpu docs wheel test-wheel clean
+.PHONY: help build test test-rust test-python test-long lint demo bench bench-results bench-gpu docs wheel test-wheel clean
 
 help: ## print this list
 	@echo 'usage: make TARGET'
@@ -40,15 +40,19 @@ build: .venv/.built ## compile the Rust core and install the package editable in
 	@maturin develop --release --uv $(QUIET)
 	@touch $@
 
-test: test-rust test-python ## run all tests
+test: test-rust test-python ## run the tests, about 9 minutes on two cores
 
 test-rust: build ## run the tests of the Rust core
 	$(SAY) 'compiling and running the Rust tests; about 2 minutes on two cores'
 	@cargo test --package latentq-core --lib --release $(CHECKED) $(QUIET)
 
 test-python: build ## run the tests of the Python package
-	$(SAY) 'running the Python tests; about 9 minutes on two cores'
-	@python -m pytest -n auto --dist loadfile
+	$(SAY) 'running the Python tests; about 8 minutes on two cores'
+	@python -m pytest -n auto --dist loadfile -m 'not long'
+
+test-long: build ## run the tests that kill, compile or race for long
+	$(SAY) 'running the long Python tests; about 3 minutes on two cores'
+	@python -m pytest -n auto --dist loadfile -m long
 
 lint: build ## check formatting, lints, types, import layers and stubs
 	$(SAY) 'checking Rust'

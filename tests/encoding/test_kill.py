@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 import latentq
 from conftest import contents, paint
 from latentq import LatentDataset
+
+pytestmark = pytest.mark.long
 
 COMMAND = ("--autoencoder", "dct-f8c16", "--size", "64", "--unit-size", "4", "--batch-size", "4")
 

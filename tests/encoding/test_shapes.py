@@ -128,6 +128,7 @@ latentq.encode(photos, out, recipe=recipe, autoencoder=Network(), batch_size=4, 
 """
 
 
+@pytest.mark.long
 def test_a_compiled_run_that_is_resumed_in_a_new_process_writes_the_same_bytes(photos, tmp_path):
     backend = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     out = tmp_path / "out"

@@ -87,6 +87,7 @@ assert reader.gather([-1], "n").tolist() == [63]
 """
 
 
+@pytest.mark.long
 def test_two_thousand_killed_readers_leave_nothing_behind(dataset: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CYCLES, str(dataset)], capture_output=True, text=True, timeout=120, check=False

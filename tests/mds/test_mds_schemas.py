@@ -22,6 +22,7 @@ def root() -> Iterator[Path]:
 
 @settings(max_examples=500, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**64 - 1))
+@pytest.mark.long
 def test_random_datasets_and_merged_indexes_equal_the_stock_ones(root: Path, seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NumPy on a float16 out of range

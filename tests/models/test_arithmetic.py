@@ -117,6 +117,7 @@ def computes_in(state: dict[str, object]) -> tuple[str, str]:
     return found[0], found[1]
 
 
+@pytest.mark.long
 def test_every_setting_computes_in_the_precision_that_was_asked_for(states):
     for name, (_, inside, tf32, _) in states.items():
         assert computes_in(inside) == ("ieee", "ieee"), name
@@ -129,6 +130,7 @@ def test_every_setting_computes_in_the_precision_that_was_asked_for(states):
             assert on_cpu == ["ieee"] * 4, name
 
 
+@pytest.mark.long
 def test_every_setting_is_restored(states):
     for name, (before, _, _, after) in states.items():
         assert after == before, name

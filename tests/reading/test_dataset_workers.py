@@ -167,6 +167,7 @@ def test_an_error_in_the_pinning_thread_keeps_its_cause(reference, monkeypatch, 
         next(iter(loader()))
 
 
+@pytest.mark.long
 def test_memory_shared_with_workers_is_reused_and_released(reference):
     dataset = LatentDataset(reference.path)
     options = {"batch_size": 2, "collate_fn": dataset.collate, "num_workers": 2}
