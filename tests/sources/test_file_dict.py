@@ -97,6 +97,7 @@ def members():
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip", "folder"])
 @pytest.mark.parametrize("captions", [None, "txt", "file"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_listing_does_not_depend_on_where_its_names_are(tmp_path, monkeypatch, name, captions):
     if name == "folder":
         (tmp_path / name).mkdir()

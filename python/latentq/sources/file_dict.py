@@ -18,7 +18,7 @@ _SET = "INSERT INTO items VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = 
 
 
 class FileDict(Generic[_Value]):
-    """A dict of plain values by text, in memory up to 16 MiB, more in an unnamed temporary file of SQLite.
+    """A dict of plain values by text. Above 16 MiB, they move to an unnamed temporary file of SQLite.
 
     Values are None, bool, int, str, bytes, and tuples and dicts of these. They are copies: set a value again to change
     it. SQLite chooses the folder of the file by SQLITE_TMPDIR and TMPDIR.
@@ -29,15 +29,12 @@ class FileDict(Generic[_Value]):
     __slots__ = ("__weakref__", "_bytes", "_file", "_items")
 
     def __init__(self) -> None:
-        self._items: dict[bytes, bytes] = {}
+        self._items: dict[bytes, bytes] = {}  # those that are not in the file, or changed since
         self._bytes = 0
         self._file: sqlite3.Connection | None = None
 
     def __setitem__(self, key: str, value: _Value) -> None:
         encoded, data = _encoded(key), marshal.dumps(cast("Any", value))
-        if self._file is not None:
-            self._run(_SET, encoded, data)
-            return
         self._items[encoded] = data
         self._bytes += _ITEM_BYTES + len(encoded) + len(data)
         if self._bytes > _MEMORY_BYTES:
@@ -46,18 +43,16 @@ class FileDict(Generic[_Value]):
     def get(self, key: str) -> _Value | None:
         """Returns the value of a key, or None."""
         encoded = _encoded(key)
-        if self._file is None:
-            data = self._items.get(encoded)
-        else:
-            row = self._run("SELECT value FROM items WHERE key = ?", encoded).fetchone()
-            data = None if row is None else row[0]
+        data = self._items.get(encoded)
+        if data is None and self._file is not None:
+            (data,) = self._run("SELECT value FROM items WHERE key = ?", encoded).fetchone() or (None,)
         return None if data is None else marshal.loads(data)
 
     def __contains__(self, key: str) -> bool:
         encoded = _encoded(key)
-        if self._file is None:
-            return encoded in self._items
-        return self._run("SELECT 1 FROM items WHERE key = ?", encoded).fetchone() is not None
+        if encoded in self._items:
+            return True
+        return self._file is not None and self._run("SELECT 1 FROM items WHERE key = ?", encoded).fetchone() is not None
 
     def __bool__(self) -> bool:
         return bool(self._items) or self._file is not None
@@ -67,6 +62,7 @@ class FileDict(Generic[_Value]):
         if self._file is None:
             yield from map(marshal.loads, self._items.values())
         else:
+            self._move_to_file()
             for (data,) in self._rows("SELECT value FROM items ORDER BY rowid"):
                 yield marshal.loads(data)
 
@@ -75,21 +71,24 @@ class FileDict(Generic[_Value]):
         if self._file is None:
             yield from map(_decoded, sorted(self._items))
         else:
+            self._move_to_file()
             for (key,) in self._rows("SELECT key FROM items ORDER BY key"):
                 yield _decoded(key)
 
     def _move_to_file(self) -> None:
+        """Moves the items in memory to the file: many at once, which takes a third of the time."""
         try:
-            self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-            weakref.finalize(self, self._file.close)
-            for setting in (f"cache_size = -{_CACHE_KIB}", "journal_mode = OFF", "synchronous = OFF"):
-                self._file.execute(f"PRAGMA {setting}")
-            self._file.execute("CREATE TABLE items (key BLOB PRIMARY KEY, value BLOB)")
-            self._file.execute("BEGIN")
+            if self._file is None:
+                self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+                weakref.finalize(self, self._file.close)
+                for setting in (f"cache_size = -{_CACHE_KIB}", "journal_mode = OFF", "synchronous = OFF"):
+                    self._file.execute(f"PRAGMA {setting}")
+                self._file.execute("CREATE TABLE items (key BLOB PRIMARY KEY, value BLOB)")
+                self._file.execute("BEGIN")
             self._file.executemany(_SET, self._items.items())
         except sqlite3.Error as error:
             raise _file_error(error) from None
-        self._items = {}
+        self._items, self._bytes = {}, 0
 
     def _run(self, statement: str, *values: bytes) -> sqlite3.Cursor:
         assert self._file is not None
