@@ -8,7 +8,7 @@ units of 4,096: its list has true headers and holes for most of its lines, and i
 latents. Finding the units that are done, finishing, opening and reading are the real thing.
 
 Each step runs in a process of its own. Its memory is the peak above that of a process that only imports, without the
-page cache, which has all files. The script takes about seven minutes on two cores, and 3 GB of disk.
+page cache, which has all files. The script takes about twelve minutes on two cores, and 3 GB of disk.
 """
 
 from __future__ import annotations
