@@ -15,7 +15,7 @@ import torch
 import latentq
 from latentq import LatentDataset, LatentqError, Recipe, RecipeError
 from latentq.autoencoders import Normalization, Posterior
-from latentq.models.autoencoders.generic import GenericAutoencoder
+from latentq.models.autoencoders.generic import GenericAutoencoder, generic
 from latentq.models.autoencoders.loading import FAMILIES
 from latentq.models.scale import ScaleChange
 from support.diffusers_families import INSTALLED, MODELS, SCALED, make, stub
@@ -175,6 +175,19 @@ def test_a_class_that_is_unknown_is_used_with_a_line_on_what_was_assumed(saved, 
     )
     assert re.search(expected, lines[0])
     assert [network.note for name, network in networks.items() if name != "ltx"] == [""] * (len(networks) - 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")],
+)
+def test_too_little_memory_is_not_taken_for_a_class_that_cannot_be_used(error):
+    class Unknown(torch.nn.Module):
+        def encode(self, _pixels):
+            raise error
+
+    with pytest.raises(type(error)):
+        generic(Unknown(), "unknown")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,15 @@ import torch
 
 from latentq._core import LatentqError
 from latentq.models.autoencoders.base import DiffusersNetwork, PosteriorNetwork
+from latentq.system.faults import is_machine_fault
 from latentq.system.text import counted, one_line
 
 _SIDE = 64  # pixels of the image that is tried
+_NO_MEMORY = "can't allocate memory"  # in torch's error on the CPU
 
 
 class _Trial(NamedTuple):
-    """What a class made of one image.
+    """The result of trying a class on one image.
 
     Attributes:
         has_frames: True if the image must be a video of one frame.
@@ -73,6 +75,8 @@ def generic(module: Any, name: str) -> GenericAutoencoder:
         try:
             trial = _try(module, has_frames=has_frames)
         except Exception as error:  # each class refuses in its own way
+            if is_machine_fault(error) or _NO_MEMORY in str(error):
+                raise
             reasons.append(one_line(error))
             continue
         return (GenericPosterior if trial.has_posterior else GenericAutoencoder)(module, name, trial)
