@@ -76,7 +76,7 @@ class FileDict(Generic[_Value]):
                 yield _decoded(key)
 
     def _move_to_file(self) -> None:
-        """Moves the items in memory to the file: many at once, which takes a third of the time."""
+        """Moves the items in memory to the file, many at once, which is faster than one by one."""
         try:
             if self._file is None:
                 self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
