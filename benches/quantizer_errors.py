@@ -1,4 +1,4 @@
-"""Print the SQNR of every quantization scheme on real latents, as tables for RESULTS.md.
+"""Print the size and the SQNR of every quantization scheme on real latents, and of rivals, as tables for RESULTS.md.
 
     python benches/quantizer_errors.py [FOLDER]
 
@@ -7,10 +7,12 @@ default. Images of even number calibrate, those of odd number are measured. Noth
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quantizer_rivals import Rival, block_ranges, zstd_of_codes
 
 from latentq import Quantizer
 
@@ -35,15 +37,40 @@ def schemes(latents: Any) -> dict[str, Quantizer]:
     return {**fixed, **calibrated}
 
 
+def rivals(calibration: Any, measured: Any) -> Iterator[tuple[str, Rival]]:
+    """What other tools make of the measured latents. The block codec fits itself to each sample."""
+    affine = Quantizer.calibrate(calibration)
+    for level in (3, 19):
+        yield f"zstd -{level} of the codes of mse, 8 bits", zstd_of_codes(affine, measured, level)
+    for bits in (8, 6, 5, 4, 3, 2):
+        yield f"vaezip, lbrq_{bits}bit", block_ranges(measured, bits)
+    yield "vaezip, Lloyd, 4 bits, blocks of 4 x 4", block_ranges(measured, 4, side=4)
+
+
 def table(latents: Any) -> str:
-    """A row for each scheme."""
-    lines = ["| scheme | SQNR, dB | worst channel | clipped, % | largest error |", "|---|---:|---:|---:|---:|"]
-    for name, quantizer in schemes(latents[::2]).items():
-        measured = quantizer.measure(latents[1::2])
-        clipped = 100 * sum(measured.clip_rate) / latents.shape[1]
-        cells = f"{measured.overall_sqnr_db:.2f} | {min(measured.sqnr_db):.2f} | {clipped:.3f}"
-        lines.append(f"| {name} | {cells} | {measured.largest_error:.3f} |")
+    """A row for each scheme and rival."""
+    calibration, measured = latents[::2], latents[1::2]
+    lines = [
+        "| scheme | bits | SQNR, dB | worst channel | clipped, % | largest error |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, quantizer in schemes(calibration).items():
+        bits = 8 * quantizer.quantize_packed(measured).size / measured.size
+        result = quantizer.measure(measured)
+        clipped = 100 * sum(result.clip_rate) / measured.shape[1]
+        cells = f"{bits:.2f} | {result.overall_sqnr_db:.2f} | {min(result.sqnr_db):.2f} | {clipped:.3f}"
+        lines.append(f"| {name} | {cells} | {result.largest_error:.3f} |")
+    for name, (values, bits) in rivals(calibration, measured):
+        signal = np.square(measured, dtype=np.float64)
+        error = measured.astype(np.float64) - values
+        overall = decibels(signal.sum(), np.square(error).sum())
+        worst = decibels(signal.sum((0, 2, 3)), np.square(error).sum((0, 2, 3))).min()
+        lines.append(f"| {name} | {bits:.2f} | {overall:.2f} | {worst:.2f} | | {np.abs(error).max():.3f} |")
     return "\n".join(lines)
+
+
+def decibels(signal: Any, noise: Any) -> Any:
+    return 10 * np.log10(signal / noise)
 
 
 def main() -> None:

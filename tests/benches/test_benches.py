@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHES = Path(__file__).resolve().parents[2] / "benches"
@@ -107,3 +108,15 @@ def test_results_have_a_place_for_every_benchmark():
 def test_test_suite_does_not_collect_benchmarks(pytestconfig):
     assert pytestconfig.getini("testpaths") == ["tests"]
     assert "bench_quantizer" not in sys.modules
+
+
+def test_block_codec_counts_every_bit_and_keeps_values_within_their_block():
+    rivals = load("quantizer_rivals")
+    latents = np.random.default_rng(0).normal(size=(2, 32, 16, 8)).astype(np.float16)
+    latents[1] = 0.25  # of a block without width
+    values, bits = rivals.block_ranges(latents, 4)
+    # 4 for the code; for each sample 32 extremes twice in float32, 64 ranges of two times 4 bits, 16 levels in float16
+    assert bits == 4 + (32 * 2 * 32 + 64 * 2 * 4 + 16 * 16) / latents[0].size
+    assert np.abs(values[1] - 0.25).max() < 1e-6
+    error = np.abs(values[0] - latents[0])
+    assert 0 < error.max() < np.ptp(latents[0]) / 16
