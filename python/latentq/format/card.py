@@ -7,7 +7,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Card:
         source: Where the samples came from.
         recipe: Everything that decided the numbers.
         autoencoder: The autoencoder that made the latents.
-        columns: The MDS encoding of every column, by name.
+        columns: The MDS encoding of every column, by name; with buckets, that of the first bucket.
         latents: The columns of latents and moments, by name.
         tokens: The columns of tokens, by name.
         text: The text encoder that made the embeddings; None if there are no embeddings.
@@ -89,6 +89,28 @@ class Card:
             **{name: latent.quantizer for name, latent in self.latents.items()},
             **{name: embedding.quantizer for name, embedding in self.embeddings.items()},
         }
+
+    @property
+    def buckets(self) -> int:
+        """Number of buckets; 0 without buckets."""
+        described: list[LatentFacts | TokenFacts] = [*self.latents.values(), *self.tokens.values()]
+        return len(described[0].shapes) if described else 0
+
+    def for_bucket(self, bucket: int) -> Card:
+        """Returns the card of one bucket's samples: shapes and encodings are its own; counts stay those of the whole.
+
+        Args:
+            bucket: The bucket's number.
+        """
+        latents = {name: facts.for_bucket(bucket) for name, facts in self.latents.items()}
+        tokens = {name: facts.for_bucket(bucket) for name, facts in self.tokens.items()}
+        columns = dict(self.columns)
+        for name, latent in latents.items():
+            nbytes = latent.quantizer.packed_bytes(prod(latent.shape))
+            columns[name] = _reshaped(columns[name], self.latents[name].shape, latent.shape, nbytes)
+        for name, facts in tokens.items():
+            columns[name] = _reshaped(columns[name], self.tokens[name].shape, facts.shape)
+        return replace(self, latents=latents, tokens=tokens, columns=columns)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Card:
@@ -137,7 +159,7 @@ class Card:
                 embeddings={
                     name: EmbeddingFacts.from_dict(facts) for name, facts in data.get("embeddings", {}).items()
                 },
-                counts=SampleCounts(**data["counts"]) if data["complete"] else None,
+                counts=SampleCounts.from_dict(data["counts"]) if data["complete"] else None,
                 versions=dict(data["versions"]),
             )
             _check_counts(card)
@@ -149,6 +171,7 @@ class Card:
                 _check_embedding(card, name, embedding)
             for name, latent in card.latents.items():
                 _check_latent(card, name, latent)
+            _check_buckets(card)
         except KeyError as error:
             raise FormatError(f"the card has no field {error.args[0]!r}") from None
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -159,7 +182,7 @@ class Card:
         """Returns the tables that `from_dict` reads."""
         data: dict[str, Any] = {"format": FORMAT, "complete": self.complete}
         if self.counts is not None:
-            data["counts"] = vars(self.counts).copy()
+            data["counts"] = self.counts.to_dict()
         data["source"] = self.source.to_dict()
         data["recipe"] = self.recipe.to_dict()
         data["autoencoder"] = self.autoencoder.to_dict()
@@ -251,8 +274,9 @@ def _check_counts(card: Card) -> None:
     _check_count(card.source.revision, "source.revision")
     _check_count(card.source.next_label, "source.next_label")
     if card.counts is not None:
-        for name, count in vars(card.counts).items():
-            _check_count(count, f"counts.{name}")
+        for name, value in vars(card.counts).items():
+            for count in value if name == "buckets" else (value,):
+                _check_count(count, f"counts.{name}")
 
 
 def _check_columns(card: Card) -> None:
@@ -278,8 +302,9 @@ def _check_text(card: Card) -> None:
 
 
 def _check_tokens(name: str, tokens: TokenFacts) -> None:
-    if not _is_shape(tokens.shape, 2):
-        raise FormatError(f"tokens.{name}.shape must be (h, w), not {tokens.shape}")
+    for shape in tokens.shapes or (tokens.shape,):
+        if not _is_shape(shape, 2):
+            raise FormatError(f"tokens.{name}.shape must be (h, w), not {shape}")
     if tokens.dtype not in TOKEN_DTYPES:
         raise FormatError(f"tokens.{name}.dtype must be one of {', '.join(TOKEN_DTYPES)}, not {tokens.dtype!r}")
     if type(tokens.codebook_size) is not int or not 0 < tokens.codebook_size <= TOKEN_DTYPES[tokens.dtype]:
@@ -299,9 +324,42 @@ def _check_embedding(card: Card, name: str, embedding: EmbeddingFacts) -> None:
         _check_count(embedding.clipped, f"embeddings.{name}.clipped")
 
 
+def _check_buckets(card: Card) -> None:
+    """Checks that columns and counts have the same number of buckets."""
+    counts = {f"latents.{name}.shapes": len(latent.shapes) for name, latent in card.latents.items()}
+    counts |= {f"tokens.{name}.shapes": len(tokens.shapes) for name, tokens in card.tokens.items()}
+    if card.counts is not None:
+        counts["counts.buckets"] = len(card.counts.buckets)
+        if card.counts.buckets and sum(card.counts.buckets) != card.counts.samples:
+            samples = counted(card.counts.samples, "sample")
+            raise FormatError(f"counts.buckets hold {sum(card.counts.buckets)} of {samples}")
+    for name, count in counts.items():
+        if count != card.buckets:
+            raise FormatError(f"{name} has {counted(count, 'bucket')}, other columns {card.buckets}")
+
+
+def _reshaped(encoding: str, first: tuple[int, ...], shape: tuple[int, ...], packed_bytes: int = 0) -> str:
+    """Returns a column's encoding in another bucket: arrays have its shape, and packed codes its number of bytes.
+
+    Args:
+        encoding: The encoding in the first bucket.
+        first: The shape of a sample there.
+        shape: The shape of a sample in the other bucket.
+        packed_bytes: The bytes of such a sample as packed codes.
+    """
+    if not encoding.startswith("ndarray:") or encoding.count(":") != 2:
+        return encoding
+    kind, dtype, sides = encoding.split(":")
+    sides = ",".join(map(str, shape)) if sides == ",".join(map(str, first)) else str(packed_bytes)
+    return f"{kind}:{dtype}:{sides}"
+
+
 def _check_latent(card: Card, name: str, latent: LatentFacts) -> None:
-    if not _is_shape(latent.shape, 3):
-        raise FormatError(f"latents.{name}.shape must be (C, h, w), not {latent.shape}")
+    for shape in latent.shapes or (latent.shape,):
+        if not _is_shape(shape, 3):
+            raise FormatError(f"latents.{name}.shape must be (C, h, w), not {shape}")
+        if shape[0] != latent.shape[0]:
+            raise FormatError(f"latents.{name}.shapes have {latent.shape[0]} and {counted(shape[0], 'channel')}")
     per_channel = {"clipped": latent.clipped, **(asdict(latent.statistics) if latent.statistics else {})}
     for key, values in per_channel.items():
         if values is not None and len(values) != latent.shape[0]:

@@ -143,23 +143,28 @@ class LatentFacts:
     """One column of latents or moments.
 
     Attributes:
-        shape: (C, h, w) of a sample's latent, or (2C, h, w) of its moments, means before log-variances.
+        shape: (C, h, w) of a sample's latent, or (2C, h, w) of its moments, means before log-variances; with buckets,
+            that of the first bucket.
         quantizer: The quantizer, frozen before the first unit was encoded.
         statistics: Statistics of the values that a reader sees, per channel; None until the dataset is complete.
         clipped: Number of values outside the quantizer's range, per channel; None until the dataset is complete.
+        shapes: The shape of each bucket, by its number; empty without buckets.
     """
 
     shape: tuple[int, ...]
     quantizer: Quantizer
     statistics: Statistics | None = None
     clipped: tuple[int, ...] | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LatentFacts:
         """Returns the facts of the card's table."""
         statistics = data.get("statistics")
+        shape, shapes = _shapes_from(data)
         return cls(
-            shape=tuple(data["shape"]),
+            shape=shape,
+            shapes=shapes,
             quantizer=Quantizer.from_dict(data["quantizer"]),
             statistics=None if statistics is None else Statistics(**{k: tuple(v) for k, v in statistics.items()}),
             clipped=tuple(data["clipped"]) if "clipped" in data else None,
@@ -167,7 +172,7 @@ class LatentFacts:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the card's table."""
-        data: dict[str, Any] = {"shape": list(self.shape)}
+        data = _shapes_table(self.shape, self.shapes)
         if self.clipped is not None:
             data["clipped"] = list(self.clipped)
         data["quantizer"] = self.quantizer.to_dict()
@@ -175,29 +180,63 @@ class LatentFacts:
             data["statistics"] = {key: list(value) for key, value in asdict(self.statistics).items()}
         return data
 
+    def for_bucket(self, bucket: int) -> LatentFacts:
+        """Returns the facts of one bucket's samples; statistics stay those of all buckets.
+
+        Args:
+            bucket: The bucket's number.
+        """
+        return replace(self, shape=self.shapes[bucket], shapes=()) if self.shapes else self
+
 
 @dataclass(frozen=True)
 class TokenFacts:
     """One column of tokens.
 
     Attributes:
-        shape: (h, w) of a sample.
+        shape: (h, w) of a sample; with buckets, that of the first bucket.
         dtype: `uint16` or `int32`.
         codebook_size: Tokens are from 0 to `codebook_size - 1`.
+        shapes: The shape of each bucket, by its number; empty without buckets.
     """
 
     shape: tuple[int, ...]
     dtype: str
     codebook_size: int
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenFacts:
         """Returns the facts of the card's table."""
-        return cls(**{**data, "shape": tuple(data["shape"])})
+        shape, shapes = _shapes_from(data)
+        return cls(**{**data, "shape": shape, "shapes": shapes})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the card's table."""
-        return {**vars(self), "shape": list(self.shape)}
+        return _shapes_table(self.shape, self.shapes) | {"dtype": self.dtype, "codebook_size": self.codebook_size}
+
+    def for_bucket(self, bucket: int) -> TokenFacts:
+        """Returns the facts of one bucket's samples.
+
+        Args:
+            bucket: The bucket's number.
+        """
+        return replace(self, shape=self.shapes[bucket], shapes=()) if self.shapes else self
+
+
+def _shapes_from(data: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Returns the shape in a card's table, with buckets the first, and the shapes of buckets."""
+    if "shapes" not in data:
+        return tuple(data["shape"]), ()
+    shapes = tuple(map(tuple, data["shapes"]))
+    if not shapes or "shape" in data:
+        raise ValueError(f"shapes {list(data['shapes'])} next to shape {data.get('shape')}")
+    return shapes[0], shapes
+
+
+def _shapes_table(shape: tuple[int, ...], shapes: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+    """Returns the fields of a card's table that `_shapes_from` reads."""
+    return {"shapes": [list(shape) for shape in shapes]} if shapes else {"shape": list(shape)}
 
 
 @dataclass(frozen=True)
@@ -209,8 +248,20 @@ class SampleCounts:
         rejects: Number of samples in rejects.tsv.
         redone: Number of samples, of both kinds, that held NaN or infinity in the recipe's dtype and were encoded
             again in float32.
+        buckets: Number of stored samples in each bucket; empty without buckets.
     """
 
     samples: int
     rejects: int
     redone: int = 0
+    buckets: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SampleCounts:
+        """Returns the counts of the card's table."""
+        return cls(**{**data, "buckets": tuple(data.get("buckets", ()))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the card's table."""
+        table = {name: value for name, value in vars(self).items() if name != "buckets"}
+        return table | ({"buckets": list(self.buckets)} if self.buckets else {})

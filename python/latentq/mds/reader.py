@@ -47,7 +47,8 @@ class Reader:
 
     Attributes:
         path: The dataset's folder, absolute.
-        columns: The encoding of each column by name, as `Writer` takes them.
+        columns: The encoding of each column by name, as `Writer` takes them; `ndarray:DTYPE` for arrays whose shape
+            differs from group to group.
     """
 
     path: Path
@@ -91,6 +92,16 @@ class Reader:
         for name in self._decoders:
             sample[name] = self._decoded(name, sample[name], index)
         return sample
+
+    def groups(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int32]]:
+        """Returns the groups of the samples, by the names of their shards: see `Writer.begin_group`.
+
+        Returns:
+            The names of the groups in the order of their first samples, '' for shards without a group; for each run of
+            consecutive samples of a group the index of its first sample, (R,) ascending from 0; and the position of its
+            group among the names, (R,).
+        """
+        return self._core.groups()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (str(self.path), self._cache_bytes, self._core.index_hash)

@@ -54,11 +54,31 @@ class Writer:
         self._core = _core.MdsWriter(
             os.fspath(path), list(columns.items()), compression, list(hashes), min(limit, 1 << 32), sync
         )
-        self._fixed = {name: fixed for name, _, fixed in self._core.columns}
+        self._fixed = self._fixed_columns()
         self._encoders = {name: ENCODERS[encoding] for name, encoding in columns.items() if encoding in ENCODERS}
         if not self._encoders and type(self).write is Writer.write:
             # Nothing of `write` is left to do in Python, so skip its frame.
             self.write = self._core.write  # type: ignore[method-assign]
+
+    def _fixed_columns(self) -> dict[str, tuple[str, list[int]] | None]:
+        """Returns the dtype and shape of each column's values, or None where they vary."""
+        return {name: fixed for name, _, fixed in self._core.columns}
+
+    def begin_group(self, name: str, columns: Mapping[str, str]) -> None:
+        """Begins a group of samples, whose arrays may have another shape than those before.
+
+        The samples that follow go to shards called `shard.NAME.NNNNN.mds`. A group without samples leaves no trace.
+
+        Args:
+            name: 1 to 100 of the characters A-Z, a-z, 0-9, - and _; after the name of the group before, in text order.
+            columns: The encoding of each column of the dataset; only the lengths of an array's axes may differ.
+
+        Raises:
+            ValueError: The name or a column is not allowed; nothing is changed.
+            OSError: A shard could not be written. The dataset can no longer be published.
+        """
+        self._core.begin_group(name, list(columns.items()))
+        self._fixed = self._fixed_columns()
 
     def write(self, sample: Mapping[str, Any]) -> None:
         """Adds one sample. A `bytes` value is written unchanged, for any encoding.

@@ -70,7 +70,7 @@ class ShardsCard:
                 hint = ": make the shards again" if version == 1 else ""
                 raise ValueError(f"format {version!r}; this latentq reads format {_FORMAT}{hint}")
             columns = {name: (column["from"], column["encoding"]) for name, column in data.pop("columns").items()}
-            counts = SampleCounts(**data.pop("counts")) if "counts" in data else None
+            counts = SampleCounts.from_dict(data.pop("counts")) if "counts" in data else None
             return cls(**{**data, "source": SourceFacts(**data["source"])}, contents=columns, counts=counts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{file}: not the card of converted shards: {error}") from None
@@ -81,7 +81,7 @@ class ShardsCard:
         for name in ("min_size", "max_size", "quality", "unit_size"):
             data[name] = getattr(self, name)
         if self.counts is not None:
-            data["counts"] = vars(self.counts).copy()
+            data["counts"] = self.counts.to_dict()
         data["source"] = self.source.to_dict()
         columns = self.contents.items()
         data["columns"] = {name: {"from": content, "encoding": encoding} for name, (content, encoding) in columns}

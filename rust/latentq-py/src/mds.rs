@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use latentq_core::Error;
-use latentq_core::mds::{self, Column, Values};
-use numpy::PyReadonlyArray1;
+use latentq_core::mds::{self, Column, Groups, Values};
+use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::exceptions::{PyIndexError, PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -42,6 +42,11 @@ impl MdsWriter {
     }
 }
 
+/// Columns, given their names and encodings.
+fn parse(columns: &[(PyBackedStr, PyBackedStr)]) -> PyResult<Vec<Column>> {
+    columns.iter().map(|(name, encoding)| Column::new(name, encoding)).collect::<Result<_, _>>().map_err(to_py)
+}
+
 fn closed() -> PyErr {
     PyValueError::new_err("the writer is closed")
 }
@@ -58,8 +63,7 @@ impl MdsWriter {
         size_limit: u64,
         sync: bool,
     ) -> PyResult<Self> {
-        let columns = columns.iter().map(|(name, encoding)| Column::new(name, encoding));
-        let columns = columns.collect::<Result<_, _>>().map_err(to_py)?;
+        let columns = parse(&columns)?;
         let options = mds::Options { compression, hashes, size_limit, sync };
         let writer = mds::Writer::create(&path, columns, &options).map_err(to_py)?;
         Ok(Self { names: names(py, writer.columns()), writer: Some(writer) })
@@ -68,6 +72,12 @@ impl MdsWriter {
     #[getter]
     fn columns(&mut self) -> PyResult<Vec<Described>> {
         Ok(self.open()?.columns().iter().map(describe).collect())
+    }
+
+    fn begin_group(&mut self, py: Python<'_>, name: &str, columns: Vec<(PyBackedStr, PyBackedStr)>) -> PyResult<()> {
+        let columns = parse(&columns)?;
+        let writer = self.open()?;
+        py.detach(|| writer.begin_group(name, columns)).map_err(to_py)
     }
 
     fn write(&mut self, py: Python<'_>, sample: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -156,7 +166,7 @@ impl MdsReader {
 
     #[getter]
     fn columns(&self) -> Vec<Described> {
-        self.reader.schema().columns.iter().map(describe).collect()
+        self.reader.columns().iter().map(describe).collect()
     }
 
     /// The content hash of the index.
@@ -165,12 +175,21 @@ impl MdsReader {
         self.reader.index_hash()
     }
 
+    /// The names of the groups, and for each run of samples of a group its first sample and the group's position among the
+    /// names.
+    fn groups<'py>(&self, py: Python<'py>) -> (Vec<String>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i32>>) {
+        let Groups { names, starts, which } = py.detach(|| self.reader.groups());
+        let starts = starts.into_iter().map(|start| start as i64).collect();
+        let which = which.into_iter().map(|group| group as i32).collect();
+        (names, PyArray1::from_vec(py, starts), PyArray1::from_vec(py, which))
+    }
+
     fn sample<'py>(&self, py: Python<'py>, index: i64) -> PyResult<Bound<'py, PyDict>> {
         let index = self.resolve(index)?;
         let sample = py.detach(|| self.reader.sample(index)).map_err(to_py)?;
         let out = PyDict::new(py);
-        for (at, (column, name)) in self.reader.schema().columns.iter().zip(&self.names).enumerate() {
-            let value = column.encoding.decode(sample.value(at));
+        for (at, name) in self.names.iter().enumerate() {
+            let value = self.reader.column_of(&sample, at).encoding.decode(sample.value(at));
             let value = value.map_err(|fault| to_py(self.reader.fault(&sample, at, fault)))?;
             out.set_item(name, decode(py, &value)?)?;
         }
@@ -202,7 +221,7 @@ impl MdsReader {
     ) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
         for (value, index) in values.zip(indices) {
-            match self.reader.schema().columns[column].encoding.decode(value) {
+            match self.reader.column_at(*index, column).map_err(to_py)?.encoding.decode(value) {
                 Ok(value) => list.append(decode(py, &value)?)?,
                 Err(fault) => {
                     let sample = self.reader.sample(*index).map_err(to_py)?;

@@ -476,6 +476,30 @@ impl Column {
         }
     }
 
+    /// True if the columns are equal, or differ only in the shape of their arrays, which have the same number of axes.
+    pub fn equals_but_for_shape(&self, other: &Self) -> bool {
+        match (&self.encoding, &other.encoding) {
+            (Encoding::NdArray(Some(dtype), Some(shape)), Encoding::NdArray(Some(other_dtype), Some(other_shape))) => {
+                self.name == other.name
+                    && dtype == other_dtype
+                    && shape.len() == other_shape.len()
+                    && self.size.is_some() == other.size.is_some()
+            }
+            _ => self == other,
+        }
+    }
+
+    /// The column of arrays of any shape. Its values have another form in a shard.
+    pub(super) fn without_shape(&self) -> Self {
+        let (text, encoding) = match &self.encoding {
+            Encoding::NdArray(Some(dtype), _) => {
+                (format!("ndarray:{}", dtype.name()), Encoding::NdArray(Some(*dtype), None))
+            }
+            other => (self.text.clone(), other.clone()),
+        };
+        Self { name: self.name.clone(), text, encoding, size: None }
+    }
+
     /// Dtype and shape of all values, if they are fixed.
     pub fn fixed(&self) -> Option<(DType, Vec<usize>)> {
         let size = self.size? as usize;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::io::BufReader;
 use std::path::{Component, Path};
 use std::sync::Arc;
@@ -165,12 +166,26 @@ impl ShardEntry {
         }
     }
 
+    /// Everything that decides the schema.
+    fn columns(&self) -> impl Hash + PartialEq {
+        (&self.column_names, &self.column_encodings, &self.column_sizes, &self.format, self.version)
+    }
+
     pub fn same_columns(&self, other: &Self) -> bool {
-        self.column_names == other.column_names
-            && self.column_encodings == other.column_encodings
-            && self.column_sizes == other.column_sizes
-            && self.format == other.format
-            && self.version == other.version
+        self.columns() == other.columns()
+    }
+
+    /// True if both have the same columns, in the same order, which differ at most in the shape of their arrays.
+    pub fn equals_but_for_shape(&self, other: &Self) -> bool {
+        let schema = |entry: &Self| {
+            let (names, encodings) = (&entry.column_names, &entry.column_encodings);
+            schema(names, encodings, &entry.column_sizes, &entry.format, entry.version)
+        };
+        self.same_columns(other)
+            || schema(self).ok().zip(schema(other).ok()).is_some_and(|(mine, theirs)| {
+                mine.columns.len() == theirs.columns.len()
+                    && mine.columns.iter().zip(&theirs.columns).all(|(a, b)| a.equals_but_for_shape(b))
+            })
     }
 }
 
@@ -319,8 +334,11 @@ impl Shard {
 /// A checked `index.json`.
 #[derive(Clone, Debug)]
 pub struct Index {
-    /// The columns of the first shard, or none without shards. All shards have the same columns, possibly in another order.
+    /// The columns of the first shard, or none without shards. All shards have the same columns, possibly in another order and
+    /// with arrays of other shapes.
     pub schema: Arc<Schema>,
+    /// For each of these columns, true if shards differ in the shape of its arrays.
+    pub varying: Vec<bool>,
     /// The shards, in the order of their samples.
     pub shards: Vec<Shard>,
     /// The content hash of the file: another one means another dataset.
@@ -360,8 +378,9 @@ impl Index {
             return Err(fault.unwrap_or_else(|| located(bytes, &error)));
         }
         check.total()?;
+        let varying = check.varying;
         let schema = check.first.unwrap_or_else(|| Arc::new(Schema::new(vec![])));
-        Ok(Self { schema, shards, hash: content_hash(bytes) })
+        Ok(Self { schema, varying, shards, hash: content_hash(bytes) })
     }
 }
 
@@ -370,8 +389,11 @@ impl Index {
 struct Check {
     /// The columns of the first shard.
     first: Option<Arc<Schema>>,
-    /// The last entry whose columns differ from those of the entry before, and its schema.
-    changed: Option<(ShardEntry, Arc<Schema>)>,
+    /// For each of these columns, true if a shard has arrays of another shape.
+    varying: Vec<bool>,
+    /// An entry for each schema, by the hash of its columns: units of many shapes have the same ones over and over.
+    known: HashMap<u64, Vec<(ShardEntry, Arc<Schema>)>>,
+    hasher: RandomState,
     /// Number of shards.
     number: usize,
     /// Number of samples in them.
@@ -383,17 +405,19 @@ impl Check {
     fn shard(&mut self, entry: &ShardEntry) -> std::result::Result<Shard, Fault> {
         let number = self.number;
         let fault = |message: String| Fault::new(0, format!("shard {number}: {message}"));
-        let schema = match &self.changed {
-            Some((before, schema)) if before.same_columns(entry) => Arc::clone(schema),
-            _ => {
+        let known = self.known.entry(self.hasher.hash_one(entry.columns())).or_default();
+        let schema = match known.iter().find(|(before, _)| before.same_columns(entry)) {
+            Some((_, schema)) => Arc::clone(schema),
+            None => {
                 let (names, encodings) = (&entry.column_names, &entry.column_encodings);
                 let schema = schema(names, encodings, &entry.column_sizes, &entry.format, entry.version);
                 let schema = Arc::new(schema.map_err(fault)?);
-                if self.first.as_ref().is_some_and(|first| !same_set(first, &schema)) {
+                let first = self.first.get_or_insert_with(|| Arc::clone(&schema));
+                self.varying.resize(first.columns.len(), false);
+                if !compare(first, &schema, &mut self.varying) {
                     return Err(fault("its columns differ from those of shard 0".into()));
                 }
-                self.first.get_or_insert_with(|| Arc::clone(&schema));
-                self.changed = Some((entry.clone(), Arc::clone(&schema)));
+                known.push((entry.clone(), Arc::clone(&schema)));
                 schema
             }
         };
@@ -452,9 +476,14 @@ pub(super) fn normalized(basename: &str) -> std::result::Result<String, String> 
     }
 }
 
-fn same_set(a: &Schema, b: &Schema) -> bool {
-    let in_b = |column: &Column| b.position(&column.name).is_some_and(|at| b.columns[at] == *column);
-    a.columns.len() == b.columns.len() && a.columns.iter().all(in_b)
+/// True if `other` has the columns of `first`, in any order. Marks those whose arrays have another shape in `varying`.
+fn compare(first: &Schema, other: &Schema, varying: &mut [bool]) -> bool {
+    let mut same = |(column, varies): (&Column, &mut bool)| {
+        let Some(at) = other.position(&column.name) else { return false };
+        *varies |= other.columns[at].encoding != column.encoding;
+        column.equals_but_for_shape(&other.columns[at])
+    };
+    first.columns.len() == other.columns.len() && first.columns.iter().zip(varying).all(&mut same)
 }
 
 /// Parses JSON. Converts the position of an error from line and column to a byte offset.

@@ -1,12 +1,14 @@
 //! Reading a dataset with positioned reads: single samples, or columns of many samples.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::Fault;
+use super::group::group_of;
 use super::index::Schema;
 use super::opened::{Opened, Shards};
 use super::shard::{Position, split};
+use super::{Column, Fault};
 use crate::error::counted;
 use crate::memory::{prefetch, resize, with_room};
 use crate::{Error, Result};
@@ -37,6 +39,17 @@ impl Wanted {
             prefetch(bytes.get(first.within(range.end - range.start).start as usize..).unwrap_or_default());
         }
     }
+}
+
+/// Runs of consecutive samples whose shards belong to the same group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Groups {
+    /// The names of the groups, in the order of their first samples; empty for shards without a group.
+    pub names: Vec<String>,
+    /// For each run, the index of its first sample, ascending.
+    pub starts: Vec<u64>,
+    /// For each run, the position of its group in `names`.
+    pub which: Vec<u32>,
 }
 
 /// One sample.
@@ -109,6 +122,53 @@ impl Reader {
     /// The columns, in the order of the first shard.
     pub fn schema(&self) -> &Schema {
         &self.shards.index.schema
+    }
+
+    /// The columns, in the order of the first shard; those whose arrays have several shapes without a shape.
+    pub fn columns(&self) -> Vec<Column> {
+        let columns = self.schema().columns.iter().zip(&self.shards.index.varying);
+        columns.map(|(column, varies)| if *varies { column.without_shape() } else { column.clone() }).collect()
+    }
+
+    /// A column as it is in the shard of a sample.
+    ///
+    /// # Errors
+    /// An argument error for a sample or column that does not exist.
+    pub fn column_at(&self, index: u64, column: usize) -> Result<&Column> {
+        let found = match self.shards.index.varying.get(column) {
+            Some(true) => Some(self.column_in(self.locate(index)?.0, column)),
+            _ => self.schema().columns.get(column),
+        };
+        found.ok_or_else(|| Error::argument(format!("there is no column {column}")))
+    }
+
+    /// A column as it is in the shard of a sample.
+    pub fn column_of(&self, sample: &Sample, column: usize) -> &Column {
+        self.column_in(sample.shard, column)
+    }
+
+    fn column_in(&self, shard: usize, column: usize) -> &Column {
+        let schema = &self.shards.index.shards[shard].schema;
+        &schema.columns[self.position(schema, column)]
+    }
+
+    /// The groups of the samples, by the names of their shards.
+    pub fn groups(&self) -> Groups {
+        let (mut groups, mut known, mut last) = (Groups::default(), HashMap::new(), None);
+        for (shard, start) in self.shards.index.shards.iter().zip(&self.starts) {
+            let name = group_of(&shard.raw.basename);
+            if shard.samples == 0 || last == Some(name) {
+                continue;
+            }
+            last = Some(name);
+            let which = *known.entry(name).or_insert_with(|| {
+                groups.names.push(name.to_owned());
+                groups.names.len() as u32 - 1
+            });
+            groups.starts.push(*start);
+            groups.which.push(which);
+        }
+        groups
     }
 
     /// Reads one sample.

@@ -240,7 +240,7 @@ fn rebuild(
             Err(fault) => Err(fault),
         };
         match entry {
-            Ok(entry) if columns.as_ref().is_none_or(|first| first.same_columns(&entry)) => {
+            Ok(entry) if columns.as_ref().is_none_or(|first| first.equals_but_for_shape(&entry)) => {
                 columns.get_or_insert_with(|| entry.clone());
                 done.count(1, entry.samples);
                 listed.insert(entry.raw_data.basename.clone());
@@ -312,7 +312,7 @@ fn replace(folder: &Path, mut new: Replacement) -> Result<Option<String>> {
 /// A memory error; inside, the first fault of the shard.
 pub fn entry_of(name: &str, content: &[u8]) -> Result<std::result::Result<ShardEntry, Fault>> {
     let other = |message: String| Ok(Err(Fault::new(0, message)));
-    let (raw_name, compression) = match name.rsplit_once(".mds.") {
+    let (raw_name, compression) = match name.rsplit_once(".mds.").filter(|_| !name.ends_with(".mds")) {
         None => (name.to_owned(), None),
         Some((stem, extension)) => match Compression::parse(extension) {
             Ok(compression) => (format!("{stem}.mds"), Some(compression)),

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::file::{NOT_REGULAR, open_regular, read_opened, read_regular};
+use super::group::group_of;
 use super::index::{FileEntry, Index, Shard};
 use super::{Algorithm, Fault, INDEX, shard};
 use crate::error::counted;
@@ -158,7 +159,7 @@ pub(super) fn open(folder: &Path, name: &str) -> Result<Found> {
     }
 }
 
-/// The names of the shards in a folder, ordered by number.
+/// The names of the shards in a folder, ordered by group and number.
 pub(super) fn shards_in(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let io = |error| Error::io(folder, error);
@@ -172,9 +173,10 @@ pub(super) fn shards_in(folder: &Path) -> Result<Vec<String>> {
         if let Some((stem, _)) = stem.filter(|(stem, _)| !stem.starts_with('.')) {
             let digits = stem.len() - stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
             let number: u128 = stem[stem.len() - digits..].parse().unwrap_or(0);
-            found.push((number, name));
+            let group = group_of(&format!("{stem}.mds")).to_owned();
+            found.push((group, number, name));
         }
     }
     found.sort();
-    Ok(found.into_iter().map(|(_, name)| name).collect())
+    Ok(found.into_iter().map(|(_, _, name)| name).collect())
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use super::group;
 use super::index::{Config, FileEntry, Schema, ShardEntry, to_bytes};
 use super::json::dumps;
 use super::publish::Folder;
@@ -50,6 +51,10 @@ pub struct Writer {
     form: Arc<Form>,
     size_limit: u64,
     shards: Vec<ShardEntry>,
+    /// The present group, or an empty string before the first.
+    group: String,
+    /// Number of shards before the present group.
+    before_group: usize,
     /// The samples of the current shard.
     samples: Samples,
     /// `None` while the background thread writes a shard.
@@ -87,7 +92,8 @@ impl Samples {
     }
 }
 
-/// The properties that all shards of a dataset share.
+/// The properties that all shards of a group share.
+#[derive(Clone)]
 struct Form {
     config: Config,
     config_bytes: Vec<u8>,
@@ -137,6 +143,8 @@ impl Writer {
             form: Arc::new(Form { config_bytes: dumps(&config), config, compression, hashes }),
             size_limit: options.size_limit,
             shards: Vec::new(),
+            group: String::new(),
+            before_group: 0,
             samples: Samples::new(options.size_limit),
             folder: Some(Folder::create(path, options.sync)?),
             task: None,
@@ -144,6 +152,47 @@ impl Writer {
             files: HashSet::new(),
             failed: false,
         })
+    }
+
+    /// Begins a group: the samples that follow go to shards called `shard.NAME.NNNNN.mds`, whose arrays may have another shape.
+    /// A group without samples leaves no trace.
+    ///
+    /// # Arguments
+    /// * `name`: 1 to 100 of the characters A-Z, a-z, 0-9, - and _; after that of the group before, in text order.
+    /// * `columns`: The columns of the dataset, in any order, which may differ in the shape of their arrays.
+    ///
+    /// # Errors
+    /// An argument error for another name or other columns; nothing is changed then. An I/O error if a full shard could not be
+    /// written; the writer cannot be used any more then.
+    pub fn begin_group(&mut self, name: &str, mut columns: Vec<Column>) -> Result<()> {
+        self.check_not_failed()?;
+        group::check(name, &self.group)?;
+        columns.sort_by(|a, b| a.name.cmp(&b.name));
+        let own = &self.schema.columns;
+        if !own.iter().map(|column| &column.name).eq(columns.iter().map(|column| &column.name)) {
+            let names = |columns: &[Column]| columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>();
+            return Err(Error::argument(format!(
+                "group {name:?} has the columns {:?}, the dataset {:?}",
+                names(&columns),
+                names(own)
+            )));
+        }
+        if let Some((own, column)) = own.iter().zip(&columns).find(|(own, column)| !own.equals_but_for_shape(column)) {
+            return Err(Error::argument(format!(
+                "column {:?} is {} in group {name:?} and {} in the dataset: only the lengths of an array's axes may differ",
+                own.name,
+                column.spec(),
+                own.spec()
+            )));
+        }
+        if !self.samples.ends.is_empty() {
+            self.flush()?;
+        }
+        self.form = Arc::new(self.form.of_columns(&columns));
+        self.schema = Schema::new(columns);
+        name.clone_into(&mut self.group);
+        self.before_group = self.shards.len() + usize::from(self.task.is_some());
+        Ok(())
     }
 
     /// The columns, in the order that [`Writer::write`] expects values in.
@@ -278,15 +327,20 @@ impl Writer {
     /// Starts writing the current shard in the background, and starts a new one.
     fn flush(&mut self) -> Result<()> {
         self.wait_for_shard()?;
-        let number = self.shards.len();
+        let name = self.shard_name();
         let mut folder = self.folder.take().ok_or_else(lost)?;
         let next = self.spare.take().unwrap_or_else(|| Samples::new(self.size_limit));
         let (form, samples) = (Arc::clone(&self.form), std::mem::replace(&mut self.samples, next));
         self.task = Some(Task::spawn(move || {
-            let entry = form.write(&mut folder, number, &samples);
+            let entry = form.write(&mut folder, &name, &samples);
             (folder, samples, entry)
         }));
         Ok(())
+    }
+
+    /// The file name of the next shard, when the background thread writes none.
+    fn shard_name(&self) -> String {
+        group::shard_name(&self.group, self.shards.len() - self.before_group)
     }
 
     /// Waits for the background thread.
@@ -333,7 +387,7 @@ impl Writer {
         }
         let mut folder = self.folder.take().ok_or_else(lost)?;
         if !self.samples.ends.is_empty() {
-            self.shards.push(self.form.write(&mut folder, self.shards.len(), &self.samples)?);
+            self.shards.push(self.form.write(&mut folder, &self.shard_name(), &self.samples)?);
         }
         folder.write(INDEX, &[&to_bytes(&self.shards)])?;
         folder.publish()
@@ -346,8 +400,18 @@ fn lost() -> Error {
 }
 
 impl Form {
+    /// The form of shards whose columns differ in size.
+    fn of_columns(&self, columns: &[Column]) -> Self {
+        let config = Config {
+            column_encodings: columns.iter().map(|column| column.text.clone()).collect(),
+            column_sizes: columns.iter().map(|column| column.size.map(u64::from)).collect(),
+            ..self.config.clone()
+        };
+        Self { config_bytes: dumps(&config), config, ..self.clone() }
+    }
+
     /// Writes a shard.
-    fn write(&self, folder: &mut Folder, number: usize, samples: &Samples) -> Result<ShardEntry> {
+    fn write(&self, folder: &mut Folder, basename: &str, samples: &Samples) -> Result<ShardEntry> {
         let n = samples.ends.len();
         let start = 8 + 4 * n as u64 + self.config_bytes.len() as u64;
         let mut head = Vec::with_capacity(start as usize);
@@ -356,11 +420,10 @@ impl Form {
         // `push` has kept the shard below 2^32 bytes.
         samples.ends.iter().for_each(|end| head.extend_from_slice(&((start + end) as u32).to_le_bytes()));
         head.extend_from_slice(&self.config_bytes);
-        let basename = format!("shard.{number:05}.mds");
-        let raw = self.entry(&basename, &[&head, &samples.data]);
+        let raw = self.entry(basename, &[&head, &samples.data]);
         let zip = match self.compression {
             None => {
-                folder.write(&basename, &[&head, &samples.data])?;
+                folder.write(basename, &[&head, &samples.data])?;
                 None
             }
             Some(compression) => {
