@@ -9,7 +9,7 @@ fuzz_target!(|data: &[u8]| {
     let _ = header(data);
     let decoded = decode(data, &options);
     for crop in [Crop::Center, Crop::Adm] {
-        let loaded = load(data, Fit { size: 16, crop, filter: Filter::Bicubic }, &options);
+        let loaded = load(data, Fit::square(16, crop, Filter::Bicubic), &options);
         assert_eq!(decoded.is_ok(), loaded.is_ok());
     }
 });

@@ -36,6 +36,8 @@ __all__ = [
     "image_load",
     "image_load_batch",
     "image_resize",
+    "image_size",
+    "image_window",
     "mds_merge",
     "mds_repair",
     "mds_samples_by_folder",
@@ -194,7 +196,7 @@ class ImageBatch:
     def __new__(
         cls,
         threads: Threads,
-        sizes: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
         outs: Sequence[npt.NDArray[np.uint8]],
         options: _ImageOptions,
         measure: bool,
@@ -204,15 +206,19 @@ class ImageBatch:
     def result(self, position: int) -> tuple[Exception | None, tuple[int, int] | None, int | None]: ...
 
 def image_decode(data: bytes | str, options: _ImageOptions) -> NDArray[np.uint8]: ...
-def image_fit(pixels: NDArray[np.uint8], size: int, options: _ImageOptions) -> NDArray[np.uint8]: ...
+def image_fit(pixels: NDArray[np.uint8], size: tuple[int, int], options: _ImageOptions) -> NDArray[np.uint8]: ...
 def image_hash(data: bytes | str) -> int: ...
 def image_info(data: bytes | str) -> tuple[str, int, int, int, int]: ...
-def image_load(data: bytes | str, size: int, options: _ImageOptions) -> NDArray[np.uint8]: ...
+def image_load(data: bytes | str, size: tuple[int, int], options: _ImageOptions) -> NDArray[np.uint8]: ...
 def image_load_batch(
     items: list[bytes | str],
-    sizes: list[int],
+    sizes: Sequence[tuple[int, int]],
     threads: int,
     outs: list[NDArray[np.uint8]],
     options: _ImageOptions,
 ) -> list[Exception | None]: ...
 def image_resize(pixels: NDArray[np.uint8], height: int, width: int, options: _ImageOptions) -> NDArray[np.uint8]: ...
+def image_size(data: bytes | str, orient: bool) -> tuple[int, int]: ...
+def image_window(
+    image: tuple[int, int], size: tuple[int, int], options: _ImageOptions
+) -> tuple[int, int, int, int]: ...

@@ -10,6 +10,13 @@ Filter: TypeAlias = Literal["box", "bilinear", "hamming", "bicubic", "lanczos"]
 Alpha: TypeAlias = Literal["white", "black", "drop"]
 Icc: TypeAlias = Literal["srgb", "ignore"]
 ChannelOrder: TypeAlias = Literal["chw", "hwc"]
+Size: TypeAlias = int | tuple[int, int]
+"""The side of a square in pixels, or (height, width)."""
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """Returns the height and width of a size."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class PixelOptions(TypedDict, total=False):

@@ -18,11 +18,23 @@ from numpy.typing import NDArray
 
 from latentq import _core
 from latentq._core import ImageError
-from latentq.choices import Alpha, ChannelOrder, Crop, Filter, Icc
+from latentq.choices import Alpha, ChannelOrder, Crop, Filter, Icc, Size, height_width
 from latentq.image_fallback import as_png, header, is_unknown_format, load_by_pillow
 
-__all__ = ["MAX_PIXELS", "ImageInfo", "decode", "fit", "info", "load", "load_batch", "load_sizes", "resize"]
-
+__all__ = [
+    "MAX_PIXELS",
+    "CropWindow",
+    "ImageInfo",
+    "crop_window",
+    "decode",
+    "fit",
+    "info",
+    "load",
+    "load_batch",
+    "load_sizes",
+    "resize",
+    "upright_size",
+]
 
 Item: TypeAlias = bytes | str | os.PathLike[str]
 
@@ -110,28 +122,83 @@ def resize(pixels: NDArray[np.uint8], height: int, width: int, *, filter: Filter
 
 
 def fit(
-    pixels: NDArray[np.uint8], size: int, *, crop: Crop = "center", filter: Filter = "bicubic"
+    pixels: NDArray[np.uint8], size: Size, *, crop: Crop = "center", filter: Filter = "bicubic"
 ) -> NDArray[np.uint8]:
-    """Resizes an image and crops it to a square.
+    """Resizes an image to cover a size, and crops it.
+
+    The side that is scaled by more, of a square the short one, becomes that of the result; the aspect ratio decides the
+    other, whose middle is kept.
 
     Args:
         pixels: uint8 (rows, columns, 3).
-        size: The side of the square, at least 1.
-        crop: ``"center"`` resizes the long side to ``int(size * long / short)``, as torchvision does;
-            ``"center-round"`` rounds both sides; ``"adm"`` halves with a box filter while the short side is at least
-            twice the size, then resizes, as ADM and DiT do.
+        size: The side of a square, or (height, width), each at least 1.
+        crop: ``"center"`` resizes the other side to ``int(size * long / short)``, as torchvision does;
+            ``"center-round"`` rounds both sides; ``"adm"`` halves with a box filter while both sides are at least
+            twice those of the result, then resizes, as ADM and DiT do.
         filter: The resampling filter (of the last step, for ``"adm"``).
 
     Returns:
-        uint8 (size, size, 3).
+        uint8 (height, width, 3).
     """
-    _positive(size=size)
-    return _core.image_fit(_pixels(pixels), size, {"crop": crop, "filter": filter})
+    return _core.image_fit(_pixels(pixels), _checked_size(size), {"crop": crop, "filter": filter})
+
+
+@dataclass(frozen=True)
+class CropWindow:
+    """The part of a resized image that is kept.
+
+    Attributes:
+        height: Rows of the resized image.
+        width: Columns of the resized image.
+        top: The first row that is kept.
+        left: The first column that is kept.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def crop_window(height: int, width: int, size: Size, *, crop: Crop = "center") -> CropWindow:
+    """Returns what `fit` resizes an image to, and the part of it that it keeps.
+
+    Args:
+        height: Rows of the image, at least 1.
+        width: Columns of the image, at least 1.
+        size: See `fit`.
+        crop: See `fit`.
+    """
+    _positive(height=height, width=width)
+    return CropWindow(*_core.image_window((height, width), _checked_size(size), {"crop": crop}))
+
+
+def upright_size(data: Item, *, orient: bool = True) -> tuple[int, int]:
+    """Returns the height and width of what `decode` makes of an image, from its header.
+
+    Of a JPEG file that is named by its path, only the beginning is read.
+
+    Args:
+        data: The bytes of a file, or its path.
+        orient: See `decode`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ImageError: It is not an image of a known format, or its header is broken.
+    """
+    source = _source(data)
+    try:
+        return _core.image_size(source, orient)
+    except ImageError as error:
+        if not is_unknown_format(error):
+            raise
+        _, width, height, _, orientation = header(source, error)
+        return (width, height) if orient and orientation >= 5 else (height, width)
 
 
 def load(
     data: Item,
-    size: int,
+    size: Size,
     *,
     crop: Crop = "center",
     filter: Filter = "bicubic",
@@ -155,13 +222,14 @@ def load(
         max_pixels: See `decode`.
 
     Returns:
-        uint8 (size, size, 3).
+        uint8 (height, width, 3).
 
     Raises:
         OSError: The file cannot be read.
         ImageError: It is not an image of a known format, or it is broken, truncated or over the limit.
     """
-    _positive(size=size, min_side=min_side, max_pixels=max_pixels)
+    sides = _checked_size(size)
+    _positive(min_side=min_side, max_pixels=max_pixels)
     options: _core._ImageOptions = {
         "crop": crop,
         "filter": filter,
@@ -173,16 +241,16 @@ def load(
     }
     source = _source(data)
     try:
-        return _core.image_load(source, size, options)
+        return _core.image_load(source, sides, options)
     except ImageError as error:
         if not is_unknown_format(error):
             raise
-        return _core.image_load(as_png(source, max_pixels, error), size, options)
+        return _core.image_load(as_png(source, max_pixels, error), sides, options)
 
 
 def load_batch(
     items: Sequence[Item],
-    size: int,
+    size: Size,
     *,
     threads: int = 1,
     out: NDArray[np.uint8] | None = None,
@@ -212,8 +280,8 @@ def load_batch(
         max_pixels: See `decode`.
 
     Returns:
-        The array, uint8 (N, 3, size, size) or (N, size, size, 3), which is `out` if it is given; and a list with None,
-        an OSError or an ImageError for each item.
+        The array, uint8 (N, 3, height, width) or (N, height, width, 3), which is `out` if it is given; and a list with
+        None, an OSError or an ImageError for each item.
 
     Raises:
         ValueError: An argument is out of range, or `out` does not match the result.
@@ -238,7 +306,7 @@ def load_batch(
 
 def load_sizes(
     items: Sequence[Item],
-    sizes: Sequence[int],
+    sizes: Sequence[Size],
     *,
     threads: int = 1,
     out: Sequence[NDArray[np.uint8]] | None = None,
@@ -268,21 +336,20 @@ def load_sizes(
         max_pixels: See `decode`.
 
     Returns:
-        An array for each size, uint8 (N, 3, size, size) or (N, size, size, 3), which is that of `out` if it is given;
-        and a list with None, an OSError or an ImageError for each item.
+        An array for each size, uint8 (N, 3, height, width) or (N, height, width, 3), which is that of `out` if it is
+        given; and a list with None, an OSError or an ImageError for each item.
 
     Raises:
         ValueError: An argument is out of range, or an array of `out` does not match its size.
         TypeError: `items` is a single image.
     """
     _positive(threads=threads, min_side=min_side, max_pixels=max_pixels)
-    for size in sizes:
-        _positive(size=size)
+    sides = [_checked_size(size) for size in sizes]
     if layout not in ("chw", "hwc"):
         raise ValueError(f"unknown layout {layout!r}: chw or hwc")
     if isinstance(items, str | bytes | os.PathLike):
         raise TypeError("items must be a sequence of paths or bytes; for one image use load")
-    shapes = [(len(items), 3, side, side) if layout == "chw" else (len(items), side, side, 3) for side in sizes]
+    shapes = [(len(items), 3, *size) if layout == "chw" else (len(items), *size, 3) for size in sides]
     given = [None] * len(shapes) if out is None else out
     arrays = [_out(array, shape) for array, shape in zip(given, shapes, strict=True)]
     sources = [_source(item) for item in items]
@@ -297,11 +364,11 @@ def load_sizes(
         "min_side": min_side,
         "max_pixels": max_pixels,
     }
-    errors = _core.image_load_batch(sources, list(sizes), threads, flat, options)
+    errors = _core.image_load_batch(sources, sides, threads, flat, options)
     for index, error in enumerate(errors):
         if is_unknown_format(error):
             rows = [array[index : index + 1].reshape(-1) for array in arrays]
-            errors[index] = load_by_pillow(sources[index], error, list(sizes), rows, options)
+            errors[index] = load_by_pillow(sources[index], error, sides, rows, options)
     return arrays, errors
 
 
@@ -331,6 +398,14 @@ def info(data: Item) -> ImageInfo:
         if not is_unknown_format(error):
             raise
         return ImageInfo(*header(source, error))
+
+
+def _checked_size(size: Size) -> tuple[int, int]:
+    """Returns height and width, or raises ValueError if one is less than 1."""
+    height, width = height_width(size)
+    if height < 1 or width < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+    return height, width
 
 
 def _positive(**numbers: int | None) -> None:

@@ -11,7 +11,7 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -95,7 +95,7 @@ def header(data: bytes | str, error: Exception) -> tuple[str, int, int, int, int
 def load_by_pillow(
     data: bytes | str,
     error: Exception,
-    sizes: list[int],
+    sizes: Sequence[tuple[int, int]],
     rows: list[NDArray[np.uint8]],
     options: _core._ImageOptions,
 ) -> Exception | None:
@@ -104,8 +104,8 @@ def load_by_pillow(
     Args:
         data: The bytes of a file, or its path.
         error: The core's error.
-        sizes: The sides of the squares.
-        rows: Filled with the squares, each (3 * size * size,) uint8.
+        sizes: Heights and widths.
+        rows: Filled with the images, each (3 * height * width,) uint8.
         options: The options of `latentq.image.load_sizes`.
 
     Returns:

@@ -124,11 +124,12 @@ def test_tensors_of_a_failed_attempt_are_freed_before_the_next(photos, tmp_path,
 
 
 def test_default_batch_follows_the_size():
-    assert {size: default_batch_size([size, 32]) for size in (32, 256, 384, 512, 1024, 4096)} == {
+    assert {size: default_batch_size([(size, size), (32, 32)]) for size in (32, 256, 384, 512, 1024, 4096)} == {
         32: 64, 256: 64, 384: 28, 512: 16, 1024: 4, 4096: 1
     }  # fmt: skip
+    assert default_batch_size([(832, 1216), (1216, 832)]) == 4
     # The largest output of SDXL's encoder: 128 channels at full resolution.
-    assert all(default_batch_size([size]) * 128 * size**2 < 2**31 for size in range(8, 4096, 8))
+    assert all(default_batch_size([(size, size)]) * 128 * size**2 < 2**31 for size in range(8, 4096, 8))
 
 
 def test_run_without_a_batch_size_takes_the_default_of_its_largest_size(photos, tmp_path):

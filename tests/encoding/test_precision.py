@@ -102,9 +102,9 @@ def test_devices_other_than_cuda_take_blocking_copies_from_pageable_memory(monke
     assert start_copy_to_host(torch.ones(3), torch.device("mps")).tolist() == [1, 1, 1]
     monkeypatch.setattr(latents, "start_copy_to_host", lambda values, _: values)  # nothing can be copied from `meta`
     encoder = LatentEncoder(Blocks(), AutoencoderOptions(), "meta")
-    column = SimpleNamespace(content="latent", store="mean", size=32, flip=False, scaled=False)
+    column = SimpleNamespace(content="latent", store="mean", pixels=(32, 32), flip=False, scaled=False)
     quantizer = latentq.Quantizer.uniform(-1, 2, channels=3)
-    pixels = {32: encoder.host_buffer((2, 3, 32, 32))}
+    pixels = {(32, 32): encoder.host_buffer((2, 3, 32, 32))}
     pending = encoder.start(pixels, {"latent": column}, {"latent": quantizer}, [0, 1], [1])
     assert pending.encoded["latent"].device.type == "meta"
     assert len(copies) > 2

@@ -72,7 +72,7 @@ def encoding(network, quantizer, positions=range(8), **options):
         quantizers = {name: quantizer for name in columns if quantizer is not None}
 
         def work():
-            pixels = {32: encoder.host_buffer((8, 3, 32, 32))}
+            pixels = {(32, 32): encoder.host_buffer((8, 3, 32, 32))}
             encoder.start(pixels, columns, quantizers, list(range(8)), positions)
 
         return work
@@ -106,7 +106,7 @@ def test_columns_of_two_sizes_and_both_orientations_do_not_wait(quantizer, store
         recipe = Recipe.from_dict({"name": "test", "columns": columns})
         encoder = LatentEncoder(Network(), recipe.autoencoder, "cuda")
         columns = recipe.encoded()
-        pixels = {size: encoder.host_buffer((8, 3, size, size)) for size in (32, 64)}
+        pixels = {(size, size): encoder.host_buffer((8, 3, size, size)) for size in (32, 64)}
         return lambda: encoder.start(pixels, columns, dict.fromkeys(columns, quantizer), list(range(8)), [0, 2, 7])
 
     assert synchronizations(prepare) == []

@@ -5,7 +5,9 @@ from typing import get_args, get_type_hints
 import pytest
 
 from latentq import Recipe
+from latentq.choices import Size
 from latentq.cli.main import _parser
+from latentq.format.buckets import BucketsOption
 from latentq.format.overrides import OVERRIDES, RecipeOverrides
 
 MODELS = {"autoencoder", "text_encoder"}  # parameters of their own: they may be objects
@@ -32,8 +34,10 @@ def test_every_override_is_an_option_of_encode():
 def example(kind):
     if kind is bool:
         return True
-    if kind in (int, str):
-        return kind(5)
+    if kind in (int, str, Size):
+        return "5" if kind is str else 5
+    if kind is BucketsOption:
+        return "nemo"
     values = get_args(kind)
     return (0.0, 1.0) if values == (float, float) else values[-1]
 
@@ -42,7 +46,9 @@ def example(kind):
 def test_an_override_sets_the_field_that_the_table_names(override):
     """Checks the field that changes in the recipe when nothing else is changed."""
     needs_text = override.name.startswith("text_") or override.name == "pooled"
-    recipe = Recipe.load("default").override(text_encoder="owner/text" if needs_text else None)
+    recipe = Recipe.load("default").override(
+        text_encoder="owner/text" if needs_text else None, buckets="kohya" if override.name == "small" else None
+    )
     value = {"text_encoder": "owner/other", "store": "mean", "bits": 5, "alpha": "black"}.get(override.name)
     value = example(override.type) if value is None else value
     if override.name in ("orient",):
@@ -50,10 +56,17 @@ def test_an_override_sets_the_field_that_the_table_names(override):
     changed = recipe.override(**{override.name: value})
     assert override.name in changed.changed
     if override.adds_columns:
-        assert len(changed.columns) == len(recipe.columns) + 1
+        assert len(changed.columns) == len(recipe.columns) + (3 if override.name == "conditioning" else 1)
         assert changed.columns.items() >= recipe.columns.items()
         return
     before, after = flat(recipe.to_dict()), flat(changed.to_dict())
+    if override.name == "buckets":
+        assert before["columns.latent.size"] == 256
+        assert "columns.latent.size" not in after
+        assert {key: after[key] for key in after.keys() - before.keys() - {"changed"}} == {
+            "buckets.set": "nemo", "buckets.multiple": 64, "buckets.small": "enlarge"
+        }  # fmt: skip
+        return
     differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     field = override.field.replace("*", "latent")
     expected = {"columns.latent.store"} if override.name == "store" else {field}

@@ -96,7 +96,7 @@ LATENT = GOOD["columns"]["latent"]
         ({"columns": {}}, "at least one"),
         ({"columns": {"key": {"from": "key", "encoding": "str"}}}, "no column has from = 'latent'"),
         ({"columns": {"latent": {**LATENT, "from": "nothing"}}}, r"columns\.latent\.from must be one of"),
-        ({"columns": {"latent": {**LATENT, "size": -8}}}, r"columns\.latent\.size must be at least 1"),
+        ({"columns": {"latent": {**LATENT, "size": -8}}}, r"columns\.latent\.size must be"),
         ({"columns": {"latent": {**LATENT, "shape": [4, "x"]}}}, r"columns\.latent\.shape must be a list"),
         ({"columns": {"latent": LATENT, "key": {"from": "key"}}}, r"columns\.key needs an encoding"),
         ({"columns": {"latent": LATENT, "key": {"from": "key", "size": 3}}}, r"columns\.key\.size is for latents"),

@@ -14,7 +14,7 @@ import xxhash
 from latentq import ImageError, _core, image
 from support.images import Pixels, picture_of, saved
 
-SIZES = [24, 32]
+SIZES = [(24, 24), (32, 40)]  # height, width
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def threads() -> Any:
 
 
 def arrays(count: int, fill: int = 255) -> list[Pixels]:
-    return [np.full((count, 3 * size * size), fill, np.uint8) for size in SIZES]
+    return [np.full((count, 3 * height * width), fill, np.uint8) for height, width in SIZES]
 
 
 def loaded(batch: _core.ImageBatch, position: int) -> tuple[Exception | None, tuple[int, int] | None]:
@@ -37,8 +37,8 @@ def loaded(batch: _core.ImageBatch, position: int) -> tuple[Exception | None, tu
 def check(outs: list[Pixels], position: int, data: bytes | None) -> None:
     """Compares a position with what `load` gives, or with zeros."""
     for out, size in zip(outs, SIZES, strict=True):
-        expected = np.zeros((size, size, 3), np.uint8) if data is None else image.load(data, size)
-        np.testing.assert_array_equal(out[position].reshape(3, size, size), expected.transpose(2, 0, 1))
+        expected = np.zeros((*size, 3), np.uint8) if data is None else image.load(data, size)
+        np.testing.assert_array_equal(out[position].reshape(3, *size), expected.transpose(2, 0, 1))
 
 
 def test_images_are_loaded_to_their_positions(threads: _core.Threads, tmp_path: Path) -> None:
@@ -120,12 +120,12 @@ def test_misuse_is_an_error(threads: _core.Threads) -> None:
         with pytest.raises(ValueError, match="an array must have a row"):
             _core.ImageBatch(threads, SIZES, wrong, {}, False)
     with pytest.raises(ValueError, match="an array must have a row"):
-        _core.ImageBatch(threads, [0], [np.empty((1, 0), np.uint8)], {}, False)
+        _core.ImageBatch(threads, [(0, 8)], [np.empty((1, 0), np.uint8)], {}, False)
     twice = np.zeros((2, 3 * 24 * 24), np.uint8)
     with pytest.raises(TypeError, match="'outs'"):  # NumPy's crate: already borrowed
-        _core.ImageBatch(threads, [24, 24], [twice, twice], {}, False)
+        _core.ImageBatch(threads, [(24, 24)] * 2, [twice, twice], {}, False)
     with pytest.raises((ValueError, TypeError)):
-        _core.ImageBatch(threads, [24], [np.zeros((2, 2 * 3 * 24 * 24), np.uint8)[:, ::2]], {}, False)
+        _core.ImageBatch(threads, [(24, 24)], [np.zeros((2, 2 * 3 * 24 * 24), np.uint8)[:, ::2]], {}, False)
     assert loaded(batch, 1) == (None, None)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
+from latentq.choices import Size
 from latentq.cli.common import (
     UsageError,
     add_command,
@@ -20,6 +21,7 @@ from latentq.cli.common import (
     print_rows,
     progress_stream,
 )
+from latentq.format.buckets import BucketsOption, parse_size
 from latentq.format.options import AutoencoderOptions
 from latentq.format.overrides import OVERRIDES, Override, PixelRange, default_text
 from latentq.format.recipe import Recipe
@@ -88,7 +90,7 @@ def add(commands: Commands) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="images encoded at once (default: 64 up to 256 pixels, fewer above: 16 at 512)",
+        help="images encoded at once (default: 64 up to 256 x 256 pixels, fewer above: 16 at 512 x 512)",
     )
     how.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda:LOCAL_RANK if there is one, else cpu)")
     faster = how.add_mutually_exclusive_group()
@@ -108,6 +110,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     default = Recipe.load("default").to_dict()
     for override in OVERRIDES:
         table, dot, _ = override.field.partition(".")
+        table = "columns" if table == "buckets" else table
         group = groups[table if dot or table in groups else ""]
         value = default_text(override, default)
         group.add_argument(override.option, **_argument(override, f" (default: {value})" if value else ""))
@@ -122,7 +125,9 @@ def _argument(override: Override, default: str) -> dict[str, Any]:
         return options | {"choices": get_args(override.type)}
     if override.type is PixelRange:
         return options | {"type": float, "nargs": 2, "metavar": tuple(override.metavar.split())}
-    return options | {"type": override.type, "metavar": override.metavar}
+    if override.type is Size:
+        return options | {"type": parse_size, "metavar": override.metavar}
+    return options | {"type": str if override.type is BucketsOption else override.type, "metavar": override.metavar}
 
 
 def _run(options: argparse.Namespace) -> int:

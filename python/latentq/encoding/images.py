@@ -65,14 +65,14 @@ class DecodedBatch(PlannedBatch):
     """A planned batch with its images.
 
     Attributes:
-        pixels: Maps sizes to (B, 3, S, S) uint8 with B = `length`, in a `host_buffer` of the encoder; empty once the
+        pixels: Maps (H, W) to (B, 3, H, W) uint8 with B = `length`, in a `host_buffer` of the encoder; empty once the
             device has the pixels. Rows of rejected samples, and rows after the first n, are zero.
         rejected: The rejected samples, by position in the batch.
         images: The image files, if the recipe stores them.
         hashes: (n,) uint64, the xxh3_64 of each image file, or 0 if it was not read.
     """
 
-    pixels: dict[int, torch.Tensor]
+    pixels: dict[tuple[int, int], torch.Tensor]
     rejected: dict[int, Refusal]
     images: Sequence[bytes]
     hashes: NDArray[np.uint64]
@@ -195,8 +195,8 @@ class _LoadingBatch:
         self._images = [_LoadingImage() for _ in self.samples]
         self._keeps_files = any(column.content == "image" for column in self._recipe.columns.values())
         self._kept_bytes = 0
-        sizes = sorted({column.size for column in self._recipe.encoded().values()})
-        self._pixels = {size: run.encoder.host_buffer((plan.length, 3, size, size)) for size in sizes}
+        sizes = sorted({column.pixels for column in self._recipe.encoded().values()})
+        self._pixels = {size: run.encoder.host_buffer((plan.length, 3, *size)) for size in sizes}
         for buffer in self._pixels.values():
             buffer[len(self.samples) :].zero_()
         self._rows = [buffer.numpy().reshape(plan.length, -1) for buffer in self._pixels.values()]

@@ -34,7 +34,7 @@ class PendingLatents:
     """A batch that the device is encoding. On a GPU its tensors are valid only after `LatentEncoder.wait`.
 
     Attributes:
-        pixels: By size, (B, 3, S, S) uint8 on the device.
+        pixels: By (H, W), (B, 3, H, W) uint8 on the device.
         positions: Positions in the batch of the n samples that are encoded.
         indices: Their indices in the list.
         encoded: By column, on the device: (n, C, h, w) float32 or (n, h, w) int64.
@@ -45,7 +45,7 @@ class PendingLatents:
         redone: Number of samples that were encoded again in float32.
     """
 
-    pixels: Mapping[int, torch.Tensor]
+    pixels: Mapping[tuple[int, int], torch.Tensor]
     positions: list[int]
     indices: list[int]
     encoded: dict[str, torch.Tensor]
@@ -106,7 +106,7 @@ class LatentEncoder:
     @torch.no_grad()
     def start(
         self,
-        pixels: Mapping[int, torch.Tensor],
+        pixels: Mapping[tuple[int, int], torch.Tensor],
         columns: Mapping[str, Column],
         quantizers: Mapping[str, Quantizer],
         indices: Sequence[int],
@@ -115,7 +115,7 @@ class LatentEncoder:
         """Starts to encode a batch; on a GPU it returns before the device is done.
 
         Args:
-            pixels: By size, buffers of `host_buffer`; they must not change until `wait` returns.
+            pixels: By (H, W), buffers of `host_buffer`; they must not change until `wait` returns.
             columns: The columns to compute.
             quantizers: Quantizers of the columns without tokens.
             indices: Indices in the list of the batch's samples.
@@ -139,7 +139,7 @@ class LatentEncoder:
         rows = send(torch.tensor(positions, device="cpu"), self.device)  # indexing by a list would wait for the device
         encoded = {}
         for stream, (name, column) in enumerate(columns.items() if positions else ()):
-            values = self.encode(copied[column.size], column, indices, stream)
+            values = self.encode(copied[column.pixels], column, indices, stream)
             encoded[name] = values if len(positions) == len(indices) else values.index_select(0, rows)
         pending = PendingLatents(
             copied, positions, [indices[position] for position in positions], encoded, {}, {}, {}, marks
@@ -182,7 +182,7 @@ class LatentEncoder:
             for stream, (name, column) in enumerate(columns.items()):
                 for row in pending.bad[name].nonzero().flatten().tolist():
                     position, index = pending.positions[row], pending.indices[row]
-                    alone = pending.pixels[column.size][position : position + 1]
+                    alone = pending.pixels[column.pixels][position : position + 1]
                     pending.encoded[name][row] = self.encode(alone, column, [index], stream, exact=True)[0]
             self._quantize(pending, quantizers)
             self._wait()
@@ -207,7 +207,7 @@ class LatentEncoder:
         """Computes one column of a batch, before quantization.
 
         Args:
-            pixels: (B, 3, S, S) uint8, on the device.
+            pixels: (B, 3, H, W) uint8, on the device.
             column: The column.
             indices: Indices in the list of the first n <= B samples; the rest of the batch is padding. A sample's
                 noise depends on its index, the recipe's seed and `stream` alone.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Self
 
+from latentq._core import RecipeError
 from latentq.encoding.models import Models
 from latentq.encoding.options import EncodeSettings
 from latentq.encoding.stages import Profile
@@ -71,6 +72,8 @@ class EncodingRun:
         from latentq.encoding.latents import LatentEncoder
 
         recipe = card.recipe
+        if recipe.buckets is not None:
+            raise RecipeError(f"recipe {recipe.name} has buckets, which cannot be encoded yet")
         encoder = LatentEncoder(
             models.autoencoder,
             recipe.autoencoder,
@@ -83,7 +86,7 @@ class EncodingRun:
             from latentq.encoding.captions import CaptionEncoder
 
             captions = CaptionEncoder(models.text_encoder, recipe.text, models.text_device, recipe.texts())
-        batch_size = settings.batch_size or default_batch_size(column.size for column in recipe.encoded().values())
+        batch_size = settings.batch_size or default_batch_size(column.pixels for column in recipe.encoded().values())
         batch_size = min(batch_size, recipe.unit_size, len(samples))
         return cls(
             source, samples, encoder, captions, card, uncalibrated, batch_size, settings.threads, settings.strict,
@@ -111,11 +114,14 @@ class EncodingRun:
         return {name: facts.quantizer for name, facts in self.card.embeddings.items()}
 
 
-def default_batch_size(sizes: Iterable[int]) -> int:
-    """Returns the default number of images per batch: 64 up to 256 pixels, and no more pixels than that above.
+def default_batch_size(sizes: Iterable[tuple[int, int]]) -> int:
+    """Returns the default number of images per batch: 64 up to 256 x 256 pixels, and no more pixels than that above.
 
-    Layers of 128 channels at full resolution, as SDXL's, reach 2^31 elements with 64 images of 512 pixels, which
+    Layers of 128 channels at full resolution, as SDXL's, reach 2^31 elements with 64 images of 512 x 512 pixels, which
     convolutions do not support.
+
+    Args:
+        sizes: Each height and width that an image is encoded at.
     """
-    largest = max(sizes, default=1)
-    return max(1, min(64, 64 * 256**2 // largest**2))
+    largest = max((height * width for height, width in sizes), default=1)
+    return max(1, min(64, 64 * 256**2 // largest))

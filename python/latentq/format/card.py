@@ -333,6 +333,8 @@ def _check_buckets(card: Card) -> None:
         if card.counts.buckets and sum(card.counts.buckets) != card.counts.samples:
             samples = counted(card.counts.samples, "sample")
             raise FormatError(f"counts.buckets hold {sum(card.counts.buckets)} of {samples}")
+    if card.recipe.buckets is not None:
+        counts["recipe.buckets"] = len(card.recipe.bucket_sizes())
     for name, count in counts.items():
         if count != card.buckets:
             raise FormatError(f"{name} has {counted(count, 'bucket')}, other columns {card.buckets}")

@@ -8,9 +8,11 @@ from dataclasses import fields
 from typing import Any, TypeVar, get_args
 
 from latentq._core import RecipeError
-from latentq.choices import Alpha, Crop, Filter, Icc
+from latentq.choices import Alpha, Crop, Filter, Icc, Size
 from latentq.format.options import (
     COLUMN_FIELDS,
+    CONDITIONING,
+    CONDITIONING_ENCODING,
     DEFAULT_QUANTIZERS,
     METHODS,
     QUANTIZER_FIELDS,
@@ -56,6 +58,8 @@ def column_from(name: str, data: object) -> Column:
     values = {key: value for key, value in data.items() if key not in ("from", "shape", "quantizer")}
     if "content" in values:
         raise RecipeError(f"unknown field '{where}.content'")
+    if "size" in values:
+        values["size"] = _checked_size(f"{where}.size", values["size"])
     values = {key: _checked(f"{where}.{key}", key, value, Column) for key, value in values.items()}
     for key in data.keys() & (set().union(*COLUMN_FIELDS.values()) - COLUMN_FIELDS.get(content, set())):
         the = "" if content in COLUMN_FIELDS else "the "
@@ -63,12 +67,12 @@ def column_from(name: str, data: object) -> Column:
     if content not in COLUMN_FIELDS:
         if not values.get("encoding"):
             raise RecipeError(f"{where} needs an encoding")
+        if content in CONDITIONING and values["encoding"] != CONDITIONING_ENCODING:
+            raise RecipeError(f"{where}.encoding must be {CONDITIONING_ENCODING}, not {values['encoding']!r}")
         return Column(content=content, **values)
     shape = data.get("shape", [])
     if not isinstance(shape, list | tuple) or not all(type(side) is int and side > 0 for side in shape):
         raise RecipeError(f"{where}.shape must be a list of whole numbers, not {shape!r}")
-    if values.get("size", 1) < 1:
-        raise RecipeError(f"{where}.size must be at least 1, not {values['size']!r}")
     quantizer = data.get("quantizer", DEFAULT_QUANTIZERS.get(content, {}))
     if content in DEFAULT_QUANTIZERS:
         _check_quantizer(f"{where}.quantizer", quantizer)
@@ -76,13 +80,25 @@ def column_from(name: str, data: object) -> Column:
 
 
 def column_table(column: Column) -> dict[str, Any]:
-    """Returns the table that `column_from` reads."""
+    """Returns the table that `column_from` reads, without a size if the recipe has buckets."""
     table: dict[str, Any] = {"from": column.content, "encoding": column.encoding, "optional": column.optional}
     for key in fields(Column):
         if key.name in COLUMN_FIELDS.get(column.content, ()):
             value = getattr(column, key.name)
-            table[key.name] = list(value) if key.name == "shape" else dict(value) if key.name == "quantizer" else value
+            if key.name == "size" and not value:
+                continue
+            table[key.name] = (
+                list(value) if isinstance(value, tuple) else dict(value) if key.name == "quantizer" else value
+            )
     return table
+
+
+def _checked_size(where: str, size: Any) -> Size:
+    """Returns a size, or raises RecipeError if it is neither a side nor [height, width]."""
+    sides = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if not all(type(side) is int and side >= 1 for side in sides):
+        raise RecipeError(f"{where} must be a number of pixels, at least 1, or [height, width], not {size!r}")
+    return (sides[0], sides[1]) if len(sides) == 2 and sides[0] != sides[1] else int(sides[0])
 
 
 def _checked(where: str, key: str, value: Any, table: type) -> Any:

@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from latentq.choices import Alpha, Crop, Filter, Icc, Method, PixelOptions
+from latentq.choices import Alpha, Crop, Filter, Icc, Method, PixelOptions, Size, height_width
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
 Content = Literal[
     "latent", "moments", "tokens", "caption_embedding", "attention_mask", "pooled_embedding", "key", "label",
-    "label_text", "caption", "captions", "image",
+    "label_text", "caption", "captions", "image", "original_size", "crop_top_left", "bucket",
 ]  # fmt: skip
 
 # Contents that the autoencoder computes, and contents that the text encoder computes.
 ENCODED = ("latent", "moments", "tokens")
 TEXT = ("caption_embedding", "attention_mask", "pooled_embedding")
+# Contents that models are conditioned on, each two numbers: see `Column`.
+CONDITIONING = ("original_size", "crop_top_left", "bucket")
+CONDITIONING_ENCODING = "ndarray:int32:2"
 # Kinds of quantizer that store floats as they are.
 MAX_UNIT = 65536
 """The largest number of samples in a unit: a part of the list holds whole units."""
@@ -141,13 +144,15 @@ class Column:
         content: The content (`from` in TOML): `latent`; `moments`, the posterior's mean and log-variance, from which
             a reader draws latents; `tokens`, the indices of a codebook; `caption_embedding`, the text encoder's last
             hidden state at every position; `attention_mask` and `pooled_embedding`, its other outputs; `key`, `label`,
-            `label_text` or `caption`; `captions`, the list of captions that are embedded; `image`, the image file.
+            `label_text` or `caption`; `captions`, the list of captions that are embedded; `image`, the image file;
+            `original_size`, the (height, width) of the upright image; `crop_top_left`, the (top, left) of the part that
+            is encoded in the resized image; `bucket`, the (height, width) that is encoded.
         encoding: The MDS encoding. For the output of an encoder, empty means the encoding that follows from its shape
             and quantizer; `bytes` stores the same bytes without shape and type. For images, `jpeg` converts other
             formats to JPEG of quality 95, and `bytes` stores the file as it is.
         optional: True if the column is omitted when the source does not have it; otherwise its absence is an error.
-        size: The side of the square that is encoded, in pixels. This and the next three fields are for what the
-            autoencoder computes.
+        size: The side of the square that is encoded, in pixels, or (height, width); 0 if the recipe has buckets. This
+            and the next three fields are for what the autoencoder computes.
         store: Latents: `sample` draws from the posterior if there is one; `mean` is its mean.
         scaled: Latents: True if they are stored in the scale that models are trained on (`autoencoder.normalization`).
         flip: True if the mirrored image is encoded.
@@ -161,12 +166,17 @@ class Column:
     content: Content
     encoding: str = ""
     optional: bool = False
-    size: int = 256
+    size: Size = 256
     store: Store = "sample"
     scaled: bool = False
     flip: bool = False
     shape: tuple[int, ...] = ()
     quantizer: Mapping[str, Any] = field(default_factory=lambda: dict(_AFFINE))
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """The height and width that are encoded."""
+        return height_width(self.size)
 
     @property
     def is_encoded(self) -> bool:

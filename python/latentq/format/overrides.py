@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from latentq._core import RecipeError
-from latentq.choices import Alpha, Crop, Filter, Icc, Method
+from latentq.choices import Alpha, Crop, Filter, Icc, Method, Size
+from latentq.format.buckets import Buckets, BucketsOption, Small, parse_buckets
 from latentq.format.options import (
+    CONDITIONING,
+    CONDITIONING_ENCODING,
     ENCODED,
     METHODS,
     QUANTIZER_FIELDS,
@@ -34,7 +37,9 @@ class RecipeOverrides(TypedDict, total=False):
     pixel_range: PixelRange | None
     dtype: Dtype | None
     seed: int | None
-    size: int | None
+    size: Size | None
+    buckets: BucketsOption | None
+    small: Small | None
     crop: Crop | None
     filter: Filter | None
     orient: bool | None
@@ -50,6 +55,7 @@ class RecipeOverrides(TypedDict, total=False):
     calibration: int | None
     unit_size: int | None
     image: bool | None
+    conditioning: bool | None
     text_revision: str | None
     text_subfolder: str | None
     text_dtype: Dtype | None
@@ -100,8 +106,16 @@ OVERRIDES = (
     ),
     Override("dtype", "autoencoder.dtype", Dtype, "type that the autoencoder computes in"),
     Override("seed", "autoencoder.seed", int, "seed of the posterior's noise", "N"),
-    Override("size", "columns.*.size", int, "side of the square that is encoded", "PIXELS"),
-    Override("crop", "image.crop", Crop, "how the square is cut out"),
+    Override("size", "columns.*.size", Size, "side of the square that is encoded, or HEIGHTxWIDTH", "PIXELS"),
+    Override(
+        "buckets", "buckets", BucketsOption,
+        "encode each image at the nearest aspect ratio: kohya, nemo, an area such as 1048576, or HxW,HxW,...", "SET",
+    ),
+    Override(
+        "small", "buckets.small", Small,
+        "an image smaller than its bucket is enlarged, rejected, or put into one that it covers",
+    ),
+    Override("crop", "image.crop", Crop, "how the square or rectangle is cut out"),
     Override("filter", "image.filter", Filter, "Pillow's resampling filter"),
     Override("orient", "image.orient", bool, "apply the EXIF orientation"),
     Override("alpha", "image.alpha", Alpha, "background of transparent pixels; drop ignores the alpha channel"),
@@ -124,6 +138,9 @@ OVERRIDES = (
     Override("calibration", "calibration", int, "number of images that quantizers are calibrated on", "N"),
     Override("unit_size", "unit_size", int, "samples per unit, which is published as a whole; at most 65,536", "N"),
     Override("image", "columns", bool, "store the image file too, in column jpg"),
+    Override(
+        "conditioning", "columns", bool, "store original_size, crop_top_left and bucket, which SDXL is conditioned on"
+    ),
     Override(
         "text_encoder", "text.model", str, "embed the captions with a Hub name, a folder, or openclip:NAME", "NAME"
     ),
@@ -149,6 +166,7 @@ _EMBEDDING_COLUMNS = {
 _POOLED_COLUMN = {"pooled_embedding": {"from": "pooled_embedding"}}
 _CAPTIONS_COLUMN = {"captions": {"from": "captions", "encoding": "json"}}
 _IMAGE_COLUMN = {"jpg": {"from": "image", "encoding": "jpeg"}}
+_CONDITIONING_COLUMNS = {content: {"from": content, "encoding": CONDITIONING_ENCODING} for content in CONDITIONING}
 
 
 def default_text(override: Override, tables: Tables) -> str:
@@ -158,8 +176,10 @@ def default_text(override: Override, tables: Tables) -> str:
         override: The override.
         tables: The tables of a recipe that has a column `latent`.
     """
-    if override.adds_columns:
+    if override.adds_columns or override.name == "buckets":
         return ""
+    if override.name == "small":
+        return Buckets().small
     if override.name == "store":
         return str(tables["columns"]["latent"]["store"])
     value: Any = {"text": vars(TextOptions()), **tables}
@@ -227,6 +247,11 @@ def _add_image(tables: Tables, wanted: Any) -> None:
         _add_column(tables, _IMAGE_COLUMN)
 
 
+def _add_conditioning(tables: Tables, wanted: Any) -> None:
+    for name, column in _CONDITIONING_COLUMNS.items() if wanted else ():
+        _add_column(tables, {name: column})
+
+
 def _add_flipped(tables: Tables, wanted: Any) -> None:
     for name, column in _encoded(tables).items() if wanted else ():
         if not column["flip"]:
@@ -234,11 +259,32 @@ def _add_flipped(tables: Tables, wanted: Any) -> None:
 
 
 def _change_size(tables: Tables, size: Any) -> None:
+    _drop_sizes(tables, "size")
+    tables.pop("buckets", None)
+    for column in _encoded(tables).values():
+        column["size"] = size
+
+
+def _change_buckets(tables: Tables, value: Any) -> None:
+    _drop_sizes(tables, "buckets")
+    small = {"small": tables["buckets"]["small"]} if "buckets" in tables else {}
+    tables["buckets"] = small | parse_buckets(value)
+
+
+def _drop_sizes(tables: Tables, option: str) -> None:
+    """Drops the sizes of all columns, which must be one, and the shapes that follow from it."""
     encoded = _encoded(tables)
-    if len({column["size"] for column in encoded.values()}) > 1:
-        raise RecipeError(f"recipe {tables['name']} stores several sizes: --size cannot say which to change")
+    if len({str(column.get("size")) for column in encoded.values()}) > 1:
+        raise RecipeError(f"recipe {tables['name']} stores several sizes: --{option} cannot say which to change")
     for column in encoded.values():
-        column.update(size=size, shape=[])
+        column.pop("size", None)
+        column["shape"] = []
+
+
+def _change_small(tables: Tables, small: Any) -> None:
+    if "buckets" not in tables:
+        raise RecipeError(f"recipe {tables['name']} has no buckets: small does not apply")
+    tables["buckets"]["small"] = small
 
 
 def _change_scaled(tables: Tables, scaled: Any) -> None:
@@ -304,6 +350,8 @@ def _change_store(tables: Tables, store: Any) -> None:
 
 _CHANGES: dict[str, Callable[[Tables, Any], None]] = {
     "size": _change_size,
+    "buckets": _change_buckets,
+    "small": _change_small,
     "store": _change_store,
     "scaled": _change_scaled,
     "flip": _add_flipped,
@@ -311,4 +359,5 @@ _CHANGES: dict[str, Callable[[Tables, Any], None]] = {
     "calibrate": _change_method,
     "pooled": _add_pooled,
     "image": _add_image,
+    "conditioning": _add_conditioning,
 }

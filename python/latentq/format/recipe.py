@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from latentq._core import RecipeError
+from latentq.format.buckets import Bucket, Buckets
 from latentq.format.fields import column_from, column_table, field_names, options_from
-from latentq.format.options import ENCODED, MAX_UNIT, TEXT, AutoencoderOptions, Column, ImageOptions, TextOptions
+from latentq.format.options import (
+    CONDITIONING,
+    ENCODED,
+    MAX_UNIT,
+    TEXT,
+    AutoencoderOptions,
+    Column,
+    ImageOptions,
+    TextOptions,
+)
 from latentq.format.overrides import RecipeOverrides, apply_override
 
 
@@ -28,6 +38,8 @@ class Recipe:
         autoencoder: The autoencoder, and how it computes.
         text: The text encoder, if a column needs one.
         columns: The columns of the shards, by name.
+        buckets: The sizes that images are encoded at, each at the one of nearest aspect ratio; None if the columns
+            have sizes.
         changed: The names of the options by which `override` changed a field.
     """
 
@@ -38,6 +50,7 @@ class Recipe:
     image: ImageOptions = field(default_factory=ImageOptions)
     autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
     text: TextOptions = field(default_factory=TextOptions)
+    buckets: Buckets | None = None
     changed: tuple[str, ...] = ()
 
     @staticmethod
@@ -99,6 +112,15 @@ class Recipe:
         columns = data.get("columns")
         if not isinstance(columns, dict) or not columns:
             raise RecipeError("a recipe needs at least one [columns.NAME]")
+        columns = {name: column_from(name, column) for name, column in columns.items()}
+        buckets = Buckets.from_dict(data["buckets"]) if "buckets" in data else None
+        if buckets is not None:
+            for name, column in columns.items():
+                if "size" in data["columns"][name]:
+                    raise RecipeError(
+                        f"columns.{name}.size and buckets exclude each other: an image has its bucket's size"
+                    )
+                columns[name] = replace(column, size=0)
         recipe = cls(
             name=data["name"],
             unit_size=data.get("unit_size", cls.unit_size),
@@ -107,7 +129,8 @@ class Recipe:
             image=options_from(data, "image", ImageOptions),
             autoencoder=options_from(data, "autoencoder", AutoencoderOptions),
             text=options_from(data, "text", TextOptions),
-            columns={name: column_from(name, column) for name, column in columns.items()},
+            columns=columns,
+            buckets=buckets,
         )
         _check(recipe)
         return recipe
@@ -117,12 +140,29 @@ class Recipe:
         data: dict[str, Any] = {"name": self.name, "unit_size": self.unit_size, "calibration": self.calibration}
         if self.changed:
             data["changed"] = list(self.changed)
+        if self.buckets is not None:
+            data["buckets"] = self.buckets.to_dict()
         data["image"] = vars(self.image).copy()
         data["autoencoder"] = vars(self.autoencoder).copy()
         if self.text != TextOptions():
             data["text"] = vars(self.text).copy()
         data["columns"] = {name: column_table(column) for name, column in self.columns.items()}
         return data
+
+    def bucket_sizes(self) -> tuple[Bucket, ...]:
+        """Returns (height, width) of every bucket, by its number; nothing if the columns have sizes."""
+        return () if self.buckets is None else self.buckets.all
+
+    def sized(self, bucket: int | None) -> dict[str, Column]:
+        """Returns the columns that the autoencoder computes, each with the size that is encoded.
+
+        Args:
+            bucket: The number of a bucket, if the recipe has buckets.
+        """
+        if self.buckets is None or bucket is None:
+            return self.encoded()
+        size = self.buckets.all[bucket]
+        return {name: replace(column, size=size) for name, column in self.encoded().items()}
 
     def encoded(self) -> dict[str, Column]:
         """Returns the columns that the autoencoder computes, by name."""
@@ -164,10 +204,13 @@ class Recipe:
         """
         # The text encoder comes first: other options change the columns that it adds.
         models = {"text_encoder": text_encoder, "autoencoder": autoencoder}
+        if overrides.get("size") is not None and overrides.get("buckets") is not None:
+            raise RecipeError("size and buckets exclude each other: an image has its bucket's size")
         options = {name: os.fspath(model) for name, model in models.items() if model is not None} | dict(overrides)
         recipe = self
         changed = set(self.changed)
-        for name, value in options.items():
+        # A change of buckets comes after the buckets.
+        for name, value in sorted(options.items(), key=lambda option: option[0] == "small"):
             if value is None:
                 continue
             tables = recipe.to_dict()
@@ -196,6 +239,12 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(
             f"columns.{next(iter(recipe.texts()))} needs a text encoder: name it (--text-encoder, text.model)"
         )
+    sizes = {column.pixels for column in recipe.encoded().values()}
+    for name, column in recipe.columns.items():
+        if column.content in CONDITIONING and len(sizes) > 1:
+            raise RecipeError(f"columns.{name} is of one size, and the recipe stores {len(sizes)}")
+        if recipe.buckets is not None and column.is_encoded and (column.shape or column.encoding not in ("", "bytes")):
+            raise RecipeError(f"columns.{name} gives a shape: with buckets, an image has that of its bucket")
     if not recipe.encoded():
         raise RecipeError(f"no column has from = {', '.join(map(repr, ENCODED[:-1]))} or {ENCODED[-1]!r}")
 

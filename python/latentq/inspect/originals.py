@@ -63,7 +63,7 @@ class Originals:
             indices: The samples' indices in the dataset.
 
         Returns:
-            The pixels that were encoded, (n, 3, S, S) uint8, mirrored if the column is; and the raw latents (n, C,
+            The pixels that were encoded, (n, 3, H, W) uint8, mirrored if the column is; and the raw latents (n, C,
             h, w), for moments their means, or the tokens (n, h, w).
 
         Raises:
@@ -87,7 +87,7 @@ class Originals:
         return self._flipped(pixels), latents
 
     def pixels(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Loads stored samples' originals as they were encoded: (n, 3, S, S) uint8, mirrored if the column is.
+        """Loads stored samples' originals as they were encoded: (n, 3, H, W) uint8, mirrored if the column is.
 
         Raises:
             LatentqError: An original is missing, or cannot be decoded.

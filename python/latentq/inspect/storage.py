@@ -70,12 +70,12 @@ def storage(
     stored = sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in card.latents.values())
     stored += sum(prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in card.tokens.values())
     rows = [_row("original images", images, count, "" if images else "their sizes are not in its list")]
-    for side in sorted({column.size for column in card.recipe.encoded().values()}):
-        what = f"JPEG {side} x {side}, quality {QUALITY}"
+    for pixels in sorted({column.pixels for column in card.recipe.encoded().values()}):
+        what = f"JPEG {pixels[0]} x {pixels[1]}, quality {QUALITY}"
         if source is None:
             rows.append(_row(what, None, count, "no originals to try it with: --source names them"))
         else:
-            total, tried = _jpegs(card, samples, side, source, progress)
+            total, tried = _jpegs(card, samples, pixels, source, progress)
             rows.append(_row(what, total, count, f"estimated from {tried}"))
     for name, size in (("float32", 4), ("float16", 2)):
         rows.append(_row(f"latents, {name}", count * floats * size or None, count, "" if floats else "it holds tokens"))
@@ -104,7 +104,11 @@ def _image_bytes(samples: StoredSamples, progress: TextIO | None) -> int | None:
 
 
 def _jpegs(
-    card: Card, samples: StoredSamples, side: int, source: str | os.PathLike[str], progress: TextIO | None
+    card: Card,
+    samples: StoredSamples,
+    size: tuple[int, int],
+    source: str | os.PathLike[str],
+    progress: TextIO | None,
 ) -> tuple[int, int]:
     """Estimates the bytes of all encoded images as JPEGs; also returns the number of evenly spread images tried."""
     from PIL import Image
@@ -112,11 +116,11 @@ def _jpegs(
     count = min(len(samples), _TRIED)
     opened = open_source(source, image_column=card.source.image_column)
     total = 0
-    with BriefProgress(count, f"JPEG {side}", progress) as bar:
+    with BriefProgress(count, "JPEG", progress) as bar:
         for position in range(count):
             _, sample = samples.find(position * len(samples) // count)
             try:
-                pixels = image.load(opened.data(sample), side, **card.recipe.image.options())
+                pixels = image.load(opened.data(sample), size, **card.recipe.image.options())
             except (OSError, LatentqError) as error:
                 raise LatentqError(
                     f"the original {sample.text} cannot be read: {error} (is this the source of the dataset?)"

@@ -63,14 +63,20 @@ def autoencoder_for(
 def shape_of(recipe: Recipe, column: Column, network: DescribedAutoencoder) -> tuple[int, ...]:
     """Returns the shape that a column of latents, moments or tokens stores for one sample.
 
+    Args:
+        recipe: The recipe.
+        column: The column, with its size, or with that of a bucket.
+        network: The autoencoder.
+
     Raises:
         MismatchError: The recipe gives another shape.
         RecipeError: The network cannot make the column's content.
     """
+    size = column.size if isinstance(column.size, int) else f"{column.size[0]} x {column.size[1]}"
     try:
-        channels, height, width = network.latent_shape(column.size)
+        channels, height, width = latent_shape(network, column.pixels)
     except ValueError as error:
-        raise RecipeError(f"size {column.size}: {error}") from None
+        raise RecipeError(f"size {size}: {error}") from None
     try:
         normalization_of(network).check_channels(channels)
     except ValueError as error:
@@ -88,8 +94,23 @@ def shape_of(recipe: Recipe, column: Column, network: DescribedAutoencoder) -> t
         try:
             shape = normalization_of(network).shape((channels, height, width))
         except ValueError as error:
-            raise RecipeError(f"size {column.size}: {error}") from None
+            raise RecipeError(f"size {size}: {error}") from None
     return _checked(recipe, column, shape, network.name)
+
+
+def latent_shape(network: DescribedAutoencoder, pixels: tuple[int, int]) -> tuple[int, int, int]:
+    """Returns (C, h, w) for images of a height and width: h is that of a square of the height, w of one of the width.
+
+    Raises:
+        ValueError: The network cannot encode squares of these sides.
+    """
+    height, width = pixels
+    if height == width:
+        return network.latent_shape(height)
+    tall, wide = network.latent_shape(height), network.latent_shape(width)
+    if tall[0] != wide[0]:
+        raise ValueError(f"{network.name} has {tall[0]} channels for one side and {wide[0]} for the other")
+    return tall[0], tall[1], wide[2]
 
 
 def text_shape(recipe: Recipe, column: Column, network: TextEncoder) -> tuple[int, ...]:

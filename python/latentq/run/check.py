@@ -112,7 +112,7 @@ def _identity(card: Card) -> dict[str, Any]:
     """Returns the fields that must be equal in every run on one folder, as a flat dictionary."""
     data = card.to_dict()
     data["recipe"].pop("changed", None)
-    data["latents"] = {name: facts.shape for name, facts in card.latents.items()}
+    data["latents"] = {name: facts.shapes or facts.shape for name, facts in card.latents.items()}
     data["embeddings"] = {name: facts.shape for name, facts in card.embeddings.items()}
     kept = ("source", "recipe", "autoencoder", "columns", "latents", "tokens", "text", "embeddings")
     return dict(_flat("", {key: data[key] for key in kept if key in data}))

@@ -11,6 +11,7 @@ import numpy as np
 
 from latentq._core import MismatchError, RecipeError
 from latentq.format.card import Card
+from latentq.format.encodings import array_encoding, latent_encoding
 from latentq.format.facts import (
     TOKEN_DTYPES,
     AutoencoderFacts,
@@ -20,7 +21,7 @@ from latentq.format.facts import (
     TextFacts,
     TokenFacts,
 )
-from latentq.format.options import ENCODED, FLOATS, METHODS, TEXT, Column
+from latentq.format.options import CONDITIONING, ENCODED, FLOATS, METHODS, TEXT, Column
 from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders.interface import DescribedAutoencoder
@@ -88,14 +89,20 @@ def plan_card(
     autoencoder_facts = _autoencoder_facts(autoencoder, parent)
     text_facts = _text_facts(text_encoder, parent)
     recipe = replace(recipe, columns=_stored_columns(recipe, totals, text_encoder))
-    encoded_shapes = {name: shape_of(recipe, column, autoencoder) for name, column in recipe.encoded().items()}
+    encoded_shapes = _encoded_shapes(recipe, autoencoder)
     text_shapes = {
         name: text_shape(recipe, column, text_encoder) for name, column in recipe.texts().items() if text_encoder
     }
-    latents = {name: encoded_shapes[name] for name in recipe.latents()}
+    has_buckets = recipe.buckets is not None
+    latents = {name: encoded_shapes[name][0] for name in recipe.latents()}
     embeddings = {name: text_shapes[name] for name in recipe.embeddings()}
     tokens = {
-        name: TokenFacts(encoded_shapes[name], _token_dtype(name, column, autoencoder), codebook_size(autoencoder))
+        name: TokenFacts(
+            encoded_shapes[name][0],
+            _token_dtype(name, column, autoencoder),
+            codebook_size(autoencoder),
+            encoded_shapes[name] if has_buckets else (),
+        )
         for name, column in recipe.tokens().items()
     }
     quantizers, uncalibrated = _quantizers(recipe, latents, embeddings, parent)
@@ -105,13 +112,35 @@ def plan_card(
         recipe=replace(recipe, autoencoder=replace(recipe.autoencoder, model=autoencoder.name), text=text_options),
         autoencoder=autoencoder_facts,
         columns=_encodings(recipe, latents, tokens, text_shapes),
-        latents={name: LatentFacts(shape, quantizers[name]) for name, shape in latents.items()},
+        latents={
+            name: LatentFacts(shape, quantizers[name], shapes=encoded_shapes[name] if has_buckets else ())
+            for name, shape in latents.items()
+        },
         tokens=tokens,
         text=text_facts if text_shapes else None,
         embeddings={name: EmbeddingFacts(shape, quantizers[name]) for name, shape in embeddings.items()},
         versions=_versions(with_text=text_encoder is not None),
     )
     return card, uncalibrated
+
+
+def _encoded_shapes(recipe: Recipe, autoencoder: DescribedAutoencoder) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Returns the shapes that each column of latents, moments or tokens stores, one for each bucket if there are any.
+
+    Raises:
+        MismatchError, RecipeError: As `shape_of`; or the recipe scales latents of several shapes by position.
+    """
+    buckets = range(len(recipe.bucket_sizes()))
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for name, column in recipe.encoded().items():
+        if column.scaled and len(buckets) > 1 and normalization_of(autoencoder).positions:
+            raise RecipeError(
+                f"{autoencoder.name} scales latents by the mean and std of each position of one size: "
+                f"columns.{name}.scaled and buckets exclude each other"
+            )
+        sized = [recipe.sized(bucket)[name] for bucket in buckets] or [column]
+        shapes[name] = tuple(shape_of(recipe, column, autoencoder) for column in sized)
+    return shapes
 
 
 def _autoencoder_facts(autoencoder: DescribedAutoencoder, parent: Card | None) -> AutoencoderFacts:
@@ -164,7 +193,7 @@ def _like_message(
 
 def _stored_columns(recipe: Recipe, totals: Totals, text_encoder: TextEncoder | None) -> dict[str, Column]:
     """Returns the recipe's columns without the optional ones that the source does not have for every sample."""
-    available = {"key", "image", *ENCODED, *totals.known}
+    available = {"key", "image", *ENCODED, *CONDITIONING, *totals.known}
     incomplete = {field for field in ("label", "label_text") if not totals.is_complete(field)}
     if "caption" in available:
         available |= {"captions"} | (_text_contents(text_encoder) if text_encoder is not None else set())
@@ -238,9 +267,9 @@ def _encodings(
     """
     encodings = {name: column.encoding for name, column in recipe.columns.items()}
     for name, shape in latents.items():
-        encodings[name] = encodings[name] or _latent_encoding(recipe.columns[name], shape)
+        encodings[name] = encodings[name] or latent_encoding(recipe.columns[name], shape)
     for name, facts in tokens.items():
-        encodings[name] = encodings[name] or f"ndarray:{facts.dtype}:{','.join(map(str, facts.shape))}"
+        encodings[name] = encodings[name] or array_encoding(facts.dtype, facts.shape)
     for name, shape in texts.items():
         encodings[name] = encodings[name] or _text_encoding(recipe.columns[name], shape)
     return encodings
@@ -256,20 +285,12 @@ def _token_dtype(name: str, column: Column, autoencoder: DescribedAutoencoder) -
     return dtype
 
 
-def _latent_encoding(column: Column, shape: tuple[int, ...]) -> str:
-    kind, bits = column.quantizer["kind"], column.quantizer.get("bits", 8)
-    if kind in FLOATS or bits == 8:
-        dtype = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}.get(kind, "uint8")
-        return f"ndarray:{dtype}:{','.join(map(str, shape))}"
-    return f"ndarray:uint8:{-(-int(np.prod(shape)) * bits // 8)}"
-
-
 def _text_encoding(column: Column, shape: tuple[int, ...]) -> str:
     if column.content == "attention_mask":
-        return f"ndarray:uint8:{','.join(map(str, shape))}"
+        return array_encoding("uint8", shape)
     kind, bits = column.quantizer["kind"], column.quantizer.get("bits", 8)
     if kind in FLOATS or bits == 8:
-        return _latent_encoding(column, shape)
+        return latent_encoding(column, shape)
     return f"ndarray:uint8:{int(np.prod(shape[:-1])) * -(-shape[-1] * bits // 8)}"  # each vector is packed by itself
 
 

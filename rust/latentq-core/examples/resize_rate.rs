@@ -5,7 +5,7 @@ use std::time::Instant;
 use latentq_core::image::{Crop, Filter, Fit, Isa, View, fit_with};
 
 fn main() {
-    let target = Fit { size: 256, crop: Crop::Center, filter: Filter::Bicubic };
+    let target = Fit::square(256, Crop::Center, Filter::Bicubic);
     for (width, height) in [(500, 375), (2048, 1536), (4000, 3000)] {
         let pixels: Vec<u8> = (0..width * height * 3).map(|index| ((index * 2_654_435_761) >> 13) as u8).collect();
         let view = View::new(width, height, &pixels).expect("pixels of that size");

@@ -34,6 +34,9 @@ impl From<Item> for Encoded<PyBackedBytes> {
     }
 }
 
+/// Height and width.
+type Size = (usize, usize);
+
 /// The options of `latentq.image`, extracted from one dict. A function ignores the options that do not concern it.
 struct Options {
     crop: Crop,
@@ -43,8 +46,8 @@ struct Options {
 }
 
 impl Options {
-    fn fit(&self, size: usize) -> Fit {
-        Fit { size, crop: self.crop, filter: self.filter }
+    fn fit(&self, (height, width): Size) -> Fit {
+        Fit { height, width, crop: self.crop, filter: self.filter }
     }
 }
 
@@ -138,14 +141,14 @@ fn image_resize<'py>(
 fn image_fit<'py>(
     py: Python<'py>,
     pixels: PyReadonlyArray3<'py, u8>,
-    size: usize,
+    size: Size,
     options: Options,
 ) -> PyResult<Bound<'py, PyArray3<u8>>> {
     to_array(py, with_view(&pixels, |view| image::fit(view, options.fit(size)))?)
 }
 
 #[pyfunction]
-fn image_load(py: Python<'_>, data: Item, size: usize, options: Options) -> PyResult<Bound<'_, PyArray3<u8>>> {
+fn image_load(py: Python<'_>, data: Item, size: Size, options: Options) -> PyResult<Bound<'_, PyArray3<u8>>> {
     let (encoded, fit) = (Encoded::from(data), options.fit(size));
     let image = py.detach(|| encoded.with_bytes(|bytes| image::load(bytes, fit, &options.decode))).map_err(to_py)?;
     to_array(py, image)
@@ -155,7 +158,7 @@ fn image_load(py: Python<'_>, data: Item, size: usize, options: Options) -> PyRe
 fn image_load_batch<'py>(
     py: Python<'py>,
     items: Vec<Item>,
-    sizes: Vec<usize>,
+    sizes: Vec<Size>,
     threads: usize,
     mut outs: Vec<PyReadwriteArray1<'py, u8>>,
     options: Options,
@@ -170,7 +173,7 @@ fn image_load_batch<'py>(
 
 /// Arrays of images that threads fill, each image at its position, while the caller goes on.
 ///
-/// The arrays, uint8 (N, 3 * size * size), must not be read or written at a position between its `start` and its `result`.
+/// The arrays, uint8 (N, 3 * height * width), must not be read or written at a position between its `start` and its `result`.
 #[pyclass(module = "latentq._core", frozen)]
 struct ImageBatch {
     /// The first field, so that it is dropped, which waits for the jobs, before the memory that they write to.
@@ -202,23 +205,23 @@ impl Plan {
     /// Loads an image to `position`, or zeros if it fails.
     #[allow(unsafe_code)]
     fn load(&self, position: usize, item: &Encoded<PyBackedBytes>) -> Loaded {
-        let square = |(fit, array): (&Fit, &*mut u8)| {
-            let bytes = 3 * fit.size * fit.size;
+        let row = |(fit, array): (&Fit, &*mut u8)| {
+            let bytes = 3 * fit.height * fit.width;
             // SAFETY: `ImageBatch::new` has checked that the arrays have this row and do not overlap, and `start` that
             // no other job has the position.
             unsafe { std::slice::from_raw_parts_mut(array.add(position * bytes), bytes) }
         };
-        let mut squares: Vec<&mut [u8]> = self.fits.iter().zip(&self.arrays).map(square).collect();
+        let mut rows: Vec<&mut [u8]> = self.fits.iter().zip(&self.arrays).map(row).collect();
         let (mut size, mut hash) = (None, None);
         let loaded = item.with_bytes(|data| {
             hash = Some(content_hash(data));
             if self.measure {
                 size = image::header(data).ok().map(|header| (header.width, header.height));
             }
-            image::load_into(data, &self.fits, &self.options.decode, self.options.layout, &mut squares)
+            image::load_into(data, &self.fits, &self.options.decode, self.options.layout, &mut rows)
         });
         if loaded.is_err() {
-            squares.iter_mut().for_each(|square| square.fill(0));
+            rows.iter_mut().for_each(|row| row.fill(0));
         }
         (loaded.err(), size, hash)
     }
@@ -229,22 +232,20 @@ impl ImageBatch {
     #[new]
     fn new(
         threads: Py<Threads>,
-        sizes: Vec<usize>,
+        sizes: Vec<Size>,
         mut outs: Vec<PyReadwriteArray2<'_, u8>>,
         options: Options,
         measure: bool,
     ) -> PyResult<Self> {
         let n = outs.first().map_or(0, |out| out.shape()[0]);
-        let is_square = |(size, out): (&usize, &PyReadwriteArray2<'_, u8>)| {
-            let bytes = size.checked_mul(*size).and_then(|n| n.checked_mul(3)).filter(|&bytes| bytes > 0);
-            bytes.is_some_and(|bytes| out.shape() == [n, bytes])
-        };
-        if sizes.len() != outs.len() || !sizes.iter().zip(&outs).all(is_square) {
-            return Err(PyValueError::new_err("an array must have a row of 3 * size * size bytes for each image"));
+        let fits: Vec<Fit> = sizes.into_iter().map(|size| options.fit(size)).collect();
+        let has_rows =
+            |(fit, out): (&Fit, &PyReadwriteArray2<'_, u8>)| fit.bytes().is_some_and(|bytes| out.shape() == [n, bytes]);
+        if fits.len() != outs.len() || !fits.iter().zip(&outs).all(has_rows) {
+            return Err(PyValueError::new_err("an array must have a row of 3 * height * width bytes for each image"));
         }
         let pointers = outs.iter_mut().map(|out| Ok(out.as_slice_mut()?.as_mut_ptr()));
         let arrays = pointers.collect::<PyResult<_>>()?;
-        let fits = sizes.into_iter().map(|size| options.fit(size)).collect();
         Ok(Self {
             jobs: Mutex::new((0..n).map(|_| None).collect()),
             plan: Arc::new(Plan { fits, options, measure, arrays }),
@@ -296,6 +297,21 @@ fn image_info(py: Python<'_>, data: Item) -> PyResult<(&'static str, usize, usiz
     Ok((header.format, header.width, header.height, header.channels, header.orientation))
 }
 
+/// Height and width of a decoded image, from its header.
+#[pyfunction]
+fn image_size(py: Python<'_>, data: Item, orient: bool) -> PyResult<Size> {
+    let encoded = Encoded::from(data);
+    let (width, height) = py.detach(|| encoded.size(orient)).map_err(to_py)?;
+    Ok((height, width))
+}
+
+/// The height and width that an image is resized to for a crop, and the top and left of the part that is kept.
+#[pyfunction]
+fn image_window(image: Size, size: Size, options: Options) -> PyResult<(usize, usize, usize, usize)> {
+    let ((width, height), window) = image::window(image.1, image.0, options.fit(size)).map_err(to_py)?;
+    Ok((height, width, window.top, window.left))
+}
+
 /// The content hash of an image file.
 #[pyfunction]
 fn image_hash(py: Python<'_>, data: Item) -> PyResult<u64> {
@@ -312,5 +328,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(image_hash, module)?)?;
     module.add_function(wrap_pyfunction!(image_load, module)?)?;
     module.add_function(wrap_pyfunction!(image_load_batch, module)?)?;
-    module.add_function(wrap_pyfunction!(image_info, module)?)
+    module.add_function(wrap_pyfunction!(image_info, module)?)?;
+    module.add_function(wrap_pyfunction!(image_size, module)?)?;
+    module.add_function(wrap_pyfunction!(image_window, module)?)
 }

@@ -25,18 +25,18 @@ class Autoencoder(Protocol):
     pixel_range: tuple[float, float]
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, C, h, w) float32 raw latents.
+        """Encodes (B, 3, H, W) float pixels in `pixel_range` to (B, C, h, w) float32 raw latents.
 
         A `Posterior` returns the mean, a `Tokenizer` the latents before they are replaced by the nearest codebook
         vectors.
 
         Args:
-            pixels: (B, 3, S, S) float pixels in `pixel_range`.
+            pixels: (B, 3, H, W) float pixels in `pixel_range`.
         """
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decodes (B, C, h, w) raw latents to (B, 3, S, S) float pixels in `pixel_range`, perhaps beyond it.
+        """Decodes (B, C, h, w) raw latents to (B, 3, H, W) float pixels in `pixel_range`, perhaps beyond it.
 
         Args:
             latents: (B, C, h, w) raw latents.
@@ -45,6 +45,8 @@ class Autoencoder(Protocol):
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """Returns (C, h, w) for images of size x size pixels.
+
+        For rectangles it is called with both sides: h is that of the height, w that of the width.
 
         Args:
             size: The side of the images in pixels.
@@ -78,10 +80,10 @@ class Posterior(Protocol):
     """An autoencoder whose latents are drawn from a normal distribution."""
 
     def posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodes (B, 3, S, S) float pixels in `pixel_range` to mean and log-variance, each (B, C, h, w) float32.
+        """Encodes (B, 3, H, W) float pixels in `pixel_range` to mean and log-variance, each (B, C, h, w) float32.
 
         Args:
-            pixels: (B, 3, S, S) float pixels in `pixel_range`.
+            pixels: (B, 3, H, W) float pixels in `pixel_range`.
         """
         ...
 
@@ -97,15 +99,15 @@ class Tokenizer(Protocol):
     codebook_size: int
 
     def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encodes (B, 3, S, S) float pixels in `pixel_range` to (B, h, w) int64 tokens, -1 if not finite.
+        """Encodes (B, 3, H, W) float pixels in `pixel_range` to (B, h, w) int64 tokens, -1 if not finite.
 
         Args:
-            pixels: (B, 3, S, S) float pixels in `pixel_range`.
+            pixels: (B, 3, H, W) float pixels in `pixel_range`.
         """
         ...
 
     def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Decodes (B, h, w) integer tokens to (B, 3, S, S) float32 pixels.
+        """Decodes (B, h, w) integer tokens to (B, 3, H, W) float32 pixels.
 
         Args:
             tokens: (B, h, w) integers from 0 to `codebook_size` - 1.

@@ -1,5 +1,6 @@
 //! Decoding, resizing and fitting whole images, one at a time or as a batch.
 
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,6 +14,9 @@ use crate::{Error, Result};
 
 /// The default pixel limit: the one above which Pillow refuses an image.
 pub const MAX_PIXELS: u64 = 2 * 89_478_485;
+
+/// Bytes at the start of a file that are read for the header of a JPEG.
+const HEADER_BYTES: u64 = 1 << 16;
 
 /// Options of decoding. The recipes of other systems set `orient` to false, drop alpha and ignore profiles, which gives
 /// the pixels of Pillow's plain `convert("RGB")`.
@@ -54,6 +58,37 @@ impl<B: AsRef<[u8]>> Encoded<B> {
     }
 }
 
+impl<B: AsRef<[u8]>> Encoded<B> {
+    /// The size that [`decode`] gives the image, (width, height), from its header. Of a JPEG that is a file, only the
+    /// beginning is read.
+    ///
+    /// # Errors
+    /// Those of [`header`](decode::header), which name the path, if there is one.
+    pub fn size(&self, orient: bool) -> Result<(usize, usize)> {
+        match self {
+            Self::Bytes(bytes) => size(bytes.as_ref(), orient),
+            Self::Path(path) => {
+                let failed = |error| Error::io(path, error);
+                let (mut file, mut data) = (std::fs::File::open(path).map_err(failed)?, Vec::new());
+                (&mut file).take(HEADER_BYTES).read_to_end(&mut data).map_err(failed)?;
+                // What libjpeg reads before the first scan has the orientation, too.
+                if let (true, Ok(size)) = (data.starts_with(&[0xFF, 0xD8, 0xFF]), size(&data, orient)) {
+                    return Ok(size);
+                }
+                file.read_to_end(&mut data).map_err(failed)?;
+                size(&data, orient).map_err(|error| named(path, error))
+            }
+        }
+    }
+}
+
+/// The size that [`decode`] gives an image, (width, height), from its header.
+fn size(data: &[u8], orient: bool) -> Result<(usize, usize)> {
+    let header = decode::header(data)?;
+    let turned = orient && header.orientation >= 5;
+    Ok(if turned { (header.height, header.width) } else { (header.width, header.height) })
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| Error::io(path, error))
 }
@@ -82,7 +117,7 @@ pub fn resize(image: View<'_>, width: usize, height: usize, filter: Filter) -> R
     resize::resize(image, (width, height), window, filter, Isa::best())
 }
 
-/// Resizes and crops to a square.
+/// Resizes and crops.
 pub fn fit(image: View<'_>, target: Fit) -> Result<Image> {
     fit_with(image, target, Isa::best())
 }
@@ -136,22 +171,22 @@ pub fn load_many(data: &[u8], targets: &[Fit], options: &DecodeOptions) -> Resul
     done.map(|((resizer, step), &target)| geometry::finish(resizer.finish(), step, target, isa)).collect()
 }
 
-/// [`load_many`] into memory: `squares[i]` has `3 * size * size` bytes for `targets[i]`.
+/// [`load_many`] into memory: `outs[i]` has `3 * height * width` bytes for `targets[i]`.
 ///
 /// # Errors
-/// Those of [`load_many`], after which no square was written to; an argument error for a square of another size.
+/// Those of [`load_many`], after which nothing was written to; an argument error for memory of another size.
 pub fn load_into(
     data: &[u8],
     targets: &[Fit],
     options: &DecodeOptions,
     layout: Layout,
-    squares: &mut [&mut [u8]],
+    outs: &mut [&mut [u8]],
 ) -> Result<()> {
     let images = load_many(data, targets, options)?;
-    if images.len() != squares.len() || images.iter().zip(&*squares).any(|(a, b)| a.pixels.len() != b.len()) {
+    if images.len() != outs.len() || images.iter().zip(&*outs).any(|(a, b)| a.pixels.len() != b.len()) {
         return Err(Error::argument("the memory does not fit the sizes"));
     }
-    images.iter().zip(squares).for_each(|(image, square)| layout.write(&image.pixels, square));
+    images.iter().zip(outs).for_each(|(image, out)| layout.write(&image.pixels, out));
     Ok(())
 }
 
@@ -160,8 +195,8 @@ fn hull(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
     ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }
 
-/// Loads every item to each target, on up to `threads` threads. `outs[i]` has `items.len()` squares of `3 * size * size`
-/// bytes for `targets[i]`. A bad item becomes zeros, and its error is returned at its index.
+/// Loads every item to each target, on up to `threads` threads. `outs[i]` has `items.len()` images of
+/// `3 * height * width` bytes for `targets[i]`. A bad item becomes zeros, and its error is returned at its index.
 pub fn load_batch<B: AsRef<[u8]> + Sync>(
     items: &[Encoded<B>],
     targets: &[Fit],
@@ -174,22 +209,22 @@ pub fn load_batch<B: AsRef<[u8]> + Sync>(
         return Err(Error::argument(format!("{} arrays for {} sizes", outs.len(), targets.len())));
     }
     // The outputs of each item, one per array.
-    let mut squares: Vec<Vec<&mut [u8]>> = items.iter().map(|_| Vec::new()).collect();
+    let mut rows: Vec<Vec<&mut [u8]>> = items.iter().map(|_| Vec::new()).collect();
     for (target, out) in targets.iter().zip(outs) {
-        let bytes = target.size.checked_mul(target.size).and_then(|n| n.checked_mul(3)).filter(|&bytes| bytes > 0);
-        let Some(bytes) = bytes.filter(|bytes| bytes.checked_mul(items.len()) == Some(out.len())) else {
-            let message = format!("{} bytes are not {} squares of size {}", out.len(), items.len(), target.size);
+        let Some(bytes) = target.bytes().filter(|bytes| bytes.checked_mul(items.len()) == Some(out.len())) else {
+            let (count, height, width) = (items.len(), target.height, target.width);
+            let message = format!("{} bytes are not {count} images of {height} x {width} pixels", out.len());
             return Err(Error::argument(message));
         };
-        for (squares, square) in squares.iter_mut().zip(out.chunks_exact_mut(bytes)) {
-            squares.push(square);
+        for (rows, row) in rows.iter_mut().zip(out.chunks_exact_mut(bytes)) {
+            rows.push(row);
         }
     }
     let errors = std::sync::Mutex::new(Vec::new());
-    crate::parallel::for_each_chunk(&mut squares, 1, threads, |index, squares| {
-        let squares = &mut squares[0];
-        if let Err(error) = items[index].with_bytes(|data| load_into(data, targets, options, layout, squares)) {
-            squares.iter_mut().for_each(|square| square.fill(0));
+    crate::parallel::for_each_chunk(&mut rows, 1, threads, |index, rows| {
+        let rows = &mut rows[0];
+        if let Err(error) = items[index].with_bytes(|data| load_into(data, targets, options, layout, rows)) {
+            rows.iter_mut().for_each(|row| row.fill(0));
             // Nothing panics under this lock, so poisoning can be ignored.
             errors.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, error));
         }

@@ -11,7 +11,7 @@ mod tiff_directory;
 
 pub use color::{Alpha, Icc};
 pub use decode::{Header, header};
-pub use geometry::{Crop, Fit};
+pub use geometry::{Crop, Fit, window};
 pub use load::{
     DecodeOptions, Encoded, MAX_PIXELS, decode, fit, fit_with, load, load_batch, load_into, load_many, resize,
 };

@@ -28,6 +28,7 @@ pub fn header(data: &[u8]) -> Result<Header> {
         6 => 4,
         _ => 3 + alpha,
     };
+    let _ = chunks.after_image(); // for an orientation there; a fault after the header is for the decoder to find
     let orientation = chunks.orientation();
     Ok(Header { format: "PNG", width, height, channels: channels as u8, orientation })
 }

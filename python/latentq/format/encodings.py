@@ -1,0 +1,27 @@
+"""The MDS encodings of columns that follow from shapes and quantizers."""
+
+from __future__ import annotations
+
+from math import prod
+
+from latentq.format.options import FLOATS, Column
+
+_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+
+
+def latent_encoding(column: Column, shape: tuple[int, ...]) -> str:
+    """Returns the encoding of a column of latents, moments or embeddings, whose codes are packed below 8 bits.
+
+    Args:
+        column: The column.
+        shape: The shape of a sample.
+    """
+    kind, bits = column.quantizer["kind"], column.quantizer.get("bits", 8)
+    if kind in FLOATS or bits == 8:
+        return array_encoding(_DTYPES.get(kind, "uint8"), shape)
+    return f"ndarray:uint8:{-(-prod(shape) * bits // 8)}"
+
+
+def array_encoding(dtype: str, shape: tuple[int, ...]) -> str:
+    """Returns the encoding of a column of arrays."""
+    return f"ndarray:{dtype}:{','.join(map(str, shape))}"
