@@ -3,7 +3,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentq import Card, FormatError, Quantizer
@@ -43,6 +43,7 @@ def test_a_card_with_buckets_is_read_as_it_was_written():
     assert card.buckets == 3
 
 
+@settings(max_examples=20, deadline=None)
 @given(bucket=st.integers(0, 2), bits=st.integers(2, 8))
 def test_the_card_of_a_bucket_has_its_shapes_and_encodings(bucket, bits):
     channels, height, width = SHAPES[bucket]

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from latentq import FormatError, LatentDataset, LatentqError, MismatchError, Quantizer, mds
+from support.bucket_making import SHAPES, make_buckets
 from support.making import make_dataset
 
 streaming = pytest.importorskip("streaming")
@@ -121,3 +122,20 @@ def test_the_encoding_of_imagenet_int8_is_registered_only_when_asked(tmp_path):
     sample = LatentStreamingDataset(**options, raw_uint8=True)[1]
     np.testing.assert_allclose(sample["latent"], codes[1] / 255.0 * 28 - 14, atol=2e-6)
     assert sample["label"] == 1
+
+
+def test_samples_of_buckets_have_the_shapes_of_their_buckets(tmp_path):
+    made = make_buckets(tmp_path / "remote", tokens=True)
+    remote = LatentStreamingDataset(remote=str(made.path), local=str(tmp_path / "local"), batch_size=1, scale="scaled")
+    local = LatentDataset(made.path, scale="scaled")
+    for i in range(len(made)):
+        _check_equal(remote[i], local[i])
+    other = make_buckets(tmp_path / "other", SHAPES[1:3], ((4, 5),), tokens=True, seed=1)
+    streams = [streaming.Stream(local=str(path)) for path in (made.path, other.path)]
+    streaming.base.util.clean_stale_shared_memory()
+    both = LatentStreamingDataset(streams=streams, batch_size=1)
+    _check_equal(both[len(made) + 6], LatentDataset(other.path)[6])
+    samples = list(DataLoader(both, batch_size=1, num_workers=1, collate_fn=lambda batch: batch[0]))
+    assert sorted(sample["latent"].shape for sample in samples) == sorted(
+        value.shape for value in made.values + other.values
+    )

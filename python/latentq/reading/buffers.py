@@ -69,6 +69,12 @@ def pinned_for(device: torch.device | None) -> Allocate:
     return pinned
 
 
+def _size_class(nbytes: int) -> int:
+    """Rounds a size up by less than an eighth, so that batches of nearly the same size share memory."""
+    step = 1 << max(nbytes.bit_length() - 4, 0)
+    return -(-nbytes // step) * step
+
+
 class _Loan(weakref.ref[NDArray[Any]]):
     """A weak reference to a lent array, with the memory that becomes free when the array is gone."""
 
@@ -88,21 +94,22 @@ class RecycledMemory:
         self._free: defaultdict[int, list[_Loan]] = defaultdict(list)
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Allocates a tensor, reusing free memory of that size if there is any."""
+        """Allocates a tensor, reusing free memory of about that size if there is any."""
         nbytes = prod(shape) * dtype.itemsize
         if nbytes < _SMALL:
             return torch.empty(shape, dtype=dtype, device=_CPU)
-        free = self._free[nbytes]
+        room = _size_class(nbytes)
+        free = self._free[room]
         try:
             ended = free.pop()
             memory = ended.memory
             del self._loans[id(ended)]
         except IndexError:
-            memory = np.empty(nbytes, np.uint8)
+            memory = np.empty(room, np.uint8)
         # Only the tensor and its views keep this array alive. The callback that runs when it is gone must be pure C:
         # a Ctrl-C during a Python callback would be lost. NumPy makes the view, since torch's would release the GIL
         # and wait to reacquire it.
-        lent = memory.view(_NUMPY[dtype]).reshape(shape)
+        lent = memory[:nbytes].view(_NUMPY[dtype]).reshape(shape)
         loan = _Loan(lent, free.append)
         loan.memory = memory
         self._loans[id(loan)] = loan

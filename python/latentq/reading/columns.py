@@ -108,6 +108,10 @@ class LatentColumn:
         channels, height, width = self.facts.shape
         return (channels // 2 if self.moments else channels), height, width
 
+    def with_shape(self, shape: tuple[int, ...]) -> LatentColumn:
+        """Returns this column for latents of another stored shape, as those of another bucket."""
+        return replace(self, facts=replace(self.facts, shape=shape))
+
     @property
     def is_float(self) -> bool:
         """True if the stored values are floats, not codes."""
@@ -224,6 +228,10 @@ class TokenColumn(_IndirectColumn):
     def nbytes(self) -> int:
         """The bytes of a stored sample."""
         return prod(self.shape) * np.dtype(self.facts.dtype).itemsize
+
+    def with_shape(self, shape: tuple[int, ...]) -> TokenColumn:
+        """Returns this column for tokens of another shape, as those of another bucket."""
+        return replace(self, facts=replace(self.facts, shape=shape))
 
     def decoded_dtype(self, _dtype: torch.dtype) -> torch.dtype:
         """Returns int64, whatever the dtype of latents."""

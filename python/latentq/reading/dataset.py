@@ -19,13 +19,13 @@ from latentq.format import empty_caption as empty_caption_file
 from latentq.format.card import CARD, open_card
 from latentq.format.files import EMPTY_CAPTION
 from latentq.format.recipe import Recipe
-from latentq.models.noise import noise
 from latentq.quantizer import Quantizer
 from latentq.reading.batched import BatchedDataset
+from latentq.reading.buckets import BucketTable, StoredBucket
 from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.columns import Scale, TokenColumn
 from latentq.reading.gather import GatheredColumn, Gatherer
-from latentq.reading.layout import Layout, noise_key
+from latentq.reading.layout import Layout
 from latentq.reading.protocol import Transform
 from latentq.reading.resident import ResidentDataset
 from latentq.reading.samples import Batch, Indices, checked_indices
@@ -67,7 +67,8 @@ class LatentDataset(BatchedDataset):
     Attributes:
         path: The folder.
         card: The dataset's card, or None for a folder without one.
-        layout: The columns of a sample and their meaning.
+        layouts: The columns of a sample and their meaning, for each bucket; one without buckets.
+        table: The bucket of each sample, and where the samples of a bucket are.
         transform: The transform, or None.
 
     Raises:
@@ -102,7 +103,8 @@ class LatentDataset(BatchedDataset):
             counts = self.card and self.card.counts
             samples = counted(counts.samples, "sample") if counts else "nothing"
             raise FormatError(f"{path}: the card counts {samples}, the index {len(self)}")
-        self.layout = Layout.resolve(
+        self._table = self._bucket_table()
+        self._layouts = Layout.of_buckets(
             self.path,
             self._reader.columns,
             card=self.card,
@@ -112,6 +114,42 @@ class LatentDataset(BatchedDataset):
             recipe=recipe,
             quantizer=quantizer,
         )
+
+    def _bucket_table(self) -> BucketTable:
+        """Returns where the samples of each bucket are."""
+        counts = self.card and self.card.counts
+        if not counts or not counts.buckets:
+            return BucketTable.single(len(self))
+        return BucketTable.from_groups(self.path, self._reader.groups(), counts.buckets)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The columns of a sample and their meaning, for each bucket; one without buckets."""
+        return self._layouts
+
+    @property
+    def layout(self) -> Layout:
+        """The columns of a sample and their meaning; with buckets, of the first bucket."""
+        return self._layouts[0]
+
+    @property
+    def table(self) -> BucketTable:
+        """The bucket of each sample, and where the samples of a bucket are."""
+        return self._table
+
+    @property
+    def buckets(self) -> tuple[StoredBucket, ...]:
+        """Height, width and number of samples of each bucket, by its number; empty without buckets."""
+        if self.card is None or not self.card.buckets:
+            return ()
+        counts = self._table.counts.tolist()
+        return tuple(StoredBucket(*size, count) for size, count in zip(self.image_sizes, counts, strict=True))
+
+    @property
+    def image_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the images of each bucket, by its number; without buckets, those of the first column."""
+        recipe = self.layout.recipe
+        return recipe.bucket_sizes() or tuple(column.pixels for column in list(recipe.encoded().values())[:1])
 
     def _is_consistent(self) -> bool:
         """True if card and index have the same number of samples, or there is no card."""
@@ -123,17 +161,20 @@ class LatentDataset(BatchedDataset):
 
     def __repr__(self) -> str:
         layout = self.layout
-        latents = ", ".join(f"{name}: {column.shape}" for name, column in layout.encoded.items())
+        others = len(self._layouts) - 1
+        more = f" and {counted(others, 'other shape')}" if others else ""
+        latents = ", ".join(f"{name}: {column.shape}{more}" for name, column in layout.encoded.items())
         samples = counted(len(self), "sample")
         return (
             f"LatentDataset({str(self.path)!r}, {samples}, {latents or 'no latents'}, "
             f"dtype={layout.dtype}, scale={layout.scale!r}, columns={list(layout.shard_names)})"
         )
 
-    def _worker_batch(self, indices: NDArray[np.int64]) -> WorkerBatch | None:
+    def _worker_batch(self, indices: NDArray[np.int64], bucket: int) -> WorkerBatch | None:
         if not self.is_plain:
             return None
-        return WorkerBatch(self.layout, self.stored_bytes(len(indices)), partial(self.read, indices))
+        nbytes = self.stored_bytes(len(indices), bucket=bucket)
+        return WorkerBatch(self._layouts[bucket], nbytes, partial(self.read, indices))
 
     def batch(self, indices: Indices, *, noise: Batch | None = None, allocate: Allocate = shareable) -> Batch:
         """Reads a batch and decodes its latents. The transform is not applied.
@@ -149,40 +190,47 @@ class LatentDataset(BatchedDataset):
         Raises:
             IndexError: An index is out of range.
             FormatError: A shard is broken or truncated; the message names it.
+            ValueError: The samples are of several buckets.
         """
-        begun = self.gatherer().begin(checked_indices(indices, len(self)), allocate)
-        return self.decode_batch(begun() | (noise or {}), allocate=allocate)
+        checked = checked_indices(indices, len(self))
+        bucket = self._table.common(checked)
+        begun = self.gatherer(bucket=bucket).begin(checked, allocate)
+        return self.decode_batch(begun() | (noise or {}), bucket=bucket, allocate=allocate)
 
-    def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:
-        """Returns the native gatherer, or None if building a batch needs Python.
+    def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> Gatherer | None:
+        """Returns the native gatherer of a bucket, or None if building a batch needs Python.
 
         Args:
             decoded: True to dequantize latents while gathering where that is one pass over them.
+            bucket: The bucket of the samples.
         """
-        return self.gatherer(decoded=decoded) if self.is_plain else None
+        return self.gatherer(decoded=decoded, bucket=bucket) if self.is_plain else None
 
     @property
     def is_plain(self) -> bool:
         """True if building a batch needs no Python: there is no transform, and all encoded columns hold codes."""
         return self.transform is None and self.layout.is_plain
 
-    def gatherer(self, *, names: Sequence[str] | None = None, decoded: bool = True) -> Gatherer:
+    def gatherer(self, *, names: Sequence[str] | None = None, decoded: bool = True, bucket: int = 0) -> Gatherer:
         """Returns a gatherer of some columns; `decode_batch` decodes what it leaves as stored.
 
         Args:
             names: The columns, by their names in samples; None for all.
             decoded: True to dequantize latents while gathering where that is one pass over them.
+            bucket: The bucket of the samples.
         """
-        columns = [self._gathered_column(name, decoded) for name in names or self.layout.shard_names]
+        layout = self._layouts[bucket]
+        columns = [self._gathered_column(layout, name, decoded) for name in names or layout.shard_names]
         return Gatherer(self._reader.core, columns)
 
-    def stored_bytes(self, count: int) -> int:
+    def stored_bytes(self, count: int, *, bucket: int = 0) -> int:
         """Returns the bytes of the tensors that `read` makes for `count` samples, each rounded up to cache lines.
 
         Args:
             count: The number of samples.
+            bucket: Their bucket.
         """
-        return self.gatherer(decoded=False).nbytes(count)
+        return self.gatherer(decoded=False, bucket=bucket).nbytes(count)
 
     def read(self, indices: Indices, *, names: Sequence[str] | None = None, allocate: Allocate = private) -> Batch:
         """Reads a batch with its latents as stored, uint8 (N, bytes), for `decode_batch`.
@@ -192,33 +240,9 @@ class LatentDataset(BatchedDataset):
             names: The columns, by their names in samples; None for all.
             allocate: Allocates the tensors to read into.
         """
-        return self.gatherer(names=names, decoded=False).begin(checked_indices(indices, len(self)), allocate)()
-
-    def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
-        """Decodes the latents of a batch from `read`, on their own device.
-
-        Args:
-            batch: A batch from `read`.
-            allocate: Allocates the decoded tensors on the CPU.
-        """
-        return self.layout.decode_batch(batch, allocate=allocate)
-
-    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
-        """Returns the noise with which a loader draws latents from moments, for `decode_batch`.
-
-        Args:
-            indices: Indices of the samples, each in [0, len(self)).
-            seed: The loader's seed.
-            epoch: The epoch, from 0.
-            allocate: Allocates the batch's tensors on the CPU.
-        """
-        drawn = [(name, column.shape) for name, column in self.layout.latents.items() if column.moments]
-        return {
-            noise_key(name): allocate((len(indices), *shape), torch.float32).copy_(
-                torch.from_numpy(noise(seed, indices, stream, shape, epoch=epoch))
-            )
-            for stream, (name, shape) in enumerate(drawn)
-        }
+        checked = checked_indices(indices, len(self))
+        bucket = self._table.common(checked)
+        return self.gatherer(names=names, decoded=False, bucket=bucket).begin(checked, allocate)()
 
     @cached_property
     def empty_caption(self) -> Batch:
@@ -234,8 +258,10 @@ class LatentDataset(BatchedDataset):
     @property
     def resident_bytes(self) -> int:
         """The memory that `to_device` takes: the latents as stored, and 8 bytes for each label."""
-        latents = sum(column.nbytes for column in self.layout.encoded.values())
-        return len(self) * (latents + 8 * len(self.layout.labels))
+        return sum(
+            count * (sum(column.nbytes for column in layout.encoded.values()) + 8 * len(layout.labels))
+            for count, layout in zip(self._table.counts.tolist(), self._layouts, strict=True)
+        )
 
     def to_device(self, device: str | torch.device = "cuda") -> ResidentDataset:
         """Copies the latents and labels of all samples to a device's memory, latents as stored.
@@ -281,24 +307,27 @@ class LatentDataset(BatchedDataset):
 
         Returns:
             Raw latents, (N, C, h, w) float32, the means of moments; or tokens, (N, h, w) int64.
+
+        Raises:
+            ValueError: The samples are of several buckets.
         """
-        name, column = next(iter(self.layout.pictures.items()))
+        name, column = next(iter(self._layouts[self.bucket_of(indices)].pictures.items()))
         stored = self.read(indices)[name]
         if isinstance(column, TokenColumn):
             return column.decode(stored)
         column = column.in_scale(self.path, self.card, "raw")
         return column.decode(stored, torch.float32, noise=torch.zeros(len(stored), *column.shape, device=stored.device))
 
-    def _gathered_column(self, name: str, decoded: bool) -> GatheredColumn:
+    def _gathered_column(self, layout: Layout, name: str, decoded: bool) -> GatheredColumn:
         """Returns how a column is gathered."""
-        shard_name, encoded = self.layout.shard_names[name], self.layout.encoded.get(name)
+        shard_name, encoded = layout.shard_names[name], layout.encoded.get(name)
         position, fixed = self._reader.resolve_column(shard_name)
         if encoded is not None:
-            quantizer = encoded.direct_quantizer(self.layout.dtype) if decoded else None
+            quantizer = encoded.direct_quantizer(layout.dtype) if decoded else None
             if quantizer is not None:
-                return GatheredColumn(name, position, encoded.shape, self.layout.dtype, quantizer)
+                return GatheredColumn(name, position, encoded.shape, layout.dtype, quantizer)
             return GatheredColumn(name, position, (encoded.nbytes,), needs_decoding=True)
-        if name in self.layout.labels and fixed == ("int64", []):
+        if name in layout.labels and fixed == ("int64", []):
             return GatheredColumn(name, position, (), torch.int64)
         if fixed is None:
             convert = self._list_converter(name, shard_name)

@@ -46,13 +46,20 @@ class Gatherer:
     Args:
         samples: The samples to read.
         columns: The columns of a batch.
+        rows: Maps indices of samples to rows of `samples`; None if they are the same.
 
     Attributes:
         gives_decoded: True if its batches need no further decoding.
     """
 
-    def __init__(self, samples: _core.MdsReader | _core.MemoryTables, columns: Sequence[GatheredColumn]) -> None:
+    def __init__(
+        self,
+        samples: _core.MdsReader | _core.MemoryTables,
+        columns: Sequence[GatheredColumn],
+        rows: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+    ) -> None:
         self._samples = samples
+        self._rows = rows
         self._columns = columns
         self.gives_decoded = not any(column.needs_decoding for column in columns)
         self._positions = [column.position for column in columns]
@@ -87,7 +94,8 @@ class Gatherer:
             tensor = None if column.shape is None else allocate((count, *column.shape), column.dtype)
             tensors.append(tensor)
             outs.append(None if tensor is None else _buffer(tensor, column))
-        gathering = _core.gather(self._samples, indices, self._positions, outs, self._quantizers, threads)
+        found = indices if self._rows is None else self._rows(indices)
+        gathering = _core.gather(self._samples, found, self._positions, outs, self._quantizers, threads)
 
         def batch() -> Batch:
             values = ColumnDict()

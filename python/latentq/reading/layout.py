@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -179,18 +179,69 @@ class Layout:
                 _check_codes(path, encoded_column)
         return cls(path, card, known, selected, encoded, dtype, scale)
 
-    def check_agreement(self, other: Layout) -> None:
+    @classmethod
+    def of_buckets(
+        cls,
+        path: Path,
+        shard_columns: Mapping[str, str],
+        *,
+        card: Card | None,
+        columns: Sequence[str] | None,
+        dtype: torch.dtype,
+        scale: Scale,
+        recipe: str | os.PathLike[str] | Recipe | None,
+        quantizer: Quantizer | None,
+    ) -> tuple[Layout, ...]:
+        """Resolves the layout of each bucket of a dataset, by its number; one without buckets. See `resolve`."""
+        cards = [card] if card is None or not card.buckets else map(card.for_bucket, range(card.buckets))
+        return tuple(
+            cls.resolve(
+                path,
+                shard_columns,
+                card=described,
+                columns=columns,
+                dtype=dtype,
+                scale=scale,
+                recipe=recipe,
+                quantizer=quantizer,
+            )
+            for described in cards
+        )
+
+    @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The names and shapes of the columns that an autoencoder decodes: what samples of a batch must share."""
+        return tuple(sorted((name, column.shape) for name, column in self.pictures.items()))
+
+    def with_shapes_of(self, other: Layout) -> Layout:
+        """Returns this layout for the shapes of another one that agrees with it otherwise."""
+        encoded = dict(self.encoded)
+        for name, column in self.pictures.items():
+            theirs = other.encoded[name]
+            assert isinstance(theirs, LatentColumn | TokenColumn)
+            encoded[name] = column.with_shape(theirs.facts.shape)
+        return replace(self, encoded=encoded)
+
+    def check_agreement(self, other: Layout, *, shapes: bool = True) -> None:
         """Checks that another dataset's samples can be mixed with this one's.
+
+        Args:
+            other: The other dataset's layout.
+            shapes: True if latents and tokens must have the same shape; the samples of buckets need not.
 
         Raises:
             MismatchError: They differ; the message names both sides.
         """
-        for mine, theirs in zip(self._traits(), other._traits(), strict=False):
+        for mine, theirs in zip(self._traits(shapes), other._traits(shapes), strict=False):
             if mine.value != theirs.value:
                 raise MismatchError(f"{other.path} has {mine.name} {theirs.text}, and {self.path} has {mine.text}")
 
-    def _traits(self) -> list[_Trait]:
-        """Returns the traits of this dataset: the columns first, so that later traits compare the same names."""
+    def _traits(self, shapes: bool) -> list[_Trait]:
+        """Returns the traits of this dataset: the columns first, so that later traits compare the same names.
+
+        Args:
+            shapes: True to include the shapes of latents and tokens.
+        """
         names = sorted(self.shard_names)
         traits = [_Trait("columns", names, ", ".join(names)), self._autoencoder_trait()]
         if self.texts:
@@ -203,15 +254,18 @@ class Layout:
         for name, column in sorted(self.latents.items()):
             quantizer = column.facts.quantizer
             traits += [
-                _Trait(f"shape of {name!r}", column.shape, str(column.shape)),
+                _Trait(f"shape of {name!r}", column.shape, str(column.shape))
+                if shapes
+                else _channels_trait(name, column),
                 _Trait(f"quantizer of {name!r}", quantizer, _describe(quantizer)),
                 _Trait(f"stored scale of {name!r}", column.scaled, "scaled" if column.scaled else "raw"),
                 _Trait(f"moments in {name!r}", column.moments, str(column.moments).lower()),
             ]
         for name, tokens in sorted(self.encoded.items()):
             if isinstance(tokens, TokenColumn):
-                text = f"{tokens.facts.codebook_size}, {tokens.shape}"
-                traits.append(_Trait(f"tokens of {name!r}", tokens.facts, text))
+                facts = tokens.facts if shapes else replace(tokens.facts, shape=())
+                text = ", ".join(map(str, (facts.codebook_size, *((facts.shape,) if shapes else (facts.dtype,)))))
+                traits.append(_Trait(f"tokens of {name!r}", facts, text))
         return [*traits, _Trait("scale", self.scale, self.scale), _Trait("dtype", self.dtype, str(self.dtype))]
 
     def _autoencoder_trait(self) -> _Trait:
@@ -233,6 +287,10 @@ class Layout:
 def noise_key(name: str) -> str:
     """Returns the key of a moments column's noise in a batch that is not decoded yet."""
     return f"noise of {name}"
+
+
+def _channels_trait(name: str, column: LatentColumn) -> _Trait:
+    return _Trait(f"channels of {name!r}", column.shape[0], str(column.shape[0]))
 
 
 def _describe(quantizer: Quantizer) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from operator import index
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -16,14 +16,13 @@ from torch.utils.data import default_collate
 
 from latentq._core import Threads
 from latentq.reading.buffers import Allocate, RecycledMemory, pinned_for, private
-from latentq.reading.order import bernoulli, rank_slice
+from latentq.reading.gather import Gatherer
+from latentq.reading.order import bernoulli
 from latentq.reading.protocol import BatchSource
 from latentq.reading.samples import Batch, samples_of
+from latentq.reading.steps import Step, Steps
 from latentq.system.processors import processors
 from latentq.system.ranks import distributed_ranks
-from latentq.system.text import counted
-
-_STRETCH = 1 << 14  # samples whose order is computed at a time
 
 
 class LoaderOptions(TypedDict, total=False):
@@ -76,21 +75,7 @@ _DEFAULTS = LoaderOptions(
 )
 
 
-class _Step(NamedTuple):
-    """One step of an epoch, on one rank.
-
-    Attributes:
-        stop: The end of the step's global batch, in the global order.
-        indices: The indices of this rank's samples.
-        masks: The batch's masks: `valid` and the dropouts.
-    """
-
-    stop: int
-    indices: NDArray[np.int64]
-    masks: dict[str, NDArray[Any]]
-
-
-class LatentLoader:
+class LatentLoader(Steps):
     """Batches of a dataset, prepared ahead by threads. Made by `LatentDataset.loader`.
 
     A batch is a dict: latents (B, C, h, w), `label` (B,) int64, strings as lists, and `valid`, (B,) bool. Every sample
@@ -124,125 +109,53 @@ class LatentLoader:
         chosen = _DEFAULTS | options
         device = torch.device("cpu" if chosen["device"] is None else chosen["device"])
         threads = chosen["threads"]
+        rank, world_size = distributed_ranks(chosen["rank"], chosen["world_size"])
+        super().__init__(
+            source.order(shuffle=chosen["shuffle"], seed=chosen["seed"]),
+            batch_size,
+            drop_last=chosen["drop_last"],
+            rank=rank,
+            world_size=world_size,
+        )
         self.source = source
-        self.batch_size = index(batch_size)  # a plain int even if given NumPy's, so that a state can be saved as JSON
-        self.drop_last = chosen["drop_last"]
         self.device = None if device.type == "cpu" else device
         self.threads = min(4, processors()) if threads is None else index(threads)
         self.prefetch = index(chosen["prefetch"])
-        self.rank, self.world_size = distributed_ranks(chosen["rank"], chosen["world_size"])
-        self.order = source.order(shuffle=chosen["shuffle"], seed=chosen["seed"])
         self.dropouts = {"drop_label": chosen["label_dropout"], "drop_caption": chosen["caption_dropout"]}
-        for name, value in (
-            ("batch_size", self.batch_size),
-            ("threads", self.threads),
-            ("prefetch", self.prefetch),
-        ):
+        for name, value in (("threads", self.threads), ("prefetch", self.prefetch)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         for name, probability in self.dropouts.items():
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name.removeprefix('drop_')}_dropout must be from 0 to 1, not {probability}")
         self._pin = torch.cuda.is_available() and (chosen["pin_memory"] or self.device is not None)
-        self._epoch = 0
-        self._position = 0  # in the global order: the number of samples that all ranks together have been given
-        self._start = 0  # the position at which the next iteration begins
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next batch, from 0."""
-        return self._epoch
-
-    def __len__(self) -> int:
-        """Returns the number of batches in a whole epoch."""
-        step = self.batch_size * self.world_size
-        return len(self.order) // step if self.drop_last else -(-len(self.order) // step)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch; in the middle of that same epoch, as after `load_state_dict`, it does nothing.
-
-        Args:
-            epoch: The epoch, from 0.
-
-        Raises:
-            ValueError: The epoch is below 0.
-        """
-        if epoch < 0:
-            raise ValueError(f"an epoch is at least 0, not {epoch}")
-        if epoch != self._epoch or self._is_given:
-            self._epoch, self._position, self._start = index(epoch), 0, 0
-
-    @property
-    def _is_given(self) -> bool:
-        """True if an iteration has given its whole epoch, but was not asked for more, as `zip` does not."""
-        return not self._start and 0 < self._position == len(self.order)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the loader's position: the batches handed out so far, without those prepared ahead.
-
-        It is the same on all ranks, and JSON can hold it.
-        """
-        return {
-            "epoch": self._epoch,
-            "position": self._position,
-            "sizes": list(self.order.sizes),
-            "shares": list(self.order.shares),
-            "shuffle": self.order.shuffle,
-            "seed": self.order.seed,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Makes the next iteration resume at another loader's position, whatever its batch size and number of ranks.
-
-        Args:
-            state: A result of `state_dict`.
-
-        Raises:
-            ValueError: The state's sizes, shares, shuffle or seed differ from this loader's, or it is no valid state.
-            TypeError: The state is no mapping.
-        """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"the state of a loader is a dict from state_dict(), not {type(state).__name__}")
-        mine = self.state_dict()
-        if state.keys() != mine.keys():
-            raise ValueError(
-                f"the state of a loader has {', '.join(mine)}, not {', '.join(map(str, state)) or 'nothing'}"
-            )
-        for key in ("epoch", "position"):
-            if type(state[key]) is not int or state[key] < 0:
-                raise ValueError(f"the state's {key} must be a whole number of at least 0, not {state[key]!r}")
-        for key in ("sizes", "shares", "shuffle", "seed"):
-            if state[key] != mine[key]:
-                raise ValueError(f"the state is of a loader with {key} {state[key]}, and this loader has {mine[key]}")
-        if state["position"] > len(self.order):
-            samples = counted(len(self.order), "sample")
-            raise ValueError(f"the state's position is {state['position']}, of {samples} in an epoch")
-        self._epoch, self._position = state["epoch"], state["position"]
-        self._start = self._position
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterates over one epoch, from its start or from the position that `load_state_dict` has set."""
-        if self._is_given:
-            self._epoch += 1
-        self._position, self._start = self._start, 0
+        steps = self._begin()
         epoch = self._epoch
         allocate = pinned_for(self.device) if self._pin else RecycledMemory()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
         threads = Threads(self.threads)  # the core's; each kind of threads starts with its first task
-        gatherer = self.source.native_gatherer(decoded=self.device is None)
-        decoded = gatherer is None or gatherer.gives_decoded
-        prepared: deque[tuple[_Step, Callable[[], Batch]]] = deque()
+        gatherers: dict[int, Gatherer | None] = {}
+        prepared: deque[tuple[Step, Callable[[], Batch], bool]] = deque()
         is_finalizing = sys.is_finalizing  # kept, since at the interpreter's end modules lose their imports
         try:
-            for step in self._steps(epoch, self._position):
+            for step in steps:
+                if step.bucket not in gatherers:
+                    native = self.source.native_gatherer(decoded=self.device is None, bucket=step.bucket)
+                    gatherers[step.bucket] = native
+                gatherer = gatherers[step.bucket]
                 if gatherer is not None:
-                    prepared.append((step, gatherer.begin(step.indices, allocate, threads)))
+                    begun = gatherer.begin(step.indices, allocate, threads)
+                    prepared.append((step, begun, gatherer.gives_decoded))
                 else:
-                    prepared.append((step, pool.submit(self._prepare, epoch, step.indices, allocate).result))
+                    begun = pool.submit(self._prepare, epoch, step.indices, allocate).result
+                    prepared.append((step, begun, True))
                 if len(prepared) > self.prefetch:
-                    yield self._next(prepared, decoded)
+                    yield self._next(prepared)
             while prepared:
-                yield self._next(prepared, decoded)
+                yield self._next(prepared)
         finally:
             threads.shutdown()
             prepared.clear()
@@ -252,30 +165,9 @@ class LatentLoader:
                 except KeyboardInterrupt:  # while waiting for the threads, which still end
                     pool.shutdown(cancel_futures=True)
                     raise
-        self._epoch, self._position = epoch + 1, 0
+        self._end(epoch)
 
-    def _steps(self, epoch: int, position: int) -> Iterator[_Step]:
-        """Yields the steps of an epoch from a position on. The order of many steps is computed at once."""
-        step, end = self.batch_size * self.world_size, len(self.order)
-        if self.drop_last:
-            end -= (end - position) % step
-        while position < end:
-            count = min((end - position) // step, -(-_STRETCH // self.batch_size))
-            if count:
-                own = np.arange(step * self.rank // self.world_size, step * (self.rank + 1) // self.world_size)
-                stops = range(position + step, position + step * count + 1, step)
-                positions = np.arange(position, stops[-1], step)[:, None] + own
-                valid = np.ones(positions.shape, bool)
-            else:  # the last batch, which is not full
-                stops = range(end, end + 1)
-                positions, valid = (part[None] for part in rank_slice(position, end, self.rank, self.world_size))
-            indices = self.order.indices(epoch, positions.ravel())
-            masks = {"valid": valid} | self._dropout_masks(epoch, indices, valid.shape)
-            for stop, mine, *rows in zip(stops, indices.reshape(valid.shape), *masks.values(), strict=True):
-                yield _Step(stop, mine, dict(zip(masks, rows, strict=True)))
-            position = stops[-1]
-
-    def _dropout_masks(self, epoch: int, indices: NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    def _more_masks(self, epoch: int, indices: NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
         """Draws the dropout masks of some samples.
 
         Args:
@@ -291,18 +183,17 @@ class LatentLoader:
                     masks["drop_caption_mask"] = (~masks[name]).astype(np.float32)
         return masks
 
-    def _next(self, prepared: deque[tuple[_Step, Callable[[], Batch]]], decoded: bool) -> Batch:
+    def _next(self, prepared: deque[tuple[Step, Callable[[], Batch], bool]]) -> Batch:
         """Waits for the first of the prepared batches, and finishes it on the caller's thread."""
-        step, result = prepared.popleft()
+        step, result, is_decoded = prepared.popleft()
         batch = result()
         for name, mask in step.masks.items():
             batch[name] = torch.from_numpy(mask)
         if self._pin:
             _pin(batch, pinned_for(self.device))
-        if self.device is not None or not decoded:
-            batch = self._finish(batch)
-        # A last batch that is dropped counts as done, so that another number of ranks does not resume with it.
-        self._position = step.stop if prepared or not self.drop_last else len(self.order)
+        if self.device is not None or not is_decoded:
+            batch = self._finish(batch, step.bucket)
+        self._position = step.cursor
         return batch
 
     def _prepare(self, epoch: int, indices: NDArray[np.int64], allocate: Allocate) -> Batch:
@@ -327,13 +218,15 @@ class LatentLoader:
             return source.batch(indices, noise=noise, allocate=allocate)
         return source.read(indices, allocate=allocate) | noise
 
-    def _finish(self, batch: Batch) -> Batch:
+    def _finish(self, batch: Batch, bucket: int) -> Batch:
         """Sends a batch to the device and decodes it there: on the caller's thread, and so on its CUDA stream."""
         if self.device is not None:
             for name, value in batch.items():
                 if isinstance(value, torch.Tensor):
                     batch[name] = value.to(self.device, non_blocking=self._pin)  # only pinned memory is kept until then
-        return batch if self.source.transform is not None else self.source.decode_batch(batch, allocate=private)
+        if self.source.transform is not None:
+            return batch
+        return self.source.decode_batch(batch, bucket=bucket, allocate=private)
 
 
 def _pin(batch: Batch, allocate: Allocate) -> None:

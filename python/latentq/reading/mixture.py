@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from latentq._core import MismatchError
 from latentq.reading.batched import BatchedDataset
+from latentq.reading.buckets import BucketTable, StoredBucket
 from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.dataset import LatentDataset
-from latentq.reading.order import Order, shares_of
+from latentq.reading.layout import Layout
+from latentq.reading.order import BucketOrder, EpochOrder, Order, shares_of
 from latentq.reading.samples import Batch, Indices, checked_indices
 from latentq.reading.workers import WorkerBatch
 from latentq.system.text import counted
@@ -28,6 +30,9 @@ class LatentMixture(BatchedDataset):
     other sample of its dataset has come once.
 
     Latents are decoded as the first dataset's are; with scale `normalized`, by its statistics.
+
+    Of datasets with buckets, those whose latents have the same shape become one bucket, numbered in the order of their
+    first dataset. A dataset's share is divided among its buckets in proportion to their samples.
 
     Args:
         datasets: At least one. All must give the same columns, and latents of the same autoencoder and scale.
@@ -48,8 +53,9 @@ class LatentMixture(BatchedDataset):
         self.datasets = tuple(datasets)
         if not self.datasets:
             raise ValueError("a mixture needs at least one dataset")
+        with_buckets = any(len(dataset.layouts) > 1 for dataset in self.datasets)
         for other in self.datasets[1:]:
-            self.datasets[0].layout.check_agreement(other.layout)
+            self.datasets[0].layout.check_agreement(other.layout, shapes=not with_buckets)
             if other.transform is not self.datasets[0].transform:
                 raise MismatchError(f"{other.path} has another transform than {self.datasets[0].path}")
         self.sizes = tuple(len(dataset) for dataset in self.datasets)
@@ -62,6 +68,30 @@ class LatentMixture(BatchedDataset):
             self.shares = shares_of(weights, sum(self.sizes))
         self.transform = self.datasets[0].transform
         self._edges = np.cumsum([0, *self.sizes])
+        self._layouts, self._sources, numbers = _joint_buckets(self.datasets)
+        self._table = BucketTable.joined([dataset.table for dataset in self.datasets], numbers, len(self._layouts))
+        self._bucket_sizes = [np.zeros(len(self._layouts), np.int64) for _ in self.datasets]
+        for counts, dataset, joint in zip(self._bucket_sizes, self.datasets, numbers, strict=True):
+            np.add.at(counts, joint, dataset.table.counts)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The columns of a sample and their meaning, for each bucket; one without buckets."""
+        return self._layouts
+
+    @property
+    def buckets(self) -> tuple[StoredBucket, ...]:
+        """Height, width and number of samples of each bucket, by its number; empty without buckets."""
+        if self._table.count == 1:
+            return ()
+        sizes = [dataset.image_sizes[bucket] for dataset, bucket in self._sources]
+        counts = self._table.counts.tolist()
+        return tuple(StoredBucket(*size, count) for size, count in zip(sizes, counts, strict=True))
+
+    @property
+    def table(self) -> BucketTable:
+        """The bucket of each sample, and where the samples of a bucket are."""
+        return self._table
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -70,11 +100,12 @@ class LatentMixture(BatchedDataset):
         parts = ", ".join(f"{share:,} of {str(d.path)!r}" for share, d in zip(self.shares, self.datasets, strict=True))
         return f"LatentMixture(an epoch is {parts})"
 
-    def _worker_batch(self, indices: NDArray[np.int64]) -> WorkerBatch | None:
-        first = self.datasets[0]
-        if not first.is_plain:
+    def _worker_batch(self, indices: NDArray[np.int64], bucket: int) -> WorkerBatch | None:
+        if not self.datasets[0].is_plain:
             return None
-        return WorkerBatch(first.layout, first.stored_bytes(len(indices)), partial(self.read, indices))
+        dataset, own = self._sources[bucket]
+        nbytes = dataset.stored_bytes(len(indices), bucket=own)
+        return WorkerBatch(self._layouts[bucket], nbytes, partial(self.read, indices))
 
     def batch(self, indices: Indices, *, noise: Batch | None = None, allocate: Allocate = shareable) -> Batch:
         """Reads a batch and decodes its latents: see `LatentDataset.batch`.
@@ -84,13 +115,16 @@ class LatentMixture(BatchedDataset):
             noise: See `LatentDataset.batch`.
             allocate: Allocates the batch's tensors on the CPU.
         """
-        return self.decode_batch(self.read(indices) | (noise or {}), allocate=allocate)
+        checked = checked_indices(indices, len(self))
+        batch = self.read(checked) | (noise or {})
+        return self.decode_batch(batch, bucket=self._table.common(checked), allocate=allocate)
 
-    def native_gatherer(self, *, decoded: bool = True) -> None:
+    def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> None:
         """Returns None, since Python joins the datasets' parts of a batch.
 
         Args:
             decoded: Ignored.
+            bucket: Ignored.
         """
 
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
@@ -101,47 +135,61 @@ class LatentMixture(BatchedDataset):
             allocate: Allocates the batch's tensors on the CPU.
         """
         indices = checked_indices(indices, len(self))
+        self._table.common(indices)
         which = np.searchsorted(self._edges, indices, side="right") - 1
-        rows = [np.flatnonzero(which == i) for i in range(len(self.datasets))]
-        parts = [
-            dataset.read(indices[mine] - edge)
-            for dataset, mine, edge in zip(self.datasets, rows, self._edges, strict=False)
-        ]
+        present = np.unique(which).tolist() or [0]
+        rows = [np.flatnonzero(which == i) for i in present]
+        parts = [self.datasets[i].read(indices[mine] - self._edges[i]) for i, mine in zip(present, rows, strict=True)]
         return {name: _joined([part[name] for part in parts], rows, allocate) for name in parts[0]}
-
-    def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
-        """Decodes the latents of a batch from `read`, on their own device.
-
-        Args:
-            batch: A batch from `read`.
-            allocate: Allocates the decoded tensors on the CPU.
-        """
-        return self.datasets[0].decode_batch(batch, allocate=allocate)
-
-    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
-        """Returns the noise of samples for `decode_batch`, a function of their indices in the mixture.
-
-        Args:
-            indices: Indices of the samples, each in [0, len(self)).
-            seed: The loader's seed.
-            epoch: The epoch, from 0.
-            allocate: Allocates the batch's tensors on the CPU.
-        """
-        return self.datasets[0].noise_of(indices, seed, epoch, allocate=allocate)
 
     @property
     def empty_caption(self) -> Batch:
         """The first dataset's `empty_caption`."""
         return self.datasets[0].empty_caption
 
-    def order(self, *, shuffle: bool, seed: int) -> Order:
+    def order(self, *, shuffle: bool, seed: int) -> EpochOrder:
         """Returns the order of an epoch's samples, each dataset's share spread evenly.
 
         Args:
             shuffle: True permutes the samples of each epoch.
             seed: Selects the permutations; at least 0.
         """
-        return Order(self.sizes, self.shares, shuffle, seed)
+        if self._table.count == 1:
+            return Order(self.sizes, self.shares, shuffle, seed)
+        sizes = [counts.tolist() for counts in self._bucket_sizes]
+        shares = [
+            counts if share == size else shares_of(counts, share)
+            for counts, share, size in zip(sizes, self.shares, self.sizes, strict=True)
+        ]
+        return BucketOrder.of(
+            list(zip(*sizes, strict=True)), list(zip(*shares, strict=True)), shuffle, seed, self._table
+        )
+
+
+def _joint_buckets(
+    datasets: Sequence[LatentDataset],
+) -> tuple[tuple[Layout, ...], list[tuple[LatentDataset, int]], list[list[int]]]:
+    """Joins the buckets whose samples have the same shapes.
+
+    Args:
+        datasets: The datasets.
+
+    Returns:
+        The layout of each joint bucket, decoded as the first dataset's; a dataset that has the bucket, with its number
+        there; and for each dataset the joint number of each of its buckets.
+    """
+    known: dict[Any, int] = {}
+    sources: list[tuple[LatentDataset, int]] = []
+    numbers = []
+    for dataset in datasets:
+        own = [known.setdefault(layout.shapes, len(known)) for layout in dataset.layouts]
+        for bucket, joint in enumerate(own):
+            if joint == len(sources):
+                sources.append((dataset, bucket))
+        numbers.append(own)
+    first = datasets[0].layout
+    layouts = tuple(first.with_shapes_of(dataset.layouts[bucket]) for dataset, bucket in sources)
+    return layouts, sources, numbers
 
 
 def _joined(parts: list[Any], rows: list[NDArray[np.int64]], allocate: Allocate) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
 from operator import index
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import permute as permute_in_place
+from latentq.reading.buckets import BucketTable
 
 Int64Array = NDArray[np.int64]
 
@@ -53,6 +55,70 @@ def bernoulli(indices: Int64Array, probability: float, seed: Sequence[int]) -> N
     return permute(indices, _LARGEST, seed) < round(probability * _LARGEST)
 
 
+class Turn(NamedTuple):
+    """The positions that one of several collections takes.
+
+    Attributes:
+        collection: The collection.
+        slots: Which of the given positions it takes, (n,).
+        before: How many positions it takes before each of them, (n,).
+    """
+
+    collection: int
+    slots: Int64Array
+    before: Int64Array
+
+
+def turns(shares: Sequence[int], positions: Int64Array, phases: Sequence[int] | None = None) -> Iterator[Turn]:
+    """Divides [0, sum(shares)) among collections, each with its share of positions, spread evenly.
+
+    Any stretch of positions holds each collection's share to within a position or so. Each position is computed on its
+    own.
+
+    Args:
+        shares: The number of positions that each collection takes.
+        positions: The positions to look up, (N,), each in [0, sum(shares)).
+        phases: Where each collection's positions lie between the latest possible (0) and the earliest (2^64 - 1), by
+            collection; all are the latest if it is None.
+    """
+    slots = np.arange(len(positions))
+    remaining = sum(shares)
+    for collection, share in enumerate(shares):
+        if not len(slots):
+            return
+        # (p * share + phase) // remaining of the first p remaining positions belong to this collection.
+        phase = 0 if phases is None else phases[collection] * remaining >> 64
+        before = (positions * share + phase) // remaining
+        mine = ((positions + 1) * share + phase) // remaining > before
+        yield Turn(collection, slots[mine], before[mine])
+        slots, positions = slots[~mine], (positions - before)[~mine]
+        remaining -= share
+
+
+class EpochOrder(Protocol):
+    """The order of an epoch: of samples in one bucket or several, each with an order of its own."""
+
+    @property
+    def buckets(self) -> Sequence[Order]:
+        """The order of each bucket's samples."""
+
+    @property
+    def shuffle(self) -> bool:
+        """True if samples are permuted."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the permutations."""
+
+    def __len__(self) -> int: ...
+
+    def in_bucket(self, bucket: int, epoch: int, positions: Int64Array) -> Int64Array:
+        """Returns the indices of the samples at some positions of a bucket's epoch, each in [0, len(bucket))."""
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a loader's state says of the order."""
+
+
 @dataclass(frozen=True)
 class Order:
     """The order of an epoch, over one collection of samples or a mixture of several.
@@ -66,19 +132,20 @@ class Order:
         shares: How many samples of each collection an epoch takes; more than its size means that some are repeated.
         shuffle: True if samples are permuted; otherwise each collection's samples come in their stored order.
         seed: Selects the permutations; at least 0.
+        first: The number of the first collection; collections of other numbers have other permutations.
     """
 
     sizes: tuple[int, ...]
     shares: tuple[int, ...]
     shuffle: bool = False
     seed: int = 0
+    first: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", index(self.seed))  # a plain int even if given NumPy's, so that JSON takes it
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
-        if sum(self.shares) > _LARGEST_EPOCH:
-            raise ValueError(f"an epoch may have at most {_LARGEST_EPOCH} samples, not {sum(self.shares)}")
+        _check_size(sum(self.shares))
 
     def __len__(self) -> int:
         return sum(self.shares)
@@ -86,18 +153,30 @@ class Order:
     def indices(self, epoch: int, positions: Int64Array) -> Int64Array:
         """Returns the indices of the samples at some positions of an epoch, each position in [0, len(self))."""
         out = np.empty_like(positions)
-        slots = np.arange(len(positions))
-        offset, remaining = 0, len(self)
-        for collection, (size, share) in enumerate(zip(self.sizes, self.shares, strict=True)):
-            if not len(slots):
-                break
-            # p * share // remaining of the first p remaining positions belong to this collection.
-            before = positions * share // remaining
-            mine = (positions + 1) * share // remaining > before
-            out[slots[mine]] = offset + self._within(collection, size, epoch * share + before[mine])
-            slots, positions = slots[~mine], (positions - before)[~mine]
-            offset, remaining = offset + size, remaining - share
+        for collection, slots, before in turns(self.shares, positions):
+            size, share = self.sizes[collection], self.shares[collection]
+            if len(slots):
+                offset = sum(self.sizes[:collection])
+                out[slots] = offset + self._within(collection, size, epoch * share + before)
         return out
+
+    @property
+    def buckets(self) -> tuple[Order]:
+        """This order: all samples are in one bucket."""
+        return (self,)
+
+    def in_bucket(self, _bucket: int, epoch: int, positions: Int64Array) -> Int64Array:
+        """Returns the indices of the samples at some positions: see `EpochOrder`."""
+        return self.indices(epoch, positions)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a loader's state says of the order."""
+        return {
+            "sizes": list(self.sizes),
+            "shares": list(self.shares),
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
 
     def _within(self, collection: int, size: int, ordinals: Int64Array) -> Int64Array:
         """Returns indices within a collection, given how many of its samples came before in this and earlier epochs.
@@ -111,8 +190,80 @@ class Order:
         if self.shuffle:
             for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):
                 current = passes == turn
-                positions[current] = permute(positions[current], size, (self.seed, collection, int(turn)))
+                positions[current] = permute(positions[current], size, (self.seed, self.first + collection, int(turn)))
         return positions
+
+
+@dataclass(frozen=True)
+class BucketOrder:
+    """The order of an epoch over samples in several buckets: one order for each, all with the same seed.
+
+    Attributes:
+        buckets: The order of each bucket's samples, which it numbers from 0.
+        table: Where each bucket's samples are.
+    """
+
+    buckets: tuple[Order, ...]
+    table: BucketTable
+
+    def __post_init__(self) -> None:
+        _check_size(len(self))
+
+    @classmethod
+    def of(
+        cls,
+        sizes: Sequence[Sequence[int]],
+        shares: Sequence[Sequence[int]],
+        shuffle: bool,
+        seed: int,
+        table: BucketTable,
+    ) -> BucketOrder:
+        """Returns the order over several collections in each bucket.
+
+        Args:
+            sizes: For each bucket, the number of samples in each collection.
+            shares: For each bucket, how many samples of each collection an epoch takes.
+            shuffle: True if samples are permuted.
+            seed: Selects the permutations; at least 0.
+            table: Where each bucket's samples are, those of the first collection first.
+        """
+        orders, first = [], 0
+        for mine, taken in zip(sizes, shares, strict=True):
+            orders.append(Order(tuple(mine), tuple(taken), shuffle, seed, first))
+            first += len(mine)
+        return cls(tuple(orders), table)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.buckets))
+
+    @property
+    def shuffle(self) -> bool:
+        """True if samples are permuted."""
+        return self.buckets[0].shuffle
+
+    @property
+    def seed(self) -> int:
+        """The seed of the permutations."""
+        return self.buckets[0].seed
+
+    def in_bucket(self, bucket: int, epoch: int, positions: Int64Array) -> Int64Array:
+        """Returns the indices of the samples at some positions of a bucket: see `EpochOrder`."""
+        return self.table.indices(bucket, self.buckets[bucket].indices(epoch, positions))
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a loader's state says of the order."""
+        return {
+            "sizes": [list(order.sizes) for order in self.buckets],
+            "shares": [list(order.shares) for order in self.buckets],
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
+
+
+def _check_size(samples: int) -> None:
+    """Refuses an epoch of so many samples that a product of two numbers of them is no int64."""
+    if samples > _LARGEST_EPOCH:
+        raise ValueError(f"an epoch may have at most {_LARGEST_EPOCH} samples, not {samples}")
 
 
 def shares_of(weights: Sequence[float], total: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from latentq.reading.buffers import Allocate
 from latentq.reading.gather import Gatherer
-from latentq.reading.order import Order
+from latentq.reading.order import EpochOrder
 from latentq.reading.samples import Batch
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -25,7 +25,7 @@ class BatchSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def order(self, *, shuffle: bool, seed: int) -> Order:
+    def order(self, *, shuffle: bool, seed: int) -> EpochOrder:
         """Returns the order of an epoch's samples."""
 
     def read(self, indices: NDArray[np.int64], *, allocate: Allocate) -> Batch:
@@ -41,8 +41,14 @@ class BatchSource(Protocol):
             allocate: Allocates the tensors.
         """
 
-    def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:
-        """Decodes the latents of a batch from `read`, on their own device."""
+    def decode_batch(self, batch: Batch, *, bucket: int, allocate: Allocate) -> Batch:
+        """Decodes the latents of a batch from `read`, on their own device.
+
+        Args:
+            batch: A batch from `read`.
+            bucket: The bucket of its samples; 0 without buckets.
+            allocate: Allocates the decoded tensors on the CPU.
+        """
 
     def batch(self, indices: NDArray[np.int64], *, noise: Batch, allocate: Allocate) -> Batch:
         """Reads a batch and decodes its latents to (N, C, h, w).
@@ -53,5 +59,5 @@ class BatchSource(Protocol):
             allocate: Allocates the batch's tensors.
         """
 
-    def native_gatherer(self, *, decoded: bool) -> Gatherer | None:
-        """Returns the native gatherer of `batch` (or of `read`), or None if building a batch needs Python."""
+    def native_gatherer(self, *, decoded: bool, bucket: int) -> Gatherer | None:
+        """Returns the native gatherer of a bucket's `batch` (or `read`), or None if building a batch needs Python."""

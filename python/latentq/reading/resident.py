@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from latentq._core import MemoryTables
 from latentq.models.device import send
 from latentq.reading.batched import BatchedDataset
+from latentq.reading.buckets import BucketTable
 from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.gather import GatheredColumn, Gatherer, rows
 from latentq.reading.layout import Layout
@@ -28,7 +29,14 @@ class StoredDataset(BatchSource, Protocol):
     """A dataset that can be copied into memory: `LatentDataset`."""
 
     path: Path
-    layout: Layout
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        """The columns of a sample and their meaning, for each bucket."""
+
+    @property
+    def table(self) -> BucketTable:
+        """The bucket of each sample, and where the samples of a bucket are."""
 
     @property
     def is_plain(self) -> bool:
@@ -55,7 +63,8 @@ class ResidentDataset(BatchedDataset):
 
     Attributes:
         device: The device.
-        columns: The copied columns: uint8 (N, bytes) for encoded columns, int64 (N,) for labels.
+        bucket_columns: The copied columns of each bucket, by its number; of one bucket without buckets. A column is
+            uint8 (N, bytes) if it is encoded, int64 (N,) if it holds labels.
 
     Raises:
         MemoryError: The device has less than `dataset.resident_bytes` free.
@@ -67,23 +76,49 @@ class ResidentDataset(BatchedDataset):
         if dataset.transform is not None:
             raise ValueError("a dataset with a transform cannot be resident: it makes samples one by one")
         self._dataset = dataset
-        names = (*dataset.layout.encoded, *dataset.layout.labels)
+        layout = dataset.layouts[0]
+        names = (*layout.encoded, *layout.labels)
         if not names:
             raise ValueError(
-                f"{dataset.path}: no latents or labels are among the columns {', '.join(dataset.layout.shard_names)}"
+                f"{dataset.path}: no latents or labels are among the columns {', '.join(layout.shard_names)}"
             )
         needed, free = dataset.resident_bytes, _free_bytes(self.device)
         if free is not None and needed > free:
             raise MemoryError(
                 f"{dataset.path} needs {needed / 1e9:.2f} GB on {self.device}, where {free / 1e9:.2f} GB are free"
             )
-        self.columns: dict[str, torch.Tensor] = {}
-        for start in range(0, len(dataset), _CHUNK):
-            part = dataset.read(np.arange(start, min(start + _CHUNK, len(dataset))), names=names)
-            for name, values in part.items():
-                if not start:
-                    self.columns[name] = _table((len(dataset), *values.shape[1:]), values.dtype, self.device)
-                self.columns[name][start : start + _CHUNK] = values
+        self.bucket_columns = tuple(self._copied(bucket, names) for bucket in range(dataset.table.count))
+
+    def _copied(self, bucket: int, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Copies some columns of a bucket to the device."""
+        table, layout = self.table, self.layouts[bucket]
+        count = int(table.counts[bucket])
+        columns = {
+            name: _empty((count, layout.encoded[name].nbytes), torch.uint8, self.device)
+            if name in layout.encoded
+            else _empty((count,), torch.int64, self.device)
+            for name in names
+        }
+        for start in range(0, count, _CHUNK):
+            indices = table.indices(bucket, np.arange(start, min(start + _CHUNK, count)))
+            for name, values in self._dataset.read(indices, names=names).items():
+                columns[name][start : start + _CHUNK] = values
+        return columns
+
+    @property
+    def columns(self) -> dict[str, torch.Tensor]:
+        """The copied columns; with buckets, those of the first bucket."""
+        return self.bucket_columns[0]
+
+    @property
+    def layouts(self) -> Sequence[Layout]:
+        """The columns of a sample and their meaning, for each bucket; one without buckets."""
+        return self._dataset.layouts
+
+    @property
+    def table(self) -> BucketTable:
+        """The bucket of each sample, and where the samples of a bucket are."""
+        return self._dataset.table
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -97,37 +132,41 @@ class ResidentDataset(BatchedDataset):
         """Builds a batch on the device: latents (N, C, h, w), labels (N,).
 
         Args:
-            indices: The indices of its samples. A tensor on a GPU is not checked, since a check would wait for it.
+            indices: The indices of its samples. A tensor on a GPU is not checked, since a check would wait for it; of
+                a dataset with buckets it is.
             noise: See `LatentDataset.batch`.
             allocate: Allocates the batch's tensors on the CPU.
 
         Raises:
             IndexError: An index is out of range.
+            ValueError: The samples are of several buckets.
         """
-        if isinstance(indices, torch.Tensor) and indices.device.type == "cpu":
-            indices = indices.numpy()
+        if isinstance(indices, torch.Tensor) and (indices.device.type == "cpu" or self.table.count > 1):
+            indices = indices.numpy(force=True)
+        bucket = 0
         if not isinstance(indices, torch.Tensor):
-            indices = checked_indices(indices, len(self))
+            checked = checked_indices(indices, len(self))
+            bucket = self.table.common(checked)
             if self.device.type == "cpu":
-                batch = self._gatherer().begin(indices, allocate)() | (noise or {})
-                return self._dataset.decode_batch(batch, allocate=allocate)
-            indices = send(torch.from_numpy(indices), self.device)
-        return self.decode_batch(
-            dict.fromkeys(self.columns, indices.to(self.device)) | (noise or {}), allocate=allocate
-        )
+                batch = self._gatherer(bucket).begin(checked, allocate)() | (noise or {})
+                return self._dataset.decode_batch(batch, bucket=bucket, allocate=allocate)
+            indices = send(torch.from_numpy(self.table.ordinals(checked)), self.device)
+        rows = dict.fromkeys(self.bucket_columns[bucket], indices.to(self.device))
+        return self.decode_batch(rows | (noise or {}), bucket=bucket, allocate=allocate)
 
-    def native_gatherer(self, *, decoded: bool = True) -> Gatherer | None:  # noqa: ARG002  (on the CPU all is decoded)
-        """Returns the native gatherer, or None if building a batch needs Python or runs on another device.
+    def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> Gatherer | None:  # noqa: ARG002
+        """Returns the native gatherer of a bucket, or None if building a batch needs Python or another device.
 
         Args:
             decoded: Ignored: on the CPU latents are always dequantized while gathering where that is one pass.
+            bucket: The bucket of the samples.
         """
-        return self._gatherer() if self.device.type == "cpu" and self._dataset.is_plain else None
+        return self._gatherer(bucket) if self.device.type == "cpu" and self._dataset.is_plain else None
 
-    def _gatherer(self) -> Gatherer:
+    def _gatherer(self, bucket: int) -> Gatherer:
         """Returns a gatherer of batches on the CPU, which dequantizes latents where that is one pass over them."""
-        layout, columns = self._dataset.layout, []
-        for position, (name, table) in enumerate(self.columns.items()):
+        layout, columns = self.layouts[bucket], []
+        for position, (name, table) in enumerate(self.bucket_columns[bucket].items()):
             encoded = layout.encoded.get(name)
             quantizer = None if encoded is None else encoded.direct_quantizer(layout.dtype)
             if encoded is None or quantizer is None:
@@ -135,39 +174,33 @@ class ResidentDataset(BatchedDataset):
                 columns.append(GatheredColumn(name, position, shape, table.dtype, needs_decoding=encoded is not None))
             else:
                 columns.append(GatheredColumn(name, position, encoded.shape, layout.dtype, quantizer))
-        return Gatherer(MemoryTables([rows(table.numpy()) for table in self.columns.values()]), columns)
+        tables = MemoryTables([rows(table.numpy()) for table in self.bucket_columns[bucket].values()])
+        return Gatherer(tables, columns, self.table.ordinals if self.table.count > 1 else None)
 
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
-        """Returns the indices of a batch under each column's name: `decode_batch` replaces them on the device.
+        """Returns the rows of a batch in the bucket's columns, by name: `decode_batch` replaces them on the device.
 
         Args:
             indices: Indices of the samples, in any order, each from -len(self) to len(self) - 1.
             allocate: Allocates the batch's tensors on the CPU.
         """
-        checked = torch.from_numpy(checked_indices(indices, len(self)))
-        return dict.fromkeys(self.columns, allocate(tuple(checked.shape), checked.dtype).copy_(checked))
+        checked = checked_indices(indices, len(self))
+        mine = torch.from_numpy(self.table.ordinals(checked))
+        columns = self.bucket_columns[self.table.common(checked)]
+        return dict.fromkeys(columns, allocate(tuple(mine.shape), mine.dtype).copy_(mine))
 
-    def decode_batch(self, batch: Batch, *, allocate: Allocate = shareable) -> Batch:
-        """Builds the batch of the indices that `read` returned; on the CPU, decodes gathered columns.
+    def decode_batch(self, batch: Batch, *, bucket: int = 0, allocate: Allocate = shareable) -> Batch:
+        """Builds the batch of the rows that `read` returned; on the CPU, decodes gathered columns.
 
         Args:
             batch: A batch from `read`.
+            bucket: The bucket of its samples.
             allocate: Allocates the decoded tensors on the CPU.
         """
         if self.device.type != "cpu":
-            batch = batch | {name: table.index_select(0, batch[name]) for name, table in self.columns.items()}
-        return self._dataset.decode_batch(batch, allocate=allocate)
-
-    def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
-        """Returns the noise of samples for `decode_batch`: see `LatentDataset.noise_of`.
-
-        Args:
-            indices: Indices of the samples, each in [0, len(self)).
-            seed: The loader's seed.
-            epoch: The epoch, from 0.
-            allocate: Allocates the batch's tensors on the CPU.
-        """
-        return self._dataset.noise_of(indices, seed, epoch, allocate=allocate)
+            columns = self.bucket_columns[bucket].items()
+            batch = batch | {name: column.index_select(0, batch[name]) for name, column in columns}
+        return self._dataset.decode_batch(batch, bucket=bucket, allocate=allocate)
 
     def loader(self, batch_size: int, **options: Unpack[LoaderOptions]) -> LatentLoader:
         """Returns a loader of batches on this device, in the order of the dataset's own loader.
@@ -187,7 +220,7 @@ class ResidentDataset(BatchedDataset):
         return LatentLoader(self, batch_size, **chosen)
 
 
-def _table(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     # NumPy asks the system for huge pages, which make reading random samples faster.

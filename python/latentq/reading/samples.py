@@ -121,7 +121,25 @@ def collate(samples: Sequence[Any] | MutableMapping[str, Any]) -> Any:
     if isinstance(samples, MutableMapping):  # a sampler of whole batches gives a batch already
         return samples
     batch = samples.unchanged_batch() if isinstance(samples, Samples) else None
-    return default_collate(list(samples)) if batch is None else batch
+    if batch is not None:
+        return batch
+    _check_shapes(samples)
+    return default_collate(list(samples))
+
+
+def _check_shapes(samples: Sequence[Any]) -> None:
+    """Raises ValueError if samples are of several buckets, before torch says only that sizes differ."""
+    first = samples[0] if len(samples) else None
+    if not isinstance(first, dict):
+        return
+    for name, value in first.items():
+        for sample in samples:
+            other = sample.get(name) if isinstance(sample, dict) else None
+            if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor) and other.shape != value.shape:
+                raise ValueError(
+                    f"samples have {name!r} of the shapes {tuple(value.shape)} and {tuple(other.shape)}, which are no "
+                    "batch: batch_sampler=dataset.batch_sampler(batch_size) makes batches of one bucket"
+                )
 
 
 def samples_of(batch: Batch, count: int, transform: Callable[[dict[str, Any]], Any] | None) -> list[Any]:

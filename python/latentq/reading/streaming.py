@@ -50,7 +50,9 @@ def register_raw_uint8() -> None:
 class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streaming has no types
     """A `StreamingDataset` with the samples of `LatentDataset`: latents dequantized, labels as integers.
 
-    The card is fetched from the remote as the index is. Several streams must agree, as in a mixture.
+    The card is fetched from the remote as the index is. Several streams must agree, as in a mixture. With buckets,
+    samples are of several shapes, which `StreamingDataset` puts in no order: only `batch_size=1` or the user's own
+    `collate_fn` makes batches of them.
 
     Args:
         columns: The columns of a sample: see `LatentDataset`.
@@ -62,7 +64,7 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         **options: Options of `StreamingDataset`: `remote`, `local`, `streams`, `batch_size`, `shuffle` and so on.
 
     Attributes:
-        layouts: The layout of each stream.
+        layouts: The layout of each stream; with buckets, of its first bucket.
 
     Raises:
         LatentqError: As in `LatentDataset`; or a remote has no card and no recipe is given.
@@ -82,14 +84,14 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         if raw_uint8:
             register_raw_uint8()
         super().__init__(**options)
-        layouts = []
+        self._bucket_layouts: list[tuple[Layout, ...]] = []
         for stream, first in zip(self.streams, self.shard_offset_per_stream, strict=True):
             path = Path(stream.local, stream.split)
             shard = self.shards[first]
             card = _fetch_card(stream, path) if recipe is None and quantizer is None else None
             if card is not None and card.autoencoder.normalization.positions:
                 _fetch(stream, path / NORMALIZATION)
-            layout = Layout.resolve(
+            of_buckets = Layout.of_buckets(
                 path,
                 dict(zip(shard.column_names, shard.column_encodings, strict=True)),
                 card=card,
@@ -99,12 +101,13 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
                 recipe=recipe,
                 quantizer=quantizer,
             )
-            layouts.append(layout)
-            if layout.texts and layout.card is not None:
+            self._bucket_layouts.append(of_buckets)
+            if of_buckets[0].texts and of_buckets[0].card is not None:
                 _fetch(stream, path / EMPTY_CAPTION)
-        for other in layouts[1:]:
-            layouts[0].check_agreement(other)
-        self.layouts = layouts
+        self.layouts = [of_buckets[0] for of_buckets in self._bucket_layouts]
+        with_buckets = any(len(of_buckets) > 1 for of_buckets in self._bucket_layouts)
+        for other in self.layouts[1:]:
+            self.layouts[0].check_agreement(other, shapes=not with_buckets)
         self._raw_uint8 = raw_uint8
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -125,8 +128,19 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
             retry: How often to fetch its shard before giving up.
         """
         stored = super().get_item(sample_id, retry)
-        layout = self.layouts[self.stream_per_shard[self.spanner[sample_id][0]]]
+        layout = self._layout_of(self.spanner[sample_id][0])
         return ColumnDict((name, _value(layout, name, stored[column])) for name, column in layout.shard_names.items())
+
+    def _layout_of(self, shard: int) -> Layout:
+        """Returns the layout of a shard's samples, by the bucket in its name."""
+        of_buckets: tuple[Layout, ...] = self._bucket_layouts[self.stream_per_shard[shard]]
+        if len(of_buckets) == 1:
+            return of_buckets[0]
+        name = Path(self.shards[shard].raw_data.basename).name
+        group = name.removeprefix("shard.").partition(".")[0]
+        if not group.isdecimal() or int(group) >= len(of_buckets):
+            raise FormatError(f"{of_buckets[0].path}: {name} is of none of the buckets 000 to {len(of_buckets) - 1:03}")
+        return of_buckets[int(group)]
 
 
 def _value(layout: Layout, name: str, value: Any) -> Any:

@@ -56,6 +56,7 @@ class _SharedBlock:
 
 
 _worker_blocks: list[_SharedBlock] = []  # in a worker: its own blocks
+_sent_layouts: dict[int, tuple[int, Layout]] = {}  # in a worker: the layouts it has sent, numbered, by their id
 
 
 class WorkerBatch(MutableMapping[str, Any]):
@@ -135,7 +136,9 @@ class WorkerBatch(MutableMapping[str, Any]):
             return self.__reduce__() if self._batch is not None else (_sent_before, ())
         self._block = None
         known, block.is_known = block.is_known, True
-        new = None if known else (block.memory, self._layout)
+        memory = None if known else block.memory
+        layout = None if id(self._layout) in _sent_layouts else self._layout
+        number, _ = _sent_layouts.setdefault(id(self._layout), (len(_sent_layouts), self._layout))
         sent: list[Any] = []
         for name, value in self._stored.items():
             view = next((view for tensor, view in self._views if tensor is value), None)
@@ -143,7 +146,7 @@ class WorkerBatch(MutableMapping[str, Any]):
                 sent.append((name, None, value.numpy()))  # a tensor would be sent in shared memory of its own
             else:
                 sent.append((name, view, value if view is None else None))
-        return _receive, (os.getpid(), block.number, new, sent)
+        return _receive, (os.getpid(), (block.number, memory), (number, layout), sent)
 
 
 ForkingPickler.register(WorkerBatch, WorkerBatch._send)
@@ -184,10 +187,11 @@ def _sent_before() -> None:
 
 
 class _Sender:
-    """The training process's record of a worker: the blocks it has mapped, and memory for decoded batches."""
+    """The training process's record of a worker: its layouts, the blocks mapped, and memory for decoded batches."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, tuple[_SharedBlock, Layout]] = {}
+        self.blocks: dict[int, _SharedBlock] = {}
+        self.layouts: dict[int, Layout] = {}
         self.allocate = RecycledMemory()
 
 
@@ -195,26 +199,31 @@ _senders: dict[int, _Sender] = {}  # by process ID
 
 
 @_keeps_errors
-def _receive(pid: int, number: int, new: tuple[torch.Tensor, Layout] | None, sent: list[Any]) -> Batch:
+def _receive(
+    pid: int, in_block: tuple[int, torch.Tensor | None], in_layout: tuple[int, Layout | None], sent: list[Any]
+) -> Batch:
     """Unpickles a batch that a worker has sent, and decodes it.
 
     Args:
         pid: The worker's process ID.
-        number: The number of the worker's block of shared memory.
-        new: The block's memory and the layout, with the first batch in a block.
+        in_block: The number of the worker's block of shared memory, and its memory with the first batch in it.
+        in_layout: The number of the batch's layout, and the layout with its first batch.
         sent: For each column its name, and either its place in the block (start, shape, dtype) or None and its values.
     """
-    if new is not None:
+    (number, memory), (layout_number, new_layout) = in_block, in_layout
+    if memory is not None:
         if pid not in _senders or number in _senders[pid].blocks:  # a new worker, perhaps with a former worker's PID
             alive = {process.pid for process in multiprocessing.active_children()}
             for ended in [known for known in _senders if known not in alive]:
                 del _senders[ended]
             _senders[pid] = _Sender()
         block = _SharedBlock.__new__(_SharedBlock)
-        block.memory, block.in_use = new[0], new[0].numpy()[:1]
-        _senders[pid].blocks[number] = block, new[1]
+        block.memory, block.in_use = memory, memory.numpy()[:1]
+        _senders[pid].blocks[number] = block
     sender = _senders[pid]
-    block, layout = sender.blocks[number]
+    if new_layout is not None:
+        sender.layouts[layout_number] = new_layout
+    block, layout = sender.blocks[number], sender.layouts[layout_number]
     stored = {name: value if view is None else block.tensor(*view) for name, view, value in sent}
     try:
         return _decoded(layout, stored, sender.allocate)
