@@ -1,0 +1,253 @@
+"""A dataset on an object store, made through a local folder that has its small files.
+
+A run works in the folder as in any other. What it publishes there is then published on the store:
+
+- A file that the first process decides (the card, a part of the list) by a conditional put. If another process was first,
+  its file replaces the folder's.
+- A unit file by file: its shards first and its `index.json` last, by a conditional put. Nothing is overwritten: a file
+  whose name an attempt of other bytes has taken gets another name, a shard as `shard.00000.HASH.mds` with the xxh3_64 of
+  its bytes, a file that no index names as `NAME.HASH` with the xxh3_64 of the unit's index. So the index of a unit names
+  shards whose hashes it holds, whichever attempt wins, and its other files are those of the same attempt.
+- The dataset's index last of all.
+
+A unit that is published is kept in the folder as its index and facts alone; one that only the store has is an empty index
+there until `fetch_units` brings its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from latentq._core import LatentqError, MismatchError, image_hash
+from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
+from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, NORMALIZATION, REJECTS, UNIT
+from latentq.run.units import unit_names
+from latentq.store.local import make_folder, replace_file
+from latentq.store.objects import ObjectStore
+
+_CONNECTIONS = 16  # requests at the same time
+_FACTS = (INDEX, UNIT, CONTENT_HASHES)  # a unit's files that stay in the folder
+_DECIDED_ONCE = (EMPTY_CAPTION, NORMALIZATION)
+
+
+class Mirror:
+    """A dataset on an object store and its local folder.
+
+    Args:
+        store: The store.
+        folder: The local folder, of this process alone.
+
+    Attributes:
+        folder: The local folder.
+        store: The store.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path) -> None:
+        self.store = store
+        self.folder = folder
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, url: str, options: Mapping[str, str] | None = None) -> Iterator[Self]:
+        """Opens a dataset on a store, in a temporary folder that is removed at the end. Raises as `refresh`."""
+        store = ObjectStore(url, options)
+        name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
+        base = Path(tempfile.gettempdir())
+        _remove_dead(base, f"latentq-{name}-")
+        with tempfile.TemporaryDirectory(prefix=f"latentq-{name}-{os.getpid()}-", dir=base) as folder:
+            mirror = cls(store, Path(folder) / "dataset")
+            mirror.refresh()
+            yield mirror
+
+    def refresh(self) -> None:
+        """Takes what other processes have published since into the folder: small files, and which units there are.
+
+        Raises:
+            MismatchError: The store has objects at this place, and they are no dataset.
+            OSError: The store cannot be read.
+        """
+        others: list[str] = []
+        for name, _ in self.store.list():
+            first, _, rest = name.partition("/")
+            if rest == INDEX and _is_unit(first):
+                path = self.folder / name
+                if not path.exists():
+                    make_folder(path.parent)
+                    path.touch()
+            elif first == LIST or first.startswith(f"{LIST}."):
+                self._fetch_new(name)
+            elif name in (INDEX, CARD, NEXT_CARD, REJECTS, *_DECIDED_ONCE):
+                self._fetch(name)
+            elif not _is_unit(first):
+                others.append(name)
+        if others and not (self.folder / CARD).exists():
+            raise MismatchError(f"{self.store.url} holds something else ({others[0]}): name a place that is empty")
+
+    def publish_plan(self) -> bool:
+        """Publishes the list and the card that are in the folder, and the files that go with them.
+
+        Returns:
+            False if another process had published another card: that one is in the folder now.
+
+        Raises:
+            MismatchError: Another list is published.
+            OSError: The store cannot be written.
+        """
+        for folder in sorted(self.folder.glob(f"{LIST}*")):
+            for part in sorted(folder.iterdir()):
+                name = f"{folder.name}/{part.name}"
+                if not self.store.put_once(name, part):
+                    raise MismatchError(f"{self.store.url}/{name} is another list than that of this source")
+        return self.publish_once(CARD)
+
+    def publish_once(self, name: str) -> bool:
+        """Publishes a file of the folder. If another process was first, takes its file and returns False."""
+        path = self.folder / name
+        if self.store.put_once(name, path):
+            return True
+        replace_file(path, self.store.get(name))
+        return False
+
+    def publish_decided(self) -> None:
+        """Publishes the files that the first process decides, other than list and card."""
+        for name in _DECIDED_ONCE:
+            if (self.folder / name).exists():
+                self.publish_once(name)
+
+    def publish_unit(self, name: str) -> None:
+        """Publishes a unit of the folder. If another process was first, its unit is taken instead.
+
+        The folder keeps the unit's index and facts, and no shards.
+
+        Raises:
+            OSError: The store cannot be written, or the folder cannot be read.
+        """
+        unit = self.folder / name
+        index = (unit / INDEX).read_bytes()
+        if index:
+            names = sorted(entry.name for entry in unit.iterdir() if entry.name != INDEX)
+            shards = [shard for shard in names if shard.endswith(".mds")]
+            with self._threads() as pool:
+                placed = dict(zip(shards, pool.map(lambda shard: self._put_shard(unit, shard), shards), strict=True))
+            index = _with_names(index, placed)
+            for other in names:
+                if other not in placed and not self.store.put_once(f"{name}/{other}", unit / other):
+                    self.store.put_once(f"{name}/{_alternative(other, index)}", unit / other)
+            for shard in shards:
+                (unit / shard).unlink()
+            replace_file(unit / INDEX, index)
+            if not self.store.put_once(f"{name}/{INDEX}", index):
+                self._fetch_unit(name)
+
+    def fetch_units(self, names: Iterable[str], advance: Callable[[], None] = lambda: None) -> None:
+        """Brings the index and facts of units that only the store has.
+
+        Args:
+            names: Names of units.
+            advance: Called once for each unit.
+
+        Raises:
+            OSError: The store cannot be read.
+        """
+
+        def fetch(name: str) -> None:
+            if not (self.folder / name / INDEX).stat().st_size:
+                self._fetch_unit(name)
+
+        with self._threads() as pool:
+            for _ in pool.map(fetch, names):
+                advance()
+
+    def publish_finish(self) -> None:
+        """Publishes what finishing wrote into the folder: rejects, card, and last of all the index."""
+        for name in (REJECTS, CARD, INDEX):
+            self.store.put(name, self.folder / name)
+
+    def publish_update(self) -> None:
+        """Publishes what finishing an update wrote: the dataset is the old one until its index is replaced.
+
+        Raises:
+            MismatchError: Another update is being finished.
+        """
+        index = (self.folder / INDEX).read_bytes()
+        next_card = next_card_bytes(Card.load(self.folder), hashlib.sha256(index).hexdigest())
+        if not self.store.put_once(NEXT_CARD, next_card):
+            raise MismatchError(f"{self.store.url}: another update is being finished: run the same command again")
+        for name in (INDEX, REJECTS, CARD):
+            self.store.put(name, self.folder / name)
+        self.store.delete(NEXT_CARD)
+
+    def fetch_all_units(self, card: Card) -> None:
+        """Brings the index and facts of all units that a card names. Raises as `fetch_units`."""
+        self.fetch_units(unit_names(self.folder, card))
+
+    def _put_shard(self, unit: Path, shard: str) -> str:
+        """Puts a shard, and returns the name that it has on the store."""
+        data = (unit / shard).read_bytes()
+        if not self.store.put_once(f"{unit.name}/{shard}", data):
+            shard = f"{shard.removesuffix('.mds')}.{image_hash(data):016x}.mds"
+            self.store.put_once(f"{unit.name}/{shard}", data)
+        return shard
+
+    def _fetch_unit(self, name: str) -> None:
+        index = self.store.get(f"{name}/{INDEX}")
+        folder = self.folder / name
+        for file in _FACTS[1:]:
+            try:
+                data = self.store.get(f"{name}/{_alternative(file, index)}")
+            except FileNotFoundError:
+                data = self.store.get(f"{name}/{file}")
+            replace_file(folder / file, data)
+        replace_file(folder / INDEX, index)
+
+    def _fetch(self, name: str) -> None:
+        path = self.folder / name
+        make_folder(path.parent)
+        replace_file(path, self.store.get(name))
+
+    def _fetch_new(self, name: str) -> None:
+        if not (self.folder / name).exists():
+            self._fetch(name)
+
+    @staticmethod
+    def _threads() -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_CONNECTIONS, "latentq: store")
+
+
+def _is_unit(name: str) -> bool:
+    number, _, revision = name.partition(".")
+    return number.isdigit() and (not revision or revision.isdigit())
+
+
+def _alternative(file: str, index: bytes) -> str:
+    """Returns the name of a file that no index names, if another attempt took its own name."""
+    return f"{file}.{image_hash(index):016x}"
+
+
+def _with_names(index: bytes, placed: Mapping[str, str]) -> bytes:
+    """Returns a unit's index with the names that its shards have on the store."""
+    for shard, name in placed.items():
+        if shard != name:
+            index = index.replace(json.dumps(shard).encode(), json.dumps(name).encode())
+    return index
+
+
+def _remove_dead(base: Path, prefix: str) -> None:
+    """Removes the folders that killed processes of this machine left."""
+    for folder in base.glob(f"{prefix}*"):
+        process = folder.name.removeprefix(prefix).partition("-")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, OSError):
+            continue

@@ -1,0 +1,179 @@
+"""Object stores: S3, Google Cloud Storage and Azure, through obstore.
+
+There is no rename and no lock. An object appears whole or not at all, and `put_once` puts an object only if its name is
+free, which is enough to publish units: see `latentq.store.mirror`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from latentq.system.extras import needed_for
+
+_URL = re.compile(r"(s3a?|gs|az|azure|abfss?)://", re.IGNORECASE)
+_ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
+_FIRST_WAIT = 0.2  # seconds
+_TOO_LONG = 500  # characters of a message that are shown
+
+_T = TypeVar("_T")
+
+
+def is_url(path: object) -> bool:
+    """True if a path names an object store: `s3://`, `gs://`, `az://` and the like."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+class StoredObject(NamedTuple):
+    """An object in a listing.
+
+    Attributes:
+        name: Its name below the store's URL.
+        size: Its size in bytes.
+    """
+
+    name: str
+    size: int
+
+
+class ObjectStore:
+    """The objects whose names begin with a URL.
+
+    Requests that fail for a reason that may pass, such as 503 or a lost connection, are repeated with growing waits for
+    up to three minutes. Any other failure is an `OSError` of one line that names the object.
+
+    Args:
+        url: `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
+        options: What obstore takes as `config`: `endpoint`, `region`, `access_key_id`, `allow_http` and so on. Whatever
+            is not given comes from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
+            `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_KEY` and so on).
+
+    Attributes:
+        url: The URL, without a slash at its end.
+
+    Raises:
+        MissingPackageError: obstore is not installed.
+        ValueError: The URL or an option is not valid.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
+        with needed_for(url):
+            import obstore
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        self.url = url.rstrip("/")
+        self._obstore: Any = obstore
+        try:
+            self._store: Any = from_url(self.url, config=dict(options or {}))  # type: ignore[arg-type]
+        except BaseError as error:
+            raise ValueError(f"{url}: {_first_line(error)}") from None
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.url!r})"
+
+    def get(self, name: str) -> bytes:
+        """Returns the bytes of an object.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            OSError: It cannot be read.
+        """
+        return self._call(name, lambda: bytes(self._obstore.get(self._store, name).bytes()))
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Returns `length` bytes of an object from `start` on. Raises as `get`."""
+        return self._call(name, lambda: bytes(self._obstore.get_range(self._store, name, start=start, length=length)))
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yields the objects whose names begin with a prefix of whole parts, in the order of their names.
+
+        The store's pages are read as they are needed. Raises as `get`.
+        """
+        pages = iter(self._obstore.list(self._store, prefix or None))
+        while page := self._call(prefix, lambda: next(pages, None)):
+            for entry in page:
+                yield StoredObject(entry["path"], entry["size"])
+
+    def put_once(self, name: str, data: bytes | Path) -> bool:
+        """Puts an object unless its name is taken. Returns False if another object has the name.
+
+        An object of the same bytes counts as this one: the response of an earlier attempt may have been lost.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        data = data.read_bytes() if isinstance(data, Path) else data
+        if self._call(name, lambda: self._put(name, data, "create")):
+            return True
+        return self.get(name) == data
+
+    def put(self, name: str, data: bytes | Path) -> None:
+        """Puts an object, replacing any object of its name.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        data = data.read_bytes() if isinstance(data, Path) else data
+        self._call(name, lambda: self._put(name, data, "overwrite"))
+
+    def delete(self, name: str) -> None:
+        """Deletes an object; does nothing if there is none.
+
+        Raises:
+            OSError: It cannot be deleted.
+        """
+
+        def delete() -> None:
+            try:
+                self._obstore.delete(self._store, name)
+            except FileNotFoundError:
+                return
+
+        self._call(name, delete)
+
+    def _put(self, name: str, data: bytes, mode: str) -> bool:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            # Objects of several parts cannot be put conditionally.
+            self._obstore.put(self._store, name, data, mode=mode, use_multipart=False if mode == "create" else None)
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        return True
+
+    def _call(self, name: str, request: Callable[[], _T]) -> _T:
+        """Makes a request; makes it again if it failed for a reason that may pass."""
+        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+        where = f"{self.url}/{name}"
+        wait = _FIRST_WAIT
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return request()
+            except (FileNotFoundError, BaseError) as error:
+                line = _first_line(error)
+                if "NoSuchBucket" in str(error):
+                    raise OSError(errno.ENOENT, "there is no such bucket", self.url) from None
+                if isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(errno.ENOENT, "there is no such object", where) from None
+                if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+                    raise PermissionError(errno.EACCES, line, where) from None
+                if attempt == _ATTEMPTS:
+                    raise OSError(errno.EIO, line, where) from None
+            time.sleep(wait)
+            wait *= 2
+        raise AssertionError  # the last attempt returns or raises
+
+
+def _first_line(error: BaseException) -> str:
+    """Returns the message of an error of obstore on one line, with the server's own words if there are any."""
+    text = str(error)
+    server = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", text, re.DOTALL)
+    line = text.split("\n\nDebug source", 1)[0].split(": <?xml", 1)[0].replace("\n", " ").strip()
+    if server:
+        line = f"{line} ({': '.join(part for part in server.groups() if part)})"
+    return line if len(line) <= _TOO_LONG else f"{line[:_TOO_LONG]}..."
