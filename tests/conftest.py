@@ -20,6 +20,7 @@ pytest_plugins = [
     "support.dataset_fixtures",
     "support.source_fixtures",
     "support.collect_fixtures",
+    "support.store_fixtures",
 ]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Unpack
 
 from latentq.collect import Collection
@@ -29,6 +29,7 @@ from latentq.models.text import TextEncoder
 from latentq.run.archives import source_is_deleted
 from latentq.run.finish import CardCompletion, finish, resume_update
 from latentq.run.listing import print_notes
+from latentq.run.mirror import mirrored
 from latentq.run.share import Share
 from latentq.sources import Captions, Source
 from latentq.system.progress import Progress
@@ -38,6 +39,7 @@ def encode(
     source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str],
     *,
+    storage_options: Mapping[str, str] | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     autoencoder: str | os.PathLike[str] | Autoencoder | None = None,
     text_encoder: str | os.PathLike[str] | TextEncoder | None = None,
@@ -56,7 +58,8 @@ def encode(
             that `latentq.sources.open_source` takes, or a `Source`.
         out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source. A name that
             ends with `.tsv` gets a table of tokens in the layout of VQGAN-f16-16384's page, and the dataset is in
-            `NAME.latentq`.
+            `NAME.latentq`. A URL of an object store (`s3://`, `gs://`, `az://`) makes the dataset there.
+        storage_options: For a URL: endpoint, credentials and the like: see `latentq.store.objects.ObjectStore`.
         recipe: A recipe, its name, or the path of its TOML file; by default `default`.
         autoencoder: Replaces the recipe's autoencoder: a name, a folder, or an object that is an `Autoencoder`.
         text_encoder: Replaces the recipe's text encoder: a name, a folder, or an object that is a
@@ -80,19 +83,23 @@ def encode(
         ValueError: An argument is out of range.
     """
     settings, overrides = split_options(options)
-    request = EncodeRequest(
-        source, Path(out), settings, overrides, recipe=recipe, autoencoder=autoencoder, text_encoder=text_encoder,
-        like=like, class_names=class_names, captions=captions, image_column=image_column, label_column=label_column,
-        collection=collection,
-    )  # fmt: skip
-    return encode_request(request)
+    with mirrored(out, storage_options) as (folder, mirror):
+        request = EncodeRequest(
+            source, folder, settings, overrides, mirror, recipe=recipe, autoencoder=autoencoder,
+            text_encoder=text_encoder, like=like, class_names=class_names, captions=captions, image_column=image_column,
+            label_column=label_column, collection=collection,
+        )  # fmt: skip
+        return encode_request(request)
 
 
 def encode_request(request: EncodeRequest) -> Card:
     """Does what a request asks for. Returns and raises as `encode`."""
     out, settings = request.out, request.settings
     if (out / CARD).exists():
-        resume_update(out)
+        if request.mirror is not None:
+            request.mirror.fetch_next_units()
+        if resume_update(out) and request.mirror is not None:
+            request.mirror.publish_update()
     resolved = resolve(request)
     if (
         settings.delete_archives
@@ -120,17 +127,22 @@ def _encode(resolved: ResolvedRequest, source: Source) -> Card:
 
 
 def _encode_listed(resolved: ResolvedRequest, source: Source) -> Card:
-    out, settings = resolved.request.out, resolved.request.settings
+    out, settings, mirror = resolved.request.out, resolved.request.settings, resolved.request.mirror
     with list_requested(resolved, source, out) as run_list:
         run, models = plan_requested(resolved, source, run_list)
         is_new = not (out / CARD).exists()  # afterwards all that the notes are about is decided
         notes = [*run_list.notes, *(models.notes(resolved.recipe) if is_new else ())]
         print_notes(notes, settings.progress)
         with current_device(run.encoder.device):
-            run = publish_card(out, run, run_list, settings.progress, frozen=resolved.parent is not None)
+            frozen = resolved.parent is not None
+            run = publish_card(out, run, run_list, settings.progress, frozen=frozen)
+            if mirror is not None and not mirror.publish_plan():  # another process was first
+                run = publish_card(out, run, run_list, settings.progress, frozen=frozen)
             publish_empty_caption(out, run)
             publish_positions(out, run)
-            share = Share.for_process(out, source, run.samples, settings)
+            if mirror is not None:
+                mirror.publish_decided()
+            share = Share.for_process(out, source, run.samples, settings, mirror)
             with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
                 encode_units(run, share, bar)
     return share.finish(run.card, CARD, CardCompletion, settings.progress)

@@ -22,6 +22,7 @@ from latentq.run.archives import archives_of
 from latentq.run.check import check_output_folder, check_same_recipe
 from latentq.run.classes import classes_of, classes_to_grow
 from latentq.run.listing import RunList, collection_of, list_source, open_run_source, source_facts, with_limits
+from latentq.run.mirror import Mirror
 from latentq.run.plan import plan_card, resolve_recipe
 from latentq.sources import Captions, Source
 
@@ -33,14 +34,17 @@ class EncodeRequest:
     """The arguments of `latentq.encode`, which describes them.
 
     Attributes:
+        named: The dataset's folder, or the table of tokens next to it; of a dataset on a store its local folder.
         settings: How the run is done.
         overrides: Fields of the recipe to change.
+        mirror: The object store, if the dataset is on one.
     """
 
     source: str | os.PathLike[str] | Source
     named: Path
     settings: EncodeSettings
     overrides: RecipeOverrides
+    mirror: Mirror | None = None
     recipe: str | os.PathLike[str] | Recipe | None = None
     autoencoder: str | os.PathLike[str] | Autoencoder | None = None
     text_encoder: str | os.PathLike[str] | TextEncoder | None = None

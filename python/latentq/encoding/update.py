@@ -26,7 +26,7 @@ from latentq.run.listing import RunList, print_notes
 from latentq.run.plan import plan_card
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.share import Share
-from latentq.run.units import UnitFacts
+from latentq.run.units import UnitFacts, unit_names
 from latentq.run.update import UpdatePlan
 from latentq.sources import Sample, Source
 from latentq.sources.listing import read_sample
@@ -67,7 +67,9 @@ def update_dataset(request: EncodeRequest, card: Card, source: Source) -> Card:
 
 
 def _update(request: EncodeRequest, card: Card, source: Source) -> Card:
-    out, settings = request.out, request.settings
+    out, settings, mirror = request.out, request.settings, request.mirror
+    if mirror is not None and settings.check_content:
+        mirror.fetch_units(unit_names(out, card))
     with UpdatePlan(source, out, card, card.recipe.unit_size) as plan:
         complete_plan(request, plan, source)
         print_notes([*plan.notes, f"update: {plan.changes}"], settings.progress)
@@ -75,8 +77,10 @@ def _update(request: EncodeRequest, card: Card, source: Source) -> Card:
             return card
         run, run_list = planned_update(request, card, plan, source)
         run_list.publish()
+        if mirror is not None:
+            mirror.publish_list()
     run = replace(run, samples=run_list.samples)
-    share = Share.for_process(out, source, run.samples, settings)
+    share = Share.for_process(out, source, run.samples, settings, mirror)
     with (
         current_device(run.encoder.device),
         Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar,
@@ -85,7 +89,11 @@ def _update(request: EncodeRequest, card: Card, source: Source) -> Card:
         encode_units(run, share, bar)
     if share.missing(run.card):  # nothing is removed: other processes may still plan
         return run.card
+    if mirror is not None:
+        mirror.fetch_units(unit_names(out, run.card))
     completed = finish_update(out, run.card, settings.progress)
+    if mirror is not None:
+        mirror.publish_update()
     print_notes(_range_notes(out, card, run.samples, run.card.source.revision), settings.progress)
     return completed
 

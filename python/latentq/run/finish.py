@@ -185,12 +185,15 @@ def finish_update(out: Path, card: Card, progress: TextIO | None = None) -> Card
     return completed
 
 
-def resume_update(out: Path, progress: TextIO | None = None) -> None:
+def resume_update(out: Path, progress: TextIO | None = None) -> bool:
     """Completes the finish of an update that was killed, if there is one. All of its units are published.
 
     Args:
         out: The dataset's folder.
         progress: The stream for progress, or None.
+
+    Returns:
+        True if an update was completed.
     """
     with contextlib.suppress(FileNotFoundError):  # there is none, or another process completed it
         card = Card.load(out / NEXT_CARD)
@@ -198,6 +201,8 @@ def resume_update(out: Path, progress: TextIO | None = None) -> None:
             (out / NEXT_CARD).unlink()
         else:
             finish_update(out, card, progress)
+            return True
+    return False
 
 
 def _added_units(out: Path, card: _Card, total: Completion[_Card], rejects: BinaryIO, bar: Progress) -> Iterator[str]:

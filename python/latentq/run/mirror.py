@@ -2,16 +2,16 @@
 
 A run works in the folder as in any other. What it publishes there is then published on the store:
 
-- A file that the first process decides (the card, a part of the list) by a conditional put. If another process was first,
-  its file replaces the folder's.
+- A file that the first process decides (the card, a part of the list) by a conditional put. If another process was
+  first, its file replaces the folder's.
 - A unit file by file: its shards first and its `index.json` last, by a conditional put. Nothing is overwritten: a file
-  whose name an attempt of other bytes has taken gets another name, a shard as `shard.00000.HASH.mds` with the xxh3_64 of
-  its bytes, a file that no index names as `NAME.HASH` with the xxh3_64 of the unit's index. So the index of a unit names
-  shards whose hashes it holds, whichever attempt wins, and its other files are those of the same attempt.
+  whose name an attempt of other bytes has taken gets another name, a shard as `shard.00000.HASH.mds` with the xxh3_64
+  of its bytes, a file that no index names as `NAME.HASH` with the xxh3_64 of the unit's index. So the index of a unit
+  names shards whose hashes it holds, whichever attempt wins, and its other files are those of the same attempt.
 - The dataset's index last of all.
 
-A unit that is published is kept in the folder as its index and facts alone; one that only the store has is an empty index
-there until `fetch_units` brings its files.
+A unit that is published is kept in the folder as its index and facts alone; one that only the store has is an empty
+index there until `fetch_units` brings its files.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
 
 from latentq._core import LatentqError, MismatchError, image_hash
 from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
 from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, NORMALIZATION, REJECTS, UNIT
 from latentq.run.units import unit_names
 from latentq.store.local import make_folder, replace_file
-from latentq.store.objects import ObjectStore
+from latentq.store.objects import ObjectStore, is_url
 
 _CONNECTIONS = 16  # requests at the same time
 _FACTS = (INDEX, UNIT, CONTENT_HASHES)  # a unit's files that stay in the folder
@@ -54,19 +53,6 @@ class Mirror:
     def __init__(self, store: ObjectStore, folder: Path) -> None:
         self.store = store
         self.folder = folder
-
-    @classmethod
-    @contextlib.contextmanager
-    def opened(cls, url: str, options: Mapping[str, str] | None = None) -> Iterator[Self]:
-        """Opens a dataset on a store, in a temporary folder that is removed at the end. Raises as `refresh`."""
-        store = ObjectStore(url, options)
-        name = hashlib.sha256(store.url.encode()).hexdigest()[:12]
-        base = Path(tempfile.gettempdir())
-        _remove_dead(base, f"latentq-{name}-")
-        with tempfile.TemporaryDirectory(prefix=f"latentq-{name}-{os.getpid()}-", dir=base) as folder:
-            mirror = cls(store, Path(folder) / "dataset")
-            mirror.refresh()
-            yield mirror
 
     def refresh(self) -> None:
         """Takes what other processes have published since into the folder: small files, and which units there are.
@@ -102,12 +88,21 @@ class Mirror:
             MismatchError: Another list is published.
             OSError: The store cannot be written.
         """
+        self.publish_list()
+        return self.publish_once(CARD)
+
+    def publish_list(self) -> None:
+        """Publishes the lists that are in the folder.
+
+        Raises:
+            MismatchError: Another list is published.
+            OSError: The store cannot be written.
+        """
         for folder in sorted(self.folder.glob(f"{LIST}*")):
             for part in sorted(folder.iterdir()):
                 name = f"{folder.name}/{part.name}"
                 if not self.store.put_once(name, part):
                     raise MismatchError(f"{self.store.url}/{name} is another list than that of this source")
-        return self.publish_once(CARD)
 
     def publish_once(self, name: str) -> bool:
         """Publishes a file of the folder. If another process was first, takes its file and returns False."""
@@ -170,7 +165,9 @@ class Mirror:
     def publish_finish(self) -> None:
         """Publishes what finishing wrote into the folder: rejects, card, and last of all the index."""
         for name in (REJECTS, CARD, INDEX):
-            self.store.put(name, self.folder / name)
+            data = (self.folder / name).read_bytes()
+            if not self._holds(name, data):  # a finished dataset is not written again
+                self.store.put(name, data)
 
     def publish_update(self) -> None:
         """Publishes what finishing an update wrote: the dataset is the old one until its index is replaced.
@@ -186,9 +183,10 @@ class Mirror:
             self.store.put(name, self.folder / name)
         self.store.delete(NEXT_CARD)
 
-    def fetch_all_units(self, card: Card) -> None:
-        """Brings the index and facts of all units that a card names. Raises as `fetch_units`."""
-        self.fetch_units(unit_names(self.folder, card))
+    def fetch_next_units(self) -> None:
+        """Brings the units of an update whose finish was killed, if there is one. Raises as `fetch_units`."""
+        if (self.folder / NEXT_CARD).exists():
+            self.fetch_units(unit_names(self.folder, Card.load(self.folder / NEXT_CARD)))
 
     def _put_shard(self, unit: Path, shard: str) -> str:
         """Puts a shard, and returns the name that it has on the store."""
@@ -197,6 +195,12 @@ class Mirror:
             shard = f"{shard.removesuffix('.mds')}.{image_hash(data):016x}.mds"
             self.store.put_once(f"{unit.name}/{shard}", data)
         return shard
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        try:
+            return self.store.get(name) == data
+        except FileNotFoundError:
+            return False
 
     def _fetch_unit(self, name: str) -> None:
         index = self.store.get(f"{name}/{INDEX}")
@@ -221,6 +225,47 @@ class Mirror:
     @staticmethod
     def _threads() -> ThreadPoolExecutor:
         return ThreadPoolExecutor(_CONNECTIONS, "latentq: store")
+
+
+@contextlib.contextmanager
+def mirrored(
+    path: str | os.PathLike[str], options: Mapping[str, str] | None = None
+) -> Iterator[tuple[Path, Mirror | None]]:
+    """Opens a dataset that may be on an object store.
+
+    Args:
+        path: A folder, or the URL of a dataset on an object store.
+        options: For a URL: see `ObjectStore`.
+
+    Yields:
+        The folder and None; or, for a URL, a temporary folder with what is published, and its mirror. Errors name the
+        URL in place of that folder.
+
+    Raises:
+        MismatchError: The store has objects at this place, and they are no dataset.
+        OSError: The store cannot be read.
+        ValueError: Options are given without a URL, or not valid.
+    """
+    if not is_url(path):
+        if options:
+            raise ValueError(f"storage options are for URLs, and {os.fspath(path)} is a folder")
+        yield Path(path), None
+        return
+    store = ObjectStore(str(path), options)
+    prefix = f"latentq-{hashlib.sha256(store.url.encode()).hexdigest()[:12]}-"
+    base = Path(tempfile.gettempdir())
+    _remove_dead(base, prefix)
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=base) as temporary:
+        folder = Path(temporary) / "dataset"
+        mirror = Mirror(store, folder)
+        try:
+            mirror.refresh()
+            yield folder, mirror
+        except LatentqError as error:
+            error.args = tuple(
+                part.replace(str(folder), store.url) if isinstance(part, str) else part for part in error.args
+            )
+            raise
 
 
 def _is_unit(name: str) -> bool:

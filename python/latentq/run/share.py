@@ -11,9 +11,10 @@ from latentq._core import LatentqError
 from latentq.format.files import REJECTS
 from latentq.run.archives import ArchiveDeleter
 from latentq.run.finish import Completion, finish_units
+from latentq.run.mirror import Mirror
 from latentq.run.options import RunSettings
 from latentq.run.sample_list import SampleList, UnitEntry
-from latentq.run.units import UnitCard, unit_done, units_done
+from latentq.run.units import UnitCard, unit_done, unit_names, units_done
 from latentq.sources import Source
 from latentq.store.local import sync_published
 from latentq.system.progress import Progress
@@ -30,14 +31,18 @@ class Share:
         out: The folder that units are published in.
         units: The units of this process, in order.
         archives: Deletes archives that are no longer needed; None if the user did not ask for it.
+        mirror: Publishes units on an object store; None if the dataset is the folder.
     """
 
     out: Path
     units: list[UnitEntry]
     archives: ArchiveDeleter | None
+    mirror: Mirror | None = None
 
     @classmethod
-    def for_process(cls, out: Path, source: Source, sample_list: SampleList, settings: RunSettings) -> Self:
+    def for_process(
+        cls, out: Path, source: Source, sample_list: SampleList, settings: RunSettings, mirror: Mirror | None = None
+    ) -> Self:
         """Returns the share of the process that `settings` describe.
 
         Args:
@@ -45,13 +50,14 @@ class Share:
             source: The source, opened.
             sample_list: Its list.
             settings: How the run is done.
+            mirror: The object store that the dataset is on, if `out` is its local folder.
 
         Raises:
             LatentqError: `settings.delete_archives` is set, but the source has no archives.
         """
         archives = ArchiveDeleter(source, sample_list, out) if settings.delete_archives else None
         numbers = range(settings.rank, sample_list.totals.units, settings.world_size)
-        return cls(out, [sample_list.unit(number) for number in numbers], archives)
+        return cls(out, [sample_list.unit(number) for number in numbers], archives, mirror)
 
     @property
     def samples(self) -> int:
@@ -71,12 +77,16 @@ class Share:
         return pending
 
     def unit_published(self, unit: UnitEntry) -> None:
-        """Deletes the archives that are no longer needed now that a unit is published."""
+        """Publishes a unit on the store too, and deletes the archives that are no longer needed."""
+        if self.mirror is not None:
+            self.mirror.publish_unit(unit.name)
         if self.archives is not None:
             self.archives.delete(unit)
 
     def missing(self, card: UnitCard) -> int:
         """Returns the number of units of all processes that are not published."""
+        if self.mirror is not None:
+            self.mirror.refresh()
         return card.units - units_done(self.out, card)
 
     def finish(
@@ -104,7 +114,11 @@ class Share:
             self.archives.delete()
         if self.missing(card):  # nothing is removed: another process may still use its temporary list
             return replace(card, counts=None)
+        if self.mirror is not None:
+            self.mirror.fetch_units(unit_names(self.out, card))
         card = finish_units(self.out, card, file, completion, progress)
+        if self.mirror is not None:
+            self.mirror.publish_finish()
         if card.counts is not None and not card.counts.samples:
             samples = counted(card.source.samples, "sample")
             raise LatentqError(f"none of {samples} could be stored: see {self.out / REJECTS}")

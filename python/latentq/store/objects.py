@@ -16,6 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 from latentq.system.extras import needed_for
 
 _URL = re.compile(r"(s3a?|gs|az|azure|abfss?)://", re.IGNORECASE)
+# Options of connections, which obstore takes apart from those of a store; all but those here come as text.
+_CLIENT_OPTIONS = {
+    "allow_http": bool, "allow_invalid_certificates": bool, "connect_timeout": str, "http1_only": bool,
+    "http2_only": bool, "pool_idle_timeout": str, "pool_max_idle_per_host": str, "proxy_ca_certificate": str,
+    "proxy_url": str, "timeout": str, "user_agent": str,
+}  # fmt: skip
 _ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
 _FIRST_WAIT = 0.2  # seconds
 _TOO_LONG = 500  # characters of a message that are shown
@@ -48,9 +54,9 @@ class ObjectStore:
 
     Args:
         url: `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix`.
-        options: What obstore takes as `config`: `endpoint`, `region`, `access_key_id`, `allow_http` and so on. Whatever
-            is not given comes from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
-            `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_KEY` and so on).
+        options: What obstore takes for a store or its connections: `endpoint`, `region`, `access_key_id`, `allow_http`
+            (`true`), `timeout` (`30s`) and so on. Whatever is not given comes from the environment
+            (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_KEY` and so on).
 
     Attributes:
         url: The URL, without a slash at its end.
@@ -67,8 +73,16 @@ class ObjectStore:
             from obstore.store import from_url
         self.url = url.rstrip("/")
         self._obstore: Any = obstore
+        open_store: Any = from_url  # typed by URL, which is only known here
+        options = options or {}
+        client = {
+            name: value.lower() == "true" if _CLIENT_OPTIONS[name] is bool else value
+            for name, value in options.items()
+            if name in _CLIENT_OPTIONS
+        }
+        config = {name: value for name, value in options.items() if name not in _CLIENT_OPTIONS}
         try:
-            self._store: Any = from_url(self.url, config=dict(options or {}))  # type: ignore[arg-type]
+            self._store = open_store(self.url, config=config, client_options=client or None)
         except BaseError as error:
             raise ValueError(f"{url}: {_first_line(error)}") from None
 
