@@ -9,8 +9,10 @@ import pytest
 import latentq
 from conftest import contents
 from latentq import LatentqError, MismatchError
+from latentq.cli.main import main
 from latentq.run import mirror
 from latentq.store.objects import ObjectStore
+from latentq.system.text import size_text
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64, "unit_size": 5, "progress": None}
 
@@ -230,3 +232,20 @@ def test_none_stored_is_told_with_the_url(s3, tmp_path):
     (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
     with pytest.raises(LatentqError, match="none of 1 sample can be encoded"):
         latentq.encode(tmp_path / "bad", f"{s3}/set", **SMALL)
+
+
+def test_command_makes_a_dataset_on_a_store(pictures, s3, s3_server, capsys):
+    command = ["encode", str(pictures), f"{s3}/set", "--size", "64", "--quiet", "--storage-option"]
+    assert main([*command, f"endpoint={s3_server}"]) == 0
+    size = size_text(sum(size for _, size in ObjectStore(f"{s3}/set").list()))
+    assert capsys.readouterr().out.startswith(f"{s3}/set: 12 samples, no rejects, {size}; 12 images in ")
+    assert main([*command, "endpoint"]) == 2
+    assert capsys.readouterr().err == "latentq: --storage-option must be KEY=VALUE, not endpoint\n"
+
+
+def test_shards_of_images_on_a_store_are_those_of_a_folder(pictures, s3, tmp_path):
+    options = {"min_size": 16, "unit_size": 5, "progress": None}
+    latentq.shards(pictures, tmp_path / "local", **options)
+    for rank in (1, 0):
+        latentq.shards(pictures, f"{s3}/shards", **options, rank=rank, world_size=2)
+    assert objects(f"{s3}/shards") == files(tmp_path / "local")

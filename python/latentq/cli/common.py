@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latentq.format.card import Card
     from latentq.format.facts import SampleCounts
     from latentq.run.dry_run import DryRun
+    from latentq.run.mirror import Mirror
     from latentq.run.units import UnitCard
     from latentq.system.progress import Totals
 
@@ -111,33 +112,68 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
+def add_storage_options(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Adds the option for datasets on object stores."""
+    group.add_argument(
+        "--storage-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for a URL (s3://, gs://, az://): endpoint, region, allow_http=true and so on, as obstore names them; "
+        "repeatable (default: from the environment, such as AWS_ENDPOINT_URL)",
+    )
+
+
+def storage_options(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the options for object stores.
+
+    Raises:
+        UsageError: One is not KEY=VALUE.
+    """
+    pairs = [option.partition("=") for option in options.storage_option]
+    for key, equals, value in pairs:
+        if not key or not equals:
+            raise UsageError(f"--storage-option must be KEY=VALUE, not {key}{equals}{value}")
+    return {key: value for key, _, value in pairs}
+
+
 def progress_stream(options: argparse.Namespace) -> TextIO | None:
     """Returns the stream for progress and notes: stderr, or None with --quiet."""
     return None if options.quiet else sys.stderr
 
 
-def print_result(named: Path, out: Path, card: UnitCard, counts: SampleCounts | None, totals: Totals) -> int:
+def print_result(
+    named: Path | str,
+    out: Path,
+    card: UnitCard,
+    counts: SampleCounts | None,
+    totals: Totals,
+    mirror: Mirror | None = None,
+) -> int:
     """Prints the last line of a command that works unit by unit, and returns its exit code.
 
     Args:
         named: The output as the user named it.
-        out: The folder of the units.
+        out: The folder of the units; for a URL its local folder.
         card: The card of the output.
         counts: The number of samples and rejects; None if units of other processes are missing.
         totals: The number of images that this run handled, and their time.
+        mirror: The object store that the output is on, if it is on one.
     """
+    where: Path | str = out if mirror is None else named
     if counts is None:
         from latentq.run.units import units_done
 
         done = units_done(out, card)
         result = f"{done} of {counted(card.units, 'unit')} done; other processes have the remaining {card.units - done}"
     else:
-        rejects = f"{counted(counts.rejects, 'reject')} (see {out / 'rejects.tsv'})" if counts.rejects else "no rejects"
-        result = f"{counted(counts.samples, 'sample')}, {rejects}, {size_text(disk_bytes(named))}"
+        rejects = f"{counted(counts.rejects, 'reject')} (see {where}/rejects.tsv)" if counts.rejects else "no rejects"
+        size = disk_bytes(Path(named)) if mirror is None else mirror.stored_bytes()
+        result = f"{counted(counts.samples, 'sample')}, {rejects}, {size_text(size)}"
     if totals.images:
         rate = totals.images / max(totals.seconds, 1e-9)
         result += f"; {counted(totals.images, 'image')} in {duration_text(totals.seconds)}, {rate:.1f} images/s"
-    print(escaped(f"{named if counts else out}: {result}"))
+    print(escaped(f"{named if counts else where}: {result}"))
     return 0
 
 

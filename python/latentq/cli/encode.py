@@ -14,12 +14,14 @@ from latentq.cli.common import (
     add_command,
     add_run_options,
     add_source,
+    add_storage_options,
     check_source,
     dry_run_rows,
     model_rows,
     print_result,
     print_rows,
     progress_stream,
+    storage_options,
 )
 from latentq.format.buckets import BucketsOption, parse_size
 from latentq.format.options import AutoencoderOptions
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from latentq.encoding.request import EncodeRequest
     from latentq.encoding.stages import Profile
     from latentq.format.overrides import RecipeOverrides
+    from latentq.run.mirror import Mirror
     from latentq.system.progress import Totals
 
 # The help's groups of overrides, by the table of the recipe that they change.
@@ -58,7 +61,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--label-column", metavar="NAME", help="the column of labels (default: a usual name, such as label)"
     )
-    parser.add_argument("out", metavar="OUT", help="the dataset's folder; a name ending in .tsv gets a table of tokens")
+    parser.add_argument(
+        "out", metavar="OUT", help="the dataset's folder or URL; a name ending in .tsv gets a table of tokens"
+    )
     changes = parser.add_argument_group("a source that changes")
     changes.add_argument(
         "--update",
@@ -86,6 +91,7 @@ def add(commands: Commands) -> None:
     choice.add_argument("--like", metavar="DATASET", help="recipe, quantizers and class numbers of another dataset")
     _add_overrides(parser)
     how = add_run_options(parser)
+    add_storage_options(how)
     how.add_argument(
         "--batch-size",
         type=int,
@@ -134,6 +140,7 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.encoding.pipeline import encode_request
     from latentq.encoding.stages import Profile
     from latentq.format.card import CARD
+    from latentq.run.mirror import mirrored
     from latentq.system.progress import Totals
 
     if not options.delete_archives:  # archives may be deleted already
@@ -153,16 +160,19 @@ def _run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     profile, totals = Profile(), Totals()
-    request = _request(options, profile, totals)
-    if options.dry_run:
-        return _dry_run(request)
-    card = encode_request(request)
-    if options.profile:
-        print("\n".join(profile.table()), file=sys.stderr)
-    return print_result(request.named, request.out, card, card.counts, totals)
+    with mirrored(options.out, storage_options(options)) as (folder, mirror):
+        request = _request(options, folder, mirror, profile, totals)
+        if options.dry_run:
+            return _dry_run(request)
+        card = encode_request(request)
+        if options.profile:
+            print("\n".join(profile.table()), file=sys.stderr)
+        return print_result(options.out, request.out, card, card.counts, totals, mirror)
 
 
-def _request(options: argparse.Namespace, profile: Profile, totals: Totals) -> EncodeRequest:
+def _request(
+    options: argparse.Namespace, folder: Path, mirror: Mirror | None, profile: Profile, totals: Totals
+) -> EncodeRequest:
     from latentq.encoding.options import split_options
     from latentq.encoding.request import EncodeRequest
 
@@ -189,9 +199,10 @@ def _request(options: argparse.Namespace, profile: Profile, totals: Totals) -> E
     )
     return EncodeRequest(
         options.source,
-        Path(options.out),
+        folder,
         settings,
         changes,
+        mirror,
         recipe=options.recipe,
         like=options.like,
         class_names=options.class_names,

@@ -10,16 +10,19 @@ from latentq.cli.common import (
     add_command,
     add_run_options,
     add_source,
+    add_storage_options,
     check_source,
     dry_run_rows,
     print_result,
     print_rows,
     progress_stream,
+    storage_options,
 )
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
     from latentq.sharding.request import ShardsRequest
+    from latentq.system.progress import Totals
 
 
 def add(commands: Commands) -> None:
@@ -35,7 +38,7 @@ def add(commands: Commands) -> None:
         resumable=True,
     )
     add_source(parser)
-    parser.add_argument("out", metavar="OUT", help="folder of the shards")
+    parser.add_argument("out", metavar="OUT", help="folder or URL of the shards")
     stored = parser.add_argument_group("what is stored")
     stored.add_argument(
         "--collection", metavar="NAME", help="columns and limits of jdb, cc12m, diffdb, sa1b, textcaps or coco"
@@ -58,21 +61,33 @@ def add(commands: Commands) -> None:
         help="quality of JPEGs that are encoded again (default: 95)",
     )
     stored.add_argument("--unit-size", type=int, default=4096, metavar="N", help="samples per unit (default: 4096)")
-    add_run_options(parser)
+    add_storage_options(add_run_options(parser))
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.run.options import run_settings
+    from latentq.format.files import SHARDS
+    from latentq.run.mirror import mirrored
     from latentq.sharding.pipeline import shards_request
-    from latentq.sharding.request import ShardsRequest
     from latentq.system.progress import Totals
 
     if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
     totals = Totals()
-    request = ShardsRequest(
+    with mirrored(options.out, storage_options(options), SHARDS) as (folder, mirror):
+        request = _request(options, folder, totals)
+        if options.dry_run:
+            return _dry_run(request)
+        card = shards_request(request, mirror)
+        return print_result(options.out, request.out, card, card.counts, totals, mirror)
+
+
+def _request(options: argparse.Namespace, folder: Path, totals: Totals) -> ShardsRequest:
+    from latentq.run.options import run_settings
+    from latentq.sharding.request import ShardsRequest
+
+    return ShardsRequest(
         options.source,
-        Path(options.out),
+        folder,
         run_settings(
             threads=options.threads,
             rank=options.rank,
@@ -90,10 +105,6 @@ def _run(options: argparse.Namespace) -> int:
         quality=options.quality,
         unit_size=options.unit_size,
     )
-    if options.dry_run:
-        return _dry_run(request)
-    card = shards_request(request)
-    return print_result(request.out, request.out, card, card.counts, totals)
 
 
 def _dry_run(request: ShardsRequest) -> int:

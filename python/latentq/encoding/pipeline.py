@@ -29,7 +29,7 @@ from latentq.models.text import TextEncoder
 from latentq.run.archives import source_is_deleted
 from latentq.run.finish import CardCompletion, finish, resume_update
 from latentq.run.listing import print_notes
-from latentq.run.mirror import mirrored
+from latentq.run.mirror import finished_on_store, mirrored
 from latentq.run.share import Share
 from latentq.sources import Captions, Source
 from latentq.system.progress import Progress
@@ -106,7 +106,8 @@ def encode_request(request: EncodeRequest) -> Card:
         and resolved.published is not None
         and source_is_deleted(request.source, out, resolved.published)
     ):
-        return finish(out, resolved.published, settings.progress)
+        with finished_on_store(request.mirror, resolved.published):
+            return finish(out, resolved.published, settings.progress)
     source = open_requested(resolved)
     card = _encode(resolved, source) if resolved.updated is None else update_dataset(request, resolved.updated, source)
     if card.complete:

@@ -29,7 +29,7 @@ from pathlib import Path
 from latentq._core import LatentqError, MismatchError, image_hash
 from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
 from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, NORMALIZATION, REJECTS, UNIT
-from latentq.run.units import unit_names
+from latentq.run.units import UnitCard, unit_names
 from latentq.store.local import make_folder, replace_file
 from latentq.store.objects import ObjectStore, is_url
 
@@ -44,15 +44,17 @@ class Mirror:
     Args:
         store: The store.
         folder: The local folder, of this process alone.
+        card: The file name of the dataset's card.
 
     Attributes:
         folder: The local folder.
         store: The store.
     """
 
-    def __init__(self, store: ObjectStore, folder: Path) -> None:
+    def __init__(self, store: ObjectStore, folder: Path, card: str) -> None:
         self.store = store
         self.folder = folder
+        self._card = card
 
     def refresh(self) -> None:
         """Takes what other processes have published since into the folder: small files, and which units there are.
@@ -71,11 +73,11 @@ class Mirror:
                     path.touch()
             elif first == LIST or first.startswith(f"{LIST}."):
                 self._fetch_new(name)
-            elif name in (INDEX, CARD, NEXT_CARD, REJECTS, *_DECIDED_ONCE):
+            elif name in (INDEX, self._card, NEXT_CARD, REJECTS, *_DECIDED_ONCE):
                 self._fetch(name)
             elif not _is_unit(first):
                 others.append(name)
-        if others and not (self.folder / CARD).exists():
+        if others and not (self.folder / self._card).exists():
             raise MismatchError(f"{self.store.url} holds something else ({others[0]}): name a place that is empty")
 
     def publish_plan(self) -> bool:
@@ -89,7 +91,7 @@ class Mirror:
             OSError: The store cannot be written.
         """
         self.publish_list()
-        return self.publish_once(CARD)
+        return self.publish_once(self._card)
 
     def publish_list(self) -> None:
         """Publishes the lists that are in the folder.
@@ -164,10 +166,14 @@ class Mirror:
 
     def publish_finish(self) -> None:
         """Publishes what finishing wrote into the folder: rejects, card, and last of all the index."""
-        for name in (REJECTS, CARD, INDEX):
+        for name in (REJECTS, self._card, INDEX):
             data = (self.folder / name).read_bytes()
             if not self._holds(name, data):  # a finished dataset is not written again
                 self.store.put(name, data)
+
+    def stored_bytes(self) -> int:
+        """Returns the size of all objects in bytes. Raises as `refresh`."""
+        return sum(size for _, size in self.store.list())
 
     def publish_update(self) -> None:
         """Publishes what finishing an update wrote: the dataset is the old one until its index is replaced.
@@ -206,12 +212,17 @@ class Mirror:
         index = self.store.get(f"{name}/{INDEX}")
         folder = self.folder / name
         for file in _FACTS[1:]:
-            try:
-                data = self.store.get(f"{name}/{_alternative(file, index)}")
-            except FileNotFoundError:
-                data = self.store.get(f"{name}/{file}")
-            replace_file(folder / file, data)
+            data = self._get_any(f"{name}/{_alternative(file, index)}", f"{name}/{file}")
+            if data is not None:  # shards of images have no hashes of their content
+                replace_file(folder / file, data)
         replace_file(folder / INDEX, index)
+
+    def _get_any(self, *names: str) -> bytes | None:
+        """Returns the first of some objects that exists, or None."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                return self.store.get(name)
+        return None
 
     def _fetch(self, name: str) -> None:
         path = self.folder / name
@@ -228,14 +239,31 @@ class Mirror:
 
 
 @contextlib.contextmanager
+def finished_on_store(mirror: Mirror | None, card: UnitCard) -> Iterator[None]:
+    """Brings all units into a mirror's folder, in which the block finishes the dataset, and publishes the result.
+
+    Args:
+        mirror: The mirror; None if the dataset is in a folder, where there is nothing to do.
+        card: The card, which names the list of the units.
+    """
+    if mirror is None:
+        yield
+        return
+    mirror.fetch_units(unit_names(mirror.folder, card))
+    yield
+    mirror.publish_finish()
+
+
+@contextlib.contextmanager
 def mirrored(
-    path: str | os.PathLike[str], options: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], options: Mapping[str, str] | None = None, card: str = CARD
 ) -> Iterator[tuple[Path, Mirror | None]]:
     """Opens a dataset that may be on an object store.
 
     Args:
         path: A folder, or the URL of a dataset on an object store.
         options: For a URL: see `ObjectStore`.
+        card: The file name of the dataset's card.
 
     Yields:
         The folder and None; or, for a URL, a temporary folder with what is published, and its mirror. Errors name the
@@ -257,7 +285,7 @@ def mirrored(
     _remove_dead(base, prefix)
     with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=base) as temporary:
         folder = Path(temporary) / "dataset"
-        mirror = Mirror(store, folder)
+        mirror = Mirror(store, folder, card)
         try:
             mirror.refresh()
             yield folder, mirror

@@ -11,10 +11,10 @@ from latentq._core import LatentqError
 from latentq.format.files import REJECTS
 from latentq.run.archives import ArchiveDeleter
 from latentq.run.finish import Completion, finish_units
-from latentq.run.mirror import Mirror
+from latentq.run.mirror import Mirror, finished_on_store
 from latentq.run.options import RunSettings
 from latentq.run.sample_list import SampleList, UnitEntry
-from latentq.run.units import UnitCard, unit_done, unit_names, units_done
+from latentq.run.units import UnitCard, unit_done, units_done
 from latentq.sources import Source
 from latentq.store.local import sync_published
 from latentq.system.progress import Progress
@@ -114,11 +114,8 @@ class Share:
             self.archives.delete()
         if self.missing(card):  # nothing is removed: another process may still use its temporary list
             return replace(card, counts=None)
-        if self.mirror is not None:
-            self.mirror.fetch_units(unit_names(self.out, card))
-        card = finish_units(self.out, card, file, completion, progress)
-        if self.mirror is not None:
-            self.mirror.publish_finish()
+        with finished_on_store(self.mirror, card):
+            card = finish_units(self.out, card, file, completion, progress)
         if card.counts is not None and not card.counts.samples:
             samples = counted(card.source.samples, "sample")
             raise LatentqError(f"none of {samples} could be stored: see {self.out / REJECTS}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from latentq.format.shrink_jpeg import Jpeg, TooSmallError, to_jpeg
 from latentq.run.archives import source_is_deleted
 from latentq.run.finish import Completion, finish_units
 from latentq.run.listing import print_notes
+from latentq.run.mirror import Mirror, finished_on_store, mirrored
 from latentq.run.options import RunOptions, run_settings
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
@@ -46,6 +47,7 @@ def shards(
     source: str | os.PathLike[str] | Source,
     out: str | os.PathLike[str],
     *,
+    storage_options: Mapping[str, str] | None = None,
     collection: str | Collection | None = None,
     captions: str | Captions | None = None,
     image_column: str | None = None,
@@ -65,7 +67,9 @@ def shards(
 
     Args:
         source: Anything that `latentq.sources.open_source` takes, or a `Source`.
-        out: The folder of the shards: absent, empty, or begun by a run of the same options and source.
+        out: The folder of the shards: absent, empty, or begun by a run of the same options and source. A URL of an
+            object store (`s3://`, `gs://`, `az://`) makes the shards there.
+        storage_options: For a URL: endpoint, credentials and the like: see `latentq.store.objects.ObjectStore`.
         collection: A `COLLECTIONS` entry or its name, which has other columns, and limits. By default the columns are
             `COLUMNS`, without the caption if the source has none.
         captions: Where captions are, for `open_source`.
@@ -85,11 +89,12 @@ def shards(
         TypeError: An option is unknown.
         ValueError: An argument is out of range.
     """
-    return shards_request(
-        ShardsRequest(
+    settings = run_settings(**options)
+    with mirrored(out, storage_options, SHARDS) as (folder, mirror):
+        request = ShardsRequest(
             source,
-            Path(out),
-            run_settings(**options),
+            folder,
+            settings,
             collection=collection,
             captions=captions,
             image_column=image_column,
@@ -98,22 +103,30 @@ def shards(
             quality=quality,
             unit_size=unit_size,
         )
-    )
+        return shards_request(request, mirror)
 
 
-def shards_request(request: ShardsRequest) -> ShardsCard:
-    """Does what a request asks for. Returns and raises as `shards`."""
+def shards_request(request: ShardsRequest, mirror: Mirror | None = None) -> ShardsCard:
+    """Does what a request asks for. Returns and raises as `shards`.
+
+    Args:
+        request: The request.
+        mirror: The object store, if the shards are on one and the request's folder is its local folder.
+    """
     out, settings = request.out, request.settings
     begun = resolve(request)
     if settings.delete_archives and begun is not None and source_is_deleted(request.source, out, begun):
-        return finish_units(out, begun, SHARDS, Completion, settings.progress)
+        with finished_on_store(mirror, begun):
+            return finish_units(out, begun, SHARDS, Completion, settings.progress)
     source = open_requested(request)
     with list_requested(request, source, out) as run_list:
         card = planned_card(request, source.kind, run_list.samples)
         run_list.publish()
         card = _publish_card(out, card)
+        if mirror is not None and not mirror.publish_plan():  # another process was first
+            card = _publish_card(out, card)
     samples = run_list.samples
-    share = Share.for_process(out, source, samples, settings)
+    share = Share.for_process(out, source, samples, settings, mirror)
 
     print_notes(run_list.notes, settings.progress)
     with (

@@ -10,6 +10,7 @@ import errno
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,8 +23,10 @@ _CLIENT_OPTIONS = {
     "http2_only": bool, "pool_idle_timeout": str, "pool_max_idle_per_host": str, "proxy_ca_certificate": str,
     "proxy_url": str, "timeout": str, "user_agent": str,
 }  # fmt: skip
+_DENIED = re.compile("ExpiredToken|RequestTimeTooSkewed|InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied")
 _ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
 _FIRST_WAIT = 0.2  # seconds
+_RETRIES = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}  # of obstore
 _TOO_LONG = 500  # characters of a message that are shown
 
 _T = TypeVar("_T")
@@ -82,7 +85,7 @@ class ObjectStore:
         }
         config = {name: value for name, value in options.items() if name not in _CLIENT_OPTIONS}
         try:
-            self._store = open_store(self.url, config=config, client_options=client or None)
+            self._store = open_store(self.url, config=config, client_options=client or None, retry_config=_RETRIES)
         except BaseError as error:
             raise ValueError(f"{url}: {_first_line(error)}") from None
 
@@ -174,7 +177,7 @@ class ObjectStore:
                     raise OSError(errno.ENOENT, "there is no such bucket", self.url) from None
                 if isinstance(error, FileNotFoundError):
                     raise FileNotFoundError(errno.ENOENT, "there is no such object", where) from None
-                if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+                if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _DENIED.search(line):
                     raise PermissionError(errno.EACCES, line, where) from None
                 if attempt == _ATTEMPTS:
                     raise OSError(errno.EIO, line, where) from None

@@ -22,6 +22,7 @@ EXTRAS = {
     "streaming": {"streaming": "mosaicml-streaming>=0.11"},
     "parquet": {"pyarrow": "pyarrow>=15"},
     "datasets": {"datasets": "datasets>=3"},
+    "store": {"obstore": "obstore>=0.9"},
     "hub": {"huggingface_hub": "huggingface-hub>=0.30", "requests": "requests>=2.31"},
 }
 
