@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bucket_datasets import SHAPES, loader_of, write_buckets, write_square
 from loader_rivals import BATCH, BOUNDS, CONTENDERS, HIGH, LOW, Epoch, latent_dataset, write_numpy
 
 from latentq import LatentLoader
 
 SAMPLES = 25_600
 SAMPLES_OF_EPOCHS = 60_000
+BYTES_OF_BUCKETS = 1 << 28
 ROUNDS = 5
 
 
@@ -108,4 +110,40 @@ def bench_first_epochs(turns, large_folder, contender):
     turns(
         EPOCHS, large_folder, group="the first epochs after opening a dataset", reference="epoch 1", rounds=ROUNDS,
         items=SAMPLES_OF_EPOCHS, unit="samples",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bucket_folder(request, tmp_path_factory):
+    parent = request.config.getoption("--folder") or tmp_path_factory.mktemp("buckets")
+    folder = parent / f"latentq-bench-{os.getpid()}-buckets"
+    write_square(folder / "square", BYTES_OF_BUCKETS)
+    write_buckets(folder / "buckets", BYTES_OF_BUCKETS)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@functools.cache
+def bucket_loader(kind: str, resident: bool, folder: Path) -> Epoch:
+    """A loader of batches of 64, warmed up by four epochs."""
+    epoch = loader_of(folder / kind, resident=resident)
+    for _ in range(3):
+        run(epoch)
+    return epoch
+
+
+BUCKET_EPOCH = {
+    f"{what}{', resident' if resident else ''}": functools.partial(
+        lambda kind, resident, folder: run(bucket_loader(kind, resident, folder)), kind, resident
+    )
+    for resident in (False, True)
+    for kind, what in (("square", "square"), ("buckets", f"{len(SHAPES)} buckets"))
+}
+
+
+@pytest.mark.parametrize("contender", BUCKET_EPOCH)
+def bench_buckets(turns, bucket_folder, contender):
+    turns(
+        BUCKET_EPOCH, bucket_folder, group="shuffled epochs of the same bytes", reference="square", rounds=3 * ROUNDS,
+        items=BYTES_OF_BUCKETS, unit="bytes",
     )  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from latentq import encode, mds
+from support.bucket_making import make_buckets
 from support.making import make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ def noise_pictures(tmp_path_factory):
 def test_every_block_of_the_page_runs(streaming_alone, tmp_path):
     make_dataset(tmp_path / "latents", 12)
     make_dataset(tmp_path / "more", 8, seed=1)
+    make_buckets(tmp_path / "buckets")
     with mds.Writer(
         tmp_path / "vae_mds", {"vae_output": "raw:uint8", "label": "str", "label_as_text": "str"}
     ) as writer:

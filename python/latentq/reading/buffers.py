@@ -25,6 +25,7 @@ _NUMPY: dict[torch.dtype, Any] = {
 }
 _CPU = torch.device("cpu")  # whatever torch.set_default_device says
 _SMALL = 1 << 14  # bytes; the system's allocator already recycles smaller blocks
+_MOST_ROOM = 4  # times the size of a tensor; less memory is faster allocated
 CACHE_LINE = 64  # bytes
 
 
@@ -94,24 +95,33 @@ class RecycledMemory:
         self._free: defaultdict[int, list[_Loan]] = defaultdict(list)
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Allocates a tensor, reusing free memory of about that size if there is any."""
+        """Allocates a tensor, reusing free memory if there is enough in one piece."""
         nbytes = prod(shape) * dtype.itemsize
         if nbytes < _SMALL:
             return torch.empty(shape, dtype=dtype, device=_CPU)
-        room = _size_class(nbytes)
-        free = self._free[room]
-        try:
-            ended = free.pop()
-            memory = ended.memory
-            del self._loans[id(ended)]
-        except IndexError:
-            memory = np.empty(room, np.uint8)
+        memory = self._reused(_size_class(nbytes))
         # Only the tensor and its views keep this array alive. The callback that runs when it is gone must be pure C:
         # a Ctrl-C during a Python callback would be lost. NumPy makes the view, since torch's would release the GIL
         # and wait to reacquire it.
         lent = memory[:nbytes].view(_NUMPY[dtype]).reshape(shape)
-        loan = _Loan(lent, free.append)
+        loan = _Loan(lent, self._free[len(memory)].append)
         loan.memory = memory
         self._loans[id(loan)] = loan
         tensor = torch.from_numpy(lent)
         return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
+
+    def _reused(self, room: int) -> NDArray[np.uint8]:
+        """Returns free memory of at least `room` bytes, or else new memory of that size.
+
+        A bucket's last batch is smaller than the others, and takes their memory.
+        """
+        free = self._free[room]
+        if not free:
+            sizes = sorted(size for size in tuple(self._free) if room < size <= _MOST_ROOM * room)
+            free = next((self._free[size] for size in sizes if self._free[size]), free)
+        try:
+            ended = free.pop()
+        except IndexError:  # or another thread was faster
+            return np.empty(room, np.uint8)
+        del self._loans[id(ended)]
+        return ended.memory

@@ -167,18 +167,17 @@ class LatentLoader(Steps):
                     raise
         self._end(epoch)
 
-    def _more_masks(self, epoch: int, indices: NDArray[np.int64], shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
-        """Draws the dropout masks of some samples.
+    def _more_masks(self, epoch: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Draws the dropout masks of some samples, (N,).
 
         Args:
             epoch: The number of the epoch.
             indices: Indices of the samples, (N,).
-            shape: Shape of each mask, of N values.
         """
         masks: dict[str, NDArray[Any]] = {}
         for salt, (name, probability) in enumerate(self.dropouts.items()):
             if probability:
-                masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt)).reshape(shape)
+                masks[name] = bernoulli(indices, probability, (self.order.seed, epoch, salt))
                 if name == "drop_caption":  # the mask that micro_diffusion's loader gives
                     masks["drop_caption_mask"] = (~masks[name]).astype(np.float32)
         return masks

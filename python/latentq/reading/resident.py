@@ -14,7 +14,7 @@ from latentq._core import MemoryTables
 from latentq.models.device import send
 from latentq.reading.batched import BatchedDataset
 from latentq.reading.buckets import BucketTable
-from latentq.reading.buffers import Allocate, private, shareable
+from latentq.reading.buffers import Allocate, private, shareable, whole_lines
 from latentq.reading.gather import GatheredColumn, Gatherer, rows
 from latentq.reading.layout import Layout
 from latentq.reading.loader import LatentLoader, LoaderOptions
@@ -87,18 +87,28 @@ class ResidentDataset(BatchedDataset):
             raise MemoryError(
                 f"{dataset.path} needs {needed / 1e9:.2f} GB on {self.device}, where {free / 1e9:.2f} GB are free"
             )
+        # Looked up for each batch, which the runs of the table would take longer for.
+        self._rows = dataset.table.ordinals(np.arange(len(dataset))) if dataset.table.count > 1 else None
+        room = sum(
+            whole_lines(nbytes) for bucket in range(dataset.table.count) for nbytes in self._sizes(bucket, names)
+        )
+        self._memory = _empty(room, self.device)
+        self._taken = 0
         self.bucket_columns = tuple(self._copied(bucket, names) for bucket in range(dataset.table.count))
+
+    def _sizes(self, bucket: int, names: tuple[str, ...]) -> list[int]:
+        """Returns the bytes of a bucket's columns."""
+        encoded, count = self.layouts[bucket].encoded, int(self.table.counts[bucket])
+        return [count * (encoded[name].nbytes if name in encoded else 8) for name in names]
 
     def _copied(self, bucket: int, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Copies some columns of a bucket to the device."""
-        table, layout = self.table, self.layouts[bucket]
+        table, encoded, columns = self.table, self.layouts[bucket].encoded, dict[str, torch.Tensor]()
         count = int(table.counts[bucket])
-        columns = {
-            name: _empty((count, layout.encoded[name].nbytes), torch.uint8, self.device)
-            if name in layout.encoded
-            else _empty((count,), torch.int64, self.device)
-            for name in names
-        }
+        for name, nbytes in zip(names, self._sizes(bucket, names), strict=True):
+            part = self._memory[self._taken : self._taken + nbytes]
+            columns[name] = part.view(count, encoded[name].nbytes) if name in encoded else part.view(torch.int64)
+            self._taken += whole_lines(nbytes)
         for start in range(0, count, _CHUNK):
             indices = table.indices(bucket, np.arange(start, min(start + _CHUNK, count)))
             for name, values in self._dataset.read(indices, names=names).items():
@@ -150,7 +160,7 @@ class ResidentDataset(BatchedDataset):
             if self.device.type == "cpu":
                 batch = self._gatherer(bucket).begin(checked, allocate)() | (noise or {})
                 return self._dataset.decode_batch(batch, bucket=bucket, allocate=allocate)
-            indices = send(torch.from_numpy(self.table.ordinals(checked)), self.device)
+            indices = send(torch.from_numpy(self._rows_of(checked)), self.device)
         rows = dict.fromkeys(self.bucket_columns[bucket], indices.to(self.device))
         return self.decode_batch(rows | (noise or {}), bucket=bucket, allocate=allocate)
 
@@ -175,7 +185,11 @@ class ResidentDataset(BatchedDataset):
             else:
                 columns.append(GatheredColumn(name, position, encoded.shape, layout.dtype, quantizer))
         tables = MemoryTables([rows(table.numpy()) for table in self.bucket_columns[bucket].values()])
-        return Gatherer(tables, columns, self.table.ordinals if self.table.count > 1 else None)
+        return Gatherer(tables, columns, None if self._rows is None else self._rows_of)
+
+    def _rows_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the rows of samples in the columns of their bucket, (N,)."""
+        return indices if self._rows is None else self._rows.take(indices)
 
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
         """Returns the rows of a batch in the bucket's columns, by name: `decode_batch` replaces them on the device.
@@ -185,7 +199,7 @@ class ResidentDataset(BatchedDataset):
             allocate: Allocates the batch's tensors on the CPU.
         """
         checked = checked_indices(indices, len(self))
-        mine = torch.from_numpy(self.table.ordinals(checked))
+        mine = torch.from_numpy(self._rows_of(checked))
         columns = self.bucket_columns[self.table.common(checked)]
         return dict.fromkeys(columns, allocate(tuple(mine.shape), mine.dtype).copy_(mine))
 
@@ -220,11 +234,11 @@ class ResidentDataset(BatchedDataset):
         return LatentLoader(self, batch_size, **chosen)
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _empty(nbytes: int, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
     # NumPy asks the system for huge pages, which make reading random samples faster.
-    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype, device="cpu").numpy().dtype))
+    return torch.from_numpy(np.empty(nbytes, np.uint8))
 
 
 def _free_bytes(device: torch.device) -> int | None:

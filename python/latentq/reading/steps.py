@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from latentq.reading.order import EpochOrder, Int64Array, rank_slice, turns
 from latentq.system.text import counted
 
-_STRETCH = 1 << 14  # samples whose order is computed at a time
+_STRETCH = 1 << 14  # samples of each bucket whose order is computed at a time
+_LONGEST_STRETCH = 1 << 18  # samples of all buckets
 
 
 @dataclass(frozen=True)
@@ -271,43 +272,43 @@ class Steps:
     def _steps(self, epoch: int, cursor: Cursor) -> Iterator[Step]:
         """Yields the steps of an epoch from a position on. The order of many steps is computed at once."""
         schedule = self._schedule(epoch, cursor.start)
-        stretch = -(-_STRETCH // self.batch_size)
+        samples = min(_STRETCH * len(self._sizes), _LONGEST_STRETCH)
+        stretch = -(-samples // self.batch_size)
         for first in range(cursor.step, len(schedule), stretch):
             numbers = np.arange(first, min(first + stretch, len(schedule)))
             buckets, starts, ends = schedule.at(numbers)
             steps: list[Step | None] = [None] * len(numbers)
             for bucket in np.unique(buckets).tolist():
                 mine = np.flatnonzero(buckets == bucket)
-                given = cursor.start[bucket]
                 is_full = ends[mine] - starts[mine] == schedule.batch
-                full, ragged = mine[is_full], mine[~is_full]
-                parts = []
-                if len(full):  # otherwise a batch may be far larger than the dataset
-                    cuts = (schedule.batch * rank // self.world_size for rank in (self.rank, self.rank + 1))
-                    positions = given + starts[full, None] + np.arange(*cuts)
-                    parts.append((full, positions, np.ones(positions.shape, bool)))
-                for step in ragged.tolist():  # the bucket's last one
+                given, full, ragged = cursor.start[bucket], mine[is_full], mine[~is_full].tolist()
+                own = self._own_slots(schedule.batch) if len(full) else np.empty(0, np.int64)
+                slots = [(given + starts[full, None] + own).ravel()]
+                valid = [np.ones(slots[0].shape, bool)]
+                for step in ragged:  # the bucket's last one
                     span = given + int(starts[step]), given + int(ends[step])
-                    slots, valid = rank_slice(*span, self.rank, self.world_size)
-                    parts.append((np.array([step]), slots[None], valid[None]))
-                for rows, slots, valid in parts:
-                    indices = self.order.in_bucket(bucket, epoch, slots.ravel())
-                    masks = {"valid": valid} | self._more_masks(epoch, indices, valid.shape)
-                    for row, batch, *values in zip(
-                        rows.tolist(), indices.reshape(valid.shape), *masks.values(), strict=True
-                    ):
-                        after = Cursor(cursor.start, first + row + 1)
-                        steps[row] = Step(after, bucket, batch, dict(zip(masks, values, strict=True)))
+                    for parts, part in zip((slots, valid), rank_slice(*span, self.rank, self.world_size), strict=True):
+                        parts.append(part)
+                indices = self.order.in_bucket(bucket, epoch, np.concatenate(slots))
+                masks = {"valid": np.concatenate(valid)} | self._more_masks(epoch, indices)
+                lengths = [len(own)] * len(full) + [len(part) for part in slots[1:]]
+                edges = np.cumsum([0, *lengths]).tolist()
+                for row, low, high in zip([*full.tolist(), *ragged], edges, edges[1:], strict=False):
+                    cut = {name: mask[low:high] for name, mask in masks.items()}
+                    steps[row] = Step(Cursor(cursor.start, first + row + 1), bucket, indices[low:high], cut)
             for ready in steps:
                 assert ready is not None
                 yield ready
 
-    def _more_masks(self, _epoch: int, _indices: Int64Array, _shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
-        """Returns masks of some samples, by name; none here.
+    def _own_slots(self, batch: int) -> Int64Array:
+        """Returns this rank's places in a full step."""
+        return np.arange(batch * self.rank // self.world_size, batch * (self.rank + 1) // self.world_size)
+
+    def _more_masks(self, _epoch: int, _indices: Int64Array) -> dict[str, NDArray[Any]]:
+        """Returns masks of some samples, (N,), by name; none here.
 
         Args:
             _epoch: The number of the epoch.
             _indices: Indices of the samples, (N,).
-            _shape: Shape of each mask, of N values.
         """
         return {}
