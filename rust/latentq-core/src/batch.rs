@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::mds::Reader;
 use crate::memory::{append, prefetch, with_room};
-use crate::quant::{FloatsMut, Quantizer};
+use crate::quant::{FloatsMut, Quantizer, packed_len};
 use crate::{Error, Result};
 
 /// A callback that takes the slot, the column and the bytes of a value.
@@ -88,6 +88,7 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             return Err(Error::argument(format!("an output does not have room for exactly {} values", indices.len())));
         }
     }
+    let mut waiting: Vec<Waiting> = sinks.iter().map(|_| Waiting::default()).collect();
     samples.for_each_value(indices, columns, &mut |slot, column, value| match &mut sinks[column] {
         Sink::Fixed(size, out) if *size == value.len() => {
             out[slot * *size..][..*size].copy_from_slice(value);
@@ -102,17 +103,61 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
         }
         Sink::Dequantized(quantizer, plane, out) => {
             let elements = quantizer.channels() * *plane;
-            quantizer.dequantize_packed(value, out.range(slot * elements..(slot + 1) * elements), *plane, 1)
+            if quantizer.together(*plane) == 1 {
+                return quantizer.dequantize_packed(
+                    value,
+                    out.range(slot * elements..(slot + 1) * elements),
+                    *plane,
+                    1,
+                );
+            }
+            let size = packed_len(elements, quantizer.bits())?;
+            if value.len() != size {
+                return Err(Error::argument(format!("a value has {} bytes, its {elements} codes {size}", value.len())));
+            }
+            let waiting = &mut waiting[column];
+            waiting.slots.push(slot);
+            append(&mut waiting.packed, value)?;
+            if waiting.slots.len() == quantizer.together(*plane) {
+                waiting.dequantize(quantizer, *plane, out)?;
+            }
+            Ok(())
         }
-    })
+    })?;
+    for (sink, waiting) in sinks.iter_mut().zip(&mut waiting) {
+        if let Sink::Dequantized(quantizer, plane, out) = sink {
+            waiting.dequantize(quantizer, *plane, out)?;
+        }
+    }
+    Ok(())
+}
+
+/// Values that are dequantized together, and their slots.
+#[derive(Default)]
+struct Waiting {
+    slots: Vec<usize>,
+    packed: Vec<u8>,
+}
+
+impl Waiting {
+    fn dequantize(&mut self, quantizer: &Quantizer, plane: usize, out: &mut FloatsMut<'_>) -> Result<()> {
+        if !self.slots.is_empty() {
+            let len = out.len();
+            quantizer.dequantize_rows(&self.packed, &self.slots, out.range(0..len), plane)?;
+        }
+        self.slots.clear();
+        self.packed.clear();
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Sink, Tables, gather};
-    use crate::quant::{FloatsMut, Quantizer, Rounding};
+    use super::{Samples, Sink, Tables, Visit, gather};
+    use crate::Result;
+    use crate::quant::{FloatsMut, Isa, Quantizer, Rounding, packed_len};
 
     proptest! {
         #[test]
@@ -138,6 +183,49 @@ mod tests {
             prop_assert_eq!(values, expected);
             prop_assert!(numbers.iter().zip(&indices).all(|(number, index)| u64::from(*number) == *index));
             prop_assert!(ranges.iter().zip(&numbers).all(|(range, number)| bytes[range.clone()] == [*number]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_trellis_of_many_levels_decodes_samples_together(
+            indices in prop::collection::vec(0u64..9, 0..40),
+            bits in 6u32..=8,
+            plane in 1usize..70,
+            seed in any::<u32>(),
+        ) {
+            let size = 2usize << bits;
+            let levels: Vec<f32> = (0..32 * size).map(|i| (i % size) as f32 * 0.37 - (i / size) as f32).collect();
+            let quantizer = Quantizer::trellis(&levels, bits).unwrap();
+            prop_assert!(quantizer.together(plane) > 1);
+            let (elements, bytes) = (32 * plane, packed_len(32 * plane, bits).unwrap());
+            let rows: Vec<u8> =
+                (0..9 * bytes as u32).map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b1) >> 24) as u8).collect();
+            let tables = Tables(vec![(bytes, &rows)]);
+            let mut values = vec![0.0; indices.len() * elements];
+            let mut sinks = [Sink::Dequantized(&quantizer, plane, FloatsMut::F32(&mut values))];
+            gather(&tables, &indices, &[0], &mut sinks).unwrap();
+            let mut expected = vec![0.0; elements];
+            for (values, index) in values.chunks(elements).zip(&indices) {
+                let packed = &rows[*index as usize * bytes..][..bytes];
+                quantizer.dequantize_with(Isa::Baseline, packed, FloatsMut::F32(&mut expected), plane, true, 1).unwrap();
+                prop_assert_eq!(values, &expected);
+            }
+            // Two values of wrong sizes are not taken for two of the right size.
+            let wrong = [rows[..bytes - 1].to_vec(), rows[..bytes + 1].to_vec()].concat();
+            let mut values = vec![0.0; 2 * elements];
+            let mut sinks = [Sink::Dequantized(&quantizer, plane, FloatsMut::F32(&mut values))];
+            let each = Each(vec![&wrong[..bytes - 1], &wrong[bytes - 1..]]);
+            prop_assert!(gather(&each, &[0, 1], &[0], &mut sinks).is_err());
+        }
+    }
+
+    /// Values of any size.
+    struct Each<'a>(Vec<&'a [u8]>);
+
+    impl Samples for Each<'_> {
+        fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
+            indices.iter().enumerate().try_for_each(|(slot, index)| visit(slot, columns[0], self.0[*index as usize]))
         }
     }
 

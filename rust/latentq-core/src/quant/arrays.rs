@@ -115,10 +115,59 @@ impl Quantizer {
         let (lengths, channels, bits) = ((shape.bytes, shape.elements), shape.channels, self.bits());
         let counts = each_chunk(codes, out, lengths, channels, 1, threads, |codes, out| {
             Ok(match self.scheme() {
-                Scheme::Trellis(levels) => isa.run(DecodeTrellis::<F> { levels, bits, isa, codes, out, shape }),
+                Scheme::Trellis(levels) => {
+                    isa.run(DecodeTrellis::<F> { levels, bits, isa, codes, out, shape, rows: None })
+                }
                 _ => isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape }),
             })
         })?;
+        self.check_codes(&counts)
+    }
+
+    /// Dequantizes packed samples (N, bytes) to the given rows of `out` (M, C, plane), on the calling thread. It is fastest
+    /// with [`Quantizer::together`] samples or a multiple.
+    pub fn dequantize_rows(&self, packed: &[u8], rows: &[usize], out: FloatsMut<'_>, plane: usize) -> Result<()> {
+        let elements = self.channels().saturating_mul(plane);
+        let room = out.len() / elements.max(1);
+        if let Some(row) = rows.iter().find(|row| **row >= room) {
+            return Err(Error::argument(format!("the output has {room} rows, and so no row {row}")));
+        }
+        let shape = self.shape(elements.saturating_mul(rows.len()), packed.len(), plane, true)?;
+        match out {
+            FloatsMut::F32(out) => self.dequantize_rows_as::<F32>(packed, rows, out, shape),
+            FloatsMut::F16(out) => self.dequantize_rows_as::<F16>(packed, rows, out, shape),
+            FloatsMut::BF16(out) => self.dequantize_rows_as::<BF16>(packed, rows, out, shape),
+        }
+    }
+
+    fn dequantize_rows_as<F: Float>(
+        &self,
+        codes: &[u8],
+        rows: &[usize],
+        out: &mut [F::Bits],
+        shape: Shape,
+    ) -> Result<()> {
+        let (isa, bits) = (Isa::best(), self.bits());
+        if let Scheme::Trellis(levels) = self.scheme() {
+            let rows = Some(rows);
+            return self.check_codes(&isa.run(DecodeTrellis::<F> { levels, bits, isa, codes, out, shape, rows }));
+        }
+        for (codes, row) in codes.chunks_exact(shape.bytes).zip(rows) {
+            let out = &mut out[row * shape.elements..][..shape.elements];
+            self.check_codes(&isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape }))?;
+        }
+        Ok(())
+    }
+
+    /// Samples of `plane` elements per channel that are best given to [`Quantizer::dequantize_rows`] at once.
+    pub fn together(&self, plane: usize) -> usize {
+        match self.scheme() {
+            Scheme::Trellis(levels) => trellis::together(levels, self.bits(), levels.len().saturating_mul(plane)),
+            _ => 1,
+        }
+    }
+
+    fn check_codes(&self, counts: &ValueCounts) -> Result<()> {
         match counts.bad.first() {
             None => Ok(()),
             Some((sample, channel)) => Err(Error::argument(format!(

@@ -194,14 +194,19 @@ impl Isa {
         }
     }
 
-    /// Looks numbers of levels up in a table of `2^bits` levels. Returns the number of elements done, possibly not all.
-    pub fn look_up_levels(self, table: &[f32; 512], bits: u32, numbers: &[u16], out: &mut [f32]) -> usize {
+    /// Looks up levels by their numbers, which are below `2^bits`. Returns the number of elements done, possibly not all.
+    pub(super) fn look_up_levels(self, levels: &TrellisLevels, bits: u32, numbers: &[u16], out: &mut [f32]) -> usize {
         match self {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { x86_trellis::look_up_avx2(table, bits, numbers, out) },
+            Isa::Avx2 => match bits {
+                ..=4 => unsafe { x86_trellis::look_up_avx2::<1>(levels, numbers, out) },
+                5 => unsafe { x86_trellis::look_up_avx2::<2>(levels, numbers, out) },
+                6 => unsafe { x86_trellis::look_up_avx2::<4>(levels, numbers, out) },
+                _ => unsafe { x86_trellis::look_up_one_by_one(&levels.levels, numbers, out) },
+            },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86_trellis::look_up_avx512(table, bits, numbers, out) },
+            Isa::Avx512 => unsafe { x86_trellis::look_up_avx512(&levels.levels, bits, numbers, out) },
         }
     }
 

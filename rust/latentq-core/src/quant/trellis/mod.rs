@@ -13,7 +13,7 @@ mod tests;
 use crate::{Error, Result};
 
 pub use calibrate::TrellisCalibrator;
-pub(super) use decode::{DecodeTrellis, count_levels};
+pub(super) use decode::{DecodeTrellis, count_levels, together};
 pub(super) use encode::{LANES, Nearest, STATES, encode, label};
 
 /// Largest number of levels of a channel.
@@ -29,6 +29,8 @@ pub struct TrellisLevels {
     /// The levels of even number as a binary search tree, as in [`super::Codebook`]: the search of x ends at n if level 2 n
     /// is below x (or n is 0) and level 2 n + 2 is not.
     tree: [f32; 256],
+    /// The bytes of the first 64 levels: entry `[i][byte][j]` is of level 16 i + j, little-endian.
+    pub(super) bytes: [[[u8; 16]; 4]; 4],
     /// Entry n + 3 is level n, with room around for windows of [`LABELS`] levels.
     pub(super) padded: [f32; MOST + 2 * LABELS - 1],
     /// Entry n + 3 is the bound between the levels n and n + 4: x above it is nearer to the upper one. It is minus infinity
@@ -46,10 +48,16 @@ impl TrellisLevels {
         let mut tables = Self {
             levels: [last; MOST],
             tree: [f32::INFINITY; 256],
+            bytes: [[[0; 16]; 4]; 4],
             padded: [last; MOST + 2 * LABELS - 1],
             bounds: [f32::INFINITY; MOST + LABELS - 1],
         };
         tables.levels[..levels.len()].copy_from_slice(levels);
+        for (number, level) in tables.levels.iter().take(64).enumerate() {
+            for (byte, value) in level.to_le_bytes().into_iter().enumerate() {
+                tables.bytes[number / 16][byte][number % 16] = value;
+            }
+        }
         tables.padded[..LABELS - 1].fill(first);
         tables.padded[LABELS - 1..][..levels.len()].copy_from_slice(levels);
         tables.bounds[..LABELS - 1].fill(f32::NEG_INFINITY);
