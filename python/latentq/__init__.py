@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latentq.reading.dataset import LatentDataset
     from latentq.reading.loader import LatentLoader
     from latentq.reading.mixture import LatentMixture
+    from latentq.reading.sampler import LatentBatchSampler
     from latentq.reading.streaming import LatentStreamingDataset
     from latentq.sharding.pipeline import shards
     from latentq.sources import open_source
@@ -30,6 +31,7 @@ __all__ = [
     "Card",
     "FormatError",
     "ImageError",
+    "LatentBatchSampler",
     "LatentDataset",
     "LatentLoader",
     "LatentMixture",
@@ -57,6 +59,7 @@ _MODULES = {
     "Autoencoder": "latentq.models.autoencoders",
     "Card": "latentq.format.card",
     "LatentDataset": "latentq.reading.dataset",
+    "LatentBatchSampler": "latentq.reading.sampler",
     "LatentLoader": "latentq.reading.loader",
     "LatentMixture": "latentq.reading.mixture",
     "LatentStreamingDataset": "latentq.reading.streaming",

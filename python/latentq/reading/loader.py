@@ -32,7 +32,8 @@ class LoaderOptions(TypedDict, total=False):
         shuffle: True permutes the whole epoch; False by default.
         seed: Selects the permutation, the dropouts and the noise that draws latents from moments; at least 0, and 0 by
             default.
-        drop_last: True skips a last batch that is not full on every rank; False by default.
+        drop_last: True skips a last batch (with buckets, of each bucket) that is not full on every rank; False by
+            default.
         device: Batches are sent to it with latents as stored, and decoded there. None, the default, leaves batches on
             the CPU.
         threads: The number of threads that prepare batches; None, the default, for one on each CPU of this process's
@@ -81,6 +82,8 @@ class LatentLoader(Steps):
     A batch is a dict: latents (B, C, h, w), `label` (B,) int64, strings as lists, and `valid`, (B,) bool. Every sample
     comes exactly once in an epoch, and all ranks take the same number of steps. The last batch of an epoch is divided
     evenly over the ranks; only if it has fewer samples than ranks are some repeated, with `valid` False.
+
+    With buckets, a batch is of one bucket, the same one on all ranks, and each bucket has a last batch.
 
     An iteration goes through one epoch; the next iteration goes through the next epoch. The order is a function of
     (seed, epoch, position) alone, so that any step can be resumed, with any batch size and number of ranks.

@@ -1,0 +1,60 @@
+"""Recycled memory: tensors that are alive never share it, and what is dropped is used again."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentq.reading import buffers
+from latentq.reading.buffers import RecycledMemory
+
+DTYPES = [torch.uint8, torch.float32, torch.bfloat16, torch.int64]
+
+
+@pytest.fixture
+def all_recycled(monkeypatch):
+    """Recycles small tensors too."""
+    monkeypatch.setattr(buffers, "_SMALL", 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 3000), st.sampled_from(DTYPES), st.integers(0, 4)), min_size=1, max_size=40)
+)
+def test_living_tensors_share_no_memory(steps):
+    small, buffers._SMALL = buffers._SMALL, 0
+    try:
+        allocate = RecycledMemory()
+        alive: list[tuple[torch.Tensor, int]] = []
+        for number, (size, dtype, dropped) in enumerate(steps):
+            tensor = allocate((size,), dtype)
+            assert (tensor.shape, tensor.dtype) == ((size,), dtype)
+            tensor.fill_(number)
+            alive.append((tensor, number))
+            del tensor
+            if dropped < len(alive):
+                del alive[dropped]
+            assert all((tensor == value).all() for tensor, value in alive)
+    finally:
+        buffers._SMALL = small
+
+
+def test_a_smaller_batch_takes_the_memory_of_a_larger_one(all_recycled):
+    allocate = RecycledMemory()
+    large = allocate((1000, 4), torch.float32)
+    address = large.data_ptr()
+    del large
+    for rows in (1000, 990, 700, 300):  # the buckets' batches, nearly as large, and a last one
+        batch = allocate((rows, 4), torch.float32)
+        assert batch.data_ptr() == address
+        del batch
+    few = allocate((10, 4), torch.float32)
+    assert few.data_ptr() != address
+    with_few = allocate((900, 4), torch.float32)
+    assert with_few.data_ptr() == address
+    view = np.asarray(with_few[5:6])
+    del with_few
+    assert allocate((900, 4), torch.float32).data_ptr() != address  # a view is alive
+    del view
+    assert allocate((990, 4), torch.float32).data_ptr() == address
