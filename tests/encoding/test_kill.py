@@ -15,28 +15,30 @@ from latentq import LatentDataset
 
 pytestmark = pytest.mark.long
 
-COMMAND = ("--autoencoder", "dct-f8c16", "--size", "64", "--unit-size", "4", "--batch-size", "4")
+COMMAND = ("--autoencoder", "dct-f8c16", "--unit-size", "4", "--batch-size", "4")
+SQUARES, BUCKETS = ("--size", "64"), ("--buckets", "64x64,56x80,40x96,80x56", "--conditioning")
 
 
-def start(source, out, *options):
-    command = [sys.executable, "-m", "latentq", "encode", str(source), str(out), *COMMAND, *options]
+def start(source, out, *options, sizes=SQUARES):
+    command = [sys.executable, "-m", "latentq", "encode", str(source), str(out), *COMMAND, *sizes, *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def make_source(folder):
     for index in range(60):
-        paint(folder / f"{index % 3}" / f"{index:03}.png", index, (400, 300))
+        paint(folder / f"{index % 3}" / f"{index:03}.png", index, (400 - 5 * index, 300))
     (folder / "1" / "broken.jpg").write_text("no")
     return folder
 
 
-def test_kill_9_at_ten_random_moments(tmp_path):
+@pytest.mark.parametrize("sizes", [SQUARES, BUCKETS], ids=["squares", "buckets"])
+def test_kill_9_at_ten_random_moments(tmp_path, sizes):
     """Each kill waits for a few changes in the folder, so that it hits the work and not the start."""
     source, out = make_source(tmp_path / "source"), tmp_path / "out"
-    assert start(source, tmp_path / "whole").wait() == 0
+    assert start(source, tmp_path / "whole", sizes=sizes).wait() == 0
     moments = random.Random(0)
     for kill in range(10):
-        process = start(source, out)
+        process = start(source, out, sizes=sizes)
         changes, before = moments.randrange(0 if kill else 1, 4), listed(out)
         while process.poll() is None and changes:
             now = listed(out)
@@ -48,7 +50,7 @@ def test_kill_9_at_ten_random_moments(tmp_path):
         if process.returncode == 0:  # too late: try again
             assert contents(out) == contents(tmp_path / "whole")
             out.rename(tmp_path / f"out-{kill}")
-    assert start(source, out).wait() == 0
+    assert start(source, out, sizes=sizes).wait() == 0
     assert contents(out) == contents(tmp_path / "whole")
 
 

@@ -14,7 +14,8 @@ from latentq.system.text import counted, duration_text, escaped, one_line, size_
 
 if TYPE_CHECKING:
     from latentq.format.card import Card
-    from latentq.format.facts import SampleCounts
+    from latentq.format.facts import LatentFacts, SampleCounts, TokenFacts
+    from latentq.format.recipe import Recipe
     from latentq.run.dry_run import DryRun
     from latentq.run.mirror import Mirror
     from latentq.run.units import UnitCard
@@ -188,6 +189,26 @@ def model_rows(card: Card) -> list[tuple[str, str]]:
         details = f"{card.text.family}, {card.recipe.text.dtype}, {counted(card.text.length, 'token')}{captions}"
         rows += [("text encoder", f"{card.text.name} ({details})"), ("text weights", card.text.weights or "none")]
     return rows
+
+
+def shape_text(facts: LatentFacts | TokenFacts) -> str:
+    """Returns the shape of a column, with buckets that of the first and of the last."""
+    shapes = dict.fromkeys(facts.shapes or (facts.shape,))
+    first, *_, last = [" x ".join(map(str, shape)) for shape in (*shapes, *shapes)]
+    return first if len(shapes) == 1 else f"{first} to {last}, by bucket"
+
+
+def buckets_text(recipe: Recipe) -> str:
+    """Returns where the buckets of a recipe come from, and what happens to small images."""
+    buckets = recipe.buckets
+    if buckets is None:
+        return "none"
+    tiers = ", ".join(map(str, buckets.area))
+    origin = "a list" if buckets.sizes else f"the set {buckets.set}" if buckets.set else f"area {tiers}"
+    if buckets.set and tiers:
+        origin += f" of area {tiers}"
+    small = {"enlarge": "enlarged", "reject": "rejected", "smaller": "put into one that they cover"}[buckets.small]
+    return f"{len(buckets.all)} by {origin}; images smaller than their bucket are {small}"
 
 
 def dry_run_rows(card: UnitCard, unit_size: int, plan: DryRun) -> list[tuple[str, str]]:

@@ -15,12 +15,14 @@ from latentq.cli.common import (
     add_run_options,
     add_source,
     add_storage_options,
+    buckets_text,
     check_source,
     dry_run_rows,
     model_rows,
     print_result,
     print_rows,
     progress_stream,
+    shape_text,
     storage_options,
 )
 from latentq.format.buckets import BucketsOption, parse_size
@@ -122,6 +124,13 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         group.add_argument(override.option, **_argument(override, f" (default: {value})" if value else ""))
 
 
+def _size(text: str) -> Size:
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH") from None
+
+
 def _argument(override: Override, default: str) -> dict[str, Any]:
     """Returns the keyword arguments of `add_argument` for an override."""
     options: dict[str, Any] = {"default": None, "help": f"{override.help}{default}".replace("%", "%%")}
@@ -132,7 +141,7 @@ def _argument(override: Override, default: str) -> dict[str, Any]:
     if override.type is PixelRange:
         return options | {"type": float, "nargs": 2, "metavar": tuple(override.metavar.split())}
     if override.type is Size:
-        return options | {"type": parse_size, "metavar": override.metavar}
+        return options | {"type": _size, "metavar": override.metavar}
     return options | {"type": str if override.type is BucketsOption else override.type, "metavar": override.metavar}
 
 
@@ -219,15 +228,16 @@ def _dry_run(request: EncodeRequest) -> int:
 
     found = dry_run(request)
     card = found.card
-    shapes = [(name, latent.shape) for name, latent in card.latents.items()]
-    shapes += [(name, tokens.shape) for name, tokens in card.tokens.items()]
-    shapes += [(name, embedding.shape) for name, embedding in card.embeddings.items()]
+    shapes = [(name, shape_text(latent)) for name, latent in card.latents.items()]
+    shapes += [(name, shape_text(tokens)) for name, tokens in card.tokens.items()]
+    shapes += [(name, " x ".join(map(str, embedding.shape))) for name, embedding in card.embeddings.items()]
     print_rows(
         [
             *dry_run_rows(card, card.recipe.unit_size, found.plan),
             ("recipe", card.recipe.name),
             *model_rows(card),
-            *((f"shape {name}", " x ".join(map(str, shape))) for name, shape in shapes),
+            *([("buckets", buckets_text(card.recipe))] if card.buckets else ()),
+            *((f"shape {name}", shape) for name, shape in shapes),
             *((f"column {name}", encoding) for name, encoding in card.columns.items()),
         ]
     )

@@ -12,12 +12,14 @@ from latentq._core import LatentqError
 from latentq.cli.common import (
     UsageError,
     add_command,
+    buckets_text,
     check_source,
     dataset_folder,
     disk_bytes,
     model_rows,
     no_dataset,
     print_rows,
+    shape_text,
 )
 from latentq.system.text import counted, escaped, size_text
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from latentq.format.card import Card
     from latentq.format.facts import EmbeddingFacts, LatentFacts
 
+_BAR = 40  # characters of the longest bar
 _QUANTIZED = ("uniform", "affine", "codebook", "trellis")  # the kinds that have bits and a range
 
 
@@ -67,14 +70,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _print_card(path: Path, card: Card) -> None:
     print_rows([("dataset", str(path)), *_count_rows(path, card), *_recipe_rows(path, card)])
+    if card.buckets:
+        _print_buckets(card)
     for name, latent in card.latents.items():
         _print_latent(name, latent)
     for name, embedding in card.embeddings.items():
         _print_embedding(name, embedding)
     for name, tokens in card.tokens.items():
-        print(
-            f"\n{escaped(name)}: {' x '.join(map(str, tokens.shape))}, tokens of {tokens.codebook_size}, {tokens.dtype}"
-        )
+        print(f"\n{escaped(name)}: {shape_text(tokens)}, tokens of {tokens.codebook_size}, {tokens.dtype}")
 
 
 def _count_rows(path: Path, card: Card) -> list[tuple[str, str]]:
@@ -121,6 +124,22 @@ def _normalization_rows(card: Card) -> list[tuple[str, str]]:
     return rows
 
 
+def _print_buckets(card: Card) -> None:
+    """Prints a line for each bucket that has samples, with a bar as long as its share of the largest."""
+    sizes, counts = card.recipe.bucket_sizes(), card.counts and card.counts.buckets
+    print(f"\nbuckets: {buckets_text(card.recipe)}")
+    print(f"{'bucket':>6} {'height x width':>15} {'ratio':>6} {'samples':>10} {'share':>7}".rstrip())
+    for bucket, (height, width) in enumerate(sizes):
+        line = f"{bucket:>6} {height:>7} x {width:<5} {width / height:>6.3f}"
+        if counts:
+            bar = "#" * round(_BAR * counts[bucket] / max(1, max(counts)))
+            line += f" {counts[bucket]:>10} {counts[bucket] / max(1, sum(counts)):>7.1%}  {bar}"
+        if not counts or counts[bucket]:
+            print(line.rstrip())
+    if counts and (empty := counts.count(0)):
+        print(f"{counted(empty, 'bucket')} without samples")
+
+
 def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
     quantizer = embedding.quantizer
     has_range = quantizer.kind in _QUANTIZED
@@ -132,7 +151,7 @@ def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
 def _print_latent(name: str, latent: LatentFacts) -> None:
     quantizer = latent.quantizer
     bits = f", {quantizer.bits} bits" if quantizer.kind in _QUANTIZED else ""
-    print(f"\n{escaped(name)}: {' x '.join(map(str, latent.shape))}, {quantizer.kind}{bits}")
+    print(f"\n{escaped(name)}: {shape_text(latent)}, {quantizer.kind}{bits}")
     if latent.statistics is None:
         return
     print(f"{'channel':>7} {'mean':>10} {'std':>10} {'min':>10} {'max':>10} {'clipped':>9}")

@@ -20,6 +20,7 @@ from latentq.format.recipe import Recipe
 from latentq.run.plan import plan_card
 from latentq.run.sample_list import Totals
 from latentq.sources import Sample
+from latentq.system.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -126,12 +127,15 @@ def open_columns(path: Path, column: str, layout: str, contents: Sequence[str]) 
 
     Raises:
         LatentqError: The dataset lacks one of the contents, or is not finished.
+        MismatchError: The dataset has buckets.
     """
     import torch
 
     from latentq.reading.dataset import LatentDataset
 
     card = Card.load(path)
+    if card.buckets:
+        raise MismatchError(f"{path} has {counted(card.buckets, 'bucket')}, and the layout of {layout} has one shape")
     columns = [column]
     for content in contents:
         found = column_of(card, content)

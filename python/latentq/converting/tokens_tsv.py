@@ -25,7 +25,7 @@ def check_table(out: Path, card: Card) -> None:
 
     Raises:
         MismatchError: The file exists without its dataset, or the codebook is too large for the layout.
-        RecipeError: The recipe stores no tokens or no keys.
+        RecipeError: The recipe stores no tokens or no keys, or has buckets.
     """
     if dataset_of(out) == out:
         return
@@ -36,6 +36,8 @@ def check_table(out: Path, card: Card) -> None:
     missing = {"tokens", "key"} - {column.content for column in card.recipe.columns.values()}
     if missing:
         raise RecipeError(f"{out}: a {_SUFFIX} holds tokens, and recipe {card.recipe.name} stores no {max(missing)}")
+    if card.buckets:
+        raise RecipeError(f"{out}: a {_SUFFIX} holds tokens of one shape, and recipe {card.recipe.name} has buckets")
     for facts in card.tokens.values():
         if facts.codebook_size > CODEBOOK_SIZE:
             have = f"{card.autoencoder.name} has {facts.codebook_size}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from latentq.encoding.stages import CAPTIONS, COPY, IMAGES, NETWORK, QUANTIZE, P
 from latentq.encoding.update import complete_plan, planned_update
 from latentq.encoding.write import empty_facts, write_batch
 from latentq.format.card import Card
-from latentq.format.files import CONTENT_HASH_BYTES
+from latentq.format.files import CONTENT_HASH_BYTES, PLACE_BYTES
 from latentq.models.device import current_device
 from latentq.quantizer import Quantizer
 from latentq.run.archives import source_is_deleted
@@ -33,6 +34,7 @@ from latentq.sources import Source
 from latentq.system.progress import BriefProgress
 
 _BRIEF = 10.0  # seconds: a trial that takes less is done again, because the first batch also warms everything up
+_BATCHES = 4  # tried if there are buckets
 _HIGHEST = math.pi  # stands in for a range that is not calibrated yet; its numbers have all digits, too
 
 
@@ -87,7 +89,7 @@ def _dry_update(request: EncodeRequest, card: Card, source: Source, folder: Path
 
 def _dry_run(request: EncodeRequest, run: EncodingRun, changes: Changes | None = None) -> EncodeDryRun:
     calibration = min(run.card.recipe.calibration, len(run.samples)) if run.uncalibrated else 0
-    run = _with_ranges(run)
+    run = replace(_with_ranges(run), folder=Path(tempfile.gettempdir()))
     plan = planned(
         request.out,
         run.card,
@@ -96,7 +98,7 @@ def _dry_run(request: EncodeRequest, run: EncodingRun, changes: Changes | None =
         request.settings,
         lambda units: _try_batch(request, run, units),
         extra_samples=calibration,
-        listed_bytes=CONTENT_HASH_BYTES,
+        listed_bytes=CONTENT_HASH_BYTES + (PLACE_BYTES if run.card.buckets else 0),
         changes=changes,
     )
     return EncodeDryRun(run.card, plan)
@@ -120,7 +122,8 @@ def _with_ranges(run: EncodingRun) -> EncodingRun:
 
 
 def _try_batch(request: EncodeRequest, run: EncodingRun, units: Sequence[UnitEntry]) -> Trial:
-    chosen = spread(run.samples, units, run.batch_length)
+    # Several buckets have several batches, the last of each almost empty.
+    chosen = spread(run.samples, units, _BATCHES * run.batch_size if run.card.buckets else run.batch_length)
     count = len(chosen[0])
     with (
         current_device(run.encoder.device),

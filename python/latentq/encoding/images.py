@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from latentq import _core
 from latentq._core import ImageError, LatentqError
+from latentq.encoding.placing import PlacedSample, Refusal
 from latentq.encoding.run import EncodingRun
+from latentq.format.options import CONDITIONING
 from latentq.image import MAX_PIXELS
 from latentq.image_fallback import header, is_unknown_format, load_by_pillow
 from latentq.models.device import current_device
@@ -28,10 +30,9 @@ if TYPE_CHECKING:
 
     from latentq.encoding.captions import UnitCaptions
 
-Refusal: TypeAlias = tuple[str, Exception]
-"""The stage that rejects a sample, and its error."""
 Loaded: TypeAlias = tuple[Exception | None, tuple[int, int] | None, int | None]
-"""An image's error, or None; its width and height, if they are needed and can be read; and the xxh3_64 of its file."""
+"""An image's error, or None; the width and height of the upright image, if they are needed and can be read; and the
+xxh3_64 of its file."""
 
 AHEAD_BYTES = 1 << 27
 """The maximum bytes of pixels, and of image files to store, of batches that are being loaded, if there are over two."""
@@ -51,6 +52,8 @@ class PlannedBatch:
         length: Rows of the batch, at least n.
         captions: Embeds the unit's captions, if the recipe stores embeddings.
         last: True for the last batch of a unit.
+        bucket: The number of the bucket of all samples, if the recipe has buckets.
+        places: With buckets, how each sample is read; empty without buckets.
     """
 
     indices: Sequence[int]
@@ -58,6 +61,8 @@ class PlannedBatch:
     length: int
     captions: UnitCaptions | None
     last: bool
+    bucket: int | None
+    places: Sequence[PlacedSample]
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,14 @@ class DecodedBatch(PlannedBatch):
         rejected: The rejected samples, by position in the batch.
         images: The image files, if the recipe stores them.
         hashes: (n,) uint64, the xxh3_64 of each image file, or 0 if it was not read.
+        sizes: The (width, height) of each upright image, if the recipe needs them; None where it cannot be read.
     """
 
     pixels: dict[tuple[int, int], torch.Tensor]
     rejected: dict[int, Refusal]
     images: Sequence[bytes]
     hashes: NDArray[np.uint64]
+    sizes: Sequence[tuple[int, int] | None]
 
 
 class ImageLoader:
@@ -195,21 +202,27 @@ class _LoadingBatch:
         self._images = [_LoadingImage() for _ in self.samples]
         self._keeps_files = any(column.content == "image" for column in self._recipe.columns.values())
         self._kept_bytes = 0
-        sizes = sorted({column.pixels for column in self._recipe.encoded().values()})
+        sizes = sorted({column.pixels for column in self._recipe.sized(plan.bucket).values()})
         self._pixels = {size: run.encoder.host_buffer((plan.length, 3, *size)) for size in sizes}
         for buffer in self._pixels.values():
             buffer[len(self.samples) :].zero_()
-        self._rows = [buffer.numpy().reshape(plan.length, -1) for buffer in self._pixels.values()]
+        self._rows = [
+            buffer.numpy().reshape(plan.length, 3 * height * width) for (height, width), buffer in self._pixels.items()
+        ]
         self._options: _core._ImageOptions = {
             **self._recipe.image.options(),
             "layout": "chw",
             "max_pixels": MAX_PIXELS,
         }
-        self._core = _core.ImageBatch(threads, sizes, self._rows, self._options, self._recipe.image.min_size > 0)
+        contents = {column.content for column in self._recipe.columns.values()}
+        self._measures = self._recipe.image.min_size > 0 or not contents.isdisjoint(CONDITIONING)
+        self._core = _core.ImageBatch(threads, sizes, self._rows, self._options, self._measures)
 
     def begin(self, position: int) -> int:
         """Begins to load an image. Returns the bytes of its file that are in memory until it is decoded."""
         sample, image = self.samples[position], self._images[position]
+        if self._plan.places:
+            return self._begin_placed(position, self._plan.places[position])
         read = deferred_read(self._source, sample)
         if read is None:
             image.data, image.refusal = read_sample(self._source, sample)
@@ -222,11 +235,27 @@ class _LoadingBatch:
         image.reading = self._readers.submit(self._read, position, read)
         return sample.bytes or 0
 
-    def _read(self, position: int, read: Callable[[], bytes]) -> tuple[bytes | Path, Refusal | None]:
+    def _begin_placed(self, position: int, place: PlacedSample) -> int:
+        """Does what `begin` does for a sample that was placed in a bucket."""
+        sample, image = self.samples[position], self._images[position]
+        if place.read is None:
+            image.refusal = place.refusal
+            return 0
+        if place.is_file and not self._keeps_files:
+            image.data, image.refusal = read_sample(self._source, sample, place.read)
+            if image.refusal is None:
+                self._start(position, image.data)
+            return 0
+        image.reading = self._readers.submit(self._read, position, place.read)
+        return sample.bytes or 0
+
+    def _read(self, position: int, read: Callable[[], bytes | Path]) -> tuple[bytes | Path, Refusal | None]:
         """Reads an image's file and starts to decode it, on a thread of its own."""
         sample = self.samples[position]
         try:
             data, refusal = read_sample(self._source, sample, read)
+            if refusal is None and self._keeps_files and isinstance(data, Path):
+                data = data.read_bytes()
         except OSError as error:
             raise_machine_fault(error, sample.text)
             return b"", ("read", error)
@@ -268,9 +297,13 @@ class _LoadingBatch:
             if missing := [label for label in sorted(labels) if getattr(sample, label) in (None, "")]:
                 rejected.setdefault(position, ("list", LatentqError(f"no {missing[0]}")))
         files = [image.data for image in self._images if isinstance(image.data, bytes)] if self._keeps_files else []
-        loaded = (image.loaded for image in self._images)
-        hashes = np.array([0 if outcome is None else outcome[2] or 0 for outcome in loaded], np.uint64)
-        return DecodedBatch(**vars(self._plan), pixels=self._pixels, rejected=rejected, images=files, hashes=hashes)
+        loaded = [image.loaded or (None, None, None) for image in self._images]
+        known = [place.content_hash for place in self._plan.places] or [0] * len(loaded)
+        hashes = np.array([outcome[2] or other for outcome, other in zip(loaded, known, strict=True)], np.uint64)
+        sizes = [outcome[1] for outcome in loaded]
+        return DecodedBatch(
+            **vars(self._plan), pixels=self._pixels, rejected=rejected, images=files, hashes=hashes, sizes=sizes
+        )
 
     def wait(self, position: int) -> None:
         """Waits for an image, and decides whether it is refused."""
@@ -288,9 +321,11 @@ class _LoadingBatch:
             elif error is not None:
                 raise_machine_fault(error, sample.text)
                 image.refusal = ("read" if isinstance(error, OSError) else "decode", error)
+            elif size is None and self._measures:
+                image.refusal = ("decode", LatentqError("its header does not give its size"))
         if image.refusal is not None:
             for rows in self._rows:
-                rows[position] = 0
+                rows[position : position + 1] = 0  # a batch of refused samples has no rows
         if image.refusal is not None or not self._keeps_files:
             image.data = b""
         image.done = True
@@ -318,9 +353,10 @@ class _LoadingBatch:
         assert error is not None
         try:
             data = data if isinstance(data, bytes) else data.read_bytes()
-            if self._recipe.image.min_size:
-                _, width, height, _, _ = header(data, error)
-                size = width, height
+            if self._measures:
+                _, width, height, _, orientation = header(data, error)
+                turned = self._recipe.image.orient and orientation >= 5
+                size = (height, width) if turned else (width, height)
         except (OSError, ImageError) as reason:
             return reason, None, content_hash
         rows = [array[position] for array in self._rows]

@@ -70,6 +70,11 @@ class LatentEncoder:
         compiled: Compile the autoencoder with torch.compile; its results may then differ in the last bit.
         fused_norm: Compute its group norms by `group_norm.with_fused_norms`; likewise.
 
+    Attributes:
+        autoencoder: The autoencoder.
+        device: The device that it computes on.
+        is_compiled: True if the autoencoder is compiled, for each shape of its input alone.
+
     Raises:
         ValueError: `fused_norm` is True, and the autoencoder has no group norm that can be fused.
     """
@@ -95,7 +100,7 @@ class LatentEncoder:
             self._format = torch.channels_last
             module.to(memory_format=self._format)
         self._fast = with_fused_norms(autoencoder) if fused_norm else autoencoder
-        self._is_compiled = compiled
+        self.is_compiled = compiled
         self._to_scaled = ScaleChange.to_scaled(normalization_of(autoencoder), getattr(autoencoder, "positions", None))
         self._compiled: dict[_Method, Any] = {}
 
@@ -242,7 +247,7 @@ class LatentEncoder:
     def _run(self, method: _Method, floats: torch.Tensor, exact: bool) -> Any:
         """Calls one of the autoencoder's methods in the recipe's dtype, or in float32."""
         call = getattr(self.autoencoder if exact else self._fast, method)
-        if self._is_compiled and not exact:
+        if self.is_compiled and not exact:
             if method not in self._compiled:
                 self._compiled[method] = _compiled(call)
             call = self._compiled[method]

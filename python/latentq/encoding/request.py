@@ -213,4 +213,4 @@ def plan_requested(resolved: ResolvedRequest, source: Source, run_list: RunList)
     totals = run_list.samples.totals
     card, uncalibrated = plan_card(recipe, facts, totals, models.autoencoder, resolved.parent, models.text_encoder)
     check_table(request.named, card)
-    return EncodingRun.planned(source, run_list.samples, card, uncalibrated, models, settings), models
+    return EncodingRun.planned(source, run_list.samples, card, uncalibrated, models, settings, request.out), models

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from latentq._core import RecipeError
 from latentq.encoding.models import Models
 from latentq.encoding.options import EncodeSettings
 from latentq.encoding.stages import Profile
@@ -32,10 +32,12 @@ class EncodingRun:
         captions: The text encoder; None if the recipe stores no embeddings.
         card: The card, as planned or as published.
         uncalibrated: Columns whose quantizers in `card` are placeholders until they are calibrated.
-        batch_size: The largest number of images per batch; `batch_length` is the number of rows.
+        batch_sizes: The largest number of images per batch, with buckets of each bucket; `batch_length` is the number
+            of rows without buckets.
         threads: Threads that decode images.
         strict: End the run at the first reject.
         profile: Collects the time of each stage.
+        folder: An existing folder for temporary files.
     """
 
     source: Source
@@ -44,10 +46,11 @@ class EncodingRun:
     captions: CaptionEncoder | None
     card: Card
     uncalibrated: tuple[str, ...]
-    batch_size: int
+    batch_sizes: tuple[int, ...]
     threads: int
     strict: bool
     profile: Profile
+    folder: Path
 
     @classmethod
     def planned(
@@ -58,6 +61,7 @@ class EncodingRun:
         uncalibrated: tuple[str, ...],
         models: Models,
         settings: EncodeSettings,
+        out: Path,
     ) -> Self:
         """Returns the run of a planned card.
 
@@ -68,12 +72,11 @@ class EncodingRun:
             uncalibrated: The columns whose quantizers must be calibrated.
             models: The models, loaded.
             settings: How the run is done.
+            out: The dataset's folder.
         """
         from latentq.encoding.latents import LatentEncoder
 
         recipe = card.recipe
-        if recipe.buckets is not None:
-            raise RecipeError(f"recipe {recipe.name} has buckets, which cannot be encoded yet")
         encoder = LatentEncoder(
             models.autoencoder,
             recipe.autoencoder,
@@ -86,16 +89,24 @@ class EncodingRun:
             from latentq.encoding.captions import CaptionEncoder
 
             captions = CaptionEncoder(models.text_encoder, recipe.text, models.text_device, recipe.texts())
-        batch_size = settings.batch_size or default_batch_size(column.pixels for column in recipe.encoded().values())
-        batch_size = min(batch_size, recipe.unit_size, len(samples))
+        buckets = range(len(recipe.bucket_sizes())) or [None]
+        sizes = [[column.pixels for column in recipe.sized(bucket).values()] for bucket in buckets]
+        most = max(1, min(recipe.unit_size, len(samples)))
+        batch_sizes = tuple(min(settings.batch_size or default_batch_size(pixels), most) for pixels in sizes)
+        folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
         return cls(
-            source, samples, encoder, captions, card, uncalibrated, batch_size, settings.threads, settings.strict,
-            settings.profile,
+            source, samples, encoder, captions, card, uncalibrated, batch_sizes, settings.threads, settings.strict,
+            settings.profile, folder,
         )  # fmt: skip
 
     @property
+    def batch_size(self) -> int:
+        """The largest number of images per batch, of any bucket."""
+        return max(self.batch_sizes)
+
+    @property
     def batch_length(self) -> int:
-        """Rows of every batch of the run: short batches are padded.
+        """Rows of every batch of a run without buckets: short batches are padded.
 
         A compiled network is compiled for one shape alone, and the last bit of a network's result may depend on the
         shape of its input. A full unit is cut into batches of almost the same number of images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -131,7 +132,7 @@ def planned_update(request: EncodeRequest, card: Card, plan: UpdatePlan, source:
     planned = replace(planned, recipe=replace(planned.recipe, columns=card.recipe.columns))
     check_same_work(request.out, replace(card, source=facts), planned, frozen=True)
     planned = replace(card, source=facts, counts=None)
-    return EncodingRun.planned(source, run_list.samples, planned, (), models, request.settings), run_list
+    return EncodingRun.planned(source, run_list.samples, planned, (), models, request.settings, request.out), run_list
 
 
 def _stored_recipe(card: Card) -> Recipe:
@@ -193,27 +194,35 @@ def _range_notes(out: Path, before: Card, samples: SampleList, revision: int) ->
         revision: The number of the update.
     """
     clipped = dict.fromkeys((*before.latents, *before.embeddings), 0)
-    count = 0
+    count, counts = 0, [0] * before.buckets
     for unit in samples.units():
         if unit.revision == revision:
             facts = UnitFacts.load(out / unit.name / UNIT)
             count += facts.samples
+            counts = list(map(sum, zip(counts, facts.buckets, strict=True)))
             for name, sums in facts.latents.items():
                 clipped[name] += int(sums.clipped.sum())
             for name, number in facts.clipped.items():
                 clipped[name] += number
     notes = []
-    columns = {name: (latent.shape, sum(latent.clipped or ())) for name, latent in before.latents.items()}
-    columns |= {name: (embedding.shape, embedding.clipped or 0) for name, embedding in before.embeddings.items()}
-    for name, (shape, old_clipped) in columns.items():
-        if not count or before.counts is None or not before.counts.samples:
+    old = before.counts
+    columns = {
+        name: (latent.shapes, latent.shape, sum(latent.clipped or ())) for name, latent in before.latents.items()
+    }
+    columns |= {name: ((), embedding.shape, embedding.clipped or 0) for name, embedding in before.embeddings.items()}
+    for name, (shapes, shape, old_clipped) in columns.items():
+        if not count or old is None or not old.samples:
             continue
-        values = prod(shape)
-        old_rate = old_clipped / (before.counts.samples * values)
-        new_rate = clipped[name] / (count * values)
+        old_rate = old_clipped / _values(shapes or (shape,), old.buckets if shapes else [old.samples])
+        new_rate = clipped[name] / _values(shapes or (shape,), counts if shapes else [count])
         if new_rate > max(_CLIP_RATE, _CLIP_FACTOR * old_rate):
             notes.append(
                 f"{name}: {new_rate:.3%} of the new values are outside the calibrated range, {old_rate:.3%} of the old "
                 "ones: the range no longer fits; to calibrate on the whole source, encode it to another folder"
             )
     return notes
+
+
+def _values(shapes: Iterable[tuple[int, ...]], counts: Iterable[int]) -> int:
+    """Returns the number of values of samples, given the number of samples of each shape."""
+    return sum(prod(shape) * count for shape, count in zip(shapes, counts, strict=True))

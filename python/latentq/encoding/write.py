@@ -15,8 +15,8 @@ from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import NETWORK, WRITE, background_consumer
 from latentq.format.card import CARD
 from latentq.format.facts import EmbeddingFacts
-from latentq.format.files import CONTENT_HASHES
-from latentq.format.options import FLOATS, TEXT
+from latentq.format.files import CONTENT_HASH_BYTES, CONTENT_HASHES, PLACE_BYTES, PLACES, bucket_group
+from latentq.format.options import CONDITIONING, FLOATS, TEXT
 from latentq.quantizer import Moments, Quantizer
 from latentq.run.sample_list import UnitEntry
 from latentq.run.share import Share
@@ -63,16 +63,27 @@ def _write_encoded_unit(
 ) -> None:
     """Takes the batches of one unit, and publishes the unit unless another process is first."""
     facts = empty_facts(run, (share.out / CARD).read_bytes(), unit)
+    files = {CONTENT_HASHES: bytearray(CONTENT_HASH_BYTES * unit.samples)}
+    if run.card.buckets:
+        files[PLACES] = bytearray(PLACE_BYTES * unit.samples)
     # An update may leave a unit without samples, which has no batch.
     remaining = _batches_of_unit(batches) if unit.samples else iter(())
-    hashes = bytearray()
 
     def fill(writer: UnitWriter) -> None:
+        rejected: list[int] = []
         for encoded in remaining:
+            batch = encoded.batch
             write_batch(run, encoded, writer)
-            hashes.extend(encoded.batch.hashes.astype("<u8").tobytes())
+            positions = np.array(batch.indices, np.int64) - unit.first
+            np.frombuffer(files[CONTENT_HASHES], "<u8")[positions] = batch.hashes
+            rejected.extend(int(positions[position]) for position in sorted(batch.rejected))
+            if batch.places:
+                np.frombuffer(files[PLACES], "<u2")[positions] = [place.bucket for place in batch.places]
+        # Buckets come one after the other; rejects are in the order of the list.
+        in_order = sorted(zip(rejected, facts.rejects, strict=True), key=lambda pair: pair[0])
+        facts.rejects[:] = [reject for _, reject in in_order]
 
-    publish_unit(share.path(unit), run.card.columns, facts, bar, fill, files={CONTENT_HASHES: hashes})
+    publish_unit(share.path(unit), run.card.columns, facts, bar, fill, files=files)
     for _ in remaining:  # if another process was first, `fill` may have been cut short
         pass
 
@@ -96,6 +107,7 @@ def empty_facts(run: EncodingRun, card: bytes, unit: UnitEntry) -> UnitFacts:
         card=card_hash(card),
         listing=run.samples.unit_sha256(unit),
         latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
+        buckets=[0] * run.card.buckets,
     )
 
 
@@ -105,6 +117,11 @@ def write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> 
         writer.reject(run.source, encoded.batch.samples[position], stage, error, strict=run.strict)
     writer.facts.redone += encoded.redone
     if encoded.positions:
+        bucket = encoded.batch.bucket
+        if bucket is not None:
+            if writer.group != (group := bucket_group(bucket)):
+                writer.begin_group(group, run.card.for_bucket(bucket).columns)
+            writer.facts.buckets[bucket] += len(encoded.positions)
         columns = {name: _column(run, encoded, name, writer.facts) for name in run.card.columns}
         writer.write(columns, len(encoded.positions))
 
@@ -135,6 +152,8 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
     elif content == "image":
         files = [encoded.batch.images[position] for position in encoded.positions]
         return [_as_jpeg(file) for file in files] if encoding == "jpeg" else files
+    elif content in CONDITIONING:
+        values = _conditioning(run, encoded, content)
     elif content == "captions":
         values = [cycled_captions(sample, card.recipe.text.captions) for sample in samples]
     else:
@@ -142,6 +161,21 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
         if encoding == "str":
             values = [str(value) for value in values]
     return [value.tobytes() for value in values] if encoding == "bytes" else values
+
+
+def _conditioning(run: EncodingRun, encoded: EncodedBatch, content: str) -> NDArray[np.int32]:
+    """Returns two numbers for each sample: a height and width, or a top and left."""
+    recipe = run.card.recipe
+    size = next(iter(recipe.sized(encoded.batch.bucket).values())).pixels
+    values = []
+    for position in encoded.positions:
+        width, height = encoded.batch.sizes[position] or (0, 0)  # a sample without a size is rejected
+        if content == "crop_top_left":
+            window = image.crop_window(height, width, size, crop=recipe.image.crop)
+            values.append((window.top, window.left))
+        else:
+            values.append((height, width) if content == "original_size" else size)
+    return np.array(values, np.int32)
 
 
 def _as_jpeg(data: bytes) -> bytes:

@@ -9,6 +9,10 @@ HASHES = ("xxh3_64",)
 CONTENT_HASHES = "content.xxh3"
 CONTENT_HASH_BYTES = 8
 
+# With buckets, for each listed sample of a unit a little-endian number: its bucket, also if it was rejected.
+PLACES = "buckets.u16"
+PLACE_BYTES = 2
+
 EMPTY_CAPTION = "empty_caption.npz"
 INDEX = "index.json"
 LIST = "list"
@@ -16,3 +20,8 @@ NORMALIZATION = "normalization.npy"
 REJECTS = "rejects.tsv"
 SHARDS = "shards.toml"
 UNIT = "unit.toml"
+
+
+def bucket_group(bucket: int) -> str:
+    """Returns the name of a bucket's group of shards, which are called `shard.NAME.00000.mds` and so on."""
+    return f"{bucket:03}"

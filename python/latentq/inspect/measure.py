@@ -104,7 +104,7 @@ def measure(
         bits: The numbers of bits to try, each from 2 to 8.
         methods: Methods of `Quantizer.calibrate`.
         autoencoder: The autoencoder to decode with: any object with `decode` and `pixel_range`.
-        images: (N, 3, S, S) uint8, the images that the latents were encoded from.
+        images: (N, 3, H, W) uint8, the images that the latents were encoded from.
         progress: The stream for progress, or None.
 
     Raises:
@@ -244,7 +244,7 @@ def _psnrs(
         autoencoder: Decodes the latents.
         quantizers: Quantizers of the schemes.
         x: Raw latents (N, C, h, w).
-        images: Originals (N, 3, S, S) uint8.
+        images: Originals (N, 3, H, W) uint8.
         bar: Counts the latents that are decoded, once for each quantizer.
     """
     scores: list[list[tuple[float, float]]] = [[] for _ in quantizers]
@@ -270,7 +270,7 @@ def _entropy(codes: npt.NDArray[np.uint8]) -> float:
 
 
 def _decode(autoencoder: Autoencoder, latents: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Decodes a batch of latents to images (n, 3, S, S) in [0, 1]."""
+    """Decodes a batch of latents to images (n, 3, H, W) in [0, 1]."""
     import torch
 
     low, high = autoencoder.pixel_range
@@ -304,8 +304,8 @@ def of_dataset(
         progress: The stream for progress, or None.
 
     Returns:
-        (N, C, h, w) raw latents of evenly spread samples, at most 4,096, or 512 with a source; the autoencoder or
-        None; and the images (N, 3, S, S) or None.
+        (N, C, h, w) raw latents of evenly spread samples, at most 4,096, or 512 with a source, with buckets of the
+        bucket of most samples; the autoencoder or None; and the images (N, 3, H, W) or None.
 
     Raises:
         LatentqError: The dataset, the autoencoder or an original cannot be read.
@@ -321,8 +321,10 @@ def of_dataset(
     if name in card.tokens:
         raise LatentqError(f"{path}: column {name!r} holds tokens, which are not quantized")
     dataset = LatentDataset(path, columns=[name])
-    count = min(len(dataset), SAMPLES if source is None else ENCODED)
-    indices = [position * len(dataset) // count for position in range(count)]
+    members = dataset.table.counts
+    count = min(int(members.max()), SAMPLES if source is None else ENCODED)
+    spread = np.arange(count) * members.max() // count
+    indices = dataset.table.indices(int(members.argmax()), spread).tolist()
     network = autoencoder_for(card, autoencoder) if source is not None or autoencoder is not None else None
     if source is None or network is None:
         return dataset.decodable(indices).numpy(), network, None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from latentq import image
 from latentq._core import LatentqError
+from latentq.choices import Size
 from latentq.encoding.latents import LatentEncoder
 from latentq.format.card import Card
 from latentq.inspect.stored import Stored, StoredSamples
@@ -56,11 +57,15 @@ class Originals:
         """Returns the listing of a stored sample."""
         return self._stored.find(index)[1]
 
+    def bucket(self, index: int) -> int:
+        """Returns the bucket of a stored sample; 0 without buckets."""
+        return self._stored.bucket(index) if self._card.buckets else 0
+
     def encode(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """Encodes stored samples again, without quantization.
 
         Args:
-            indices: The samples' indices in the dataset.
+            indices: The samples' indices in the dataset; with buckets, all of one.
 
         Returns:
             The pixels that were encoded, (n, 3, H, W) uint8, mirrored if the column is; and the raw latents (n, C,
@@ -69,7 +74,7 @@ class Originals:
         Raises:
             LatentqError: An original is missing, or cannot be decoded.
         """
-        column = self._card.recipe.columns[self._column]
+        column, size = self._card.recipe.columns[self._column], self._size(indices)
         is_drawn = column.content == "latent" and column.store == "sample" and hasattr(self.network, "posterior")
         if is_drawn and self._card.source.revision:
             raise LatentqError(
@@ -77,10 +82,12 @@ class Originals:
                 "the list as it was then"
             )
         chosen = [self._stored.find(index) for index in indices]
-        pixels = self._load(chosen)
+        pixels = self._load(chosen, size)
         stream = list(self._card.recipe.encoded()).index(self._column)
         on_device = torch.from_numpy(pixels).to(self._encoder.device)
-        encoded = self._encoder.encode(on_device, replace(column, scaled=False), [n for n, _ in chosen], stream)
+        encoded = self._encoder.encode(
+            on_device, replace(column, scaled=False, size=size), [n for n, _ in chosen], stream
+        )
         if column.content == "moments":
             encoded = encoded.chunk(2, 1)[0]
         latents = encoded.cpu().numpy()
@@ -92,11 +99,18 @@ class Originals:
         Raises:
             LatentqError: An original is missing, or cannot be decoded.
         """
-        return self._flipped(self._load([self._stored.find(index) for index in indices]))
+        return self._flipped(self._load([self._stored.find(index) for index in indices], self._size(indices)))
 
-    def _load(self, chosen: Sequence[Stored]) -> NDArray[np.uint8]:
+    def _size(self, indices: Sequence[int]) -> Size:
+        """Returns the size that samples were encoded at, which must be one."""
+        buckets = sorted({self.bucket(index) for index in indices})
+        if len(buckets) > 1:
+            raise ValueError(f"samples of the buckets {buckets}: encode those of one bucket")
+        sizes = self._card.recipe.bucket_sizes()
+        return sizes[buckets[0]] if sizes else self._card.recipe.columns[self._column].size
+
+    def _load(self, chosen: Sequence[Stored], size: Size) -> NDArray[np.uint8]:
         data = [self._source.data(sample) for _, sample in chosen]
-        size = self._card.recipe.columns[self._column].size
         pixels, errors = image.load_batch(data, size, **self._card.recipe.image.options())
         for error, (_, sample) in zip(errors, chosen, strict=True):
             if error is not None:

@@ -35,7 +35,7 @@ class Picture:
     """One picture of a contact sheet.
 
     Attributes:
-        pixels: (S, S, 3) uint8.
+        pixels: (H, W, 3) uint8.
         lines: The lines of text below it.
         psnr: The PSNR against the original in dB; None without an original.
     """
@@ -103,11 +103,11 @@ def pictures(
     if not indices:
         raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
-    compared: tuple[Originals, Layout] | None = None
+    compared: tuple[Originals, Sequence[Layout]] | None = None
     if source is not None:
         if not isinstance(opened, LatentDataset):
             raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to compare it with its originals")
-        compared = Originals(path, card, name, source, network, device=device), opened.layout
+        compared = Originals(path, card, name, source, network, device=device), opened.layouts
     rows = []
     with BriefProgress(len(indices), "decode", progress) as bar:
         for number in [index % count for index in indices]:
@@ -117,20 +117,20 @@ def pictures(
     return rows
 
 
-def _compare(originals: Originals, layout: Layout, index: int, stored: NDArray[np.uint8]) -> list[Picture]:
+def _compare(originals: Originals, layouts: Sequence[Layout], index: int, stored: NDArray[np.uint8]) -> list[Picture]:
     """Shows a stored sample, given decoded, next to its original and to its unquantized reconstruction.
 
     For tokens there are two pictures: the reconstruction is the stored one.
 
     Args:
         originals: The source, indexed as the dataset's samples are.
-        layout: The layout of the dataset, with one column of latents or tokens.
+        layouts: The layout of each bucket, or of the dataset, with one column of latents or tokens.
         index: The sample's index.
-        stored: The decoded sample, uint8 (S, S, 3).
+        stored: The decoded sample, uint8 (H, W, 3).
     """
     from latentq.reading.columns import TokenColumn
 
-    column = next(iter(layout.pictures.values()))
+    column = next(iter(layouts[originals.bucket(index)].pictures.values()))
     sample = originals.sample(index)
     pixels, latents = originals.encode([index])
     original = pixels[0].transpose(1, 2, 0)
@@ -163,14 +163,17 @@ def _bytes(count: int) -> str:
 
 
 def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
-    """Draws a contact sheet: the pictures of a sample side by side, the samples in a grid that is about square."""
+    """Draws a contact sheet: the pictures of a sample side by side, the samples in a grid that is about square.
+
+    Pictures of several sizes have cells of the largest height and width.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
-    side = max(picture.pixels.shape[0] for row in rows for picture in row)
+    tall, wide = (max(picture.pixels.shape[axis] for row in rows for picture in row) for axis in (0, 1))
     across = len(rows[0])
     groups = max(1, round((len(rows) / across) ** 0.5))
     lines = max(len(picture.lines) for row in rows for picture in row)
-    width, height = max(side, _CAPTION) + _MARGIN, side + lines * _LINE + 2 * _MARGIN
+    width, height = max(wide, _CAPTION) + _MARGIN, tall + lines * _LINE + 2 * _MARGIN
     canvas = Image.new("RGB", (_MARGIN + groups * across * width, _MARGIN + -(-len(rows) // groups) * height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
@@ -180,5 +183,5 @@ def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:
             top = _MARGIN + index // groups * height
             canvas.paste(Image.fromarray(np.ascontiguousarray(picture.pixels)), (left, top))
             for number, line in enumerate(picture.lines):
-                draw.text((left, top + side + 2 + number * _LINE), line, fill="black", font=font)
+                draw.text((left, top + tall + 2 + number * _LINE), line, fill="black", font=font)
     return canvas

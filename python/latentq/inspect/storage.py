@@ -66,21 +66,27 @@ def storage(
     if not count:
         raise LatentqError(f"{path} holds no samples")
     images = _image_bytes(samples, progress)
-    floats = sum(prod(latent.shape) for latent in card.latents.values())
-    stored = sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in card.latents.values())
-    stored += sum(prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in card.tokens.values())
+    floats = stored = 0
+    buckets = card.counts.buckets or (count,)
+    for own, members in ((card.for_bucket(bucket), members) for bucket, members in enumerate(buckets)):
+        floats += members * sum(prod(latent.shape) for latent in own.latents.values())
+        stored += members * sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in own.latents.values())
+        sizes = (prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in own.tokens.values())
+        stored += members * sum(sizes)
     rows = [_row("original images", images, count, "" if images else "their sizes are not in its list")]
-    for pixels in sorted({column.pixels for column in card.recipe.encoded().values()}):
-        what = f"JPEG {pixels[0]} x {pixels[1]}, quality {QUALITY}"
+    sides = sorted({column.pixels for column in card.recipe.encoded().values()}) if not card.buckets else [None]
+    for pixels in sides:
+        name = "of its bucket" if pixels is None else f"{pixels[0]} x {pixels[1]}"
+        what = f"JPEG {name}, quality {QUALITY}"
         if source is None:
             rows.append(_row(what, None, count, "no originals to try it with: --source names them"))
         else:
             total, tried = _jpegs(card, samples, pixels, source, progress)
             rows.append(_row(what, total, count, f"estimated from {tried}"))
     for name, size in (("float32", 4), ("float16", 2)):
-        rows.append(_row(f"latents, {name}", count * floats * size or None, count, "" if floats else "it holds tokens"))
+        rows.append(_row(f"latents, {name}", floats * size or None, count, "" if floats else "it holds tokens"))
     whole = bytes_below(path)
-    rows.append(_row("latents, as stored" if floats else "tokens, as stored", count * stored, count))
+    rows.append(_row("latents, as stored" if floats else "tokens, as stored", stored, count))
     if card.embeddings:
         rows.append(_row("embeddings, as stored", count * sum(e.nbytes for e in card.embeddings.values()), count))
     rows.append(_row("the whole dataset", whole, count))
@@ -106,11 +112,19 @@ def _image_bytes(samples: StoredSamples, progress: TextIO | None) -> int | None:
 def _jpegs(
     card: Card,
     samples: StoredSamples,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     source: str | os.PathLike[str],
     progress: TextIO | None,
 ) -> tuple[int, int]:
-    """Estimates the bytes of all encoded images as JPEGs; also returns the number of evenly spread images tried."""
+    """Estimates the bytes of all encoded images as JPEGs; also returns the number of evenly spread images tried.
+
+    Args:
+        card: The card.
+        samples: The stored samples.
+        size: The height and width that images were encoded at; None for that of each image's bucket.
+        source: The source.
+        progress: The stream for progress, or None.
+    """
     from PIL import Image
 
     count = min(len(samples), _TRIED)
@@ -118,9 +132,11 @@ def _jpegs(
     total = 0
     with BriefProgress(count, "JPEG", progress) as bar:
         for position in range(count):
-            _, sample = samples.find(position * len(samples) // count)
+            index = position * len(samples) // count
+            _, sample = samples.find(index)
+            target = size or card.recipe.bucket_sizes()[samples.bucket(index)]
             try:
-                pixels = image.load(opened.data(sample), size, **card.recipe.image.options())
+                pixels = image.load(opened.data(sample), target, **card.recipe.image.options())
             except (OSError, LatentqError) as error:
                 raise LatentqError(
                     f"the original {sample.text} cannot be read: {error} (is this the source of the dataset?)"

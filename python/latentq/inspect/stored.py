@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import os
 from array import array
 from collections import Counter
@@ -11,13 +12,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from latentq._core import FormatError
 from latentq.format.card import Card
-from latentq.format.files import INDEX, UNIT
+from latentq.format.files import INDEX, PLACE_BYTES, PLACES, UNIT
 from latentq.mds.folder import samples_by_folder
 from latentq.run.sample_list import UnitEntry
 from latentq.run.units import Reject, UnitFacts, sample_list
 from latentq.sources import Sample
+from latentq.store.local import read_regular
 from latentq.system.text import counted
 
 _CACHED_UNITS = 2
@@ -26,14 +31,50 @@ Stored: TypeAlias = tuple[int, Sample]
 """A stored sample: its number in the list, and its listing."""
 
 
-def stored_in_unit(unit: UnitEntry, samples: Sequence[Sample], rejects: Iterable[Reject]) -> list[Stored] | None:
-    """Returns the samples of a unit that are not rejected; None if there are rejects of other samples.
+def stored_in_unit(
+    unit: UnitEntry, samples: Sequence[Sample], rejects: Iterable[Reject], places: NDArray[np.uint16] | None = None
+) -> list[Stored] | None:
+    """Returns the samples of a unit that are not rejected, in the order of the shards.
 
     Args:
         unit: The unit.
         samples: Its samples.
         rejects: Its rejects.
+        places: With buckets, the bucket of each sample.
+
+    Returns:
+        The stored samples; None if there are rejects of other samples.
     """
+    ordered = _stored_in_list(unit, samples, rejects)
+    if ordered is not None and places is not None:
+        ordered.sort(key=lambda stored: int(places[stored[0] - unit.first]))  # stable: by bucket, then by list
+    return ordered
+
+
+def load_places(folder: Path, unit: UnitEntry, buckets: int) -> NDArray[np.uint16] | None:
+    """Returns the bucket of each listed sample of a unit; None without buckets.
+
+    Args:
+        folder: The unit's folder.
+        unit: The unit.
+        buckets: The number of buckets, 0 without.
+
+    Raises:
+        FormatError: The file does not have a bucket for each sample.
+        OSError: The file cannot be read.
+    """
+    if not buckets:
+        return None
+    data = read_regular(folder / PLACES)
+    places = np.frombuffer(data, "<u2") if len(data) == PLACE_BYTES * unit.samples else None
+    if places is None or (places >= buckets).any():
+        needed = f"one of {counted(buckets, 'bucket')} for each of {counted(unit.samples, 'sample')}"
+        raise FormatError(f"{folder / PLACES}: does not hold {needed}")
+    return places
+
+
+def _stored_in_list(unit: UnitEntry, samples: Sequence[Sample], rejects: Iterable[Reject]) -> list[Stored] | None:
+    """Does what `stored_in_unit` does, in the order of the list."""
     left = Counter(reject.key for reject in rejects)
     stored = []
     for number, sample in zip(unit.indices, samples, strict=True):
@@ -60,6 +101,7 @@ class StoredSamples:
 
     def __init__(self, path: str | os.PathLike[str], card: Card) -> None:
         self._path = Path(path)
+        self._buckets = card.buckets
         self._list = sample_list(self._path, card)
         self._starts = array("q", [0])  # of each unit, and the number of all samples
         counts = iter(samples_by_folder(path))
@@ -73,6 +115,7 @@ class StoredSamples:
         if folder is not None:
             raise FormatError(f"{self._path / INDEX}: the folder {folder!r} is not the next unit of the list")
         self._unit = functools.lru_cache(_CACHED_UNITS)(self._read_unit)
+        self._bucket_stops = functools.lru_cache(_CACHED_UNITS)(self._read_bucket_stops)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -84,10 +127,25 @@ class StoredSamples:
             IndexError: There is no such sample.
             FormatError: The unit does not agree with its part of the list.
         """
+        number, position = self._place(index)
+        return self._unit(number)[position]
+
+    def bucket(self, index: int) -> int:
+        """Returns the bucket of a stored sample of a dataset with buckets. Raises as `find`."""
+        number, position = self._place(index)
+        return bisect.bisect_right(self._bucket_stops(number), position)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Returns the number of a sample's unit, and its position there."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index}: {self._path} has {counted(len(self), 'sample')}")
         number = bisect.bisect_right(self._starts, index) - 1
-        return self._unit(number)[index - self._starts[number]]
+        return number, index - self._starts[number]
+
+    def _read_bucket_stops(self, number: int) -> list[int]:
+        """Returns the position after the last sample of each bucket of a unit."""
+        unit = self._list.unit(number)
+        return [*itertools.accumulate(UnitFacts.load(self._path / unit.name / UNIT).buckets)]
 
     def __iter__(self) -> Iterator[Stored]:
         """Yields all stored samples."""
@@ -99,7 +157,8 @@ class StoredSamples:
         samples = self._list.samples(unit)
         count = self._starts[number + 1] - self._starts[number]
         rejects = UnitFacts.load(self._path / unit.name / UNIT).rejects if count != unit.samples else []
-        stored = stored_in_unit(unit, samples, rejects)
+        folder = self._path / unit.name
+        stored = stored_in_unit(unit, samples, rejects, load_places(folder, unit, self._buckets if count else 0))
         if stored is None or len(stored) != count:
             raise FormatError(
                 f"{self._path / unit.name} holds {counted(count, 'sample')} and {counted(len(rejects), 'reject')}, "

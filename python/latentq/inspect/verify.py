@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Generator, Iterable, Iterator
@@ -16,7 +17,7 @@ from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.format import empty_caption
 from latentq.format.card import CARD, NEXT_CARD, Card
-from latentq.format.facts import LatentFacts
+from latentq.format.facts import LatentFacts, TokenFacts
 from latentq.format.files import (
     CONTENT_HASH_BYTES,
     CONTENT_HASHES,
@@ -24,12 +25,13 @@ from latentq.format.files import (
     INDEX,
     LIST,
     NORMALIZATION,
+    PLACES,
     REJECTS,
     SHARDS,
     UNIT,
 )
 from latentq.format.normalization import load_positions
-from latentq.inspect.stored import stored_in_unit
+from latentq.inspect.stored import load_places, stored_in_unit
 from latentq.run.finish import CardCompletion, Completion, reject_lines
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.units import LatentSums, UnitFacts, card_hash, list_folder, unit_done
@@ -43,6 +45,7 @@ from latentq.system.text import counted
 _BATCH = 1024  # samples read at once
 _UNIT = re.compile(r"\d{5,}(\.\d+)?")
 _REVISED = re.compile(rf"(\d{{5,}}|{LIST})\.[1-9]\d{{0,8}}")
+_BUCKET_SHARD = re.compile(r"shard\.(\d{3})\.\d{5,}\.mds")
 _PART = re.compile(r"\d{5,}\.tsv")
 _LISTED = ("key", "label", "label_text", "caption", "captions", "id")  # contents that come from the list
 
@@ -254,23 +257,58 @@ class _Verification:
         if broken:
             return
         reader = mds.Reader(path)
-        stored, planned = dict(reader.columns), dict(self._card.columns)
-        if len(reader) and stored != planned:
-            yield _finding(f"{name}/{INDEX}", f"has the columns {stored}, the card {planned}")
+        finding = self._misfit(name, reader, facts)
+        if finding is not None:
+            yield finding
         elif len(reader) != facts.samples:
             yield _finding(f"{name}/{UNIT}", f"says {counted(facts.samples, 'sample')}, the shards hold {len(reader)}")
         else:
             yield from self._check_listed(unit, reader, facts, samples.samples(unit))
             if isinstance(self._card, Card):
                 yield from _check_codes(name, reader, self._card, facts)
-        yield from _check_files(path, unit)
+        yield from _check_files(path, unit, has_places=isinstance(self._card, Card) and bool(self._card.buckets))
+
+    def _misfit(self, name: str, reader: mds.Reader, facts: UnitFacts) -> mds.Finding | None:
+        """Returns a finding if a unit's shards do not have the card's columns, or its buckets not their samples."""
+        if not isinstance(self._card, Card) or not self._card.buckets:
+            stored, planned = dict(reader.columns), dict(self._card.columns)
+            if len(reader) and stored != planned:
+                return _finding(f"{name}/{INDEX}", f"has the columns {stored}, the card {planned}")
+            return None
+        counts = [0] * self._card.buckets
+        for shard in json.loads(read_regular(self._path / name / INDEX))["shards"]:
+            file = shard["raw_data"]["basename"]
+            bucket = int(match[1]) if (match := _BUCKET_SHARD.fullmatch(file)) else -1
+            if not 0 <= bucket < len(counts):
+                return _finding(f"{name}/{INDEX}", f"{file} is of none of the card's {len(counts)} buckets")
+            counts[bucket] += shard["samples"]
+            stored = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+            planned = dict(self._card.for_bucket(bucket).columns)
+            if stored != planned:
+                return _finding(f"{name}/{INDEX}", f"{file} has the columns {stored}, the card {planned}")
+        if counts != facts.buckets:
+            return _finding(f"{name}/{UNIT}", f"says buckets = {facts.buckets}, the shards hold {counts}")
+        return None
 
     def _check_listed(
         self, unit: UnitEntry, reader: mds.Reader, facts: UnitFacts, samples: list[Sample]
     ) -> Iterator[mds.Finding]:
         """Checks that stored keys, labels and captions are those of the list."""
         name = unit.name
-        stored = stored_in_unit(unit, samples, facts.rejects)
+        buckets = self._card.buckets if isinstance(self._card, Card) else 0
+        try:
+            places = load_places(self._path / name, unit, buckets)
+        except FormatError as error:
+            yield _finding(f"{name}/{PLACES}", str(error).removeprefix(f"{self._path / name / PLACES}: "))
+            return
+        stored = stored_in_unit(unit, samples, facts.rejects, places)
+        if stored is not None and places is not None:
+            counts = np.bincount([places[number - unit.first] for number, _ in stored], minlength=buckets).tolist()
+            if counts != facts.buckets:
+                yield _finding(
+                    f"{name}/{PLACES}", f"has {counts} stored samples in each bucket, {UNIT} {facts.buckets}"
+                )
+                return
         if stored is None or len(stored) != len(reader):
             held = f"{counted(len(reader), 'sample')} and {counted(len(facts.rejects), 'reject')}"
             yield _finding(name, f"holds {held}, its part of the list {len(samples)}")
@@ -340,8 +378,14 @@ class _UnitTotals:
             return hashlib.file_digest(file, "sha256").digest() == self._rejects.digest()
 
 
-def _check_files(path: Path, unit: UnitEntry) -> Iterator[mds.Finding]:
-    """Finds files in a unit that are neither its own nor shards, which `mds.verify` compares with the index."""
+def _check_files(path: Path, unit: UnitEntry, *, has_places: bool) -> Iterator[mds.Finding]:
+    """Finds files in a unit that are neither its own nor shards, which `mds.verify` compares with the index.
+
+    Args:
+        path: The unit's folder.
+        unit: The unit.
+        has_places: True if the dataset has buckets, and so the file of them.
+    """
     for entry in sorted(path.iterdir()):
         is_shard = entry.name.startswith("shard.") and ".mds" in entry.name
         if entry.name == CONTENT_HASHES:
@@ -350,7 +394,11 @@ def _check_files(path: Path, unit: UnitEntry) -> Iterator[mds.Finding]:
                     f"{path.name}/{entry.name}",
                     f"has {size} bytes, not {CONTENT_HASH_BYTES} for each of {counted(unit.samples, 'sample')}",
                 )
-        elif not is_shard and entry.name not in (INDEX, UNIT) and not entry.name.startswith("."):
+        elif (
+            not is_shard
+            and entry.name not in (INDEX, UNIT, *((PLACES,) * has_places))
+            and not entry.name.startswith(".")
+        ):
             yield _finding(f"{path.name}/{entry.name}", "is not a part of the dataset")
 
 
@@ -363,26 +411,43 @@ def _check_codes(name: str, reader: mds.Reader, card: Card, facts: UnitFacts) ->
         card: The dataset's card.
         facts: The unit's facts.
     """
+    ranges = [(card, range(len(reader)))]
+    if card.buckets:
+        stops = np.cumsum(facts.buckets).tolist()
+        ranges = [
+            (card.for_bucket(bucket), range(stop - count, stop))
+            for bucket, (count, stop) in enumerate(zip(facts.buckets, stops, strict=True))
+        ]
     for column, tokens in card.tokens.items():
-        for _, part in _parts(reader, column, int(np.prod(tokens.shape)) * np.dtype(tokens.dtype).itemsize):
-            ids = part.view(tokens.dtype)
-            if ids.min() < 0 or ids.max() >= tokens.codebook_size:
-                message = f"column {column} holds tokens outside its codebook of {tokens.codebook_size}"
-                yield _finding(name, message)
-                break
+        if not all(_are_tokens(reader, column, own.tokens[column], indices) for own, indices in ranges):
+            yield _finding(name, f"column {column} holds tokens outside its codebook of {tokens.codebook_size}")
     for column, latent in card.latents.items():
         sums = facts.latents.get(column)
         if sums is None or sums.histogram is None:
             continue
-        if not np.array_equal(_histogram(reader, column, latent), sums.histogram):
+        found = np.zeros((latent.quantizer.channels, latent.quantizer.level_count), np.int64)
+        for own, indices in ranges:
+            found += _histogram(reader, column, own.latents[column], indices)
+        if not np.array_equal(found, sums.histogram):
             yield _finding(f"{name}/{UNIT}", f"its histogram of {column} is not that of the stored codes")
 
 
-def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def _are_tokens(reader: mds.Reader, name: str, tokens: TokenFacts, indices: range) -> bool:
+    """True if all tokens of samples of one shape are in the codebook."""
+    for _, part in _parts(reader, name, int(np.prod(tokens.shape)) * np.dtype(tokens.dtype).itemsize, indices):
+        ids = part.view(tokens.dtype)
+        if ids.min() < 0 or ids.max() >= tokens.codebook_size:
+            return False
+    return True
+
+
+def _histogram(
+    reader: mds.Reader, name: str, latent: LatentFacts, indices: range
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     quantizer = latent.quantizer
     total = LatentSums.empty(quantizer)
     size = quantizer.packed_bytes(int(np.prod(latent.shape)))
-    for count, packed in _parts(reader, name, size):
+    for count, packed in _parts(reader, name, size, indices):
         codes = quantizer.unpack(packed, (count, *latent.shape))
         total.add(LatentSums(np.zeros(quantizer.channels, np.int64), quantizer.histogram(codes)))
     if total.histogram is None:
@@ -390,24 +455,26 @@ def _histogram(reader: mds.Reader, name: str, latent: LatentFacts) -> np.ndarray
     return total.histogram
 
 
-def _parts(reader: mds.Reader, name: str, size: int) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.uint8]]]]:
+def _parts(
+    reader: mds.Reader, name: str, size: int, indices: range
+) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.uint8]]]]:
     """Reads a column of `size` bytes per sample in batches: yields n and (n, size) uint8."""
-    for indices in _batches(len(reader)):
-        part = np.empty((len(indices), size), np.uint8)
-        reader.gather(indices, name, out=part)
-        yield len(indices), part
+    for batch in _batches(indices):
+        part = np.empty((len(batch), size), np.uint8)
+        reader.gather(batch, name, out=part)
+        yield len(batch), part
 
 
 def _values(reader: mds.Reader, name: str) -> Iterator[tuple[int, Any]]:
     """Reads a column of single values: yields index and value."""
-    for indices in _batches(len(reader)):
+    for indices in _batches(range(len(reader))):
         values: Iterable[Any] = reader.gather(indices, name)
         yield from zip(indices.tolist(), values, strict=True)
 
 
-def _batches(count: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    for start in range(0, count, _BATCH):
-        yield np.arange(start, min(start + _BATCH, count))
+def _batches(indices: range) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    for start in range(indices.start, indices.stop, _BATCH):
+        yield np.arange(start, min(start + _BATCH, indices.stop))
 
 
 def _check_empty_caption(path: Path, card: Card) -> Iterator[mds.Finding]:

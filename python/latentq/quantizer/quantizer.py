@@ -686,11 +686,11 @@ class Calibrator:
         """Counts the values of a batch.
 
         Args:
-            x: (N, C, ...) finite floats.
+            x: (N, C, ...) finite floats. Batches may differ in the axes after the channels.
 
         Raises:
             NotFiniteError: A value is NaN or infinite. No value of x is counted then.
-            ValueError: `x` is not (N, C, ...), or for a trellis its samples have another shape than those before.
+            ValueError: `x` is not (N, C, ...).
         """
         core = self._trellis if self.method == "trellis" else self._core
         bad = core.update(*float_array(as_array(x)))

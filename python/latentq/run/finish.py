@@ -40,8 +40,12 @@ class Completion(Generic[_Card]):
     def add(self, unit: UnitFacts) -> None:
         """Adds the unit that follows."""
         counts = self._counts
+        pairs = zip(counts.buckets or [0] * len(unit.buckets), unit.buckets, strict=True)
         self._counts = SampleCounts(
-            counts.samples + unit.samples, counts.rejects + len(unit.rejects), counts.redone + unit.redone
+            counts.samples + unit.samples,
+            counts.rejects + len(unit.rejects),
+            counts.redone + unit.redone,
+            tuple(before + count for before, count in pairs),
         )
 
     def card(self) -> _Card:

@@ -24,12 +24,22 @@ class UnitWriter:
         shards: Where samples are written.
         facts: The unit's facts; modified in place.
         bar: Advanced with every sample.
+
+    Attributes:
+        facts: The unit's facts.
+        group: The name of the group of samples that was begun last; empty before the first.
     """
 
     def __init__(self, shards: mds.Writer, facts: UnitFacts, bar: Progress) -> None:
         self._shards = shards
         self.facts = facts
         self._bar = bar
+        self.group = ""
+
+    def begin_group(self, name: str, columns: Mapping[str, str]) -> None:
+        """Begins a group of samples, whose arrays have other shapes: see `mds.Writer.begin_group`."""
+        self._shards.begin_group(name, columns)
+        self.group = name
 
     def write(self, columns: Mapping[str, Any], count: int) -> None:
         """Stores `count` samples, given as columns."""

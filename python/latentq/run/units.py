@@ -92,6 +92,7 @@ class UnitFacts:
         rejects: The samples that are not stored.
         latents: Sums of each column of latents or moments.
         clipped: For each column of embeddings, the number of values outside the quantizer's range.
+        buckets: The number of stored samples in each bucket; empty without buckets.
     """
 
     card: str = ""
@@ -101,6 +102,7 @@ class UnitFacts:
     rejects: list[Reject] = field(default_factory=list)
     latents: dict[str, LatentSums] = field(default_factory=dict)
     clipped: dict[str, int] = field(default_factory=dict)
+    buckets: list[int] = field(default_factory=list)
 
     def to_toml(self) -> bytes:
         """Returns the bytes of `unit.toml`, a pure function of the facts.
@@ -112,6 +114,7 @@ class UnitFacts:
         data |= {
             "samples": self.samples,
             "redone": self.redone,
+            **({"buckets": self.buckets} if self.buckets else {}),
             "rejects": [vars(reject) for reject in self.rejects],
         }
         for name, sums in self.latents.items():
@@ -144,6 +147,7 @@ class UnitFacts:
                 rejects=[Reject(**reject) for reject in data["rejects"]],
                 latents={name: _sums(table) for name, table in data.get("latents", {}).items()},
                 clipped={name: int(table["clipped"]) for name, table in data.get("embeddings", {}).items()},
+                buckets=[int(count) for count in data.get("buckets", [])],
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise FormatError(f"{path}: not the facts of a unit: {error}") from None

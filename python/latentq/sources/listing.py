@@ -133,7 +133,7 @@ def cycled_captions(sample: Sample, count: int) -> list[str]:
 
 
 def read_sample(
-    source: Source, sample: Sample, read: Callable[[], bytes] | None = None
+    source: Source, sample: Sample, read: Callable[[], bytes | Path] | None = None
 ) -> tuple[bytes | Path, tuple[str, Exception] | None]:
     """Reads a sample.
 

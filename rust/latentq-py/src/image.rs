@@ -183,8 +183,8 @@ struct ImageBatch {
     _arrays: Vec<Py<PyAny>>,
 }
 
-/// The error of an image; its width and height in the file, if they were asked for and can be read; and the content hash
-/// of the file, if it was read.
+/// The error of an image; the width and height of the decoded image, if they were asked for and can be read; and the
+/// content hash of the file, if it was read.
 type Loaded<E = Error> = (Option<E>, Option<(usize, usize)>, Option<u64>);
 
 /// How images are loaded, and the first byte of each array.
@@ -216,7 +216,7 @@ impl Plan {
         let loaded = item.with_bytes(|data| {
             hash = Some(content_hash(data));
             if self.measure {
-                size = image::header(data).ok().map(|header| (header.width, header.height));
+                size = image::upright_size(data, self.options.decode.orient).ok();
             }
             image::load_into(data, &self.fits, &self.options.decode, self.options.layout, &mut rows)
         });
@@ -272,8 +272,8 @@ impl ImageBatch {
         jobs.iter().flatten().all(|job| job.is_done())
     }
 
-    /// Waits for the image of a position. Returns its error, or None; its width and height in the file if `measure` is true
-    /// and they can be read; and the content hash of the file if it was read. May be called once.
+    /// Waits for the image of a position. Returns its error, or None; the width and height of the decoded image if `measure`
+    /// is true and they can be read; and the content hash of the file if it was read. May be called once.
     fn result(&self, py: Python<'_>, position: usize) -> PyResult<Loaded<PyErr>> {
         let job = match self.jobs.lock().unwrap_or_else(PoisonError::into_inner).get(position) {
             Some(Some(job)) => Arc::clone(job),

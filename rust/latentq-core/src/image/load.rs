@@ -66,24 +66,27 @@ impl<B: AsRef<[u8]>> Encoded<B> {
     /// Those of [`header`](decode::header), which name the path, if there is one.
     pub fn size(&self, orient: bool) -> Result<(usize, usize)> {
         match self {
-            Self::Bytes(bytes) => size(bytes.as_ref(), orient),
+            Self::Bytes(bytes) => upright_size(bytes.as_ref(), orient),
             Self::Path(path) => {
                 let failed = |error| Error::io(path, error);
                 let (mut file, mut data) = (std::fs::File::open(path).map_err(failed)?, Vec::new());
                 (&mut file).take(HEADER_BYTES).read_to_end(&mut data).map_err(failed)?;
                 // What libjpeg reads before the first scan has the orientation, too.
-                if let (true, Ok(size)) = (data.starts_with(&[0xFF, 0xD8, 0xFF]), size(&data, orient)) {
+                if let (true, Ok(size)) = (data.starts_with(&[0xFF, 0xD8, 0xFF]), upright_size(&data, orient)) {
                     return Ok(size);
                 }
                 file.read_to_end(&mut data).map_err(failed)?;
-                size(&data, orient).map_err(|error| named(path, error))
+                upright_size(&data, orient).map_err(|error| named(path, error))
             }
         }
     }
 }
 
 /// The size that [`decode`] gives an image, (width, height), from its header.
-fn size(data: &[u8], orient: bool) -> Result<(usize, usize)> {
+///
+/// # Errors
+/// An image error if the format is unknown or the header is broken.
+pub fn upright_size(data: &[u8], orient: bool) -> Result<(usize, usize)> {
     let header = decode::header(data)?;
     let turned = orient && header.orientation >= 5;
     Ok(if turned { (header.height, header.width) } else { (header.width, header.height) })

@@ -22,10 +22,10 @@ const STEADY: u32 = 6;
 #[derive(Clone, Debug)]
 pub struct TrellisCalibrator {
     channels: usize,
-    /// Elements per channel of a sample, once there is one.
-    plane: Option<usize>,
     /// The kept samples, one after the other.
     kept: Vec<f32>,
+    /// Elements per channel of each kept sample.
+    planes: Vec<usize>,
     /// Samples given so far.
     samples: usize,
     /// Every sample whose index is a multiple of this is kept: 1, and twice as many whenever there are too many values.
@@ -38,7 +38,7 @@ impl TrellisCalibrator {
         if channels == 0 {
             return Err(Error::argument("a calibrator needs at least one channel"));
         }
-        Ok(Self { channels, plane: None, kept: Vec::new(), samples: 0, stride: 1 })
+        Ok(Self { channels, kept: Vec::new(), planes: Vec::new(), samples: 0, stride: 1 })
     }
 
     /// Number of channels.
@@ -63,20 +63,16 @@ impl TrellisCalibrator {
         if x.is_empty() {
             return Ok(None);
         }
-        let first = *self.plane.get_or_insert(plane);
-        if plane != first {
-            return Err(Error::argument(format!(
-                "a trellis is calibrated on samples of one shape, not of {first} and {plane} elements per channel"
-            )));
-        }
         let size = self.channels * plane;
         for sample in x.chunks_exact(size) {
             if self.samples.is_multiple_of(self.stride) {
                 if !self.kept.is_empty() && self.kept.len() + size > MOST_VALUES {
-                    self.drop_every_second(size);
+                    self.drop_every_second();
                 }
                 if self.samples.is_multiple_of(self.stride) {
                     self.kept.try_reserve(size).map_err(|_| Error::memory(size.saturating_mul(size_of::<f32>())))?;
+                    self.planes.try_reserve(1).map_err(|_| Error::memory(size_of::<usize>()))?;
+                    self.planes.push(plane);
                     self.kept.extend(sample.iter().map(|x| F::widen(*x)));
                 }
             }
@@ -85,55 +81,76 @@ impl TrellisCalibrator {
         Ok(None)
     }
 
-    fn drop_every_second(&mut self, size: usize) {
-        let left = (self.kept.len() / size).div_ceil(2);
-        for sample in 1..left {
-            self.kept.copy_within(2 * sample * size..(2 * sample + 1) * size, sample * size);
+    fn drop_every_second(&mut self) {
+        let (mut from, mut to) = (0, 0);
+        for (sample, plane) in self.planes.iter().enumerate() {
+            let size = self.channels * plane;
+            if sample.is_multiple_of(2) {
+                self.kept.copy_within(from..from + size, to);
+                to += size;
+            }
+            from += size;
         }
-        self.kept.truncate(left * size);
+        self.kept.truncate(to);
+        self.planes = self.planes.iter().copied().step_by(2).collect();
         self.stride *= 2;
+    }
+
+    /// The kept samples in runs of one shape, each with its elements per channel.
+    fn runs(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        let mut rest = self.kept.as_slice();
+        self.planes.chunk_by(|a, b| a == b).map(move |planes| {
+            let (run, after) = rest.split_at(planes.len() * planes[0] * self.channels);
+            rest = after;
+            (planes[0], run)
+        })
     }
 
     /// The levels of all channels, channel by channel, `2^(bits + 1)` ascending levels each.
     pub fn levels(&self, bits: u32) -> Result<Vec<f32>> {
         check_bits(bits)?;
-        let plane = match self.plane {
-            Some(plane) if !self.kept.is_empty() => plane,
-            _ => return Err(Error::argument("there are no samples to calibrate with")),
-        };
+        if self.kept.is_empty() {
+            return Err(Error::argument("there are no samples to calibrate with"));
+        }
         let size = 2usize << bits;
         let mut levels = with_room(self.channels * size)?;
         let mut values = with_room(self.kept.len() / self.channels)?;
         for channel in 0..self.channels {
             values.clear();
-            for sample in self.kept.chunks_exact(self.channels * plane) {
-                values.extend_from_slice(&sample[channel * plane..][..plane]);
+            for (plane, run) in self.runs() {
+                for sample in run.chunks_exact(self.channels * plane) {
+                    values.extend_from_slice(&sample[channel * plane..][..plane]);
+                }
             }
             values.sort_unstable_by(f32::total_cmp);
             levels.extend(spread(&values, size, margin(bits)));
         }
         for _ in 0..if bits < STEADY { ROUNDS } else { 0 } {
-            self.improve(&mut levels, bits, plane)?;
+            self.improve(&mut levels, bits)?;
         }
         Ok(rounded(&levels))
     }
 
     /// Moves each level to the mean of its values, with the level itself as half a value.
-    fn improve(&self, levels: &mut [f64], bits: u32, plane: usize) -> Result<()> {
-        let (sample, size) = (self.channels * plane, 2usize << bits);
+    fn improve(&self, levels: &mut [f64], bits: u32) -> Result<()> {
+        let size = 2usize << bits;
+        let quantizer = Quantizer::trellis(&rounded(levels), bits)?;
         let mut codes = filled(0, self.kept.len())?;
-        Quantizer::trellis(&rounded(levels), bits)?.quantize(Floats::F32(&self.kept), &mut codes, plane, 1)?;
         let (mut sums, mut counts) = (filled(0.0, levels.len())?, filled(0.0, levels.len())?);
         let mut numbers = [0; BLOCK];
-        for (x, codes) in self.kept.chunks_exact(sample).zip(codes.chunks_exact(sample)) {
-            for channel in 0..self.channels {
-                let (sums, counts) = (&mut sums[channel * size..][..size], &mut counts[channel * size..][..size]);
-                for start in (channel * plane..(channel + 1) * plane).step_by(BLOCK) {
-                    let numbers = &mut numbers[..BLOCK.min((channel + 1) * plane - start)];
-                    level_numbers(codes, start, numbers);
-                    for (x, number) in x[start..].iter().zip(numbers) {
-                        sums[usize::from(*number) % size] += f64::from(*x);
-                        counts[usize::from(*number) % size] += 1.0;
+        for (plane, run) in self.runs() {
+            let (sample, codes) = (self.channels * plane, &mut codes[..run.len()]);
+            quantizer.quantize(Floats::F32(run), codes, plane, 1)?;
+            for (x, codes) in run.chunks_exact(sample).zip(codes.chunks_exact(sample)) {
+                for channel in 0..self.channels {
+                    let (sums, counts) = (&mut sums[channel * size..][..size], &mut counts[channel * size..][..size]);
+                    for start in (channel * plane..(channel + 1) * plane).step_by(BLOCK) {
+                        let numbers = &mut numbers[..BLOCK.min((channel + 1) * plane - start)];
+                        level_numbers(codes, start, numbers);
+                        for (x, number) in x[start..].iter().zip(numbers) {
+                            sums[usize::from(*number) % size] += f64::from(*x);
+                            counts[usize::from(*number) % size] += 1.0;
+                        }
                     }
                 }
             }
@@ -235,6 +252,25 @@ mod tests {
     }
 
     #[test]
+    fn samples_of_several_shapes_are_kept_whole() {
+        let x = values(2 * (9 + 9 + 4 + 9));
+        let mut calibrator = TrellisCalibrator::new(2).unwrap();
+        let mut at = 0;
+        for plane in [9, 9, 4, 9] {
+            calibrator.update(Floats::F32(&x[at..at + 2 * plane]), plane).unwrap();
+            at += 2 * plane;
+        }
+        let runs: Vec<_> = calibrator.runs().collect();
+        assert_eq!(runs, [(9, &x[..36]), (4, &x[36..44]), (9, &x[44..])]);
+        for bits in [2, 8] {
+            assert!(calibrator.levels(bits).unwrap().chunks(2 << bits).all(|levels| levels.is_sorted()));
+        }
+        calibrator.drop_every_second();
+        assert_eq!(calibrator.runs().collect::<Vec<_>>(), [(9, &x[..18]), (4, &x[36..44])]);
+        assert_eq!(calibrator.stride, 2);
+    }
+
+    #[test]
     fn a_constant_channel_has_equal_levels_and_huge_values_finite_ones() {
         let mut calibrator = TrellisCalibrator::new(2).unwrap();
         calibrator.update(Floats::F32(&[0.7, 0.7, -3e38, 3e38, 0.7, 0.7, 1.0, f32::MAX]), 2).unwrap();
@@ -253,7 +289,6 @@ mod tests {
         assert!(calibrator.levels(4).is_err());
         assert!(calibrator.update(Floats::F32(&[0.0; 3]), 1).is_err());
         calibrator.update(Floats::F32(&[0.0; 4]), 1).unwrap();
-        assert!(calibrator.update(Floats::F32(&[0.0; 4]), 2).is_err());
         assert!(calibrator.levels(9).is_err());
         assert!(calibrator.levels(4).is_ok());
     }
