@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -104,6 +104,7 @@ class LatentDataset(BatchedDataset):
             samples = counted(counts.samples, "sample") if counts else "nothing"
             raise FormatError(f"{path}: the card counts {samples}, the index {len(self)}")
         self._table = self._bucket_table()
+        self._gatherers: dict[int, Gatherer] = {}  # of all columns, by bucket
         self._layouts = Layout.of_buckets(
             self.path,
             self._reader.columns,
@@ -151,6 +152,9 @@ class LatentDataset(BatchedDataset):
         recipe = self.layout.recipe
         return recipe.bucket_sizes() or tuple(column.pixels for column in list(recipe.encoded().values())[:1])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_gatherers": {}}
+
     def _is_consistent(self) -> bool:
         """True if card and index have the same number of samples, or there is no card."""
         counts = self.card and self.card.counts
@@ -194,7 +198,10 @@ class LatentDataset(BatchedDataset):
         """
         checked = checked_indices(indices, len(self))
         bucket = self._table.common(checked)
-        begun = self.gatherer(bucket=bucket).begin(checked, allocate)
+        gatherer = self._gatherers.get(bucket)
+        if gatherer is None:
+            gatherer = self._gatherers[bucket] = self.gatherer(bucket=bucket)
+        begun = gatherer.begin(checked, allocate)
         return self.decode_batch(begun() | (noise or {}), bucket=bucket, allocate=allocate)
 
     def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> Gatherer | None:
@@ -330,31 +337,34 @@ class LatentDataset(BatchedDataset):
         if name in layout.labels and fixed == ("int64", []):
             return GatheredColumn(name, position, (), torch.int64)
         if fixed is None:
-            convert = self._list_converter(name, shard_name)
-            return GatheredColumn(name, position, None, convert=convert)
+            reader = self._reader
+            return GatheredColumn(
+                name,
+                position,
+                None,
+                convert=lambda values, indices: _value(layout, name, reader.decoded_list(shard_name, values, indices)),
+            )
         dtype, shape = np.dtype(fixed[0]), fixed[1]
         size = dtype.itemsize * prod(shape)
         return GatheredColumn(
             name,
             position,
             (size,),
-            convert=lambda stored, _: self._value(name, stored.numpy().view(dtype).reshape(-1, *shape)),
+            convert=lambda stored, _: _value(layout, name, stored.numpy().view(dtype).reshape(-1, *shape)),
         )
 
-    def _list_converter(self, name: str, shard_name: str) -> Callable[[Any, NDArray[np.int64]], Any]:
-        return lambda values, indices: self._value(name, self._reader.decoded_list(shard_name, values, indices))
 
-    def _value(self, name: str, values: Any) -> Any:
-        """Converts labels to an int64 tensor, and other arrays to tensors."""
-        if name not in self.layout.labels:
-            return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-        try:
-            return torch.from_numpy(np.asarray(values, dtype=np.int64))
-        except (ValueError, OverflowError):
-            wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
-            raise FormatError(
-                f"{self.path}: column {self.layout.shard_names[name]!r} holds {wrong!r}, which is no class number"
-            ) from None
+def _value(layout: Layout, name: str, values: Any) -> Any:
+    """Converts labels to an int64 tensor, and other arrays to tensors."""
+    if name not in layout.labels:
+        return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    try:
+        return torch.from_numpy(np.asarray(values, dtype=np.int64))
+    except (ValueError, OverflowError):
+        wrong = next((value for value in values if not str(value).lstrip("-").isdecimal()), "a number too large")
+        raise FormatError(
+            f"{layout.path}: column {layout.shard_names[name]!r} holds {wrong!r}, which is no class number"
+        ) from None
 
 
 def empty_caption(path: Path, layout: Layout) -> Batch:
