@@ -31,8 +31,14 @@ def assert_batch(batch, made, indices, atol=2e-6):
     """Check latents, labels, keys and shapes of a batch of one bucket."""
     assert batch["key"] == [f"{index:06d}.png" for index in indices]
     assert batch["label"].tolist() == made.labels[indices].tolist()
+    assert batch["original_size"].tolist() == [original_size(made, index) for index in indices]
     assert tuple(batch["latent"].shape) == (len(indices), *SHAPES[made.buckets[indices[0]]])
     np.testing.assert_allclose(batch["latent"], [made.values[index] for index in indices], atol=atol)
+
+
+def original_size(made, index):
+    _, height, width = SHAPES[made.buckets[index]]
+    return [8 * height + index, 8 * width]
 
 
 def indices_of(batch):
@@ -152,6 +158,7 @@ def test_a_loaders_batches_are_those_of_the_batch_sampler(made, resident, option
             assert batch["valid"].all()
             if resident:
                 assert batch["label"].tolist() == made.labels[indices].tolist()
+                assert batch["original_size"].tolist() == [original_size(made, index) for index in indices]
                 np.testing.assert_allclose(batch["latent"], [made.values[i] for i in indices], atol=2e-6)
             else:
                 assert_batch(batch, made, indices)
@@ -163,7 +170,7 @@ def test_a_loaders_batches_are_those_of_the_batch_sampler(made, resident, option
 def test_a_resident_dataset_takes_the_memory_of_its_buckets(made, dataset):
     resident = dataset.to_device("cpu")
     nbytes = sum(column.nbytes for columns in resident.bucket_columns for column in columns.values())
-    assert nbytes == dataset.resident_bytes == 9 * (36 + 8) + 22 * (48 + 8) + 10 * (36 + 8)
+    assert nbytes == dataset.resident_bytes == 9 * (36 + 16) + 22 * (48 + 16) + 10 * (36 + 16)
     np.testing.assert_allclose(resident[12]["latent"], made.values[12], atol=2e-6)
     indices = made.of(2)[[3, 0, 11]]
     batch = resident.batch(torch.from_numpy(indices))
@@ -249,13 +256,12 @@ def test_dropouts_are_functions_of_the_sample(dataset):
     assert 0 < sum(masks(3).values()) < 41
 
 
-def test_a_mixture_joins_buckets_of_equal_shapes(made, dataset, tmp_path):
+def test_a_mixture_joins_buckets_of_equal_shapes(made, tmp_path):
     shapes = (SHAPES[1], (3, 5, 5))
     other = make_buckets(tmp_path / "other", shapes, ((6, 11),), seed=1, merged=False)
     square = make_dataset(tmp_path / "square", 10, shape=SHAPES[2])
-    mixture = LatentMixture(
-        [dataset, LatentDataset(other.path), LatentDataset(square.path, columns=["latent", "key", "label", "caption"])]
-    )
+    columns = ["latent", "key", "label", "caption"]
+    mixture = LatentMixture([LatentDataset(each.path, columns=columns) for each in (made, other, square)])
     assert [bucket[2] for bucket in mixture.buckets] == [0, 9 + 6, 22 + 10, 10, 11]
     assert mixture.buckets[4][:2] == (40, 40)
     values = [*made.values, *other.values, *square.values]

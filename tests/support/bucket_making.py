@@ -41,7 +41,7 @@ def make_buckets(
     path, shapes=SHAPES, units=UNITS, *, bits=8, kind="affine", moments=False, tokens=False, size_limit=600, seed=0,
     low=-3.0, weights="sha256:1", merged=True,
 ):  # fmt: skip
-    """Write a finished dataset with the columns latent (or moments), key, label and caption, and tokens if asked.
+    """Write a finished dataset with the columns latent (or moments), key, label, caption and original_size.
 
     Args:
         path: The dataset's folder.
@@ -72,7 +72,7 @@ def make_buckets(
     def columns_of(shape):
         sides = ",".join(map(str, shape)) if bits == 8 else quantizer.packed_bytes(int(np.prod(shape)))
         columns = {column: f"ndarray:{'float16' if kind == 'float16' else 'uint8'}:{sides}"}
-        columns |= {"key": "str", "label": "int", "caption": "str", "size": "ndarray:int32:2"}
+        columns |= {"key": "str", "label": "int", "caption": "str", "original_size": "ndarray:int32:2"}
         return columns | ({"tokens": f"ndarray:uint16:{shape[1]},{shape[2]}"} if tokens else {})
 
     made = Buckets(path, None, [], [], [], [], [])
@@ -98,7 +98,7 @@ def make_buckets(
                         "key": f"{index:06d}.png",
                         "label": label,
                         "caption": f"picture {index}",
-                        "size": np.array([shape[1] * FACTOR + index, shape[2] * FACTOR], np.int32),
+                        "original_size": np.array([shape[1] * FACTOR + index, shape[2] * FACTOR], np.int32),
                     }
                     made.tokens.append(rng.integers(0, 100, shape[1:], np.uint16))
                     writer.write(sample | ({"tokens": made.tokens[-1]} if tokens else {}))
@@ -120,7 +120,7 @@ def _card(columns, column, shapes, units, quantizer, made, weights):
     recipe = {
         "name": "test",
         "columns": {column: {"from": column}}
-        | {name: {"from": name, "encoding": columns[name]} for name in ("key", "label", "caption")}
+        | {name: {"from": name, "encoding": columns[name]} for name in ("key", "label", "caption", "original_size")}
         | ({"tokens": {"from": "tokens"}} if "tokens" in columns else {}),
         "buckets": {"sizes": [[height * FACTOR, width * FACTOR] for _, height, width in shapes]},
     }
@@ -130,7 +130,7 @@ def _card(columns, column, shapes, units, quantizer, made, weights):
         source=SourceFacts(kind="folder", samples=len(made.labels), sha256="0" * 64),
         recipe=Recipe.from_dict(recipe),
         autoencoder=AutoencoderFacts("toy", "Toy", weights, Normalization(0.25), (-1.0, 1.0)),
-        columns={name: encoding for name, encoding in columns.items() if name != "size"},
+        columns=columns,
         latents={column: LatentFacts(shapes[0], quantizer, stats, (0,) * shapes[0][0], tuple(shapes))},
         tokens={"tokens": TokenFacts(shapes[0][1:], "uint16", 100, tuple(shape[1:] for shape in shapes))}
         if "tokens" in columns

@@ -21,6 +21,7 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.float16: np.float16,
     torch.bfloat16: np.uint16,
     torch.uint8: np.uint8,
+    torch.int32: np.int32,
     torch.int64: np.int64,
 }
 _CPU = torch.device("cpu")  # whatever torch.set_default_device says

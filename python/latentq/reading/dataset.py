@@ -264,9 +264,10 @@ class LatentDataset(BatchedDataset):
 
     @property
     def resident_bytes(self) -> int:
-        """The memory that `to_device` takes: the latents as stored, and 8 bytes for each label."""
+        """The memory that `to_device` takes: the latents as stored, and 8 bytes for each label or pair of sizes."""
         return sum(
-            count * (sum(column.nbytes for column in layout.encoded.values()) + 8 * len(layout.labels))
+            count
+            * (sum(column.nbytes for column in layout.encoded.values()) + 8 * len(layout.labels + layout.conditioning))
             for count, layout in zip(self._table.counts.tolist(), self._layouts, strict=True)
         )
 

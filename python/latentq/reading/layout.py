@@ -15,7 +15,7 @@ import torch
 from latentq._core import FormatError, MismatchError, RecipeError
 from latentq.format.card import CARD, Card
 from latentq.format.facts import TOKEN_DTYPES, UNKNOWN, EmbeddingFacts, LatentFacts, TokenFacts
-from latentq.format.options import FLOATS, TEXT, Column
+from latentq.format.options import CONDITIONING, FLOATS, TEXT, Column
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer
 from latentq.reading.buffers import Allocate
@@ -89,11 +89,19 @@ class Layout:
     @property
     def labels(self) -> tuple[str, ...]:
         """The sample keys of the columns that hold labels."""
+        return self._with_content("label")
+
+    @property
+    def conditioning(self) -> tuple[str, ...]:
+        """The sample keys of the columns that models are conditioned on, each two int32."""
+        return self._with_content(*CONDITIONING)
+
+    def _with_content(self, *contents: str) -> tuple[str, ...]:
         columns = self.recipe.columns
         return tuple(
             name
             for name, shard_name in self.shard_names.items()
-            if shard_name in columns and columns[shard_name].content == "label"
+            if shard_name in columns and columns[shard_name].content in contents
         )
 
     def decode_batch(self, batch: Batch, *, allocate: Allocate) -> Batch:

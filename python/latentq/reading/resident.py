@@ -77,7 +77,7 @@ class ResidentDataset(BatchedDataset):
             raise ValueError("a dataset with a transform cannot be resident: it makes samples one by one")
         self._dataset = dataset
         layout = dataset.layouts[0]
-        names = (*layout.encoded, *layout.labels)
+        names = (*layout.encoded, *layout.labels, *layout.conditioning)
         if not names:
             raise ValueError(
                 f"{dataset.path}: no latents or labels are among the columns {', '.join(layout.shard_names)}"
@@ -108,6 +108,8 @@ class ResidentDataset(BatchedDataset):
         for name, nbytes in zip(names, self._sizes(bucket, names), strict=True):
             part = self._memory[self._taken : self._taken + nbytes]
             columns[name] = part.view(count, encoded[name].nbytes) if name in encoded else part.view(torch.int64)
+            if name in self.layouts[bucket].conditioning:
+                columns[name] = part.view(torch.int32).view(count, 2)
             self._taken += whole_lines(nbytes)
         for start in range(0, count, _CHUNK):
             indices = table.indices(bucket, np.arange(start, min(start + _CHUNK, count)))
