@@ -206,7 +206,11 @@ def test_dataloader_workers(made, dataset, context):
     sampler = dataset.batch_sampler(4, shuffle=True, seed=1)
     expected = list(dataset.batch_sampler(4, shuffle=True, seed=1))
     loader = DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=dataset.collate, num_workers=2, multiprocessing_context=context
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=dataset.collate,
+        num_workers=1 if context == "spawn" else 2,
+        multiprocessing_context=context,
     )
     for batch, indices in zip(loader, expected, strict=True):
         assert_batch(batch, made, indices)
