@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 from quantizer_rivals import Rival, block_ranges, zstd_of_codes
 
-from latentq import Quantizer
+from latentq import Quantizer, Transform
 
 LATENTS = Path(__file__).resolve().parents[2] / "shared" / "latents"
 
 
-def schemes(latents: Any) -> dict[str, Quantizer]:
+STEP_RATES = {"f8c32": 4.77, "f32c32": 4.95}  # that give the constant step of 31.6 dB, a code book's at 6.1 bits
+
+
+def schemes(latents: Any, step_rate: float) -> dict[str, Quantizer | Transform]:
     """Every scheme, calibrated on these latents where it is not fixed."""
-    channels = latents.shape[1]
+    channels, elements = latents.shape[1], latents[0].size
     low, high = float(latents.min()), float(latents.max())
     fixed = {
         "imagenet.int8, +-14, truncating": Quantizer.uniform(-14, 14, channels=channels, rounding="truncate"),
@@ -34,7 +37,12 @@ def schemes(latents: Any) -> dict[str, Quantizer]:
         for bits in (8, 6, 5, 4, 3, 2)
         for method in ("minmax", "percentile", "mse", "lloyd-max", "trellis")
     }
-    return {**fixed, **calibrated}
+    transforms = {
+        f"transform, {elements * bits // 8:,} bytes": Transform.calibrate(latents, bytes=elements * bits // 8)
+        for bits in (8, 6, 5, 4, 3, 2)
+    }
+    step = {"transform, constant step": Transform.calibrate(latents, rate=step_rate)}
+    return {**fixed, **calibrated, **transforms, **step}
 
 
 def rivals(calibration: Any, measured: Any) -> Iterator[tuple[str, Rival]]:
@@ -47,15 +55,15 @@ def rivals(calibration: Any, measured: Any) -> Iterator[tuple[str, Rival]]:
     yield "vaezip, Lloyd, 4 bits, blocks of 4 x 4", block_ranges(measured, 4, side=4)
 
 
-def table(latents: Any) -> str:
+def table(latents: Any, step_rate: float = 4.0) -> str:
     """A row for each scheme and rival."""
     calibration, measured = latents[::2], latents[1::2]
     lines = [
         "| scheme | bits | SQNR, dB | worst channel | clipped, % | largest error |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for name, quantizer in schemes(calibration).items():
-        bits = 8 * quantizer.quantize_packed(measured).size / measured.size
+    for name, quantizer in schemes(calibration, step_rate).items():
+        bits = 8 * sum(map(len, quantizer.quantize_packed(measured))) / measured.size
         result = quantizer.measure(measured)
         clipped = 100 * sum(result.clip_rate) / measured.shape[1]
         cells = f"{bits:.2f} | {result.overall_sqnr_db:.2f} | {min(result.sqnr_db):.2f} | {clipped:.3f}"
@@ -77,7 +85,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else LATENTS
     for name in ("f8c32", "f32c32"):
         latents = np.load(folder / f"{name}.npy")
-        print(f"**{name}.npy** {latents.shape}\n\n{table(latents)}\n")
+        print(f"**{name}.npy** {latents.shape}\n\n{table(latents, STEP_RATES[name])}\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latentq.inspect.verify import verify
     from latentq.models.autoencoders import Autoencoder, load_autoencoder
     from latentq.models.text import TextEncoder, load_text_encoder
-    from latentq.quantizer import Quantizer
+    from latentq.quantizer import Quantizer, Transform
     from latentq.reading.dataset import LatentDataset
     from latentq.reading.loader import LatentLoader
     from latentq.reading.mixture import LatentMixture
@@ -42,6 +42,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "TextEncoder",
+    "Transform",
     "__version__",
     "convert",
     "encode",
@@ -66,6 +67,7 @@ _MODULES = {
     "Quantizer": "latentq.quantizer",
     "Recipe": "latentq.format.recipe",
     "TextEncoder": "latentq.models.text",
+    "Transform": "latentq.quantizer",
     "convert": "latentq.converting.pipeline",
     "encode": "latentq.encoding.pipeline",
     "load_autoencoder": "latentq.models.autoencoders",

@@ -25,8 +25,11 @@ __all__ = [
     "Quantizer",
     "RecipeError",
     "Threads",
+    "Transform",
+    "TransformCalibrator",
     "TrellisCalibrator",
     "__version__",
+    "check_transform_shape",
     "convert",
     "gather",
     "image_decode",
@@ -59,7 +62,7 @@ class RecipeError(LatentqError): ...
 class MismatchError(LatentqError): ...
 
 # batch.rs: the arrays passed to `gather` must not be read or written before `result`, which may be called once; the
-# bool next to a quantizer is true if uint16 items are the bits of bfloat16, not float16
+# bool next to a codec is true if uint16 items are the bits of bfloat16, not float16
 
 @final
 class Threads:
@@ -79,7 +82,7 @@ def gather(
     indices: npt.NDArray[np.int64],
     columns: Sequence[int],
     outs: Sequence[npt.NDArray[Any] | None],
-    quantizers: Sequence[tuple[Quantizer, bool] | None],
+    codecs: Sequence[tuple[Quantizer | Transform, bool] | None],
     threads: Threads | None,
 ) -> Gathering: ...
 
@@ -123,6 +126,56 @@ class TrellisCalibrator:
     def update(self, x: npt.NDArray[Any], bfloat16: bool) -> tuple[int, int] | None: ...
     def levels(self, bits: int) -> list[float]: ...
 
+# transform.rs: encoded samples are one array of bytes, with the length of each; a bad sample is (index, channel of its
+# first NaN or infinity if that is the reason, reason)
+
+@final
+class Transform:
+    def __new__(
+        cls,
+        step: float,
+        mean: npt.NDArray[np.float32],
+        basis: npt.NDArray[np.float32],
+        inverse: npt.NDArray[np.float32],
+        base: npt.NDArray[np.uint8],
+        frequency: npt.NDArray[np.uint16],
+    ) -> Transform: ...
+    def encode(
+        self, x: npt.NDArray[Any], bfloat16: bool, budget: int | None, threads: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[tuple[int, int | None, str]]]: ...
+    def decode(
+        self,
+        bytes: npt.NDArray[np.uint8],  # noqa: A002
+        lengths: npt.NDArray[np.int64],
+        out: npt.NDArray[Any],
+        bfloat16: bool,
+        threads: int,
+    ) -> list[tuple[int, int | None, str]]: ...
+    def decode_numbers(
+        self,
+        bytes: npt.NDArray[np.uint8],  # noqa: A002
+        lengths: npt.NDArray[np.int64],
+        out: npt.NDArray[np.int16] | npt.NDArray[np.int32],
+        steps: npt.NDArray[np.float32],
+        threads: int,
+    ) -> list[tuple[int, int | None, str]]: ...
+
+@final
+class TransformCalibrator:
+    def __new__(cls, channels: int) -> TransformCalibrator: ...
+    def update(self, x: npt.NDArray[Any], bfloat16: bool) -> tuple[int, int] | None: ...
+    def tables(
+        self, rate: float, metric: tuple[npt.NDArray[np.float64], float] | None
+    ) -> tuple[
+        float,
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.uint8],
+        npt.NDArray[np.uint16],
+    ]: ...
+
+def check_transform_shape(channels: int, height: int, width: int) -> None: ...
 def convert(
     x: npt.NDArray[Any], x_bfloat16: bool, out: npt.NDArray[Any], out_bfloat16: bool, threads: int
 ) -> tuple[tuple[int, int] | None, npt.NDArray[np.bool_]]: ...

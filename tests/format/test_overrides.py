@@ -72,6 +72,8 @@ def test_an_override_sets_the_field_that_the_table_names(override):
     expected = {"columns.latent.store"} if override.name == "store" else {field}
     if value in ("lloyd-max", "trellis"):
         expected.add("columns.latent.quantizer.kind")
+    if override.name in ("codec", "bytes"):
+        expected |= {f"columns.latent.quantizer.{key}" for key in ("kind", "bits", "method")}
     if override.name == "text_captions":
         expected |= {key for key in after if key.startswith("columns.captions.")}
     assert {key for key in differing if not key.startswith("changed")} == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,8 +150,15 @@ def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
 
 
 def _print_latent(name: str, latent: LatentFacts) -> None:
+    from latentq.quantizer import Transform
+
     quantizer = latent.quantizer
-    bits = f", {quantizer.bits} bits" if quantizer.kind in _QUANTIZED else ""
+    if isinstance(quantizer, Transform):
+        size = quantizer.sample_bytes
+        bits = ", bytes vary" if size is None else f", {counted(size, 'byte')}"
+        bits += "" if size is None else f" ({8 * size / prod(latent.shape):.2f} bits an element)"
+    else:
+        bits = f", {quantizer.bits} bits" if quantizer.kind in _QUANTIZED else ""
     print(f"\n{escaped(name)}: {shape_text(latent)}, {quantizer.kind}{bits}")
     if latent.statistics is None:
         return

@@ -17,6 +17,7 @@ from latentq.format.facts import UNKNOWN, SourceFacts
 from latentq.format.normalization import Normalization
 from latentq.format.options import Column
 from latentq.format.recipe import Recipe
+from latentq.quantizer import Quantizer, Transform
 from latentq.run.plan import plan_card
 from latentq.run.sample_list import Totals
 from latentq.sources import Sample
@@ -103,6 +104,7 @@ class ForeignDataset:
 
         stored = self.read_stored(indices)
         for facts in self.card.latents.values():
+            assert isinstance(facts.quantizer, Quantizer)  # a layout's quantizer is uniform
             return torch.from_numpy(facts.quantizer.dequantize(stored))
         return torch.from_numpy(stored.astype(np.int64))
 
@@ -161,6 +163,8 @@ def matching_column(path: Path, recipe: Recipe) -> str:
     expected = column.quantizer
     for name, facts in card.latents.items():
         quantizer = facts.quantizer
+        if isinstance(quantizer, Transform):
+            continue
         same_range = set(quantizer.low) == {expected["low"]} and set(quantizer.high) == {expected["high"]}
         same_scheme = quantizer.kind in ("uniform", "affine") and quantizer.bits == expected["bits"]
         stored = _content(card.recipe.columns[name])
@@ -170,6 +174,11 @@ def matching_column(path: Path, recipe: Recipe) -> str:
         raise MismatchError(f"{path} holds no latents, and the layout of {recipe.name} does")
     name, facts = next(iter(card.latents.items()))
     quantizer = facts.quantizer
+    if isinstance(quantizer, Transform):
+        raise MismatchError(
+            f"{path} cannot be converted to the layout of {recipe.name}, because codes are copied unchanged: its "
+            "latents are encoded by a transform"
+        )
     have = _described(
         _content(card.recipe.columns[name]), facts.shape, quantizer.bits, quantizer.kind, quantizer.low, quantizer.high
     )

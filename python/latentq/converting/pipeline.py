@@ -15,6 +15,7 @@ from latentq.converting.foreign import ForeignDataset, batches
 from latentq.format.card import CARD, Card
 from latentq.format.files import LIST
 from latentq.format.options import ENCODED
+from latentq.quantizer import Quantizer
 from latentq.run.finish import finish
 from latentq.run.listing import source_facts
 from latentq.run.sample_list import SampleList, UnitEntry, cut_into_units, list_parts, write_list
@@ -139,6 +140,7 @@ def _write_converted_unit(
             columns = _columns(card, foreign, batch)
             for name, total in facts.latents.items():
                 quantizer = card.latents[name].quantizer
+                assert isinstance(quantizer, Quantizer)  # a layout's quantizer is uniform
                 clipped = np.zeros(quantizer.channels, np.int64)
                 total.add(LatentSums(clipped, quantizer.histogram(columns[name])))
             writer.write(columns, len(batch))

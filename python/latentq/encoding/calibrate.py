@@ -15,10 +15,12 @@ from latentq.encoding.batches import EncodedBatch, encode_batches, retry_with_sm
 from latentq.encoding.run import EncodingRun
 from latentq.format import empty_caption
 from latentq.format.card import CARD, Card
+from latentq.format.encodings import transform_bytes
 from latentq.format.files import EMPTY_CAPTION, NORMALIZATION
 from latentq.format.normalization import positions_bytes
 from latentq.format.options import METHODS
-from latentq.quantizer import Calibrator, Quantizer
+from latentq.models.match import normalization_of
+from latentq.quantizer import AnyQuantizer, Calibrator, Transform, TransformCalibrator
 from latentq.run.check import check_same_work
 from latentq.run.listing import RunList
 from latentq.run.unit_writer import raise_if_strict
@@ -81,7 +83,7 @@ def publish_positions(out: Path, run: EncodingRun) -> None:
         publish_once(out / NORMALIZATION, positions_bytes(positions))
 
 
-def with_quantizers(card: Card, quantizers: Mapping[str, Quantizer]) -> Card:
+def with_quantizers(card: Card, quantizers: Mapping[str, AnyQuantizer]) -> Card:
     """Returns a card with other quantizers, given by column."""
 
     def replaced(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def _empty_caption_columns(run: EncodingRun) -> dict[str, NDArray[Any]]:
     return {name: values[0] for name, values in columns.items()}
 
 
-def _calibrate(run: EncodingRun, *, bar: Progress) -> dict[str, Quantizer]:
+def _calibrate(run: EncodingRun, *, bar: Progress) -> dict[str, AnyQuantizer]:
     """Calibrates quantizers on samples spread evenly over the list.
 
     The card's placeholders store float32, so that the codes of a batch are the values themselves.
@@ -150,10 +152,54 @@ def _counted(batches: Iterator[EncodedBatch], bar: Progress) -> Iterator[Encoded
         raise
 
 
-def _calibrators(run: EncodingRun) -> dict[str, Calibrator]:
-    calibrators = {}
+_METRIC_IMAGES = 16  # that a metric is the mean of, at most
+
+
+class _TransformCalibration:
+    """The calibration of a column with a transform.
+
+    Args:
+        run: The run.
+        name: The column.
+    """
+
+    def __init__(self, run: EncodingRun, name: str) -> None:
+        self._run = run
+        self._name = name
+        self._options = run.card.recipe.columns[name].quantizer
+        self._calibrator = TransformCalibrator(run.card.quantizers[name].channels)
+        self._first: list[NDArray[Any]] = []
+
+    def update(self, latents: NDArray[Any]) -> None:
+        """Adds latents (N, C, h, w), as they are stored."""
+        self._calibrator.update(latents)
+        if "metric" in self._options:
+            self._first += list(latents[: max(0, _METRIC_IMAGES - len(self._first))])
+
+    def quantizer(self) -> Transform:
+        """Returns the codec that fits them."""
+        metric = None
+        if self._first:
+            from latentq.encoding.decoder_metric import decoder_metric
+            from latentq.models.scale import ScaleChange
+
+            encoder, column = self._run.encoder, self._run.card.recipe.columns[self._name]
+            positions = getattr(encoder.autoencoder, "positions", None)
+            change = ScaleChange.to_scaled(normalization_of(encoder.autoencoder), positions).inverse()
+            to_raw = change if column.scaled else None
+            metric = decoder_metric(encoder.autoencoder, self._first, to_raw, encoder.device)
+        sample_bytes = transform_bytes(self._options, self._run.card.latents[self._name].shape)
+        rate = self._options.get("rate")
+        return self._calibrator.transform(rate=rate, bytes=sample_bytes, metric=metric)
+
+
+def _calibrators(run: EncodingRun) -> dict[str, Calibrator | _TransformCalibration]:
+    calibrators: dict[str, Calibrator | _TransformCalibration] = {}
     for name in run.uncalibrated:
         options = run.card.recipe.columns[name].quantizer
+        if options["kind"] == "transform":
+            calibrators[name] = _TransformCalibration(run, name)
+            continue
         method = options.get("method", METHODS[options["kind"]][0])
         channels = run.card.quantizers[name].channels
         calibrators[name] = Calibrator(channels, bits=options.get("bits", 8), method=method)

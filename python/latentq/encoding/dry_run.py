@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from latentq.encoding.stages import CAPTIONS, COPY, IMAGES, NETWORK, QUANTIZE, P
 from latentq.encoding.update import complete_plan, planned_update
 from latentq.encoding.write import empty_facts, write_batch
 from latentq.format.card import Card
+from latentq.format.encodings import transform_bytes
 from latentq.format.files import CONTENT_HASH_BYTES, PLACE_BYTES
 from latentq.models.device import current_device
-from latentq.quantizer import Quantizer
+from latentq.quantizer import AnyQuantizer, Quantizer, Transform, TransformCalibrator
 from latentq.run.archives import source_is_deleted
 from latentq.run.check import check_same_work
 from latentq.run.dry_run import DryRun, Trial, folder_of_list, planned, published, spread, temporary_folder, trial_of
@@ -106,10 +108,13 @@ def _dry_run(request: EncodeRequest, run: EncodingRun, changes: Changes | None =
 
 def _with_ranges(run: EncodingRun) -> EncodingRun:
     """Returns a run in which quantizers that are not calibrated yet have a range, and so codes of the final size."""
-    quantizers = {}
+    quantizers: dict[str, AnyQuantizer] = {}
     for name in run.uncalibrated:
         options = run.card.recipe.columns[name].quantizer
         channels, bits = run.card.quantizers[name].channels, options.get("bits", 8)
+        if options["kind"] == "transform":
+            quantizers[name] = _some_transform(options, run.card.latents[name].shape)
+            continue
         if options["kind"] == "codebook":
             levels = np.linspace(-_HIGHEST, _HIGHEST, 1 << bits, dtype=np.float32)
             quantizers[name] = Quantizer.codebook(np.tile(levels, (channels, 1)))
@@ -119,6 +124,19 @@ def _with_ranges(run: EncodingRun) -> EncodingRun:
         else:
             quantizers[name] = Quantizer.affine([-_HIGHEST] * channels, [_HIGHEST] * channels, bits=bits)
     return replace(run, card=with_quantizers(run.card, quantizers), uncalibrated=())
+
+
+def _some_transform(options: Mapping[str, Any], shape: tuple[int, ...]) -> Transform:
+    """Returns a transform with tables of noise, whose samples have the size of calibrated ones.
+
+    Args:
+        options: The quantizer of the recipe's column.
+        shape: (C, h, w) of a sample.
+    """
+    noise = np.random.default_rng(0).normal(0, 1, (64, *shape)).astype(np.float32)
+    calibrator = TransformCalibrator(shape[0])
+    calibrator.update(noise[: max(1, 2**22 // noise[0].size)])
+    return calibrator.transform(rate=options.get("rate"), bytes=transform_bytes(options, shape))
 
 
 def _try_batch(request: EncodeRequest, run: EncodingRun, units: Sequence[UnitEntry]) -> Trial:

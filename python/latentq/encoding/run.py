@@ -12,7 +12,7 @@ from latentq.encoding.models import Models
 from latentq.encoding.options import EncodeSettings
 from latentq.encoding.stages import Profile
 from latentq.format.card import Card
-from latentq.quantizer import Quantizer
+from latentq.quantizer import Quantizer, Transform
 from latentq.run.sample_list import SampleList
 from latentq.sources import Source
 
@@ -116,8 +116,23 @@ class EncodingRun:
 
     @property
     def quantizers(self) -> dict[str, Quantizer]:
-        """The quantizers of the columns of latents and moments, by column."""
-        return {name: facts.quantizer for name, facts in self.card.latents.items()}
+        """What the device makes of latents and moments, by column: the codes of a quantizer.
+
+        Values of a column with a transform stay float32: the writer encodes them.
+        """
+        return {
+            name: Quantizer.floating("float32", channels=facts.quantizer.channels)
+            if isinstance(facts.quantizer, Transform)
+            else facts.quantizer
+            for name, facts in self.card.latents.items()
+        }
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """The codecs of the columns that the writer encodes, by column."""
+        return {
+            name: facts.quantizer for name, facts in self.card.latents.items() if isinstance(facts.quantizer, Transform)
+        }
 
     @property
     def text_quantizers(self) -> dict[str, Quantizer]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentq import image
+from latentq._core import LatentqError
 from latentq.encoding.batches import Chosen, EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import NETWORK, WRITE, background_consumer
@@ -113,6 +115,7 @@ def empty_facts(run: EncodingRun, card: bytes, unit: UnitEntry) -> UnitFacts:
 
 def write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> None:
     """Stores the samples of a batch, and counts its rejects."""
+    encoded, coded = _with_transforms(run, encoded)
     for position, (stage, error) in sorted(encoded.batch.rejected.items()):
         writer.reject(run.source, encoded.batch.samples[position], stage, error, strict=run.strict)
     writer.facts.redone += encoded.redone
@@ -122,8 +125,52 @@ def write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> 
             if writer.group != (group := bucket_group(bucket)):
                 writer.begin_group(group, run.card.for_bucket(bucket).columns)
             writer.facts.buckets[bucket] += len(encoded.positions)
-        columns = {name: _column(run, encoded, name, writer.facts) for name in run.card.columns}
+        columns = {
+            name: _transformed_column(run, encoded, coded[name], name, writer.facts)
+            if name in coded
+            else _column(run, encoded, name, writer.facts)
+            for name in run.card.columns
+        }
         writer.write(columns, len(encoded.positions))
+
+
+def _with_transforms(run: EncodingRun, encoded: EncodedBatch) -> tuple[EncodedBatch, dict[str, list[bytes]]]:
+    """Encodes the columns that have a transform, on the run's threads.
+
+    This is the writer's work, so that it runs while the network computes the next batches.
+
+    Returns:
+        The batch without the samples that cannot be encoded, which it rejects; and the bytes of each sample, by column.
+    """
+    coded: dict[str, list[bytes]] = {}
+    refused: dict[int, LatentqError] = {}
+    for name, transform in run.transforms.items() if encoded.positions else ():
+        samples = transform.encode_counted(encoded.codes[name], threads=run.threads)
+        coded[name] = samples.rows()
+        for row, reason in samples.bad.items():
+            refused[row] = LatentqError(f"its latent in column {name} cannot be encoded: {reason}")
+    if not refused:
+        return encoded, coded
+    kept = [row for row in range(len(encoded.positions)) if row not in refused]
+    rejected = encoded.batch.rejected | {encoded.positions[row]: ("encode", error) for row, error in refused.items()}
+    encoded = replace(
+        encoded,
+        batch=replace(encoded.batch, rejected=rejected),
+        positions=[encoded.positions[row] for row in kept],
+        codes={name: values[kept] for name, values in encoded.codes.items()},
+    )
+    return encoded, {name: [rows[row] for row in kept] for name, rows in coded.items()}
+
+
+def _transformed_column(run: EncodingRun, encoded: EncodedBatch, rows: list[bytes], name: str, facts: UnitFacts) -> Any:
+    """Returns the stored values of a column with a transform, and adds the sums over decoded values to the facts."""
+    transform, shape = run.transforms[name], encoded.codes[name].shape[1:]
+    values = transform.decode(rows, shape, threads=run.threads)
+    moments = [Moments.of(sample) for sample in values]
+    facts.latents[name].add(LatentSums(np.zeros(transform.channels, np.int64), moments=moments))
+    if run.card.columns[name] == "bytes":
+        return rows
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)
 
 
 def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts) -> Any:

@@ -26,7 +26,7 @@ from latentq.format.facts import (
     TokenFacts,
 )
 from latentq.format.recipe import Recipe
-from latentq.quantizer import Quantizer
+from latentq.quantizer import AnyQuantizer, Transform
 from latentq.store.local import read_regular
 from latentq.system.text import counted
 
@@ -83,7 +83,7 @@ class Card:
         return self.source.units or -(-self.source.samples // self.recipe.unit_size)
 
     @property
-    def quantizers(self) -> dict[str, Quantizer]:
+    def quantizers(self) -> dict[str, AnyQuantizer]:
         """The quantizers of all columns that have one, by column name."""
         return {
             **{name: latent.quantizer for name, latent in self.latents.items()},
@@ -380,3 +380,5 @@ def _check_latent(card: Card, name: str, latent: LatentFacts) -> None:
     if latent.quantizer.channels != latent.shape[0]:
         channels = counted(latent.quantizer.channels, "channel")
         raise FormatError(f"latents.{name}: a quantizer of {channels} for {latent.shape}")
+    if isinstance(latent.quantizer, Transform) and column.content != "latent":
+        raise FormatError(f"latents.{name}: a transform for {column.content}")

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from latentq.format.normalization import Normalization
-from latentq.quantizer import Quantizer, Statistics
+from latentq.quantizer import AnyQuantizer, Quantizer, Statistics, quantizer_from_dict
 
 # The types of stored tokens, and the largest codebook of each.
 TOKEN_DTYPES = {"uint16": 2**16, "int32": 2**31}
@@ -152,7 +152,7 @@ class LatentFacts:
     """
 
     shape: tuple[int, ...]
-    quantizer: Quantizer
+    quantizer: AnyQuantizer
     statistics: Statistics | None = None
     clipped: tuple[int, ...] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -165,7 +165,7 @@ class LatentFacts:
         return cls(
             shape=shape,
             shapes=shapes,
-            quantizer=Quantizer.from_dict(data["quantizer"]),
+            quantizer=quantizer_from_dict(data["quantizer"]),
             statistics=None if statistics is None else Statistics(**{k: tuple(v) for k, v in statistics.items()}),
             clipped=tuple(data["clipped"]) if "clipped" in data else None,
         )

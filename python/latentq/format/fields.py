@@ -16,6 +16,7 @@ from latentq.format.options import (
     DEFAULT_QUANTIZERS,
     METHODS,
     QUANTIZER_FIELDS,
+    TRANSFORM_SIZES,
     Column,
     Content,
     Dtype,
@@ -76,6 +77,8 @@ def column_from(name: str, data: object) -> Column:
     quantizer = data.get("quantizer", DEFAULT_QUANTIZERS.get(content, {}))
     if content in DEFAULT_QUANTIZERS:
         _check_quantizer(f"{where}.quantizer", quantizer)
+        if quantizer["kind"] == "transform" and content != "latent":
+            raise RecipeError(f"{where}: a transform is for latents; store {content} by a trellis or another kind")
     return Column(content=content, shape=tuple(shape), quantizer=dict(quantizer), **values)
 
 
@@ -143,6 +146,24 @@ def _check_quantizer(where: str, data: Any) -> None:
         raise RecipeError(f"{where}.bits must be a whole number from 2 to 8, not {bits!r}")
     if data["kind"] == "uniform" and not {"low", "high"} <= data.keys():
         raise RecipeError(f"{where} of kind 'uniform' needs low and high")
+    if data["kind"] == "transform":
+        _check_transform(where, data)
     for key, choices in (("method", METHODS.get(data["kind"], ())), ("rounding", ("nearest", "truncate"))):
         if key in data and data[key] not in choices:
             raise RecipeError(f"{where}.{key} must be one of {', '.join(choices)}, not {data[key]!r}")
+
+
+def _check_transform(where: str, data: Mapping[str, Any]) -> None:
+    """Raises RecipeError if the options of a transform are out of range."""
+    sizes = [key for key in TRANSFORM_SIZES if key in data]
+    if len(sizes) != 1:
+        raise RecipeError(
+            f"{where} of kind 'transform' needs one of {', '.join(TRANSFORM_SIZES)}, not {sizes or 'none'}"
+        )
+    sample_bytes, rate = data.get("bytes", 1), data.get("rate", 1.0)
+    if type(sample_bytes) is not int or not 1 <= sample_bytes < 2**31:
+        raise RecipeError(f"{where}.bytes must be a number of bytes per sample, not {sample_bytes!r}")
+    if type(rate) not in (int, float) or not 0.25 <= rate <= 16:
+        raise RecipeError(f"{where}.rate must be 0.25 to 16 bits per element, not {rate!r}")
+    if data.get("metric", "decoder") != "decoder":
+        raise RecipeError(f"{where}.metric must be 'decoder', not {data['metric']!r}")

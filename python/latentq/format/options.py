@@ -49,11 +49,16 @@ METHODS: Mapping[str, tuple[Method, ...]] = {
     "codebook": ("lloyd-max",),
     "trellis": ("trellis",),
 }
+CALIBRATED = (*METHODS, "transform")
+"""The kinds that are calibrated."""
+TRANSFORM_SIZES = ("bytes", "bits", "rate")
+"""The fields of a transform that say how large samples are: a recipe has one of them."""
 QUANTIZER_FIELDS: Mapping[str, set[str]] = {
     "uniform": {"kind", "low", "high", "bits", "rounding"},
     "affine": {"kind", "bits", "method"},
     "codebook": {"kind", "bits", "method"},
     "trellis": {"kind", "bits", "method"},
+    "transform": {"kind", *TRANSFORM_SIZES, "metric"},
     **{kind: {"kind"} for kind in FLOATS},
 }
 
@@ -160,7 +165,8 @@ class Column:
             (captions, tokens) of masks, (captions, width) of pooled embeddings; needed if neither the encoding nor a
             card gives it.
         quantizer: Latents, moments and embeddings: `kind` (`uniform`, `affine`, `codebook`, `trellis`, `float16`,
-            `bfloat16`, `float32`) with its options. An embedding's channels are its last axis.
+            `bfloat16`, `float32`; for latents also `transform`) with its options. An embedding's channels are its last
+            axis.
     """
 
     content: Content

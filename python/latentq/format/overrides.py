@@ -6,12 +6,12 @@ table. `RecipeOverrides` repeats its names and types for type checkers, which ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from latentq._core import RecipeError
-from latentq.choices import Alpha, Crop, Filter, Icc, Method, Size
+from latentq.choices import Alpha, Codec, Crop, Filter, Icc, Method, Size
 from latentq.format.buckets import Buckets, BucketsOption, Small, parse_buckets
 from latentq.format.options import (
     CONDITIONING,
@@ -20,6 +20,7 @@ from latentq.format.options import (
     METHODS,
     QUANTIZER_FIELDS,
     TEXT,
+    TRANSFORM_SIZES,
     Dtype,
     TextOptions,
 )
@@ -50,7 +51,9 @@ class RecipeOverrides(TypedDict, total=False):
     store: StoreOption | None
     scaled: bool | None
     flip: bool | None
+    codec: Codec | None
     bits: int | None
+    bytes: int | None
     calibrate: Method | None
     calibration: int | None
     unit_size: int | None
@@ -130,7 +133,12 @@ OVERRIDES = (
     ),
     Override("scaled", "columns.*.scaled", bool, "store latents in the scale of training"),
     Override("flip", "columns", bool, "store the mirrored images too, in columns NAME_flip"),
+    Override(
+        "codec", "columns.*.quantizer.kind", Codec,
+        "encode whole samples: trellis for codes of --bits, transform for --bytes (or --bits 4) with far less error",
+    ),
     Override("bits", "columns.*.quantizer.bits", int, "bits of each stored value", "2..8"),
+    Override("bytes", "columns.*.quantizer.bytes", int, "bytes of each latent, by the transform codec", "N"),
     Override(
         "calibrate", "columns.*.quantizer.method", Method,
         "how quantizers are calibrated; lloyd-max makes codebooks, trellis a trellis",
@@ -158,6 +166,16 @@ OVERRIDES = (
     Override("pooled", "columns", bool, "store the pooled embedding too"),
 )  # fmt: skip
 _BY_NAME = {override.name: override for override in OVERRIDES}
+_ORDER = {name: number for number, name in enumerate(_BY_NAME)}
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Returns names of options in the order in which they apply: `--codec` before the options of a codec.
+
+    The text encoder comes first: other options change the columns that it adds.
+    """
+    return sorted(names, key=lambda name: (name != "text_encoder", _ORDER.get(name, len(_ORDER))))
+
 
 _EMBEDDING_COLUMNS = {
     "caption_embedding": {"from": "caption_embedding"},
@@ -184,7 +202,7 @@ def default_text(override: Override, tables: Tables) -> str:
         return str(tables["columns"]["latent"]["store"])
     value: Any = {"text": vars(TextOptions()), **tables}
     for key in override.field.split("."):
-        value = value["latent" if key == "*" else key]
+        value = value.get("latent" if key == "*" else key, "")
     if isinstance(value, bool):
         return override.option if value else f"--no-{override.name}"
     return "" if value == () else str(value)
@@ -294,9 +312,39 @@ def _change_scaled(tables: Tables, scaled: Any) -> None:
         column["scaled"] = scaled
 
 
+def _change_codec(tables: Tables, codec: Any) -> None:
+    if codec not in get_args(Codec):
+        raise RecipeError(f"codec must be one of {', '.join(get_args(Codec))}, not {codec!r}")
+    for column in _quantized(tables, "codec", "kind"):
+        before = column["quantizer"]
+        if before["kind"] == codec:
+            continue
+        if codec == "trellis":
+            column["quantizer"] = {"kind": "trellis", "bits": before.get("bits", 8), "method": "trellis"}
+        else:
+            column["quantizer"] = {"kind": "transform", "bits": 4}
+        if column["encoding"].startswith("ndarray:"):  # that of the kind before
+            column["encoding"] = ""
+
+
 def _change_bits(tables: Tables, bits: Any) -> None:
     for column in _quantized(tables, "bits", "bits"):
-        column["quantizer"] = {**column["quantizer"], "bits": bits}
+        column["quantizer"] = _without_size(column["quantizer"]) | {"bits": bits}
+
+
+def _change_bytes(tables: Tables, sample_bytes: Any) -> None:
+    if all(
+        column["from"] != "tokens" and column["quantizer"]["kind"] != "trellis" for column in _encoded(tables).values()
+    ):
+        _change_codec(tables, "transform")  # only a transform has a number of bytes
+    for column in _quantized(tables, "bytes", "bytes"):
+        column["quantizer"] = _without_size(column["quantizer"]) | {"bytes": sample_bytes}
+
+
+def _without_size(quantizer: Tables) -> Tables:
+    """Returns a quantizer's options without those that say how large a sample of a transform is."""
+    sizes = TRANSFORM_SIZES if quantizer["kind"] == "transform" else ()
+    return {key: value for key, value in quantizer.items() if key not in sizes}
 
 
 def _change_method(tables: Tables, method: Any) -> None:
@@ -355,7 +403,9 @@ _CHANGES: dict[str, Callable[[Tables, Any], None]] = {
     "store": _change_store,
     "scaled": _change_scaled,
     "flip": _add_flipped,
+    "codec": _change_codec,
     "bits": _change_bits,
+    "bytes": _change_bytes,
     "calibrate": _change_method,
     "pooled": _add_pooled,
     "image": _add_image,

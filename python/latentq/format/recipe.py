@@ -23,7 +23,7 @@ from latentq.format.options import (
     ImageOptions,
     TextOptions,
 )
-from latentq.format.overrides import RecipeOverrides, apply_override
+from latentq.format.overrides import RecipeOverrides, apply_override, in_order
 
 
 @dataclass(frozen=True)
@@ -202,15 +202,14 @@ class Recipe:
             RecipeError: A value is out of range, or the recipe has nothing that an option could change.
             TypeError: There is no such option.
         """
-        # The text encoder comes first: other options change the columns that it adds.
         models = {"text_encoder": text_encoder, "autoencoder": autoencoder}
         if overrides.get("size") is not None and overrides.get("buckets") is not None:
             raise RecipeError("size and buckets exclude each other: an image has its bucket's size")
         options = {name: os.fspath(model) for name, model in models.items() if model is not None} | dict(overrides)
         recipe = self
         changed = set(self.changed)
-        # A change of buckets comes after the buckets.
-        for name, value in sorted(options.items(), key=lambda option: option[0] == "small"):
+        for name in in_order(options):
+            value = options[name]
             if value is None:
                 continue
             tables = recipe.to_dict()

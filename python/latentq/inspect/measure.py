@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from latentq._core import LatentqError
+from latentq.format.options import FLOATS
 from latentq.inspect.psnr import psnr
-from latentq.quantizer import Method, Quantizer
+from latentq.quantizer import AnyQuantizer, Method, Quantizer, Transform, check_transform_shape
 from latentq.system.progress import BriefProgress, Progress
 from latentq.system.text import counted
 
@@ -43,9 +44,9 @@ class SchemeCost:
 
     Attributes:
         scheme: "float16" (or "bfloat16"), "uniform" (one range for all channels), or a method of `Quantizer.calibrate`.
-        bits: The stored bits per element.
+        bits: The stored bits per element. A transform has just as many bytes as codes of these bits.
         entropy: The entropy of the codes in bits per element, which an ideal entropy coder of single codes would store;
-            None for floats.
+            None for floats, and for a transform, which has an entropy coder.
         sqnr_db: The signal-to-quantization-noise ratio over all channels, as in `Measurement`.
         worst_sqnr_db: The signal-to-quantization-noise ratio of the worst channel.
         clip_rate: The share of values outside the range.
@@ -123,9 +124,12 @@ def measure(
     channels = x.shape[1]
     low, high = float(calibration.min()), float(calibration.max())
     half = "float16" if max(-float(x.min()), float(x.max())) < _FLOAT16_OVERFLOW else "bfloat16"
-    schemes = [(half, Quantizer.floating(half, channels=channels))]
+    schemes: list[tuple[str, AnyQuantizer]] = [(half, Quantizer.floating(half, channels=channels))]
     schemes += [("uniform", Quantizer.uniform(low, high, channels=channels, bits=b)) for b in bits]
     schemes += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
+    if _is_for_transform(x.shape):
+        elements = math.prod(x.shape[1:])
+        schemes += [("transform", Transform.calibrate(calibration, bytes=elements * b // 8)) for b in bits]
     count = 0 if autoencoder is None else min(DECODED, len(tried))
     chosen = [position * len(tried) // count for position in range(count)]
     with BriefProgress(len(schemes) * (1 + count), "measure", progress, noun="step") as bar:
@@ -141,6 +145,15 @@ def measure(
                 for row, (decoded, original) in zip(rows, psnrs, strict=True)
             ]
     return rows
+
+
+def _is_for_transform(shape: tuple[int, ...]) -> bool:
+    """True if a transform can encode samples of an array of this shape (N, C, ...)."""
+    try:
+        check_transform_shape(shape[1:])
+    except ValueError:
+        return False
+    return True
 
 
 def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
@@ -171,7 +184,7 @@ def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> No
 
 
 def _note(row: SchemeCost, rows: Sequence[SchemeCost]) -> str:
-    if row.entropy is None:  # floats
+    if row.scheme in FLOATS:
         return ""
     least_error = row.sqnr_db == max(other.sqnr_db for other in rows if other.bits == row.bits)
     return ", ".join(["default"] * (row.scheme == DEFAULT_METHOD) + ["least error"] * least_error)
@@ -208,7 +221,7 @@ def _arrays(samples: Iterable[Any]) -> Iterator[npt.NDArray[Any]]:
         yield sample if isinstance(sample, np.ndarray) else sample.detach().cpu().float().numpy()
 
 
-def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
+def _cost(name: str, quantizer: AnyQuantizer, x: npt.NDArray[Any]) -> SchemeCost:
     """Measures a scheme on latents, without decoding.
 
     Args:
@@ -217,10 +230,14 @@ def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
         x: Latents (N, C, ...).
     """
     measured = quantizer.measure(x)
+    if isinstance(quantizer, Transform):
+        bits, entropy = 8 * quantizer.packed_bytes(0) // math.prod(x.shape[1:]), None
+    else:
+        bits, entropy = quantizer.bits, None if quantizer.bits > 8 else _entropy(quantizer.quantize(x))
     return SchemeCost(
         name,
-        quantizer.bits,
-        None if quantizer.bits > 8 else _entropy(quantizer.quantize(x)),
+        bits,
+        entropy,
         measured.overall_sqnr_db,
         min(measured.sqnr_db),
         sum(measured.clip_rate) / quantizer.channels,
@@ -230,7 +247,7 @@ def _cost(name: str, quantizer: Quantizer, x: npt.NDArray[Any]) -> SchemeCost:
 
 def _psnrs(
     autoencoder: Autoencoder,
-    quantizers: Sequence[Quantizer],
+    quantizers: Sequence[AnyQuantizer],
     x: npt.NDArray[Any],
     images: npt.NDArray[np.uint8] | None,
     bar: Progress,
@@ -253,7 +270,9 @@ def _psnrs(
         targets = _decode(autoencoder, batch)
         originals = None if images is None else images[start : start + _BATCH].astype(np.float32) / 255
         for quantizer, pairs in zip(quantizers, scores, strict=True):
-            decoded = _decode(autoencoder, quantizer.dequantize(quantizer.quantize(batch)))
+            stored: Any = quantizer.quantize_packed(batch)
+            values = quantizer.dequantize_packed(stored, batch.shape)
+            decoded = _decode(autoencoder, values)
             for index, image in enumerate(decoded):
                 original = math.nan if originals is None else psnr(image, originals[index], peak=1.0)
                 pairs.append((psnr(image, targets[index], peak=1.0), original))

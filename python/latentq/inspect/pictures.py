@@ -24,6 +24,7 @@ from latentq.system.text import counted
 if TYPE_CHECKING:
     import PIL.Image
 
+    from latentq.reading.dataset import LatentDataset
     from latentq.reading.layout import Layout
 
 _SHOWN = 8  # samples, by default
@@ -103,21 +104,28 @@ def pictures(
     if not indices:
         raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
-    compared: tuple[Originals, Sequence[Layout]] | None = None
+    compared: tuple[Originals, LatentDataset] | None = None
     if source is not None:
         if not isinstance(opened, LatentDataset):
             raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to compare it with its originals")
-        compared = Originals(path, card, name, source, network, device=device), opened.layouts
+        compared = Originals(path, card, name, source, network, device=device), opened
     rows = []
     with BriefProgress(len(indices), "decode", progress) as bar:
         for number in [index % count for index in indices]:
             stored = decode_latents(network, opened.decodable([number]))[0]
-            rows.append(_compare(*compared, number, stored) if compared else [Picture(stored, (f"#{number}",))])
+            row = [Picture(stored, (f"#{number}",))]
+            if compared is not None:
+                originals, dataset = compared
+                nbytes = next(iter(dataset.read([number]).values())).shape[1]
+                row = _compare(originals, dataset.layouts, number, stored, nbytes)
+            rows.append(row)
             bar.update(1)
     return rows
 
 
-def _compare(originals: Originals, layouts: Sequence[Layout], index: int, stored: NDArray[np.uint8]) -> list[Picture]:
+def _compare(
+    originals: Originals, layouts: Sequence[Layout], index: int, stored: NDArray[np.uint8], nbytes: int
+) -> list[Picture]:
     """Shows a stored sample, given decoded, next to its original and to its unquantized reconstruction.
 
     For tokens there are two pictures: the reconstruction is the stored one.
@@ -127,6 +135,7 @@ def _compare(originals: Originals, layouts: Sequence[Layout], index: int, stored
         layouts: The layout of each bucket, or of the dataset, with one column of latents or tokens.
         index: The sample's index.
         stored: The decoded sample, uint8 (H, W, 3).
+        nbytes: The bytes that are stored of it.
     """
     from latentq.reading.columns import TokenColumn
 
@@ -136,12 +145,12 @@ def _compare(originals: Originals, layouts: Sequence[Layout], index: int, stored
     original = pixels[0].transpose(1, 2, 0)
     result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
     if isinstance(column, TokenColumn):
-        decodings = [("tokens", stored, column.nbytes)]
+        decodings = [("tokens", stored, nbytes)]
     else:
         title = f"{'moments, ' if column.moments else ''}{_title(column.facts.quantizer)}"
         decodings = [
             ("float32", decode_latents(originals.network, latents)[0], latents[0].size * 4),
-            (title, stored, column.nbytes),
+            (title, stored, nbytes),
         ]
     for title, decoded, size in decodings:
         value = psnr(decoded, original)
@@ -150,6 +159,8 @@ def _compare(originals: Originals, layouts: Sequence[Layout], index: int, stored
 
 
 def _title(quantizer: Any) -> str:
+    if quantizer.kind == "transform":
+        return "the transform"
     return str(quantizer.kind) if quantizer.kind in FLOATS else f"{quantizer.bits}-bit integers"
 
 

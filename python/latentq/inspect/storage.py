@@ -11,7 +11,7 @@ from typing import TextIO
 
 import numpy as np
 
-from latentq import image
+from latentq import image, mds
 from latentq._core import LatentqError
 from latentq.format.card import Card
 from latentq.inspect.stored import StoredSamples
@@ -73,6 +73,7 @@ def storage(
         stored += members * sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in own.latents.values())
         sizes = (prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in own.tokens.values())
         stored += members * sum(sizes)
+    stored += count * _varying_bytes(path, card, count)
     rows = [_row("original images", images, count, "" if images else "their sizes are not in its list")]
     sides = sorted({column.pixels for column in card.recipe.encoded().values()}) if not card.buckets else [None]
     for pixels in sides:
@@ -91,6 +92,21 @@ def storage(
         rows.append(_row("embeddings, as stored", count * sum(e.nbytes for e in card.embeddings.values()), count))
     rows.append(_row("the whole dataset", whole, count))
     return rows
+
+
+def _varying_bytes(path: Path, card: Card, count: int) -> int:
+    """Returns the mean bytes per sample of the columns whose bytes vary, of some samples, evenly spread."""
+    names = [name for name, encoding in card.columns.items() if encoding == "bytes" and _varies(card, name)]
+    if not names:
+        return 0
+    reader = mds.Reader(path)
+    tried = np.linspace(0, count - 1, min(count, _TRIED)).astype(np.int64)
+    return sum(round(sum(map(len, reader.gather(tried, name))) / len(tried)) for name in names)
+
+
+def _varies(card: Card, name: str) -> bool:
+    latent = card.latents.get(name)
+    return latent is not None and not latent.quantizer.packed_bytes(prod(latent.shape))
 
 
 def _row(what: str, total: int | None, count: int, note: str = "") -> StorageRow:

@@ -32,6 +32,7 @@ from latentq.format.files import (
 )
 from latentq.format.normalization import load_positions
 from latentq.inspect.stored import load_places, stored_in_unit
+from latentq.quantizer import Moments, Quantizer, Transform
 from latentq.run.finish import CardCompletion, Completion, reject_lines
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.units import LatentSums, UnitFacts, card_hash, list_folder, unit_done
@@ -423,6 +424,10 @@ def _check_codes(name: str, reader: mds.Reader, card: Card, facts: UnitFacts) ->
             yield _finding(name, f"column {column} holds tokens outside its codebook of {tokens.codebook_size}")
     for column, latent in card.latents.items():
         sums = facts.latents.get(column)
+        if isinstance(latent.quantizer, Transform):
+            shapes = [(own.latents[column].shape, indices) for own, indices in ranges]
+            yield from _check_transform(name, reader, column, latent.quantizer, shapes, sums)
+            continue
         if sums is None or sums.histogram is None:
             continue
         found = np.zeros((latent.quantizer.channels, latent.quantizer.level_count), np.int64)
@@ -441,10 +446,44 @@ def _are_tokens(reader: mds.Reader, name: str, tokens: TokenFacts, indices: rang
     return True
 
 
+def _check_transform(
+    name: str,
+    reader: mds.Reader,
+    column: str,
+    transform: Transform,
+    shapes: list[tuple[tuple[int, ...], range]],
+    sums: LatentSums | None,
+) -> Iterator[mds.Finding]:
+    """Checks that all samples of a column with a transform decode, and that a unit's sums are those of their values.
+
+    Args:
+        name: The unit's name.
+        reader: Its shards.
+        column: The column.
+        transform: The column's codec.
+        shapes: The shape of the samples in each range of indices.
+        sums: The sums in the unit's facts; None if it has none.
+    """
+    total: Moments | None = None
+    for shape, indices in ((shape, batch) for shape, samples in shapes for batch in _batches(samples)):
+        rows = [bytes(row) for row in reader.gather(indices, column)]
+        damaged = transform.damaged(rows, shape)
+        for row, reason in damaged.items():
+            yield _finding(name, f"sample {indices[row]}, column {column}: cannot be decoded: {reason}")
+        if damaged:
+            return
+        for sample in transform.decode(rows, shape):
+            moments = Moments.of(sample)
+            total = moments if total is None else total.merge(moments)
+    if sums is not None and total is not None and sums.moments != [total]:
+        yield _finding(f"{name}/{UNIT}", f"its sums of {column} are not those of the stored latents")
+
+
 def _histogram(
     reader: mds.Reader, name: str, latent: LatentFacts, indices: range
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     quantizer = latent.quantizer
+    assert isinstance(quantizer, Quantizer)
     total = LatentSums.empty(quantizer)
     size = quantizer.packed_bytes(int(np.prod(latent.shape)))
     for count, packed in _parts(reader, name, size, indices):

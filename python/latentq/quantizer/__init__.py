@@ -6,12 +6,22 @@ from latentq.quantizer.quantizer import Calibrator, Quantizer
 from latentq.quantizer.results import Measurement, NotFiniteError, ValueCounts
 from latentq.quantizer.scheme import Kind, Rounding
 from latentq.quantizer.statistics import Moments, Statistics
+from latentq.quantizer.transform import (
+    AnyQuantizer,
+    EncodedSamples,
+    Transform,
+    TransformCalibrator,
+    check_transform_shape,
+    quantizer_from_dict,
+)
 
 __all__ = [
     "FLOAT_BITS",
     "FLOAT_MAX",
+    "AnyQuantizer",
     "Calibrator",
     "Counts",
+    "EncodedSamples",
     "Kind",
     "Measurement",
     "Method",
@@ -20,7 +30,11 @@ __all__ = [
     "Quantizer",
     "Rounding",
     "Statistics",
+    "Transform",
+    "TransformCalibrator",
     "ValueCounts",
+    "check_transform_shape",
+    "quantizer_from_dict",
 ]
 
 Counts = ValueCounts  # its name in 0.1.0

@@ -17,7 +17,8 @@ from latentq.format.facts import EmbeddingFacts, LatentFacts, TokenFacts
 from latentq.format.normalization import load_positions
 from latentq.format.options import FLOATS
 from latentq.models.scale import ScaleChange
-from latentq.quantizer import Quantizer
+from latentq.quantizer import AnyQuantizer, Quantizer, Transform
+from latentq.system.processors import processors
 
 Scale = Literal["raw", "scaled", "normalized"]
 
@@ -35,13 +36,13 @@ class EncodedColumn(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of a stored sample."""
+        """The bytes of a stored sample; 0 if they vary."""
 
     @property
     def is_plain(self) -> bool:
         """True if decoding is dequantizing, and nothing else."""
 
-    def direct_quantizer(self, dtype: torch.dtype) -> Quantizer | None:
+    def direct_quantizer(self, dtype: torch.dtype) -> AnyQuantizer | None:
         """Returns the quantizer that turns stored bytes into values of a dtype in one pass, or None."""
 
     def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -58,7 +59,7 @@ class EncodedColumn(Protocol):
         """Decodes stored samples on their own device.
 
         Args:
-            stored: uint8 (N, nbytes).
+            stored: uint8 (N, nbytes); if the bytes of a sample vary, padded with zeros.
             dtype: The dataset's dtype: float32, float16 or bfloat16; or uint8 for the codes themselves.
             out: Where to write the result, if given: (N, *shape) of `decoded_dtype(dtype)`.
             noise: For moments: standard normal float32 (N, *shape); None draws it by torch's own generator.
@@ -94,7 +95,7 @@ class LatentColumn:
     facts: LatentFacts
     moments: bool
     scaled: bool
-    quantizer: Quantizer
+    quantizer: AnyQuantizer
     change: ScaleChange | None = None
 
     @property
@@ -119,7 +120,7 @@ class LatentColumn:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of a stored sample."""
+        """The bytes of a stored sample; 0 if they vary."""
         return self.quantizer.packed_bytes(prod(self.facts.shape))
 
     def decoded_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -131,9 +132,31 @@ class LatentColumn:
         """True if values are dequantized codes, and nothing else."""
         return not (self.is_float or self.moments or self.change is not None)
 
-    def direct_quantizer(self, dtype: torch.dtype) -> Quantizer | None:
+    def direct_quantizer(self, dtype: torch.dtype) -> AnyQuantizer | None:
         """Returns the quantizer that turns stored bytes into values of a dtype in one pass, or None."""
         return self.quantizer if self.is_plain and dtype != torch.uint8 else None
+
+    @property
+    def is_on_host(self) -> bool:
+        """True if decoding begins on the CPU, whatever the device: the column has a transform."""
+        return isinstance(self.quantizer, Transform)
+
+    def decode_to(self, device: torch.device, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Decodes stored samples of a column with a transform, which are on the CPU, to another device.
+
+        Args:
+            device: The device.
+            stored: uint8 (N, bytes), on the CPU.
+            dtype: The dataset's dtype.
+
+        Returns:
+            (N, *shape) of that dtype, on the device.
+        """
+        assert isinstance(self.quantizer, Transform)
+        direct = dtype if self.change is None else torch.float32
+        threads = min(4, processors())
+        values = self.quantizer.decode_tensor(stored, self.facts.shape, device=device, dtype=direct, threads=threads)
+        return values if self.change is None else self.change(values).to(dtype)
 
     def decode(
         self,
@@ -153,7 +176,7 @@ class LatentColumn:
         if self.moments:  # in one step, which needs no check of codes that would wait for a GPU
             mean, logvar = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32).chunk(2, 1)
             codes = mean + (logvar / 2).exp() * (torch.randn_like(mean) if noise is None else noise)
-        elif self.change is not None and not self.is_float:
+        elif isinstance(self.quantizer, Transform) or (self.change is not None and not self.is_float):
             codes = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32)
         else:
             codes = self.quantizer.unpack(stored, shape)
@@ -352,7 +375,7 @@ class MaskColumn(_IndirectColumn):
         return self.decode(torch.from_numpy(mask.reshape(1, self.nbytes)))[0]
 
 
-def _folded(quantizer: Quantizer, change: ScaleChange) -> Quantizer:
+def _folded(quantizer: AnyQuantizer, change: ScaleChange) -> AnyQuantizer:
     """Returns a quantizer whose values are changed ones: one pass over the codes instead of two.
 
     Args:
@@ -360,6 +383,8 @@ def _folded(quantizer: Quantizer, change: ScaleChange) -> Quantizer:
         change: A change of each channel.
     """
     shift, factor = (np.broadcast_to(values.ravel(), quantizer.channels) for values in (change.shift, change.factor))
+    if isinstance(quantizer, Transform):
+        return quantizer.changed(shift, factor)
     if quantizer.levels:
         levels = (np.array(quantizer.levels) - shift[:, None]) * factor[:, None]
         return Quantizer.trellis(levels) if quantizer.kind == "trellis" else Quantizer.codebook(levels)

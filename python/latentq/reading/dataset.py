@@ -175,7 +175,7 @@ class LatentDataset(BatchedDataset):
         )
 
     def _worker_batch(self, indices: NDArray[np.int64], bucket: int) -> WorkerBatch | None:
-        if not self.is_plain:
+        if not self.is_plain or not self.layout.has_fixed_bytes:
             return None
         nbytes = self.stored_bytes(len(indices), bucket=bucket)
         return WorkerBatch(self._layouts[bucket], nbytes, partial(self.read, indices))
@@ -211,6 +211,8 @@ class LatentDataset(BatchedDataset):
             decoded: True to dequantize latents while gathering where that is one pass over them.
             bucket: The bucket of the samples.
         """
+        # The CPU decodes a transform: on the gatherer's threads, not on the one that waits for the batch.
+        decoded = decoded or bool(self.layout.on_host)
         return self.gatherer(decoded=decoded, bucket=bucket) if self.is_plain else None
 
     @property
@@ -265,11 +267,17 @@ class LatentDataset(BatchedDataset):
     @property
     def resident_bytes(self) -> int:
         """The memory that `to_device` takes: the latents as stored, and 8 bytes for each label or pair of sizes."""
-        return sum(
+        total: int = sum(
             count
             * (sum(column.nbytes for column in layout.encoded.values()) + 8 * len(layout.labels + layout.conditioning))
             for count, layout in zip(self._table.counts.tolist(), self._layouts, strict=True)
         )
+        varying = [name for name, column in self.layout.encoded.items() if not column.nbytes]
+        for bucket, count in enumerate(self._table.counts.tolist() if varying else ()):
+            if count:  # about: the longest of some, to which all are padded
+                some = self._table.indices(bucket, np.linspace(0, count - 1, min(count, 256)).astype(np.int64))
+                total += count * sum(stored.shape[1] for stored in self.read(some, names=varying).values())
+        return total
 
     def to_device(self, device: str | torch.device = "cuda") -> ResidentDataset:
         """Copies the latents and labels of all samples to a device's memory, latents as stored.
@@ -334,6 +342,8 @@ class LatentDataset(BatchedDataset):
             quantizer = encoded.direct_quantizer(layout.dtype) if decoded else None
             if quantizer is not None:
                 return GatheredColumn(name, position, encoded.shape, layout.dtype, quantizer)
+            if not encoded.nbytes:
+                return GatheredColumn(name, position, None, needs_decoding=True, convert=lambda rows, _: _padded(rows))
             return GatheredColumn(name, position, (encoded.nbytes,), needs_decoding=True)
         if name in layout.labels and fixed == ("int64", []):
             return GatheredColumn(name, position, (), torch.int64)
@@ -366,6 +376,14 @@ def _value(layout: Layout, name: str, values: Any) -> Any:
         raise FormatError(
             f"{layout.path}: column {layout.shard_names[name]!r} holds {wrong!r}, which is no class number"
         ) from None
+
+
+def _padded(rows: Sequence[bytes]) -> torch.Tensor:
+    """Returns byte strings as uint8 (N, bytes of the longest), the others padded with zeros."""
+    longest = max(map(len, rows), default=0)
+    return torch.from_numpy(
+        np.frombuffer(bytearray().join(row.ljust(longest, b"\0") for row in rows), np.uint8).reshape(len(rows), longest)
+    )
 
 
 def empty_caption(path: Path, layout: Layout) -> Batch:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq import _core
-from latentq.quantizer import Quantizer
+from latentq.quantizer import AnyQuantizer
 from latentq.reading.buffers import Allocate, whole_lines
 from latentq.reading.samples import Batch, ColumnDict
 
@@ -35,7 +35,7 @@ class GatheredColumn:
     position: int
     shape: tuple[int, ...] | None
     dtype: torch.dtype = torch.uint8
-    quantizer: Quantizer | None = None
+    quantizer: AnyQuantizer | None = None
     needs_decoding: bool = False
     convert: Callable[[Any, NDArray[np.int64]], Any] | None = None
 

@@ -17,7 +17,7 @@ from latentq.format.card import CARD, Card
 from latentq.format.facts import TOKEN_DTYPES, UNKNOWN, EmbeddingFacts, LatentFacts, TokenFacts
 from latentq.format.options import CONDITIONING, FLOATS, TEXT, Column
 from latentq.format.recipe import Recipe
-from latentq.quantizer import Quantizer
+from latentq.quantizer import AnyQuantizer, Quantizer, Transform
 from latentq.reading.buffers import Allocate
 from latentq.reading.columns import EmbeddingColumn, EncodedColumn, LatentColumn, MaskColumn, Scale, TokenColumn
 from latentq.reading.samples import Batch, ColumnDict
@@ -73,6 +73,16 @@ class Layout:
     def is_plain(self) -> bool:
         """True if decoding is dequantizing in every encoded column."""
         return all(column.is_plain for column in self.encoded.values())
+
+    @property
+    def has_fixed_bytes(self) -> bool:
+        """True if every sample has the same number of bytes in each encoded column."""
+        return all(column.nbytes for column in self.encoded.values())
+
+    @property
+    def on_host(self) -> dict[str, LatentColumn]:
+        """Maps sample keys to the columns whose decoding begins on the CPU, whatever the device."""
+        return {name: column for name, column in self.latents.items() if column.is_on_host}
 
     @property
     def pictures(self) -> dict[str, LatentColumn | TokenColumn]:
@@ -257,8 +267,8 @@ class Layout:
         for name, text_column in sorted(self.texts.items()):
             traits.append(_Trait(f"shape of {name!r}", text_column.shape, str(text_column.shape)))
             if isinstance(text_column, EmbeddingColumn):
-                quantizer = text_column.facts.quantizer
-                traits.append(_Trait(f"quantizer of {name!r}", quantizer, _describe(quantizer)))
+                text_quantizer = text_column.facts.quantizer
+                traits.append(_Trait(f"quantizer of {name!r}", text_quantizer, _describe(text_quantizer)))
         for name, column in sorted(self.latents.items()):
             quantizer = column.facts.quantizer
             traits += [
@@ -301,7 +311,10 @@ def _channels_trait(name: str, column: LatentColumn) -> _Trait:
     return _Trait(f"channels of {name!r}", column.shape[0], str(column.shape[0]))
 
 
-def _describe(quantizer: Quantizer) -> str:
+def _describe(quantizer: AnyQuantizer) -> str:
+    if isinstance(quantizer, Transform):
+        size = "" if quantizer.sample_bytes is None else f" to {counted(quantizer.sample_bytes, 'byte')}"
+        return f"transform{size}, step {quantizer.step:g}"
     sides = list(zip(quantizer.low, quantizer.high, strict=True))
     ranges = ", ".join(f"{low:g} to {high:g}" for low, high in sides[:_SHOWN])
     return f"{quantizer.bits}-bit {quantizer.kind} ({ranges}{', ...' if len(sides) > _SHOWN else ''})"
@@ -398,7 +411,9 @@ def _selected(names: Mapping[str, str], wanted: Sequence[str] | None) -> dict[st
 
 def _check_codes(path: Path, column: EncodedColumn) -> None:
     """Refuses dtype=torch.uint8 for a column without codes, or in a scale that is no other reading of its codes."""
-    if isinstance(column, LatentColumn) and (column.is_float or column.moments):
+    if isinstance(column, LatentColumn) and (
+        column.is_float or column.moments or isinstance(column.facts.quantizer, Transform)
+    ):
         kind = "moments" if column.moments else column.facts.quantizer.kind
         raise ValueError(f"{path}: column {column.shard_name!r} is stored as {kind} and its latents have no codes")
     if isinstance(column, LatentColumn) and column.change is not None:

@@ -101,7 +101,7 @@ class LatentMixture(BatchedDataset):
         return f"LatentMixture(an epoch is {parts})"
 
     def _worker_batch(self, indices: NDArray[np.int64], bucket: int) -> WorkerBatch | None:
-        if not self.datasets[0].is_plain:
+        if not self.datasets[0].is_plain or not self._layouts[0].has_fixed_bytes:
             return None
         dataset, own = self._sources[bucket]
         nbytes = dataset.stored_bytes(len(indices), bucket=own)

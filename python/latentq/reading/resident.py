@@ -64,7 +64,8 @@ class ResidentDataset(BatchedDataset):
     Attributes:
         device: The device.
         bucket_columns: The copied columns of each bucket, by its number; of one bucket without buckets. A column is
-            uint8 (N, bytes) if it is encoded, int64 (N,) if it holds labels.
+            uint8 (N, bytes) if it is encoded, int64 (N,) if it holds labels. Columns of a transform stay on the CPU,
+            which decodes them to 16-bit integers for the device; if their bytes vary, they are padded.
 
     Raises:
         MemoryError: The device has less than `dataset.resident_bytes` free.
@@ -87,6 +88,12 @@ class ResidentDataset(BatchedDataset):
             raise MemoryError(
                 f"{dataset.path} needs {needed / 1e9:.2f} GB on {self.device}, where {free / 1e9:.2f} GB are free"
             )
+        # The columns that are not in the device's memory with the others: decoding begins on the CPU, or bytes vary.
+        self._apart = {
+            name
+            for name, column in layout.encoded.items()
+            if not column.nbytes or (self.device.type != "cpu" and name in layout.on_host)
+        }
         # Looked up for each batch, which the runs of the table would take longer for.
         self._rows = dataset.table.ordinals(np.arange(len(dataset))) if dataset.table.count > 1 else None
         room = sum(
@@ -99,13 +106,19 @@ class ResidentDataset(BatchedDataset):
     def _sizes(self, bucket: int, names: tuple[str, ...]) -> list[int]:
         """Returns the bytes of a bucket's columns."""
         encoded, count = self.layouts[bucket].encoded, int(self.table.counts[bucket])
-        return [count * (encoded[name].nbytes if name in encoded else 8) for name in names]
+        return [
+            0 if name in self._apart else count * (encoded[name].nbytes if name in encoded else 8) for name in names
+        ]
 
     def _copied(self, bucket: int, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Copies some columns of a bucket to the device."""
         table, encoded, columns = self.table, self.layouts[bucket].encoded, dict[str, torch.Tensor]()
         count = int(table.counts[bucket])
         for name, nbytes in zip(names, self._sizes(bucket, names), strict=True):
+            if name in self._apart:
+                room = _empty(count * encoded[name].nbytes, torch.device("cpu"))
+                columns[name] = room.view(count, encoded[name].nbytes)
+                continue
             part = self._memory[self._taken : self._taken + nbytes]
             columns[name] = part.view(count, encoded[name].nbytes) if name in encoded else part.view(torch.int64)
             if name in self.layouts[bucket].conditioning:
@@ -114,7 +127,13 @@ class ResidentDataset(BatchedDataset):
         for start in range(0, count, _CHUNK):
             indices = table.indices(bucket, np.arange(start, min(start + _CHUNK, count)))
             for name, values in self._dataset.read(indices, names=names).items():
-                columns[name][start : start + _CHUNK] = values
+                if values.ndim == 2 and values.shape[1] > columns[name].shape[1]:  # longer ones than so far
+                    columns[name] = _widened(columns[name], values.shape[1])
+                part = columns[name][start : start + _CHUNK]
+                if values.ndim == 2:
+                    part[:, values.shape[1] :] = 0
+                    part = part[:, : values.shape[1]]
+                part.copy_(values)
         return columns
 
     @property
@@ -214,8 +233,18 @@ class ResidentDataset(BatchedDataset):
             allocate: Allocates the decoded tensors on the CPU.
         """
         if self.device.type != "cpu":
-            columns = self.bucket_columns[bucket].items()
-            batch = batch | {name: column.index_select(0, batch[name]) for name, column in columns}
+            columns = self.bucket_columns[bucket]
+            indices = {name: batch[name] for name in columns}
+            batch = batch | {
+                name: column.index_select(0, indices[name])
+                for name, column in columns.items()
+                if name not in self._apart
+            }
+            layout = self.layouts[bucket]
+            for name, encoded in layout.on_host.items():
+                if name in columns:
+                    stored = columns[name].index_select(0, indices[name].cpu())
+                    batch = batch | {name: encoded.decode_to(self.device, stored, layout.dtype)}
         return self._dataset.decode_batch(batch, bucket=bucket, allocate=allocate)
 
     def loader(self, batch_size: int, **options: Unpack[LoaderOptions]) -> LatentLoader:
@@ -234,6 +263,11 @@ class ResidentDataset(BatchedDataset):
             raise TypeError(f"device is no option of a resident dataset's loader: its batches are on {self.device}")
         chosen: LoaderOptions = {"prefetch": 1, **options, "device": self.device}
         return LatentLoader(self, batch_size, **chosen)
+
+
+def _widened(table: torch.Tensor, width: int) -> torch.Tensor:
+    """Returns a table (N, bytes) of longer rows, padded with zeros."""
+    return torch.nn.functional.pad(table, (0, width - table.shape[1]))
 
 
 def _empty(nbytes: int, device: torch.device) -> torch.Tensor:

@@ -150,7 +150,7 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
     if column is None:
         return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
     data = np.frombuffer(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes(), np.uint8)
-    if data.size != column.nbytes:
+    if column.nbytes and data.size != column.nbytes:
         hint = ": raw_uint8=True reads the encoding of imagenet.int8" if data.size == 1 else ""
         raise FormatError(
             f"{layout.path}: column {column.shard_name!r} gave {counted(data.size, 'byte')}, not {column.nbytes}{hint}"

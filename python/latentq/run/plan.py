@@ -21,14 +21,14 @@ from latentq.format.facts import (
     TextFacts,
     TokenFacts,
 )
-from latentq.format.options import CONDITIONING, ENCODED, FLOATS, METHODS, TEXT, Column
+from latentq.format.options import CALIBRATED, CONDITIONING, ENCODED, FLOATS, TEXT, Column
 from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
 from latentq.models.autoencoders.interface import DescribedAutoencoder
 from latentq.models.match import codebook_size, normalization_of, shape_of, text_shape
 from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash
-from latentq.quantizer import Quantizer
+from latentq.quantizer import AnyQuantizer, Quantizer, check_transform_shape
 from latentq.run.sample_list import Totals
 
 
@@ -118,7 +118,9 @@ def plan_card(
         },
         tokens=tokens,
         text=text_facts if text_shapes else None,
-        embeddings={name: EmbeddingFacts(shape, quantizers[name]) for name, shape in embeddings.items()},
+        embeddings={
+            name: EmbeddingFacts(shape, _without_transform(quantizers[name])) for name, shape in embeddings.items()
+        },
         versions=_versions(with_text=text_encoder is not None),
     )
     return card, uncalibrated
@@ -226,7 +228,7 @@ def _quantizers(
     latents: Mapping[str, tuple[int, ...]],
     embeddings: Mapping[str, tuple[int, ...]],
     parent: Card | None,
-) -> tuple[dict[str, Quantizer], tuple[str, ...]]:
+) -> tuple[Mapping[str, AnyQuantizer], tuple[str, ...]]:
     """Returns the quantizer of each column, given the columns' shapes, and the columns to be calibrated.
 
     Args:
@@ -237,9 +239,24 @@ def _quantizers(
     """
     if parent is not None:
         return parent.quantizers, ()
+    for name, shape in latents.items():
+        if recipe.columns[name].quantizer["kind"] == "transform":
+            _check_transform(name, shape)
     quantizers = {name: _given_quantizer(recipe.columns[name], shape[0]) for name, shape in latents.items()}
     quantizers |= {name: _given_quantizer(recipe.columns[name], shape[-1]) for name, shape in embeddings.items()}
-    return quantizers, tuple(name for name in quantizers if recipe.columns[name].quantizer["kind"] in METHODS)
+    return quantizers, tuple(name for name in quantizers if recipe.columns[name].quantizer["kind"] in CALIBRATED)
+
+
+def _without_transform(quantizer: AnyQuantizer) -> Quantizer:
+    assert isinstance(quantizer, Quantizer)  # a recipe has no transform for embeddings
+    return quantizer
+
+
+def _check_transform(name: str, shape: tuple[int, ...]) -> None:
+    try:
+        check_transform_shape(shape)
+    except ValueError as error:
+        raise RecipeError(f"columns.{name}: {error}") from None
 
 
 def _given_quantizer(column: Column, channels: int) -> Quantizer:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from latentq._core import FormatError
 from latentq.format.facts import SampleCounts, SourceFacts
 from latentq.format.files import INDEX, LIST
-from latentq.quantizer import Moments, Quantizer, Statistics
+from latentq.quantizer import AnyQuantizer, Moments, Quantizer, Statistics
 from latentq.run.sample_list import SampleList
 from latentq.store.local import read_regular
 
@@ -61,7 +61,7 @@ class LatentSums:
     moments: list[Moments] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, quantizer: Quantizer) -> LatentSums:
+    def empty(cls, quantizer: AnyQuantizer) -> LatentSums:
         """Returns the sums over no samples."""
         return cls(np.zeros(quantizer.channels, np.int64))
 
@@ -72,11 +72,12 @@ class LatentSums:
             self.histogram = other.histogram if self.histogram is None else self.histogram + other.histogram
         self.moments = self.moments + other.moments
 
-    def statistics(self, quantizer: Quantizer) -> Statistics:
+    def statistics(self, quantizer: AnyQuantizer) -> Statistics:
         """Returns the statistics of the dequantized values, which are what a reader sees."""
         if self.moments:
             return functools.reduce(Moments.merge, self.moments).statistics()
         assert self.histogram is not None
+        assert isinstance(quantizer, Quantizer)
         return Statistics.from_histogram(quantizer, self.histogram)
 
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::mds::Reader;
 use crate::memory::{append, prefetch, with_room};
-use crate::quant::{FloatsMut, Quantizer, packed_len};
+use crate::quant::{FloatsMut, Quantizer, Transform, packed_len};
 use crate::{Error, Result};
 
 /// A callback that takes the slot, the column and the bytes of a value.
@@ -61,17 +61,28 @@ pub enum Sink<'a> {
     Each(&'a mut Vec<u8>, &'a mut Vec<Range<usize>>),
     /// Dequantized values of packed codes. The number is the elements per channel of a sample.
     Dequantized(&'a Quantizer, usize, FloatsMut<'a>),
+    /// Decoded values of samples that a transform encoded. The numbers are the height and width of a sample.
+    Transformed(&'a Transform, (usize, usize), FloatsMut<'a>),
+}
+
+/// The encoded samples of a [`Sink::Transformed`], which are decoded together after all are read.
+#[derive(Default)]
+struct Encoded {
+    bytes: Vec<u8>,
+    ranges: Vec<Range<usize>>,
 }
 
 /// Gathers the values of `columns` for the samples `indices`, which may come in any order and repeat.
 ///
 /// # Errors
-/// The errors of [`Samples::for_each_value`], and an argument error if a value does not have the size of its sink.
+/// The errors of [`Samples::for_each_value`], an argument error if a value does not have the size of its sink, and a format
+/// error if one cannot be decoded.
 pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks: &mut [Sink<'_>]) -> Result<()> {
     if columns.len() != sinks.len() {
         return Err(Error::argument(format!("{} outputs for the columns {columns:?}", sinks.len())));
     }
-    for sink in &mut *sinks {
+    let mut encoded: Vec<Encoded> = sinks.iter().map(|_| Encoded::default()).collect();
+    for (sink, encoded) in sinks.iter_mut().zip(&mut encoded) {
         let fits = match sink {
             Sink::Fixed(size, out) => size.checked_mul(indices.len()) == Some(out.len()),
             Sink::Each(_, ranges) => {
@@ -82,6 +93,11 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             Sink::Dequantized(quantizer, plane, out) => {
                 let elements = quantizer.channels().checked_mul(*plane);
                 elements.and_then(|elements| elements.checked_mul(indices.len())) == Some(out.len())
+            }
+            Sink::Transformed(..) => {
+                encoded.ranges = with_room(indices.len())?;
+                encoded.ranges.resize(indices.len(), 0..0);
+                true
             }
         };
         if !fits {
@@ -123,10 +139,24 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             }
             Ok(())
         }
+        Sink::Transformed(..) => {
+            let Encoded { bytes, ranges } = &mut encoded[column];
+            ranges[slot] = bytes.len()..bytes.len() + value.len();
+            append(bytes, value)
+        }
     })?;
     for (sink, waiting) in sinks.iter_mut().zip(&mut waiting) {
         if let Sink::Dequantized(quantizer, plane, out) = sink {
             waiting.dequantize(quantizer, *plane, out)?;
+        }
+    }
+    for (sink, Encoded { bytes, ranges }) in sinks.iter_mut().zip(&encoded) {
+        let Sink::Transformed(transform, shape, out) = sink else { continue };
+        let mut values = with_room(ranges.len())?;
+        values.extend(ranges.iter().map(|range| &bytes[range.clone()]));
+        let all = 0..out.len();
+        if let Some((slot, fault)) = transform.decode(&values, out.range(all), *shape, 1)?.first() {
+            return Err(Error::format(format!("sample {} cannot be decoded: {fault}", indices[*slot])));
         }
     }
     Ok(())

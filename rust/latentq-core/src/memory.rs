@@ -14,6 +14,16 @@ pub fn with_room<T>(len: usize) -> Result<Vec<T>> {
     Ok(out)
 }
 
+/// A vector of `len` equal values.
+///
+/// # Errors
+/// A memory error.
+pub fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>> {
+    let mut out = with_room(len)?;
+    out.resize(len, value);
+    Ok(out)
+}
+
 /// Resizes to `len` bytes; new bytes are 0.
 ///
 /// # Errors

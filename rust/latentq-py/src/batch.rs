@@ -18,6 +18,7 @@ use pyo3::types::PyList;
 use crate::error::to_py;
 use crate::mds::MdsReader;
 use crate::quant::{Output, Quantizer};
+use crate::transform::{Transform, sizes};
 
 /// Interval at which a waiting caller checks for Python signals.
 pub const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
@@ -102,8 +103,17 @@ enum Destination {
     Bytes(usize, *mut u8),
     /// An array of dequantized values: elements per channel, and the first element.
     Values(Arc<quant::Quantizer>, usize, Pointer),
+    /// An array of values that a transform decodes: height and width, and the first element.
+    Decoded(Arc<quant::Transform>, (usize, usize), Pointer),
     /// A Python list.
     List,
+}
+
+/// What decodes a column, from Python.
+#[derive(FromPyObject)]
+pub enum Codec<'py> {
+    Quantizer(PyRef<'py, Quantizer>),
+    Transform(PyRef<'py, Transform>),
 }
 
 enum Pointer {
@@ -112,46 +122,79 @@ enum Pointer {
     BF16(*mut u16),
 }
 
+impl Pointer {
+    /// The address of the first element, and the bytes of a row of this many elements.
+    fn row(&self, elements: usize) -> (usize, usize) {
+        match self {
+            Self::F32(start) => (start.addr(), elements * size_of::<f32>()),
+            Self::F16(start) | Self::BF16(start) => (start.addr(), elements * size_of::<u16>()),
+        }
+    }
+
+    /// The rows `slots` of this many elements.
+    ///
+    /// # Safety
+    /// As for [`Destination::sink`].
+    #[allow(unsafe_code)]
+    unsafe fn rows<'a>(&self, slots: &Range<usize>, elements: usize) -> FloatsMut<'a> {
+        // SAFETY, for all: by the contract of `sink`.
+        match self {
+            Self::F32(start) => FloatsMut::F32(unsafe { rows(*start, slots, elements) }),
+            Self::F16(start) => FloatsMut::F16(unsafe { rows(*start, slots, elements) }),
+            Self::BF16(start) => FloatsMut::BF16(unsafe { rows(*start, slots, elements) }),
+        }
+    }
+}
+
+/// The rows `slots` of `size` elements each.
+///
+/// # Safety
+/// As for [`Destination::sink`].
+#[allow(unsafe_code)]
+unsafe fn rows<'a, T>(start: *mut T, slots: &Range<usize>, size: usize) -> &'a mut [T] {
+    // SAFETY: by the contract of `sink`.
+    unsafe { std::slice::from_raw_parts_mut(start.add(slots.start * size), slots.len() * size) }
+}
+
 /// The bytes of values that become Python objects, and the range of each value.
 type ListedValues = (Vec<u8>, Vec<Range<usize>>);
 
 impl Destination {
-    fn new(
-        out: &Option<Bound<'_, PyAny>>,
-        quantizer: &Option<(PyRef<'_, Quantizer>, bool)>,
-        n: usize,
-    ) -> PyResult<Self> {
+    fn new(out: &Option<Bound<'_, PyAny>>, codec: &Option<(Codec<'_>, bool)>, n: usize) -> PyResult<Self> {
         let Some(out) = out else { return Ok(Self::List) };
         if out.cast::<PyUntypedArray>()?.shape().first() != Some(&n) {
             return Err(PyValueError::new_err(format!("out must have {n} rows")));
         }
-        let Some((quantizer, bfloat16)) = quantizer else {
+        let Some((codec, bfloat16)) = codec else {
             if let Ok(mut out) = out.extract::<PyReadwriteArray1<'_, i64>>() {
                 return Ok(Self::Bytes(size_of::<i64>(), out.as_slice_mut()?.as_mut_ptr().cast()));
             }
             let mut out: PyReadwriteArray2<'_, u8> = out.extract()?;
             return Ok(Self::Bytes(out.shape()[1], out.as_slice_mut()?.as_mut_ptr()));
         };
-        let (plane, mut out) = Output::of(out, *bfloat16, quantizer.0.channels())?;
+        let channels = match codec {
+            Codec::Quantizer(quantizer) => quantizer.0.channels(),
+            Codec::Transform(transform) => transform.0.channels(),
+        };
+        let (plane, mut out) = Output::of(out, *bfloat16, channels)?;
+        let dims = out.shape().to_vec();
         let pointer = match out.floats()? {
             FloatsMut::F32(out) => Pointer::F32(out.as_mut_ptr()),
             FloatsMut::F16(out) => Pointer::F16(out.as_mut_ptr()),
             FloatsMut::BF16(out) => Pointer::BF16(out.as_mut_ptr()),
         };
-        Ok(Self::Values(Arc::clone(&quantizer.0), plane, pointer))
+        Ok(match codec {
+            Codec::Quantizer(quantizer) => Self::Values(Arc::clone(&quantizer.0), plane, pointer),
+            Codec::Transform(transform) => Self::Decoded(Arc::clone(&transform.0), sizes(&dims, channels)?.1, pointer),
+        })
     }
 
     /// The addresses of the array's `n` rows; `None` for a list.
     fn addresses(&self, n: usize) -> Option<Range<usize>> {
         let (start, row) = match self {
             Self::Bytes(size, start) => (start.addr(), *size),
-            Self::Values(quantizer, plane, pointer) => {
-                let (start, item) = match pointer {
-                    Pointer::F32(start) => (start.addr(), size_of::<f32>()),
-                    Pointer::F16(start) | Pointer::BF16(start) => (start.addr(), size_of::<u16>()),
-                };
-                (start, quantizer.channels() * plane * item)
-            }
+            Self::Values(quantizer, plane, pointer) => pointer.row(quantizer.channels() * plane),
+            Self::Decoded(transform, (height, width), pointer) => pointer.row(transform.channels() * height * width),
             Self::List => return None,
         };
         Some(start..start + n * row)
@@ -163,21 +206,15 @@ impl Destination {
     /// The array is alive, has these rows, and nothing else reads or writes them while the sink is used.
     #[allow(unsafe_code)]
     unsafe fn sink<'a>(&'a self, slots: &Range<usize>, listed: &'a mut ListedValues) -> Sink<'a> {
-        unsafe fn rows<'a, T>(start: *mut T, slots: &Range<usize>, size: usize) -> &'a mut [T] {
-            // SAFETY: by the contract of `sink`.
-            unsafe { std::slice::from_raw_parts_mut(start.add(slots.start * size), slots.len() * size) }
-        }
         match self {
             // SAFETY, for all: by the contract of `sink`.
             Self::Bytes(size, start) => Sink::Fixed(*size, unsafe { rows(*start, slots, *size) }),
             Self::Values(quantizer, plane, pointer) => {
-                let size = quantizer.channels() * plane;
-                let out = match pointer {
-                    Pointer::F32(start) => FloatsMut::F32(unsafe { rows(*start, slots, size) }),
-                    Pointer::F16(start) => FloatsMut::F16(unsafe { rows(*start, slots, size) }),
-                    Pointer::BF16(start) => FloatsMut::BF16(unsafe { rows(*start, slots, size) }),
-                };
-                Sink::Dequantized(quantizer, *plane, out)
+                Sink::Dequantized(quantizer, *plane, unsafe { pointer.rows(slots, quantizer.channels() * plane) })
+            }
+            Self::Decoded(transform, shape, pointer) => {
+                let elements = transform.channels() * shape.0 * shape.1;
+                Sink::Transformed(transform, *shape, unsafe { pointer.rows(slots, elements) })
             }
             Self::List => Sink::Each(&mut listed.0, &mut listed.1),
         }
@@ -266,8 +303,8 @@ impl Gathering {
 }
 
 /// Starts to gather columns of a batch, on `threads`, or without them on the calling thread. A column goes to its array in
-/// `outs`, or becomes a list without one. Arrays are uint8 (n, bytes per value), int64 (n,), or, with a quantizer, floats
-/// (n, C, ...); the bool next to a quantizer is true if uint16 elements are the bits of bfloat16, not float16.
+/// `outs`, or becomes a list without one. Arrays are uint8 (n, bytes per value), int64 (n,), or, with a codec, floats
+/// (n, C, ...); the bool next to a codec is true if uint16 elements are the bits of bfloat16, not float16.
 #[pyfunction]
 pub fn gather<'py>(
     py: Python<'py>,
@@ -275,7 +312,7 @@ pub fn gather<'py>(
     indices: PyReadonlyArray1<'py, i64>,
     columns: Vec<usize>,
     outs: Vec<Option<Bound<'py, PyAny>>>,
-    quantizers: Vec<Option<(PyRef<'py, Quantizer>, bool)>>,
+    codecs: Vec<Option<(Codec<'py>, bool)>>,
     threads: Option<PyRef<'py, Threads>>,
 ) -> PyResult<Gathering> {
     let reader = samples.cast::<MdsReader>().ok();
@@ -292,7 +329,7 @@ pub fn gather<'py>(
         });
     }
     let n = indices.len();
-    let destinations = outs.iter().zip(&quantizers).map(|(out, quantizer)| Destination::new(out, quantizer, n));
+    let destinations = outs.iter().zip(&codecs).map(|(out, codec)| Destination::new(out, codec, n));
     let destinations = destinations.collect::<PyResult<Vec<_>>>()?;
     check_disjoint(&destinations, n)?;
     let plan = Arc::new(Plan { samples: rows, indices, columns, destinations });

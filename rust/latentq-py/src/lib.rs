@@ -8,6 +8,7 @@ mod image;
 mod mds;
 mod permutation;
 mod quant;
+mod transform;
 mod values;
 
 #[pymodule]
@@ -19,5 +20,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     mds::register(module)?;
     permutation::register(module)?;
     quant::register(module)?;
+    transform::register(module)?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use crate::error::to_py;
 
 /// Sample and channel of a NaN or an infinity.
-type Bad = Option<(usize, usize)>;
+pub type Bad = Option<(usize, usize)>;
 
 /// Which of `samples` samples are bad.
 fn mask(samples: usize, bad: &[(usize, usize)]) -> PyResult<Vec<bool>> {
@@ -37,14 +37,14 @@ fn check_layout<T>(array: &Bound<'_, PyArrayDyn<T>>) -> PyResult<()> {
 }
 
 /// A float array that is read.
-enum Input<'py> {
+pub enum Input<'py> {
     F32(PyReadonlyArrayDyn<'py, f32>),
     F64(PyReadonlyArrayDyn<'py, f64>),
     Half(PyReadonlyArrayDyn<'py, u16>, bool),
 }
 
 impl<'py> Input<'py> {
-    fn new(array: &Bound<'py, PyAny>, bfloat16: bool) -> PyResult<Self> {
+    pub fn new(array: &Bound<'py, PyAny>, bfloat16: bool) -> PyResult<Self> {
         if let Ok(array) = array.cast::<PyArrayDyn<f32>>() {
             check_layout(array)?;
             Ok(Self::F32(array.try_readonly()?))
@@ -59,7 +59,7 @@ impl<'py> Input<'py> {
         }
     }
 
-    fn floats(&self) -> PyResult<Floats<'_>> {
+    pub fn floats(&self) -> PyResult<Floats<'_>> {
         Ok(match self {
             Self::F32(x) => Floats::F32(x.as_slice()?),
             Self::F64(x) => Floats::F64(x.as_slice()?),
@@ -68,7 +68,7 @@ impl<'py> Input<'py> {
         })
     }
 
-    fn shape(&self) -> &[usize] {
+    pub fn shape(&self) -> &[usize] {
         match self {
             Self::F32(x) => x.shape(),
             Self::F64(x) => x.shape(),
@@ -78,7 +78,7 @@ impl<'py> Input<'py> {
 }
 
 /// Borrows an output array, after checking its dtype, shape and layout.
-fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+pub fn output<'py, T: Element>(array: &Bound<'py, PyAny>, shape: &[usize]) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
     if let Ok(array) = array.cast::<PyArrayDyn<T>>()
         && array.shape() == shape
         && check_layout(array).is_ok()
@@ -110,6 +110,13 @@ impl<'py> Output<'py> {
     pub fn of(array: &Bound<'py, PyAny>, bfloat16: bool, channels: usize) -> PyResult<(usize, Self)> {
         let shape = array.cast::<PyUntypedArray>()?.shape();
         Ok((plane(shape, channels)?, Self::new(array, bfloat16, shape)?))
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            Self::F32(x) => x.shape(),
+            Self::Half(x, _) => x.shape(),
+        }
     }
 
     pub fn floats(&mut self) -> PyResult<FloatsMut<'_>> {

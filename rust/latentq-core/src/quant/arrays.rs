@@ -13,7 +13,8 @@ use super::floats::{BF16, F16, F32, F64, Float, Floats, FloatsMut};
 use super::kernel::{CHUNK, Shape, ValueCounts};
 use super::pack::packed_len;
 use super::scheme::{Quantizer, Scheme};
-use super::trellis::{self, DecodeTrellis, LANES, count_levels};
+use super::trellis::{self, DecodeTrellis, count_levels};
+use super::viterbi::LANES;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 

@@ -103,3 +103,15 @@ pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// The bits of infinity. The bits of any finite value, sign cleared, are smaller.
 pub(super) const INFINITY: u32 = 0x7f80_0000;
+
+/// The states of the shift register: bit 0 is u of the element before, bit 1 of the one before that, bit 2 of the third.
+pub(super) const STATES: usize = 8;
+
+/// Levels that share a label are 4 apart, so a window of 4 consecutive levels has one of each.
+pub(super) const LABELS: usize = 4;
+
+/// The label of a level that u leads to from a state: bit 0 is the second bit of the state, bit 1 the parity of u and the
+/// two others.
+pub(super) const fn label(state: usize, u: usize) -> usize {
+    2 * (u ^ (state & 1) ^ (state >> 2)) + (state >> 1 & 1)
+}

@@ -14,7 +14,9 @@ mod kernel;
 mod moments;
 mod pack;
 mod scheme;
+mod transform;
 mod trellis;
+mod viterbi;
 
 pub use arch::Isa;
 pub use calibrate::{Calibrator, Cost, Method};
@@ -24,4 +26,8 @@ pub use kernel::ValueCounts;
 pub use moments::{Moments, moments};
 pub use pack::{pack, packed_len, unpack};
 pub use scheme::{Affine, Codebook, Quantizer, Rounding, Scheme};
+pub use transform::{
+    BadSample, EncodedRows, Fault, NumbersMut, SYMBOLS, TABLES, Transform, TransformCalibrator, TransformTables,
+    check_transform_shape,
+};
 pub use trellis::{TrellisCalibrator, TrellisLevels};

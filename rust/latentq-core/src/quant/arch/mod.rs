@@ -8,12 +8,15 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86_stream;
 #[cfg(target_arch = "x86_64")]
+mod x86_transform;
+#[cfg(target_arch = "x86_64")]
 mod x86_trellis;
 
 use super::floats::{Float, Floats, FloatsMut};
-use super::kernel::{Kernel, Observed, ValueCounts};
+use super::kernel::{Kernel, LABELS, Observed, STATES, ValueCounts};
 use super::scheme::Affine;
-use super::trellis::{LABELS, Nearest, STATES, TrellisLevels};
+use super::transform::{ENTRIES, Entry, Stream};
+use super::trellis::{Nearest, TrellisLevels};
 
 /// An instruction set that this processor supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +168,12 @@ impl Isa {
         }
     }
 
+    /// True if [`Isa::advance`] takes costs with the labels of a lane next to each other.
+    #[inline(always)]
+    pub(super) fn has_labels_together(self) -> bool {
+        self != Isa::Baseline
+    }
+
     /// Extends paths by some elements. Returns false if the instruction set has no code for that, and nothing is done.
     #[inline(always)]
     pub(super) fn advance<const L: usize>(
@@ -191,6 +200,79 @@ impl Isa {
                     paths.as_flattened_mut(),
                 )
             },
+        }
+    }
+
+    /// Entropy-decodes the elements `from..to` of some streams, in fours. Returns the number of elements done, possibly not all.
+    #[inline(always)]
+    pub(super) fn decode_words(
+        self,
+        entries: &[Entry; ENTRIES],
+        streams: &mut [Option<&mut Stream>],
+        from: usize,
+        to: usize,
+    ) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_transform::decode_words_avx2(entries, streams, from, to) },
+        }
+    }
+
+    /// Sums over channels for four of them and two rows of a tile; `None` if the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn mix(self, matrix: &[f32], input: &[f32], row: usize, channel: usize) -> Option<[[f32; 16]; 4]> {
+        match self {
+            Isa::Baseline => None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_transform::mix_avx2(matrix, input, row, channel) },
+        }
+    }
+
+    /// Adds rows of 48 numbers that start there. Returns false if the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn add_rows(self, rows: &[u16], starts: &[usize], sums: &mut [u32; 48]) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_transform::add_rows_avx2(rows, starts, sums) },
+        }
+    }
+
+    /// The inverse DCT of a whole tile. Returns false if the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn inverse_dct(self, values: &mut [f32; 64], by: &[[f32; 8]; 8]) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => {
+                unsafe { x86_transform::inverse_dct_avx2(values, by) };
+                true
+            }
+        }
+    }
+
+    /// The DCT of a whole tile. Returns false if the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn forward_dct(self, values: &mut [f32; 64], by: &[[f32; 8]; 8]) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => {
+                unsafe { x86_transform::forward_dct_avx2(values, by) };
+                true
+            }
+        }
+    }
+
+    /// Costs of four consecutive levels from `low` on, or of the next towards zero, by label, and the choice. Returns `None` if
+    /// the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn compare_levels(self, window: &[f32; 12], y: f32, low: i32) -> Option<([f32; LABELS], i32)> {
+        match self {
+            Isa::Baseline => None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => Some(unsafe { x86_transform::compare_avx2(window, y, low) }),
         }
     }
 

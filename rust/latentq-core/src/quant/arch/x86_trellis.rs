@@ -4,8 +4,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::quant::kernel::LINE;
-use crate::quant::trellis::{LABELS, Nearest, STATES, TrellisLevels, label};
+use crate::quant::kernel::{LABELS, LINE, STATES, label};
+use crate::quant::trellis::{Nearest, TrellisLevels};
 
 /// Binary search: rows 0 to 4 of the tree, from node 2^row on, are in registers, and permutes select from them; deeper
 /// rows are gathered.

@@ -1,8 +1,7 @@
 //! Calibration of a trellis: levels as dense as the cube root of the density of the values, improved by rounds of encoding.
 
 use super::decode::level_numbers;
-use super::encode::filled;
-use crate::memory::with_room;
+use crate::memory::{filled, with_room};
 use crate::quant::calibrate::first_bad;
 use crate::quant::floats::{BF16, F16, F32, F64, Float, Floats};
 use crate::quant::kernel::BLOCK;

@@ -1,34 +1,14 @@
-//! Encoding by the Viterbi algorithm: the path of least squared error through the states, for several samples at once.
-//!
-//! A lane is a sample. All operations of a lane are those of the definition, in its order, so codes do not depend on the
-//! number of lanes.
+//! Encoding: the path of least squared error through the states, for several samples at once.
 
-use super::{LABELS, MOST, TrellisLevels};
+use super::{MOST, TrellisLevels};
 use crate::Result;
-use crate::memory::with_room;
+use crate::memory::filled;
 use crate::quant::arch::Isa;
 use crate::quant::encode::observe;
 use crate::quant::floats::{Float, Floats};
-use crate::quant::kernel::{CHUNK, Kernel, Shape, Tally, ValueCounts};
+use crate::quant::kernel::{CHUNK, Kernel, LABELS, Shape, Tally, ValueCounts};
 use crate::quant::pack::pack_sample;
-
-/// Most lanes of any instruction set.
-pub const LANES: usize = 16;
-
-/// Elements whose costs are computed before the paths take them: their costs stay in the L1 cache.
-const STEP: usize = 64;
-
-/// The metric of the states in which no path starts.
-const FAR: f32 = 1e30;
-
-/// The states of the shift register: bit 0 is u of the element before, bit 1 of the one before that, bit 2 of the third.
-pub const STATES: usize = 8;
-
-/// The label of a level that u leads to from a state: bit 0 is the second bit of the state, bit 1 the parity of u and the
-/// two others.
-pub const fn label(state: usize, u: usize) -> usize {
-    2 * (u ^ (state & 1) ^ (state >> 2)) + (state >> 1 & 1)
-}
+use crate::quant::viterbi::{LANES, Metric, STEP};
 
 /// Quantizes whole samples to codes by the levels of each channel.
 pub fn encode<F: Float>(
@@ -95,7 +75,6 @@ impl<const L: usize> Kernel for EncodeGroup<'_, L> {
     fn run(self) {
         let Self { isa, levels, bits, x, out, shape, first, paths, nearest, unpacked, tally } = self;
         find_paths(isa, levels, bits, x, shape, nearest, paths);
-        walk_back(paths);
         let samples = x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes));
         for (lane, (x, out)) in samples.enumerate() {
             for (channel, (x, levels)) in x.chunks_exact(shape.plane).zip(levels).enumerate() {
@@ -135,8 +114,8 @@ impl Nearest {
     }
 }
 
-/// Finds for each lane and element the nearest level of each label, and for each element and state which of two paths to
-/// it is better: bit t of `paths` is 1 if state t comes from the state that is 4 above the other.
+/// Finds for each lane and element the nearest level of each label, and the label (bits 0 and 1) and u (bit 2) of the best
+/// path.
 #[inline(always)]
 fn find_paths<const L: usize>(
     isa: Isa,
@@ -147,8 +126,7 @@ fn find_paths<const L: usize>(
     nearest: &mut [Nearest],
     paths: &mut [[u8; L]],
 ) {
-    let mut metric = [[FAR; L]; STATES];
-    metric[0] = [0.0; L];
+    let mut metric = Metric::<L>::START;
     // By label and lane. Instruction sets with code of their own have the labels of a lane next to each other instead.
     let mut costs = [[[0.0; L]; LABELS]; STEP];
     let mut pairs = [0; STEP];
@@ -166,30 +144,10 @@ fn find_paths<const L: usize>(
                     }
                 }
             }
-            let (costs, paths) = (&costs[..count], &mut paths[first..first + count]);
-            if !isa.advance(&mut metric, costs, paths) {
-                for (path, costs) in paths.iter_mut().zip(costs) {
-                    *path = advance(&mut metric, costs);
-                }
-            }
+            metric.advance(isa, &costs[..count], &mut paths[first..first + count]);
         }
     }
-    // Every path starts in state 0, so the first three elements come from the lower state, and end below state 2, 4 and 8.
-    // `FAR` alone does not ensure that if errors are larger than 1e15.
-    paths.iter_mut().take(3).for_each(|path| *path = [0; L]);
-    let ends = STATES.min(1 << paths.len().min(3));
-    // The end of each lane's path goes next to its last choice.
-    if let Some(last) = paths.last_mut() {
-        for (lane, last) in last.iter_mut().enumerate() {
-            let mut best = 0;
-            for state in 1..ends {
-                if metric[state][lane] < metric[best][lane] {
-                    best = state;
-                }
-            }
-            *last = (best << 1) as u8 | (*last >> best & 1);
-        }
-    }
+    metric.finish(paths);
 }
 
 /// Searches each x in the tree of levels.
@@ -225,65 +183,4 @@ fn compare<const L: usize>(
         nearest |= u16::from(upper) << (9 + i);
     }
     Nearest(nearest)
-}
-
-/// Extends the paths by one element.
-#[inline(always)]
-fn advance<const L: usize>(metric: &mut [[f32; L]; STATES], costs: &[[f32; L]; LABELS]) -> [u8; L] {
-    let (mut next, mut chosen) = ([[0.0; L]; STATES], [0u32; L]);
-    for (state, next) in next.iter_mut().enumerate() {
-        let (from, u) = (state >> 1, state & 1);
-        let (cost, other) = (&costs[label(from, u)], &costs[label(from | 4, u)]);
-        for lane in 0..L {
-            let a = metric[from][lane] + cost[lane];
-            let b = metric[from | 4][lane] + other[lane];
-            next[lane] = if b < a { b } else { a };
-            chosen[lane] |= u32::from(b < a) << state;
-        }
-    }
-    let mut least = next[0];
-    for next in &next[1..] {
-        for lane in 0..L {
-            least[lane] = if next[lane] < least[lane] { next[lane] } else { least[lane] };
-        }
-    }
-    for (metric, next) in metric.iter_mut().zip(&next) {
-        for lane in 0..L {
-            metric[lane] = next[lane] - least[lane];
-        }
-    }
-    chosen.map(|chosen| chosen as u8)
-}
-
-/// Follows the best path of each lane from its end, and replaces the choices by labels (bits 0 and 1) and u (bit 2).
-#[inline(always)]
-fn walk_back<const L: usize>(paths: &mut [[u8; L]]) {
-    let Some((last, before)) = paths.split_last_mut() else { return };
-    let mut states = [0u32; L];
-    for lane in 0..L {
-        let (state, branch) = (u32::from(last[lane] >> 1), u32::from(last[lane] & 1));
-        states[lane] = step_back(state, branch, &mut last[lane]);
-    }
-    for path in before.iter_mut().rev() {
-        for lane in 0..L {
-            let branch = u32::from(path[lane]) >> states[lane] & 1;
-            states[lane] = step_back(states[lane], branch, &mut path[lane]);
-        }
-    }
-}
-
-/// Returns the state before `state`, and writes the label and u between the two.
-#[inline(always)]
-fn step_back(state: u32, branch: u32, path: &mut u8) -> u32 {
-    let before = state >> 1 | branch << 2;
-    let parity = (state ^ before ^ before >> 2) & 1;
-    *path = ((state & 1) << 2 | parity << 1 | before >> 1 & 1) as u8;
-    before
-}
-
-/// A vector of `len` equal values.
-pub fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>> {
-    let mut out = with_room(len)?;
-    out.resize(len, value);
-    Ok(out)
 }

@@ -10,16 +10,15 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
+use super::kernel::LABELS;
 use crate::{Error, Result};
 
 pub use calibrate::TrellisCalibrator;
 pub(super) use decode::{DecodeTrellis, count_levels, together};
-pub(super) use encode::{LANES, Nearest, STATES, encode, label};
+pub(super) use encode::{Nearest, encode};
 
 /// Largest number of levels of a channel.
 const MOST: usize = 512;
-/// Levels that share a label are 4 apart, so a window of 4 consecutive levels has one of each.
-pub(super) const LABELS: usize = 4;
 
 /// The levels of one channel, and tables to find the nearest of each label.
 #[derive(Clone, Debug, PartialEq)]

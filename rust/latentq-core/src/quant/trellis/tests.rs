@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::{LABELS, MOST};
+use super::MOST;
 use crate::quant::arch::Isa;
 use crate::quant::floats::{BF16, F16, Float, Floats, FloatsMut};
+use crate::quant::kernel::LABELS;
 use crate::quant::{Quantizer, pack, packed_len};
 
 /// Levels, bits and channels of a quantizer, as the definition needs them.

@@ -1,0 +1,556 @@
+//! Decoding: bytes to integers, integers to values. Several samples are decoded side by side, so that the processor does not
+//! wait for one entropy coder.
+
+use std::sync::Mutex;
+
+use super::order::Plan;
+use super::rans::{Stream, decode_streams};
+use super::spatial::inverse_tile;
+use super::tables::TILE;
+use super::{BadSample, FREE_BITS, Fault, LEVELS, SAME_STEP, STATES, Transform, ZERO, level_of};
+use crate::memory::{filled, resize, with_room};
+use crate::parallel::for_each_chunk;
+use crate::quant::arch::Isa;
+use crate::quant::floats::{BF16, F16, F32, Float, FloatsMut};
+use crate::quant::kernel::{CHUNK, Kernel};
+use crate::{Error, Result};
+
+/// Samples that are decoded side by side.
+pub const GROUP: usize = 8;
+
+/// Elements whose integers are computed at a time: one for each bit of a word.
+const BLOCK: usize = 64;
+
+/// An output array of integers in steps.
+pub enum NumbersMut<'a> {
+    /// 16 bits. A sample with larger numbers is reported.
+    I16(&'a mut [i16]),
+    /// 32 bits, which are always enough.
+    I32(&'a mut [i32]),
+}
+
+/// A type of integers in steps.
+trait Number: Copy + Default + Send {
+    /// Converts, possibly dropping bits.
+    fn of(number: i32) -> Self;
+    /// True if a number is not changed by `of`.
+    fn fits(number: i32) -> bool;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn of(number: i32) -> Self {
+        number as f32 // exact: a number has at most 19 bits
+    }
+    #[inline(always)]
+    fn fits(_: i32) -> bool {
+        true
+    }
+}
+
+impl Number for i16 {
+    #[inline(always)]
+    fn of(number: i32) -> Self {
+        number as i16
+    }
+    #[inline(always)]
+    fn fits(number: i32) -> bool {
+        i32::from(number as i16) == number
+    }
+}
+
+impl Number for i32 {
+    #[inline(always)]
+    fn of(number: i32) -> Self {
+        number
+    }
+    #[inline(always)]
+    fn fits(_: i32) -> bool {
+        true
+    }
+}
+
+impl Transform {
+    /// Decodes `samples` to `out` (N, C, height, width). Returns the samples that cannot be decoded, whose values are 0.
+    ///
+    /// # Errors
+    /// An argument error if `out` has not the length of the samples, or their shape is out of range; a memory error.
+    pub fn decode(
+        &self,
+        samples: &[&[u8]],
+        out: FloatsMut<'_>,
+        shape: (usize, usize),
+        threads: usize,
+    ) -> Result<Vec<BadSample>> {
+        self.decode_with(Isa::best(), samples, out, shape, threads)
+    }
+
+    /// [`Transform::decode`] with a given instruction set.
+    pub fn decode_with(
+        &self,
+        isa: Isa,
+        samples: &[&[u8]],
+        out: FloatsMut<'_>,
+        shape: (usize, usize),
+        threads: usize,
+    ) -> Result<Vec<BadSample>> {
+        match out {
+            FloatsMut::F32(out) => self.decode_as::<F32>(isa, samples, out, shape, threads),
+            FloatsMut::F16(out) => self.decode_as::<F16>(isa, samples, out, shape, threads),
+            FloatsMut::BF16(out) => self.decode_as::<BF16>(isa, samples, out, shape, threads),
+        }
+    }
+
+    fn decode_as<F: Float>(
+        &self,
+        isa: Isa,
+        samples: &[&[u8]],
+        out: &mut [F::Bits],
+        (height, width): (usize, usize),
+        threads: usize,
+    ) -> Result<Vec<BadSample>> {
+        let plan = &*self.plan(height, width)?;
+        self.each_group(plan, samples, out, threads, |samples, out| {
+            let mut lanes = lanes(samples.len(), plan)?;
+            let mut coefficients = filled(0.0, plan.tiled_len(self.channels()))?;
+            let mut zero = filled(0.0, self.channels())?;
+            let mut wide = filled(0.0, if size_of::<F::Bits>() == size_of::<f32>() { 0 } else { plan.elements })?;
+            let mut bad = Vec::new();
+            let groups = samples.chunks(GROUP).zip(out.chunks_mut(GROUP.saturating_mul(plan.elements)));
+            for (number, (samples, out)) in groups.enumerate() {
+                let lanes = &mut lanes[..samples.len()];
+                prepare(plan, samples, lanes)?;
+                let (coefficients, zero, wide) = (&mut coefficients[..], &mut zero[..], &mut wide[..]);
+                isa.run(DecodeGroup::<F> { transform: self, plan, isa, lanes, coefficients, zero, wide, out });
+                bad.extend(faults(lanes).map(|(lane, fault)| (GROUP * number + lane, fault)));
+            }
+            Ok(bad)
+        })
+    }
+
+    /// Decodes `samples` to integers in steps, `out` (N, C, height, width), without the inverse transform, and the step of
+    /// each to `steps` (N). Returns the samples that cannot be decoded, and those whose numbers do not fit in `out`; their
+    /// numbers are 0.
+    ///
+    /// # Errors
+    /// An argument error if `out` or `steps` has not the length of the samples, or their shape is out of range; a memory
+    /// error.
+    pub fn decode_numbers(
+        &self,
+        samples: &[&[u8]],
+        out: NumbersMut<'_>,
+        steps: &mut [f32],
+        shape: (usize, usize),
+        threads: usize,
+    ) -> Result<Vec<BadSample>> {
+        if steps.len() != samples.len() {
+            return Err(Error::argument(format!("{} steps for {} samples", steps.len(), samples.len())));
+        }
+        for (step, sample) in steps.iter_mut().zip(samples) {
+            *step = self.step(sample.first().copied().unwrap_or(SAME_STEP));
+        }
+        match out {
+            NumbersMut::I16(out) => self.decode_numbers_as(samples, out, shape, threads),
+            NumbersMut::I32(out) => self.decode_numbers_as(samples, out, shape, threads),
+        }
+    }
+
+    fn decode_numbers_as<N: Number>(
+        &self,
+        samples: &[&[u8]],
+        out: &mut [N],
+        (height, width): (usize, usize),
+        threads: usize,
+    ) -> Result<Vec<BadSample>> {
+        let (plan, isa) = (&*self.plan(height, width)?, Isa::best());
+        self.each_group(plan, samples, out, threads, |samples, out| {
+            let mut lanes = lanes(samples.len(), plan)?;
+            let mut bad = Vec::new();
+            let groups = samples.chunks(GROUP).zip(out.chunks_mut(GROUP.saturating_mul(plan.elements)));
+            for (number, (samples, out)) in groups.enumerate() {
+                let lanes = &mut lanes[..samples.len()];
+                prepare(plan, samples, lanes)?;
+                isa.run(DecodeNumbers { transform: self, plan, isa, lanes, out });
+                bad.extend(faults(lanes).map(|(lane, fault)| (GROUP * number + lane, fault)));
+            }
+            Ok(bad)
+        })
+    }
+
+    /// Calls `work` on runs of whole groups of samples, on up to `threads` threads. Returns the bad samples, ascending.
+    fn each_group<T: Send>(
+        &self,
+        plan: &Plan,
+        samples: &[&[u8]],
+        out: &mut [T],
+        threads: usize,
+        work: impl Fn(&[&[u8]], &mut [T]) -> Result<Vec<BadSample>> + Sync,
+    ) -> Result<Vec<BadSample>> {
+        if samples.len().checked_mul(plan.elements) != Some(out.len()) {
+            return Err(Error::argument(format!(
+                "{} samples of {} elements do not match an output of {}",
+                samples.len(),
+                plan.elements,
+                out.len()
+            )));
+        }
+        if threads <= 1 || samples.len() <= GROUP {
+            return work(samples, out);
+        }
+        let together = CHUNK.div_ceil(plan.elements).next_multiple_of(GROUP);
+        let total = Mutex::new(Ok(Vec::new()));
+        for_each_chunk(out, together.saturating_mul(plan.elements), threads, |index, out| {
+            let first = index * together;
+            let bad = work(&samples[first..][..out.len() / plan.elements], out);
+            // Nothing panics under this lock, so it cannot be poisoned.
+            let Ok(mut total) = total.lock() else { return };
+            match (&mut *total, bad) {
+                (Ok(total), Ok(bad)) => total.extend(bad.into_iter().map(|(sample, fault)| (first + sample, fault))),
+                (total, Err(error)) => *total = Err(error),
+                (Err(_), Ok(_)) => {}
+            }
+        });
+        let mut total: Vec<BadSample> = total.into_inner().unwrap_or_else(|_| Ok(Vec::new()))?;
+        total.sort_unstable_by_key(|(sample, _)| *sample);
+        Ok(total)
+    }
+}
+
+/// A sample on its way.
+#[derive(Default)]
+struct Lane {
+    stream: Stream,
+    step: u8,
+    /// By tile: the table and the number of low bits of the current run of bands.
+    levels: Vec<(u8, u8)>,
+    /// The number of low bits of each element before `head`; from there on there are none.
+    raw: Vec<u8>,
+    head: usize,
+    /// The low bits, with 8 bytes before and after those of the sample.
+    bits: Vec<u8>,
+    fault: Option<Fault>,
+}
+
+/// Lanes for at most `samples` samples.
+fn lanes(samples: usize, plan: &Plan) -> Result<Vec<Lane>> {
+    let mut lanes = with_room(GROUP.min(samples))?;
+    for _ in 0..GROUP.min(samples) {
+        let (levels, raw) = (filled((0, 0), plan.tiles.len())?, filled(0, plan.elements)?);
+        lanes.push(Lane { stream: Stream::new(plan.elements)?, levels, raw, ..Lane::default() });
+    }
+    Ok(lanes)
+}
+
+fn faults(lanes: &[Lane]) -> impl Iterator<Item = (usize, Fault)> {
+    lanes.iter().enumerate().filter_map(|(lane, state)| state.fault.map(|fault| (lane, fault)))
+}
+
+/// Reads what comes before the words of each sample.
+fn prepare(plan: &Plan, samples: &[&[u8]], lanes: &mut [Lane]) -> Result<()> {
+    for (sample, lane) in samples.iter().zip(lanes) {
+        lane.fault = if lane.read(sample, plan)? { None } else { Some(Fault::Truncated) };
+    }
+    Ok(())
+}
+
+impl Lane {
+    /// Reads what comes before the words. Returns false if the sample ends before them.
+    fn read(&mut self, sample: &[u8], plan: &Plan) -> Result<bool> {
+        let Some((&[step], rest)) = sample.split_first_chunk() else { return Ok(false) };
+        let Some((offsets, rest)) = rest.split_at_checked(plan.tiles.len()) else { return Ok(false) };
+        self.step = step;
+        let bits = self.choose_tables(offsets, plan);
+        let Some((bits, rest)) = rest.split_at_checked(bits.saturating_sub(FREE_BITS).div_ceil(8)) else {
+            return Ok(false);
+        };
+        resize(&mut self.bits, FREE_BITS / 8 + bits.len() + 8)?;
+        self.bits[FREE_BITS / 8..][..bits.len()].copy_from_slice(bits);
+        // No sample needs more words and escapes than two of each per element.
+        self.stream.start(&rest[..rest.len().min(4 * STATES + 4 * plan.elements)])
+    }
+
+    /// Sets the table of each element from the offsets of the tiles. Returns the number of low bits.
+    fn choose_tables(&mut self, offsets: &[u8], plan: &Plan) -> usize {
+        let (tables, levels) = (&mut self.stream.tables, &mut self.levels);
+        self.head = 0;
+        let mut bits = 0;
+        for (base, run) in &plan.runs {
+            let (mut low_bits, mut most) = (0, 0);
+            for (level, offset) in levels.iter_mut().zip(offsets) {
+                *level = LEVELS[usize::from(level_of(*base, *offset as i8))];
+                low_bits += usize::from(level.1);
+                most = most.max(level.1);
+            }
+            let tables = &mut tables[run.clone()];
+            if plan.is_full {
+                repeat(tables, levels, |level| level.0);
+            } else {
+                for (table, tile) in tables.iter_mut().zip(&plan.tile[run.clone()]) {
+                    *table = levels[*tile as usize].0;
+                }
+            }
+            // `base` falls, so once a run has no low bits, none has.
+            if most > 0 {
+                let raw = &mut self.raw[run.clone()];
+                self.head = run.end;
+                if plan.is_full {
+                    repeat(raw, levels, |level| level.1);
+                    bits += low_bits * (raw.len() / levels.len());
+                } else {
+                    for (raw, tile) in raw.iter_mut().zip(&plan.tile[run.clone()]) {
+                        *raw = levels[*tile as usize].1;
+                        bits += usize::from(*raw);
+                    }
+                }
+            }
+        }
+        bits
+    }
+
+    /// Places the numbers in `out` at `positions`. Sets the fault if the sample is damaged or a number does not fit.
+    #[inline(always)]
+    fn place<N: Number>(&mut self, positions: &[u32], out: &mut [N]) {
+        let Self { stream, raw, head, bits, fault, .. } = self;
+        if stream.is_short() {
+            *fault = Some(Fault::Truncated);
+        } else if stream.states.iter().any(|state| state >> 16 != 1) {
+            *fault = Some(Fault::Damaged);
+        }
+        if fault.is_some() {
+            return;
+        }
+        for (bits, state) in bits.chunks_exact_mut(2).zip(stream.states) {
+            bits.copy_from_slice(&(state as u16).to_le_bytes());
+        }
+        let mut rest =
+            Rest { raw: &raw[..*head], bits, bit: 0, escapes: stream.words[stream.at..stream.end].as_chunks().0 };
+        let (mut before, mut fits) = (0, true);
+        let (mut numbers, mut placed) = ([0; BLOCK], [N::default(); BLOCK]);
+        for (symbols, positions) in stream.symbols.chunks(BLOCK).zip(positions.chunks(BLOCK)) {
+            let parities = match symbols.try_into() {
+                Ok(symbols) if rest.raw.is_empty() && has_no_escape(symbols) => {
+                    for (number, symbol) in numbers.iter_mut().zip(symbols) {
+                        *number = i32::from(*symbol) - ZERO;
+                    }
+                    low_bits(symbols) // of symbol and number alike: `ZERO` is even
+                }
+                _ => match rest.numbers(symbols, &mut numbers) {
+                    Some(parities) => parities,
+                    None => {
+                        *fault = Some(Fault::Truncated);
+                        return;
+                    }
+                },
+            };
+            let u = inputs(parities, before);
+            let labels = u << 2 | (before & 1) << 1 | before >> 1 & 1;
+            before = u >> 63 | (u >> 62 & 1) << 1 | (u >> 61 & 1) << 2;
+            add_labels(&mut numbers, labels);
+            for (placed, number) in placed.iter_mut().zip(&numbers) {
+                *placed = N::of(*number);
+            }
+            for number in &numbers[..symbols.len()] {
+                fits &= N::fits(*number);
+            }
+            scatter(&placed, positions, out);
+        }
+        if !fits {
+            *fault = Some(Fault::Wide);
+        }
+    }
+}
+
+/// What a sample has besides symbols.
+struct Rest<'a> {
+    /// The numbers of low bits of the elements to come; there are none for elements after these.
+    raw: &'a [u8],
+    bits: &'a [u8],
+    /// The next low bit.
+    bit: usize,
+    escapes: &'a [[u8; 2]],
+}
+
+impl Rest<'_> {
+    /// Makes integers of at most [`BLOCK`] symbols. Returns the lowest bit of each, or `None` if there are not enough escapes.
+    #[inline(never)] // so that its few variables are in registers
+    fn numbers(&mut self, symbols: &[u8], numbers: &mut [i32; BLOCK]) -> Option<u64> {
+        let (raw, later) = self.raw.split_at(self.raw.len().min(symbols.len()));
+        let (mut parities, mut bit) = (0, self.bit);
+        for (i, (number, symbol)) in numbers.iter_mut().zip(symbols).enumerate() {
+            let raw = u32::from(raw.get(i).copied().unwrap_or(0));
+            let window = self.bits.get(bit >> 3..).and_then(|bits| bits.first_chunk()).unwrap_or(&[0; 4]);
+            let low = u32::from_le_bytes(*window) >> (bit & 7) & ((1 << raw) - 1);
+            bit += raw as usize;
+            *number = (i32::from(*symbol) - ZERO) << raw | low as i32;
+            if *symbol == 0 {
+                let (escape, escapes) = self.escapes.split_first()?;
+                *number = i32::from(i16::from_le_bytes(*escape));
+                self.escapes = escapes;
+            }
+            parities |= u64::from(*number as u32 & 1) << i;
+        }
+        (self.raw, self.bit) = (later, bit);
+        Some(parities)
+    }
+}
+
+/// Writes values to their positions.
+#[inline(never)] // so that its few variables are in registers
+fn scatter<N: Number>(values: &[N; BLOCK], positions: &[u32], out: &mut [N]) {
+    for (value, position) in values.iter().zip(positions) {
+        out[*position as usize] = *value;
+    }
+}
+
+/// Fills `out` with the values of `levels`, again and again.
+fn repeat(out: &mut [u8], levels: &[(u8, u8)], value: impl Fn(&(u8, u8)) -> u8) {
+    if let [level] = levels {
+        return out.fill(value(level));
+    }
+    let mut len = out.len().min(levels.len());
+    for (out, level) in out.iter_mut().zip(levels) {
+        *out = value(level);
+    }
+    while len < out.len() {
+        let more = len.min(out.len() - len);
+        out.copy_within(..more, len);
+        len += more;
+    }
+}
+
+/// True if no symbol is 0.
+#[inline(always)]
+fn has_no_escape(symbols: &[u8; BLOCK]) -> bool {
+    symbols.iter().fold(u8::MAX, |least, symbol| least.min(*symbol)) != 0
+}
+
+/// The lowest bits of 64 bytes.
+#[inline(always)]
+fn low_bits(bytes: &[u8; BLOCK]) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The product has the lowest bit of byte i at bit 56 + i, and no carries.
+    const GATHER: u64 = 0x0102_0408_1020_4080;
+    let mut bits = 0;
+    for (i, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
+        bits |= ((u64::from_le_bytes(*eight) & ONES).wrapping_mul(GATHER) >> 56) << (8 * i);
+    }
+    bits
+}
+
+/// The inputs u of the shift register that gave these parities: `u[i] = parity[i] ^ u[i - 1] ^ u[i - 3]`. Bit 0 of `before` is
+/// the last u of the block before, bit 1 the one before that, bit 2 the third. As polynomials over GF(2), this divides by
+/// 1 + D + D^3, whose inverse is the product of its squares, the squares of these and so on: 1 + D^(2^j) + D^(3 * 2^j).
+#[inline(always)]
+fn inputs(parities: u64, before: u64) -> u64 {
+    let mut u = parities ^ (before & 1) ^ (before >> 2 & 1) ^ (before >> 1 & 1) << 1 ^ (before & 1) << 2;
+    u ^= u << 1 ^ u << 3;
+    u ^= u << 2 ^ u << 6;
+    u ^= u << 4 ^ u << 12;
+    u ^= u << 8 ^ u << 24;
+    u ^= u << 16 ^ u << 48;
+    u ^ u << 32
+}
+
+/// Makes levels of integers: `2 k`, plus the lowest bit of the label.
+#[inline(always)]
+fn add_labels(numbers: &mut [i32; BLOCK], labels: u64) {
+    for (eight, byte) in numbers.as_chunks_mut::<8>().0.iter_mut().zip(labels.to_le_bytes()) {
+        for (i, number) in eight.iter_mut().enumerate() {
+            *number = 2 * *number + i32::from(i32::from(byte) & 1 << i != 0);
+        }
+    }
+}
+
+/// Entropy-decodes the samples of lanes without a fault.
+#[inline(always)]
+fn decode_words(isa: Isa, transform: &Transform, lanes: &mut [Lane]) {
+    let mut streams: [Option<&mut Stream>; GROUP] = Default::default();
+    let whole = lanes.iter_mut().filter(|lane| lane.fault.is_none());
+    streams.iter_mut().zip(whole).for_each(|(stream, lane)| *stream = Some(&mut lane.stream));
+    decode_streams(isa, &transform.entries, &mut streams);
+}
+
+/// The decode kernel for at most [`GROUP`] samples.
+struct DecodeGroup<'a, F: Float> {
+    transform: &'a Transform,
+    plan: &'a Plan,
+    isa: Isa,
+    lanes: &'a mut [Lane],
+    coefficients: &'a mut [f32],
+    zero: &'a mut [f32],
+    wide: &'a mut [f32],
+    out: &'a mut [F::Bits],
+}
+
+impl<F: Float> Kernel for DecodeGroup<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { transform, plan, isa, lanes, coefficients, zero, wide, out } = self;
+        decode_words(isa, transform, lanes);
+        for (lane, out) in lanes.iter_mut().zip(out.chunks_exact_mut(plan.elements)) {
+            if lane.fault.is_none() {
+                lane.place(&plan.tiled, coefficients);
+            }
+            if lane.fault.is_some() {
+                out.fill(F::narrow(0.0));
+                continue;
+            }
+            let step = transform.step(lane.step);
+            for (zero, mean) in zero.iter_mut().zip(&transform.tables.mean) {
+                *zero = *mean / step;
+            }
+            if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
+                inverse(isa, transform, plan, step, zero, coefficients, out);
+            } else {
+                inverse(isa, transform, plan, step, zero, coefficients, wide);
+                isa.narrow::<F>(wide, out);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn inverse(
+    isa: Isa,
+    transform: &Transform,
+    plan: &Plan,
+    step: f32,
+    zero: &[f32],
+    coefficients: &mut [f32],
+    out: &mut [f32],
+) {
+    let shape = (plan.height, plan.width);
+    // No closures around large kernels: they would not be compiled for the instruction set.
+    for (values, tile) in coefficients.chunks_exact_mut(transform.channels() * TILE).zip(&plan.tiles) {
+        inverse_tile(isa, &transform.basis, zero, step, *tile, values, out, shape);
+    }
+}
+
+/// The kernel that decodes at most [`GROUP`] samples to integers.
+struct DecodeNumbers<'a, N: Number> {
+    transform: &'a Transform,
+    plan: &'a Plan,
+    isa: Isa,
+    lanes: &'a mut [Lane],
+    out: &'a mut [N],
+}
+
+impl<N: Number> Kernel for DecodeNumbers<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { transform, plan, isa, lanes, out } = self;
+        decode_words(isa, transform, lanes);
+        for (lane, out) in lanes.iter_mut().zip(out.chunks_exact_mut(plan.elements)) {
+            if lane.fault.is_none() {
+                lane.place(&plan.order, out);
+            }
+            if lane.fault.is_some() {
+                out.fill(N::default());
+            }
+        }
+    }
+}

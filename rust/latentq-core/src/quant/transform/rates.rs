@@ -1,0 +1,176 @@
+//! What coefficients cost, in bits, as the encoder reckons: multiples of 1/64.
+
+use super::{LEVELS, LIMIT, MOST_T, PRECISION, SYMBOLS, TABLES, ZERO};
+use crate::Result;
+use crate::memory::with_room;
+use crate::quant::arch::Isa;
+
+/// Bits of an escape beyond those of its symbol.
+const ESCAPE: u16 = 16 * UNIT;
+
+/// A bit.
+const UNIT: u16 = 64;
+
+/// What a bit costs, in squares of the step. It takes the place of centroids: values stay on the grid.
+pub const LAMBDA: f32 = 0.3;
+
+/// Offsets that an encoder tries for a tile: -16 to 16.
+pub const OFFSETS: usize = 33;
+
+/// The least of them.
+pub const LEAST_OFFSET: i32 = -16;
+
+/// Rates that are added at a time: the offsets, and as many more as fill vectors.
+pub const ROW: usize = 48;
+
+/// Rates of one integer by t, from `t = LEAST_OFFSET` on, clamped to 0 to 50.
+const ROW_LEN: usize = MOST_T + ROW;
+
+/// Rows whose sum fits in 16 bits.
+pub const ROWS_TOGETHER: usize = 16;
+
+/// Integers with a row of rates.
+const ROWS: i32 = 511;
+
+/// Up to this number of low bits, the costs of integers are in a table by t.
+const WINDOW_RAW: u8 = 5;
+
+/// Values of t with a table of costs.
+pub const WINDOWS: usize = TABLES + 3 * WINDOW_RAW as usize;
+
+/// Costs in a table beyond those of the last integers with a symbol.
+const MARGIN: i32 = 16;
+
+/// The rates of all integers.
+#[derive(Debug)]
+pub struct Rates {
+    /// Of each symbol of each table (18, 128), without low bits.
+    symbols: Vec<u16>,
+    /// By integer from `-ROWS` on: rates by t.
+    rows: Vec<u16>,
+    /// By t: costs of the levels n, next to each other.
+    costs: Vec<f32>,
+    pub windows: [Window; WINDOWS],
+    /// What a bit costs.
+    lambda: f32,
+}
+
+/// Where the costs of a t are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Window {
+    /// The index of the cost of level 0.
+    center: usize,
+    /// The costs of 12 levels from `low - 4` on are there for `low` from `-reach` to `reach - 4`; beyond, all are escapes.
+    reach: i32,
+}
+
+impl Rates {
+    pub fn new(frequency: &[u16]) -> Result<Self> {
+        let mut symbols: Vec<u16> = with_room(TABLES * SYMBOLS)?;
+        for row in frequency.chunks_exact(SYMBOLS) {
+            let rate = |frequency: u16| {
+                let share = f64::from(frequency) / f64::from(1 << PRECISION);
+                (-share.log2() * f64::from(UNIT)).round_ties_even() as u16
+            };
+            let escape = rate(row[0].max(1)) + ESCAPE;
+            symbols.push(escape);
+            symbols.extend(row[1..].iter().map(|&frequency| if frequency == 0 { escape } else { rate(frequency) }));
+        }
+        let mut out = Self {
+            symbols,
+            rows: Vec::new(),
+            costs: Vec::new(),
+            windows: [Window::default(); WINDOWS],
+            lambda: LAMBDA,
+        };
+        out.rows = with_room((2 * ROWS + 1) as usize * ROW_LEN)?;
+        for k in -ROWS..=ROWS {
+            for at in 0..ROW_LEN as i32 {
+                let rate = out.rate((at + LEAST_OFFSET).clamp(0, MOST_T as i32) as usize, k);
+                out.rows.push(rate as u16);
+            }
+        }
+        out.set_lambda(LAMBDA)?;
+        Ok(out)
+    }
+
+    /// Makes the tables of costs.
+    pub fn set_lambda(&mut self, lambda: f32) -> Result<()> {
+        let reach = |t: usize| ((2 * SYMBOLS as i32) >> 1) << LEVELS[t].1;
+        let len = (0..WINDOWS).map(|t| 2 * (reach(t) + MARGIN) as usize).sum();
+        let mut costs = with_room(len)?;
+        for t in 0..WINDOWS {
+            let reach = reach(t);
+            self.windows[t] = Window { center: costs.len() + (reach + MARGIN) as usize, reach: reach + MARGIN / 2 };
+            costs.extend((-reach - MARGIN..reach + MARGIN).map(|level| lambda * self.bits(t, level >> 1)));
+        }
+        (self.costs, self.lambda) = (costs, lambda);
+        Ok(())
+    }
+
+    /// The rate of an integer in a t, in units of 1/64 bit.
+    #[inline(always)]
+    pub fn rate(&self, t: usize, k: i32) -> u32 {
+        let (table, raw) = LEVELS[t.min(MOST_T)];
+        let symbol = k >> raw;
+        let index = if symbol.abs() <= LIMIT { symbol + ZERO } else { 0 };
+        u32::from(self.symbols[usize::from(table) * SYMBOLS + index as usize]) + u32::from(raw) * u32::from(UNIT)
+    }
+
+    /// The rate of an integer in a t, in bits. Exact.
+    #[inline(always)]
+    pub fn bits(&self, t: usize, k: i32) -> f32 {
+        self.rate(t, k) as f32 / f32::from(UNIT)
+    }
+
+    /// The cost in bits of a level in a t.
+    #[inline(always)]
+    pub fn cost(&self, t: usize, level: i32) -> f32 {
+        self.lambda * self.bits(t, level >> 1)
+    }
+
+    /// Adds the rates of some integers of bands with these bases, for all offsets.
+    #[inline(always)]
+    pub fn add_rows(&self, isa: Isa, integers: impl Iterator<Item = (u8, i32)>, sums: &mut [u32; ROW]) {
+        let mut starts = [0; ROWS_TOGETHER];
+        let mut count = 0;
+        for (base, k) in integers {
+            let base = usize::from(base).min(MOST_T);
+            if k.abs() > ROWS {
+                for (offset, sum) in (LEAST_OFFSET..).zip(&mut sums[..OFFSETS]) {
+                    *sum += self.rate((base as i32 + offset).clamp(0, MOST_T as i32) as usize, k);
+                }
+                continue;
+            }
+            starts[count] = (k + ROWS) as usize * ROW_LEN + base;
+            count += 1;
+            if count == ROWS_TOGETHER {
+                self.add_started(isa, &starts, sums);
+                count = 0;
+            }
+        }
+        self.add_started(isa, &starts[..count], sums);
+    }
+
+    /// Adds at most [`ROWS_TOGETHER`] rows that start there.
+    #[inline(always)]
+    fn add_started(&self, isa: Isa, starts: &[usize], sums: &mut [u32; ROW]) {
+        if isa.add_rows(&self.rows, starts, sums) {
+            return;
+        }
+        for start in starts {
+            for (sum, rate) in sums.iter_mut().zip(&self.rows[*start..]) {
+                *sum += u32::from(*rate);
+            }
+        }
+    }
+
+    /// The costs in bits of twelve levels from `low - 4` on. `low` is clamped to where there are costs: beyond, all are those
+    /// of an escape.
+    #[inline(always)]
+    pub fn window(&self, window: Window, low: i32) -> &[f32; 12] {
+        let start = (window.center as i64 + i64::from(low.clamp(-window.reach, window.reach - 4)) - 4) as usize;
+        // There are always twelve; the constant is never used.
+        self.costs.get(start..).and_then(|costs| costs.first_chunk()).unwrap_or(&[0.0; 12])
+    }
+}

@@ -1,0 +1,283 @@
+"""A dataset encoded by a transform, from `latentq encode` to every reader."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from torch.utils.data import DataLoader
+
+import latentq
+from conftest import contents, paint
+from latentq import (
+    Card,
+    FormatError,
+    LatentDataset,
+    LatentMixture,
+    LatentqError,
+    MismatchError,
+    Recipe,
+    RecipeError,
+    mds,
+)
+from latentq.inspect.measure import measure
+from latentq.inspect.pictures import pictures as decode_pictures
+from latentq.inspect.storage import storage
+from latentq.quantizer import Transform
+
+OPTIONS = {"autoencoder": "dct-f8c16", "size": 64, "unit_size": 4}
+COMMAND = [sys.executable, "-m", "latentq", "encode", "--autoencoder", "dct-f8c16", "--size", "64", "--unit-size", "4",
+           "--batch-size", "4", "--codec", "transform", "--bytes", "400"]  # fmt: skip
+
+
+def recipe(**quantizer):
+    tables = Recipe.load("default").to_dict()
+    tables["columns"]["latent"]["quantizer"] = {"kind": "transform", **quantizer}
+    return Recipe.from_dict(tables)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    for number in range(14):
+        paint(folder / f"{number:02}.png", number, (90, 70))
+    return folder
+
+
+@pytest.fixture(scope="module", params=[{"bytes": 400}, {"rate": 3.0}], ids=["bytes", "rate"])
+def out(request, source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "out"
+    latentq.encode(source, out, recipe=recipe(**request.param), **OPTIONS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def exact(source, tmp_path_factory):
+    """The latents of the same images, stored as floats."""
+    tables = Recipe.load("default").to_dict()
+    tables["columns"]["latent"]["quantizer"] = {"kind": "float32"}
+    out = tmp_path_factory.mktemp("floats") / "out"
+    latentq.encode(source, out, recipe=Recipe.from_dict(tables), **OPTIONS)
+    return torch.stack([sample["latent"] for sample in LatentDataset(out)])
+
+
+def test_stored_bytes_are_those_of_the_cards_codec(out, exact):
+    card = Card.load(out)
+    facts = card.latents["latent"]
+    transform = facts.quantizer
+    assert isinstance(transform, Transform)
+    assert card.columns["latent"] == ("ndarray:uint8:400" if transform.sample_bytes else "bytes")
+    stored = [bytes(row) for row in mds.Reader(out).gather(range(14), "latent")]
+    assert stored == [bytes(row) for row in transform.encode(exact)]
+    expected = torch.from_numpy(transform.decode(stored, facts.shape))
+    values = LatentDataset(out).batch(range(14))["latent"]
+    assert torch.equal(values, expected)
+    assert (values - exact).square().mean() < 0.05 * exact.square().mean()
+    np.testing.assert_allclose(facts.statistics.mean, expected.double().mean((0, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(facts.statistics.std, expected.double().std((0, 2, 3), correction=0), atol=1e-12)
+    assert facts.statistics.max == tuple(expected.double().amax((0, 2, 3)).tolist())
+    normalized = LatentDataset(out, scale="normalized").batch(range(14))["latent"].double()
+    np.testing.assert_allclose(normalized.mean((0, 2, 3)), 0, atol=1e-4)
+    np.testing.assert_allclose(normalized.std((0, 2, 3), correction=0), 1, atol=1e-4)
+
+
+def test_every_reader_gives_the_same_values(out, streaming_alone):
+    dataset = LatentDataset(out)
+    expected = dataset.batch(range(14))["latent"]
+    assert torch.equal(torch.stack([sample["latent"] for sample in dataset]), expected)
+    loaded = torch.cat([batch["latent"] for batch in dataset.loader(4, drop_last=False)])
+    assert torch.equal(loaded, expected)
+    resident = dataset.to_device("cpu")
+    assert torch.equal(resident.batch(range(14))["latent"], expected)
+    assert torch.equal(torch.cat([batch["latent"] for batch in resident.loader(4)]), expected)
+    workers = torch.cat([batch["latent"] for batch in DataLoader(dataset, batch_size=5, num_workers=2)])
+    assert torch.equal(workers, expected)
+    mixture = LatentMixture([dataset, LatentDataset(out)])
+    assert all(torch.isin(batch["latent"], expected).all() for batch in mixture.loader(4))
+    half = LatentDataset(out, dtype=torch.bfloat16).batch([9, 3])["latent"]
+    assert torch.equal(half, expected[[9, 3]].bfloat16())
+    with pytest.raises(ValueError, match="no codes"):
+        LatentDataset(out, dtype=torch.uint8)
+
+
+def test_a_stock_reader_reads_the_bytes(out, streaming_alone):
+    streaming = pytest.importorskip("streaming")
+    streaming.base.util.clean_stale_shared_memory()
+    facts = Card.load(out).latents["latent"]
+    stock = streaming.StreamingDataset(local=str(out), batch_size=1)
+    expected = LatentDataset(out).batch(range(14))["latent"].numpy()
+    stored = [bytes(stock[index]["latent"]) for index in range(14)]
+    np.testing.assert_array_equal(facts.quantizer.decode(stored, facts.shape), expected)
+    streaming.base.util.clean_stale_shared_memory()
+    from latentq.reading.streaming import LatentStreamingDataset
+
+    ours = LatentStreamingDataset(local=str(out), batch_size=1)
+    assert torch.equal(torch.stack([ours[index]["latent"] for index in range(14)]), torch.from_numpy(expected))
+
+
+def test_a_sample_that_does_not_decode_is_damage(out, tmp_path):
+    assert latentq.verify(out) == []
+    damaged = tmp_path / "out"
+    shutil.copytree(out, damaged)
+    stored = mds.Reader(damaged).gather([5], "latent")[0]
+    shard = next(damaged.glob("*1/shard.*.mds"))
+    data = shard.read_bytes()
+    place = data.index(bytes(stored)) + len(bytes(stored)) // 2  # among the words
+    shard.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+    index = json.loads((shard.parent / "index.json").read_text())
+    for entry in index["shards"]:  # so that not even a hash tells
+        entry["raw_data"]["hashes"] = {}
+    (shard.parent / "index.json").write_text(json.dumps(index))
+    messages = [finding.message for finding in latentq.verify(damaged)]
+    assert any("sample 1, column latent: cannot be decoded" in message for message in messages), messages
+    with pytest.raises(FormatError, match="sample 5 cannot be decoded"):
+        LatentDataset(damaged).batch(range(14))
+
+
+def test_verify_adds_up_the_latents_again(out):
+    unit = next(out.glob("*/unit.toml"))
+    text = unit.read_text()
+    tables = tomllib.loads(text)
+    tables["latents"]["latent"]["moments"]["sum"][1] += 0.5
+    try:
+        unit.write_text(tomli_w.dumps(tables))
+        assert any("its sums of latent" in finding.message for finding in latentq.verify(out))
+    finally:
+        unit.write_text(text)
+
+
+def test_pictures_storage_and_info_know_the_size(out, source, capsys):
+    transform = Card.load(out).latents["latent"].quantizer
+    stored = mds.Reader(out).gather([5], "latent")[0]
+    picture = decode_pictures(out, [5], source=source)[0][2]
+    assert picture.lines[0] == f"from the transform, {len(bytes(stored))} bytes"
+    assert transform.sample_bytes in (None, len(bytes(stored)))
+    rows = {row.what: row for row in storage(out)}
+    total = sum(map(len, mds.Reader(out).gather(range(14), "latent")))
+    assert rows["latents, as stored"].bytes == pytest.approx(total, abs=14)
+    from latentq.cli.main import main
+
+    assert main(["info", str(out)]) == 0
+    assert "transform, " in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_killed_run_goes_on_and_ranks_write_the_same_bytes(source, tmp_path):
+    assert subprocess.run([*COMMAND, source, tmp_path / "whole"], capture_output=True).returncode == 0
+    process = subprocess.Popen(
+        [*COMMAND, source, tmp_path / "out"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list(tmp_path.glob("out/*/index.json")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    options = {**OPTIONS, "codec": "transform", "bytes": 400, "batch_size": 4}
+    latentq.encode(source, tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    for rank in (1, 0):
+        latentq.encode(source, tmp_path / "ranks", **options, rank=rank, world_size=2)
+    assert contents(tmp_path / "ranks") == contents(tmp_path / "whole")
+
+
+def test_an_update_keeps_the_tables(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for number in range(6):
+        paint(source / f"{number}.png", number, (90, 70))
+    card = latentq.encode(source, out, **OPTIONS, codec="transform", bits=3)
+    assert card.columns["latent"] == "ndarray:uint8:384"
+    paint(source / "9.png", 9, (90, 70))
+    (source / "2.png").unlink()
+    updated = latentq.encode(source, out, update=True)
+    assert updated.latents["latent"].quantizer == card.latents["latent"].quantizer
+    assert latentq.verify(out) == []
+
+
+def test_samples_that_fit_in_no_budget_are_rejected(source, tmp_path):
+    with pytest.raises(LatentqError, match="none of 14 samples could be stored"):
+        latentq.encode(source, tmp_path / "out", **OPTIONS, codec="transform", bytes=17)
+    assert "the number of bytes is too small" in (tmp_path / "out" / "rejects.tsv").read_text()
+
+
+def test_the_others_of_a_batch_are_stored(source, tmp_path, monkeypatch):
+    encode_counted = Transform.encode_counted
+
+    def refuse_the_second(self, x, **options):
+        return replace(encode_counted(self, x, **options), bad={1: "refused"})
+
+    monkeypatch.setattr(Transform, "encode_counted", refuse_the_second)
+    card = latentq.encode(source, tmp_path / "out", **OPTIONS, batch_size=4, codec="transform", bytes=400)
+    assert (card.counts.samples, card.counts.rejects) == (10, 4)
+    monkeypatch.undo()
+    assert latentq.verify(tmp_path / "out") == []
+    keys = [sample["key"] for sample in LatentDataset(tmp_path / "out")]
+    assert keys == [f"{number:02}.png" for number in range(14) if number % 4 != 1]
+
+
+def test_the_decoders_metric_changes_the_basis_alone(source, tmp_path, tiny_vae):
+    options = {"autoencoder": tiny_vae, "size": 64}
+    plain = latentq.encode(source, tmp_path / "plain", recipe=recipe(bytes=150), **options)
+    weighted = latentq.encode(source, tmp_path / "weighted", recipe=recipe(bytes=150, metric="decoder"), **options)
+    a, b = (card.latents["latent"].quantizer for card in (plain, weighted))
+    assert a.basis != b.basis
+    assert a.mean == b.mean
+    assert latentq.verify(tmp_path / "weighted") == []
+
+
+def test_a_dry_run_knows_the_size(source, tmp_path):
+    result = subprocess.run([*COMMAND, source, tmp_path / "out", "--dry-run"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_measure_has_a_row_of_just_as_many_bytes(exact):
+    rows = measure(exact.numpy(), bits=(4,), methods=("trellis",))
+    by_scheme = {row.scheme: row for row in rows if row.bits == 4}
+    assert by_scheme["transform"].sqnr_db > by_scheme["trellis"].sqnr_db
+    assert by_scheme["transform"].entropy is None
+    small = measure(exact.numpy()[:, :3, :4, :4], bits=(4,), methods=("trellis",))
+    assert "transform" not in {row.scheme for row in small}
+
+
+def test_other_layouts_and_small_latents_are_refused(out, source, tmp_path):
+    with pytest.raises(MismatchError, match="transform"):
+        latentq.convert(out, tmp_path / "out.pt")
+    with pytest.raises(RecipeError, match="use a trellis"):
+        latentq.encode(source, tmp_path / "out", autoencoder="dct-f8c16", size=24, codec="transform")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "message"),
+    [
+        ({}, "one of bytes, bits, rate"),
+        ({"bytes": 100, "rate": 4.0}, "one of bytes, bits, rate"),
+        ({"bytes": 0}, "number of bytes"),
+        ({"rate": 40}, "0.25 to 16"),
+        ({"bits": 9}, "2 to 8"),
+        ({"bits": 4, "metric": "images"}, "'decoder'"),
+        ({"bits": 4, "method": "mse"}, "unknown field"),
+    ],
+)
+def test_a_recipe_with_other_options_is_refused(quantizer, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(**quantizer)
+
+
+def test_options_name_the_codec_in_any_order():
+    base = Recipe.load("default")
+    quantizer = base.override(bytes=700, codec="transform").columns["latent"].quantizer
+    assert quantizer == {"kind": "transform", "bytes": 700}
+    assert base.override(codec="transform").columns["latent"].quantizer == {"kind": "transform", "bits": 4}
+    assert base.override(bits=3, codec="trellis").columns["latent"].quantizer["bits"] == 3
+    assert base.override(bytes=700).columns["latent"].quantizer == quantizer
+    with pytest.raises(RecipeError, match="bytes does not apply"):
+        base.override(bytes=700, codec="trellis")
+    with pytest.raises(RecipeError, match="transform is for latents"):
+        base.override(store="moments", codec="transform")
