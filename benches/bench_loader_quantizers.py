@@ -1,7 +1,7 @@
 """Whole shuffled epochs of batches of 256 to float32, by quantizer and number of bits: what each costs a reader.
 
 All contenders of a group read samples of one shape, with labels, from files in the page cache and from the reader's own
-cache. Their codes are random. Four epochs warm each up.
+cache. Their codes are random; a transform's samples are 1,024 different ones of noise. Four epochs warm each up.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentq import LatentDataset, LatentLoader, Quantizer, Recipe, mds
+from latentq import LatentDataset, LatentLoader, Quantizer, Recipe, Transform, mds
 
 BATCH = 256
 SHAPES = {"f32c32": (51_200, (32, 8, 8)), "f8c4": (25_600, (4, 32, 32))}
@@ -35,7 +35,10 @@ def trellis(channels: int, bits: int, rng: Any) -> Quantizer:
 
 
 KINDS = {"affine": affine, "codebook": codebook, "trellis": trellis}
-CONTENDERS = [f"{kind}, {bits} bits" for bits in (8, 6, 4) for kind in KINDS]
+CONTENDERS = [f"{kind}, {bits} bits" for bits in (8, 6, 4) for kind in KINDS] + [
+    "transform, 4 bits",
+    "transform, 3 bits",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +56,21 @@ def prepared(contender: str, shape: str, folder: Path) -> LatentLoader:
     samples, latent = SHAPES[shape]
     kind, bits = contender.split(", ")
     rng = np.random.default_rng(0)
-    quantizer = KINDS[kind](latent[0], int(bits.removesuffix(" bits")), rng)
-    codes = rng.integers(0, 256, (samples, quantizer.packed_bytes(int(np.prod(latent)))), np.uint8)
-    encoding = f"ndarray:uint8:{','.join(map(str, latent if quantizer.bits == 8 else codes.shape[1:]))}"
+    elements, number = int(np.prod(latent)), int(bits.removesuffix(" bits"))
+    if kind == "transform":
+        noise = (rng.normal(size=(1024, *latent)) * np.geomspace(2, 0.2, latent[0]).reshape(-1, 1, 1)).astype(
+            np.float32
+        )
+        quantizer: Any = Transform.calibrate(noise, bytes=elements * number // 8)
+        codes = np.resize(quantizer.encode(noise), (samples, elements * number // 8))
+    else:
+        quantizer = KINDS[kind](latent[0], number, rng)
+        codes = rng.integers(0, 256, (samples, quantizer.packed_bytes(elements)), np.uint8)
+    is_whole = number == 8  # a byte per code, stored in the shape of the latent
+    encoding = f"ndarray:uint8:{','.join(map(str, latent if is_whole else codes.shape[1:]))}"
     path = folder / f"{shape}-{contender}"
     with mds.Writer(path, {"latent": encoding, "label": "int"}) as writer:
-        stored = codes.reshape(samples, *latent) if quantizer.bits == 8 else codes
+        stored = codes.reshape(samples, *latent) if is_whole else codes
         writer.write_batch({"latent": stored, "label": np.arange(samples)})
     columns = {
         "latent": {"from": "latent", "encoding": encoding, "shape": list(latent)},

@@ -25,6 +25,12 @@ def test_storage_counts_the_bytes_of_each_form(pictures, tmp_path, capsys):
     assert rows["JPEG 64 x 64, quality 95"]["bytes"] is None
     assert rows["latents, float32"] == {"what": "latents, float32", "bytes": 12 * 4096, "each": 4096, "note": ""}
     assert (rows["latents, float16"]["bytes"], rows["latents, as stored"]["each"]) == (12 * 2048, 1024)
+    assert rows["ImageNet would take"] == {
+        "what": "ImageNet would take",
+        "bytes": 1_281_167 * 1024,
+        "each": 1024,
+        "note": "1,281,167 images of its training set: 1.31 GB, 1.22 GiB",
+    }
     whole = sum(len(data) for data in contents(tmp_path / "out").values())
     assert rows["the whole dataset"]["bytes"] == whole
     assert main([*command, "--source", str(pictures)]) == 0

@@ -20,6 +20,7 @@ from latentq.store.local import bytes_below
 from latentq.system.progress import BriefProgress
 
 QUALITY = 95  # of the JPEGs that are tried
+IMAGENET = 1_281_167  # images
 _TRIED = 256  # images at most
 
 
@@ -88,6 +89,9 @@ def storage(
         rows.append(_row(f"latents, {name}", floats * size or None, count, "" if floats else "it holds tokens"))
     whole = bytes_below(path)
     rows.append(_row("latents, as stored" if floats else "tokens, as stored", stored, count))
+    imagenet = round(stored / count * IMAGENET)
+    note = f"{IMAGENET:,} images of its training set: {imagenet / 1e9:.2f} GB, {imagenet / 2**30:.2f} GiB"
+    rows.append(_row("ImageNet would take", imagenet, IMAGENET, note))
     if card.embeddings:
         rows.append(_row("embeddings, as stored", count * sum(e.nbytes for e in card.embeddings.values()), count))
     rows.append(_row("the whole dataset", whole, count))
