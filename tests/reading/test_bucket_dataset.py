@@ -285,6 +285,15 @@ def test_a_mixture_joins_buckets_of_equal_shapes(made, tmp_path):
         np.testing.assert_allclose(batch["latent"], [values[index] for index in indices], atol=2e-6)
 
 
+def test_a_mixture_without_latents_reads_every_bucket(made, tmp_path):
+    """Without latents all buckets have the same shapes; those of one dataset stay apart all the same."""
+    other = make_buckets(tmp_path / "other", SHAPES[1:3], ((3, 8),), seed=1)
+    mixture = LatentMixture([LatentDataset(path, columns=["label"]) for path in (made.path, other.path)])
+    assert [bucket.samples for bucket in mixture.buckets] == [0 + 3, 9 + 8, 22, 10]
+    labels = [label for batch in mixture.loader(4, shuffle=True) for label in batch["label"].tolist()]
+    assert sorted(labels) == sorted(np.concatenate([made.labels, other.labels]).tolist())
+
+
 def _sampled(source, loader):
     return list(source.batch_sampler(loader.batch_size, shuffle=loader.order.shuffle, seed=loader.order.seed))
 

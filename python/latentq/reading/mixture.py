@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -169,7 +170,7 @@ class LatentMixture(BatchedDataset):
 def _joint_buckets(
     datasets: Sequence[LatentDataset],
 ) -> tuple[tuple[Layout, ...], list[tuple[LatentDataset, int]], list[list[int]]]:
-    """Joins the buckets whose samples have the same shapes.
+    """Joins the buckets whose samples have the same shapes, at most one of each dataset, which reads one at a time.
 
     Args:
         datasets: The datasets.
@@ -182,7 +183,11 @@ def _joint_buckets(
     sources: list[tuple[LatentDataset, int]] = []
     numbers = []
     for dataset in datasets:
-        own = [known.setdefault(layout.shapes, len(known)) for layout in dataset.layouts]
+        alike: Counter[Any] = Counter()  # buckets of this dataset; without latents and tokens all have the same shapes
+        own = []
+        for layout in dataset.layouts:
+            own.append(known.setdefault((layout.shapes, alike[layout.shapes]), len(known)))
+            alike[layout.shapes] += 1
         for bucket, joint in enumerate(own):
             if joint == len(sources):
                 sources.append((dataset, bucket))
