@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import re
 import tomllib
 from pathlib import Path
 
@@ -257,3 +258,10 @@ def test_a_metric_spends_the_bits_where_they_count() -> None:
     assert Transform.calibrate(z, rate=3, metric=np.eye(4)).measure(z).overall_sqnr_db == pytest.approx(
         plain.measure(z).overall_sqnr_db, abs=0.01
     )
+
+
+def test_the_examples_of_the_page_run() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "codec.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) > 2
+    exec("\n".join(blocks), {})
