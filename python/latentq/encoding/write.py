@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from latentq import image
 from latentq._core import LatentqError
 from latentq.encoding.batches import Chosen, EncodedBatch, encode_batches, retry_with_smaller_batches
+from latentq.encoding.images import DecodedBatch
 from latentq.encoding.run import EncodingRun
 from latentq.encoding.stages import NETWORK, WRITE, background_consumer
 from latentq.format.card import CARD
@@ -74,8 +75,7 @@ def _write_encoded_unit(
     def fill(writer: UnitWriter) -> None:
         rejected: list[int] = []
         for encoded in remaining:
-            batch = encoded.batch
-            write_batch(run, encoded, writer)
+            batch = write_batch(run, encoded, writer)
             positions = np.array(batch.indices, np.int64) - unit.first
             np.frombuffer(files[CONTENT_HASHES], "<u8")[positions] = batch.hashes
             rejected.extend(int(positions[position]) for position in sorted(batch.rejected))
@@ -113,8 +113,8 @@ def empty_facts(run: EncodingRun, card: bytes, unit: UnitEntry) -> UnitFacts:
     )
 
 
-def write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> None:
-    """Stores the samples of a batch, and counts its rejects."""
+def write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> DecodedBatch:
+    """Stores the samples of a batch, and counts its rejects. Returns the batch with all of its rejects."""
     encoded, coded = _with_transforms(run, encoded)
     for position, (stage, error) in sorted(encoded.batch.rejected.items()):
         writer.reject(run.source, encoded.batch.samples[position], stage, error, strict=run.strict)
@@ -132,6 +132,7 @@ def write_batch(run: EncodingRun, encoded: EncodedBatch, writer: UnitWriter) -> 
             for name in run.card.columns
         }
         writer.write(columns, len(encoded.positions))
+    return encoded.batch
 
 
 def _with_transforms(run: EncodingRun, encoded: EncodedBatch) -> tuple[EncodedBatch, dict[str, list[bytes]]]:
