@@ -85,26 +85,29 @@ def test_run_killed_at_any_request_is_completed_to_the_same_bytes(pictures, s3, 
     assert requests > 10
 
 
-def test_attempts_of_other_bytes_never_mix(pictures, s3, local, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"size": None, "buckets": [[64, 64], [64, 72], [48, 96]]}])
+def test_attempts_of_other_bytes_never_mix(pictures, s3, tmp_path, options):
     """A dead attempt of other bytes left every file of a unit but its index: the unit is published beside them."""
+    latentq.encode(pictures, tmp_path / "local", **SMALL | options)
+    local = files(tmp_path / "local")
     store = ObjectStore(f"{s3}/set")
     for name, data in local.items():
         if name.startswith("00001/") and not name.endswith("index.json"):
             store.put(name, data[:-1] + b"?")
-    latentq.encode(pictures, f"{s3}/set", **SMALL)
+    latentq.encode(pictures, f"{s3}/set", **SMALL | options)
     stored = objects(f"{s3}/set")
-    assert stored["00001/shard.00000.mds"][-1:] == b"?"
-    (shard,) = json.loads(stored["00001/index.json"])["shards"]
-    name = shard["raw_data"]["basename"]
-    assert name != "shard.00000.mds"
-    assert stored[f"00001/{name}"] == local["00001/shard.00000.mds"]
+    shards = sorted(name for name in local if name.startswith("00001/shard."))
+    assert all(stored[name][-1:] == b"?" for name in shards)
+    names = [shard["raw_data"]["basename"] for shard in json.loads(stored["00001/index.json"])["shards"]]
+    assert not {f"00001/{name}" for name in names} & {*shards}
+    assert [stored[f"00001/{name}"] for name in names] == [local[name] for name in shards]
     assert stored["latents.toml"] == local["latents.toml"]
     folder = tmp_path / "copy"
     for name, data in stored.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    unlisted = latentq.mds.Finding("00001/shard.00000.mds", 0, "the index does not list the shard")
-    assert latentq.mds.verify(folder) == [unlisted]
+    unlisted = [latentq.mds.Finding(name, 0, "the index does not list the shard") for name in shards]
+    assert latentq.mds.verify(folder) == unlisted
     ours, theirs = latentq.LatentDataset(folder), latentq.LatentDataset(tmp_path / "local")
     for index in range(len(theirs)):
         assert np.array_equal(ours[index]["latent"], theirs[index]["latent"])

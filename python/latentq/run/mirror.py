@@ -5,8 +5,9 @@ A run works in the folder as in any other. What it publishes there is then publi
 - A file that the first process decides (the card, a part of the list) by a conditional put. If another process was
   first, its file replaces the folder's.
 - A unit file by file: its shards first and its `index.json` last, by a conditional put. Nothing is overwritten: a file
-  whose name an attempt of other bytes has taken gets another name, a shard as `shard.00000.HASH.mds` with the xxh3_64
-  of its bytes, a file that no index names as `NAME.HASH` with the xxh3_64 of the unit's index. So the index of a unit
+  whose name an attempt of other bytes has taken gets another name, a shard as `shard.HASH.mds` (of a bucket
+  `shard.003.HASH.mds`) with the xxh3_64 of its bytes in decimal digits in place of its number, a file that no index
+  names as `NAME.HASH` with the xxh3_64 of the unit's index. So the index of a unit
   names shards whose hashes it holds, whichever attempt wins, and its other files are those of the same attempt.
 - The dataset's index last of all.
 
@@ -198,7 +199,8 @@ class Mirror:
         """Puts a shard, and returns the name that it has on the store."""
         data = (unit / shard).read_bytes()
         if not self.store.put_once(f"{unit.name}/{shard}", data):
-            shard = f"{shard.removesuffix('.mds')}.{image_hash(data):016x}.mds"
+            # Digits, as the number has, so that a reader finds the bucket in the name.
+            shard = f"{shard.removesuffix('.mds').rpartition('.')[0]}.{image_hash(data):020}.mds"
             self.store.put_once(f"{unit.name}/{shard}", data)
         return shard
 
