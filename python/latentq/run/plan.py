@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -105,6 +105,9 @@ def plan_card(
         )
         for name, column in recipe.tokens().items()
     }
+    for name in latents:
+        if recipe.columns[name].quantizer["kind"] == "transform":
+            _check_transform(name, encoded_shapes[name])
     quantizers, uncalibrated = _quantizers(recipe, latents, embeddings, parent)
     text_options = replace(recipe.text, model=text_facts.name) if text_facts is not None else recipe.text
     card = Card(
@@ -239,9 +242,6 @@ def _quantizers(
     """
     if parent is not None:
         return parent.quantizers, ()
-    for name, shape in latents.items():
-        if recipe.columns[name].quantizer["kind"] == "transform":
-            _check_transform(name, shape)
     quantizers = {name: _given_quantizer(recipe.columns[name], shape[0]) for name, shape in latents.items()}
     quantizers |= {name: _given_quantizer(recipe.columns[name], shape[-1]) for name, shape in embeddings.items()}
     return quantizers, tuple(name for name in quantizers if recipe.columns[name].quantizer["kind"] in CALIBRATED)
@@ -252,9 +252,10 @@ def _without_transform(quantizer: AnyQuantizer) -> Quantizer:
     return quantizer
 
 
-def _check_transform(name: str, shape: tuple[int, ...]) -> None:
+def _check_transform(name: str, shapes: Iterable[tuple[int, ...]]) -> None:
     try:
-        check_transform_shape(shape)
+        for shape in shapes:
+            check_transform_shape(shape)
     except ValueError as error:
         raise RecipeError(f"columns.{name}: {error}") from None
 
