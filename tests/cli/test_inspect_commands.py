@@ -56,7 +56,7 @@ def test_what_may_take_long_shows_progress(small_dataset, pictures, tmp_path, mo
             ["verify", dataset, "--decode", "3"],
             {"verify the list": 1, "verify": 12, "verify the index": 1, "decode": 3},
         ),
-        (["info", dataset, "--storage", *source], {"sizes": 12, "JPEG 64": 12}),
+        (["info", dataset, "--storage", *source], {"sizes": 12, "JPEG": 12}),
         (["repair", dataset], {"repair": 1}),
         (["measure", dataset, *source], {"encode": 12, "measure": None}),
         (["decode", dataset, "--index", "0", "1", "-o", str(tmp_path / "x.png")], {"decode": 2}),

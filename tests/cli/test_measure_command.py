@@ -16,7 +16,7 @@ def test_measure_compares_schemes_and_bits(small_dataset, pictures, tmp_path, ca
     assert main(["measure", str(tmp_path / "latents.npy"), "--bits", "8", "4"]) == 0
     table = capsys.readouterr().out
     assert "PSNR" not in table
-    assert len(table.splitlines()) == 2 + 2 * 6  # a header, float16, and six schemes at each number of bits
+    assert len(table.splitlines()) == 2 + 2 * 7  # a header, float16, and seven schemes at each number of bits
     assert main(["measure", str(small_dataset), "--source", str(pictures), "--json"]) == 0
     rows = {(row["scheme"], row["bits"]): row for row in json.loads(capsys.readouterr().out)}
     assert rows["mse", 8]["psnr_images_db"] > rows["mse", 4]["psnr_images_db"]

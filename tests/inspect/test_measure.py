@@ -21,7 +21,8 @@ def latents(samples: int = 20) -> np.ndarray:
 def test_even_samples_calibrate_and_odd_samples_are_measured() -> None:
     x = latents()
     rows = {(row.scheme, row.bits): row for row in measure.measure(x, bits=[8, 5], methods=["mse"])}
-    assert list(rows) == [("float16", 16), ("uniform", 8), ("uniform", 5), ("mse", 8), ("mse", 5)]
+    schemes = [(scheme, bits) for scheme in ("uniform", "mse", "transform") for bits in (8, 5)]
+    assert list(rows) == [("float16", 16), *schemes]
     q = Quantizer.calibrate(x[::2], bits=5)
     m, row = q.measure(x[1::2]), rows["mse", 5]
     assert (row.sqnr_db, row.worst_sqnr_db, row.largest_error) == (m.overall_sqnr_db, min(m.sqnr_db), m.largest_error)
@@ -74,10 +75,10 @@ def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row() -> None:
     measure.print_table(results, file=text)
     measure.print_json(results, file=objects)
     lines = text.getvalue().splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["float16", "uniform", *measure.METHODS]
+    assert [line.split()[0] for line in lines[1:]] == ["float16", "uniform", *measure.METHODS, "transform"]
     assert "PSNR" not in lines[0]
     rows = json.loads(objects.getvalue())
-    assert [row["scheme"] for row in rows] == ["float16", "uniform", *measure.METHODS]
+    assert [row["scheme"] for row in rows] == ["float16", "uniform", *measure.METHODS, "transform"]
     assert rows[0]["entropy"] is None
     best = max(rows[1:], key=lambda row: row["sqnr_db"])["scheme"]
     marked = {word: [line.split()[0] for line in lines if word in line] for word in ("default", "least error")}

@@ -103,7 +103,7 @@ def test_the_gpu_is_that_of_the_local_rank(monkeypatch):
 def commands():
     """Yields the commands of docs/scaling.md that start latentq, without their launchers."""
     for line in (Path(__file__).parents[2] / "docs/scaling.md").read_text().splitlines():
-        if "latentq encode photos/" in line:
+        if "latentq encode photos/ out/" in line:
             yield line.partition("latentq encode photos/")[2]
 
 
