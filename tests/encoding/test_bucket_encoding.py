@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 
 import latentq
 from conftest import contents, paint
-from latentq import Card, RecipeError, mds, verify
+from latentq import Card, FormatError, RecipeError, mds, verify
 from latentq.encoding import placing
 from latentq.models.text import Embeddings
+from latentq.run.finish import Completion
 from latentq.run.units import UnitFacts
 from support.archive_making import make_tar, make_zip
 from support.mds_stock import stock_samples
@@ -424,6 +425,25 @@ def test_conditioning_without_buckets(source, tmp_path, pictures_by_name):
         assert sample["bucket"].tolist() == [16, 24]
         assert sample["latent"].shape == (16, 2, 3)
     assert verify(tmp_path / "out") == []
+
+
+def test_a_crop_too_far_out_for_its_column_is_a_reject(tmp_path):
+    (tmp_path / "source").mkdir()
+    for name, width in (("a", 40), ("b", 600_000)):
+        Image.fromarray(np.zeros((1, width, 3), np.uint8)).save(tmp_path / "source" / f"{name}.png")
+    card = latentq.encode(
+        tmp_path / "source", tmp_path / "out", autoencoder="dct-f8c16", buckets="8192x8", conditioning=True
+    )
+    assert card.counts.buckets == (1,)
+    (line,) = (tmp_path / "out" / "rejects.tsv").read_text().splitlines()
+    assert line == "b.png\tsize\t600000 x 1 pixels: its crop_top_left does not fit in 32 bits"
+
+
+def test_units_of_other_buckets_cannot_be_finished():
+    total = Completion(None)
+    total.add(UnitFacts(samples=1, buckets=[1, 0]))
+    with pytest.raises(FormatError, match="a unit counts 0 buckets, those before it 2"):
+        total.add(UnitFacts(samples=1))
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_encoded(source, tmp_path):

@@ -17,7 +17,7 @@ from latentq._core import ImageError, LatentqError
 from latentq.encoding.placing import PlacedSample, Refusal
 from latentq.encoding.run import EncodingRun
 from latentq.format.options import CONDITIONING
-from latentq.image import MAX_PIXELS
+from latentq.image import MAX_PIXELS, crop_window
 from latentq.image_fallback import header, is_unknown_format, load_by_pillow
 from latentq.models.device import current_device
 from latentq.sources import Sample
@@ -36,6 +36,7 @@ xxh3_64 of its file."""
 
 AHEAD_BYTES = 1 << 27
 """The maximum bytes of pixels, and of image files to store, of batches that are being loaded, if there are over two."""
+_MAX_INT32 = 2**31 - 1
 READ_BYTES = 1 << 28
 """The maximum bytes of image files from archives that are in memory before they are decoded."""
 STORED_BYTES = 1 << 30
@@ -216,6 +217,7 @@ class _LoadingBatch:
         }
         contents = {column.content for column in self._recipe.columns.values()}
         self._measures = self._recipe.image.min_size > 0 or not contents.isdisjoint(CONDITIONING)
+        self._cropped_to = sizes[0] if "crop_top_left" in contents else None
         self._core = _core.ImageBatch(threads, sizes, self._rows, self._options, self._measures)
 
     def begin(self, position: int) -> int:
@@ -318,6 +320,9 @@ class _LoadingBatch:
             smallest = self._recipe.image.min_size
             if size is not None and min(size) < smallest:
                 image.refusal = ("size", LatentqError(f"{size[0]} x {size[1]} pixels, below {smallest}"))
+            elif size is not None and self._crops_beyond_int32(size):
+                reason = f"{size[0]} x {size[1]} pixels: its crop_top_left does not fit in 32 bits"
+                image.refusal = ("size", LatentqError(reason))
             elif error is not None:
                 raise_machine_fault(error, sample.text)
                 image.refusal = ("read" if isinstance(error, OSError) else "decode", error)
@@ -332,6 +337,13 @@ class _LoadingBatch:
         if isinstance(image.data, bytes):
             self._kept_bytes += len(image.data)
             self._check_kept()
+
+    def _crops_beyond_int32(self, size: tuple[int, int]) -> bool:
+        """True if the top or left of the crop of an image (width, height) is stored, and is too large to be."""
+        if self._cropped_to is None:
+            return False
+        window = crop_window(size[1], size[0], self._cropped_to, crop=self._recipe.image.crop)
+        return max(window.top, window.left) > _MAX_INT32
 
     def _try_core(self, position: int) -> None:
         """Waits until the core has loaded an image; gives it to Pillow if the core does not know the format."""

@@ -166,7 +166,7 @@ class Buckets:
         if any(not tier for tier in self.tiers):
             raise RecipeError(f"buckets: there are none in {self.to_dict()}")
         if len(self.all) > MAX_BUCKETS:
-            raise RecipeError(f"buckets: there are {len(self.all)}, more than {MAX_BUCKETS}: use a larger multiple")
+            raise RecipeError(f"buckets: there are more than {MAX_BUCKETS}: use a larger multiple")
         seen: set[Bucket] = set()
         for height, width in self.all:
             if (height, width) in seen:
@@ -242,6 +242,8 @@ def _by_area(area: int, multiple: int, max_ratio: Fraction) -> set[Bucket]:
             low, high = sorted((side, other))
             if high <= max_ratio * low:
                 sizes |= {(low * multiple, high * multiple), (high * multiple, low * multiple)}
+                if len(sizes) > MAX_BUCKETS:  # they are refused
+                    break
     return sizes
 
 

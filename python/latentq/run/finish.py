@@ -38,14 +38,20 @@ class Completion(Generic[_Card]):
         self._counts = SampleCounts(0, 0, 0)
 
     def add(self, unit: UnitFacts) -> None:
-        """Adds the unit that follows."""
+        """Adds the unit that follows.
+
+        Raises:
+            FormatError: It has another number of buckets than those before it.
+        """
         counts = self._counts
-        pairs = zip(counts.buckets or [0] * len(unit.buckets), unit.buckets, strict=True)
+        before = counts.buckets or (0,) * len(unit.buckets)
+        if len(before) != len(unit.buckets):
+            raise FormatError(f"a unit counts {len(unit.buckets)} buckets, those before it {len(before)}")
         self._counts = SampleCounts(
             counts.samples + unit.samples,
             counts.rejects + len(unit.rejects),
             counts.redone + unit.redone,
-            tuple(before + count for before, count in pairs),
+            tuple(total + count for total, count in zip(before, unit.buckets, strict=True)),
         )
 
     def card(self) -> _Card:
