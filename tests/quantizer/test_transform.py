@@ -134,6 +134,17 @@ def test_numbers_beyond_16_bits_are_32_bits_wide() -> None:
     assert np.abs(values - z).max() < 6 * transform.step
 
 
+def test_a_budget_larger_than_a_sample_needs_keeps_integers_in_16_bits() -> None:
+    """Latents of few strong coefficients need few bytes at the smallest step that their integers allow."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(40, 16, 1, 1)) * 10 * 0.3 ** np.arange(16)[:, None, None]
+    x = (x + 0.05 * random.normal(size=(40, 16, 8, 8)) * 0.5 ** np.arange(16)[:, None, None]).astype(np.float32)
+    q = Transform.calibrate(x[::2], bytes=512)
+    decoded = q.decode(q.encode(x[1::2]), x[1::2].shape)
+    assert q.measure(x[1::2]).overall_sqnr_db > 60
+    assert np.abs(decoded - x[1::2]).max() < 4 * q.step
+
+
 def test_the_dictionary_is_exact_in_toml_and_pickle() -> None:
     transform = Transform.calibrate(latents(5, 10, 4, 8, 8), bytes=128)
     again = quantizer_from_dict(tomllib.loads(tomli_w.dumps(transform.to_dict())))

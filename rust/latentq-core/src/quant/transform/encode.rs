@@ -171,16 +171,17 @@ impl Search {
     /// Begins with the largest coefficient of a sample, unless that is a fault.
     fn new(peak: std::result::Result<f32, Fault>, step: f32, budget: Option<usize>) -> Self {
         let steps = peak.map(|peak| f64::from(peak) / f64::from(step));
-        let (first, fault) = match steps {
+        // The smallest step at which the integers fit in 16 bits, also if the budget would allow a smaller one.
+        let (low, fault) = match steps {
             Ok(steps) if steps.is_finite() => {
-                let first = f64::from(SAME_STEP) + (32.0 * (steps.max(1.0) / LARGEST).log2()).ceil().max(0.0);
-                (first as i32, (first > 255.0).then_some(Fault::TooLarge))
+                let low = f64::from(SAME_STEP) + (32.0 * (steps.max(1.0) / LARGEST).log2()).ceil();
+                (low.max(0.0) as i32, (low > 255.0).then_some(Fault::TooLarge))
             }
             Ok(_) => (0, Some(Fault::TooLarge)),
             Err(fault) => (0, Some(fault)),
         };
-        let low = if first > i32::from(SAME_STEP) { first } else { 0 };
-        Self { budget, step: first, low, high: 255, turn: 0, best: Vec::new(), is_open: fault.is_none(), fault }
+        let step = low.max(i32::from(SAME_STEP));
+        Self { budget, step, low, high: 255, turn: 0, best: Vec::new(), is_open: fault.is_none(), fault }
     }
 
     /// Takes the bytes of a sample at the current step, and finds the step to try next.
