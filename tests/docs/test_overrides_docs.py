@@ -1,10 +1,10 @@
 """docs/encoding.md's table of options is the table of overrides."""
 
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 from latentq import Recipe
-from latentq.format.overrides import OVERRIDES, PixelRange, default_text
+from latentq.format.overrides import OVERRIDES, default_text
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "encoding.md"
 
@@ -13,7 +13,7 @@ def rows():
     """The lines of the table, as they must stand in the page."""
     default = Recipe.load("default").to_dict()
     for override in OVERRIDES:
-        choices = () if override.type is PixelRange else get_args(override.type)
+        choices = get_args(override.type) if get_origin(override.type) is Literal else ()
         effect = f"{override.help}: {', '.join(f'`{choice}`' for choice in choices)}" if choices else override.help
         value = default_text(override, default)
         field = "adds columns" if override.adds_columns else f"`{override.field}`"
