@@ -322,8 +322,16 @@ def test_small_images_are_rejected_or_go_to_a_smaller_bucket(tmp_path):
     columns = recipe().columns
     for small, keys, rejects in (
         ("enlarge", ["c.png", "a.png", "b.png", "d.png"], "e.jpg\tdecode"),
-        ("reject", ["b.png"], "a.png\tsize\t31 x 32 pixels, smaller than its bucket of 32 x 32\nc.png\tsize"),
-        ("smaller", ["c.png", "a.png", "b.png"], "d.png\tsize\t7 x 90 pixels, smaller than every bucket\ne.jpg"),
+        (
+            "reject",
+            ["b.png"],
+            "a.png\tsize\t32 x 31 pixels (height x width), smaller than its bucket of 32 x 32\nc.png\tsize",
+        ),
+        (
+            "smaller",
+            ["c.png", "a.png", "b.png"],
+            "d.png\tsize\t90 x 7 pixels (height x width), smaller than every bucket\ne.jpg",
+        ),
     ):
         if small == "enlarge":
             buckets = {"sizes": [[32, 32], [16, 24]]}

@@ -142,8 +142,8 @@ class Placing:
 
     def _too_small(self, height: int, width: int, bucket: int) -> LatentqError:
         tall, wide = self._buckets.all[bucket]
-        smaller = f"its bucket of {wide} x {tall}" if self._buckets.small == "reject" else "every bucket"
-        return LatentqError(f"{width} x {height} pixels, smaller than {smaller}")
+        smaller = f"its bucket of {tall} x {wide}" if self._buckets.small == "reject" else "every bucket"
+        return LatentqError(f"{height} x {width} pixels (height x width), smaller than {smaller}")
 
 
 def _path(path: Path) -> Path:
