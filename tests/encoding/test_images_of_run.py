@@ -280,7 +280,7 @@ def test_pixels_are_released_before_a_batch_is_written(tmp_path, monkeypatch):
 
     def written(run, encoded, writer):
         alive.append(buffers[len(alive)]() is not None)
-        write_batch(run, encoded, writer)
+        return write_batch(run, encoded, writer)
 
     monkeypatch.setattr(LatentEncoder, "host_buffer", host_buffer)
     monkeypatch.setattr(write, "write_batch", written)
