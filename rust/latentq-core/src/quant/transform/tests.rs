@@ -302,7 +302,11 @@ proptest! {
             expected.resize(budget, 0);
             prop_assert_eq!(row, expected);
             let smaller = row[0].saturating_sub(1);
-            let (_, bytes) = encode(&transform, &plan, &forward(&transform, &plan, x, transform.step(smaller)), smaller);
+            let y = forward(&transform, &plan, x, transform.step(smaller));
+            if y.iter().any(|y| y.abs() > 64_900.0) {
+                continue; // its integers would not fit in 16 bits
+            }
+            let (_, bytes) = encode(&transform, &plan, &y, smaller);
             prop_assert!(bytes.len() > budget || row[0] == 0 || bytes.len() + 8 > budget);
         }
     }
