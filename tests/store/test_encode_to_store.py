@@ -85,6 +85,43 @@ def test_run_killed_at_any_request_is_completed_to_the_same_bytes(pictures, s3, 
     assert requests > 10
 
 
+def test_part_of_a_list_that_a_killed_process_left_is_completed(pictures, s3, tmp_path, monkeypatch):
+    """Before the card and in an update: only a list that a card names is whole."""
+    monkeypatch.setattr("latentq.run.sample_list.MAX_PART", 5)
+    first = sorted(path for path in pictures.rglob("*") if path.is_file())[0]
+    for options in (SMALL, {"update": True, "progress": None}):
+        latentq.encode(pictures, tmp_path / "local", **options)
+        left = 2 if options is SMALL else 1
+
+        def put(store, name, data, mode, original=ObjectStore._put):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return original(store, name, data, mode)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ObjectStore, "_put", put)
+            with pytest.raises(Killed):
+                latentq.encode(pictures, f"{s3}/set", **options)
+        latentq.encode(pictures, f"{s3}/set", **options)
+        assert objects(f"{s3}/set") == files(tmp_path / "local")
+        (first.parent / f"zz{first.suffix}").write_bytes(first.read_bytes())
+
+
+def test_list_that_is_published_is_not_put_again(pictures, s3, monkeypatch):
+    latentq.encode(pictures, f"{s3}/set", **SMALL, rank=0, world_size=2)
+    names = []
+
+    def put(store, name, data, mode, original=ObjectStore._put):
+        names.append(name)
+        return original(store, name, data, mode)
+
+    monkeypatch.setattr(ObjectStore, "_put", put)
+    latentq.encode(pictures, f"{s3}/set", **SMALL, rank=1, world_size=2)
+    assert not [name for name in names if name.startswith("list/")]
+
+
 @pytest.mark.parametrize("options", [{}, {"size": None, "buckets": [[64, 64], [64, 72], [48, 96]]}])
 def test_attempts_of_other_bytes_never_mix(pictures, s3, tmp_path, options):
     """A dead attempt of other bytes left every file of a unit but its index: the unit is published beside them."""
@@ -224,10 +261,11 @@ def test_temporary_folder_is_removed(pictures, s3, tmp_path, monkeypatch):
     latentq.encode(pictures, f"{s3}/set", **SMALL)
     assert not list(tmp_path.glob("latentq-*"))
     with mirror.mirrored(f"{s3}/set") as (folder, _):
-        dead = Path(str(folder.parent).replace(f"-{__import__('os').getpid()}-", "-4194305-"))
+        dead = folder.parent.with_name(f"{folder.parent.name}-dead")
         dead.mkdir()
-    latentq.encode(pictures, f"{s3}/set", **SMALL)
-    assert not list(tmp_path.glob("latentq-*"))
+        (dead / "lock").touch()
+        latentq.encode(pictures, f"{s3}/set", **SMALL)
+        assert [*tmp_path.glob("latentq-*")] == [folder.parent]  # a process that lives keeps its own
 
 
 def test_none_stored_is_told_with_the_url(s3, tmp_path):

@@ -7,8 +7,8 @@ A run works in the folder as in any other. What it publishes there is then publi
 - A unit file by file: its shards first and its `index.json` last, by a conditional put. Nothing is overwritten: a file
   whose name an attempt of other bytes has taken gets another name, a shard as `shard.HASH.mds` (of a bucket
   `shard.003.HASH.mds`) with the xxh3_64 of its bytes in decimal digits in place of its number, a file that no index
-  names as `NAME.HASH` with the xxh3_64 of the unit's index. So the index of a unit
-  names shards whose hashes it holds, whichever attempt wins, and its other files are those of the same attempt.
+  names as `NAME.HASH` with the xxh3_64 of the unit's index. So the index of a unit names shards whose hashes it holds,
+  whichever attempt wins, and its other files are those of the same attempt.
 - The dataset's index last of all.
 
 A unit that is published is kept in the folder as its index and facts alone; one that only the store has is an empty
@@ -18,24 +18,28 @@ index there until `fetch_units` brings its files.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from latentq._core import LatentqError, MismatchError, image_hash
 from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
 from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, NORMALIZATION, REJECTS, UNIT
-from latentq.run.units import UnitCard, unit_names
+from latentq.run.units import UnitCard, list_folder, unit_names
 from latentq.store.local import make_folder, replace_file
 from latentq.store.objects import ObjectStore, is_url
 
 _CONNECTIONS = 16  # requests at the same time
 _FACTS = (INDEX, UNIT, CONTENT_HASHES)  # a unit's files that stay in the folder
+_LOCK = "lock"  # of a temporary folder, held while its process lives
 _DECIDED_ONCE = (EMPTY_CAPTION, NORMALIZATION)
 
 
@@ -56,30 +60,44 @@ class Mirror:
         self.store = store
         self.folder = folder
         self._card = card
+        self._listed: set[str] = set()  # parts of lists that came from the store
 
-    def refresh(self) -> None:
-        """Takes what other processes have published since into the folder: small files, and which units there are.
+    def fetch(self) -> None:
+        """Takes what is published into the folder: small files, and which units there are.
+
+        Only lists that a card names are whole: a killed process may have left the first parts of another one.
 
         Raises:
             MismatchError: The store has objects at this place, and they are no dataset.
             OSError: The store cannot be read.
         """
-        others: list[str] = []
+        parts, others = [], []
         for name, _ in self.store.list():
-            first, _, rest = name.partition("/")
-            if rest == INDEX and _is_unit(first):
-                path = self.folder / name
-                if not path.exists():
-                    make_folder(path.parent)
-                    path.touch()
+            first = name.partition("/")[0]
+            if _is_unit(first):
+                self._note_unit(name)
             elif first == LIST or first.startswith(f"{LIST}."):
-                self._fetch_new(name)
-            elif name in (INDEX, self._card, NEXT_CARD, REJECTS, *_DECIDED_ONCE):
+                parts.append(name)
+            elif name in (INDEX, self._card, NEXT_CARD, *_DECIDED_ONCE):
                 self._fetch(name)
-            elif not _is_unit(first):
+            elif name != REJECTS:
                 others.append(name)
         if others and not (self.folder / self._card).exists():
             raise MismatchError(f"{self.store.url} holds something else ({others[0]}): name a place that is empty")
+        lists = {list_folder(self.folder, revision).name for revision in self._revisions()}
+        self._listed = {name for name in parts if name.partition("/")[0] in lists}
+        with self._threads() as pool:
+            for _ in pool.map(self._fetch, sorted(self._listed)):
+                pass
+
+    def find_units(self) -> None:
+        """Notes in the folder which units other processes have published since.
+
+        Raises:
+            OSError: The store cannot be read.
+        """
+        for name, _ in self.store.list():
+            self._note_unit(name)
 
     def publish_plan(self) -> bool:
         """Publishes the list and the card that are in the folder, and the files that go with them.
@@ -104,7 +122,7 @@ class Mirror:
         for folder in sorted(self.folder.glob(f"{LIST}*")):
             for part in sorted(folder.iterdir()):
                 name = f"{folder.name}/{part.name}"
-                if not self.store.put_once(name, part):
+                if name not in self._listed and not self.store.put_once(name, part):
                     raise MismatchError(f"{self.store.url}/{name} is another list than that of this source")
 
     def publish_once(self, name: str) -> bool:
@@ -146,12 +164,11 @@ class Mirror:
             if not self.store.put_once(f"{name}/{INDEX}", index):
                 self._fetch_unit(name)
 
-    def fetch_units(self, names: Iterable[str], advance: Callable[[], None] = lambda: None) -> None:
+    def fetch_units(self, names: Iterable[str]) -> None:
         """Brings the index and facts of units that only the store has.
 
         Args:
             names: Names of units.
-            advance: Called once for each unit.
 
         Raises:
             OSError: The store cannot be read.
@@ -163,7 +180,7 @@ class Mirror:
 
         with self._threads() as pool:
             for _ in pool.map(fetch, names):
-                advance()
+                pass
 
     def publish_finish(self) -> None:
         """Publishes what finishing wrote into the folder: rejects, card, and last of all the index."""
@@ -173,7 +190,7 @@ class Mirror:
                 self.store.put(name, data)
 
     def stored_bytes(self) -> int:
-        """Returns the size of all objects in bytes. Raises as `refresh`."""
+        """Returns the size of all objects in bytes. Raises as `find_units`."""
         return sum(size for _, size in self.store.list())
 
     def publish_update(self) -> None:
@@ -231,9 +248,19 @@ class Mirror:
         make_folder(path.parent)
         replace_file(path, self.store.get(name))
 
-    def _fetch_new(self, name: str) -> None:
-        if not (self.folder / name).exists():
-            self._fetch(name)
+    def _note_unit(self, name: str) -> None:
+        """Makes an empty index in the folder if an object is the index of a unit that the folder does not have."""
+        unit, _, file = name.partition("/")
+        path = self.folder / name
+        if file == INDEX and _is_unit(unit) and not path.exists():
+            make_folder(path.parent)
+            path.touch()
+
+    def _revisions(self) -> Iterator[int]:
+        """Yields how often the dataset was updated, by its card and by that of an update that is being finished."""
+        for name in (self._card, NEXT_CARD):
+            with contextlib.suppress(FileNotFoundError):
+                yield int(tomllib.loads((self.folder / name).read_text()).get("source", {}).get("revision", 0))
 
     @staticmethod
     def _threads() -> ThreadPoolExecutor:
@@ -282,14 +309,19 @@ def mirrored(
         yield Path(path), None
         return
     store = ObjectStore(str(path), options)
-    prefix = f"latentq-{hashlib.sha256(store.url.encode()).hexdigest()[:12]}-"
+    # Other machines may have the same temporary folder, and their locks may not be seen here.
+    host = hashlib.sha256(f"{socket.gethostname()} {store.url}".encode()).hexdigest()[:16]
     base = Path(tempfile.gettempdir())
-    _remove_dead(base, prefix)
-    with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=base) as temporary:
+    _remove_dead(base, f"latentq-{host}-")
+    with (
+        tempfile.TemporaryDirectory(prefix=f"latentq-{host}-", dir=base) as temporary,
+        (Path(temporary) / _LOCK).open("wb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         folder = Path(temporary) / "dataset"
         mirror = Mirror(store, folder, card)
         try:
-            mirror.refresh()
+            mirror.fetch()
             yield folder, mirror
         except LatentqError as error:
             error.args = tuple(
@@ -317,12 +349,8 @@ def _with_names(index: bytes, placed: Mapping[str, str]) -> bytes:
 
 
 def _remove_dead(base: Path, prefix: str) -> None:
-    """Removes the folders that killed processes of this machine left."""
+    """Removes the folders that killed processes left: those whose lock nobody holds."""
     for folder in base.glob(f"{prefix}*"):
-        process = folder.name.removeprefix(prefix).partition("-")[0]
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
+        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, OSError):
-            continue

@@ -86,7 +86,7 @@ class Share:
     def missing(self, card: UnitCard) -> int:
         """Returns the number of units of all processes that are not published."""
         if self.mirror is not None:
-            self.mirror.refresh()
+            self.mirror.find_units()
         return card.units - units_done(self.out, card)
 
     def finish(

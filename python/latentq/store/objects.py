@@ -101,10 +101,6 @@ class ObjectStore:
         """
         return self._call(name, lambda: bytes(self._obstore.get(self._store, name).bytes()))
 
-    def get_range(self, name: str, start: int, length: int) -> bytes:
-        """Returns `length` bytes of an object from `start` on. Raises as `get`."""
-        return self._call(name, lambda: bytes(self._obstore.get_range(self._store, name, start=start, length=length)))
-
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yields the objects whose names begin with a prefix of whole parts, in the order of their names.
 
