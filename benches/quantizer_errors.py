@@ -46,7 +46,7 @@ def schemes(latents: Any, step_rate: float) -> dict[str, Quantizer | Transform]:
 
 
 def rivals(calibration: Any, measured: Any) -> Iterator[tuple[str, Rival]]:
-    """What other tools make of the measured latents. The block codec fits itself to each sample."""
+    """Yields the name and result of each rival on the measured latents. The block codec fits itself to each sample."""
     affine = Quantizer.calibrate(calibration)
     for level in (3, 19):
         yield f"zstd -{level} of the codes of mse, 8 bits", zstd_of_codes(affine, measured, level)

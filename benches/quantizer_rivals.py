@@ -26,7 +26,7 @@ def zstd_of_codes(quantizer: Quantizer, latents: Any, level: int) -> Rival:
 
 
 def block_ranges(latents: Any, bits: int, *, side: int = 8) -> Rival:
-    """VaeZip's block codec (`lbrq_4bit` and its like, vaezip 0.2.0), written anew from its description.
+    """Measures VaeZip's block codec (`lbrq_4bit` and its like, vaezip 0.2.0), by its description.
 
     Each channel of a sample stores its extremes as float32. Each block of side x side values stores its own range as
     two numbers of 4 bits, in steps of the channel's range. A value is a code within the block's range: an index into a

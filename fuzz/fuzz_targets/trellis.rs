@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
     quantizer.dequantize_rows(&packed, &[2, 0, 1], FloatsMut::F32(&mut rows), plane).expect("three rows");
     rows.rotate_left(2 * elements);
     assert_eq!(expected, Some(rows));
-    // Of any other number of bytes it is an error.
+    // Any other number of bytes is an error.
     let mut values = vec![0.0; SAMPLES * elements];
     let result = quantizer.dequantize_packed(data, FloatsMut::F32(&mut values), plane, 1);
     assert_eq!(result.is_ok(), data.len() == SAMPLES * bytes);

@@ -116,7 +116,7 @@ class EncodingRun:
 
     @property
     def quantizers(self) -> dict[str, Quantizer]:
-        """What the device makes of latents and moments, by column: the codes of a quantizer.
+        """The quantizers that the device applies to latents and moments, by column.
 
         Values of a column with a transform stay float32: the writer encodes them.
         """

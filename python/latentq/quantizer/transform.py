@@ -10,7 +10,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -202,11 +202,11 @@ class Transform:
             ValueError: The shape or `out` does not match.
         """
         if tensors := tensors_for(stored):
-            name = float_name(dtype)
-            if stored.device.type != "cpu":  # type: ignore[union-attr]
-                values = self.decode_tensor(stored, shape, device=stored.device, dtype=dtype, threads=threads)  # type: ignore[union-attr]
+            name, tensor = float_name(dtype), cast("torch.Tensor", stored)
+            if tensor.device.type != "cpu":
+                values = self.decode_tensor(tensor, shape, dtype=dtype, threads=threads)
                 return tensors.copied(values, out)
-            array = tensors.to_numpy(stored)
+            array = tensors.to_numpy(tensor)
             decoded = self.decode(array, shape, dtype=name, out=tensors.out_array(out), threads=threads)
             return tensors.from_numpy(decoded, name, out)
         name = float_name(dtype)
@@ -249,7 +249,7 @@ class Transform:
         from latentq.quantizer import transform_tensors
 
         if device is None and tensors_for(stored):
-            device = stored.device  # type: ignore[union-attr]
+            device = cast("torch.Tensor", stored).device
         numbers, steps = self.numbers(stored, shape, threads=threads)
         tables = self.on_device.get(str(device))
         if tables is None:
@@ -413,7 +413,7 @@ def check_transform_shape(shape: Sequence[int]) -> None:
 
 
 AnyQuantizer: TypeAlias = Quantizer | Transform
-"""What turns the values of a column into stored bytes and back."""
+"""A quantizer or codec, which turns the values of a column into stored bytes and back."""
 
 
 def quantizer_from_dict(d: Mapping[str, Any]) -> AnyQuantizer:

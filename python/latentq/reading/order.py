@@ -261,7 +261,7 @@ class BucketOrder:
 
 
 def _check_size(samples: int) -> None:
-    """Refuses an epoch of so many samples that a product of two numbers of them is no int64."""
+    """Raises ValueError if an epoch is so long that the product of two positions could exceed int64."""
     if samples > _LARGEST_EPOCH:
         raise ValueError(f"an epoch may have at most {_LARGEST_EPOCH} samples, not {samples}")
 

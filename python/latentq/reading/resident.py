@@ -185,7 +185,7 @@ class ResidentDataset(BatchedDataset):
         rows = dict.fromkeys(self.bucket_columns[bucket], indices.to(self.device))
         return self.decode_batch(rows | (noise or {}), bucket=bucket, allocate=allocate)
 
-    def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> Gatherer | None:  # noqa: ARG002
+    def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> Gatherer | None:  # noqa: ARG002  (CPU: all decoded)
         """Returns the native gatherer of a bucket, or None if building a batch needs Python or another device.
 
         Args:

@@ -71,7 +71,7 @@ impl<B: AsRef<[u8]>> Encoded<B> {
                 let failed = |error| Error::io(path, error);
                 let (mut file, mut data) = (std::fs::File::open(path).map_err(failed)?, Vec::new());
                 (&mut file).take(HEADER_BYTES).read_to_end(&mut data).map_err(failed)?;
-                // What libjpeg reads before the first scan has the orientation, too.
+                // The segments before the first scan hold the orientation, too.
                 if let (true, Ok(size)) = (data.starts_with(&[0xFF, 0xD8, 0xFF]), upright_size(&data, orient)) {
                     return Ok(size);
                 }

@@ -116,8 +116,8 @@ pub fn look_up_one_by_one(table: &[f32; 512], numbers: &[u16], out: &mut [f32]) 
 /// Distance in bytes at which outputs are prefetched.
 const AHEAD: usize = 1024;
 
-/// Fetches the lines that are written soon. Without it, looking up and waiting for lines take turns: a look-up takes so many
-/// instructions that few stores are in flight.
+/// Prefetches the cache lines that are written soon. A look-up takes so many instructions that few stores are in flight;
+/// without the prefetch, look-ups and waits for lines alternate.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn prefetch_for_writing<T>(out: &T) {

@@ -21,7 +21,7 @@ const MOST_VALUES: usize = 1 << 24;
 /// Rounds of quantizing, each of which fits the tables to the integers.
 const ROUNDS: usize = 4;
 
-/// Of the prior, in the count of a table.
+/// The weight of the prior, in counts of a table.
 const PRIOR: f64 = 20.0;
 
 /// Tables that are tried for a band around the one it has.

@@ -360,7 +360,7 @@ impl Lane {
     }
 }
 
-/// What a sample has besides symbols.
+/// The parts of a sample other than symbols.
 struct Rest<'a> {
     /// The numbers of low bits of the elements to come; there are none for elements after these.
     raw: &'a [u8],

@@ -21,7 +21,7 @@ const LARGEST: f64 = 65_000.0;
 /// Steps that are tried for a budget.
 const TURNS: u32 = 12;
 
-/// Of these, the first that follow the slope; the rest bisects.
+/// The number of first turns that follow the slope; later ones bisect.
 const SLOPE_TURNS: u32 = 3;
 
 /// Steps of the step byte that save a bit per element.
