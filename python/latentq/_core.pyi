@@ -145,7 +145,7 @@ class Transform:
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[tuple[int, int | None, str]]]: ...
     def decode(
         self,
-        bytes: npt.NDArray[np.uint8],  # noqa: A002
+        data: npt.NDArray[np.uint8],
         lengths: npt.NDArray[np.int64],
         out: npt.NDArray[Any],
         bfloat16: bool,
@@ -153,7 +153,7 @@ class Transform:
     ) -> list[tuple[int, int | None, str]]: ...
     def decode_numbers(
         self,
-        bytes: npt.NDArray[np.uint8],  # noqa: A002
+        data: npt.NDArray[np.uint8],
         lengths: npt.NDArray[np.int64],
         out: npt.NDArray[np.int16] | npt.NDArray[np.int32],
         steps: npt.NDArray[np.float32],

@@ -101,7 +101,7 @@ impl Transform {
     fn decode(
         &self,
         py: Python<'_>,
-        bytes: PyReadonlyArray1<'_, u8>,
+        data: PyReadonlyArray1<'_, u8>,
         lengths: PyReadonlyArray1<'_, i64>,
         out: &Bound<'_, PyAny>,
         bfloat16: bool,
@@ -109,7 +109,7 @@ impl Transform {
     ) -> PyResult<Vec<Refused>> {
         let (_, mut out) = Output::of(out, bfloat16, self.0.channels())?;
         let (samples, shape) = sizes(out.shape(), self.0.channels())?;
-        let rows = rows(bytes.as_slice()?, lengths.as_slice()?, samples)?;
+        let rows = rows(data.as_slice()?, lengths.as_slice()?, samples)?;
         let out = out.floats()?;
         py.detach(|| self.0.decode(&rows, out, shape, threads)).map(refused).map_err(to_py)
     }
@@ -119,7 +119,7 @@ impl Transform {
     fn decode_numbers(
         &self,
         py: Python<'_>,
-        bytes: PyReadonlyArray1<'_, u8>,
+        data: PyReadonlyArray1<'_, u8>,
         lengths: PyReadonlyArray1<'_, i64>,
         out: &Bound<'_, PyAny>,
         steps: &Bound<'_, PyAny>,
@@ -128,7 +128,7 @@ impl Transform {
         let dims = out.cast::<numpy::PyUntypedArray>()?;
         let dims = numpy::PyUntypedArrayMethods::shape(dims).to_vec();
         let (samples, shape) = sizes(&dims, self.0.channels())?;
-        let rows = rows(bytes.as_slice()?, lengths.as_slice()?, samples)?;
+        let rows = rows(data.as_slice()?, lengths.as_slice()?, samples)?;
         let mut steps = output::<f32>(steps, &[samples])?;
         let steps = steps.as_slice_mut()?;
         let decode = |out: NumbersMut<'_>, steps: &mut [f32]| self.0.decode_numbers(&rows, out, steps, shape, threads);
