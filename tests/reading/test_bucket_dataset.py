@@ -249,6 +249,13 @@ def test_an_interrupted_loader_resumes_on_other_ranks(made, dataset):
     assert sorted(seen) == list(range(41))
 
 
+def test_states_of_loaders_with_and_without_buckets_are_told_apart(dataset, tmp_path):
+    plain = LatentDataset(make_dataset(tmp_path / "plain").path)
+    for ours, theirs in ((dataset, plain), (plain, dataset)):
+        with pytest.raises(ValueError, match="one of the two datasets has buckets"):
+            ours.loader(4).load_state_dict(theirs.loader(4).state_dict())
+
+
 def test_dropouts_are_functions_of_the_sample(dataset):
     def masks(batch_size):
         loader = dataset.loader(batch_size, shuffle=True, label_dropout=0.4)

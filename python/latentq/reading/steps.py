@@ -188,8 +188,10 @@ class Steps:
             raise TypeError(f"the state of a loader is a dict from state_dict(), not {type(state).__name__}")
         mine = self.state_dict()
         if state.keys() != mine.keys():
+            differ = {"start", "position"} <= mine.keys() | state.keys()
+            hint = ": one of the two datasets has buckets, and the other has not" if differ else ""
             raise ValueError(
-                f"the state of a loader has {', '.join(mine)}, not {', '.join(map(str, state)) or 'nothing'}"
+                f"the state of a loader has {', '.join(mine)}, not {', '.join(map(str, state)) or 'nothing'}{hint}"
             )
         for key in mine.keys() & {"epoch", "position", "step", "batch"}:
             if type(state[key]) is not int or state[key] < (key == "batch"):
