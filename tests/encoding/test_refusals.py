@@ -118,6 +118,15 @@ def test_recipe_that_stores_what_the_source_lacks_is_refused(pictures, tmp_path,
         latentq.encode(pictures, tmp_path / "out2", autoencoder="dct-f8c16", size=60)
 
 
+@pytest.mark.parametrize("size", [{"size": 1 << 20}, {"buckets": "65536x65536"}])
+def test_pixels_beyond_the_free_memory_are_refused(pictures, tmp_path, monkeypatch, size):
+    monkeypatch.setattr("latentq.encoding.run.available_bytes", lambda: 1 << 30)
+    with pytest.raises(RecipeError, match=r"a batch \(1 x \d+ x \d+\) take [\d.]+ GB, but only 1\.1 GB of memory"):
+        latentq.encode(pictures, tmp_path / "out", autoencoder="dct-f8c16", **size)
+    assert not (tmp_path / "out").exists()
+    assert latentq.encode(pictures, tmp_path / "out", **SMALL).complete
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"batch_size": 0}, "batch_size"), ({"rank": 2, "world_size": 2}, "rank"), ({"rank": -1}, "rank")],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from latentq._core import RecipeError
 from latentq.encoding.models import Models
 from latentq.encoding.options import EncodeSettings
 from latentq.encoding.stages import Profile
@@ -15,6 +16,7 @@ from latentq.format.card import Card
 from latentq.quantizer import Quantizer, Transform
 from latentq.run.sample_list import SampleList
 from latentq.sources import Source
+from latentq.system.memory import available_bytes
 
 if TYPE_CHECKING:
     from latentq.encoding.captions import CaptionEncoder
@@ -93,6 +95,7 @@ class EncodingRun:
         sizes = [[column.pixels for column in recipe.sized(bucket).values()] for bucket in buckets]
         most = max(1, min(recipe.unit_size, len(samples)))
         batch_sizes = tuple(min(settings.batch_size or default_batch_size(pixels), most) for pixels in sizes)
+        _check_memory(sizes, batch_sizes)
         folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
         return cls(
             source, samples, encoder, captions, card, uncalibrated, batch_sizes, settings.threads, settings.strict,
@@ -138,6 +141,22 @@ class EncodingRun:
     def text_quantizers(self) -> dict[str, Quantizer]:
         """The quantizers of the columns of embeddings, by column."""
         return {name: facts.quantizer for name, facts in self.card.embeddings.items()}
+
+
+def _check_memory(sizes: Sequence[Sequence[tuple[int, int]]], batch_sizes: Sequence[int]) -> None:
+    """Raises RecipeError if the pixels of a batch, as bytes and as float32, are more than the memory that is free.
+
+    The system would end the process for it, without a message.
+    """
+    available = available_bytes()
+    for pixels, length in zip(sizes, batch_sizes, strict=True):
+        needed = 3 * (1 + 4) * length * sum(height * width for height, width in pixels)
+        if available is not None and needed > available:
+            height, width = max(pixels, key=lambda size: size[0] * size[1])
+            raise RecipeError(
+                f"the pixels of a batch ({length} x {height} x {width}) take {needed / 1e9:.1f} GB, but only "
+                f"{available / 1e9:.1f} GB of memory is available: use a smaller size or batch size"
+            )
 
 
 def default_batch_size(sizes: Iterable[tuple[int, int]]) -> int:

@@ -96,7 +96,10 @@ class Buckets:
             if not values["area"] or not all(
                 type(side) is int and 1 <= side <= _MAX_SIDE**2 for side in values["area"]
             ):
-                raise RecipeError(f"buckets.area must be a number of pixels or a list of them, not {area!r}")
+                raise RecipeError(
+                    f"buckets.area is a number of pixels from 1 to {_MAX_SIDE**2}, such as 1048576 for 1024 x 1024, "
+                    f"or a list of them, not {area!r}"
+                )
             if list(values["area"]) != sorted(set(values["area"]), reverse=True):
                 raise RecipeError(f"buckets.area must be a list of falling numbers, not {area!r}")
         if "multiple" in data and (type(data["multiple"]) is not int or not 1 <= data["multiple"] <= _MAX_SIDE):
@@ -162,11 +165,19 @@ class Buckets:
         """Raises RecipeError if there are no buckets, too many, or one twice."""
         for area in self.area:
             if area < self.multiple**2:
-                raise RecipeError(f"buckets.area = {area} has no bucket whose sides are multiples of {self.multiple}")
+                raise RecipeError(
+                    f"buckets.area = {area} pixels has no bucket whose sides are multiples of {self.multiple}: use a "
+                    "larger area (1048576 is 1024 x 1024) or a smaller multiple"
+                )
         if any(not tier for tier in self.tiers):
             raise RecipeError(f"buckets: there are none in {self.to_dict()}")
         if len(self.all) > MAX_BUCKETS:
             raise RecipeError(f"buckets: there are more than {MAX_BUCKETS}: use a larger multiple")
+        if len(self.all) == 1 and not self.sizes and self.max_ratio > 1:
+            raise RecipeError(
+                f"buckets: the only one is {self.all[0][0]} x {self.all[0][1]}: use a larger area, a smaller multiple "
+                f"than {self.multiple}, or no buckets"
+            )
         seen: set[Bucket] = set()
         for height, width in self.all:
             if (height, width) in seen:
@@ -190,8 +201,8 @@ def parse_buckets(value: BucketsOption) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, str):
-        if value in get_args(SetName):
-            return {"set": value}
+        if value.lower() in get_args(SetName):
+            return {"set": value.lower()}
         parts: list[Any] = value.split(",")
         try:
             parts = [parse_size(part) for part in parts]
