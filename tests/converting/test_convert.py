@@ -56,13 +56,18 @@ def test_an_impossible_conversion_is_one_error_line(source, out, code, message, 
     assert message in line
 
 
-def test_an_interrupt_leaves_nothing_behind(tokens_tsv, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["finish", "write_list"])
+def test_an_interrupted_conversion_continues(at, tokens_tsv, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("latentq.converting.pipeline.finish", interrupted)
-    assert main(["convert", str(tokens_tsv), str(tmp_path / "out")]) == 130
-    assert names(tmp_path) == []
+    with monkeypatch.context() as context:
+        context.setattr(f"latentq.converting.to_dataset.{at}", interrupted)
+        assert main(["convert", str(tokens_tsv), str(tmp_path / "out")]) == 130
+    assert "the same command continues from there" in capsys.readouterr().err
+    assert names(tmp_path) == ([".out.converting"] if at == "finish" else [])
+    assert main(["convert", str(tokens_tsv), str(tmp_path / "out")]) == 0
+    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("foreign", [True, False])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import UsageError, add_command, disk_bytes
+from latentq.converting.names import CODES, NAMES, WRITTEN
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
@@ -20,16 +21,38 @@ def add(commands: Commands) -> None:
         commands,
         "convert",
         _run,
-        "convert other tools' latents to a dataset, or a dataset to their layout; codes are copied unchanged",
-        "  latentq convert imagenet_3gb.pt out/       imagenet_3gb's torch file\n"
-        "  latentq convert vae_mds/ out/              imagenet.int8's folder\n"
-        "  latentq convert tokens.tsv out/            VQGAN's TSV of tokens\n"
-        "  latentq convert out/ imagenet_3gb.pt       and back: to .pt, .tsv or imagenet.int8's folder, by DST",
+        "convert other tools' latents to a dataset, or a dataset to their layout, unchanged",
+        "  latentq convert cache/ out/                      any layout below, recognized by its content\n"
+        "  latentq convert vae-sd/ out/ --from repa         a folder that fits two layouts\n"
+        "  latentq convert shards/ out/ --bits 8            quantized; the error is told\n"
+        "  latentq convert out/ shards/ --to lightningdit   and back\n"
+        "  latentq convert out/ imagenet_3gb.pt             to .pt, .tsv or imagenet.int8's folder, by DST\n\n"
+        f"layouts, both ways: {', '.join((*CODES, *WRITTEN))}\n"
+        f"layouts that are read: {', '.join(name for name in NAMES if name not in WRITTEN) or 'the same'}",
+        resumable=True,
     )
     parser.add_argument(
         "source", metavar="SRC", help="a dataset, or another tool's file or folder, recognized by its content"
     )
     parser.add_argument("out", metavar="DST", help="output file or folder, which must not exist yet")
+    parser.add_argument(
+        "--from", dest="from_layout", metavar="LAYOUT", help="the layout of SRC, if its content fits several"
+    )
+    parser.add_argument(
+        "--to", dest="to_layout", metavar="LAYOUT", help="the layout to write from a dataset; by default DST decides"
+    )
+    parser.add_argument(
+        "--autoencoder",
+        metavar="NAME",
+        help="the autoencoder that made SRC, if not the layout's usual one: sd, sdxl, sd3, flux, dc-ae, va-vae, ... or "
+        "any model's name, for the card",
+    )
+    parser.add_argument(
+        "--codebook", type=int, metavar="N", help="tokens in the codebook that made SRC, if not the layout's usual one"
+    )
+    parser.add_argument(
+        "--bits", type=int, metavar="N", help="quantize latents to 2 to 8 bits; by default they are copied unchanged"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -37,6 +60,15 @@ def _run(options: argparse.Namespace) -> int:
 
     if not Path(options.source).exists():
         raise UsageError(f"{options.source}: no such file or folder")
-    samples = convert(options.source, options.out, progress=sys.stderr)
+    samples = convert(
+        options.source,
+        options.out,
+        from_layout=options.from_layout,
+        to_layout=options.to_layout,
+        autoencoder=options.autoencoder,
+        codebook=options.codebook,
+        bits=options.bits,
+        progress=sys.stderr,
+    )
     print(escaped(f"{Path(options.out)}: {counted(samples, 'sample')}, {size_text(disk_bytes(Path(options.out)))}"))
     return 0

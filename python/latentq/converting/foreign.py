@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import LatentqError, MismatchError
+from latentq.converting.names import NAMES
 from latentq.format.card import Card
 from latentq.format.facts import UNKNOWN, SourceFacts
 from latentq.format.normalization import Normalization
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 KNOWN_LAYOUTS = (
     "Known layouts: imagenet_3gb's torch file (.pt: a list of id, latent and label), VQGAN-f16-16384's TSV (columns "
-    "image_file and encoding), imagenet.int8's MDS folder (columns vae_output, label and label_as_text), and latentq's "
-    "own datasets"
+    "image_file and encoding), imagenet.int8's MDS folder (columns vae_output, label and label_as_text), latentq's own "
+    f"datasets, and the layouts that --from names: {', '.join(NAMES)}"
 )
 _BATCH = 1024
 
@@ -45,8 +46,9 @@ class ForeignAutoencoder:
         family: The name of its class in diffusers.
         normalization: The formula from raw latents to those that models are trained on.
         pixel_range: The pixel values of black and white.
-        shape: (C, h, w) of a latent.
+        shape: (C, h, w) of a latent; where images have several sizes, of any of them.
         codebook_size: The number of tokens; 0 for an autoencoder without a codebook.
+        reduction: Pixels per position of a latent, along each side; 0 if every latent has `shape`.
     """
 
     name: str
@@ -55,10 +57,21 @@ class ForeignAutoencoder:
     pixel_range: tuple[float, float]
     shape: tuple[int, int, int]
     codebook_size: int = 0
+    reduction: int = 0
 
-    def latent_shape(self, size: int) -> tuple[int, int, int]:  # noqa: ARG002  (the protocol's name)
-        """Returns (C, h, w) of the stored latents, for any size."""
-        return self.shape
+    @property
+    def posterior(self) -> None:
+        """Present, because a layout may hold moments; the autoencoder is not loaded, so there is nothing to call."""
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """Returns (C, h, w) of the stored latents of squares.
+
+        Args:
+            size: The side of the squares in pixels; unused if every latent has `shape`.
+        """
+        if not self.reduction:
+            return self.shape
+        return self.shape[0], size // self.reduction, size // self.reduction
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO, cast
-
-import numpy as np
+from typing import Protocol, TextIO, cast
 
 from latentq._core import FormatError, LatentqError
 from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
-from latentq.converting.foreign import ForeignDataset, batches
-from latentq.format.card import CARD, Card
-from latentq.format.files import LIST
-from latentq.format.options import ENCODED
-from latentq.quantizer import Quantizer
-from latentq.run.finish import finish
-from latentq.run.listing import source_facts
-from latentq.run.sample_list import SampleList, UnitEntry, cut_into_units, list_parts, write_list
-from latentq.run.unit_writer import UnitWriter, publish_unit
-from latentq.run.units import LatentSums, UnitFacts, card_hash
-from latentq.store.local import check_regular, make_folder, published_whole
+from latentq.converting.foreign import ForeignDataset
+from latentq.converting.incoming import Arrays, Incoming
+from latentq.converting.layouts import LAYOUTS, recognized, writer
+from latentq.converting.names import CODES, IMAGENET_3GB, IMAGENET_INT8, NAMES, VQGAN, WRITTEN
+from latentq.converting.options import ReadOptions
+from latentq.converting.outgoing import Outgoing
+from latentq.converting.to_dataset import write_dataset
+from latentq.converting.work import check_absent, resumable
+from latentq.format.card import CARD
+from latentq.run.listing import print_notes
+from latentq.sources import Sample
+from latentq.store.local import check_regular, read_regular
 from latentq.system.progress import Progress
 
 __all__ = ["convert", "open_foreign"]
@@ -30,32 +30,45 @@ _SLOW_TO_OPEN = 1 << 28  # bytes
 _ZIP = b"PK\x03\x04"
 
 
-class _ForeignLayout(Protocol):
-    """A module that reads and writes one layout."""
+class _CodesLayout(Protocol):
+    """A module that reads and writes one layout whose codes are those of a recipe."""
 
     def read(self, path: Path, progress: TextIO | None) -> ForeignDataset: ...
 
     def write(self, dataset: Path, out: Path, progress: TextIO | None) -> int: ...
 
 
-_BY_SUFFIX = cast(
-    "dict[str, _ForeignLayout]",
-    {imagenet_3gb.SUFFIX: imagenet_3gb, vqgan.SUFFIX: vqgan, "": imagenet_int8, ".int8": imagenet_int8},
-)
+_CODES = cast("dict[str, _CodesLayout]", {IMAGENET_3GB: imagenet_3gb, IMAGENET_INT8: imagenet_int8, VQGAN: vqgan})
+_BY_SUFFIX = {imagenet_3gb.SUFFIX: IMAGENET_3GB, vqgan.SUFFIX: VQGAN, "": IMAGENET_INT8, ".int8": IMAGENET_INT8}
 
 
-def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, progress: TextIO | None = None) -> int:
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    from_layout: str | None = None,
+    to_layout: str | None = None,
+    autoencoder: str | None = None,
+    codebook: int | None = None,
+    bits: int | None = None,
+    progress: TextIO | None = None,
+) -> int:
     """Converts another tool's latents to a latent dataset, or a latent dataset to another tool's layout.
 
-    Codes are copied unchanged; nothing is quantized again.
+    Floats and codes are stored unchanged, unless `bits` is given. A conversion that was interrupted continues when it
+    is started again with the same arguments; until it is whole, it is in a hidden folder next to `out`.
 
     Args:
-        source: A latent dataset, imagenet_3gb's torch file, VQGAN's TSV of tokens, or a folder as imagenet.int8's
-            script writes it; its content decides which.
-        out: The output, which must not exist. A latent dataset becomes a torch file (`.pt`), a TSV (`.tsv`) or, with
-            no suffix or `.int8`, imagenet.int8's folder; anything else becomes a latent dataset. It is published
-            atomically.
-        progress: The stream for progress, or None.
+        source: A latent dataset, or another tool's file or folder; its content decides which.
+        out: The output, which must not exist. It is published atomically.
+        from_layout: The layout of the source, if its content fits several.
+        to_layout: The layout to write from a latent dataset. By default the suffix of `out` decides: `.pt` is
+            imagenet_3gb's torch file, `.tsv` VQGAN's tokens, and no suffix or `.int8` imagenet.int8's folder.
+        autoencoder: The autoencoder that made the source, if it is not the layout's usual one: a name such as `sdxl`,
+            or any model.
+        codebook: The number of tokens in the codebook that made the source, if it is not the layout's usual one.
+        bits: Bits per value, 2 to 8, for a quantizer that is calibrated; None stores latents unchanged.
+        progress: The stream for progress and notes, or None.
 
     Returns:
         The number of samples converted.
@@ -63,26 +76,72 @@ def convert(source: str | os.PathLike[str], out: str | os.PathLike[str], *, prog
     Raises:
         FileExistsError: `out` exists.
         FormatError: The source is of no known layout, or violates its layout.
-        MismatchError: The dataset's codes have another meaning than the layout's.
+        MismatchError: The source fits several layouts; the dataset lacks what the layout needs, or its codes have
+            another meaning; or another conversion to `out` is unfinished.
         OSError: A file cannot be read or written.
-        ValueError: The source is a latent dataset, and no layout has the suffix of `out`.
+        ValueError: A name of a layout is unknown, or an option does not apply.
     """
     source, out = Path(source), Path(out)
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", str(out.parent))
-    with published_whole(out) as temporary:
-        if progress is not None and source.is_file() and source.stat().st_size > _SLOW_TO_OPEN:
-            progress.write(f"reading {source}\n")
-        foreign = open_foreign(source, progress=progress)
-        if foreign is None:
-            return _layout_of(out).write(source, temporary, progress)
-        if out.suffix in (imagenet_3gb.SUFFIX, vqgan.SUFFIX):
-            raise LatentqError(f"{source} is a {foreign.kind}: convert it to a latent dataset first, and that to {out}")
-        return _write_dataset(foreign, temporary, progress)
+    check_absent(out)
+    if progress is not None and source.is_file() and source.stat().st_size > _SLOW_TO_OPEN:
+        progress.write(f"reading {source}\n")
+    if (source / CARD).exists():
+        given = {"from_layout": from_layout, "autoencoder": autoencoder, "codebook": codebook, "bits": bits}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} is for the conversion of another tool's latents, and {source} is a dataset")
+        return _from_dataset(source, out, to_layout, progress)
+    options = ReadOptions(autoencoder, codebook)
+    if to_layout is not None:
+        raise LatentqError(f"{source} is not a latent dataset: convert it to one first, and that to {to_layout}")
+    return _to_dataset(source, out, from_layout, options, bits, progress)
+
+
+def _from_dataset(source: Path, out: Path, to_layout: str | None, progress: TextIO | None) -> int:
+    """Writes a dataset in another tool's layout."""
+    name = _layout_of(out) if to_layout is None else to_layout
+    if name not in (*CODES, *WRITTEN):
+        known = f"{name} can only be read" if name in NAMES else f"there is no layout {name!r}"
+        raise ValueError(f"to_layout: {known}: name one of {', '.join((*CODES, *WRITTEN))}")
+    card = hashlib.sha256(read_regular(source / CARD)).hexdigest()
+    with resumable(out, {"source": str(source.absolute()), "card": card, "layout": name}) as work:
+        if name in _CODES:
+            work.restart()
+            return _CODES[name].write(source, work.result, progress)
+        outgoing = Outgoing(source, name)
+        with Progress(outgoing.count, "convert", progress, noun="sample") as bar:
+            writer(name).write(outgoing, work, bar)
+        return outgoing.count
+
+
+def _to_dataset(
+    source: Path, out: Path, from_layout: str | None, options: ReadOptions, bits: int | None, progress: TextIO | None
+) -> int:
+    """Writes a dataset from another tool's data."""
+    name = _source_layout(source) if from_layout is None else from_layout
+    if name not in (*CODES, *NAMES):
+        raise ValueError(f"from_layout: there is no layout {name!r}: name one of {', '.join((*CODES, *NAMES))}")
+    job = {"source": str(source.absolute()), "layout": name, **vars(options), "bits": bits}
+    with resumable(out, job) as work:
+        if name in LAYOUTS:
+            incoming = LAYOUTS[name].read(source, options)
+        else:
+            foreign = _CODES[name].read(source, progress)
+            if out.suffix in (imagenet_3gb.SUFFIX, vqgan.SUFFIX):
+                raise LatentqError(
+                    f"{source} is a {foreign.kind}: convert it to a latent dataset first, and that to {out}"
+                )
+            for option, value in (*vars(options).items(), ("bits", bits)):
+                if value is not None:
+                    raise ValueError(f"{option} does not apply to a {foreign.kind}: its codes are copied unchanged")
+            incoming = _incoming(foreign)
+        samples = write_dataset(incoming, work.result, bits, progress)
+        print_notes(incoming.notes, progress)
+        return samples
 
 
 def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> ForeignDataset | None:
-    """Opens another tool's file or folder, recognized by its content; returns None for a latent dataset.
+    """Opens a file or folder whose codes are those of a recipe; returns None for a latent dataset.
 
     Args:
         path: The file or folder.
@@ -90,72 +149,64 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
 
     Raises:
         FormatError: It is of no known layout, or violates its layout.
+        LatentqError: It is of another layout, which must be converted first.
         OSError: It does not exist or cannot be read.
     """
     path = Path(path)
+    if (path / CARD).exists():
+        return None
+    name = _source_layout(path)
+    if name not in _CODES:
+        raise LatentqError(f"{path} is of the layout {name}: convert it to a latent dataset first (latentq convert)")
+    return _CODES[name].read(path, progress)
+
+
+def _source_layout(path: Path) -> str:
+    """Returns the layout of a file or folder by its content. What is of no layout is left to a reader's error.
+
+    Raises:
+        FormatError: The file is empty or no regular file.
+        MismatchError: It fits several layouts.
+        OSError: It does not exist or cannot be read.
+    """
+    start = b""
+    if not path.is_dir():
+        check_regular(path)
+        with path.open("rb") as file:
+            start = file.read(len(_ZIP))
+        if not start:
+            raise FormatError(f"{path}: the file is empty")
+    layout = recognized(path)
+    if layout is not None:
+        return layout.NAME
     if path.is_dir():
-        return None if (path / CARD).exists() else imagenet_int8.read(path, progress)
-    check_regular(path)
-    with path.open("rb") as file:
-        start = file.read(len(_ZIP))
-    if not start:
-        raise FormatError(f"{path}: the file is empty")
-    is_torch_file = start == _ZIP or path.suffix == imagenet_3gb.SUFFIX
-    return cast("_ForeignLayout", imagenet_3gb if is_torch_file else vqgan).read(path, progress)
+        return IMAGENET_INT8
+    return IMAGENET_3GB if start == _ZIP or path.suffix == imagenet_3gb.SUFFIX else VQGAN
 
 
-def _layout_of(out: Path) -> _ForeignLayout:
+def _layout_of(out: Path) -> str:
     """Returns the layout that an output's name decides. Raises ValueError if its suffix is of no layout."""
-    layout = _BY_SUFFIX.get(out.suffix)
-    if layout is None:
+    name = _BY_SUFFIX.get(out.suffix)
+    if name is None:
         raise ValueError(
             f"{out}: no layout has the suffix {out.suffix}: name a .pt (imagenet_3gb's torch file), a .tsv (VQGAN's "
-            "tokens), or a folder without a suffix or with .int8 (imagenet.int8's shards)"
+            "tokens), or a folder without a suffix or with .int8 (imagenet.int8's shards), or choose by --to"
         )
-    return layout
+    return name
 
 
-def _write_dataset(foreign: ForeignDataset, out: Path, progress: TextIO | None) -> int:
-    """Writes a finished dataset, unit by unit, as `latentq.encode` does."""
-    size = foreign.recipe.unit_size
-    make_folder(out)
-    write_list(out / LIST, list_parts((unit, 0) for unit in cut_into_units(foreign.samples, size)))
-    samples = SampleList(out / LIST)
-    card = foreign.planned_card(source_facts(foreign.kind, samples, size))
-    with Progress(len(foreign), "convert", progress) as bar:
-        for unit in samples.units():
-            _write_converted_unit(out, card, foreign, samples, unit, bar)
-    finish(out, card, progress)
-    return len(foreign)
+def _incoming(foreign: ForeignDataset) -> Incoming:
+    """Returns a dataset of codes as a stream."""
+    ((name, _),) = foreign.recipe.encoded().items()
 
+    def read(indices: Sequence[int], _: Sequence[Sample]) -> Arrays:
+        return {name: foreign.read_stored(indices)}
 
-def _write_converted_unit(
-    out: Path, card: Card, foreign: ForeignDataset, samples: SampleList, unit: UnitEntry, bar: Progress
-) -> None:
-    sums = {name: LatentSums.empty(latent.quantizer) for name, latent in card.latents.items()}
-    facts = UnitFacts(card=card_hash(card.to_toml()), listing=samples.unit_sha256(unit), latents=sums)
-
-    def fill(writer: UnitWriter) -> None:
-        for batch in batches(unit.indices):
-            columns = _columns(card, foreign, batch)
-            for name, total in facts.latents.items():
-                quantizer = card.latents[name].quantizer
-                assert isinstance(quantizer, Quantizer)  # a layout's quantizer is uniform
-                clipped = np.zeros(quantizer.channels, np.int64)
-                total.add(LatentSums(clipped, quantizer.histogram(columns[name])))
-            writer.write(columns, len(batch))
-
-    publish_unit(out / unit.name, card.columns, facts, bar, fill)
-
-
-def _columns(card: Card, foreign: ForeignDataset, batch: range) -> dict[str, Any]:
-    """Reads the stored values of a batch, by column."""
-    columns: dict[str, Any] = {}
-    for name, encoding in card.columns.items():
-        content = card.recipe.columns[name].content
-        if content in ENCODED:
-            columns[name] = foreign.read_stored(batch)
-        else:
-            values = [getattr(foreign.samples[index], content) for index in batch]
-            columns[name] = list(map(str, values)) if encoding == "str" else values
-    return columns
+    return Incoming(
+        foreign.kind,
+        foreign.recipe.columns,
+        foreign.autoencoder,
+        lambda: iter(foreign.samples),
+        read,
+        recipe=foreign.recipe,
+    )

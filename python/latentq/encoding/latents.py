@@ -236,7 +236,7 @@ class LatentEncoder:
         else:
             mean, logvar = (values[: len(indices)].float() for values in self._run("posterior", floats, exact))
             if column.content == "moments":
-                return torch.cat([mean, logvar], 1)
+                return torch.cat([mean, (logvar / 2).exp() if column.spread == "std" else logvar], 1)
             # Drawn on the host while the GPU computes.
             drawn = torch.from_numpy(noise(self._options.seed, indices, stream, tuple(mean.shape[1:])))
             latents = mean + (logvar / 2).exp() * send(drawn, self.device)

@@ -373,7 +373,7 @@ def _check_latent(card: Card, name: str, latent: LatentFacts) -> None:
             elif type(value) not in (int, float):
                 raise FormatError(f"latents.{name}.{key} must hold numbers, not {value!r}")
     if card.recipe.columns[name].content == "moments" and latent.shape[0] % 2:
-        raise FormatError(f"latents.{name}.shape must have as many means as log-variances, not {latent.shape}")
+        raise FormatError(f"latents.{name}.shape must have as many means as spreads, not {latent.shape}")
     normalization, column = card.autoencoder.normalization, card.recipe.columns[name]
     per_latent = latent.shape[0] // (2 if column.content == "moments" else 1)
     normalization.check_channels(per_latent // normalization.patchify**2 if column.scaled else per_latent)

@@ -143,7 +143,7 @@ class LatentFacts:
     """One column of latents or moments.
 
     Attributes:
-        shape: (C, h, w) of a sample's latent, or (2C, h, w) of its moments, means before log-variances; with buckets,
+        shape: (C, h, w) of a sample's latent, or (2C, h, w) of its moments, means before their spread; with buckets,
             that of the first bucket.
         quantizer: The quantizer, frozen before the first unit was encoded.
         statistics: Statistics of the values that a reader sees, per channel; None until the dataset is complete.

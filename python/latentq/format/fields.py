@@ -20,10 +20,19 @@ from latentq.format.options import (
     Column,
     Content,
     Dtype,
+    Spread,
     Store,
 )
 
-_CHOICES = {"Crop": Crop, "Filter": Filter, "Alpha": Alpha, "Icc": Icc, "Dtype": Dtype, "Store": Store}
+_CHOICES = {
+    "Crop": Crop,
+    "Filter": Filter,
+    "Alpha": Alpha,
+    "Icc": Icc,
+    "Dtype": Dtype,
+    "Store": Store,
+    "Spread": Spread,
+}
 _Options = TypeVar("_Options")
 
 
@@ -83,12 +92,12 @@ def column_from(name: str, data: object) -> Column:
 
 
 def column_table(column: Column) -> dict[str, Any]:
-    """Returns the table that `column_from` reads, without a size if the recipe has buckets."""
+    """Returns the table that `column_from` reads, without a size if the recipe has buckets, or the usual spread."""
     table: dict[str, Any] = {"from": column.content, "encoding": column.encoding, "optional": column.optional}
     for key in fields(Column):
         if key.name in COLUMN_FIELDS.get(column.content, ()):
             value = getattr(column, key.name)
-            if key.name == "size" and not value:
+            if (key.name == "size" and not value) or (key.name == "spread" and value == "logvar"):
                 continue
             table[key.name] = (
                 list(value) if isinstance(value, tuple) else dict(value) if key.name == "quantizer" else value

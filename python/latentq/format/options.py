@@ -10,6 +10,7 @@ from latentq.choices import Alpha, Crop, Filter, Icc, Method, PixelOptions, Size
 
 Dtype = Literal["float32", "tf32", "float16", "bfloat16"]
 Store = Literal["sample", "mean"]
+Spread = Literal["logvar", "std"]
 Content = Literal[
     "latent", "moments", "tokens", "caption_embedding", "attention_mask", "pooled_embedding", "key", "label",
     "label_text", "caption", "captions", "image", "original_size", "crop_top_left", "bucket",
@@ -29,7 +30,7 @@ FLOATS = ("float16", "bfloat16", "float32")
 # The fields that a column of each content may have in addition to `from`, `encoding` and `optional`.
 COLUMN_FIELDS: Mapping[str, set[str]] = {
     "latent": {"size", "store", "scaled", "flip", "shape", "quantizer"},
-    "moments": {"size", "flip", "shape", "quantizer"},
+    "moments": {"size", "flip", "spread", "shape", "quantizer"},
     "tokens": {"size", "flip", "shape"},
     "caption_embedding": {"shape", "quantizer"},
     "pooled_embedding": {"shape", "quantizer"},
@@ -161,6 +162,8 @@ class Column:
         store: Latents: `sample` draws from the posterior if there is one; `mean` is its mean.
         scaled: Latents: True if they are stored in the scale that models are trained on (`autoencoder.normalization`).
         flip: True if the mirrored image is encoded.
+        spread: Moments: the half after the means holds log-variances (`logvar`) or standard deviations (`std`), as
+            some other tools store.
         shape: (C, h, w) of latents, (2C, h, w) of moments, (h, w) of tokens, (captions, tokens, width) of embeddings,
             (captions, tokens) of masks, (captions, width) of pooled embeddings; needed if neither the encoding nor a
             card gives it.
@@ -176,6 +179,7 @@ class Column:
     store: Store = "sample"
     scaled: bool = False
     flip: bool = False
+    spread: Spread = "logvar"
     shape: tuple[int, ...] = ()
     quantizer: Mapping[str, Any] = field(default_factory=lambda: dict(_AFFINE))
 

@@ -80,15 +80,16 @@ class _IndirectColumn:
 
 @dataclass(frozen=True)
 class LatentColumn:
-    """A column of latents, or of moments that they are drawn from: mean + exp(log-variance / 2) * noise.
+    """A column of latents, or of moments that they are drawn from: mean + std * noise.
 
     Attributes:
         shard_name: The column's name in the shards.
         facts: Its shape, quantizer and statistics, of the values as stored.
-        moments: True if it stores means and log-variances.
+        moments: True if it stores means, and log-variances or standard deviations.
         scaled: True if the stored values are in the scale that models are trained on.
         quantizer: Dequantizes codes; includes the change of scale where it is per channel and the codes are integers.
         change: The change of scale that follows; None if there is none, or the quantizer includes it.
+        stores_std: True if moments hold standard deviations instead of log-variances.
     """
 
     shard_name: str
@@ -97,6 +98,7 @@ class LatentColumn:
     scaled: bool
     quantizer: AnyQuantizer
     change: ScaleChange | None = None
+    stores_std: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -174,8 +176,9 @@ class LatentColumn:
             return values
         codes: torch.Tensor
         if self.moments:  # in one step, which needs no check of codes that would wait for a GPU
-            mean, logvar = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32).chunk(2, 1)
-            codes = mean + (logvar / 2).exp() * (torch.randn_like(mean) if noise is None else noise)
+            mean, spread = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32).chunk(2, 1)
+            std = spread if self.stores_std else (spread / 2).exp()
+            codes = mean + std * (torch.randn_like(mean) if noise is None else noise)
         elif isinstance(self.quantizer, Transform) or (self.change is not None and not self.is_float):
             codes = self.quantizer.dequantize_packed(stored, shape, dtype=torch.float32)
         else:

@@ -277,7 +277,7 @@ class Layout:
                 else _channels_trait(name, column),
                 _Trait(f"quantizer of {name!r}", quantizer, _describe(quantizer)),
                 _Trait(f"stored scale of {name!r}", column.scaled, "scaled" if column.scaled else "raw"),
-                _Trait(f"moments in {name!r}", column.moments, str(column.moments).lower()),
+                _Trait(f"moments in {name!r}", (column.moments, column.stores_std), _moments_text(column)),
             ]
         for name, tokens in sorted(self.encoded.items()):
             if isinstance(tokens, TokenColumn):
@@ -309,6 +309,12 @@ def noise_key(name: str) -> str:
 
 def _channels_trait(name: str, column: LatentColumn) -> _Trait:
     return _Trait(f"channels of {name!r}", column.shape[0], str(column.shape[0]))
+
+
+def _moments_text(column: LatentColumn) -> str:
+    if not column.moments:
+        return "false"
+    return "mean and standard deviation" if column.stores_std else "mean and log-variance"
 
 
 def _describe(quantizer: AnyQuantizer) -> str:
@@ -442,7 +448,14 @@ def _latent_column(
     if facts.quantizer.channels != facts.shape[0]:
         channels = counted(facts.shape[0], "channel")
         raise MismatchError(f"{path}: column {name!r} has {channels}, and its quantizer {facts.quantizer.channels}")
-    return LatentColumn(name, facts, column.content == "moments", column.scaled, facts.quantizer)
+    return LatentColumn(
+        name,
+        facts,
+        column.content == "moments",
+        column.scaled,
+        facts.quantizer,
+        stores_std=column.content == "moments" and column.spread == "std",
+    )
 
 
 def _shape_of(path: Path, name: str, column: Column) -> tuple[int, ...]:

@@ -1,0 +1,13 @@
+"""The names of the layouts, for `--from` and `--to`, without importing what reads and writes them."""
+
+from __future__ import annotations
+
+IMAGENET_3GB = "imagenet_3gb"
+IMAGENET_INT8 = "imagenet.int8"
+VQGAN = "vqgan"
+CODES = (IMAGENET_3GB, IMAGENET_INT8, VQGAN)
+"""The layouts whose codes are copied unchanged to and from a recipe of latentq."""
+NAMES = ("lightningdit", "repa", "edm2", "mar")
+"""The other layouts."""
+WRITTEN = NAMES
+"""Those that can be written."""

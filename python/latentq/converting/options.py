@@ -1,0 +1,19 @@
+"""The options of reading another tool's data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """The options of reading another tool's data.
+
+    Attributes:
+        autoencoder: The autoencoder that made the latents: a name in `known.KNOWN`, or of any model; None for the
+            layout's usual one.
+        codebook: The number of tokens in the codebook; None for the layout's usual one.
+    """
+
+    autoencoder: str | None = None
+    codebook: int | None = None

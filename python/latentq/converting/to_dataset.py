@@ -1,0 +1,381 @@
+"""Writes a latent dataset from another tool's data, unit by unit, each read in batches one ahead of writing."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentq import _core
+from latentq._core import FormatError, LatentqError, MismatchError
+from latentq.converting.incoming import Arrays, Incoming, latent_size_of
+from latentq.format.card import CARD, Card
+from latentq.format.facts import UNKNOWN, LatentFacts, TokenFacts
+from latentq.format.files import LIST, PLACE_BYTES, PLACES, bucket_group
+from latentq.format.options import CALIBRATED, FLOATS
+from latentq.quantizer import Calibrator, Moments, Quantizer
+from latentq.quantizer.arrays import float_array
+from latentq.run.finish import finish
+from latentq.run.listing import source_facts
+from latentq.run.plan import plan_card
+from latentq.run.sample_list import SampleList, UnitEntry, cut_into_units, list_parts, write_list
+from latentq.run.unit_writer import UnitWriter, publish_unit
+from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_done
+from latentq.sources import Sample
+from latentq.store.local import make_folder, publish_once
+from latentq.system.progress import BriefProgress, Progress
+
+_BATCH_BYTES = 1 << 24
+_MAX_BATCH = 1024
+UNIT_SIZE = 4096
+_AHEAD = 2  # batches that are read before they are needed
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class _Run:
+    incoming: Incoming
+    card: Card
+    samples: SampleList
+
+    def bucket(self, sample: Sample) -> int:
+        """Returns the number of a sample's bucket."""
+        if not self.card.buckets:
+            return 0
+        return self._numbers[latent_size_of(sample)]
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[int, int], int]:
+        described: list[LatentFacts | TokenFacts] = [*self.card.latents.values(), *self.card.tokens.values()]
+        for facts in described:
+            return {(shape[-2], shape[-1]): number for number, shape in enumerate(facts.shapes)}
+        return {}
+
+
+def write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: TextIO | None) -> int:
+    """Writes a finished dataset, or completes one that was begun by the same work.
+
+    Args:
+        incoming: The data.
+        out: The dataset's folder.
+        bits: Bits per value of latents and moments; None stores them unchanged.
+        progress: The stream for progress, or None.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        FormatError: A file is broken, or not like the others; the message names it.
+        LatentqError: There are no samples.
+        MismatchError: What was begun had another list.
+        OSError: A file cannot be read or written.
+    """
+    make_folder(out)
+    samples, latent_sizes = _published_list(incoming, out, progress)
+    recipe = incoming.planned_recipe(latent_sizes, bits)
+    facts = source_facts(incoming.kind, samples, recipe.unit_size)
+    card, uncalibrated = plan_card(recipe, facts, samples.totals, incoming.autoencoder, None, incoming.text)
+    text = replace(card.text, weights=UNKNOWN) if card.text else None
+    card = replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN), text=text)
+    run = _Run(incoming, card, samples)
+    if uncalibrated:
+        run = replace(run, card=_calibrated(run, uncalibrated, progress))
+    if not publish_once(out / CARD, run.card.to_toml()) and (out / CARD).read_bytes() != run.card.to_toml():
+        raise MismatchError(f"{out / CARD} is not the card of this conversion: versions of packages may differ")
+    with Progress(len(samples), "convert", progress, noun="sample") as bar:
+        for unit in samples.units():
+            if unit_done(out, unit.name):
+                bar.skip(unit.samples)
+            else:
+                _write_unit(run, out, unit, bar)
+    finish(out, run.card, progress)
+    return len(samples)
+
+
+def _published_list(incoming: Incoming, out: Path, progress: TextIO | None) -> tuple[SampleList, set[tuple[int, int]]]:
+    """Lists the samples, and publishes the list or compares it with the published one.
+
+    Returns:
+        The list, and every (h, w) of a latent, if there are several.
+    """
+    sizes: set[tuple[int, int]] = set()
+    # The samples of a layout with a recipe of its own were read, with progress, when it was opened.
+    stream = progress if incoming.recipe is None else None
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(BriefProgress(None, "list", stream, noun="sample")) if stream else None
+
+        def listed() -> Iterator[Sample]:
+            for sample in incoming.listing():
+                if incoming.size is None and incoming.recipe is None:
+                    sizes.add(latent_size_of(sample))
+                if bar is not None:
+                    bar.update(1)
+                yield sample
+
+        unit_size = incoming.recipe.unit_size if incoming.recipe else UNIT_SIZE
+        parts = list_parts((unit, 0) for unit in cut_into_units(listed(), unit_size))
+        place = out / LIST
+        if not place.exists():
+            temporary = out / f".{LIST}.new"
+            _remove(temporary)
+            write_list(temporary, parts)
+            if not sum(1 for _ in temporary.iterdir()):
+                raise LatentqError("there are no samples to convert")
+            temporary.rename(place)
+            return SampleList(place), sizes
+        samples = SampleList(place)
+        count = 0
+        for number, part in enumerate(parts):
+            count += 1
+            if number >= samples.parts or part != samples.part_bytes(number):
+                raise MismatchError(
+                    f"{place} is not the list of the source any more: it has changed since the conversion began"
+                )
+        if count != samples.parts:
+            raise MismatchError(f"{place} lists more samples than the source has now")
+    return samples, sizes
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Card:
+    """Returns the card with quantizers calibrated on samples spread evenly, and tells their error."""
+    recipe = run.card.recipe
+    total = len(run.samples)
+    count = min(recipe.calibration, total)
+    chosen = [step * total // count for step in range(count)]
+    calibrators = {}
+    for name in names:
+        options = recipe.columns[name].quantizer
+        assert options["kind"] in CALIBRATED
+        channels = run.card.quantizers[name].channels
+        calibrators[name] = Calibrator(channels, bits=options["bits"], method=options["method"])
+    listed = [run.samples.sample(index) for index in chosen]
+    with BriefProgress(count, "calibrate", progress, noun="sample") as bar:
+        for _, positions in _batches(run, listed, sorted(range(count), key=lambda place: run.bucket(listed[place]))):
+            values = run.incoming.read([chosen[place] for place in positions], [listed[place] for place in positions])
+            for name, calibrator in calibrators.items():
+                calibrator.update(_floats(run.card, name, values[name]))
+            bar.update(len(positions))
+    quantizers = {name: calibrator.quantizer() for name, calibrator in calibrators.items()}
+    for name, quantizer in quantizers.items():
+        measured = calibrators[name].measure(quantizer)
+        run.incoming.notes.append(
+            f"{name}: {quantizer.bits} bits, signal-to-noise ratio {measured.overall_sqnr_db:.1f} dB, largest error "
+            f"{measured.largest_error:.3g}, {100 * float(np.mean(measured.clip_rate)):.3g} % clipped ({count} samples)"
+        )
+    latents = {
+        name: replace(facts, quantizer=quantizers.get(name, facts.quantizer))
+        for name, facts in run.card.latents.items()
+    }
+    return replace(run.card, latents=latents)
+
+
+def _floats(card: Card, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Returns floats for a quantizer; bfloat16 comes as its bits."""
+    if values.dtype == np.uint16 and card.recipe.columns[name].is_latent:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values
+
+
+def _write_unit(run: _Run, out: Path, unit: UnitEntry, bar: Progress) -> None:
+    card = run.card
+    listed = run.samples.samples(unit)
+    buckets = [run.bucket(sample) for sample in listed]
+    facts = UnitFacts(
+        card=card_hash(card.to_toml()),
+        listing=run.samples.unit_sha256(unit),
+        latents={name: LatentSums.empty(latent.quantizer) for name, latent in card.latents.items()},
+        clipped=dict.fromkeys(card.embeddings, 0),
+        buckets=[0] * card.buckets,
+    )
+    files = {}
+    if card.buckets:
+        files[PLACES] = bytearray(np.array(buckets, "<u2").tobytes())
+        assert len(files[PLACES]) == PLACE_BYTES * unit.samples
+
+    def read(batch: tuple[int, list[int]]) -> tuple[int, list[int], Arrays]:
+        bucket, positions = batch
+        chosen = [listed[position] for position in positions]
+        return bucket, positions, run.incoming.read([unit.first + position for position in positions], chosen)
+
+    def fill(writer: UnitWriter) -> None:
+        batches = _batches(run, listed, sorted(range(unit.samples), key=buckets.__getitem__))
+        for bucket, positions, values in _read_ahead(batches, read):
+            columns = card.for_bucket(bucket) if card.buckets else card
+            if card.buckets:
+                if writer.group != (group := bucket_group(bucket)):
+                    writer.begin_group(group, columns.columns)
+                facts.buckets[bucket] += len(positions)
+            chosen = [listed[position] for position in positions]
+            writer.write({name: _stored(columns, name, chosen, values, facts) for name in card.columns}, len(positions))
+
+    publish_unit(out / unit.name, card.columns, facts, bar, fill, files=files)
+
+
+def _batches(run: _Run, listed: Sequence[Sample], order: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yields positions in a list of samples in batches of one bucket, with the bucket.
+
+    Args:
+        run: The run.
+        listed: The samples.
+        order: Their positions, ordered by bucket.
+    """
+    batch: list[int] = []
+    current = most = 0
+    for position in order:
+        bucket = run.bucket(listed[position])
+        if batch and (bucket != current or len(batch) == most):
+            yield current, batch
+            batch = []
+        if not batch:
+            current, most = bucket, _batch_size(run.card, bucket)
+        batch.append(position)
+    if batch:
+        yield current, batch
+
+
+def _batch_size(card: Card, bucket: int) -> int:
+    """Returns the number of samples of a bucket in a batch: it follows from the card, so that sums do too."""
+    described = card.for_bucket(bucket) if card.buckets else card
+    shapes = [facts.shape for facts in described.latents.values()]
+    shapes += [facts.shape for facts in described.tokens.values()]
+    shapes += [facts.shape for facts in described.embeddings.values()]
+    nbytes = sum(4 * prod(shape) for shape in shapes)
+    return max(1, min(_MAX_BATCH, _BATCH_BYTES // nbytes))
+
+
+def _read_ahead(
+    items: Iterable[_Item], read: Callable[[_Item], tuple[int, list[int], Arrays]]
+) -> Iterator[tuple[int, list[int], Arrays]]:
+    """Yields what `read` returns for each item, in order. A thread reads the next ones meanwhile."""
+    results: queue.Queue[tuple[int, list[int], Arrays] | BaseException | None] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+
+    def put(result: tuple[int, list[int], Arrays] | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                results.put(result, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
+                put(read(item))
+            put(None)
+        except BaseException as error:  # raised again by the consumer
+            put(error)
+
+    thread = threading.Thread(target=run, name="latentq: convert", daemon=True)
+    thread.start()
+    try:
+        while (result := results.get()) is not None:
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _stored(card: Card, name: str, samples: Sequence[Sample], values: Arrays, facts: UnitFacts) -> Any:
+    """Returns the stored values of one column, and adds the column's sums to the unit's facts.
+
+    Args:
+        card: The card; with buckets, that of the samples' bucket.
+        name: The column.
+        samples: The samples.
+        values: What was read.
+        facts: The unit's facts, which are changed in place.
+    """
+    if name in card.latents:
+        found, shape = values[name], card.latents[name].shape
+        _check_shape(name, found, shape, samples)
+        sums, stored = _encoded(card, name, found, samples)
+        facts.latents[name].add(sums)
+    elif name in values:
+        stored = values[name]
+        if name in card.tokens:
+            _check_shape(name, stored, card.tokens[name].shape, samples)
+            _check_tokens(stored, card.tokens[name].codebook_size, samples)
+            stored = stored.astype(card.tokens[name].dtype)
+        elif name in card.embeddings:
+            _check_shape(name, stored, card.embeddings[name].shape, samples)
+    else:
+        texts = [getattr(sample, card.recipe.columns[name].content) for sample in samples]
+        return [str(text) for text in texts] if card.columns[name] == "str" else texts
+    return [row.tobytes() for row in stored] if card.columns[name] == "bytes" else stored
+
+
+def _check_shape(name: str, values: NDArray[Any], shape: Sequence[int], samples: Sequence[Sample]) -> None:
+    if values.shape != (len(samples), *shape):
+        raise FormatError(f"{samples[0].text}: its {name} has the shape {values.shape[1:]}, and others {tuple(shape)}")
+
+
+def _check_tokens(tokens: NDArray[Any], codebook_size: int, samples: Sequence[Sample]) -> None:
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= codebook_size):
+        bad = int(np.argmax(((tokens < 0) | (tokens >= codebook_size)).reshape(len(tokens), -1).any(1)))
+        wrong = next(token for token in tokens[bad].ravel().tolist() if not 0 <= token < codebook_size)
+        raise FormatError(f"{samples[bad].text}: token {wrong} is outside the codebook of {codebook_size}")
+
+
+def _encoded(card: Card, name: str, values: NDArray[Any], samples: Sequence[Sample]) -> tuple[LatentSums, NDArray[Any]]:
+    """Returns the sums over a batch of one column, and its values as they are stored."""
+    quantizer = card.latents[name].quantizer
+    assert isinstance(quantizer, Quantizer)  # layouts have no transform
+    clipped = np.zeros(quantizer.channels, np.int64)
+    if quantizer.kind in FLOATS:
+        return LatentSums(clipped, moments=[_moments(values, samples)]), values
+    if values.dtype == np.uint8:  # codes already
+        codes = values
+    else:
+        codes, counts = quantizer.quantize_counted(_floats(card, name, values))
+        if counts.bad.any():
+            raise _not_finite(samples[int(np.argmax(counts.bad))])
+        clipped = counts.clipped
+    stored = quantizer.pack(codes) if quantizer.bits < 8 else codes
+    return LatentSums(clipped, quantizer.histogram(codes)), stored
+
+
+def _moments(values: NDArray[Any], samples: Sequence[Sample]) -> Moments:
+    """Returns the sums over a batch (N, C, h, w), by one call of the core.
+
+    Batches follow from the card, so the sums do not depend on how a conversion was interrupted.
+    """
+    count, channels = values.shape[:2]
+    planes = values.reshape(count * channels, -1)
+    rows = np.array(_core.moments(*float_array(planes))).reshape(count, channels, 4)
+    finite = np.isfinite(rows[:, :, 1]).all(1)
+    if not finite.all():
+        raise _not_finite(samples[int(np.argmin(finite))])
+    total, square = rows[:, :, 0].sum(0), rows[:, :, 1].sum(0)
+    low, high = rows[:, :, 2].min(0), rows[:, :, 3].max(0)
+    return Moments(
+        (count * planes.shape[1],) * channels,
+        tuple(total.tolist()),
+        tuple(square.tolist()),
+        tuple(low.tolist()),
+        tuple(high.tolist()),
+    )
+
+
+def _not_finite(sample: Sample) -> FormatError:
+    return FormatError(f"{sample.text}: its latent holds a NaN, an infinity or a number too large")

@@ -1,0 +1,223 @@
+"""Layouts of float latents and moments of one shape: in, out and in again, equal to the bit."""
+
+import numpy as np
+import pytest
+import torch
+
+import latentq
+from latentq.converting.outgoing import Outgoing
+from latentq.converting.pipeline import convert
+from support import foreign_making as made
+
+COUNT = 25
+
+
+def floats(seed, *shape):
+    return np.random.default_rng(seed).standard_normal((COUNT, *shape)).astype(np.float32)
+
+
+def labels(classes=7):
+    return np.random.default_rng(5).integers(0, classes, COUNT)
+
+
+def stored(dataset, content, *, flip=False, spread="std"):
+    """Return the stored values of a column and the labels, read by the dataset's own reader."""
+    outgoing = Outgoing(dataset, "test")
+    name = outgoing.need(content, flip=flip)
+    columns = outgoing.open([name], spread=spread, scale="scaled" if outgoing.column(name).scaled else "raw")
+    return np.concatenate([batch.values[name] for batch in columns.batches()])
+
+
+def labels_of(dataset):
+    read = latentq.LatentDataset(dataset, columns=["label"])
+    return read.batch(range(len(read)))["label"].numpy()
+
+
+@pytest.fixture(scope="module")
+def lightningdit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lightningdit") / "vavae"
+    made.lightningdit_writes(folder, floats(0, 32, 4, 4), floats(1, 32, 4, 4), labels(), shard=10)
+    return folder
+
+
+def test_lightningdit_is_equal_to_the_bit(lightningdit, tmp_path):
+    assert convert(lightningdit, tmp_path / "in") == COUNT
+    latents, flipped = stored(tmp_path / "in", "latent"), stored(tmp_path / "in", "latent", flip=True)
+    assert np.array_equal(latents, floats(0, 32, 4, 4))
+    assert np.array_equal(flipped, floats(1, 32, 4, 4))
+    assert np.array_equal(labels_of(tmp_path / "in"), labels())
+    assert not latentq.verify(tmp_path / "in")
+    card = latentq.Card.load(tmp_path / "in")
+    assert card.autoencoder.name == "hustvl/vavae-imagenet256-f16d32-dinov2"
+    statistics = card.latents["latent"].statistics
+    assert np.allclose(statistics.mean, latents.mean((0, 2, 3)), atol=1e-6)
+
+    convert(tmp_path / "in", tmp_path / "out", to_layout="lightningdit")
+    stats = torch.load(lightningdit / "latents_stats.pt")
+    for index in (0, 13, COUNT - 1):
+        for key, values in (("latents", latents), ("latents_flip", flipped)):
+            count, feature, label = made.lightningdit_reads(tmp_path / "out", index, key)
+            expected = (torch.from_numpy(values[index : index + 1]) - stats["mean"]) / stats["std"] * 1.0
+            assert (count, label) == (COUNT, labels()[index])
+            assert torch.equal(feature, expected.squeeze(0))
+    convert(tmp_path / "out", tmp_path / "again")
+    assert np.array_equal(stored(tmp_path / "again", "latent"), latents)
+    assert latentq.Card.load(tmp_path / "again").autoencoder == card.autoencoder
+
+
+def test_scaled_latents_are_those_that_lightningdit_trains_on(lightningdit, tmp_path):
+    convert(lightningdit, tmp_path / "in")
+    dataset = latentq.LatentDataset(tmp_path / "in", columns=["latent"], scale="scaled")
+    _, feature, _ = made.lightningdit_reads(lightningdit, 3, "latents")
+    torch.testing.assert_close(dataset[3]["latent"], feature)
+
+
+def test_a_shard_has_the_bytes_that_the_tool_writes(lightningdit, tmp_path):
+    convert(lightningdit, tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", to_layout="lightningdit")
+    made.lightningdit_writes(tmp_path / "tool", floats(0, 32, 4, 4), floats(1, 32, 4, 4), labels(), shard=10_000)
+    shard = "latents_rank00_shard000.safetensors"
+    assert (tmp_path / "out" / shard).read_bytes() == (tmp_path / "tool" / shard).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("layout", ["repa", "edm2"])
+def test_mean_and_std_are_equal_to_the_bit(layout, kind, tmp_path):
+    moments = np.concatenate([floats(0, 4, 8, 8), np.abs(floats(1, 4, 8, 8)) * 1e-4], axis=1)
+    source, out = (tmp_path / name if kind == "folder" else tmp_path / f"{name}.zip" for name in ("vae-sd", "out"))
+    made.edm2_writes(source, moments, labels().tolist())
+    assert convert(source, tmp_path / "in", from_layout=layout) == COUNT
+    assert np.array_equal(stored(tmp_path / "in", "moments"), moments)
+    assert np.array_equal(labels_of(tmp_path / "in"), labels())
+    convert(tmp_path / "in", out, to_layout=layout)
+    read, classes = (made.repa_reads if kind == "folder" else made.edm2_reads_zip)(out)
+    assert np.array_equal(read, moments)
+    assert np.array_equal(classes, labels())
+    convert(out, tmp_path / "again", from_layout=layout)
+    assert np.array_equal(stored(tmp_path / "again", "moments"), moments)
+
+
+def test_latents_are_drawn_from_mean_and_std(tmp_path):
+    moments = np.concatenate([floats(0, 4, 8, 8), np.abs(floats(1, 4, 8, 8))], axis=1)
+    made.edm2_writes(tmp_path / "vae-sd", moments, None)
+    convert(tmp_path / "vae-sd", tmp_path / "in", from_layout="repa")
+    dataset = latentq.LatentDataset(tmp_path / "in", scale="scaled")
+    torch.manual_seed(0)
+    drawn = dataset.batch(range(COUNT))["latent"]
+    torch.manual_seed(0)
+    mean, std = torch.from_numpy(moments).chunk(2, 1)
+    torch.testing.assert_close(drawn, (mean + std * torch.randn_like(mean)) * 0.18215)
+    convert(tmp_path / "in", tmp_path / "out", to_layout="repa")
+    assert (tmp_path / "out" / "dataset.json").read_text() == '{"labels": null}'
+
+
+def test_a_folder_that_fits_two_layouts_is_told_with_how_to_choose(tmp_path):
+    made.edm2_writes(tmp_path / "vae-sd", floats(0, 8, 8, 8), None)
+    with pytest.raises(latentq.MismatchError, match=r"fits several layouts: repa .* edm2 .*--from NAME chooses one"):
+        convert(tmp_path / "vae-sd", tmp_path / "in")
+
+
+def mar_names():
+    return [f"n{index % 3:08d}/n{index % 3:08d}_{index}.JPEG" for index in range(COUNT)]
+
+
+def test_mar_is_equal_to_the_bit(tmp_path):
+    moments, flipped = floats(0, 32, 4, 4), floats(1, 32, 4, 4)
+    made.mar_writes(tmp_path / "mar", mar_names(), moments, flipped)
+    by_path = {f"{name}.npz": pair for name, *pair in zip(mar_names(), moments, flipped, strict=True)}
+    assert convert(tmp_path / "mar", tmp_path / "in") == COUNT
+    convert(tmp_path / "in", tmp_path / "out", to_layout="mar")
+    read = made.mar_reads(tmp_path / "out")
+    assert [path for path, *_ in read] == sorted(by_path)
+    for path, one, other, target in read:
+        assert np.array_equal(one, by_path[path][0])
+        assert np.array_equal(other, by_path[path][1])
+        assert target == int(path[1:9])
+    convert(tmp_path / "out", tmp_path / "again")
+    for spread in ("logvar", "std"):
+        first = stored(tmp_path / "in", "moments", spread=spread)
+        assert np.array_equal(stored(tmp_path / "again", "moments", spread=spread), first)
+    assert np.array_equal(
+        stored(tmp_path / "in", "moments", flip=True, spread="logvar")[0], by_path[sorted(by_path)[0]][1]
+    )
+    assert latentq.LatentDataset(tmp_path / "in", columns=["label_text"])[1]["label_text"] == "n00000000"
+
+
+def test_log_variances_become_standard_deviations(tmp_path):
+    made.mar_writes(tmp_path / "mar", mar_names(), floats(0, 8, 4, 4), floats(1, 8, 4, 4))
+    convert(tmp_path / "mar", tmp_path / "in", autoencoder="sd")
+    convert(tmp_path / "in", tmp_path / "out", to_layout="repa")
+    moments = stored(tmp_path / "in", "moments", spread="logvar")
+    read, _ = made.repa_reads(tmp_path / "out")
+    assert np.array_equal(np.array(read)[:, :4], moments[:, :4])
+    np.testing.assert_allclose(np.array(read)[:, 4:], np.exp(moments[:, 4:].astype(float) / 2), rtol=1e-7)
+
+
+def test_the_error_of_quantizing_is_told(lightningdit, tmp_path, capsys):
+    import sys
+
+    convert(lightningdit, tmp_path / "in", bits=8, progress=sys.stderr)
+    assert "latent: 8 bits, signal-to-noise ratio" in capsys.readouterr().err
+    card = latentq.Card.load(tmp_path / "in")
+    step = max(high - low for q in [card.latents["latent"].quantizer] for low, high in zip(q.low, q.high, strict=True))
+    error = np.abs(stored(tmp_path / "in", "latent") - floats(0, 32, 4, 4))
+    assert np.quantile(error, 0.99) <= step / 255
+
+
+def test_a_dataset_without_what_a_layout_needs_is_refused(lightningdit, tmp_path):
+    convert(lightningdit, tmp_path / "in")
+    with pytest.raises(latentq.MismatchError, match="has no moments, which the layout of mar needs; it holds latent"):
+        convert(tmp_path / "in", tmp_path / "out", to_layout="mar")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_options_of_the_other_direction_are_refused(lightningdit, tmp_path):
+    convert(lightningdit, tmp_path / "in")
+    with pytest.raises(ValueError, match="bits is for the conversion of another tool's latents"):
+        convert(tmp_path / "in", tmp_path / "out", to_layout="lightningdit", bits=8)
+    with pytest.raises(latentq.LatentqError, match="convert it to one first, and that to mar"):
+        convert(lightningdit, tmp_path / "out", to_layout="mar")
+    with pytest.raises(ValueError, match="there is no layout 'nonsense'"):
+        convert(tmp_path / "in", tmp_path / "out", to_layout="nonsense")
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("at", [1, 4, 9])
+def test_a_conversion_that_was_killed_gives_the_same_bytes(at, lightningdit, tmp_path, monkeypatch):
+    """A kill is an exception that runs no cleanup: the folder is copied as it is at some write, and continued there."""
+    import shutil
+
+    from latentq.converting import to_dataset
+    from latentq.format.recipe import Recipe
+
+    def small_units(self, sizes, bits):
+        from dataclasses import replace
+
+        return replace(original(self, sizes, bits), unit_size=4)
+
+    original = to_dataset.Incoming.planned_recipe
+    monkeypatch.setattr(to_dataset.Incoming, "planned_recipe", small_units)
+    monkeypatch.setattr(to_dataset, "UNIT_SIZE", 4)
+    convert(lightningdit, tmp_path / "whole")
+    calls = 0
+    publish = to_dataset.publish_unit
+
+    def copied(path, *arguments, **options):
+        nonlocal calls
+        publish(path, *arguments, **options)
+        calls += 1
+        if calls == min(at, 7):
+            shutil.copytree(tmp_path / ".out.converting", tmp_path / "copy")
+
+    monkeypatch.setattr(to_dataset, "publish_unit", copied)
+    convert(lightningdit, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "copy").rename(tmp_path / ".out.converting")
+    before = (tmp_path / ".out.converting/result/00000/index.json").stat().st_mtime_ns
+    convert(lightningdit, tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert (tmp_path / "out/00000/index.json").stat().st_mtime_ns == before
+    assert Recipe.from_dict(latentq.Card.load(tmp_path / "out").recipe.to_dict()).unit_size == 4
