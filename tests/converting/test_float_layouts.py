@@ -1,5 +1,7 @@
 """Layouts of float latents and moments of one shape: in, out and in again, equal to the bit."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -72,12 +74,19 @@ def test_scaled_latents_are_those_that_lightningdit_trains_on(lightningdit, tmp_
     torch.testing.assert_close(dataset[3]["latent"], feature)
 
 
-def test_a_shard_has_the_bytes_that_the_tool_writes(lightningdit, tmp_path):
+def safetensors_parts(path):
+    """Return the header and the data of a file. The format's library writes metadata in random order."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    return len(data), json.loads(data[8:end]), data[end:]
+
+
+def test_a_shard_has_the_header_and_data_that_the_tool_writes(lightningdit, tmp_path):
     convert(lightningdit, tmp_path / "in")
     convert(tmp_path / "in", tmp_path / "out", to_layout="lightningdit")
     made.lightningdit_writes(tmp_path / "tool", floats(0, 32, 4, 4), floats(1, 32, 4, 4), labels(), shard=10_000)
     shard = "latents_rank00_shard000.safetensors"
-    assert (tmp_path / "out" / shard).read_bytes() == (tmp_path / "tool" / shard).read_bytes()
+    assert safetensors_parts(tmp_path / "out" / shard) == safetensors_parts(tmp_path / "tool" / shard)
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -221,3 +230,74 @@ def test_a_conversion_that_was_killed_gives_the_same_bytes(at, lightningdit, tmp
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert (tmp_path / "out/00000/index.json").stat().st_mtime_ns == before
     assert Recipe.from_dict(latentq.Card.load(tmp_path / "out").recipe.to_dict()).unit_size == 4
+
+
+def test_fast_dit_is_equal_to_the_bit(tmp_path):
+    made.fast_dit_writes(tmp_path / "features", floats(0, 4, 32, 32), labels())
+    assert convert(tmp_path / "features", tmp_path / "in") == COUNT
+    assert np.array_equal(stored(tmp_path / "in", "latent"), floats(0, 4, 32, 32))
+    raw = latentq.LatentDataset(tmp_path / "in", columns=["latent"])[2]["latent"]
+    torch.testing.assert_close(raw * 0.18215, torch.from_numpy(floats(0, 4, 32, 32)[2]))
+    convert(tmp_path / "in", tmp_path / "out", to_layout="fast-dit")
+    names, features, classes = made.fast_dit_reads(tmp_path / "out")
+    for name, feature, label in zip(names, features, classes, strict=True):
+        index = int(name.removesuffix(".npy"))
+        assert np.array_equal(feature, floats(0, 4, 32, 32)[index : index + 1])
+        assert (label.dtype, label.tolist()) == (np.int64, [labels()[index]])
+    assert files(tmp_path / "out") == files(tmp_path / "features")
+    convert(tmp_path / "out", tmp_path / "again")
+    assert np.array_equal(stored(tmp_path / "again", "latent"), floats(0, 4, 32, 32))
+
+
+def test_repa_e_is_equal_to_the_bit(tmp_path):
+    moments = np.concatenate([floats(0, 4, 8, 8), np.abs(floats(1, 4, 8, 8)) * 1e-4], axis=1)
+    made.repa_e_writes(tmp_path / "data", "repae-invae-400k", moments, labels().tolist())
+    for source, name in ((tmp_path / "data", "in"), (tmp_path / "data" / "repae-invae-400k.h5", "in2")):
+        assert convert(source, tmp_path / name) == COUNT
+        assert np.array_equal(stored(tmp_path / name, "moments"), moments)
+    convert(tmp_path / "in", tmp_path / "out", to_layout="repa-e")
+    read, classes = made.repa_e_reads(tmp_path / "out", "latents")
+    assert np.array_equal(read, moments)
+    assert np.array_equal(classes, labels())
+    convert(tmp_path / "out", tmp_path / "again")
+    assert np.array_equal(stored(tmp_path / "again", "moments"), moments)
+    assert np.array_equal(labels_of(tmp_path / "again"), labels())
+
+
+def test_an_outgoing_conversion_that_was_killed_gives_the_same_bytes(tmp_path, monkeypatch):
+    """The folder of the work is copied at a record of what is done, spoiled after it, and continued."""
+    import shutil
+
+    from latentq.converting import fast_dit, outgoing
+    from latentq.converting.work import Work
+
+    made.fast_dit_writes(tmp_path / "features", floats(0, 4, 32, 32), labels())
+    convert(tmp_path / "features", tmp_path / "in")
+    monkeypatch.setattr(fast_dit, "_STEP", 5)
+    monkeypatch.setattr(outgoing, "_MAX_BATCH", 3)
+    record = Work.record
+
+    def copied(self, samples):
+        record(self, samples)
+        if samples == 12:
+            shutil.copytree(self.folder, tmp_path / "copy")
+
+    monkeypatch.setattr(Work, "record", copied)
+    convert(tmp_path / "in", tmp_path / "out", to_layout="fast-dit")
+    (tmp_path / "copy").rename(tmp_path / ".out2.converting")
+    (tmp_path / ".out2.converting/result/imagenet256_features/12.npy").write_bytes(b"half")
+    before = (tmp_path / ".out2.converting/result/imagenet256_features/11.npy").stat().st_mtime_ns
+    convert(tmp_path / "in", tmp_path / "out2", to_layout="fast-dit")
+    assert files(tmp_path / "out2") == files(tmp_path / "out") == files(tmp_path / "features")
+    assert (tmp_path / "out2/imagenet256_features/11.npy").stat().st_mtime_ns == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_unfinished_conversion_is_told(lightningdit, tmp_path):
+    made.fast_dit_writes(tmp_path / "features", floats(0, 4, 32, 32), labels())
+    work = tmp_path / ".in.converting"
+    work.mkdir()
+    (work / "job.json").write_text('{"layout": "lightningdit"}')
+    (work / "done.json").write_text('{"samples": 3}')
+    with pytest.raises(latentq.MismatchError, match=r"holds an unfinished conversion to .*: remove it, or choose"):
+        convert(tmp_path / "features", tmp_path / "in")

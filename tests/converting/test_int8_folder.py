@@ -36,7 +36,7 @@ def test_a_suffix_of_no_layout_is_an_error_that_names_the_layouts(int8_folder, t
     assert main(["convert", str(tmp_path / "out"), str(tmp_path / "x.foo")]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"latentq: {tmp_path}/x.foo: no layout has the suffix .foo: name a .pt (imagenet_3gb's torch file), a .tsv "
-        "(VQGAN's tokens), or a folder without a suffix or with .int8 (imagenet.int8's shards)"
+        "(VQGAN's tokens), or a folder without a suffix or with .int8 (imagenet.int8's shards), or choose by --to"
     )
     assert names(tmp_path) == ["out"]
     assert convert(tmp_path / "out", tmp_path / "imagenet.int8") == 10

@@ -131,3 +131,128 @@ def mar_reads(root):
                     path = str(Path(folder, file).relative_to(root))
                     found.append((path, data["moments"], data["moments_flip"], target))
     return found
+
+
+def fast_dit_writes(features_path, latents, labels):
+    """Write features and labels as extract_features.py of chuanyangjin/fast-DiT does, with batches of one."""
+    os.makedirs(os.path.join(features_path, "imagenet256_features"))
+    os.makedirs(os.path.join(features_path, "imagenet256_labels"))
+    for train_steps, (x, y) in enumerate(zip(latents, labels, strict=True)):
+        np.save(f"{features_path}/imagenet256_features/{train_steps}.npy", x[None])
+        np.save(f"{features_path}/imagenet256_labels/{train_steps}.npy", np.array([y]))
+
+
+def fast_dit_reads(features_path):
+    """Read features and labels as CustomDataset of chuanyangjin/fast-DiT does."""
+    features_dir, labels_dir = f"{features_path}/imagenet256_features", f"{features_path}/imagenet256_labels"
+    feature_files, label_files = sorted(os.listdir(features_dir)), sorted(os.listdir(labels_dir))
+    assert len(feature_files) == len(label_files)
+    features = [np.load(os.path.join(features_dir, name)) for name in feature_files]
+    return feature_files, features, [np.load(os.path.join(labels_dir, name)) for name in label_files]
+
+
+def llamagen_writes(code_path, codes, labels):
+    """Write codes and labels as extract_codes_c2i.py of FoundationVision/LlamaGen does: codes (N, augmentations, T)."""
+    os.makedirs(os.path.join(code_path, "imagenet256_codes"))
+    os.makedirs(os.path.join(code_path, "imagenet256_labels"))
+    for train_steps, (indices, y) in enumerate(zip(codes, labels, strict=True)):
+        x = indices.reshape(1, len(indices), -1)
+        np.save(f"{code_path}/imagenet256_codes/{train_steps}.npy", x)
+        np.save(f"{code_path}/imagenet256_labels/{train_steps}.npy", np.array([y]))
+
+
+def llamagen_reads(code_path, count):
+    """Read codes and labels as CustomDataset of FoundationVision/LlamaGen does, but all augmentations."""
+    feature_dir, label_dir = f"{code_path}/imagenet256_codes", f"{code_path}/imagenet256_labels"
+    files = [f"{i}.npy" for i in range(count)]
+    return [np.load(f"{feature_dir}/{name}") for name in files], [np.load(f"{label_dir}/{name}") for name in files]
+
+
+def rar_writes(path, tokens, labels):
+    """Write JSON lines as scripts/pretokenization.py of bytedance/1d-tokenizer does."""
+    processed = [{"class_id": label, "tokens": row.tolist()} for row, label in zip(tokens, labels, strict=True)]
+    with open(path, "w") as outfile:
+        for item in json.loads(json.dumps(processed)):
+            json.dump(item, outfile)
+            outfile.write("\n")
+
+
+def rar_reads(path):
+    """Read all lines as PretoeknizedDataSetJSONL of bytedance/1d-tokenizer does."""
+    import linecache
+
+    import torch
+
+    with open(path) as file:
+        num_lines = sum(1 for _ in file)
+    linecache.checkcache(str(path))
+    found = []
+    for idx in range(num_lines):
+        data = json.loads(linecache.getline(str(path), idx + 1).strip())
+        found.append((torch.tensor(data["class_id"]), torch.tensor(data["tokens"])))
+    return found
+
+
+def repa_e_writes(output_dir, name, mean_std, labels):
+    """Write an HDF5 as cache_latents.py of End2End-Diffusion/REPA-E does."""
+    import h5py
+
+    def create_dataset_in_group(h5file, full_path, data):
+        parts = full_path.strip("/").split("/")
+        if len(parts) == 1:
+            h5file.create_dataset(full_path, data=data)
+            return
+        grp = h5file
+        for part in parts[:-1]:
+            grp = grp.create_group(part) if part not in grp else grp[part]
+        grp.create_dataset(parts[-1], data=data)
+
+    os.makedirs(output_dir, exist_ok=True)
+    metadata_labels, metadata_filenames = [], []
+    h5f = h5py.File(os.path.join(output_dir, f"{name}.h5"), "w")
+    for idx, (latent, label) in enumerate(zip(mean_std, labels, strict=True)):
+        idx_str = f"{idx:08d}"
+        fname = f"{idx_str[:5]}/img{idx_str}.png"
+        archive_fname = fname.replace("img", "img-mean-std-").replace(".png", ".npy")
+        create_dataset_in_group(h5f, archive_fname, latent)
+        metadata_labels.append((archive_fname, label))
+        metadata_filenames.append(archive_fname)
+    dataset_json = np.array(json.dumps({"labels": metadata_labels}).encode("utf-8"), dtype="S")
+    create_dataset_in_group(h5f, "dataset.json", dataset_json)
+    metadata_filenames.append("dataset.json")
+    h5f.close()
+    with open(os.path.join(output_dir, f"{name}_h5.json"), "w") as f:
+        json.dump(metadata_filenames, f, indent=2)
+
+
+def repa_e_reads(data_dir, name):
+    """Read features and labels as CustomH5Dataset of End2End-Diffusion/REPA-E does."""
+    import h5py
+
+    with h5py.File(os.path.join(data_dir, f"{name}.h5"), "r") as features_h5:
+        with open(os.path.join(data_dir, f"{name}_h5.json")) as f:
+            names = sorted(fname for fname in set(json.load(f)) if os.path.splitext(fname)[1].lower() == ".npy")
+        labels = json.loads(np.array(features_h5["dataset.json"]).tobytes().decode("utf-8"))["labels"]
+        labels = np.array([dict(labels)[fname] for fname in names])
+        return [np.array(features_h5[fname]) for fname in names], labels.astype(np.int64)
+
+
+def cosmos_imagenet_writes(path, latents, labels):
+    """Write a safetensors file as fal's cosmos-imagenet is: int8 latents, or int16 bits of uint16 tokens."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"latents": torch.from_numpy(latents), "labels": torch.from_numpy(labels)}, path)
+
+
+def cosmos_imagenet_reads(path, tokenizer_type):
+    """Read a file as the card of fal/cosmos-imagenet says."""
+    import torch
+    from safetensors.torch import safe_open
+
+    with safe_open(path, framework="pt") as f:
+        if tokenizer_type == "continuous":
+            data = f.get_tensor("latents").to(torch.bfloat16) * 16.0 / 255.0
+        else:
+            data = f.get_tensor("latents").to(torch.uint16)
+        return data, f.get_tensor("labels"), f.get_tensor("latents")

@@ -165,10 +165,8 @@ class MeanStdLayout:
             for row, values in enumerate(batch.values[moments]):
                 save(_file_name(batch.first + row), npy_bytes(values))
             bar.update(len(batch))
-            done = batch.first + len(batch)
-            if work is not None and done - recorded >= _STEP:
-                work.record(done)
-                recorded = done
+            if work is not None:
+                recorded = work.record_every(_STEP, batch.first + len(batch), recorded)
 
 
 class _Folder:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from latentq._core import MismatchError
-from latentq.converting import edm2, lightningdit, mar
+from latentq.converting import cosmos_imagenet, edm2, fast_dit, lightningdit, llamagen, mar, rar, repa_e
 from latentq.converting.incoming import Incoming
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
@@ -35,7 +35,9 @@ class WrittenLayout(Layout, Protocol):
         """Writes a dataset, and continues where an earlier run stopped."""
 
 
-_ALL = cast("tuple[Layout, ...]", (lightningdit, edm2.repa, edm2.edm2, mar))
+_ALL = cast(
+    "tuple[Layout, ...]", (lightningdit, edm2.repa, edm2.edm2, repa_e, mar, fast_dit, llamagen, rar, cosmos_imagenet)
+)
 LAYOUTS: Mapping[str, Layout] = {layout.NAME: layout for layout in _ALL}
 """Every layout that arrays are read from, by name."""
 

@@ -126,10 +126,7 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
                 made.add(target.parent)
             target.write_bytes(npz_bytes({stored: batch.values[name][row] for name, stored in names.items()}))
         bar.update(len(batch))
-        done = batch.first + len(batch)
-        if done - recorded >= _STEP:
-            work.record(done)
-            recorded = done
+        recorded = work.record_every(_STEP, batch.first + len(batch), recorded)
 
 
 def safe_path(root: Path, name: str, outgoing: Outgoing) -> Path:

@@ -111,8 +111,18 @@ class Outgoing:
                 f"{self.path} has {self.card.buckets} buckets, and the layout of {self.layout} has one shape"
             )
 
+    def size_text(self, name: str) -> str:
+        """Returns the side of the images of a column, or HEIGHTxWIDTH if they are no squares, for a file's name."""
+        height, width = self.column(name).pixels
+        return str(height) if height == width else f"{height}x{width}"
+
     def open(
-        self, columns: Sequence[str], scale: Literal["raw", "scaled"] = "raw", spread: Literal["logvar", "std"] = "std"
+        self,
+        columns: Sequence[str],
+        scale: Literal["raw", "scaled"] = "raw",
+        spread: Literal["logvar", "std"] = "std",
+        *,
+        codes: bool = False,
     ) -> OpenColumns:
         """Opens columns for reading.
 
@@ -120,11 +130,12 @@ class Outgoing:
             columns: Their names.
             scale: The scale of latents.
             spread: What is wanted after the means of moments: log-variances or standard deviations.
+            codes: True for the codes of latents, uint8, instead of their values.
 
         Raises:
             MismatchError: Latents cannot be brought to the scale.
         """
-        return OpenColumns(self, columns, scale, spread)
+        return OpenColumns(self, columns, scale, spread, codes)
 
 
 _NOUNS = {"latent": "latents", "key": "keys", "label": "labels", "label_text": "names of classes"}
@@ -139,6 +150,7 @@ class OpenColumns:
         columns: Sequence[str],
         scale: Literal["raw", "scaled"],
         spread: Literal["logvar", "std"],
+        codes: bool,
     ) -> None:
         import torch
 
@@ -146,8 +158,9 @@ class OpenColumns:
 
         self._outgoing = outgoing
         self._spread = spread
+        self._dtype = torch.uint8 if codes else torch.float32
         self._dataset: LatentDataset = LatentDataset(
-            outgoing.path, columns=list(dict.fromkeys(columns)), dtype=torch.float32, scale=scale
+            outgoing.path, columns=list(dict.fromkeys(columns)), dtype=self._dtype, scale=scale
         )
         self._names = {shard_name: name for name, shard_name in self._dataset.layout.shard_names.items()}
 
@@ -195,7 +208,7 @@ class OpenColumns:
             elif self._outgoing.column(shard_name).content == "moments":
                 values[shard_name] = self._moments(shard_name, value, bucket)
             else:
-                values[shard_name] = encoded.decode(value, torch.float32).numpy()
+                values[shard_name] = encoded.decode(value, self._dtype).numpy()
         return values
 
     def _moments(self, name: str, stored: Any, bucket: int) -> NDArray[np.float32]:

@@ -52,6 +52,19 @@ class Work:
         os.sync()  # one call for thousands of files
         replace_file(self.folder / _DONE, json.dumps({"samples": samples}).encode())
 
+    def record_every(self, step: int, samples: int, recorded: int) -> int:
+        """Records that samples are written if the last record is `step` samples ago. Returns the last record.
+
+        Args:
+            step: The number of samples.
+            samples: The number of samples from the start.
+            recorded: The last record.
+        """
+        if samples - recorded < step:
+            return recorded
+        self.record(samples)
+        return samples
+
     def restart(self) -> None:
         """Removes what an earlier run left, for an output that can only be written in one go."""
         if self.result.is_dir():
