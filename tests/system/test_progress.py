@@ -121,3 +121,21 @@ def test_a_single_image_is_counted_in_the_singular() -> None:
     with Progress(1, "read", stream, noun="byte") as bar:
         bar.skip(1)
     assert stream.getvalue() == "encode: 1 of 1 image\nread: 1 of 1 byte\n"
+
+
+def test_a_line_ends_with_rejects_bytes_and_the_callers_text() -> None:
+    stream = io.StringIO()
+    with Progress(2, "encode", stream, detail=lambda: "GPU 87%") as bar:
+        bar.update(1)
+        bar.wrote(1_500_000)
+        bar.reject("a", "decode", "broken")
+    assert stream.getvalue().splitlines()[-1].endswith(" left, 1 reject, 1.5 MB, GPU 87%")
+
+
+def test_a_bar_shows_rejects_bytes_and_the_callers_text() -> None:
+    stream = Terminal()
+    with Progress(2, "encode", stream, detail=lambda: "GPU 87%", mininterval=0) as bar:
+        bar.reject("a", "decode", "broken")
+        bar.wrote(1_500_000)
+        bar.update(1)
+    assert "1 reject, 1.5 MB, GPU 87%" in stream.getvalue()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, fail
+from latentq.cli.common import UsageError, add_command, fail, print_json, progress_stream
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
@@ -70,9 +69,13 @@ def _run(options: argparse.Namespace) -> int:
         links=options.links,
         site=options.site,
         threads=options.threads,
-        progress=sys.stderr,
+        progress=progress_stream(options),
     )
-    print(escaped(f"{options.folder}: {counted(done.files, 'file')}, {size_text(done.bytes)}"))
+    if options.json:
+        failures = [{"file": failure.id, "reason": failure.reason} for failure in done.failed]
+        print_json({"folder": options.folder, "files": done.files, "bytes": done.bytes, "failed": failures})
+    else:
+        print(escaped(f"{options.folder}: {counted(done.files, 'file')}, {size_text(done.bytes)}"))
     if not done.failed:
         return 0
     failed = Path(options.folder) / FAILED

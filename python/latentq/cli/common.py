@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from latentq._core import LatentqError
 from latentq.system.text import counted, duration_text, escaped, one_line, size_text
@@ -61,6 +64,8 @@ def add_command(
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--quiet", action="store_true", help="no progress: print only the result, warnings and errors")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run, resumable=resumable)
     return parser
 
@@ -105,7 +110,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="write nothing, try one batch, and print what would be done: units that are there and that are missing, "
         "bytes, time",
     )
-    group.add_argument("--quiet", action="store_true", help="print only the last line, warnings and errors")
     group.add_argument("--strict", action="store_true", help="stop at the first image that cannot be used")
     group.add_argument(
         "--delete-archives", action="store_true", help="delete each archive of SRC once all of its units are published"
@@ -143,6 +147,19 @@ def progress_stream(options: argparse.Namespace) -> TextIO | None:
     return None if options.quiet else sys.stderr
 
 
+def print_json(result: object) -> None:
+    """Prints a result for programs, as JSON. Numbers that are not finite become null."""
+    print(json.dumps(_finite(result)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def print_result(
     named: Path | str,
     out: Path,
@@ -150,8 +167,12 @@ def print_result(
     counts: SampleCounts | None,
     totals: Totals,
     mirror: Mirror | None = None,
+    *,
+    as_json: bool = False,
+    summary: TextIO | None = None,
+    stages: Mapping[str, float] | None = None,
 ) -> int:
-    """Prints the last line of a command that works unit by unit, and returns its exit code.
+    """Prints the result of a command that works unit by unit, and returns its exit code.
 
     Args:
         named: The output as the user named it.
@@ -160,22 +181,64 @@ def print_result(
         counts: The number of samples and rejects; None if units of other processes are missing.
         totals: The number of images that this run handled, and their time.
         mirror: The object store that the output is on, if it is on one.
+        as_json: Print JSON for programs.
+        summary: Stream for rejects by stage and for the time of each stage; None prints neither.
+        stages: The seconds that each stage worked.
     """
-    where: Path | str = out if mirror is None else named
-    if counts is None:
-        from latentq.run.units import units_done
+    from latentq.format.files import REJECTS
+    from latentq.run.finish import rejects_by_stage
+    from latentq.run.units import units_done
 
-        done = units_done(out, card)
+    where: Path | str = out if mirror is None else named
+    done = card.units if counts else units_done(out, card)
+    size = 0 if counts is None else disk_bytes(Path(named)) if mirror is None else mirror.stored_bytes()
+    rejected = rejects_by_stage(out) if counts and (out / REJECTS).exists() else {}
+    worked = {stage: seconds for stage, seconds in (stages or {}).items() if seconds > 0}
+    if as_json:
+        totals_of_dataset = {"samples": counts.samples, "rejects": counts.rejects, "bytes": size} if counts else {}
+        print_json(
+            {
+                "dataset": str(named), "complete": counts is not None, "units": card.units, "units_done": done,
+                **totals_of_dataset, "rejects_by_stage": rejected,
+                "images": totals.images, "seconds": totals.seconds, "stage_seconds": worked,
+            }
+        )  # fmt: skip
+        return 0
+    if summary is not None:
+        _print_summary(summary, counts, size, rejected, worked, totals)
+    if counts is None:
         result = f"{done} of {counted(card.units, 'unit')} done; other processes have the remaining {card.units - done}"
     else:
         rejects = f"{counted(counts.rejects, 'reject')} (see {where}/rejects.tsv)" if counts.rejects else "no rejects"
-        size = disk_bytes(Path(named)) if mirror is None else mirror.stored_bytes()
         result = f"{counted(counts.samples, 'sample')}, {rejects}, {size_text(size)}"
     if totals.images:
         rate = totals.images / max(totals.seconds, 1e-9)
         result += f"; {counted(totals.images, 'image')} in {duration_text(totals.seconds)}, {rate:.1f} images/s"
     print(escaped(f"{named if counts else where}: {result}"))
     return 0
+
+
+def _print_summary(
+    stream: TextIO,
+    counts: SampleCounts | None,
+    size: int,
+    rejected: Mapping[str, int],
+    worked: Mapping[str, float],
+    totals: Totals,
+) -> None:
+    """Prints what the last line has no room for: rejects by stage, bytes a sample, and where the time went."""
+    rows = []
+    if rejected:
+        rows.append(("rejects", ", ".join(f"{stage} {count}" for stage, count in rejected.items())))
+    if counts is not None and counts.samples:
+        rows.append(("a sample", size_text(round(size / counts.samples))))
+    if worked and totals.images:
+        shares = sorted(worked.items(), key=lambda entry: -entry[1])
+        text = "; ".join(f"{stage} {seconds / max(totals.seconds, 1e-9):.0%}" for stage, seconds in shares)
+        rows.append(("time", f"{text} (stages overlap)"))
+    with contextlib.suppress(OSError):  # a closed stream must not end the command
+        for name, value in rows:
+            print(escaped(f"{name}: {value}"), file=stream)
 
 
 def model_rows(card: Card) -> list[tuple[str, str]]:
@@ -209,6 +272,21 @@ def buckets_text(recipe: Recipe) -> str:
         origin += f" of area {tiers}"
     small = {"enlarge": "enlarged", "reject": "rejected", "smaller": "put into one that they cover"}[buckets.small]
     return f"{len(buckets.all)} by {origin}; images smaller than their bucket are {small}"
+
+
+def dry_run_dict(named: Path | str, plan: DryRun) -> dict[str, object]:
+    """Returns the facts of a run that was not done, for `print_json`."""
+    return {
+        "dataset": str(named),
+        "dry_run": True,
+        **asdict(plan.counts),
+        "own_units": plan.own_units,
+        "own_samples": plan.own_samples,
+        "bytes": plan.bytes,
+        "seconds": plan.seconds,
+        "tried": None if plan.trial is None else asdict(plan.trial) | {"rate": plan.trial.rate},
+        "changes": None if plan.changes is None else str(plan.changes),
+    }
 
 
 def dry_run_rows(card: UnitCard, unit_size: int, plan: DryRun) -> list[tuple[str, str]]:

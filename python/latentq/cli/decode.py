@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, check_source
+from latentq.cli.common import UsageError, add_command, check_source, print_json, progress_stream
 from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
             source=options.source,
             autoencoder=options.autoencoder,
             device=options.device,
-            progress=sys.stderr,
+            progress=progress_stream(options),
         )
     except IndexError as error:
         raise UsageError(f"--{error}") from None
@@ -74,6 +73,9 @@ def _run(options: argparse.Namespace) -> int:
     file = io.BytesIO()
     picture.save(file, form)
     replace_file(Path(options.output), file.getvalue())
+    if options.json:
+        print_json({"output": options.output, "samples": len(rows), "psnr": [row[-1].psnr for row in rows]})
+        return 0
     scores = [row[-1].psnr for row in rows if row[-1].psnr is not None]
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(escaped(f"{options.output}: {counted(len(rows), 'sample')}{mean}"))

@@ -17,8 +17,10 @@ from latentq.cli.common import (
     add_storage_options,
     buckets_text,
     check_source,
+    dry_run_dict,
     dry_run_rows,
     model_rows,
+    print_json,
     print_result,
     print_rows,
     progress_stream,
@@ -172,11 +174,14 @@ def _run(options: argparse.Namespace) -> int:
     with mirrored(options.out, storage_options(options)) as (folder, mirror):
         request = _request(options, folder, mirror, profile, totals)
         if options.dry_run:
-            return _dry_run(request)
+            return _dry_run(request, options)
         card = encode_request(request)
         if options.profile:
             print("\n".join(profile.table()), file=sys.stderr)
-        return print_result(options.out, request.out, card, card.counts, totals, mirror)
+        return print_result(
+            options.out, request.out, card, card.counts, totals, mirror,
+            as_json=options.json, summary=progress_stream(options), stages=profile.worked(),
+        )  # fmt: skip
 
 
 def _request(
@@ -223,10 +228,13 @@ def _request(
     )
 
 
-def _dry_run(request: EncodeRequest) -> int:
+def _dry_run(request: EncodeRequest, options: argparse.Namespace) -> int:
     from latentq.encoding.dry_run import dry_run
 
     found = dry_run(request)
+    if options.json:
+        print_json(dry_run_dict(options.out, found.plan))
+        return 0
     card = found.card
     shapes = [(name, shape_text(latent)) for name, latent in card.latents.items()]
     shapes += [(name, shape_text(tokens)) for name, tokens in card.tokens.items()]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from latentq._core import LatentqError
 from latentq.cli.common import (
@@ -20,6 +19,7 @@ from latentq.cli.common import (
     model_rows,
     no_dataset,
     print_rows,
+    progress_stream,
     shape_text,
 )
 from latentq.system.text import counted, escaped, size_text
@@ -44,7 +44,6 @@ def add(commands: Commands) -> None:
         "  latentq info out/ --storage --source photos/     its size, compared with images and floats",
     )
     parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
-    parser.add_argument("--json", action="store_true", help="print the whole card as JSON")
     parser.add_argument("--storage", action="store_true", help="compare its size with images, JPEGs and floats")
     parser.add_argument("--source", metavar="SRC", help="with --storage: the dataset's source, to try JPEGs with")
 
@@ -55,22 +54,23 @@ def _run(options: argparse.Namespace) -> int:
     path = dataset_folder(options.dataset)
     if options.source is not None and not options.storage:
         raise UsageError("--source needs --storage")
+    progress = progress_stream(options)
     if not (path / CARD).exists():
         if options.storage:
             raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
-        return _print_shards(path, options.json)
+        return _print_shards(path, progress, as_json=options.json)
     card = Card.load(path)
     if options.storage:
         _print_storage(path, options)
     elif options.json:
-        print(json.dumps({**card.to_dict(), "bytes": disk_bytes(path, sys.stderr)}))
+        print(json.dumps({**card.to_dict(), "bytes": disk_bytes(path, progress)}))
     else:
-        _print_card(path, card)
+        _print_card(path, card, progress)
     return 0
 
 
-def _print_card(path: Path, card: Card) -> None:
-    print_rows([("dataset", str(path)), *_count_rows(path, card), *_recipe_rows(path, card)])
+def _print_card(path: Path, card: Card, progress: TextIO | None) -> None:
+    print_rows([("dataset", str(path)), *_count_rows(path, card), *_recipe_rows(path, card, progress)])
     if card.buckets:
         _print_buckets(card)
     for name, latent in card.latents.items():
@@ -94,12 +94,12 @@ def _count_rows(path: Path, card: Card) -> list[tuple[str, str]]:
     ]
 
 
-def _recipe_rows(path: Path, card: Card) -> list[tuple[str, str]]:
+def _recipe_rows(path: Path, card: Card, progress: TextIO | None) -> list[tuple[str, str]]:
     changed = f", changed: {', '.join(card.recipe.changed)}" if card.recipe.changed else ""
     image = card.recipe.image
     orient = ", EXIF orientation applied" if image.orient else ""
     return [
-        ("bytes", size_text(disk_bytes(path, sys.stderr))),
+        ("bytes", size_text(disk_bytes(path, progress))),
         ("recipe", f"{card.recipe.name}{changed}"),
         *model_rows(card),
         *_normalization_rows(card),
@@ -162,12 +162,31 @@ def _print_latent(name: str, latent: LatentFacts) -> None:
     print(f"\n{escaped(name)}: {shape_text(latent)}, {quantizer.kind}{bits}")
     if latent.statistics is None:
         return
-    print(f"{'channel':>7} {'mean':>10} {'std':>10} {'min':>10} {'max':>10} {'clipped':>9}")
+    statistics = latent.statistics
+    least, most = min(statistics.min, default=0.0), max(statistics.max, default=0.0)
+    key = f"{least:.4g} to {most:.4g}: - min to max, = mean - std to mean + std, | mean"
+    print(f"{'channel':>7} {'mean':>10} {'std':>10} {'min':>10} {'max':>10} {'clipped':>9}  {key}")
     for channel, (mean, std, low, high) in enumerate(
-        zip(latent.statistics.mean, latent.statistics.std, latent.statistics.min, latent.statistics.max, strict=True)
+        zip(statistics.mean, statistics.std, statistics.min, statistics.max, strict=True)
     ):
-        share = latent.clipped[channel] / latent.statistics.count[channel] if latent.clipped else 0.0
-        print(f"{channel:>7} {mean:>10.4f} {std:>10.4f} {low:>10.4f} {high:>10.4f} {share:>9.4%}")
+        share = latent.clipped[channel] / statistics.count[channel] if latent.clipped else 0.0
+        chart = _range_chart((least, most), (low, high), (mean - std, mean + std), mean)
+        print(f"{channel:>7} {mean:>10.4f} {std:>10.4f} {low:>10.4f} {high:>10.4f} {share:>9.4%}  {chart}")
+
+
+def _range_chart(axis: tuple[float, float], full: tuple[float, float], usual: tuple[float, float], mean: float) -> str:
+    """Returns a line that draws two ranges and a value on an axis of `_BAR` characters."""
+    width = axis[1] - axis[0]
+
+    def place(value: float) -> int:
+        return min(_BAR - 1, max(0, int(_BAR * (value - axis[0]) / width))) if width > 0 else 0
+
+    line = [" "] * _BAR
+    for (low, high), mark in ((full, "-"), (usual, "=")):
+        first, last = place(max(low, full[0])), place(min(high, full[1]))
+        line[first : last + 1] = mark * (last + 1 - first)
+    line[place(mean)] = "|"
+    return "".join(line).rstrip()
 
 
 def _print_storage(path: Path, options: argparse.Namespace) -> None:
@@ -175,7 +194,7 @@ def _print_storage(path: Path, options: argparse.Namespace) -> None:
         check_source(options.source)
     from latentq.inspect.storage import storage
 
-    rows = storage(path, options.source, progress=sys.stderr)
+    rows = storage(path, options.source, progress=progress_stream(options))
     if options.json:
         print(json.dumps([vars(row) for row in rows]))
         return
@@ -186,7 +205,7 @@ def _print_storage(path: Path, options: argparse.Namespace) -> None:
         print(escaped(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip()))
 
 
-def _print_shards(path: Path, as_json: bool) -> int:
+def _print_shards(path: Path, progress: TextIO | None, *, as_json: bool) -> int:
     from latentq import mds
     from latentq.format.files import INDEX
 
@@ -194,9 +213,9 @@ def _print_shards(path: Path, as_json: bool) -> int:
         raise no_dataset(path)
     reader = mds.Reader(path)
     if as_json:
-        print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": disk_bytes(path, sys.stderr)}))
+        print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": disk_bytes(path, progress)}))
         return 0
     columns = [(f"column {name}", encoding) for name, encoding in reader.columns.items()]
-    size = size_text(disk_bytes(path, sys.stderr))
+    size = size_text(disk_bytes(path, progress))
     print_rows([("shards", f"{path} (no card)"), ("samples", str(len(reader))), ("bytes", size), *columns])
     return 0

@@ -21,7 +21,8 @@ from latentq.system.extras import missing_package
 from latentq.system.text import one_line
 
 COMMANDS = (
-    "encode", "prune", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure"
+    "encode", "prune", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure",
+    "completion"
 )  # fmt: skip
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
@@ -39,6 +40,7 @@ _EPILOG = """examples:
   latentq decode out/ --index 5 -o 5.png
   latentq convert imagenet_3gb.pt out/                          from other tools' latents, and back
   latentq measure out/ --source photos/                         the error of other schemes and bits
+  latentq completion bash                                       completion of commands and options by Tab
 """
 _SIGPIPE = 141  # the exit code that a shell reports for a command ended by SIGPIPE
 
@@ -79,7 +81,7 @@ def _prepare_streams() -> None:
 
 def _main(arguments: Sequence[str]) -> int:
     try:
-        parser = _parser(arguments)
+        parser = build_parser(arguments)
         if not arguments:
             parser.print_help(sys.stderr)
             return 2
@@ -127,7 +129,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"latentq: warning: {one_line(message)}", file=sys.stderr)
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Returns the parser, with all commands only if the first argument names none: importing takes time."""
     parser = argparse.ArgumentParser(
         prog="latentq",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentq._core import LatentqError
-from latentq.cli.common import UsageError, add_command, check_source
+from latentq.cli.common import UsageError, add_command, check_source, progress_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--autoencoder", metavar="NAME", help="autoencoder to decode with (default: the card's)")
     parser.add_argument("--bits", type=int, nargs="+", metavar="2..8", help="bits of each value (default: 8 6 4)")
     parser.add_argument("--column", help="for a dataset: latent column (default: the first)")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -57,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
         raise LatentqError(f"{path} has no card ({CARD}): it is not a dataset")
     if options.source is not None:
         check_source(options.source)
-    else:
+    elif not options.quiet:
         print("latentq: without --source these are the stored latents, already quantized once", file=sys.stderr)
     from latentq.inspect.measure import of_dataset
 
@@ -66,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
         column=options.column,
         source=options.source,
         autoencoder=options.autoencoder,
-        progress=sys.stderr,
+        progress=progress_stream(options),
     )
     return _measure(options, latents, network, images)
 
@@ -81,6 +80,6 @@ def _measure(
     from latentq.inspect.measure import BITS, measure, print_json, print_table
 
     bits = options.bits or BITS
-    rows = measure(latents, bits=bits, autoencoder=network, images=images, progress=sys.stderr)
+    rows = measure(latents, bits=bits, autoencoder=network, images=images, progress=progress_stream(options))
     (print_json if options.json else print_table)(rows)
     return 0

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, dataset_folder, disk_bytes
+from latentq.cli.common import UsageError, add_command, dataset_folder, disk_bytes, print_json
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"{path} is no latent dataset: it has no {CARD}")
     resume_update(path)
     entries = stale_entries(path, Card.load(path))
+    if options.json:
+        if entries and not options.yes:
+            raise UsageError(f"{path}: {counted(len(entries), 'item')} would be removed: --json needs --yes")
+        facts = {"dataset": str(path), "removed": list(map(str, entries)), "bytes": sum(map(disk_bytes, entries))}
+        remove(entries)
+        print_json(facts)
+        return 0
     if not entries:
         print(escaped(f"{path}: nothing to remove"))
         return 0

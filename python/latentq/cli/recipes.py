@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import add_command, print_rows
+from latentq.cli.common import add_command, print_json, print_rows
 from latentq.system.text import escaped
 
 if TYPE_CHECKING:
@@ -27,9 +27,20 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     from latentq.format.recipe import Recipe
 
+    if options.json:
+        summaries = [{"name": name, "summary": _summary(name)} for name in Recipe.names()]
+        print_json(summaries if options.name is None else Recipe.load(options.name).to_dict())
+        return 0
     if options.name is not None:
         for line in Recipe.toml(options.name).splitlines():
             print("\t".join(map(escaped, line.split("\t"))))
         return 0
-    print_rows([(name, Recipe.toml(name).partition("\n")[0].removeprefix("# ")) for name in Recipe.names()])
+    print_rows([(name, _summary(name)) for name in Recipe.names()])
     return 0
+
+
+def _summary(name: str) -> str:
+    """Returns the first line of a recipe, which says what it is for."""
+    from latentq.format.recipe import Recipe
+
+    return Recipe.toml(name).partition("\n")[0].removeprefix("# ")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
-from latentq.cli.common import add_command, dataset_folder
+from latentq.cli.common import add_command, dataset_folder, print_json, progress_stream
 from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
@@ -44,8 +43,13 @@ def _run(options: argparse.Namespace) -> int:
         path,
         folders=_unit_names(path),
         allow_fewer_samples=options.allow_fewer_samples,
-        progress=sys.stderr,
+        progress=progress_stream(options),
     )
+    if options.json:
+        skipped = [{"file": finding.file, "message": finding.message} for finding in done.skipped]
+        facts = {"folder": str(path), "shards": done.shards, "samples": done.samples}
+        print_json({**facts, "skipped": skipped, "previous_indexes": list(done.kept)})
+        return 1 if done.skipped else 0
     for finding in done.skipped:
         print(escaped(f"{path / finding.file}: skipped: {finding.message}"))
     for name in done.kept:

@@ -12,7 +12,9 @@ from latentq.cli.common import (
     add_source,
     add_storage_options,
     check_source,
+    dry_run_dict,
     dry_run_rows,
+    print_json,
     print_result,
     print_rows,
     progress_stream,
@@ -76,9 +78,12 @@ def _run(options: argparse.Namespace) -> int:
     with mirrored(options.out, storage_options(options), SHARDS) as (folder, mirror):
         request = _request(options, folder, totals)
         if options.dry_run:
-            return _dry_run(request)
+            return _dry_run(request, options)
         card = shards_request(request, mirror)
-        return print_result(options.out, request.out, card, card.counts, totals, mirror)
+        return print_result(
+            options.out, request.out, card, card.counts, totals, mirror,
+            as_json=options.json, summary=progress_stream(options),
+        )  # fmt: skip
 
 
 def _request(options: argparse.Namespace, folder: Path, totals: Totals) -> ShardsRequest:
@@ -107,10 +112,13 @@ def _request(options: argparse.Namespace, folder: Path, totals: Totals) -> Shard
     )
 
 
-def _dry_run(request: ShardsRequest) -> int:
+def _dry_run(request: ShardsRequest, options: argparse.Namespace) -> int:
     from latentq.sharding.dry_run import dry_run
 
     found = dry_run(request)
+    if options.json:
+        print_json(dry_run_dict(options.out, found.plan))
+        return 0
     columns = ((f"column {name}", encoding) for name, encoding in found.card.columns.items())
     print_rows([*dry_run_rows(found.card, found.card.unit_size, found.plan), *columns])
     return 0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, no_dataset
+from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, no_dataset, progress_stream
 from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--source", metavar="SRC", help="with --decode: the dataset's source, to compute the PSNR")
     parser.add_argument("--autoencoder", metavar="NAME", help="with --decode: autoencoder (default: the card's)")
     parser.add_argument("--device", default="cpu", help="with --decode: cpu, cuda, cuda:1 (default: cpu)")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -47,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
         check_source(options.source)
     path = dataset_folder(options.dataset)
     try:
-        findings = verify(path, progress=sys.stderr)
+        findings = verify(path, progress=progress_stream(options))
     except FileNotFoundError:
         raise no_dataset(path) from None
     if options.decode is not None and not findings:
@@ -73,7 +72,7 @@ def _decode(path: Path, options: argparse.Namespace) -> list[Finding]:
         source=options.source,
         autoencoder=options.autoencoder,
         device=options.device,
-        progress=sys.stderr,
+        progress=progress_stream(options),
     )
     parts = [f"{counted(quality.decoded, 'sample')} decoded"]
     if quality.psnr is None:

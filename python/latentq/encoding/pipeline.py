@@ -144,6 +144,8 @@ def _encode_listed(resolved: ResolvedRequest, source: Source) -> Card:
             if mirror is not None:
                 mirror.publish_decided()
             share = Share.for_process(out, source, run.samples, settings, mirror)
-            with Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar:
+            with Progress(
+                share.samples, "encode", settings.progress, totals=settings.totals, detail=run.busy_text()
+            ) as bar:
                 encode_units(run, share, bar)
     return share.finish(run.card, CARD, CardCompletion, settings.progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -101,6 +101,10 @@ class EncodingRun:
             source, samples, encoder, captions, card, uncalibrated, batch_sizes, settings.threads, settings.strict,
             settings.profile, folder,
         )  # fmt: skip
+
+    def busy_text(self) -> Callable[[], str]:
+        """Returns a function whose result names the share of the time since now in which the device worked."""
+        return self.profile.busy_text(self.encoder.device.type)
 
     @property
     def batch_size(self) -> int:

@@ -42,6 +42,23 @@ class Profile:
         finally:
             self.seconds[stage, state] += time.perf_counter() - start
 
+    def worked(self) -> dict[str, float]:
+        """Returns the seconds that each stage worked, by its name."""
+        return {stage: seconds for (stage, state), seconds in self.seconds.items() if state == "worked"}
+
+    def busy_text(self, device: str) -> Callable[[], str]:
+        """Returns a function whose result names the share of the time since now in which the device worked.
+
+        Args:
+            device: The type of torch's device, such as `cuda`.
+        """
+
+        def seconds() -> float:
+            return sum(self.seconds.get((stage, "worked"), 0.0) for stage in (COPY, NETWORK, QUANTIZE))
+
+        start, before, name = time.perf_counter(), seconds(), "network" if device == "cpu" else "GPU"
+        return lambda: f"{name} {min(1.0, (seconds() - before) / max(time.perf_counter() - start, 1e-9)):.0%}"
+
     def table(self) -> list[str]:
         """Returns lines to print: each stage's shares of the time since this profile was made."""
         wall = time.perf_counter() - self._start

@@ -84,7 +84,7 @@ def _update(request: EncodeRequest, card: Card, source: Source) -> Card:
     share = Share.for_process(out, source, run.samples, settings, mirror)
     with (
         current_device(run.encoder.device),
-        Progress(share.samples, "encode", settings.progress, totals=settings.totals) as bar,
+        Progress(share.samples, "encode", settings.progress, totals=settings.totals, detail=run.busy_text()) as bar,
     ):
         publish_empty_caption(out, run)
         encode_units(run, share, bar)

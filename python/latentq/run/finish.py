@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from latentq._core import FormatError, MismatchError
 from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
 from latentq.format.facts import LatentFacts, SampleCounts
 from latentq.format.files import INDEX, REJECTS, UNIT
-from latentq.format.tsv import tsv_line
+from latentq.format.tsv import tsv_line, tsv_values
 from latentq.quantizer import Moments
 from latentq.run.units import LatentSums, UnitCard, UnitFacts, unit_names
 from latentq.store.local import publish_once, read_regular, remove_dead, replacement, sync_published
@@ -223,6 +224,14 @@ def _added_units(out: Path, card: _Card, total: Completion[_Card], rejects: Bina
         rejects.write(reject_lines(unit))
         yield name
         bar.update(1)
+
+
+def rejects_by_stage(out: Path) -> dict[str, int]:
+    """Returns the number of rejects of each stage, the largest first, from a finished output's rejects.tsv."""
+    stages: Counter[str] = Counter()
+    with (out / REJECTS).open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        stages.update(tsv_values(line.rstrip("\n"))[1] for line in lines)
+    return dict(stages.most_common())
 
 
 def reject_lines(unit: UnitFacts) -> bytes:

@@ -12,6 +12,7 @@ from latentq.format.files import HASHES, UNIT
 from latentq.run.units import Reject, UnitFacts, unit_done
 from latentq.sources import Sample, Source
 from latentq.sources.listing import reason_of
+from latentq.store.local import bytes_below
 from latentq.system.progress import Progress
 
 _SHARD_BYTES = 1 << 26
@@ -110,6 +111,7 @@ def publish_unit(
     except BaseException:
         bar.undo(facts.samples, ((reject.stage, reject.error) for reject in facts.rejects))
         raise
+    bar.wrote(bytes_below(path))
 
 
 def raise_if_strict(source: Source, sample: Sample, stage: str, error: Exception, *, strict: bool) -> None:

@@ -22,6 +22,7 @@ EXTRAS = {
     "streaming": {"streaming": "mosaicml-streaming>=0.11"},
     "parquet": {"pyarrow": "pyarrow>=15"},
     "datasets": {"datasets": "datasets>=3"},
+    "completion": {"shtab": "shtab>=1.7"},
     "store": {"obstore": "obstore>=0.9"},
     "convert": {"torch": "torch>=2.6", "safetensors": "safetensors>=0.4.3", "h5py": "h5py>=3.10"},
     "hub": {"huggingface_hub": "huggingface-hub>=0.30", "requests": "requests>=2.31"},

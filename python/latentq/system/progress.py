@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
@@ -49,6 +49,7 @@ class Progress:
         stream: Stream to print to; None prints nothing.
         noun: The singular of what is counted.
         totals: Filled in at the end.
+        detail: Returns a short text to print after the counts, such as the share of time in which a device worked.
         bar: Options of the bar on a terminal.
     """
 
@@ -60,6 +61,7 @@ class Progress:
         *,
         noun: str = "image",
         totals: Totals | None = None,
+        detail: Callable[[], str] | None = None,
         **bar: Any,
     ) -> None:
         self._total = total
@@ -67,6 +69,8 @@ class Progress:
         self._stream = stream
         self._noun = noun
         self._totals = totals
+        self._detail = detail
+        self._written = 0
         self._bar: Any = None
         self._done = self._skipped = 0
         self._rejects: dict[str, _RejectGroup] = {}
@@ -98,11 +102,14 @@ class Progress:
         """Adds images that are done."""
         self._done += done
         if self._bar is not None:
-            if self._rejects:
-                self._bar.set_postfix_str(counted(self._reject_count(), "reject"), refresh=False)
+            self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
             self._bar.update(done)
         elif time.monotonic() - self._printed >= _LINE_SECONDS:
             self._print_line()
+
+    def wrote(self, count: int) -> None:
+        """Adds bytes that are published."""
+        self._written += count
 
     def reject(self, key: str, stage: str, reason: str) -> None:
         """Adds one image that is rejected; only the first few are printed one by one."""
@@ -167,10 +174,17 @@ class Progress:
         self.note(self._line(rate, duration_text(left)))
 
     def _line(self, rate: float, left: str) -> str:
-        rejects = f", {counted(self._reject_count(), 'reject')}" if self._rejects else ""
         count = f"{self._label}: {self._skipped + self._done} of {counted(self._total or 0, self._noun)}"
         pace = f", {rate:.1f} {self._noun}s/s, {left} left" if rate else ""  # no rate if all was done before
-        return f"{count}{pace}{rejects}"
+        return ", ".join([f"{count}{pace}", *self._details()])
+
+    def _details(self) -> list[str]:
+        """Returns what is printed after the counts: rejects, bytes, and the caller's own text."""
+        return [
+            *([counted(self._reject_count(), "reject")] if self._rejects else ()),
+            *([size_text(self._written)] if self._written else ()),
+            *([self._detail()] if self._detail is not None and self._done else ()),
+        ]
 
     def _reject_count(self) -> int:
         return sum(group.count for group in self._rejects.values())
