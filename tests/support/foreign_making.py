@@ -256,3 +256,93 @@ def cosmos_imagenet_reads(path, tokenizer_type):
         else:
             data = f.get_tensor("latents").to(torch.uint16)
         return data, f.get_tensor("labels"), f.get_tensor("latents")
+
+
+def kohya_crop_ltrb(bucket_reso, image_size):
+    """Return the part that an image covers, as BucketManager.get_crop_ltrb of kohya-ss/sd-scripts."""
+    bucket_ar = bucket_reso[0] / bucket_reso[1]
+    image_ar = image_size[0] / image_size[1]
+    if bucket_ar > image_ar:
+        resized_width = bucket_reso[1] * image_ar
+        resized_height = bucket_reso[1]
+    else:
+        resized_width = bucket_reso[0]
+        resized_height = bucket_reso[0] / image_ar
+    crop_left = (bucket_reso[0] - resized_width) // 2
+    crop_top = (bucket_reso[1] - resized_height) // 2
+    return crop_left, crop_top, crop_left + resized_width, crop_top + resized_height
+
+
+def kohya_saves(npz_path, latents, original_size, crop_ltrb, flipped=None, alpha_mask=None, key_reso_suffix=""):
+    """Save latents as save_latents_to_disk of kohya-ss/sd-scripts does, into an .npz that may exist."""
+    import torch
+
+    kwargs = {}
+    if os.path.exists(npz_path):
+        npz = np.load(npz_path)
+        for key in npz.files:
+            kwargs[key] = npz[key]
+    kwargs["latents" + key_reso_suffix] = torch.from_numpy(latents).float().cpu().numpy()
+    kwargs["original_size" + key_reso_suffix] = np.array(original_size)
+    kwargs["crop_ltrb" + key_reso_suffix] = np.array(crop_ltrb)
+    if flipped is not None:
+        kwargs["latents_flipped" + key_reso_suffix] = flipped
+    if alpha_mask is not None:
+        kwargs["alpha_mask" + key_reso_suffix] = alpha_mask
+    np.savez(npz_path, **kwargs)
+
+
+def kohya_loads(latents_stride, npz_path, bucket_reso):
+    """Load latents as _default_load_latents_from_disk of kohya-ss/sd-scripts does."""
+    if latents_stride is None:
+        key_reso_suffix = ""
+    else:
+        latents_size = (bucket_reso[1] // latents_stride, bucket_reso[0] // latents_stride)
+        key_reso_suffix = f"_{latents_size[0]}x{latents_size[1]}"
+    npz = np.load(npz_path)
+    if "latents" + key_reso_suffix not in npz:
+        raise ValueError(f"latents{key_reso_suffix} not found in {npz_path}")
+    latents = npz["latents" + key_reso_suffix]
+    original_size = npz["original_size" + key_reso_suffix].tolist()
+    crop_ltrb = npz["crop_ltrb" + key_reso_suffix].tolist()
+    has_flipped = "latents_flipped" + key_reso_suffix in npz
+    flipped_latents = npz["latents_flipped" + key_reso_suffix] if has_flipped else None
+    return latents, original_size, crop_ltrb, flipped_latents
+
+
+def musubi_saves(path, latent, arch_fullname, original_size, *, framed=True, control=None):
+    """Save a latent as save_latent_cache_* of kohya-ss/musubi-tuner do."""
+    from safetensors.torch import save_file
+
+    height, width = latent.shape[-2:]
+    frames = latent.shape[1] if latent.dim() == 4 else 1
+    dtype_str = str(latent.dtype).split(".")[-1]
+    prefix = f"{frames}x" if framed else ""
+    sd = {f"latents_{prefix}{height}x{width}_{dtype_str}": latent.detach().cpu().contiguous()}
+    if control is not None:
+        sd[f"latents_control_0_{prefix}{height}x{width}_{dtype_str}"] = control
+    metadata = {
+        "architecture": arch_fullname,
+        "width": f"{original_size[0]}",
+        "height": f"{original_size[1]}",
+        "format_version": "1.0.1",
+    }
+    save_file(sd, path, metadata=metadata)
+
+
+def musubi_reads(cache_directory, architecture):
+    """Read latents by file as BucketBatchManager of kohya-ss/musubi-tuner does: (item key, image size) -> tensors."""
+    from safetensors.torch import load_file
+
+    found = {}
+    for cache_file in glob(os.path.join(cache_directory, f"*_{architecture}.safetensors")):
+        tokens = os.path.basename(cache_file).split("_")
+        image_size = tuple(map(int, tokens[-2].split("x")))
+        tensors = {}
+        for key, value in load_file(cache_file).items():
+            content_key = key.rsplit("_", 1)[0]
+            if content_key.startswith("latents_"):
+                content_key = content_key.rsplit("_", 1)[0]
+            tensors[content_key] = value
+        found["_".join(tokens[:-2]), image_size] = tensors
+    return found

@@ -23,6 +23,17 @@ KNOWN = {
     "sdxl": _kl("stabilityai/sdxl-vae", 4, 0.13025),
     "sd3": _kl("stabilityai/stable-diffusion-3-medium-diffusers", 16, 1.5305, 0.0609),
     "flux": _kl("black-forest-labs/FLUX.1-schnell", 16, 0.3611, 0.1159),
+    "hunyuan-video": ForeignAutoencoder(
+        "hunyuanvideo-community/HunyuanVideo", "AutoencoderKLHunyuanVideo", Normalization(0.476986), (-1.0, 1.0),
+        (16, 0, 0), reduction=8,
+    ),
+    "hunyuan-video-1.5": ForeignAutoencoder(
+        "hunyuanvideo-community/HunyuanVideo-1.5", "AutoencoderKLHunyuanVideo15", Normalization(1.03682), (-1.0, 1.0),
+        (32, 0, 0), reduction=16,
+    ),
+    "flux2": ForeignAutoencoder(
+        "black-forest-labs/FLUX.2-dev", "AutoencoderKLFlux2", Normalization(), (-1.0, 1.0), (128, 0, 0), reduction=16
+    ),
     "qwen-image": ForeignAutoencoder(
         "Qwen/Qwen-Image", "AutoencoderKLQwenImage", Normalization(1.0, _QWEN_MEAN, _QWEN_STD), (-1.0, 1.0), (16, 0, 0),
         reduction=8,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from latentq._core import MismatchError
-from latentq.converting import cosmos_imagenet, edm2, fast_dit, lightningdit, llamagen, mar, rar, repa_e
+from latentq.converting import cosmos_imagenet, edm2, fast_dit, kohya, lightningdit, llamagen, mar, musubi, rar, repa_e
 from latentq.converting.incoming import Incoming
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
@@ -36,7 +36,8 @@ class WrittenLayout(Layout, Protocol):
 
 
 _ALL = cast(
-    "tuple[Layout, ...]", (lightningdit, edm2.repa, edm2.edm2, repa_e, mar, fast_dit, llamagen, rar, cosmos_imagenet)
+    "tuple[Layout, ...]",
+    (lightningdit, edm2.repa, edm2.edm2, repa_e, mar, fast_dit, llamagen, rar, cosmos_imagenet, kohya, musubi),
 )
 LAYOUTS: Mapping[str, Layout] = {layout.NAME: layout for layout in _ALL}
 """Every layout that arrays are read from, by name."""

@@ -7,7 +7,19 @@ IMAGENET_INT8 = "imagenet.int8"
 VQGAN = "vqgan"
 CODES = (IMAGENET_3GB, IMAGENET_INT8, VQGAN)
 """The layouts whose codes are copied unchanged to and from a recipe of latentq."""
-NAMES = ("lightningdit", "repa", "edm2", "repa-e", "mar", "fast-dit", "llamagen", "rar", "cosmos-imagenet")
+NAMES = (
+    "lightningdit",
+    "repa",
+    "edm2",
+    "repa-e",
+    "mar",
+    "fast-dit",
+    "llamagen",
+    "rar",
+    "cosmos-imagenet",
+    "kohya",
+    "musubi",
+)
 """The other layouts."""
 WRITTEN = NAMES
 """Those that can be written."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
-from latentq.store.local import read_regular
+from latentq.store.local import check_regular, read_regular
 
 _MAGIC = b"\x93NUMPY"
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")  # a zip member's local header
@@ -27,6 +27,7 @@ MAX_MEMBER = 1 << 28
 """The largest member of an .npz in bytes: none of these tools' latents are near it, and a zip bomb is."""
 _BAD = (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error, struct.error)
 _KINDS = "fiub"
+_HEADER_BYTES = 1 << 12
 
 
 @lru_cache(4096)
@@ -42,6 +43,17 @@ def _parsed_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]
     return dtype, shape, fortran
 
 
+def _header_of(view: memoryview) -> bytes:
+    """Returns the header of a .npy file with its magic, or raises ValueError."""
+    if bytes(view[:6]) != _MAGIC or len(view) < 12:
+        raise ValueError("not a .npy file, or truncated")
+    start = 10 if view[6] == 1 else 12
+    end = start + int.from_bytes(view[8:start], "little")
+    if end > len(view):
+        raise ValueError("the .npy header is truncated")
+    return bytes(view[:end])
+
+
 def npy_array(data: memoryview | bytes) -> NDArray[Any]:
     """Returns the array of a .npy file's bytes, without a copy where it can be.
 
@@ -49,13 +61,9 @@ def npy_array(data: memoryview | bytes) -> NDArray[Any]:
         ValueError: It is no .npy file, is truncated, or holds something else than numbers.
     """
     view = memoryview(data)
-    if bytes(view[:6]) != _MAGIC or len(view) < 12:
-        raise ValueError("not a .npy file, or truncated")
-    start = 10 if view[6] == 1 else 12
-    end = start + int.from_bytes(view[8:start], "little")
-    if end > len(view):
-        raise ValueError("the .npy header is truncated")
-    dtype, shape, fortran = _parsed_header(bytes(view[:end]))
+    header = _header_of(view)
+    end = len(header)
+    dtype, shape, fortran = _parsed_header(header)
     count = prod(shape)
     if end + count * dtype.itemsize > len(view):
         raise ValueError(f"truncated: {shape} {dtype} needs {count * dtype.itemsize} bytes, {len(view) - end} follow")
@@ -109,6 +117,33 @@ def load_npz(path: Path, wanted: Callable[[str], bool], limit: int = MAX_MEMBER)
         return _zip_members(data, wanted, limit) if arrays is None else arrays
     except _BAD as error:
         raise FormatError(f"{path}: not an .npz file, or truncated: {error}") from None
+
+
+def npz_shapes(path: Path, wanted: Callable[[str], bool]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Returns the dtype and shape of some arrays of an .npz file, of which only the headers are read.
+
+    Args:
+        path: The file.
+        wanted: True for the names of the arrays.
+
+    Raises:
+        FormatError: It is broken or truncated; the message names it.
+        OSError: It cannot be read.
+    """
+    found = {}
+    check_regular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                key = info.filename.removesuffix(".npy")
+                if wanted(key):
+                    with archive.open(info) as member:
+                        start = member.read(_HEADER_BYTES)
+                    dtype, shape, _ = _parsed_header(_header_of(memoryview(start)))
+                    found[key] = dtype, shape
+    except _BAD as error:
+        raise FormatError(f"{path}: not an .npz file, or truncated: {error}") from None
+    return found
 
 
 def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:

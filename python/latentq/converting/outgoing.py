@@ -48,6 +48,7 @@ class Outgoing:
     Args:
         path: The dataset.
         layout: The layout's name, for messages.
+        variant: The kind of files to write, as in `--to kohya:sdxl`; None for what follows from the card.
 
     Raises:
         LatentqError: The dataset is not finished.
@@ -55,13 +56,14 @@ class Outgoing:
         OSError: It cannot be read.
     """
 
-    def __init__(self, path: Path, layout: str) -> None:
+    def __init__(self, path: Path, layout: str, variant: str | None = None) -> None:
         card = open_card(path)
         if card is None or card.counts is None:
             raise LatentqError(f"{path} has no card")
         self.path = path
         self.card: Card = card
         self.layout = layout
+        self.variant = variant
         self.count = card.counts.samples
 
     def find(self, content: str, *, flip: bool = False) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TextIO, cast
 
@@ -61,9 +62,11 @@ def convert(
     Args:
         source: A latent dataset, or another tool's file or folder; its content decides which.
         out: The output, which must not exist. It is published atomically.
-        from_layout: The layout of the source, if its content fits several.
-        to_layout: The layout to write from a latent dataset. By default the suffix of `out` decides: `.pt` is
-            imagenet_3gb's torch file, `.tsv` VQGAN's tokens, and no suffix or `.int8` imagenet.int8's folder.
+        from_layout: The layout of the source, if its content fits several. A colon and the kind of files may follow:
+            `kohya:sdxl`.
+        to_layout: The layout to write from a latent dataset, with a kind of files as `from_layout`. By default the
+            suffix of `out` decides: `.pt` is imagenet_3gb's torch file, `.tsv` VQGAN's tokens, and no suffix or `.int8`
+            imagenet.int8's folder.
         autoencoder: The autoencoder that made the source, if it is not the layout's usual one: a name such as `sdxl`,
             or any model.
         codebook: The number of tokens in the codebook that made the source, if it is not the layout's usual one.
@@ -99,16 +102,16 @@ def convert(
 
 def _from_dataset(source: Path, out: Path, to_layout: str | None, progress: TextIO | None) -> int:
     """Writes a dataset in another tool's layout."""
-    name = _layout_of(out) if to_layout is None else to_layout
+    name, _, variant = (_layout_of(out) if to_layout is None else to_layout).partition(":")
     if name not in (*CODES, *WRITTEN):
         known = f"{name} can only be read" if name in NAMES else f"there is no layout {name!r}"
         raise ValueError(f"to_layout: {known}: name one of {', '.join((*CODES, *WRITTEN))}")
     card = hashlib.sha256(read_regular(source / CARD)).hexdigest()
-    with resumable(out, {"source": str(source.absolute()), "card": card, "layout": name}) as work:
+    with resumable(out, {"source": str(source.absolute()), "card": card, "layout": name, "variant": variant}) as work:
         if name in _CODES:
             work.restart()
             return _CODES[name].write(source, work.result, progress)
-        outgoing = Outgoing(source, name)
+        outgoing = Outgoing(source, name, variant or None)
         with Progress(outgoing.count, "convert", progress, noun="sample") as bar:
             writer(name).write(outgoing, work, bar)
         return outgoing.count
@@ -118,7 +121,8 @@ def _to_dataset(
     source: Path, out: Path, from_layout: str | None, options: ReadOptions, bits: int | None, progress: TextIO | None
 ) -> int:
     """Writes a dataset from another tool's data."""
-    name = _source_layout(source) if from_layout is None else from_layout
+    name, _, variant = (_source_layout(source) if from_layout is None else from_layout).partition(":")
+    options = replace(options, variant=variant or None)
     if name not in (*CODES, *NAMES):
         raise ValueError(f"from_layout: there is no layout {name!r}: name one of {', '.join((*CODES, *NAMES))}")
     job = {"source": str(source.absolute()), "layout": name, **vars(options), "bits": bits}

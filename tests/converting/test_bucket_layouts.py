@@ -1,0 +1,193 @@
+"""Layouts whose latents have many shapes: into a dataset with buckets, out and in again, equal to the bit."""
+
+import numpy as np
+import pytest
+import torch
+
+import latentq
+from latentq.converting.outgoing import Outgoing
+from latentq.converting.pipeline import convert
+from support import foreign_making as made
+
+# (width, height) of images, and of their buckets.
+IMAGES = [((600, 400), (96, 64)), ((512, 512), (64, 64)), ((400, 600), (64, 96)), ((1000, 999), (64, 64))] * 3
+STEMS = [f"{'sub/' * (index % 2)}im_{index:02}" for index in range(len(IMAGES))]
+
+
+def latent(index, channels, bucket, stride=8, seed=0):
+    rng = np.random.default_rng((seed, index))
+    return rng.standard_normal((channels, bucket[1] // stride, bucket[0] // stride)).astype(np.float32)
+
+
+def by_key(dataset, *, flip=False, content="latent"):
+    """Return the stored values of a column by key, and check the dataset."""
+    assert not latentq.verify(dataset)
+    outgoing = Outgoing(dataset, "test")
+    name, key = outgoing.need(content, flip=flip), outgoing.need("key")
+    columns = outgoing.open([name, key], scale="scaled" if outgoing.column(name).scaled else "raw")
+    found = {}
+    for batch in columns.batches():
+        found |= dict(zip(batch.values[key], batch.values[name], strict=True))
+    return found
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert np.array_equal(found[key], value), key
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def kohya_writes(folder, kind, channels, stride, *, suffixed, flip=False, mask=False):
+    for index, (stem, (image, bucket)) in enumerate(zip(STEMS, IMAGES, strict=True)):
+        path = folder / f"{stem}_{image[0]:04d}x{image[1]:04d}_{kind}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        one = latent(index, channels, bucket, stride)
+        end = f"_{one.shape[1]}x{one.shape[2]}" if suffixed else ""
+        mirrored = latent(index, channels, bucket, stride, seed=1) if flip else None
+        alpha = np.ones((bucket[1], bucket[0]), np.float32) if mask else None
+        made.kohya_saves(path, one, image, made.kohya_crop_ltrb(bucket, image), mirrored, alpha, end)
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "stride", "suffixed", "flip"),
+    [
+        ("sd", 4, 8, False, False),
+        ("sdxl", 4, 8, False, True),
+        ("sd3", 16, 8, True, False),
+        ("flux", 16, 8, True, True),
+        ("lumina", 16, 8, True, False),
+        ("hi", 64, 32, True, False),
+        ("anima", 16, 8, True, False),
+    ],
+)
+def test_kohya_is_equal_to_the_bit(kind, channels, stride, suffixed, flip, tmp_path):
+    kohya_writes(tmp_path / "images", kind, channels, stride, suffixed=suffixed, flip=flip)
+    assert convert(tmp_path / "images", tmp_path / "in") == len(IMAGES)
+    card = latentq.Card.load(tmp_path / "in")
+    assert card.recipe.bucket_sizes() == ((64, 64), (64, 96), (96, 64))
+    expected = {stem: latent(i, channels, IMAGES[i][1], stride) for i, stem in enumerate(STEMS)}
+    same(by_key(tmp_path / "in"), expected)
+    convert(tmp_path / "in", tmp_path / "out", to_layout=f"kohya:{kind}")
+    assert files(tmp_path / "out") == files(tmp_path / "images")
+    for index, (stem, (image, bucket)) in enumerate(zip(STEMS, IMAGES, strict=True)):
+        path = tmp_path / "out" / f"{stem}_{image[0]:04d}x{image[1]:04d}_{kind}.npz"
+        found, original, crop, mirrored = made.kohya_loads(stride if suffixed else None, path, bucket)
+        assert np.array_equal(found, expected[stem])
+        assert (original, crop) == (list(image), list(made.kohya_crop_ltrb(bucket, image)))
+        assert (mirrored is not None) == flip
+        if flip:
+            assert np.array_equal(mirrored, latent(index, channels, bucket, stride, seed=1))
+    convert(tmp_path / "out", tmp_path / "again")
+    same(by_key(tmp_path / "again"), expected)
+
+
+def test_kohya_with_several_resolutions(tmp_path):
+    (tmp_path / "images").mkdir()
+    expected = {}
+    for index, (image, bucket) in enumerate(IMAGES):
+        for scale in (1, 2):
+            size = bucket[0] * scale, bucket[1] * scale
+            one = latent(index, 16, size, seed=scale)
+            path = tmp_path / "images" / f"im_{index:02}_{image[0]:04d}x{image[1]:04d}_flux.npz"
+            crop = made.kohya_crop_ltrb(size, image)
+            made.kohya_saves(path, one, image, crop, key_reso_suffix=f"_{one.shape[1]}x{one.shape[2]}")
+            expected[f"im_{index:02}#{one.shape[1]}x{one.shape[2]}"] = one
+    assert convert(tmp_path / "images", tmp_path / "in") == 2 * len(IMAGES)
+    same(by_key(tmp_path / "in"), expected)
+    convert(tmp_path / "in", tmp_path / "out", to_layout="kohya")
+    for index, (image, bucket) in enumerate(IMAGES):
+        for scale in (1, 2):
+            size = bucket[0] * scale, bucket[1] * scale
+            path = tmp_path / "out" / f"im_{index:02}_{image[0]:04d}x{image[1]:04d}_flux.npz"
+            found, original, *_ = made.kohya_loads(8, path, size)
+            assert np.array_equal(found, latent(index, 16, size, seed=scale))
+            assert original == list(image)
+    convert(tmp_path / "out", tmp_path / "again")
+    same(by_key(tmp_path / "again"), expected)
+
+
+def test_old_files_of_kohya_and_what_is_not_converted(tmp_path, capsys):
+    import sys
+
+    kohya_writes(tmp_path / "images", "sdxl", 4, 8, suffixed=False, mask=True)
+    for path in list((tmp_path / "images").rglob("*.npz")):
+        path.rename(path.with_name("_".join(path.name.split("_")[:2]) + ".npz"))
+    np.savez(tmp_path / "images" / "im_00_te_outputs.npz", hidden_state1=np.zeros(3))
+    convert(tmp_path / "images", tmp_path / "in", autoencoder="sdxl", progress=sys.stderr)
+    assert f"alpha_mask of {len(IMAGES)} files is not converted" in capsys.readouterr().err
+    same(by_key(tmp_path / "in"), {stem: latent(i, 4, IMAGES[i][1]) for i, stem in enumerate(STEMS)})
+    assert latentq.Card.load(tmp_path / "in").autoencoder.name == "stabilityai/sdxl-vae"
+    convert(tmp_path / "in", tmp_path / "out", to_layout="kohya")
+    assert (tmp_path / "out" / "im_00_0600x0400_sdxl.npz").exists()
+
+
+def test_files_of_several_architectures_are_told_with_how_to_choose(tmp_path):
+    kohya_writes(tmp_path / "images", "sdxl", 4, 8, suffixed=False)
+    kohya_writes(tmp_path / "images", "flux", 16, 8, suffixed=True)
+    with pytest.raises(latentq.MismatchError, match="choose by --from kohya:flux or --from kohya:sdxl"):
+        convert(tmp_path / "images", tmp_path / "in")
+    convert(tmp_path / "images", tmp_path / "in", from_layout="kohya:sdxl")
+    same(by_key(tmp_path / "in"), {stem: latent(i, 4, IMAGES[i][1]) for i, stem in enumerate(STEMS)})
+
+
+MUSUBI = {
+    "qi": ("qwen_image", torch.bfloat16, "CFHW"),
+    "zi": ("z_image", torch.float32, "CHW"),
+    "fk": ("flux_kontext", torch.bfloat16, "CHW"),
+    "wan": ("wan", torch.float16, "CFHW"),
+    "f2d": ("flux_2_dev", torch.bfloat16, "CHW"),
+}
+
+
+@pytest.mark.parametrize("arch", MUSUBI)
+def test_musubi_is_equal_to_the_bit(arch, tmp_path, capsys):
+    import sys
+
+    name, dtype, axes = MUSUBI[arch]
+    channels, stride = (128, 16) if arch == "f2d" else (16, 8)
+    (tmp_path / "cache").mkdir()
+    expected = {}
+    for index, (image, bucket) in enumerate(IMAGES):
+        one = torch.from_numpy(latent(index, channels, bucket, stride)).to(dtype)
+        path = tmp_path / "cache" / f"im_{index:02}_{image[0]:04d}x{image[1]:04d}_{arch}.safetensors"
+        shaped = one[:, None] if axes == "CFHW" else one
+        control = shaped.clone() if arch == "fk" else None
+        made.musubi_saves(path, shaped, name, image, framed=arch != "f2d", control=control)
+        expected[f"im_{index:02}"] = one.float().numpy()
+    assert convert(tmp_path / "cache", tmp_path / "in", progress=sys.stderr) == len(IMAGES)
+    told = capsys.readouterr().err
+    assert (f"{len(IMAGES)} files have further tensors" in told) == (arch == "fk")
+    same(by_key(tmp_path / "in"), expected)
+    convert(tmp_path / "in", tmp_path / "out", to_layout=f"musubi:{arch}")
+    read, before = (made.musubi_reads(tmp_path / folder, arch) for folder in ("out", "cache"))
+    assert read.keys() == before.keys()
+    for key, tensors in read.items():
+        assert torch.equal(tensors["latents"], before[key]["latents"])
+        assert tensors["latents"].dtype == dtype
+    if arch != "fk":
+        assert {name: len(data) for name, data in files(tmp_path / "out").items()} == {
+            name: len(data) for name, data in files(tmp_path / "cache").items()
+        }
+    convert(tmp_path / "out", tmp_path / "again")
+    same(by_key(tmp_path / "again"), expected)
+
+
+def test_a_video_is_refused(tmp_path):
+    (tmp_path / "cache").mkdir()
+    path = tmp_path / "cache" / "clip_0600x0400_wan.safetensors"
+    made.musubi_saves(path, torch.zeros(16, 5, 8, 8), "wan", (600, 400))
+    with pytest.raises(latentq.FormatError, match="a latent of 5 frames is a video's, and a dataset holds images"):
+        convert(tmp_path / "cache", tmp_path / "in")
+
+
+def test_quantized_buckets_have_one_quantizer(tmp_path):
+    kohya_writes(tmp_path / "images", "flux", 16, 8, suffixed=True)
+    convert(tmp_path / "images", tmp_path / "in", bits=8)
+    found = by_key(tmp_path / "in")
+    for index, stem in enumerate(STEMS):
+        error = np.abs(found[stem] - latent(index, 16, IMAGES[index][1]))
+        assert np.median(error) < 0.02
