@@ -1,14 +1,12 @@
 """The commands of docs/growing.md run, and leave the dataset of the source that has grown."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from conftest import paint
 from latentq import Card
+from support.commands import run_line
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "growing.md").read_text()
 
@@ -18,16 +16,8 @@ def test_the_commands_of_the_page_run(tiny_vae, tmp_path):
         paint(tmp_path / ("photos" if number < 3 else "new") / f"{number}.jpg", number, (300, 280))
     shutil.copytree(tiny_vae, tmp_path / "models" / "vae")
     (block,) = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-e", "-c", block],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    for line in block.splitlines():
+        run_line(line.partition("#")[0].strip(), tmp_path)
     assert Card.load(tmp_path / "out").counts.samples == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "00000",
