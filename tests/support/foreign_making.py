@@ -346,3 +346,199 @@ def musubi_reads(cache_directory, architecture):
             tensors[content_key] = value
         found["_".join(tokens[:-2]), image_size] = tensors
     return found
+
+
+def nemo_writes(output_dir, samples, extension="meta"):
+    """Write torch files and lists as tools/diffusion/preprocessing_multiprocess.py of NeMo AutoModel does.
+
+    Each sample is (image path, latent, bucket (width, height), original (width, height), embeddings, pooled).
+    """
+    import hashlib
+
+    import torch
+
+    all_metadata = []
+    for number, (image_path, latent, bucket, original, embeds, pooled) in enumerate(samples):
+        resolution = f"{bucket[0]}x{bucket[1]}"
+        cache_subdir = Path(output_dir) / resolution
+        cache_subdir.mkdir(parents=True, exist_ok=True)
+        cache_hash = hashlib.md5(f"{image_path}_{resolution}".encode()).hexdigest()
+        cache_file = cache_subdir / f"{cache_hash}.{extension}"
+        metadata = {
+            "original_resolution": original,
+            "bucket_resolution": bucket,
+            "crop_offset": (number, 2 * number),
+            "prompt": f"a picture of {number}",
+            "image_path": image_path,
+            "bucket_id": number % 3,
+            "aspect_ratio": bucket[0] / bucket[1],
+        }
+        cache_data = {"latent": latent, "clip_tokens": torch.zeros(1, 77, dtype=torch.int64)}
+        if pooled is not None:
+            cache_data["pooled_prompt_embeds"] = pooled
+        cache_data |= {"prompt_embeds": embeds, **metadata, "model_type": "flux"}
+        torch.save(cache_data, cache_file)
+        all_metadata.append(
+            {
+                "cache_file": str(cache_file),
+                "image_path": image_path,
+                "bucket_resolution": list(bucket),
+                "original_resolution": list(original),
+                "prompt": metadata["prompt"],
+                "bucket_id": metadata["bucket_id"],
+                "aspect_ratio": metadata["aspect_ratio"],
+                "pixels": bucket[0] * bucket[1],
+                "model_type": "flux",
+            }
+        )
+    shard_files = []
+    for shard_idx in range(0, len(all_metadata), 5):
+        shard_file = Path(output_dir) / f"metadata_shard_{shard_idx // 5:04d}.json"
+        shard_file.write_text(json.dumps(all_metadata[shard_idx : shard_idx + 5], indent=2))
+        shard_files.append(shard_file.name)
+    metadata = {"processor": "flux", "total_items": len(all_metadata), "shards": shard_files}
+    (Path(output_dir) / "metadata.json").write_text(json.dumps(metadata, indent=2))
+
+
+def nemo_reads(cache_dir):
+    """Read all samples as TextToImageDataset of NeMo AutoModel does."""
+    import torch
+
+    data = json.loads((Path(cache_dir) / "metadata.json").read_text())
+    items = []
+    for shard_name in data["shards"]:
+        items.extend(json.loads((Path(cache_dir) / shard_name).read_text()))
+    found = []
+    for item in items:
+        cache_file = Path(item["cache_file"]).resolve()
+        cache_file.relative_to(Path(cache_dir).resolve())
+        loaded = torch.load(cache_file, map_location="cpu", weights_only=True)
+        output = {
+            "latent": loaded["latent"],
+            "crop_resolution": torch.tensor(item["bucket_resolution"]),
+            "original_resolution": torch.tensor(item["original_resolution"]),
+            "crop_offset": torch.tensor(loaded["crop_offset"]),
+            "prompt": loaded["prompt"],
+            "image_path": loaded["image_path"],
+            "bucket_id": item["bucket_id"],
+            "aspect_ratio": item.get("aspect_ratio", 1.0),
+        }
+        for key in ("clip_hidden", "pooled_prompt_embeds", "prompt_embeds"):
+            if key in loaded:
+                output[key] = loaded[key].squeeze(0)
+        found.append(output)
+    return found
+
+
+def primus_writes(output_dir, samples, shard_size):
+    """Write tars as save_to_webdataset of AMD-AGI/Primus does. Each sample maps extensions to tensors or text."""
+    import torch
+    import webdataset as wds
+
+    os.makedirs(output_dir, exist_ok=True)
+    for shard_num, start_idx in enumerate(range(0, len(samples), shard_size)):
+        with wds.TarWriter(os.path.join(output_dir, f"{shard_num:06d}.tar")) as sink:
+            for sample_idx, sample in enumerate(samples[start_idx : start_idx + shard_size]):
+                wds_sample = {"__key__": f"{shard_num:06d}_{sample_idx:06d}"}
+                for ext, data in sample.items():
+                    if isinstance(data, str):
+                        wds_sample[ext] = data.encode("utf-8")
+                    else:
+                        buffer = io.BytesIO()
+                        torch.save(data, buffer)
+                        wds_sample[ext] = buffer.getvalue()
+                sink.write(wds_sample)
+
+
+def primus_reads(output_dir):
+    """Read all samples as webdataset groups them and cook_preencoded_diffusion of AMD-AGI/Primus loads them."""
+    import torch
+    import webdataset as wds
+
+    info = json.loads((Path(output_dir) / ".nv-meta" / ".info.json").read_text())
+    found = []
+    for shard in info["shard_counts"]:
+        dataset = wds.WebDataset(os.path.join(output_dir, shard), shardshuffle=False)
+        samples = list(dataset)
+        assert len(samples) == info["shard_counts"][shard]
+        for sample in samples:
+            tensors = {key: data for key, data in sample.items() if key.endswith(".pth")}
+            loaded = {key: torch.load(io.BytesIO(data), map_location="cpu") for key, data in tensors.items()}
+            found.append(loaded | {"caption": sample.get("caption.txt", b"").decode("utf-8")})
+    return found
+
+
+def prx_bf16_encode(obj):
+    """Encode a tensor as BFloat16TensorEncoding of Photoroom/PRX does."""
+    import torch
+
+    shape = np.array(obj.shape, dtype=np.int32)
+    ndim = np.uint32(len(shape))
+    return ndim.tobytes() + shape.tobytes() + obj.view(torch.uint16).numpy().tobytes()
+
+
+def prx_writes(folder, samples):
+    """Write an MDS as PRX's scripts do, with its encoding `bf16` registered in mosaicml-streaming."""
+    from streaming import MDSWriter
+    from streaming.base.format.mds.encodings import Encoding, _encodings
+
+    class BFloat16TensorEncoding(Encoding):
+        def encode(self, obj):
+            return prx_bf16_encode(obj)
+
+        def decode(self, data):
+            raise NotImplementedError
+
+    _encodings["bf16"] = BFloat16TensorEncoding
+    try:
+        columns = {
+            "img_latent": "ndarray:float32",
+            "caption_long": "str",
+            "latent_caption_long_t5gemma2b-256-bf16": "bf16",
+            "attention_mask_caption_long_t5gemma2b-256-bf16": "ndarray:uint8",
+            "original_height": "int",
+            "original_width": "int",
+        }
+        with MDSWriter(out=str(folder), columns=columns) as out:
+            for sample in samples:
+                out.write(sample)
+    finally:
+        del _encodings["bf16"]
+
+
+def micro_diffusion_writes(folder, samples):
+    """Write an MDS as precompute.py of SonyResearch/micro_diffusion does."""
+    from streaming import MDSWriter
+
+    columns = {"caption": "str", "caption_latents": "bytes", "latents_256": "bytes", "latents_512": "bytes"}
+    writer = MDSWriter(out=str(folder), columns=columns, compression=None, size_limit=256 * (2**20))
+    for caption, conditioning, latents_256, latents_512 in samples:
+        writer.write(
+            {
+                "caption": caption,
+                "caption_latents": np.reshape(conditioning, -1).tobytes(),
+                "latents_256": latents_256.tobytes(),
+                "latents_512": latents_512.tobytes(),
+            }
+        )
+    writer.finish()
+
+
+def simpletuner_writes(cache_dir, names, latents, *, compress):
+    """Write .pt files as the local data backend of bghira/SimpleTuner does, compressed or not."""
+    import gzip
+
+    import torch
+
+    for name, latent in zip(names, latents, strict=True):
+        path = os.path.join(cache_dir, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if not compress:
+            torch.save(latent, path)
+            continue
+        output_data_container = io.BytesIO()
+        torch.save(latent, output_data_container)
+        with io.BytesIO() as compressed_output:
+            with gzip.GzipFile(fileobj=compressed_output, mode="wb") as file:
+                file.write(output_data_container.getvalue())
+            Path(path).write_bytes(compressed_output.getvalue())

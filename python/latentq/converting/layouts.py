@@ -7,7 +7,23 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from latentq._core import MismatchError
-from latentq.converting import cosmos_imagenet, edm2, fast_dit, kohya, lightningdit, llamagen, mar, musubi, rar, repa_e
+from latentq.converting import (
+    cosmos_imagenet,
+    edm2,
+    energon,
+    fast_dit,
+    kohya,
+    lightningdit,
+    llamagen,
+    mar,
+    micro_diffusion,
+    musubi,
+    nemo,
+    prx,
+    rar,
+    repa_e,
+    simpletuner,
+)
 from latentq.converting.incoming import Incoming
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
@@ -37,7 +53,24 @@ class WrittenLayout(Layout, Protocol):
 
 _ALL = cast(
     "tuple[Layout, ...]",
-    (lightningdit, edm2.repa, edm2.edm2, repa_e, mar, fast_dit, llamagen, rar, cosmos_imagenet, kohya, musubi),
+    (
+        lightningdit,
+        edm2.repa,
+        edm2.edm2,
+        repa_e,
+        mar,
+        fast_dit,
+        llamagen,
+        rar,
+        cosmos_imagenet,
+        kohya,
+        musubi,
+        nemo,
+        energon,
+        prx,
+        micro_diffusion,
+        simpletuner,
+    ),
 )
 LAYOUTS: Mapping[str, Layout] = {layout.NAME: layout for layout in _ALL}
 """Every layout that arrays are read from, by name."""

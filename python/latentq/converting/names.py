@@ -7,19 +7,10 @@ IMAGENET_INT8 = "imagenet.int8"
 VQGAN = "vqgan"
 CODES = (IMAGENET_3GB, IMAGENET_INT8, VQGAN)
 """The layouts whose codes are copied unchanged to and from a recipe of latentq."""
-NAMES = (
-    "lightningdit",
-    "repa",
-    "edm2",
-    "repa-e",
-    "mar",
-    "fast-dit",
-    "llamagen",
-    "rar",
-    "cosmos-imagenet",
-    "kohya",
-    "musubi",
-)
-"""The other layouts."""
-WRITTEN = NAMES
-"""Those that can be written."""
+WRITTEN = (
+    "lightningdit", "repa", "edm2", "repa-e", "mar", "fast-dit", "llamagen", "rar", "cosmos-imagenet", "kohya",
+    "musubi", "nemo", "energon",
+)  # fmt: skip
+"""The other layouts that are read and written."""
+NAMES = (*WRITTEN, "prx", "micro-diffusion", "simpletuner")
+"""The other layouts, with those that are only read."""

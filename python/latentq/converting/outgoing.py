@@ -106,6 +106,17 @@ class Outgoing:
         """Returns the card's facts of a column of latents or moments."""
         return self.card.latents[name]
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the images of each bucket in pixels; of all images without buckets."""
+        recipe = self.card.recipe
+        return recipe.bucket_sizes() or tuple(column.pixels for column in list(recipe.encoded().values())[:1])
+
+    def embedding_dtype(self, content: str) -> str:
+        """Returns the dtype that holds the stored embeddings exactly: float16, bfloat16 or float32."""
+        kind = self.card.embeddings[self.need(content)].quantizer.kind
+        return kind if kind in ("float16", "bfloat16") else "float32"
+
     def one_shape(self) -> None:
         """Raises MismatchError if the dataset has buckets, because the layout has one shape."""
         if self.card.buckets:

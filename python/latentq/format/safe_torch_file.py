@@ -12,13 +12,14 @@ import os
 import pickle
 import pickletools
 import struct
+import tempfile
 import zipfile
 import zlib
 from array import array
 from collections import OrderedDict
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +61,29 @@ class TorchFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("rb")
+        self._open(path.open("rb"), path)
+
+    @classmethod
+    def of_bytes(cls, data: bytes, name: str | Path) -> Self:
+        """Opens the bytes of a file that torch.save wrote, for example a member of an archive.
+
+        Args:
+            data: The bytes.
+            name: Their name, for messages.
+
+        Raises:
+            FormatError: They are no such file, or truncated.
+        """
+        opened = cls.__new__(cls)
+        file = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the object)
+        file.write(data)
+        file.flush()
+        opened._open(file, name)
+        return opened
+
+    def _open(self, file: IO[bytes], name: str | Path) -> None:
+        self._path = name
+        self._file = file
         try:
             self._members = _Members(self._file)
             if PICKLE not in self._members:
@@ -70,7 +92,7 @@ class TorchFile:
                 raise ValueError(f"its byte order is {order[:20]!r}; only little is supported")
         except _BAD_ZIP as error:
             self._file.close()
-            raise FormatError(f"{path}: not a torch file, or truncated: {one_line(error)}") from None
+            raise FormatError(f"{name}: not a torch file, or truncated: {one_line(error)}") from None
 
     def load(self, *, ignore_others: bool = False) -> Any:
         """Returns the object that was saved, with a `TensorRecord` for each tensor.

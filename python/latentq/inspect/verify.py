@@ -17,7 +17,7 @@ from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.format import empty_caption
 from latentq.format.card import CARD, NEXT_CARD, Card
-from latentq.format.facts import LatentFacts, TokenFacts
+from latentq.format.facts import UNKNOWN, LatentFacts, TokenFacts
 from latentq.format.files import (
     CONTENT_HASH_BYTES,
     CONTENT_HASHES,
@@ -517,6 +517,8 @@ def _batches(indices: range) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int6
 
 
 def _check_empty_caption(path: Path, card: Card) -> Iterator[mds.Finding]:
+    if card.text is not None and card.text.weights == UNKNOWN and not (path / EMPTY_CAPTION).exists():
+        return  # other tools' embeddings come without it
     arrays = empty_caption.load(path / EMPTY_CAPTION)
     shapes = {name: arrays[name].shape for name in card.recipe.texts() if name in arrays}
     length = 0 if card.text is None else card.text.length
