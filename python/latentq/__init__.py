@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latentq.encoding.pipeline import encode
     from latentq.format.card import Card
     from latentq.format.recipe import Recipe
+    from latentq.inspect.report.write import report
     from latentq.inspect.verify import verify
     from latentq.models.autoencoders import Autoencoder, load_autoencoder
     from latentq.models.text import TextEncoder, load_text_encoder
@@ -51,6 +52,7 @@ __all__ = [
     "load_text_encoder",
     "mds",
     "open_source",
+    "report",
     "shards",
     "verify",
 ]
@@ -73,6 +75,7 @@ _MODULES = {
     "load_autoencoder": "latentq.models.autoencoders",
     "load_text_encoder": "latentq.models.text",
     "open_source": "latentq.sources",
+    "report": "latentq.inspect.report.write",
     "shards": "latentq.sharding.pipeline",
     "verify": "latentq.inspect.verify",
 }

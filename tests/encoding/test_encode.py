@@ -105,7 +105,9 @@ def test_fewer_bits_are_stored_packed_and_read_back(pictures, tmp_path, bits):
     values = torch.stack([sample["latent"] for sample in LatentDataset(tmp_path / "out")])
     np.testing.assert_array_equal(values.numpy(), expected)
     assert latentq.verify(tmp_path / "out") == []
-    _, unquantized, decoded = (picture.pixels for picture in decode_pictures(tmp_path / "out", [5], source=pictures)[0])
+    *_, unquantized, decoded = (
+        picture.pixels for picture in decode_pictures(tmp_path / "out", [5], source=pictures)[0]
+    )
     assert psnr(decoded, unquantized) > 5 * bits
 
 

@@ -152,7 +152,7 @@ def test_moments_decode_to_the_image_of_their_mean(moments, tiny_vae, twelve):
     expected = network.decode(mean[3:4])[0].add(1).mul(127.5).round().clamp(0, 255).permute(1, 2, 0)
     picture = LatentDataset(moments).decode(3, autoencoder=network)
     np.testing.assert_allclose(np.asarray(picture).astype(float), expected, atol=1)
-    _, floats, stored = decode_pictures(moments, [3], source=twelve, autoencoder=tiny_vae)[0]
+    *_, floats, stored = decode_pictures(moments, [3], source=twelve, autoencoder=tiny_vae)[0]
     assert floats.psnr == pytest.approx(stored.psnr, abs=0.5)
 
 

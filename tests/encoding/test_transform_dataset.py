@@ -157,7 +157,7 @@ def test_verify_adds_up_the_latents_again(out):
 def test_pictures_storage_and_info_know_the_size(out, source, capsys):
     transform = Card.load(out).latents["latent"].quantizer
     stored = mds.Reader(out).gather([5], "latent")[0]
-    picture = decode_pictures(out, [5], source=source)[0][2]
+    picture = decode_pictures(out, [5], source=source)[0][-1]
     assert picture.lines[0] == f"from the transform, {len(bytes(stored))} bytes"
     assert transform.sample_bytes in (None, len(bytes(stored)))
     rows = {row.what: row for row in storage(out)}

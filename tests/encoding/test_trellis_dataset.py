@@ -97,7 +97,7 @@ def test_verify_recounts_the_levels(out):
 
 
 def test_pictures_are_decoded(out, source):
-    _, unquantized, decoded = (picture.pixels for picture in decode_pictures(out, [5], source=source)[0])
+    *_, unquantized, decoded = (picture.pixels for picture in decode_pictures(out, [5], source=source)[0])
     assert psnr(decoded, unquantized) > 5 * Card.load(out).latents["latent"].quantizer.bits
 
 

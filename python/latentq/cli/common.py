@@ -16,9 +16,7 @@ from latentq._core import LatentqError
 from latentq.system.text import counted, duration_text, escaped, one_line, size_text
 
 if TYPE_CHECKING:
-    from latentq.format.card import Card
-    from latentq.format.facts import LatentFacts, SampleCounts, TokenFacts
-    from latentq.format.recipe import Recipe
+    from latentq.format.facts import SampleCounts
     from latentq.run.dry_run import DryRun
     from latentq.run.mirror import Mirror
     from latentq.run.units import UnitCard
@@ -239,39 +237,6 @@ def _print_summary(
     with contextlib.suppress(OSError):  # a closed stream must not end the command
         for name, value in rows:
             print(escaped(f"{name}: {value}"), file=stream)
-
-
-def model_rows(card: Card) -> list[tuple[str, str]]:
-    """Returns rows for `print_rows` that name the models of a card."""
-    rows = [
-        ("autoencoder", f"{card.autoencoder.name} ({card.autoencoder.family}, {card.recipe.autoencoder.dtype})"),
-        ("weights", card.autoencoder.weights or "none"),
-    ]
-    if card.text is not None:
-        captions = f", {card.recipe.text.captions} captions an image" if card.recipe.text.captions > 1 else ""
-        details = f"{card.text.family}, {card.recipe.text.dtype}, {counted(card.text.length, 'token')}{captions}"
-        rows += [("text encoder", f"{card.text.name} ({details})"), ("text weights", card.text.weights or "none")]
-    return rows
-
-
-def shape_text(facts: LatentFacts | TokenFacts) -> str:
-    """Returns the shape of a column, with buckets that of the first and of the last."""
-    shapes = dict.fromkeys(facts.shapes or (facts.shape,))
-    first, *_, last = [" x ".join(map(str, shape)) for shape in (*shapes, *shapes)]
-    return first if len(shapes) == 1 else f"{first} to {last}, by bucket"
-
-
-def buckets_text(recipe: Recipe) -> str:
-    """Returns where the buckets of a recipe come from, and what happens to small images."""
-    buckets = recipe.buckets
-    if buckets is None:
-        return "none"
-    tiers = ", ".join(map(str, buckets.area))
-    origin = "a list" if buckets.sizes else f"the set {buckets.set}" if buckets.set else f"area {tiers}"
-    if buckets.set and tiers:
-        origin += f" of area {tiers}"
-    small = {"enlarge": "enlarged", "reject": "rejected", "smaller": "put into one that they cover"}[buckets.small]
-    return f"{len(buckets.all)} by {origin}; images smaller than their bucket are {small}"
 
 
 def dry_run_dict(named: Path | str, plan: DryRun) -> dict[str, object]:

@@ -15,22 +15,20 @@ from latentq.cli.common import (
     add_run_options,
     add_source,
     add_storage_options,
-    buckets_text,
     check_source,
     dry_run_dict,
     dry_run_rows,
-    model_rows,
     print_json,
     print_result,
     print_rows,
     progress_stream,
-    shape_text,
     storage_options,
 )
 from latentq.format.buckets import BucketsOption, parse_size
 from latentq.format.options import AutoencoderOptions
 from latentq.format.overrides import OVERRIDES, Override, PixelRange, default_text
 from latentq.format.recipe import Recipe
+from latentq.inspect.describe import buckets_text, model_rows, shape_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -12,16 +11,14 @@ from latentq._core import LatentqError
 from latentq.cli.common import (
     UsageError,
     add_command,
-    buckets_text,
     check_source,
     dataset_folder,
     disk_bytes,
-    model_rows,
     no_dataset,
     print_rows,
     progress_stream,
-    shape_text,
 )
+from latentq.inspect.describe import LEVELED, buckets_text, model_rows, quantizer_text, shape_text
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from latentq.format.facts import EmbeddingFacts, LatentFacts
 
 _BAR = 40  # characters of the longest bar
-_QUANTIZED = ("uniform", "affine", "codebook", "trellis")  # the kinds that have bits and a range
 
 
 def add(commands: Commands) -> None:
@@ -142,24 +138,13 @@ def _print_buckets(card: Card) -> None:
 
 
 def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
-    quantizer = embedding.quantizer
-    has_range = quantizer.kind in _QUANTIZED
+    has_range = embedding.quantizer.kind in LEVELED
     clipped = f", {counted(embedding.clipped, 'value')} clipped" if has_range and embedding.clipped is not None else ""
-    bits = f", {quantizer.bits} bits" if has_range else ""
-    print(f"\n{escaped(name)}: {' x '.join(map(str, embedding.shape))}, {quantizer.kind}{bits}{clipped}")
+    print(f"\n{escaped(name)}: {' x '.join(map(str, embedding.shape))}, {quantizer_text(embedding)}{clipped}")
 
 
 def _print_latent(name: str, latent: LatentFacts) -> None:
-    from latentq.quantizer import Transform
-
-    quantizer = latent.quantizer
-    if isinstance(quantizer, Transform):
-        size = quantizer.sample_bytes
-        bits = ", bytes vary" if size is None else f", {counted(size, 'byte')}"
-        bits += "" if size is None else f" ({8 * size / prod(latent.shape):.2f} bits an element)"
-    else:
-        bits = f", {quantizer.bits} bits" if quantizer.kind in _QUANTIZED else ""
-    print(f"\n{escaped(name)}: {shape_text(latent)}, {quantizer.kind}{bits}")
+    print(f"\n{escaped(name)}: {shape_text(latent)}, {quantizer_text(latent)}")
     if latent.statistics is None:
         return
     statistics = latent.statistics

@@ -22,7 +22,7 @@ from latentq.system.text import one_line
 
 COMMANDS = (
     "encode", "prune", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure",
-    "completion"
+    "report", "completion"
 )  # fmt: skip
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
@@ -40,6 +40,7 @@ _EPILOG = """examples:
   latentq decode out/ --index 5 -o 5.png
   latentq convert imagenet_3gb.pt out/                          from other tools' latents, and back
   latentq measure out/ --source photos/                         the error of other schemes and bits
+  latentq report out/ --source photos/                          a page with pictures, distributions and errors
   latentq completion bash                                       completion of commands and options by Tab
 """
 _SIGPIPE = 141  # the exit code that a shell reports for a command ended by SIGPIPE

@@ -20,6 +20,7 @@ from latentq._core import LatentqError
 from latentq.format.options import FLOATS
 from latentq.inspect.psnr import psnr
 from latentq.quantizer import AnyQuantizer, Method, Quantizer, Transform, check_transform_shape
+from latentq.quantizer.floats import half_name
 from latentq.system.progress import BriefProgress, Progress
 from latentq.system.text import counted
 
@@ -34,7 +35,6 @@ DEFAULT_METHOD: Method = "mse"  # docs/quantizer.md says why it is not lloyd-max
 SAMPLES = 4096  # used at most
 ENCODED = 512  # encoded again at most, evenly spread over the dataset
 DECODED = 64  # decoded at most, evenly spread over the samples that are measured
-_FLOAT16_OVERFLOW = 65520.0  # the smallest value that rounds to infinity
 _BATCH = 16  # images encoded or decoded at once
 
 
@@ -123,7 +123,7 @@ def measure(
         images = images[: len(x)][1::2] if len(x) > 1 else images[:1]
     channels = x.shape[1]
     low, high = float(calibration.min()), float(calibration.max())
-    half = "float16" if max(-float(x.min()), float(x.max())) < _FLOAT16_OVERFLOW else "bfloat16"
+    half = half_name(max(-float(x.min()), float(x.max())))
     schemes: list[tuple[str, AnyQuantizer]] = [(half, Quantizer.floating(half, channels=channels))]
     schemes += [("uniform", Quantizer.uniform(low, high, channels=channels, bits=b)) for b in bits]
     schemes += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]

@@ -61,6 +61,18 @@ class Originals:
         """Returns the bucket of a stored sample; 0 without buckets."""
         return self._stored.bucket(index) if self._card.buckets else 0
 
+    @property
+    def fault(self) -> str:
+        """Why samples cannot be encoded again as they were; empty if they can."""
+        column = self._card.recipe.columns[self._column]
+        is_drawn = column.content == "latent" and column.store == "sample" and hasattr(self.network, "posterior")
+        if not (is_drawn and self._card.source.revision):
+            return ""
+        return (
+            "a posterior's samples that were drawn before an update cannot be drawn again: their noise depends on the "
+            "list as it was then"
+        )
+
     def encode(self, indices: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """Encodes stored samples again, without quantization.
 
@@ -74,13 +86,9 @@ class Originals:
         Raises:
             LatentqError: An original is missing, or cannot be decoded.
         """
+        if self.fault:
+            raise LatentqError(self.fault)
         column, size = self._card.recipe.columns[self._column], self._size(indices)
-        is_drawn = column.content == "latent" and column.store == "sample" and hasattr(self.network, "posterior")
-        if is_drawn and self._card.source.revision:
-            raise LatentqError(
-                "a posterior's samples that were drawn before an update cannot be drawn again: their noise depends on "
-                "the list as it was then"
-            )
         chosen = [self._stored.find(index) for index in indices]
         pixels = self._load(chosen, size)
         stream = list(self._card.recipe.encoded()).index(self._column)

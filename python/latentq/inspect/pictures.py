@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from latentq._core import LatentqError
 from latentq.format.card import Card
 from latentq.format.options import FLOATS
+from latentq.inspect.jpeg import jpeg, jpeg_pixels
 from latentq.inspect.originals import Originals
 from latentq.inspect.psnr import psnr
 from latentq.models.decode import decode_latents
 from latentq.models.match import autoencoder_for
+from latentq.quantizer.floats import FLOAT_BITS, half_name
 from latentq.sources import Sample
 from latentq.system.progress import BriefProgress
 from latentq.system.text import counted
@@ -24,8 +26,8 @@ from latentq.system.text import counted
 if TYPE_CHECKING:
     import PIL.Image
 
+    from latentq.models.autoencoders import Autoencoder
     from latentq.reading.dataset import LatentDataset
-    from latentq.reading.layout import Layout
 
 _SHOWN = 8  # samples, by default
 _MARGIN, _LINE, _CAPTION = 6, 15, 250  # pixels
@@ -33,17 +35,31 @@ _MARGIN, _LINE, _CAPTION = 6, 15, 250  # pixels
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a contact sheet.
+    """One picture of a sample.
 
     Attributes:
         pixels: (H, W, 3) uint8.
-        lines: The lines of text below it.
-        psnr: The PSNR against the original in dB; None without an original.
+        form: What it was made from: `original`, `jpeg` (the original as a JPEG of its size), `float32`, `float16` (or
+            `bfloat16`, if a latent overflows float16), or `stored`.
+        title: The same in words, such as `from 8-bit integers`.
+        nbytes: The bytes of the sample in this form; None if unknown.
+        psnr: The PSNR against the original in dB; None for the original, or without one.
+        name: The name or number of the sample; empty next to another picture of it.
     """
 
     pixels: NDArray[np.uint8]
-    lines: tuple[str, ...]
+    form: str
+    title: str
+    nbytes: int | None = None
     psnr: float | None = None
+    name: str = ""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines of text below it on a contact sheet."""
+        size = "" if self.nbytes is None else f", {counted(self.nbytes, 'byte')}"
+        named = (self.name,) if self.name else ()
+        return (*named, f"{self.title}{size}", *(() if self.psnr is None else (f"PSNR {self.psnr:.2f} dB",)))
 
 
 def latent_name(path: str | os.PathLike[str], card: Card, column: str | None) -> str:
@@ -81,8 +97,7 @@ def pictures(
         progress: The stream for progress, or None.
 
     Returns:
-        For each sample the decoded picture or, given a source, three pictures: the original, the original encoded and
-        decoded without quantization, and the stored latent decoded. For tokens the last two are the same picture.
+        For each sample the decoded picture or, given a source, the pictures of `compared`.
 
     Raises:
         IndexError: There is no such sample.
@@ -104,58 +119,89 @@ def pictures(
     if not indices:
         raise LatentqError(f"{path} holds no samples to decode")
     network = autoencoder_for(card, autoencoder, device=device)
-    compared: tuple[Originals, LatentDataset] | None = None
+    originals = None
     if source is not None:
         if not isinstance(opened, LatentDataset):
             raise LatentqError(f"{path} is a {opened.kind}: convert it to a dataset to compare it with its originals")
-        compared = Originals(path, card, name, source, network, device=device), opened
+        originals = Originals(path, card, name, source, network, device=device)
     rows = []
     with BriefProgress(len(indices), "decode", progress) as bar:
         for number in [index % count for index in indices]:
-            stored = decode_latents(network, opened.decodable([number]))[0]
-            row = [Picture(stored, (f"#{number}",))]
-            if compared is not None:
-                originals, dataset = compared
-                nbytes = next(iter(dataset.read([number]).values())).shape[1]
-                row = _compare(originals, dataset.layouts, number, stored, nbytes)
-            rows.append(row)
+            if originals is not None and isinstance(opened, LatentDataset):
+                rows.append(compared(opened, number, originals, *originals.encode([number])))
+            elif isinstance(opened, LatentDataset):
+                rows.append([decoded(opened, number, network)])
+            else:
+                pixels = decode_latents(network, opened.decodable([number]))[0]
+                rows.append([Picture(pixels, "stored", f"from {opened.kind}", name=f"#{number}")])
             bar.update(1)
     return rows
 
 
-def _compare(
-    originals: Originals, layouts: Sequence[Layout], index: int, stored: NDArray[np.uint8], nbytes: int
-) -> list[Picture]:
-    """Shows a stored sample, given decoded, next to its original and to its unquantized reconstruction.
-
-    For tokens there are two pictures: the reconstruction is the stored one.
+def decoded(dataset: LatentDataset, index: int, network: Autoencoder) -> Picture:
+    """Decodes a stored sample.
 
     Args:
-        originals: The source, indexed as the dataset's samples are.
-        layouts: The layout of each bucket, or of the dataset, with one column of latents or tokens.
+        dataset: The dataset, opened with one column of latents, moments or tokens.
         index: The sample's index.
-        stored: The decoded sample, uint8 (H, W, 3).
-        nbytes: The bytes that are stored of it.
+        network: The autoencoder.
     """
     from latentq.reading.columns import TokenColumn
 
-    column = next(iter(layouts[originals.bucket(index)].pictures.values()))
-    sample = originals.sample(index)
-    pixels, latents = originals.encode([index])
-    original = pixels[0].transpose(1, 2, 0)
-    result = [Picture(original, (_name(sample), f"original, {_bytes(sample.bytes or 0)}"))]
-    if isinstance(column, TokenColumn):
-        decodings = [("tokens", stored, nbytes)]
-    else:
+    column = next(iter(dataset.layouts[dataset.bucket_of([index])].pictures.values()))
+    title = "tokens"
+    if not isinstance(column, TokenColumn):
         title = f"{'moments, ' if column.moments else ''}{_title(column.facts.quantizer)}"
-        decodings = [
-            ("float32", decode_latents(originals.network, latents)[0], latents[0].size * 4),
-            (title, stored, nbytes),
-        ]
-    for title, decoded, size in decodings:
-        value = psnr(decoded, original)
-        result.append(Picture(decoded, (f"from {title}, {_bytes(size)}", f"PSNR {value:.2f} dB"), value))
-    return result
+    nbytes = next(iter(dataset.read([index]).values())).shape[1]
+    pixels = decode_latents(network, dataset.decodable([index]))[0]
+    return Picture(pixels, "stored", f"from {title}", nbytes, name=f"#{index}")
+
+
+def compared(
+    dataset: LatentDataset,
+    index: int,
+    originals: Originals,
+    pixels: NDArray[np.uint8],
+    latents: NDArray[Any] | None,
+) -> list[Picture]:
+    """Shows a sample in every form that it could be stored in.
+
+    The forms are those of two published comparisons: imagenet.int8's (original, decoded from float16, decoded from
+    the stored integers) and imagenet_3gb's (JPEG, decoded from float32, decoded from the stored integers).
+
+    Args:
+        dataset: The dataset, opened with one column of latents, moments or tokens.
+        index: The sample's index.
+        originals: Its source, and the autoencoder.
+        pixels: The original as it was encoded, (1, 3, H, W) uint8.
+        latents: The original encoded again, (1, C, h, w); None if it cannot be; not used for tokens.
+
+    Returns:
+        The original, a JPEG of it, the latent decoded from float32 and from float16 (neither for tokens, or without
+        `latents`), and the stored latent or tokens decoded.
+    """
+    sample, original = originals.sample(index), np.ascontiguousarray(pixels[0].transpose(1, 2, 0))
+    file = jpeg(original)
+    height, width = original.shape[:2]
+    result = [
+        Picture(original, "original", "original", sample.bytes, name=_name(sample)),
+        _scored(Picture(jpeg_pixels(file), "jpeg", f"{height} x {width} JPEG", len(file)), original),
+    ]
+    if latents is not None and latents.dtype.kind == "f":
+        import torch
+
+        half = half_name(float(np.abs(latents).max()))
+        for form in ("float32", half):
+            rounded = torch.from_numpy(latents).to(getattr(torch, form)).float()
+            decoding = decode_latents(originals.network, rounded)[0]
+            size = latents[0].size * FLOAT_BITS[form] // 8
+            result.append(_scored(Picture(decoding, form, f"from {form}", size), original))
+    return [*result, replace(_scored(decoded(dataset, index, originals.network), original), name="")]
+
+
+def _scored(picture: Picture, original: NDArray[np.uint8]) -> Picture:
+    """Returns a picture with its PSNR against the original."""
+    return replace(picture, psnr=psnr(picture.pixels, original))
 
 
 def _title(quantizer: Any) -> str:
@@ -167,10 +213,6 @@ def _title(quantizer: Any) -> str:
 def _name(sample: Sample) -> str:
     name = "".join(letter if letter.isprintable() else "?" for letter in sample.text.rpartition("/")[2])
     return name if len(name) <= 34 else f"{name[:20]}...{name[-11:]}"
-
-
-def _bytes(count: int) -> str:
-    return counted(count, "byte")
 
 
 def sheet(rows: list[list[Picture]]) -> PIL.Image.Image:

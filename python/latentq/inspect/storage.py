@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy as np
 from latentq import image, mds
 from latentq._core import LatentqError
 from latentq.format.card import Card
+from latentq.format.facts import LatentFacts, TokenFacts
+from latentq.inspect.jpeg import QUALITY, jpeg
 from latentq.inspect.stored import StoredSamples
 from latentq.sources import open_source
 from latentq.store.local import bytes_below
 from latentq.system.progress import BriefProgress
 
-QUALITY = 95  # of the JPEGs that are tried
 IMAGENET = 1_281_167  # images
 _TRIED = 256  # images at most
 
@@ -70,10 +71,8 @@ def storage(
     floats = stored = 0
     buckets = card.counts.buckets or (count,)
     for own, members in ((card.for_bucket(bucket), members) for bucket, members in enumerate(buckets)):
-        floats += members * sum(prod(latent.shape) for latent in own.latents.values())
-        stored += members * sum(latent.quantizer.packed_bytes(prod(latent.shape)) for latent in own.latents.values())
-        sizes = (prod(tokens.shape) * np.dtype(tokens.dtype).itemsize for tokens in own.tokens.values())
-        stored += members * sum(sizes)
+        elements, nbytes = _sample_size(own.latents.values(), own.tokens.values())
+        floats, stored = floats + members * elements, stored + members * nbytes
     stored += count * _varying_bytes(path, card, count)
     rows = [_row("original images", images, count, "" if images else "their sizes are not in its list")]
     sides = sorted({column.pixels for column in card.recipe.encoded().values()}) if not card.buckets else [None]
@@ -85,17 +84,57 @@ def storage(
         else:
             total, tried = _jpegs(card, samples, pixels, source, progress)
             rows.append(_row(what, total, count, f"estimated from {tried}"))
-    for name, size in (("float32", 4), ("float16", 2)):
-        rows.append(_row(f"latents, {name}", floats * size or None, count, "" if floats else "it holds tokens"))
-    whole = bytes_below(path)
-    rows.append(_row("latents, as stored" if floats else "tokens, as stored", stored, count))
-    imagenet = round(stored / count * IMAGENET)
-    note = f"{IMAGENET:,} images of its training set: {imagenet / 1e9:.2f} GB, {imagenet / 2**30:.2f} GiB"
-    rows.append(_row("ImageNet would take", imagenet, IMAGENET, note))
+    rows += _latent_rows(floats, stored, count)
     if card.embeddings:
         rows.append(_row("embeddings, as stored", count * sum(e.nbytes for e in card.embeddings.values()), count))
-    rows.append(_row("the whole dataset", whole, count))
+    rows.append(_row("the whole dataset", bytes_below(path), count))
     return rows
+
+
+def storage_without_card(
+    path: str | os.PathLike[str], latents: Iterable[LatentFacts], tokens: Iterable[TokenFacts], count: int
+) -> list[StorageRow]:
+    """Returns the bytes of a folder's samples as floats and as stored, as far as they are known without a card.
+
+    Args:
+        path: The folder.
+        latents: Its columns of latents.
+        tokens: Its columns of tokens.
+        count: The number of its samples.
+    """
+    elements, nbytes = _sample_size(latents, tokens)
+    rows = _latent_rows(count * elements, count * nbytes, count)
+    return [*rows, _row("the whole dataset", bytes_below(Path(path)), count)]
+
+
+def _sample_size(latents: Iterable[LatentFacts], tokens: Iterable[TokenFacts]) -> tuple[int, int]:
+    """Returns the number of latents' values in a sample, and the bytes of latents and tokens as stored."""
+    elements = nbytes = 0
+    for latent in latents:
+        elements += prod(latent.shape)
+        nbytes += latent.quantizer.packed_bytes(prod(latent.shape))
+    return elements, nbytes + sum(prod(facts.shape) * np.dtype(facts.dtype).itemsize for facts in tokens)
+
+
+def _latent_rows(floats: int, stored: int, count: int) -> list[StorageRow]:
+    """Returns the rows of latents as floats, as stored, and as stored for ImageNet.
+
+    Args:
+        floats: The number of values of all samples' latents.
+        stored: The bytes of latents and tokens as stored.
+        count: The number of samples.
+    """
+    rows = [
+        _row(f"latents, {name}", floats * size or None, count, "" if floats else "it holds tokens")
+        for name, size in (("float32", 4), ("float16", 2))
+    ]
+    imagenet = round(stored / count * IMAGENET)
+    note = f"{IMAGENET:,} images of its training set: {imagenet / 1e9:.2f} GB, {imagenet / 2**30:.2f} GiB"
+    return [
+        *rows,
+        _row("latents, as stored" if floats else "tokens, as stored", stored, count),
+        _row("ImageNet would take", imagenet, IMAGENET, note),
+    ]
 
 
 def _varying_bytes(path: Path, card: Card, count: int) -> int:
@@ -145,8 +184,6 @@ def _jpegs(
         source: The source.
         progress: The stream for progress, or None.
     """
-    from PIL import Image
-
     count = min(len(samples), _TRIED)
     opened = open_source(source, image_column=card.source.image_column)
     total = 0
@@ -161,8 +198,6 @@ def _jpegs(
                 raise LatentqError(
                     f"the original {sample.text} cannot be read: {error} (is this the source of the dataset?)"
                 ) from None
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
-            total += file.tell()
+            total += len(jpeg(pixels))
             bar.update(1)
     return round(total / count * len(samples)), count

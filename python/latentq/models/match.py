@@ -36,18 +36,7 @@ def autoencoder_for(
             that of the card.
         LatentqError: It cannot be loaded.
     """
-    options = card.recipe.autoencoder
-    try:
-        network = load_autoencoder(
-            name or options.model,
-            device=device,
-            revision=options.revision,
-            subfolder=subfolder_in(name or options.model, options.subfolder),
-            pixel_range=options.pixel_range,
-        )
-    except LatentqError as error:
-        hint = "" if name else " (the dataset was made with it: say where it is with --autoencoder)"
-        raise LatentqError(f"{error}{hint}") from None
+    network = autoencoder_of(card.recipe, name, device=device)
     weights = weight_hash(network)
     if card.autoencoder.weights not in (weights, UNKNOWN):
         raise MismatchError(
@@ -58,6 +47,33 @@ def autoencoder_for(
         for column in card.recipe.latents().values():
             shape_of(card.recipe, column, network)
     return network
+
+
+def autoencoder_of(
+    recipe: Recipe, name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu"
+) -> Autoencoder:
+    """Loads the autoencoder that a recipe names, whatever its weights.
+
+    Args:
+        recipe: The recipe.
+        name: The autoencoder's name or folder, if the recipe's is not enough.
+        device: The device to compute on.
+
+    Raises:
+        LatentqError: It cannot be loaded.
+    """
+    options = recipe.autoencoder
+    try:
+        return load_autoencoder(
+            name or options.model,
+            device=device,
+            revision=options.revision,
+            subfolder=subfolder_in(name or options.model, options.subfolder),
+            pixel_range=options.pixel_range,
+        )
+    except LatentqError as error:
+        hint = "" if name else " (the dataset was made with it: say where it is with --autoencoder)"
+        raise LatentqError(f"{error}{hint}") from None
 
 
 def shape_of(recipe: Recipe, column: Column, network: DescribedAutoencoder) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ FloatName: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
 FLOAT_BITS: dict[str, int] = {"float16": 16, "bfloat16": 16, "float32": 32}
 FLOAT_MAX = {"float16": 65504.0, "bfloat16": float.fromhex("0x1.fep127"), "float32": float(np.finfo(np.float32).max)}
+_FLOAT16_OVERFLOW = 65520.0  # the smallest value that rounds to infinity
 # NumPy has no bfloat16: its bits are kept in uint16.
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
@@ -49,3 +50,12 @@ def float_name(dtype: FloatDType) -> FloatName:
     if name is None:
         raise TypeError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
     return name
+
+
+def half_name(largest: float) -> FloatName:
+    """Returns the 16-bit float type for values: `float16`, or `bfloat16` if a value overflows that.
+
+    Args:
+        largest: The largest absolute value.
+    """
+    return "float16" if largest < _FLOAT16_OVERFLOW else "bfloat16"

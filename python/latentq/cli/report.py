@@ -1,0 +1,83 @@
+"""The command `latentq report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, no_dataset
+from latentq.system.text import escaped, size_text
+
+if TYPE_CHECKING:
+    from latentq.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(
+        commands,
+        "report",
+        _run,
+        "write a page with a dataset's pictures, distributions, errors, counts and sizes",
+        "  latentq report out/ -o report.html\n"
+        "  latentq report out/ --source photos/                  next to the originals, with measured errors\n"
+        "  latentq report out-8bit/ --compare out-4bit/          two datasets next to each other\n"
+        "  latentq report imagenet.int8/ --recipe imagenet.int8  a folder of shards without a card",
+    )
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="a dataset's folder, or with --recipe a folder of MDS shards"
+    )
+    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
+    parser.add_argument("--source", metavar="SRC", help="the dataset's source, to show originals and to measure errors")
+    parser.add_argument("--compare", metavar="OTHER", help="another dataset, to show next to this one")
+    parser.add_argument("--recipe", metavar="NAME", help="for a folder without a card: the recipe that made it")
+    parser.add_argument("--column", help="latent column to decode (default: the first)")
+    parser.add_argument("--autoencoder", metavar="NAME", help="the autoencoder, if the card's name does not find it")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples to show (default: 12)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {options.samples}")
+    for path in (options.dataset, options.compare):
+        if path is not None:
+            _check_dataset(path, options.recipe)
+    if options.source is not None:
+        check_source(options.source)
+    output = Path(options.output)
+    if not output.parent.is_dir():  # the report may take long, and would be lost
+        raise UsageError(f"-o {options.output}: there is no folder {output.parent}")
+    from latentq.inspect.report.write import report
+
+    report(
+        options.dataset,
+        output,
+        source=options.source,
+        compare=options.compare,
+        recipe=options.recipe,
+        column=options.column,
+        autoencoder=options.autoencoder,
+        device=options.device,
+        samples=options.samples,
+        progress=sys.stderr,
+    )
+    print(escaped(f"{options.output}: {size_text(output.stat().st_size)}"))
+    return 0
+
+
+def _check_dataset(path: str, recipe: str | None) -> None:
+    """Raises an error if there is no dataset at a path, or a folder of shards without a recipe."""
+    from latentq.format.card import CARD
+    from latentq.format.files import INDEX
+    from latentq.format.recipe import Recipe
+
+    folder = dataset_folder(path)
+    if (folder / CARD).exists():
+        return
+    if not (folder / INDEX).exists():
+        raise no_dataset(folder)
+    if recipe is None:
+        raise UsageError(f"{path} has no card: --recipe names what made it ({', '.join(Recipe.names())}, or a file)")
