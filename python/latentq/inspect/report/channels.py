@@ -41,8 +41,9 @@ class Channels:
         low: (C,) smallest values.
         high: (C,) largest values.
         range: (C, 2), the lowest and the highest value that the quantizer has; None for floats and a transform.
-        noise: (C,) mean squared errors of rounding to the nearest level, as they follow from the widths of steps; None
-            if the quantizer does not round to the nearest level.
+        power: (C,) mean squares of the values before quantization, each taken to be in the middle of its step; None if
+            the error cannot be estimated.
+        noise: (C,) mean squared errors of values that are uniformly distributed in each step; None as above.
         at_ends: The share of values at the ends of the range, by index of the sample; empty without a range.
     """
 
@@ -54,6 +55,7 @@ class Channels:
     low: Floats
     high: Floats
     range: Floats | None
+    power: Floats | None
     noise: Floats | None
     at_ends: dict[int, float]
 
@@ -105,12 +107,11 @@ def estimated_errors(channels: Channels) -> Errors | None:
 
     Values in a step are taken to be uniformly distributed, and clipped values are not counted.
     """
-    if channels.noise is None:
+    if channels.noise is None or channels.power is None:
         return None
-    power = channels.std**2 + channels.mean**2
-    overall = float(_decibels(power.sum()[None], channels.noise.sum()[None])[0])
+    overall = float(_decibels(channels.power.sum()[None], channels.noise.sum()[None])[0])
     psnr = _decibels((channels.high - channels.low) ** 2, channels.noise)
-    return Errors(0, _decibels(power, channels.noise), psnr, overall, {})
+    return Errors(0, _decibels(channels.power, channels.noise), psnr, overall, {})
 
 
 def measured_errors(
@@ -202,7 +203,7 @@ class _Sums:
             pairs = zip(values, edges, strict=True)
             counts = np.stack([np.histogram(row, edge)[0] for row, edge in pairs]).astype(np.float64)
             mean, std = values.mean(1, dtype=np.float64), values.std(1, dtype=np.float64)
-            return Channels(samples, edges, counts, mean, std, low, high, None, None, {})
+            return Channels(samples, edges, counts, mean, std, low, high, None, None, None, {})
         assert isinstance(quantizer, Quantizer)
         levels = quantizer.table().astype(np.float64)
         total = self._counts.sum(1)
@@ -212,13 +213,17 @@ class _Sums:
         low, high = np.where(seen, levels, np.inf).min(1), np.where(seen, levels, -np.inf).max(1)
         cells = _cells(levels)
         edges = _edges(cells[:, 0], cells[:, -1])
-        noise = None
+        power = noise = None
         if quantizer.kind in _ESTIMATED:
-            twelfth = 3 if quantizer.rounding == "truncate" else 12  # truncated codes decode at the edge of their step
-            noise = (self._counts * np.diff(cells, axis=1) ** 2).sum(1) / total / twelfth
+            # Truncated codes decode at the lower edge of their step.
+            shift = (levels[:, :1] - cells[:, :1]) if quantizer.rounding == "truncate" else 0.0
+            left, right = cells[:, :-1] + shift, cells[:, 1:] + shift
+            share = self._counts / total[:, None]
+            power = (share * ((left + right) / 2) ** 2).sum(1)
+            noise = (share * _mean_square(left - levels, right - levels)).sum(1)
         ends = np.stack([np.array(side, np.float64) for side in _ends(quantizer)], axis=1)
         counts = _spread_counts(self._counts, cells, edges)
-        return Channels(samples, edges, counts, mean, std, low, high, ends, noise, self._at_ends)
+        return Channels(samples, edges, counts, mean, std, low, high, ends, power, noise, self._at_ends)
 
 
 def _ends(quantizer: Quantizer) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -239,6 +244,12 @@ def _cells(levels: Floats) -> Floats:
     between = (levels[:, 1:] + levels[:, :-1]) / 2
     first, last = levels[:, :1] * 2 - between[:, :1], levels[:, -1:] * 2 - between[:, -1:]
     return np.concatenate([first, between, last], axis=1)
+
+
+def _mean_square(left: Floats, right: Floats) -> Floats:
+    """Returns the mean square of values that are uniformly distributed from left to right."""
+    square: Floats = (left * left + left * right + right * right) / 3
+    return square
 
 
 def _spread_counts(counts: NDArray[np.int64], cells: Floats, edges: Floats) -> Floats:

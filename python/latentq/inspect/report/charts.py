@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WIDTH = 360  # in the unit of the fonts, so that text is readable on a phone
+_NAME = 22  # characters of a bar's name, at most
 _POINTS = 256  # of a line, at most
 _DROPPED = ("defs", "title", "desc")
 
@@ -75,14 +76,14 @@ def bars(names: Sequence[str], values: Sequence[float], *, name: str, unit: Call
     """
     import pygal
 
-    chart = _chart(pygal.HorizontalBar, 34 + 24 * len(names), show_x_guides=False)
-    chart.truncate_label = 24
-    chart.x_labels = list(reversed(names))
+    chart = _chart(pygal.HorizontalBar, 16 + 24 * len(names), show_x_guides=False, margin_bottom=0)
+    short = [text if len(text) <= _NAME else f"{text[: _NAME - 3]}..." for text in names]
+    chart.x_labels = list(reversed(short))
     chart.show_x_labels = chart.show_y_labels = True
     chart.print_values, chart.print_values_position = True, "top"
     chart.value_formatter = unit
     top = max(values, default=0) or 1
-    chart.range = (0, top * 1.18)  # room for the values
+    chart.range = (0, top * 1.4)  # room for the values
     chart.y_labels = [0]
     chart.add("values", list(reversed(values)), rounded_bars=2)
     return _svg(chart, name, drop_axis=True)

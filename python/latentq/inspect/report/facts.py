@@ -39,7 +39,7 @@ from latentq.inspect.storage import StorageRow, storage, storage_without_card
 from latentq.models.match import autoencoder_for, autoencoder_of
 from latentq.reading.columns import EmbeddingColumn, LatentColumn, TokenColumn
 from latentq.reading.dataset import LatentDataset
-from latentq.run.units import sample_list
+from latentq.run.units import list_folder, sample_list
 from latentq.system.progress import BriefProgress
 from latentq.system.text import one_line
 
@@ -300,9 +300,10 @@ class Gatherer:
         with BriefProgress(None, "read", self._progress, noun="sample") as bar:
             for name, column in encoded.items():
                 content = self.facts.recipe.columns[column.shard_name].content
+                described = self._described(column.shard_name)
                 if isinstance(column, TokenColumn):
                     use = count_tokens(self._dataset, name, bar)
-                    columns.append(ColumnFacts(column.shard_name, content, column.facts, tokens=use))
+                    columns.append(ColumnFacts(column.shard_name, content, described or column.facts, tokens=use))
                 elif isinstance(column, LatentColumn | EmbeddingColumn):
                     channels = measure_channels(self._dataset, name, bar)
                     is_shown = column.shard_name == self._shown_name
@@ -311,8 +312,17 @@ class Gatherer:
                         self._preview = channels
                     rates = _clip_rates(column.facts)
                     clipped = self._clipped(column, rates)
-                    columns.append(ColumnFacts(column.shard_name, content, column.facts, channels, own, rates, clipped))
+                    columns.append(
+                        ColumnFacts(
+                            column.shard_name, content, described or column.facts, channels, own, rates, clipped
+                        )
+                    )
         return columns
+
+    def _described(self, name: str) -> Any:
+        """Returns the card's facts of a column, with the shapes of all buckets; None without a card."""
+        card = self.facts.card
+        return card and (card.latents.get(name) or card.tokens.get(name) or card.embeddings.get(name))
 
     @property
     def _shown_name(self) -> str:
@@ -392,7 +402,7 @@ class Gatherer:
 
     def _storage(self) -> list[StorageRow]:
         facts = self.facts
-        if facts.card is not None:
+        if facts.card is not None and list_folder(facts.path, facts.card.source.revision).is_dir():
             source = self._source if self._originals is not None else None
             return storage(facts.path, source, progress=self._progress)
         latents = [column.facts for column in facts.columns if column.content in ("latent", "moments")]
@@ -409,7 +419,7 @@ class Gatherer:
 
     def _published_rate(self) -> float | None:
         card = self.facts.card
-        if card is None or card.units < 2:
+        if card is None or card.units < 2 or not list_folder(self.facts.path, card.source.revision).is_dir():
             return None
         names = [unit.name for unit in sample_list(self.facts.path, card).units() if unit.samples]
         chosen = [names[number] for number in spread(_STATED, len(names)).tolist()]
@@ -417,7 +427,7 @@ class Gatherer:
         times = sorted(file.stat().st_mtime for file in files if file.is_file())
         if len(times) < 2 or times[-1] - times[0] < 1:
             return None
-        return self.facts.samples * (1 - 1 / len(times)) / (times[-1] - times[0])
+        return float(self.facts.samples * (1 - 1 / len(times)) / (times[-1] - times[0]))
 
 
 def _clip_rates(facts: Any) -> Floats | None:

@@ -42,6 +42,7 @@
     view.scrollTo(0, 0);
   };
   samples.forEach((sample, index) => sample.addEventListener("click", () => { dialog.showModal(); show(index); }));
+  addEventListener("resize", () => { if (dialog.open) scale(fitting()); });
   const actions = {
     next: () => show(current + 1),
     previous: () => show(current - 1),

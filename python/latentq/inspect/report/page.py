@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _FORMS = ("original", "float16", "bfloat16", "stored", "preview")  # that are shown before a sample is enlarged
+_DECODED = ("stored", "preview")  # of which a dataset has one
 _COMPARED_ROWS = 3
 
 
@@ -182,9 +183,9 @@ class _Page:
         for sample in first.shown:
             other = by_key.get(sample.key or str(sample.index))
             originals = [picture for picture in sample.pictures if picture.form == "original"]
-            others = [picture for picture in sample.pictures if picture.form in ("stored", "preview")]
-            twins = [p for p in (other.pictures if other else []) if p.form in ("stored", "preview")]
-            more = [picture for picture in sample.pictures if picture not in originals + others]
+            others = [picture for picture in sample.pictures if picture.form in _DECODED]
+            twins = [picture for picture in (other.pictures if other else []) if picture.form in _DECODED]
+            more = [picture for picture in sample.pictures if picture.form not in ("original", *_DECODED)]
             marked = [("", picture) for picture in originals]
             marked += [("A ", picture) for picture in others] + [("B ", picture) for picture in twins]
             pictures = [self._picture(picture, sample.key, f"{mark}{picture.title}", True) for mark, picture in marked]
@@ -212,7 +213,7 @@ class _Page:
         alt = escaped(f"{key or picture.name or 'sample'}, {title}")
         data = Markup(self._urls[id(picture.pixels)])
         is_pixelated = picture.form == "preview"
-        return PictureView(data, width, height, escaped(title), ", ".join(numbers), alt, is_shown, is_pixelated)
+        return PictureView(data, width, height, escaped(title), "\n".join(numbers), alt, is_shown, is_pixelated)
 
     def _forms(self) -> dict[str, Any] | None:
         """Returns the comparison of imagenet_3gb: JPEG, latents of 32 bits, and latents as stored."""
