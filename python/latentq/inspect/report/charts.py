@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WIDTH = 360  # in the unit of the fonts, so that text is readable on a phone
+_SMALL = (230, 112)  # width and height of one of many charts
 _NAME = 22  # characters of a bar's name, at most
 _POINTS = 256  # of a line, at most
 _DROPPED = ("defs", "title", "desc")
@@ -34,7 +35,7 @@ def histogram(
     *,
     name: str,
     limits: tuple[float, float] | None = None,
-    height: int = 150,
+    is_small: bool = False,
 ) -> str:
     """Draws a histogram as an area.
 
@@ -43,7 +44,7 @@ def histogram(
         counts: The height of each bar.
         name: What the chart shows, for readers who do not see it.
         limits: Values that are marked by lines: the quantizer's range.
-        height: The chart's height; its width is 360.
+        is_small: True for one of many, drawn smaller with larger text.
     """
     import pygal
 
@@ -53,7 +54,13 @@ def histogram(
     for left, right, count in zip(edges, edges[1:], counts, strict=False):
         outline += [(left, count), (right, count)]
     chart = _chart(
-        pygal.XY, height, show_y_labels=False, show_y_guides=False, xrange=(edges[0], edges[-1]), range=(0, top)
+        pygal.XY,
+        _SMALL[1] if is_small else 150,
+        width=_SMALL[0] if is_small else _WIDTH,
+        show_y_labels=False,
+        show_y_guides=False,
+        xrange=(edges[0], edges[-1]),
+        range=(0, top),
     )
     span = edges[-1] - edges[0]
     has_zero = edges[0] + 0.2 * span < 0 < edges[-1] - 0.2 * span  # away from the labels of both ends
@@ -125,12 +132,12 @@ def line(
     return _svg(chart, name)
 
 
-def _chart(kind: Any, height: int, **options: Any) -> Any:
+def _chart(kind: Any, height: int, *, width: int = _WIDTH, **options: Any) -> Any:
     from pygal.style import Style
 
-    style = Style(font_family="inherit", label_font_size=11, major_label_font_size=11, value_font_size=11)
+    style = Style(font_family="inherit", label_font_size=12, major_label_font_size=12, value_font_size=11)
     return kind(
-        width=_WIDTH,
+        width=width,
         height=height,
         css=(),
         js=(),
@@ -157,7 +164,7 @@ def _svg(chart: Any, name: str, *, drop_axis: bool = False) -> str:
                 if "." in value and key != "class":
                     parent.attrib[key] = _rounded(value)
         root.attrib.pop("id", None)
-        root.attrib.update({"role": "img", "aria-label": name, "width": str(_WIDTH), "height": str(chart.height)})
+        root.attrib.update({"role": "img", "aria-label": name, "width": str(chart.width), "height": str(chart.height)})
         return root
 
     chart.add_xml_filter(cleaned)

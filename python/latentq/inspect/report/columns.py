@@ -127,7 +127,7 @@ def _channel_chart(channels: Channels, errors: Errors | None, number: int, name:
     text = ", ".join(parts)
     range_text = "" if limits is None else f", the quantizer's range {limits[0]:.3g} to {limits[1]:.3g}"
     alt = f"Histogram of channel {name}: mean and standard deviation {text}{range_text}"
-    svg = charts.histogram(channels.edges[number], channels.counts[number], name=alt, limits=limits)
+    svg = charts.histogram(channels.edges[number], channels.counts[number], name=alt, limits=limits, is_small=True)
     return chart(name if " " in name else f"Channel {name}", text, svg)
 
 

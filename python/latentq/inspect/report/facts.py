@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from latentq._core import LatentqError
 from latentq.format.card import CARD, Card
 from latentq.format.recipe import Recipe
+from latentq.inspect.describe import LEVELED
 from latentq.inspect.originals import Originals
 from latentq.inspect.pictures import Picture, compared, decoded, latent_name
 from latentq.inspect.report.channels import (
@@ -332,7 +333,7 @@ class Gatherer:
     def _clipped(self, column: LatentColumn | EmbeddingColumn, rates: Floats | None) -> float | None:
         if isinstance(column, LatentColumn):
             return None if rates is None else float(rates.mean())
-        if column.facts.clipped is None:
+        if column.facts.clipped is None or column.facts.quantizer.kind not in LEVELED:
             return None
         return float(column.facts.clipped / max(1, self.facts.samples * int(np.prod(column.facts.shape))))
 

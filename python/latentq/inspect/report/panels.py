@@ -137,7 +137,7 @@ def rejects_table(facts: DatasetFacts) -> Table | None:
         (escaped(group.stage), escaped(group.reason), f"{group.count:,}", escaped(", ".join(group.keys)))
         for group in facts.rejects
     ]
-    return Table("Rejects by reason", ("stage", "reason", "images", "for example"), rows, (0, 1, 3))
+    return Table("Rejects by reason", ("stage", "reason, of the first", "images", "for example"), rows, (0, 1, 3))
 
 
 def rejects_text(facts: DatasetFacts) -> str:
