@@ -19,7 +19,7 @@ import latentq
 from conftest import paint
 from latentq import Card, LatentDataset, Quantizer
 from latentq.cli.main import main
-from latentq.inspect.report.channels import BINS, estimated_errors, measure_channels
+from latentq.inspect.report.channels import BINS, Errors, estimated_errors, measure_channels, of_stored_channels
 from latentq.inspect.report.contents import count_captions, count_classes, count_rejects, count_tokens
 from latentq.inspect.report.data_urls import data_urls
 from latentq.system.progress import Progress
@@ -449,6 +449,38 @@ def test_a_dataset_without_samples_tells_its_rejects(dataset, tmp_path):
     page = page_of(tmp_path / "none", tmp_path / "page.html")
     assert "14 of 14 images (100.00%) were rejected for 1 reason" in page.text
     assert page.all("img") == []
+
+
+def test_errors_of_other_channels_than_the_stored_ones_are_not_shown_as_theirs(tmp_path):
+    make_dataset(tmp_path / "out", 4, shape=(8, 2, 2))
+    channels = measure_channels(LatentDataset(tmp_path / "out"), "latent", no_progress())
+    for count, content, kept in ((8, "latent", 8), (2, "latent", 0), (4, "moments", 4), (8, "moments", 0)):
+        errors = Errors(4, np.ones(count), np.ones(count), 1.0, {0: 1.0})
+        fitted = of_stored_channels(errors, channels, content)
+        assert len(fitted.sqnr_db) == len(fitted.psnr_db) == kept
+        assert fitted.overall_sqnr_db == 1.0
+
+
+def luminance(color):
+    """The relative luminance of #rrggbb, by WCAG 2."""
+    values = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_every_text_has_the_contrast_that_wcag_asks_for(page):
+    css = re.search(r"<style>(.*?)</style>", page.source, re.DOTALL)[1]
+    themes = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block))
+        for block in re.findall(r":root[^{]*\{(.*?)\}", css, re.DOTALL)
+    ]
+    assert len(themes) == 3  # light, dark by choice, dark by the system
+    assert themes[1] == themes[2] != themes[0]
+    for theme in themes:
+        for text in ("text", "soft", "accent", "mark", "other"):
+            for ground in ("page", "panel", "sunken"):
+                high, low = sorted((luminance(theme[text]), luminance(theme[ground])), reverse=True)
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground, theme[text], theme[ground])
 
 
 def test_pictures_share_a_number_of_bytes():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ BINS = 64
 _SAMPLES = 1024  # at most
 _VALUES = 1 << 25  # at most, so that memory is bounded for any shape
 _BATCH_VALUES = 1 << 22
+_BATCH_PIXELS = 1 << 20  # encoded at once, so that the autoencoder fits into memory at any size
 _LEVELED = ("uniform", "affine", "codebook", "trellis")
 _ESTIMATED = ("uniform", "affine", "codebook")
 
@@ -133,7 +134,8 @@ def measured_errors(
     values = 0
     low, high = np.float64(np.inf), np.float64(-np.inf)
     of_samples: dict[int, float] = {}
-    for batch, _ in in_batches(dataset, indices, 16):
+    pixels = max(height * width for height, width in dataset.image_sizes)
+    for batch, _ in in_batches(dataset, indices, max(1, _BATCH_PIXELS // pixels)):
         exact = originals.encode(batch.tolist())[1].astype(np.float64)
         exact = exact.reshape(*exact.shape[:2], -1)
         error = dataset.decodable(batch).numpy().astype(np.float64).reshape(exact.shape) - exact
@@ -145,6 +147,23 @@ def measured_errors(
     overall = float(_decibels(signal.sum()[None], noise.sum()[None])[0])
     psnr = _decibels((high - low) ** 2, noise / values)
     return Errors(len(indices), _decibels(signal, noise), psnr, overall, of_samples)
+
+
+def of_stored_channels(errors: Errors, channels: Channels, content: str) -> Errors:
+    """Returns errors without those of single channels, unless the stored channels are the autoencoder's.
+
+    Latents that are stored in the scale of training may have other channels, as 2 x 2 patches have. Of moments, the
+    first half of the channels are means, which have errors.
+
+    Args:
+        errors: The errors of the autoencoder's channels.
+        channels: The stored channels.
+        content: The content of the column.
+    """
+    count = len(channels) // 2 if content == "moments" else len(channels)
+    if len(errors.sqnr_db) == count:
+        return errors
+    return replace(errors, sqnr_db=np.empty(0), psnr_db=np.empty(0))
 
 
 def _stored(column: Any) -> tuple[tuple[int, ...], AnyQuantizer, int]:

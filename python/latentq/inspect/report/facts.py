@@ -24,6 +24,7 @@ from latentq.inspect.report.channels import (
     estimated_errors,
     measure_channels,
     measured_errors,
+    of_stored_channels,
 )
 from latentq.inspect.report.contents import (
     Captions,
@@ -308,7 +309,9 @@ class Gatherer:
                 elif isinstance(column, LatentColumn | EmbeddingColumn):
                     channels = measure_channels(self._dataset, name, bar)
                     is_shown = column.shard_name == self._shown_name
-                    own = errors if is_shown and errors is not None else estimated_errors(channels)
+                    own = estimated_errors(channels)
+                    if is_shown and errors is not None:
+                        own = of_stored_channels(errors, channels, content)
                     if is_shown:
                         self._preview = channels
                     rates = _clip_rates(column.facts)
