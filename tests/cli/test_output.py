@@ -70,6 +70,8 @@ def test_the_other_commands_as_json(small_dataset, pictures, tmp_path, capsys):
     decoded = result(capsys, "decode", small_dataset, "--index", 1, 2, "--source", pictures, "-o", picture)
     assert (decoded["output"], decoded["samples"]) == (str(picture), 2)
     assert all(10 < psnr < 60 for psnr in decoded["psnr"])
+    page = tmp_path / "1.html"
+    assert result(capsys, "report", small_dataset, "-o", page) == {"output": str(page), "bytes": page.stat().st_size}
     assert [row["scheme"] for row in result(capsys, "measure", small_dataset, "--source", pictures, "--bits", 8)]
     assert result(capsys, "repair", small_dataset / "00000")["samples"] == 12
     assert result(capsys, "recipes", "sdxl") == json.loads(json.dumps(latentq.Recipe.load("sdxl").to_dict()))

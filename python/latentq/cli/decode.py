@@ -33,7 +33,9 @@ def add(commands: Commands) -> None:
         "-o", "--output", default="decoded.png", metavar="FILE", help="output image (default: decoded.png)"
     )
     parser.add_argument(
-        "--source", metavar="SRC", help="the dataset's source; shows original, decoded from floats, decoded as stored"
+        "--source",
+        metavar="SRC",
+        help="the dataset's source; shows original, JPEG, decoded from floats, decoded as stored",
     )
     parser.add_argument("--column", help="latent column (default: the first)")
     parser.add_argument("--autoencoder", metavar="NAME", help="the autoencoder, if the card's name does not find it")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, no_dataset
+from latentq.cli.common import (
+    UsageError,
+    add_command,
+    check_source,
+    dataset_folder,
+    no_dataset,
+    print_json,
+    progress_stream,
+)
 from latentq.system.text import escaped, size_text
 
 if TYPE_CHECKING:
@@ -62,9 +69,13 @@ def _run(options: argparse.Namespace) -> int:
         autoencoder=options.autoencoder,
         device=options.device,
         samples=options.samples,
-        progress=sys.stderr,
+        progress=progress_stream(options),
     )
-    print(escaped(f"{options.output}: {size_text(output.stat().st_size)}"))
+    size = output.stat().st_size
+    if options.json:
+        print_json({"output": options.output, "bytes": size})
+    else:
+        print(escaped(f"{options.output}: {size_text(size)}"))
     return 0
 
 
