@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO, TypeVar
 
-from latentq.system.text import counted, duration_text, one_line, size_text
+from latentq.system.text import counted, duration_text, one_line, reject_group, size_text
 
 _Item = TypeVar("_Item")
 _LINE_SECONDS = 10.0  # between plain lines
@@ -113,7 +112,7 @@ class Progress:
 
     def reject(self, key: str, stage: str, reason: str) -> None:
         """Adds one image that is rejected; only the first few are printed one by one."""
-        group = self._rejects.setdefault(_group_of(stage, reason), _RejectGroup(stage, reason))
+        group = self._rejects.setdefault(reject_group(stage, reason), _RejectGroup(stage, reason))
         group.count += 1
         group.same = group.same and reason == group.reason
         self._rejects_shown += 1
@@ -139,7 +138,7 @@ class Progress:
         images = accepted
         for stage, reason in rejects:
             images += 1
-            name = _group_of(stage, reason)
+            name = reject_group(stage, reason)
             self._rejects[name].count -= 1
             if not self._rejects[name].count:
                 del self._rejects[name]
@@ -206,10 +205,6 @@ class _RejectGroup:
     reason: str
     count: int = 0
     same: bool = True
-
-
-def _group_of(stage: str, reason: str) -> str:
-    return f"{stage}: {re.sub(r'[0-9]+', '0', reason)}"
 
 
 def listing_progress(archives: Collection[_Item], stream: TextIO | None) -> Iterator[_Item]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_DIGITS = re.compile("[0-9]+")
 _LINE_BREAKS = re.compile(r"\s*[\r\n]\s*")
 # C0, DEL and C1 controls, marks that change the direction of text, line separators, and lone surrogates, which cannot
 # be encoded
@@ -31,6 +32,11 @@ def escaped(text: object) -> str:
         text: A name, key, path or caption of the data.
     """
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def reject_group(stage: str, reason: str) -> str:
+    """Returns a text that rejects share whose reasons differ in numbers only, such as the sizes of images."""
+    return f"{stage}: {_DIGITS.sub('0', reason)}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from latentq.format.files import REJECTS
 from latentq.format.tsv import tsv_values
 from latentq.inspect.report.spread import in_batches, spread, values_of
+from latentq.system.text import reject_group
 
 if TYPE_CHECKING:
     from latentq.reading.dataset import LatentDataset
@@ -182,7 +182,7 @@ def count_rejects(path: Path) -> list[RejectGroup]:
     with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             key, stage, reason, *_ = (*tsv_values(line.rstrip("\n")), "", "")
-            name = f"{stage}: {re.sub('[0-9]+', '0', reason)}"
+            name = reject_group(stage, reason)
             if name not in groups and len(groups) >= _MAX_REASONS:
                 name, stage, reason = "", "", "other reasons"
             group = groups.get(name) or RejectGroup(stage, reason, 0, ())

@@ -64,7 +64,7 @@ def _classes_panel(facts: DatasetFacts) -> Panel | None:
     counts = classes.counts
     names = [escaped(name) for name in classes.names]
     text = (
-        f"{counted(len(counts), 'class').replace('classs', 'classes')} in {counted(classes.samples, 'sample')}: from "
+        f"{len(counts):,} {'class' if len(counts) == 1 else 'classes'} in {counted(classes.samples, 'sample')}: from "
         f"{counts[-1]:,} to {counts[0]:,} samples each."
     )
     shown = counts[: len(names)].tolist()

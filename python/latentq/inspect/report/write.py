@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from latentq.format.recipe import Recipe
-from latentq.inspect.report.facts import Gatherer
+from latentq.inspect.report.gather import Gatherer
 from latentq.inspect.report.spread import spread
 from latentq.store.local import replace_file
 from latentq.system.extras import needed_for
