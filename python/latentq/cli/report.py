@@ -85,6 +85,10 @@ def _check_dataset(path: str, recipe: str | None) -> None:
     from latentq.format.files import INDEX
     from latentq.format.recipe import Recipe
 
+    if Path(path).is_file():
+        raise UsageError(
+            f"{path} is a file, not a dataset's folder: latentq convert makes datasets of other tools' files"
+        )
     folder = dataset_folder(path)
     if (folder / CARD).exists():
         return

@@ -20,13 +20,9 @@ _POINTS = 256  # of a line, at most
 _DROPPED = ("defs", "title", "desc")
 
 
-def _number(value: float) -> str:
-    """Returns a number of an axis in few characters."""
-    if value == 0:
-        return "0"
-    if 1e4 <= abs(value) < 1e6 and value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+def number(value: float, digits: int = 3) -> str:
+    """Returns a number with at least some significant digits, without an exponent below a million."""
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
 def histogram(
@@ -65,14 +61,14 @@ def histogram(
     span = edges[-1] - edges[0]
     has_zero = edges[0] + 0.2 * span < 0 < edges[-1] - 0.2 * span  # away from the labels of both ends
     chart.x_labels = [edges[0], *([0] if has_zero else ()), edges[-1]]
-    chart.x_value_formatter = _number
+    chart.x_value_formatter = number
     chart.add("values", [*outline, (edges[-1], 0.0)], fill=True, show_dots=False)
     for limit in limits or ():
         chart.add("range", [(limit, 0), (limit, top)], show_dots=False)
     return _svg(chart, name)
 
 
-def bars(names: Sequence[str], values: Sequence[float], *, name: str, unit: Callable[[float], str] = _number) -> str:
+def bars(names: Sequence[str], values: Sequence[float], *, name: str, unit: Callable[[float], str] = number) -> str:
     """Draws one horizontal bar for each name, from the top.
 
     Args:
@@ -127,7 +123,7 @@ def line(
     last = max(2, pairs[-1][0])
     chart = _chart(pygal.XY, height, xrange=(1, last), logarithmic=logarithmic, max_scale=6)
     chart.x_labels = [{"value": 1, "label": x[0]}, {"value": last, "label": x[1]}]
-    chart.value_formatter = _number
+    chart.value_formatter = number
     chart.add("values", points if len(points) > 1 else points * 2, show_dots=False)
     return _svg(chart, name)
 

@@ -121,11 +121,13 @@ def _channel_chart(channels: Channels, errors: Errors | None, number: int, name:
     if channels.range is not None:
         low, high = channels.range[number].tolist()
         limits = (low, high)
-    parts = [f"{channels.mean[number]:.2g} ± {channels.std[number]:.3g}"]
+    parts = [f"{charts.number(channels.mean[number], 2)} ± {charts.number(channels.std[number])}"]
     if errors is not None and number < len(errors.sqnr_db) and math.isfinite(errors.sqnr_db[number]):
         parts.append(f"SQNR {errors.sqnr_db[number]:.1f} dB")
     text = ", ".join(parts)
-    range_text = "" if limits is None else f", the quantizer's range {limits[0]:.3g} to {limits[1]:.3g}"
+    range_text = (
+        "" if limits is None else f", the quantizer's range {charts.number(limits[0])} to {charts.number(limits[1])}"
+    )
     alt = f"Histogram of channel {name}: mean and standard deviation {text}{range_text}"
     svg = charts.histogram(channels.edges[number], channels.counts[number], name=alt, limits=limits, is_small=True)
     return chart(name if " " in name else f"Channel {name}", text, svg)

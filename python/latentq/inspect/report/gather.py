@@ -268,7 +268,7 @@ class Gatherer:
         if self._pictured is None:
             return []
         if self._network is None:
-            return [self._previewed(index)]
+            return self._previewed(index)
         if self._originals is None:
             return [decoded(self._pictured, index, self._network)]
         if self._originals.fault:
@@ -277,10 +277,15 @@ class Gatherer:
             pixels, latents = self._originals.encode([index])
         return compared(self._pictured, index, self._originals, pixels, latents)
 
-    def _previewed(self, index: int) -> Picture:
-        """Returns a picture of a latent's first three channels, or of tokens, where no autoencoder is at hand."""
+    def _previewed(self, index: int) -> list[Picture]:
+        """Returns a picture of a latent's first three channels, or of tokens, for a lack of an autoencoder.
+
+        A latent of a single position has none.
+        """
         assert self._pictured is not None
         values = self._pictured.decodable([index]).numpy()[0].astype(np.float64)
+        if values[0].size == 1:
+            return []
         if values.ndim == 2:  # tokens: colors that differ between neighbors
             channels, title = np.stack([values * step % 256 for step in (97, 57, 151)]), "tokens as colors"
         else:
@@ -290,7 +295,7 @@ class Gatherer:
             channels = (channels - low[:, None, None]) / span[:, None, None] * 255
             title = "first three channels as red, green and blue"
         pixels = channels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-        return Picture(np.ascontiguousarray(pixels), "preview", title, name=f"#{index}")
+        return [Picture(np.ascontiguousarray(pixels), "preview", title, name=f"#{index}")]
 
     def _texts(self, content: str, indices: NDArray[np.int64]) -> dict[int, str]:
         if self._dataset is None:

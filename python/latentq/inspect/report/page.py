@@ -299,10 +299,13 @@ def _tile_values(facts: DatasetFacts) -> dict[str, tuple[str, str]]:
     sizes = {row.what: row for row in facts.storage}
     for column in facts.columns[:1]:
         shape = shape_text(column.facts) if hasattr(column.facts, "shapes") else sides(column.facts.shape)
+        first, _, last = shape.partition(" to ")
+        others = f"to {last}; " if last else ""
         if column.tokens is None:
-            tiles["Stored values"] = (shape, escaped(f"{column.content}, {quantizer_text(column.facts)}"))
+            note = f"{others}{column.content}, {quantizer_text(column.facts)}"
         else:
-            tiles["Stored values"] = (shape, f"tokens of {column.tokens.codebook_size:,}, {column.facts.dtype}")
+            note = f"{others}tokens of {column.tokens.codebook_size:,}, {column.facts.dtype}"
+        tiles["Stored values"] = (first, escaped(note))
     stored = sizes.get("latents, as stored") or sizes.get("tokens, as stored")
     if stored is not None and stored.each is not None:
         floats = sizes["latents, float32"].each

@@ -117,10 +117,10 @@ def _caption_panels(facts: DatasetFacts) -> list[Panel]:
 def _length_chart(lengths: NDArray[np.int64], noun: str, limit: int | None) -> Chart:
     top = max(int(lengths.max()), limit or 0, 1)
     width = -(-(top + 1) // 48)  # whole numbers of words in each bar
-    edges = np.arange(0, top + 1 + width, width) - 0.5
-    counts = np.histogram(lengths, edges)[0]
+    edges = np.arange(0, top + 1 + width, width)
+    counts = np.histogram(lengths, edges - 0.5)[0]
     alt = f"Histogram of the number of {noun} in a caption: {_spread_text(lengths)}"
-    svg = charts.histogram(np.maximum(edges, 0), counts, name=alt)
+    svg = charts.histogram(edges, counts, name=alt)
     return chart("", f"Number of {noun} in a caption", svg)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from latentq.inspect.report.charts import number
 from latentq.system.text import escaped
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def sides(shape: Sequence[int]) -> str:
 
 
 def plain(value: float) -> str:
-    """Returns a number with four significant digits; a hyphen if it is not finite."""
-    return f"{value:.4g}" if math.isfinite(value) else "-"
+    """Returns a number with at least four significant digits; a hyphen if it is not finite."""
+    return number(value, 4) if math.isfinite(value) else "-"
 
 
 def decibels(value: float) -> str:
