@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from latentq.inspect.verify import verify
     from latentq.models.autoencoders import Autoencoder, load_autoencoder
     from latentq.models.text import TextEncoder, load_text_encoder
+    from latentq.publishing.push import push
     from latentq.quantizer import Quantizer, Transform
     from latentq.reading.dataset import LatentDataset
     from latentq.reading.loader import LatentLoader
@@ -52,6 +53,7 @@ __all__ = [
     "load_text_encoder",
     "mds",
     "open_source",
+    "push",
     "report",
     "shards",
     "verify",
@@ -75,6 +77,7 @@ _MODULES = {
     "load_autoencoder": "latentq.models.autoencoders",
     "load_text_encoder": "latentq.models.text",
     "open_source": "latentq.sources",
+    "push": "latentq.publishing.push",
     "report": "latentq.inspect.report.write",
     "shards": "latentq.sharding.pipeline",
     "verify": "latentq.inspect.verify",

@@ -1,5 +1,6 @@
 """A loopback server that imitates the Hugging Face Hub and any other site, with faults on request."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -16,13 +17,33 @@ LFS_FROM = 4096  # bytes; smaller files are in git itself
 
 @dataclass
 class Repository:
-    """A dataset repository of the Hub: its files by revision, and the token that it requires, if any."""
+    """A dataset repository of the Hub.
+
+    Attributes:
+        files: Its files by revision; those of earlier commits by their hashes.
+        token: The token that reading requires, if any.
+        private: True if it was made as private.
+        blobs: What was uploaded for a later commit, by SHA-256.
+        commits: The names of the files in each commit that a client made.
+    """
 
     files: dict[str, dict[str, bytes]]
     token: str = ""
+    private: bool = False
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    commits: list = field(default_factory=list)
 
     def commit(self, revision):
-        return hashlib.sha1("".join(sorted(self.files[revision])).encode()).hexdigest()
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            return revision
+        return hashlib.sha1(f"{sorted(self.files[revision])} {len(self.commits)}".encode()).hexdigest()
+
+    def change(self, revision, changes):
+        """Make a commit; the state before it can be read by its hash."""
+        before = self.files[revision]
+        self.files[self.commit(revision)] = before
+        self.files[revision] = before | changes
+        self.commits.append(sorted(changes))
 
     def revision(self, name):
         return next((revision for revision in self.files if name in (revision, self.commit(revision))), None)
@@ -39,6 +60,7 @@ class Server:
         faults: The faults of the next responses in order, by path: a status, `drop`, `short`, `wrong`, `html`, `busy`
             (429 with Retry-After) or `hang up`.
         rate: Bytes per second; 0 for no limit.
+        users: The users who may write into repositories of their own name, by token.
         log: The method, path and range of every request.
     """
 
@@ -47,6 +69,7 @@ class Server:
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     faults: dict[str, list] = field(default_factory=lambda: defaultdict(list))
     rate: float = 0
+    users: dict[str, str] = field(default_factory=dict)
     log: list = field(default_factory=list)
     sent: Counter = field(default_factory=Counter)
     url: str = ""
@@ -88,18 +111,38 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         self._answer()
 
+    def do_PUT(self):
+        self._answer()
+
     def _answer(self):
         path = unquote(urlsplit(self.path).path)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.at.log.append((self.command, path, self.headers.get("Range")))
         split = urlsplit(self.path)
         api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(revision|tree|paths-info)/([^/]+)/?(.*)", split.path)
-        resolve = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([0-9a-f]{40}|main)/(.+)", path)
+        whole = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)", split.path)
+        upload = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(branch|preupload|commit)/([^/]+)", split.path)
+        blobs = re.fullmatch(r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path)
+        resolve = re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         bucket = re.fullmatch(r"/bucket/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path)
         if self._misbehave(path):
             return
         if api:
-            self._api(*map(unquote, api.groups()), "recursive=true" in split.query.lower(), body)
+            self._api(*map(unquote, api.groups()), "recursive=true" in split.query.lower(), body.decode())
+        elif whole:
+            self._api(whole[1], "revision", "main", "", False, "")
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json(200, {"errors": [], "warnings": []})
+        elif upload and self._may_write(upload[1]):
+            getattr(self, f"_{upload[2]}")(upload[1], unquote(upload[3]), body)
+        elif blobs and self._may_write(blobs[1]):
+            self._batch(blobs[1], json.loads(body)["objects"])
+        elif upload or blobs:
+            pass  # refused
+        elif path.startswith("/lfs/"):
+            self._take_blob(*path.removeprefix("/lfs/").rsplit("/", 1), body)
         elif resolve:
             self._resolve(*resolve.groups())
         elif bucket:
@@ -145,6 +188,81 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             asked = parse_qs(body)["paths"]
             self._json(200, [_facts(path, files[path]) for path in asked if path in files])
+
+    def _create(self, asked):
+        name = f"{asked['organization']}/{asked['name']}"
+        url = {"url": f"{self.at.url}/datasets/{name}"}
+        if self._user() is None:
+            self._json(401, {"error": "Invalid username or password."})
+        elif self._user() != asked["organization"]:
+            self._json(403, {"error": "You don't have the rights to create a dataset under this namespace"})
+        elif name in self.at.repositories:
+            self._json(409, {"error": "You already created this dataset repo", **url})
+        else:
+            files = {".gitattributes": b"*.mds filter=lfs"}
+            self.at.repositories[name] = Repository({"main": files}, private=bool(asked.get("private")))
+            self._json(200, url)
+
+    def _user(self):
+        return self.at.users.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+
+    def _may_write(self, name):
+        if self._user() == name.partition("/")[0] and name in self.at.repositories:
+            return True
+        self._json(403, {"error": "Forbidden: pass a token that may write"})
+        return False
+
+    def _branch(self, name, branch, _body):
+        repository = self.at.repositories[name]
+        if branch in repository.files:
+            self._json(409, {"error": f"Reference already exists: refs/heads/{branch}"})
+        else:
+            repository.files[branch] = dict(repository.files["main"])
+            self._json(200, {})
+
+    def _preupload(self, _name, _revision, body):
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["size"] >= LFS_FROM or file["path"].endswith(".mds") else "regular",
+                "shouldIgnore": False,
+            }
+            for file in json.loads(body)["files"]
+        ]
+        self._json(200, {"files": files})
+
+    def _batch(self, name, objects):
+        """Tell where to put the content of each file that is not here yet."""
+        here = self.at.repositories[name].blobs
+        for entry in objects:
+            if entry["oid"] not in here:
+                entry["actions"] = {"upload": {"href": f"{self.at.url}/lfs/{name}/{entry['oid']}"}}
+        self._json(200, {"transfer": "basic", "objects": objects})
+
+    def _take_blob(self, name, oid, body):
+        if self.at.rate:
+            time.sleep(len(body) / self.at.rate)
+        if hashlib.sha256(body).hexdigest() != oid:
+            self._json(400, {"error": "the content has another hash"})
+            return
+        self.at.repositories[name].blobs[oid] = body
+        self._json(200, {})
+
+    def _commit(self, name, revision, body):
+        repository, changes = self.at.repositories[name], {}
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                changes[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                changes[value["path"]] = repository.blobs[value["oid"]]
+            else:
+                assert entry["key"] == "header", entry["key"]
+        repository.change(revision, changes)
+        commit = repository.commit(revision)
+        url = f"{self.at.url}/datasets/{name}/commit/{commit}"
+        self._json(200, {"success": True, "commitOid": commit, "commitUrl": url})
 
     def _resolve(self, name, revision, path):
         repository = self.at.repositories[name]

@@ -22,7 +22,7 @@ from latentq.system.text import one_line
 
 COMMANDS = (
     "encode", "prune", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure",
-    "report", "completion"
+    "report", "completion", "push"
 )  # fmt: skip
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
@@ -42,6 +42,7 @@ _EPILOG = """examples:
   latentq measure out/ --source photos/                         the error of other schemes and bits
   latentq report out/ --source photos/                          a page with pictures, distributions and errors
   latentq completion bash                                       completion of commands and options by Tab
+  latentq push out/ hf:me/photos --license cc-by-4.0            to the Hugging Face Hub
 """
 _SIGPIPE = 141  # the exit code that a shell reports for a command ended by SIGPIPE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -30,6 +30,7 @@ from latentq.reading.protocol import Transform
 from latentq.reading.resident import ResidentDataset
 from latentq.reading.samples import Batch, Indices, checked_indices
 from latentq.reading.workers import WorkerBatch
+from latentq.store.cache import Pins, ShardCache, is_remote
 from latentq.system.text import counted
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ class LatentDataset(BatchedDataset):
     The dataset can be used in DataLoader workers under fork, spawn and forkserver; each process opens its own files.
 
     Args:
-        path: The folder.
+        path: The folder; or a URL: `s3://`, `gs://`, `az://`, or `hf://datasets/OWNER/NAME`, with `@REVISION` for a
+            branch, tag or commit other than `main`. The shards of a URL are downloaded into `cache` when they are
+            needed, and their hashes are checked. A dataset on the Hub is read at the commit that the revision named
+            when it was opened.
         columns: The columns of a sample, by their names in samples or in the shards; None for all.
         dtype: The dtype of latents: float32, float16 or bfloat16; or uint8 for the stored codes.
         scale: `raw` for the autoencoder's own latents; `scaled` for the scale that models are trained on, by the card's
@@ -63,9 +67,14 @@ class LatentDataset(BatchedDataset):
             are columns `ndarray:uint8:C,h,w`; samples then have all columns of the shards. With a recipe it replaces
             the recipe's.
         transform: Called with each sample; its result replaces the sample.
+        cache: For a URL: the folder to keep shards in. Several processes may share it.
+        cache_bytes: For a URL: the bytes of shards to keep; the least recently used are evicted, except those in use.
+            None keeps all.
+        storage_options: For the URL of an object store: what obstore takes for it, such as `endpoint` and `region`; the
+            rest comes from the environment.
 
     Attributes:
-        path: The folder.
+        path: The folder; for a URL, the folder in the cache.
         card: The dataset's card, or None for a folder without one.
         layouts: The columns of a sample and their meaning, for each bucket; one without buckets.
         table: The bucket of each sample, and where the samples of a bucket are.
@@ -76,8 +85,9 @@ class LatentDataset(BatchedDataset):
         FormatError: The card or the index is invalid.
         RecipeError: There is neither a card nor a recipe that says enough.
         MismatchError: Recipe and shards disagree; the message names both.
-        OSError: There is no such folder, or it cannot be read.
-        ValueError: An argument is out of range.
+        OSError: There is no such folder, or it cannot be read; or the URL cannot.
+        ValueError: An argument is out of range, or a URL has no `cache`.
+        MissingPackageError: The package for the URL is not installed.
     """
 
     def __init__(
@@ -90,11 +100,15 @@ class LatentDataset(BatchedDataset):
         recipe: str | os.PathLike[str] | Recipe | None = None,
         quantizer: Quantizer | None = None,
         transform: Transform | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        cache_bytes: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self._shards = _open_cache(path, cache, cache_bytes, storage_options)
+        self.path = Path(path) if self._shards is None else self._shards.folder
         self.card = open_card(self.path)
         self.transform = transform
-        self._reader = mds.Reader(self.path)
+        self._reader = mds.Reader(self.path) if self._shards is None else _reader_of(self._shards)
         if not self._is_consistent():
             self.card = open_card(self.path)  # an update may have been finished since the card was read
         if not len(self):
@@ -154,6 +168,15 @@ class LatentDataset(BatchedDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_gatherers": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._shards is not None:
+            self._shards.on_release = self._reader.core.close_shard
+
+    def _pin(self, indices: NDArray[np.int64]) -> Pins:
+        assert self._shards is not None
+        return self._shards.pin(self._shards.shards_of(indices))
 
     def _is_consistent(self) -> bool:
         """True if card and index have the same number of samples, or there is no card."""
@@ -230,7 +253,7 @@ class LatentDataset(BatchedDataset):
         """
         layout = self._layouts[bucket]
         columns = [self._gathered_column(layout, name, decoded) for name in names or layout.shard_names]
-        return Gatherer(self._reader.core, columns)
+        return Gatherer(self._reader.core, columns, pin=None if self._shards is None else self._pin)
 
     def stored_bytes(self, count: int, *, bucket: int = 0) -> int:
         """Returns the bytes of the tensors that `read` makes for `count` samples, each rounded up to cache lines.
@@ -398,3 +421,26 @@ def empty_caption(path: Path, layout: Layout) -> Batch:
         }
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{file} does not go with the columns of the dataset: {error!r}") from None
+
+
+def _open_cache(
+    path: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None,
+    cache_bytes: int | None,
+    options: Mapping[str, str] | None,
+) -> ShardCache | None:
+    """Opens the dataset of a URL; returns None for a folder."""
+    if not is_remote(path):
+        if cache is not None or cache_bytes is not None or options:
+            raise ValueError(f"cache, cache_bytes and storage_options are for URLs, and {os.fspath(path)} is a folder")
+        return None
+    if cache is None:
+        raise ValueError(f"{path} needs a folder to keep its shards in: cache=...")
+    return ShardCache(str(path), cache, cache_bytes=cache_bytes, options=options)
+
+
+def _reader_of(shards: ShardCache) -> mds.Reader:
+    """Opens the shards of a cache. Shards that may be evicted are not kept in memory either."""
+    reader = mds.Reader(shards.folder, **({"cache_bytes": 0} if shards.evicts else {}))
+    shards.on_release = reader.core.close_shard
+    return reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +40,16 @@ class GatheredColumn:
     convert: Callable[[Any, NDArray[np.int64]], Any] | None = None
 
 
+class Pinned(Protocol):
+    """Files that are kept while samples are read from them."""
+
+    def wait(self) -> None:
+        """Waits until they are there."""
+
+    def release(self) -> None:
+        """Ends keeping them."""
+
+
 class Gatherer:
     """Gathers batches of some columns. Whatever is the same for all batches is computed once.
 
@@ -47,6 +57,7 @@ class Gatherer:
         samples: The samples to read.
         columns: The columns of a batch.
         rows: Maps indices of samples to rows of `samples`; None if they are the same.
+        pin: Keeps the files of some samples, given their indices; None if all files are there.
 
     Attributes:
         gives_decoded: True if its batches need no further decoding.
@@ -57,9 +68,11 @@ class Gatherer:
         samples: _core.MdsReader | _core.MemoryTables,
         columns: Sequence[GatheredColumn],
         rows: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+        pin: Callable[[NDArray[np.int64]], Pinned] | None = None,
     ) -> None:
         self._samples = samples
         self._rows = rows
+        self._pin = pin
         self._columns = columns
         self.gives_decoded = not any(column.needs_decoding for column in columns)
         self._positions = [column.position for column in columns]
@@ -95,11 +108,24 @@ class Gatherer:
             tensors.append(tensor)
             outs.append(None if tensor is None else _buffer(tensor, column))
         found = indices if self._rows is None else self._rows(indices)
-        gathering = _core.gather(self._samples, found, self._positions, outs, self._quantizers, threads)
+        pinned = None if self._pin is None else self._pin(found)
+        try:
+            if pinned is not None:
+                pinned.wait()
+            gathering = _core.gather(self._samples, found, self._positions, outs, self._quantizers, threads)
+        except BaseException:
+            if pinned is not None:
+                pinned.release()
+            raise
 
         def batch() -> Batch:
             values = ColumnDict()
-            for column, tensor, listed in zip(self._columns, tensors, gathering.result(), strict=True):
+            try:
+                gathered = gathering.result()
+            finally:
+                if pinned is not None:
+                    pinned.release()
+            for column, tensor, listed in zip(self._columns, tensors, gathered, strict=True):
                 value = listed if tensor is None else tensor
                 values[column.name] = value if column.convert is None else column.convert(value, indices)
             return values

@@ -7,6 +7,7 @@ free, which is enough to publish units: see `latentq.store.mirror`.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from latentq._core import LatentqError
 from latentq.system.extras import needed_for
 
 _URL = re.compile(r"(s3a?|gs|az|azure|abfss?)://", re.IGNORECASE)
@@ -27,6 +29,7 @@ _DENIED = re.compile("ExpiredToken|RequestTimeTooSkewed|InvalidAccessKeyId|Signa
 _ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
 _FIRST_WAIT = 0.2  # seconds
 _RETRIES = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}  # of obstore
+_PIECE = 1 << 22  # bytes that are written at once
 _TOO_LONG = 500  # characters of a message that are shown
 
 _T = TypeVar("_T")
@@ -75,6 +78,8 @@ class ObjectStore:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         self.url = url.rstrip("/")
+        self._options = dict(options or {})
+        self._process = os.getpid()  # obstore's threads do not exist in a forked child
         self._obstore: Any = obstore
         open_store: Any = from_url  # typed by URL, which is only known here
         options = options or {}
@@ -89,6 +94,9 @@ class ObjectStore:
         except BaseError as error:
             raise ValueError(f"{url}: {_first_line(error)}") from None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ObjectStore, (self.url, self._options)
+
     def __repr__(self) -> str:
         return f"ObjectStore({self.url!r})"
 
@@ -100,6 +108,26 @@ class ObjectStore:
             OSError: It cannot be read.
         """
         return self._call(name, lambda: bytes(self._obstore.get(self._store, name).bytes()))
+
+    def download(self, name: str, path: Path) -> None:
+        """Writes an object to a file, piece by piece. Raises as `get`; also if the file cannot be written.
+
+        Args:
+            name: The object's name.
+            path: The file, which is replaced if it exists.
+        """
+
+        def download() -> None:
+            pieces = self._obstore.get(self._store, name).stream(min_chunk_size=_PIECE)
+            try:
+                with path.open("wb") as file:
+                    for piece in pieces:
+                        file.write(piece)
+            except OSError as error:
+                error.filename = error.filename or str(path)  # a failed write names no file
+                raise
+
+        self._call(name, download)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yields the objects whose names begin with a prefix of whole parts, in the order of their names.
@@ -163,6 +191,11 @@ class ObjectStore:
         from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
         where = f"{self.url}/{name}"
+        if os.getpid() != self._process:
+            raise LatentqError(
+                f"{where} cannot be read in a process made by fork: start DataLoader workers with "
+                "multiprocessing_context='spawn', or use the dataset's own loader, which needs none"
+            )
         wait = _FIRST_WAIT
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -196,6 +196,11 @@ impl MdsReader {
         Ok(out)
     }
 
+    /// Closes a shard's file: its space is free once it is removed. It is opened again when it is read.
+    fn close_shard(&self, number: usize) {
+        self.reader.close_shard(number);
+    }
+
     /// The file that contains a value, and the offset in it.
     fn location(&self, index: i64, column: usize) -> PyResult<(String, u64)> {
         let sample = self.reader.sample(self.resolve(index)?).map_err(to_py)?;

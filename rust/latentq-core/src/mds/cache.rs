@@ -60,6 +60,12 @@ impl<T> Cache<T> {
         }
     }
 
+    pub fn remove(&self, key: usize) {
+        if let Some(slot) = self.slots.get(key) {
+            self.account_evicted(slot.swap(None));
+        }
+    }
+
     fn account_evicted(&self, entry: Option<Arc<Entry<T>>>) {
         if let Some(entry) = entry {
             self.weight.fetch_sub(entry.weight, Relaxed);
@@ -92,5 +98,7 @@ mod tests {
         cache.put(1, Arc::new('c'), 1);
         cache.put(0, Arc::new('d'), 2);
         assert!(cache.get(0).is_some() && cache.get(1).is_some());
+        cache.remove(1);
+        assert!(cache.get(0).is_some() && cache.get(1).is_none());
     }
 }

@@ -122,6 +122,11 @@ impl Shards {
         Ok(Opened { number, schema: Arc::clone(&shard.schema), table, storage })
     }
 
+    /// Closes a shard's file, which may be removed then, and opened again under the same name.
+    pub fn close_shard(&self, number: usize) {
+        self.files.remove(number);
+    }
+
     fn load_table(&self, number: usize, shard: &Shard, storage: &Storage) -> Result<Arc<Table>> {
         let table = Table::load(shard.samples, shard.raw.bytes, &shard.schema, |range| {
             let mut bytes = Vec::new();

@@ -99,6 +99,11 @@ impl Reader {
         Ok(Self { shards, starts })
     }
 
+    /// Closes a shard's file: its space is free once it is removed. It is opened again when it is read.
+    pub fn close_shard(&self, number: usize) {
+        self.shards.close_shard(number);
+    }
+
     /// The folder of the dataset, absolute.
     pub fn folder(&self) -> &Path {
         &self.shards.folder

@@ -1,0 +1,1 @@
+"""Publishing finished datasets where other people find them."""
