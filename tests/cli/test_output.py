@@ -76,6 +76,8 @@ def test_the_other_commands_as_json(small_dataset, pictures, tmp_path, capsys):
     assert result(capsys, "repair", small_dataset / "00000")["samples"] == 12
     assert result(capsys, "recipes", "sdxl") == json.loads(json.dumps(latentq.Recipe.load("sdxl").to_dict()))
     assert {"name", "summary"} == set(result(capsys, "recipes")[0])
+    converted = result(capsys, "convert", small_dataset, tmp_path / "other", "--to", "fast-dit")
+    assert (converted["output"], converted["samples"]) == (str(tmp_path / "other"), 12)
     assert result(capsys, "prune", small_dataset) == {"dataset": str(small_dataset), "removed": [], "bytes": 0}
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, disk_bytes
+from latentq.cli.common import UsageError, add_command, disk_bytes, print_json, progress_stream
 from latentq.converting.names import CODES, NAMES, WRITTEN
 from latentq.system.text import counted, escaped, size_text
 
@@ -68,7 +67,11 @@ def _run(options: argparse.Namespace) -> int:
         autoencoder=options.autoencoder,
         codebook=options.codebook,
         bits=options.bits,
-        progress=sys.stderr,
+        progress=progress_stream(options),
     )
-    print(escaped(f"{Path(options.out)}: {counted(samples, 'sample')}, {size_text(disk_bytes(Path(options.out)))}"))
+    size = disk_bytes(Path(options.out))
+    if options.json:
+        print_json({"output": options.out, "samples": samples, "bytes": size})
+    else:
+        print(escaped(f"{Path(options.out)}: {counted(samples, 'sample')}, {size_text(size)}"))
     return 0
