@@ -329,6 +329,18 @@ def test_two_datasets_are_compared_sample_by_sample(dataset, source, tmp_path):
     assert "There is no" not in page.text
 
 
+def test_a_compared_dataset_of_other_images_has_no_originals_and_says_so(dataset, source, tmp_path):
+    for index in range(3):
+        paint(tmp_path / "others" / f"other{index}.png", index)
+    latentq.encode(tmp_path / "others", tmp_path / "other", autoencoder="dct-f8c16", size=64)
+    page = page_of(dataset, tmp_path / "page.html", source=source, compare=tmp_path / "other", samples=3)
+    assert "There are no originals: " in page.text
+    assert "measured on 12 images" in page.text
+    assert "estimated from the widths of steps" in page.text
+    with pytest.raises((OSError, latentq.LatentqError), match=r"other0\.png"):
+        latentq.report(tmp_path / "other", tmp_path / "x.html", source=source)
+
+
 def test_buckets_and_several_shapes(source, tmp_path):
     latentq.encode(source, tmp_path / "out", autoencoder="dct-f8c16", buckets=[[64, 64], [64, 96], [72, 64]])
     page = page_of(tmp_path / "out", tmp_path / "page.html", source=source)

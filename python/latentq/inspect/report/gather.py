@@ -81,7 +81,7 @@ class Gatherer:
         progress: TextIO | None = None,
     ) -> None:
         path = Path(path)
-        self._progress, self._source = progress, source
+        self._progress, self._source, self._needs_source = progress, source, needs_source
         self._dataset: LatentDataset | None = None
         self._pictured: LatentDataset | None = None
         self._network: Autoencoder | None = None
@@ -172,8 +172,14 @@ class Gatherer:
             return facts
         facts.classes, facts.captions = count_classes(self._dataset), count_captions(self._dataset)
         started, exact, errors = time.perf_counter(), 0, None
-        if self._originals is not None and self._pictured is not None and not self._originals.fault:
-            errors, exact = self._compare(shown)
+        if self._originals is not None:
+            try:
+                errors, exact = self._compare(shown)
+            except (LatentqError, OSError) as error:
+                if self._needs_source:
+                    raise
+                self._note(f"There are no originals: {error}")
+                self._originals = None
         seconds = time.perf_counter() - started
         facts.columns = self._columns(errors)
         self._show(shown, errors)
@@ -182,11 +188,17 @@ class Gatherer:
         return facts
 
     def _compare(self, shown: list[int]) -> tuple[Errors | None, int]:
-        """Encodes samples again; returns the errors, and the number of samples. Tokens have no errors."""
+        """Encodes samples again; returns the errors, and the number of samples. Tokens have no errors.
+
+        Raises:
+            LatentqError: An original is missing, or cannot be decoded.
+            OSError: The same.
+        """
         assert self._originals is not None
         assert self._pictured is not None
+        self._originals.pixels(shown[:1])
         column = next(iter(self._pictured.layout.pictures.values()))
-        if isinstance(column, TokenColumn):
+        if isinstance(column, TokenColumn) or self._originals.fault:
             return None, 0
         tried = np.union1d(spread(_ENCODED_AGAIN, len(self._pictured)), np.array(shown, np.int64))
         with BriefProgress(len(tried), "encode", self._progress) as bar:

@@ -170,9 +170,11 @@ class _Page:
 
     def _samples_text(self) -> str:
         first = self._datasets[0]
-        several = any(len(sample.pictures) > 1 for facts in self._datasets for sample in facts.shown)
-        text = f"{counted(len(first.shown), 'sample')}, evenly spread over {first.samples:,}. Select one to enlarge it"
-        return f"{text} and to see it in every form." if several else f"{text}."
+        text = f"{counted(len(first.shown), 'sample')}, evenly spread over {first.samples:,}."
+        most = max((len(sample.pictures) for facts in self._datasets for sample in facts.shown), default=0)
+        if not most:
+            return text
+        return f"{text} Select one to enlarge it{' and to see it in every form' if most > 1 else ''}."
 
     def _samples(self) -> list[SampleView]:
         first = self._datasets[0]
