@@ -49,9 +49,8 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.samples < 1:
         raise UsageError(f"--samples must be at least 1, not {options.samples}")
-    for path in (options.dataset, options.compare):
-        if path is not None:
-            _check_dataset(path, options.recipe)
+    dataset = _dataset(options.dataset, options.recipe)
+    other = None if options.compare is None else _dataset(options.compare, options.recipe)
     if options.source is not None:
         check_source(options.source)
     output = Path(options.output)
@@ -60,10 +59,10 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.inspect.report.write import report
 
     report(
-        options.dataset,
+        dataset,
         output,
         source=options.source,
-        compare=options.compare,
+        compare=other,
         recipe=options.recipe,
         column=options.column,
         autoencoder=options.autoencoder,
@@ -79,8 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_dataset(path: str, recipe: str | None) -> None:
-    """Raises an error if there is no dataset at a path, or a folder of shards without a recipe."""
+def _dataset(path: str, recipe: str | None) -> Path:
+    """Returns the folder of a dataset, or of shards with a recipe. Raises an error if it is neither."""
     from latentq.format.card import CARD
     from latentq.format.files import INDEX
     from latentq.format.recipe import Recipe
@@ -91,8 +90,9 @@ def _check_dataset(path: str, recipe: str | None) -> None:
         )
     folder = dataset_folder(path)
     if (folder / CARD).exists():
-        return
+        return folder
     if not (folder / INDEX).exists():
         raise no_dataset(folder)
     if recipe is None:
         raise UsageError(f"{path} has no card: --recipe names what made it ({', '.join(Recipe.names())}, or a file)")
+    return folder

@@ -349,9 +349,9 @@ class Gatherer:
 
 
 def _clip_rates(facts: Any) -> Floats | None:
-    """Returns the share of clipped values of each channel of latents, from the card's counts."""
+    """Returns the share of values outside the range of each channel of latents; None without a range or a card."""
     statistics = getattr(facts, "statistics", None)
-    if statistics is None or facts.clipped is None:
+    if statistics is None or facts.clipped is None or facts.quantizer.kind not in LEVELED:
         return None
     rates: Floats = np.array(facts.clipped, np.float64) / np.maximum(1, np.array(statistics.count, np.float64))
     return rates

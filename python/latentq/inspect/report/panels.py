@@ -84,7 +84,7 @@ def _classes_panel(facts: DatasetFacts) -> Panel | None:
         alt = f"Samples of each class, largest first: from {counts[0]:,} to {counts[-1]:,}"
         svg = charts.line(counts, name=alt, x=("largest", f"{len(counts):,}th"))
         views.append(chart("", "Samples of each class, largest first", svg))
-    table = Table("As a table", ("class", "samples"), [(n, f"{c:,}") for n, c in zip(names, shown, strict=True)])
+    table = Table("As a table", ("class", "samples"), [(n, f"{c:,}") for n, c in zip(names, shown, strict=True)], (0,))
     return Panel("Classes", text, views, table)
 
 
