@@ -8,6 +8,8 @@ mod x86;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86_stream;
 #[cfg(target_arch = "x86_64")]
+mod x86_tiles;
+#[cfg(target_arch = "x86_64")]
 mod x86_transform;
 #[cfg(target_arch = "x86_64")]
 mod x86_trellis;
@@ -15,7 +17,7 @@ mod x86_trellis;
 use super::floats::{Float, Floats, FloatsMut};
 use super::kernel::{Kernel, LABELS, Observed, STATES, ValueCounts};
 use super::scheme::Affine;
-use super::transform::{ENTRIES, Entry, Stream};
+use super::transform::{BLOCK, ENTRIES, EightTiles, Entry, Stream};
 use super::trellis::{Nearest, TrellisLevels};
 
 /// An instruction set that this processor supports.
@@ -219,6 +221,87 @@ impl Isa {
         }
     }
 
+    /// Makes integers of symbols without low bits. Returns false if the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn center_symbols(self, symbols: &[u8; BLOCK], numbers: &mut [i32; BLOCK]) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => {
+                unsafe { x86_transform::center_symbols_avx2(symbols, numbers) };
+                true
+            }
+        }
+    }
+
+    /// Makes integers of symbols and at most 8 low bits of each, from bit `bit` of `bits` on. Returns the lowest bit of each and
+    /// the number of bits; `None` if the instruction set has no code for that, or `bits` is too short.
+    #[inline(always)]
+    pub(super) fn add_low_bits(
+        self,
+        symbols: &[u8; BLOCK],
+        raw: &[u8; BLOCK],
+        bits: &[u8],
+        bit: usize,
+        numbers: &mut [i32; BLOCK],
+    ) -> Option<(u64, usize)> {
+        match self {
+            Isa::Baseline => None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_transform::add_low_bits_avx2(symbols, raw, bits, bit, numbers) },
+        }
+    }
+
+    /// The inputs of the shift register of a trellis that gave these parities; `None` if the instruction set has no code for
+    /// that.
+    #[inline(always)]
+    pub(super) fn shift_inputs(self, parities: u64) -> Option<u64> {
+        match self {
+            Isa::Baseline => None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => Some(unsafe { x86_transform::shift_inputs_avx2(parities) }),
+        }
+    }
+
+    /// Makes levels of integers. Returns false if the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn add_labels(self, numbers: &mut [i32; BLOCK], labels: u64) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => {
+                unsafe { x86_transform::add_labels_avx2(numbers, labels) };
+                true
+            }
+        }
+    }
+
+    /// True if [`Isa::inverse_eight_tiles`] does anything.
+    #[inline(always)]
+    pub(super) fn has_eight_tiles(self) -> bool {
+        self != Isa::Baseline
+    }
+
+    /// Integers to values for eight whole tiles side by side, if the instruction set has code for that.
+    #[inline(always)]
+    pub(super) fn inverse_eight_tiles(self, tiles: &mut EightTiles<'_>, numbers: &[i32], out: &mut [f32]) {
+        match self {
+            Isa::Baseline => {}
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_tiles::inverse_avx2(tiles, numbers, out) },
+        }
+    }
+
+    /// Interleaves eight rows. Returns false if the instruction set has no code for that.
+    #[inline(always)]
+    pub(super) fn interleave_eight(self, rows: [&[i32]; 8], out: &mut [i32]) -> bool {
+        match self {
+            Isa::Baseline => false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_tiles::interleave_avx2(rows, out) },
+        }
+    }
+
     /// Sums over channels for four of them and two rows of a tile; `None` if the instruction set has no code for that.
     #[inline(always)]
     pub(super) fn mix(self, matrix: &[f32], input: &[f32], row: usize, channel: usize) -> Option<[[f32; 16]; 4]> {
@@ -231,7 +314,7 @@ impl Isa {
 
     /// Adds rows of 48 numbers that start there. Returns false if the instruction set has no code for that.
     #[inline(always)]
-    pub(super) fn add_rows(self, rows: &[u16], starts: &[usize], sums: &mut [u32; 48]) -> bool {
+    pub(super) fn add_rows(self, rows: &[u16], starts: &[i32; 16], sums: &mut [u32; 48]) -> bool {
         match self {
             Isa::Baseline => false,
             #[cfg(target_arch = "x86_64")]
@@ -265,14 +348,19 @@ impl Isa {
         }
     }
 
-    /// Costs of four consecutive levels from `low` on, or of the next towards zero, by label, and the choice. Returns `None` if
-    /// the instruction set has no code for that.
+    /// For two elements: costs of four consecutive levels from `low` on, or of the next towards zero, by label, and the choice.
+    /// Returns `None` if the instruction set has no code for that.
     #[inline(always)]
-    pub(super) fn compare_levels(self, window: &[f32; 12], y: f32, low: i32) -> Option<([f32; LABELS], i32)> {
+    pub(super) fn compare_levels(
+        self,
+        windows: [&[f32; 12]; 2],
+        y: &[f32; 2],
+        low: &[i32; 2],
+    ) -> Option<([[f32; LABELS]; 2], [i32; 2])> {
         match self {
             Isa::Baseline => None,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => Some(unsafe { x86_transform::compare_avx2(window, y, low) }),
+            Isa::Avx2 | Isa::Avx512 => Some(unsafe { x86_transform::compare_avx2(windows, y, low) }),
         }
     }
 

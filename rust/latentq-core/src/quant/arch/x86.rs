@@ -10,7 +10,11 @@ use crate::quant::kernel::{INFINITY, Kernel, LINE, Observed, ROUND};
 use crate::quant::scheme::Affine;
 
 pub fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("popcnt")
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("popcnt")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("pclmulqdq")
 }
 
 pub fn has_avx512() -> bool {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::quant::transform::{ENTRIES, Entry, SEGMENT, Stream};
+use crate::quant::transform::{BLOCK, ENTRIES, Entry, SEGMENT, Stream, inputs};
 
 /// Where the words of the lanes in a mask are: the number of set bits below each, in both halves.
 const TAKEN: [[i32; 8]; 256] = {
@@ -86,6 +86,7 @@ fn decode_pairs<const P: usize>(
         });
         let slot_mask = _mm256_set1_epi32(4095);
         let entry_mask = _mm256_set1_epi32(ENTRIES as i32 - 1);
+        let first_bytes = _mm256_set1_epi32(0x0c08_0400);
         for at in (0..(to - from) / 4 * 4).step_by(4) {
             for pair in &mut pairs {
                 let states = pair.states;
@@ -97,11 +98,10 @@ fn decode_pairs<const P: usize>(
                 let frequency = _mm256_sub_epi32(less, _mm256_set1_epi32(-1));
                 let product = _mm256_mullo_epi32(frequency, _mm256_srli_epi32::<12>(states));
                 let states = _mm256_add_epi32(product, _mm256_srli_epi32::<20>(entry));
-                let symbols = _mm256_and_si256(entry, _mm256_set1_epi32(127));
-                let words = _mm_packus_epi32(_mm256_castsi256_si128(symbols), _mm256_extracti128_si256::<1>(symbols));
-                let bytes = _mm_cvtsi128_si64(_mm_packus_epi16(words, words));
-                pair.symbols[0].add(at).cast::<i32>().write_unaligned(bytes as i32);
-                pair.symbols[1].add(at).cast::<i32>().write_unaligned((bytes >> 32) as i32);
+                let symbols = _mm256_shuffle_epi8(entry, first_bytes);
+                let [a, b] = [_mm256_castsi256_si128(symbols), _mm256_extracti128_si256::<1>(symbols)];
+                pair.symbols[0].add(at).cast::<i32>().write_unaligned(_mm_cvtsi128_si32(a));
+                pair.symbols[1].add(at).cast::<i32>().write_unaligned(_mm_cvtsi128_si32(b));
                 let needs = _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(states), _mm256_setzero_si256());
                 let mask = _mm256_movemask_ps(_mm256_castsi256_ps(needs));
                 let [a, b] = pair.words.map(|words| _mm_loadl_epi64(words.cast()));
@@ -125,19 +125,101 @@ fn decode_pairs<const P: usize>(
     }
 }
 
-/// The arithmetic of `Rates::add_started`: sums of at most 16 rows in 16 bits. Returns false if a row is not inside.
+/// The integers of eight symbols.
 #[target_feature(enable = "avx2")]
 #[inline]
 #[allow(unsafe_code)]
-pub fn add_rows_avx2(rows: &[u16], starts: &[usize], sums: &mut [u32; 48]) -> bool {
-    if starts.iter().any(|start| *start > rows.len() - rows.len().min(48)) || starts.len() > 16 || rows.len() < 48 {
+fn centered(symbols: &[u8; 8]) -> __m256i {
+    // SAFETY: 8 bytes.
+    let symbols = unsafe { _mm_loadl_epi64(symbols.as_ptr().cast()) };
+    _mm256_sub_epi32(_mm256_cvtepu8_epi32(symbols), _mm256_set1_epi32(64))
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+#[allow(unsafe_code)]
+fn store_eight(out: &mut [i32; 8], numbers: __m256i) {
+    // SAFETY: 8 numbers.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), numbers) };
+}
+
+/// Makes integers of symbols without low bits.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub fn center_symbols_avx2(symbols: &[u8; BLOCK], numbers: &mut [i32; BLOCK]) {
+    for (symbols, numbers) in symbols.as_chunks().0.iter().zip(numbers.as_chunks_mut().0) {
+        store_eight(numbers, centered(symbols));
+    }
+}
+
+/// The arithmetic of `Rest::numbers_one_by_one` for symbols without escapes and at most 8 low bits each. Returns the lowest bit of
+/// each integer and the number of bits, or `None` if `bits` is too short.
+#[target_feature(enable = "avx2,bmi2,popcnt")]
+#[inline]
+#[allow(unsafe_code)]
+pub fn add_low_bits_avx2(
+    symbols: &[u8; BLOCK],
+    raw: &[u8; BLOCK],
+    bits: &[u8],
+    bit: usize,
+    numbers: &mut [i32; BLOCK],
+) -> Option<(u64, usize)> {
+    let (mut parities, mut at) = (0, bit);
+    let masks = _mm_setr_epi8(0, 1, 3, 7, 15, 31, 63, 127, -1, 0, 0, 0, 0, 0, 0, 0);
+    let eights = symbols.as_chunks::<8>().0.iter().zip(raw.as_chunks::<8>().0).zip(numbers.as_chunks_mut().0);
+    for (i, ((symbols, raw), numbers)) in eights.enumerate() {
+        let raw = _mm_cvtsi64_si128(i64::from_le_bytes(*raw));
+        let mask = _mm_cvtsi128_si64(_mm_shuffle_epi8(masks, raw)) as u64;
+        let window = u128::from_le_bytes(*bits.get(at >> 3..)?.first_chunk()?) >> (at & 7);
+        let low = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(_pdep_u64(window as u64, mask) as i64));
+        at += mask.count_ones() as usize;
+        let high = _mm256_sllv_epi32(centered(symbols), _mm256_cvtepu8_epi32(raw));
+        let sum = _mm256_or_si256(high, low);
+        store_eight(numbers, sum);
+        let lowest = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_slli_epi32::<31>(sum)));
+        parities |= u64::from(lowest as u8) << (8 * i);
+    }
+    Some((parities, at - bit))
+}
+
+/// `transform::decode::inputs` as a product of polynomials over GF(2).
+#[target_feature(enable = "pclmulqdq")]
+#[inline]
+pub fn shift_inputs_avx2(parities: u64) -> u64 {
+    const INVERSE: u64 = inputs(1);
+    let factors = _mm_set_epi64x(INVERSE as i64, parities as i64);
+    _mm_cvtsi128_si64(_mm_clmulepi64_si128::<0x10>(factors, factors)) as u64
+}
+
+/// Makes levels of integers: `2 k`, plus the lowest bit of the label.
+#[target_feature(enable = "avx2")]
+#[inline]
+#[allow(unsafe_code)]
+pub fn add_labels_avx2(numbers: &mut [i32; BLOCK], labels: u64) {
+    let places = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    for (numbers, byte) in numbers.as_chunks_mut::<8>().0.iter_mut().zip(labels.to_le_bytes()) {
+        // SAFETY: 8 numbers.
+        let k = unsafe { _mm256_loadu_si256(numbers.as_ptr().cast()) };
+        let is_set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(i32::from(byte)), places), places);
+        store_eight(numbers, _mm256_sub_epi32(_mm256_add_epi32(k, k), is_set));
+    }
+}
+
+/// The arithmetic of `Rates::add_rows`: sums of 16 rows in 16 bits. Returns false if a row is not inside.
+#[target_feature(enable = "avx2")]
+#[inline]
+#[allow(unsafe_code)]
+pub fn add_rows_avx2(rows: &[u16], starts: &[i32; 16], sums: &mut [u32; 48]) -> bool {
+    // A negative start is a large number.
+    let last = starts.iter().fold(0, |last, start| (*start as u32).max(last));
+    if last as usize + 48 > rows.len() {
         return false;
     }
     // SAFETY: each start has 48 numbers after it; `sums` has six vectors of eight.
     unsafe {
         let mut total = [_mm256_setzero_si256(); 3];
         for start in starts {
-            let row = rows.as_ptr().add(*start);
+            let row = rows.as_ptr().add(*start as usize);
             for (at, total) in total.iter_mut().enumerate() {
                 *total = _mm256_add_epi16(*total, _mm256_loadu_si256(row.add(16 * at).cast()));
             }
@@ -254,28 +336,34 @@ fn along_columns(rows: [__m256; 8], by: &[[f32; 8]; 8]) -> [__m256; 8] {
 /// By the lowest bits of the lowest of four levels: the position of each label.
 const POSITIONS: [[i32; 4]; 4] = [[0, 1, 2, 3], [3, 0, 1, 2], [2, 3, 0, 1], [1, 2, 3, 0]];
 
-/// The arithmetic of `transform::encode::compare`. Returns the costs by label, and in bit i whether the i-th level gives way to
-/// the next towards zero.
+/// The arithmetic of `transform::encode::compare` for two elements, one in each half of a vector. Returns the costs by label, and
+/// in bit i whether the i-th level gives way to the next towards zero.
 #[target_feature(enable = "avx2")]
 #[inline]
 #[allow(unsafe_code)]
-pub fn compare_avx2(window: &[f32; 12], y: f32, low: i32) -> ([f32; 4], i32) {
-    // SAFETY: the window has 12 numbers; the rest are arrays of 4.
+pub fn compare_avx2(windows: [&[f32; 12]; 2], y: &[f32; 2], low: &[i32; 2]) -> ([[f32; 4]; 2], [i32; 2]) {
+    let halves = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    // SAFETY: the windows have 12 numbers; the rest are arrays of 2 and 4.
     unsafe {
-        let value = _mm_set1_ps(y);
-        let near = _mm_add_epi32(_mm_set1_epi32(low), _mm_setr_epi32(0, 1, 2, 3));
-        let next = _mm_sub_epi32(near, _mm_sign_epi32(_mm_set1_epi32(4), near));
-        let [below, same, above] = [0, 4, 8].map(|at| _mm_loadu_ps(window.as_ptr().add(at)));
-        let towards = _mm_blendv_ps(below, above, _mm_castsi128_ps(near));
-        let is_zero = _mm_castsi128_ps(_mm_cmpeq_epi32(near, _mm_setzero_si128()));
-        let costs = [(near, same), (next, _mm_blendv_ps(towards, same, is_zero))].map(|(level, bits)| {
-            let error = _mm_sub_ps(value, _mm_cvtepi32_ps(level));
-            _mm_add_ps(_mm_mul_ps(error, error), bits)
+        let both =
+            |two: *const __m128i| _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(_mm_loadl_epi64(two)), halves);
+        let value = _mm256_castsi256_ps(both(y.as_ptr().cast()));
+        let near = _mm256_add_epi32(both(low.as_ptr().cast()), _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3));
+        let next = _mm256_sub_epi32(near, _mm256_sign_epi32(_mm256_set1_epi32(4), near));
+        let [below, same, above] =
+            [0, 4, 8].map(|at| _mm256_loadu2_m128(windows[1].as_ptr().add(at), windows[0].as_ptr().add(at)));
+        let towards = _mm256_blendv_ps(below, above, _mm256_castsi256_ps(near));
+        let is_zero = _mm256_castsi256_ps(_mm256_cmpeq_epi32(near, _mm256_setzero_si256()));
+        let costs = [(near, same), (next, _mm256_blendv_ps(towards, same, is_zero))].map(|(level, bits)| {
+            let error = _mm256_sub_ps(value, _mm256_cvtepi32_ps(level));
+            _mm256_add_ps(_mm256_mul_ps(error, error), bits)
         });
-        let mask = _mm_movemask_ps(_mm_cmplt_ps(costs[1], costs[0]));
-        let positions = _mm_loadu_si128(POSITIONS[(low & 3) as usize].as_ptr().cast());
-        let mut out = [0.0; 4];
-        _mm_storeu_ps(out.as_mut_ptr(), _mm_permutevar_ps(_mm_min_ps(costs[1], costs[0]), positions));
-        (out, mask)
+        let mask = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(costs[1], costs[0]));
+        let positions = low.map(|low| _mm_loadu_si128(POSITIONS[(low & 3) as usize].as_ptr().cast()));
+        let positions = _mm256_set_m128i(positions[1], positions[0]);
+        let by_label = _mm256_permutevar_ps(_mm256_min_ps(costs[1], costs[0]), positions);
+        let mut out = [[0.0; 4]; 2];
+        _mm256_storeu_ps(out.as_mut_ptr().cast(), by_label);
+        (out, [mask & 15, mask >> 4])
     }
 }

@@ -3,9 +3,9 @@
 
 use std::sync::Mutex;
 
-use super::order::Plan;
+use super::order::{Plan, repeat};
 use super::rans::{Stream, decode_streams};
-use super::spatial::inverse_tile;
+use super::spatial::{EIGHT_LEN, EightTiles, inverse_tile};
 use super::tables::TILE;
 use super::{BadSample, FREE_BITS, Fault, LEVELS, SAME_STEP, STATES, Transform, ZERO, level_of};
 use crate::memory::{filled, resize, with_room};
@@ -19,7 +19,13 @@ use crate::{Error, Result};
 pub const GROUP: usize = 8;
 
 /// Elements whose integers are computed at a time: one for each bit of a word.
-const BLOCK: usize = 64;
+pub const BLOCK: usize = 64;
+
+/// The largest number of low bits for which instruction sets may have code of their own.
+const MOST_RAW_TOGETHER: u8 = 8;
+
+/// Tiles that are worth the vectors of eight: fewer are transformed one by one.
+const LEAST_TOGETHER: usize = 3;
 
 /// An output array of integers in steps.
 pub enum NumbersMut<'a> {
@@ -112,16 +118,13 @@ impl Transform {
         let plan = &*self.plan(height, width)?;
         self.each_group(plan, samples, out, threads, |samples, out| {
             let mut lanes = lanes(samples.len(), plan)?;
-            let mut coefficients = filled(0.0, plan.tiled_len(self.channels()))?;
-            let mut zero = filled(0.0, self.channels())?;
-            let mut wide = filled(0.0, if size_of::<F::Bits>() == size_of::<f32>() { 0 } else { plan.elements })?;
+            let mut scratch = Scratch::new::<F>(self.channels(), plan, lanes.len())?;
             let mut bad = Vec::new();
             let groups = samples.chunks(GROUP).zip(out.chunks_mut(GROUP.saturating_mul(plan.elements)));
             for (number, (samples, out)) in groups.enumerate() {
                 let lanes = &mut lanes[..samples.len()];
                 prepare(plan, samples, lanes)?;
-                let (coefficients, zero, wide) = (&mut coefficients[..], &mut zero[..], &mut wide[..]);
-                isa.run(DecodeGroup::<F> { transform: self, plan, isa, lanes, coefficients, zero, wide, out });
+                isa.run(DecodeGroup::<F> { transform: self, plan, isa, lanes, scratch: &mut scratch, out });
                 bad.extend(faults(lanes).map(|(lane, fault)| (GROUP * number + lane, fault)));
             }
             Ok(bad)
@@ -223,11 +226,13 @@ struct Lane {
     step: u8,
     /// By tile: the table and the number of low bits of the current run of bands.
     levels: Vec<(u8, u8)>,
-    /// The number of low bits of each element before `head`; from there on there are none.
+    /// The number of low bits of each element before `head`, which ends a block or the sample; from there on there are none.
     raw: Vec<u8>,
     head: usize,
-    /// The low bits, with 8 bytes before and after those of the sample.
+    /// The low bits, with 8 bytes before those of the sample and 16 after them.
     bits: Vec<u8>,
+    /// The integers in coded order, in whole blocks.
+    numbers: Vec<i32>,
     fault: Option<Fault>,
 }
 
@@ -236,7 +241,8 @@ fn lanes(samples: usize, plan: &Plan) -> Result<Vec<Lane>> {
     let mut lanes = with_room(GROUP.min(samples))?;
     for _ in 0..GROUP.min(samples) {
         let (levels, raw) = (filled((0, 0), plan.tiles.len())?, filled(0, plan.elements)?);
-        lanes.push(Lane { stream: Stream::new(plan.elements)?, levels, raw, ..Lane::default() });
+        let numbers = filled(0, plan.elements.next_multiple_of(BLOCK))?;
+        lanes.push(Lane { stream: Stream::new(plan.elements)?, levels, raw, numbers, ..Lane::default() });
     }
     Ok(lanes)
 }
@@ -263,7 +269,7 @@ impl Lane {
         let Some((bits, rest)) = rest.split_at_checked(bits.saturating_sub(FREE_BITS).div_ceil(8)) else {
             return Ok(false);
         };
-        resize(&mut self.bits, FREE_BITS / 8 + bits.len() + 8)?;
+        resize(&mut self.bits, FREE_BITS / 8 + bits.len() + 16)?;
         self.bits[FREE_BITS / 8..][..bits.len()].copy_from_slice(bits);
         // No sample needs more words and escapes than two of each per element.
         self.stream.start(&rest[..rest.len().min(4 * STATES + 4 * plan.elements)])
@@ -304,13 +310,16 @@ impl Lane {
                 }
             }
         }
+        let end = self.head.next_multiple_of(BLOCK).min(self.raw.len());
+        self.raw[self.head..end].fill(0);
+        self.head = end;
         bits
     }
 
-    /// Places the numbers in `out` at `positions`. Sets the fault if the sample is damaged or a number does not fit.
+    /// Finds the integers. Sets the fault if the sample is damaged.
     #[inline(always)]
-    fn place<N: Number>(&mut self, positions: &[u32], out: &mut [N]) {
-        let Self { stream, raw, head, bits, fault, .. } = self;
+    fn find_numbers(&mut self, isa: Isa) {
+        let Self { stream, raw, head, bits, numbers, fault, .. } = self;
         if stream.is_short() {
             *fault = Some(Fault::Truncated);
         } else if stream.states.iter().any(|state| state >> 16 != 1) {
@@ -324,38 +333,29 @@ impl Lane {
         }
         let mut rest =
             Rest { raw: &raw[..*head], bits, bit: 0, escapes: stream.words[stream.at..stream.end].as_chunks().0 };
-        let (mut before, mut fits) = (0, true);
-        let (mut numbers, mut placed) = ([0; BLOCK], [N::default(); BLOCK]);
-        for (symbols, positions) in stream.symbols.chunks(BLOCK).zip(positions.chunks(BLOCK)) {
-            let parities = match symbols.try_into() {
-                Ok(symbols) if rest.raw.is_empty() && has_no_escape(symbols) => {
-                    for (number, symbol) in numbers.iter_mut().zip(symbols) {
-                        *number = i32::from(*symbol) - ZERO;
-                    }
-                    low_bits(symbols) // of symbol and number alike: `ZERO` is even
-                }
-                _ => match rest.numbers(symbols, &mut numbers) {
-                    Some(parities) => parities,
-                    None => {
-                        *fault = Some(Fault::Truncated);
-                        return;
-                    }
-                },
+        let mut before = 0;
+        for (symbols, numbers) in stream.symbols.chunks(BLOCK).zip(numbers.as_chunks_mut().0) {
+            let Some(parities) = rest.numbers(isa, symbols, numbers) else {
+                *fault = Some(Fault::Truncated);
+                return;
             };
-            let u = inputs(parities, before);
+            let u = match isa.shift_inputs(first_parities(parities, before)) {
+                Some(u) => u,
+                None => inputs(first_parities(parities, before)),
+            };
             let labels = u << 2 | (before & 1) << 1 | before >> 1 & 1;
             before = u >> 63 | (u >> 62 & 1) << 1 | (u >> 61 & 1) << 2;
-            add_labels(&mut numbers, labels);
-            for (placed, number) in placed.iter_mut().zip(&numbers) {
-                *placed = N::of(*number);
+            if !isa.add_labels(numbers, labels) {
+                add_labels(numbers, labels);
             }
-            for number in &numbers[..symbols.len()] {
-                fits &= N::fits(*number);
-            }
-            scatter(&placed, positions, out);
         }
-        if !fits {
-            *fault = Some(Fault::Wide);
+    }
+
+    /// Places the integers in `out` at `positions`. Sets the fault if one does not fit.
+    #[inline(always)]
+    fn place<N: Number>(&mut self, positions: &[u32], out: &mut [N]) {
+        if !scatter(&self.numbers, positions, out) {
+            self.fault = Some(Fault::Wide);
         }
     }
 }
@@ -372,8 +372,33 @@ struct Rest<'a> {
 
 impl Rest<'_> {
     /// Makes integers of at most [`BLOCK`] symbols. Returns the lowest bit of each, or `None` if there are not enough escapes.
+    #[inline(always)]
+    fn numbers(&mut self, isa: Isa, symbols: &[u8], numbers: &mut [i32; BLOCK]) -> Option<u64> {
+        let (raw, later) = self.raw.split_at(self.raw.len().min(symbols.len()));
+        if let Ok(symbols) = symbols.try_into()
+            && has_no_escape(symbols)
+        {
+            if raw.is_empty() {
+                if !isa.center_symbols(symbols, numbers) {
+                    for (number, symbol) in numbers.iter_mut().zip(symbols) {
+                        *number = i32::from(*symbol) - ZERO;
+                    }
+                }
+                return Some(low_bits(symbols)); // of symbol and number alike: `ZERO` is even
+            }
+            if let Ok(raw) = raw.try_into()
+                && most(raw) <= MOST_RAW_TOGETHER
+                && let Some((parities, bits)) = isa.add_low_bits(symbols, raw, self.bits, self.bit, numbers)
+            {
+                (self.raw, self.bit) = (later, self.bit + bits);
+                return Some(parities);
+            }
+        }
+        self.numbers_one_by_one(symbols, numbers)
+    }
+
     #[inline(never)] // so that its few variables are in registers
-    fn numbers(&mut self, symbols: &[u8], numbers: &mut [i32; BLOCK]) -> Option<u64> {
+    fn numbers_one_by_one(&mut self, symbols: &[u8], numbers: &mut [i32; BLOCK]) -> Option<u64> {
         let (raw, later) = self.raw.split_at(self.raw.len().min(symbols.len()));
         let (mut parities, mut bit) = (0, self.bit);
         for (i, (number, symbol)) in numbers.iter_mut().zip(symbols).enumerate() {
@@ -394,28 +419,20 @@ impl Rest<'_> {
     }
 }
 
-/// Writes values to their positions.
+/// Writes integers to their positions. Returns false if one does not fit.
 #[inline(never)] // so that its few variables are in registers
-fn scatter<N: Number>(values: &[N; BLOCK], positions: &[u32], out: &mut [N]) {
-    for (value, position) in values.iter().zip(positions) {
-        out[*position as usize] = *value;
+fn scatter<N: Number>(numbers: &[i32], positions: &[u32], out: &mut [N]) -> bool {
+    let mut fits = true;
+    for (number, position) in numbers.iter().zip(positions) {
+        fits &= N::fits(*number);
+        out[*position as usize] = N::of(*number);
     }
+    fits
 }
 
-/// Fills `out` with the values of `levels`, again and again.
-fn repeat(out: &mut [u8], levels: &[(u8, u8)], value: impl Fn(&(u8, u8)) -> u8) {
-    if let [level] = levels {
-        return out.fill(value(level));
-    }
-    let mut len = out.len().min(levels.len());
-    for (out, level) in out.iter_mut().zip(levels) {
-        *out = value(level);
-    }
-    while len < out.len() {
-        let more = len.min(out.len() - len);
-        out.copy_within(..more, len);
-        len += more;
-    }
+#[inline(always)]
+fn most(raw: &[u8; BLOCK]) -> u8 {
+    raw.iter().fold(0, |most, raw| most.max(*raw))
 }
 
 /// True if no symbol is 0.
@@ -437,12 +454,19 @@ fn low_bits(bytes: &[u8; BLOCK]) -> u64 {
     bits
 }
 
-/// The inputs u of the shift register that gave these parities: `u[i] = parity[i] ^ u[i - 1] ^ u[i - 3]`. Bit 0 of `before` is
-/// the last u of the block before, bit 1 the one before that, bit 2 the third. As polynomials over GF(2), this divides by
-/// 1 + D + D^3, whose inverse is the product of its squares, the squares of these and so on: 1 + D^(2^j) + D^(3 * 2^j).
+/// Parities as if the u before were 0. Bit 0 of `before` is the last u of the block before, bit 1 the one before that, bit 2 the
+/// third.
 #[inline(always)]
-fn inputs(parities: u64, before: u64) -> u64 {
-    let mut u = parities ^ (before & 1) ^ (before >> 2 & 1) ^ (before >> 1 & 1) << 1 ^ (before & 1) << 2;
+fn first_parities(parities: u64, before: u64) -> u64 {
+    parities ^ (before & 1) ^ (before >> 2 & 1) ^ (before >> 1 & 1) << 1 ^ (before & 1) << 2
+}
+
+/// The inputs u of the shift register that gave these parities: `u[i] = parity[i] ^ u[i - 1] ^ u[i - 3]`. As polynomials over
+/// GF(2), this divides by 1 + D + D^3, whose inverse is the product of its squares, the squares of these and so on:
+/// 1 + D^(2^j) + D^(3 * 2^j).
+#[inline(always)]
+pub const fn inputs(parities: u64) -> u64 {
+    let mut u = parities;
     u ^= u << 1 ^ u << 3;
     u ^= u << 2 ^ u << 6;
     u ^= u << 4 ^ u << 12;
@@ -456,7 +480,7 @@ fn inputs(parities: u64, before: u64) -> u64 {
 fn add_labels(numbers: &mut [i32; BLOCK], labels: u64) {
     for (eight, byte) in numbers.as_chunks_mut::<8>().0.iter_mut().zip(labels.to_le_bytes()) {
         for (i, number) in eight.iter_mut().enumerate() {
-            *number = 2 * *number + i32::from(i32::from(byte) & 1 << i != 0);
+            *number = (*number << 1) + i32::from(i32::from(byte) & 1 << i != 0);
         }
     }
 }
@@ -470,15 +494,43 @@ fn decode_words(isa: Isa, transform: &Transform, lanes: &mut [Lane]) {
     decode_streams(isa, &transform.entries, &mut streams);
 }
 
+/// Buffers for a group of samples.
+struct Scratch {
+    /// The tiles of a sample, or eight tiles side by side.
+    coefficients: Vec<f32>,
+    /// The integers of a group: all tiles of a band next to each other.
+    columns: Vec<i32>,
+    /// The mean of each channel in steps.
+    zero: Vec<f32>,
+    /// Values before they are rounded to a smaller type.
+    wide: Vec<f32>,
+}
+
+impl Scratch {
+    fn new<F: Float>(channels: usize, plan: &Plan, samples: usize) -> Result<Self> {
+        let columns = if plan.tiles.len().is_multiple_of(8) { 0 } else { columns(plan, samples) * channels * TILE };
+        let wide = if size_of::<F::Bits>() == size_of::<f32>() { 0 } else { samples * plan.elements };
+        Ok(Self {
+            coefficients: filled(0.0, plan.tiled_len(channels).max(channels * EIGHT_LEN))?,
+            columns: filled(0, if plan.is_full { columns } else { 0 })?,
+            zero: filled(0.0, channels * 8)?,
+            wide: filled(0.0, wide)?,
+        })
+    }
+}
+
+/// The number of tiles of some samples, in whole vectors.
+fn columns(plan: &Plan, samples: usize) -> usize {
+    (plan.tiles.len() * samples).next_multiple_of(8)
+}
+
 /// The decode kernel for at most [`GROUP`] samples.
 struct DecodeGroup<'a, F: Float> {
     transform: &'a Transform,
     plan: &'a Plan,
     isa: Isa,
     lanes: &'a mut [Lane],
-    coefficients: &'a mut [f32],
-    zero: &'a mut [f32],
-    wide: &'a mut [f32],
+    scratch: &'a mut Scratch,
     out: &'a mut [F::Bits],
 }
 
@@ -487,44 +539,111 @@ impl<F: Float> Kernel for DecodeGroup<'_, F> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { transform, plan, isa, lanes, coefficients, zero, wide, out } = self;
+        let Self { transform, plan, isa, lanes, scratch, out } = self;
         decode_words(isa, transform, lanes);
-        for (lane, out) in lanes.iter_mut().zip(out.chunks_exact_mut(plan.elements)) {
-            if lane.fault.is_none() {
-                lane.place(&plan.tiled, coefficients);
-            }
+        for lane in lanes.iter_mut().filter(|lane| lane.fault.is_none()) {
+            lane.find_numbers(isa);
+        }
+        let mut wide = std::mem::take(&mut scratch.wide);
+        if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
+            inverse(isa, transform, plan, lanes, scratch, out);
+        } else {
+            let wide = &mut wide[..out.len()];
+            inverse(isa, transform, plan, lanes, scratch, wide);
+            isa.narrow::<F>(wide, out);
+        }
+        scratch.wide = wide;
+        for (lane, out) in lanes.iter().zip(out.chunks_exact_mut(plan.elements)) {
             if lane.fault.is_some() {
                 out.fill(F::narrow(0.0));
-                continue;
-            }
-            let step = transform.step(lane.step);
-            for (zero, mean) in zero.iter_mut().zip(&transform.tables.mean) {
-                *zero = *mean / step;
-            }
-            if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
-                inverse(isa, transform, plan, step, zero, coefficients, out);
-            } else {
-                inverse(isa, transform, plan, step, zero, coefficients, wide);
-                isa.narrow::<F>(wide, out);
             }
         }
     }
 }
 
+/// Integers to values of some samples. A sample with a fault has any values.
 #[inline(always)]
-fn inverse(
+fn inverse(isa: Isa, transform: &Transform, plan: &Plan, lanes: &mut [Lane], scratch: &mut Scratch, out: &mut [f32]) {
+    if plan.is_full && lanes.len() * plan.tiles.len() >= LEAST_TOGETHER && isa.has_eight_tiles() {
+        return inverse_together(isa, transform, plan, lanes, scratch, out);
+    }
+    let (channels, shape) = (transform.channels(), (plan.height, plan.width));
+    for (lane, out) in lanes.iter_mut().zip(out.chunks_exact_mut(plan.elements)) {
+        if lane.fault.is_some() {
+            continue;
+        }
+        let zero = &mut scratch.zero[..channels];
+        let step = transform.step(lane.step);
+        for (zero, mean) in zero.iter_mut().zip(&transform.tables.mean) {
+            *zero = *mean / step;
+        }
+        lane.place(&plan.tiled, &mut scratch.coefficients);
+        // No closures around large kernels: they would not be compiled for the instruction set.
+        for (values, tile) in scratch.coefficients.chunks_exact_mut(Plan::tile_len(channels)).zip(&plan.tiles) {
+            let values = &mut values[..channels * TILE];
+            inverse_tile(isa, &transform.basis, zero, step, *tile, values, out, shape);
+        }
+    }
+}
+
+/// [`inverse`] for whole tiles, eight at a time: of a sample, or of several.
+#[inline(always)]
+fn inverse_together(
     isa: Isa,
     transform: &Transform,
     plan: &Plan,
-    step: f32,
-    zero: &[f32],
-    coefficients: &mut [f32],
+    lanes: &[Lane],
+    scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let shape = (plan.height, plan.width);
-    // No closures around large kernels: they would not be compiled for the instruction set.
-    for (values, tile) in coefficients.chunks_exact_mut(transform.channels() * TILE).zip(&plan.tiles) {
-        inverse_tile(isa, &transform.basis, zero, step, *tile, values, out, shape);
+    let Scratch { coefficients, columns: together, zero, .. } = scratch;
+    let tiles = plan.tiles.len();
+    let is_alone = tiles.is_multiple_of(8);
+    let stride = if is_alone { tiles } else { columns(plan, lanes.len()) };
+    if !is_alone {
+        interleave(isa, lanes, tiles, stride, together);
+    }
+    let count = lanes.len() * tiles;
+    for first in (0..count).step_by(8) {
+        let mut eight = EightTiles {
+            basis: &transform.basis,
+            ranks: &plan.ranks,
+            stride,
+            first: if is_alone { first % tiles } else { first },
+            zero,
+            steps: [1.0; 8],
+            starts: [0; 8],
+            count: (count - first).min(8),
+            height: plan.height,
+            width: plan.width,
+            coefficients,
+        };
+        for column in 0..eight.count {
+            let (sample, tile) = ((first + column) / tiles, plan.tiles[(first + column) % tiles]);
+            let step = transform.step(lanes[sample].step);
+            eight.steps[column] = step;
+            eight.starts[column] = sample * plan.elements + tile.row * plan.width + tile.column;
+            for (zero, mean) in eight.zero.as_chunks_mut::<8>().0.iter_mut().zip(&transform.tables.mean) {
+                zero[column] = *mean / step;
+            }
+        }
+        let numbers = if is_alone { &lanes[first / tiles].numbers } else { &*together };
+        isa.inverse_eight_tiles(&mut eight, numbers, out);
+    }
+}
+
+/// Writes the integers of all samples: for each band, those of each sample's tiles.
+#[inline(always)]
+fn interleave(isa: Isa, lanes: &[Lane], tiles: usize, stride: usize, out: &mut [i32]) {
+    if let (1, Ok(lanes)) = (tiles, <&[Lane; 8]>::try_from(lanes))
+        && isa.interleave_eight(lanes.each_ref().map(|lane| &lane.numbers[..]), out)
+    {
+        return;
+    }
+    for (sample, lane) in lanes.iter().enumerate() {
+        for (row, numbers) in out.chunks_exact_mut(stride).zip(lane.numbers.chunks_exact(tiles)) {
+            row[sample * tiles..][..tiles].copy_from_slice(numbers);
+        }
     }
 }
 
@@ -545,6 +664,9 @@ impl<N: Number> Kernel for DecodeNumbers<'_, N> {
         let Self { transform, plan, isa, lanes, out } = self;
         decode_words(isa, transform, lanes);
         for (lane, out) in lanes.iter_mut().zip(out.chunks_exact_mut(plan.elements)) {
+            if lane.fault.is_none() {
+                lane.find_numbers(isa);
+            }
             if lane.fault.is_none() {
                 lane.place(&plan.order, out);
             }

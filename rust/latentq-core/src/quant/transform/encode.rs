@@ -1,11 +1,13 @@
 //! Encoding: values to coefficients, coefficients to integers by the trellis, integers to bytes.
 
-use super::order::Plan;
+use super::order::{Plan, repeat};
 use super::rans::{self, LOW};
-use super::rates::{LEAST_OFFSET, OFFSETS, ROW, Rates, WINDOWS};
+use super::rates::{LEAST_OFFSET, OFFSETS, ROW, ROWS_TOGETHER, Rates, WINDOWS};
 use super::spatial::forward_tile;
 use super::tables::TILE;
-use super::{BadSample, FREE_BITS, Fault, LEVELS, LIMIT, SAME_STEP, STATES, SYMBOLS, Transform, ZERO, level_of};
+use super::{
+    BadSample, FREE_BITS, Fault, LEVELS, LIMIT, PERIOD, SAME_STEP, STATES, SYMBOLS, TABLES, Transform, ZERO, level_of,
+};
 use crate::memory::{append, filled, reserve, with_room};
 use crate::parallel::for_each_chunk;
 use crate::quant::arch::Isa;
@@ -278,17 +280,15 @@ impl Kernel for ForwardSample<'_> {
             return Err(Fault::NotFinite(bad / (plan.height * plan.width)));
         }
         let shape = (plan.height, plan.width);
-        for (tile, tiled) in plan.tiles.iter().zip(tiled.chunks_exact_mut(buffer.len())) {
+        for (tile, tiled) in plan.tiles.iter().zip(tiled.chunks_exact_mut(Plan::tile_len(transform.channels()))) {
+            let tiled = &mut tiled[..buffer.len()];
             forward_tile(isa, &transform.inverse, &transform.tables.mean, *tile, x, shape, buffer, tiled);
         }
-        let mut peak = [0; 8]; // magnitudes by their bits, which have a NaN above all
-        for (out, positions) in out.chunks_mut(8).zip(plan.tiled.chunks(8)) {
-            for ((out, position), peak) in out.iter_mut().zip(positions).zip(&mut peak) {
-                *out = tiled[*position as usize];
-                *peak = out.abs().to_bits().max(*peak);
-            }
+        for (out, position) in out.iter_mut().zip(&plan.tiled) {
+            *out = tiled[*position as usize];
         }
-        Ok(f32::from_bits(peak.into_iter().fold(0, u32::max)))
+        // Magnitudes by their bits, which have a NaN above all.
+        Ok(f32::from_bits(out.iter().fold(0, |peak, out| out.abs().to_bits().max(peak))))
     }
 }
 
@@ -323,8 +323,10 @@ pub struct Lane {
     pub t: Vec<u8>,
     /// The offset of each tile.
     pub offsets: Vec<i8>,
-    /// First the rounded half of each coefficient; then the choice of each element; then the level.
+    /// First where the rates of each rounded coefficient are; then the choice of each element; then the level.
     pub levels: Vec<i32>,
+    /// The index of the symbol of each element among those of all tables.
+    symbols: Vec<u16>,
 }
 
 /// Quantizing at most L samples, each with its own step.
@@ -334,7 +336,6 @@ pub struct Attempt<'a, const L: usize> {
     rates: &'a Rates,
     pub lanes: Vec<Lane>,
     paths: Vec<[u8; L]>,
-    symbols: Vec<u16>,
     bits: Vec<u8>,
     words: Vec<u16>,
     escapes: Vec<i16>,
@@ -352,6 +353,7 @@ impl<'a, const L: usize> Attempt<'a, L> {
                 t: filled(0, plan.elements)?,
                 offsets: filled(0, plan.tiles.len())?,
                 levels: filled(0, plan.elements)?,
+                symbols: filled(0, plan.elements)?,
             });
         }
         Ok(Self {
@@ -360,10 +362,9 @@ impl<'a, const L: usize> Attempt<'a, L> {
             rates,
             lanes,
             paths: filled([0; L], plan.elements)?,
-            symbols: with_room(plan.elements)?,
             bits: Vec::new(),
             words: filled(0, plan.elements + 1)?,
-            escapes: Vec::new(),
+            escapes: with_room(plan.elements)?,
             bytes: Vec::new(),
             has_offsets: true,
         })
@@ -378,35 +379,21 @@ impl<'a, const L: usize> Attempt<'a, L> {
 
     /// Packs the levels of a lane.
     pub fn pack(&mut self, lane: usize, step: u8) -> Result<&[u8]> {
-        let Self { transform, lanes, symbols, bits, words, escapes, bytes, .. } = self;
-        let Lane { t, offsets, levels, .. } = &lanes[lane];
-        symbols.clear();
+        let Self { transform, plan, lanes, bits, words, escapes, bytes, .. } = self;
+        let Lane { t, offsets, levels, symbols, .. } = &lanes[lane];
         bits.clear();
         escapes.clear();
         bytes.clear();
         let (mut window, mut filled) = (0u64, 0);
-        for (level, t) in levels.iter().zip(t) {
-            let k = level >> 1;
-            let (table, raw) = LEVELS[usize::from(*t)];
-            if raw > 0 {
-                window |= u64::from(k as u32 & ((1 << raw) - 1)) << filled;
-                filled += u32::from(raw);
-                if filled >= 32 {
-                    append(bits, &(window as u32).to_le_bytes())?;
-                    (window, filled) = (window >> 32, filled - 32);
-                }
+        let head = plan.low_bits_end(offsets);
+        for (level, t) in levels[..head].iter().zip(t) {
+            let (_, raw) = LEVELS[usize::from(*t)];
+            window |= u64::from((level >> 1) as u32 & ((1 << raw) - 1)) << filled;
+            filled += u32::from(raw);
+            if filled >= 32 {
+                append(bits, &(window as u32).to_le_bytes())?;
+                (window, filled) = (window >> 32, filled - 32);
             }
-            let symbol = k >> raw;
-            let row = usize::from(table) * SYMBOLS;
-            let mut index = if symbol.abs() <= LIMIT { row + (symbol + ZERO) as usize } else { row };
-            if transform.symbols[index].frequency == 0 {
-                index = row;
-            }
-            if index == row {
-                escapes.try_reserve(1).map_err(|_| Error::memory(size_of::<i16>()))?;
-                escapes.push(k as i16);
-            }
-            symbols.push(index as u16);
         }
         append(bits, &window.to_le_bytes()[..filled.div_ceil(8) as usize])?;
         let first = bits.len().min(FREE_BITS / 8);
@@ -416,7 +403,12 @@ impl<'a, const L: usize> Attempt<'a, L> {
         for (state, bits) in states.iter_mut().zip(free.as_chunks().0) {
             *state = LOW + u32::from(u16::from_le_bytes(*bits));
         }
-        let (states, at) = rans::encode(&transform.symbols, symbols, states, words);
+        let all = transform.symbols.first_chunk().ok_or_else(|| Error::argument("no symbols"))?;
+        let (states, at, has_escape) = rans::encode(all, symbols, states, words);
+        if has_escape {
+            let of_escapes = levels.iter().zip(symbols.iter()).filter(|(_, index)| all[usize::from(**index)].is_escape);
+            escapes.extend(of_escapes.map(|(level, _)| (level >> 1) as i16));
+        }
         let words = &words[at..];
         reserve(bytes, 1 + offsets.len() + bits.len() + 4 * STATES + 2 * words.len() + 2 * escapes.len())?;
         bytes.push(step);
@@ -452,11 +444,29 @@ impl<const L: usize> Kernel for QuantizeGroup<'_, L> {
         }
         find_paths(isa, rates, lanes, paths);
         for (number, lane) in lanes.iter_mut().enumerate() {
-            for (level, path) in lane.levels.iter_mut().zip(paths.iter()) {
-                *level = chosen(*level, path[number]);
+            let Lane { t, levels, symbols, .. } = lane;
+            let mut path = [0; STEP];
+            let steps = levels.chunks_mut(STEP).zip(symbols.chunks_mut(STEP)).zip(t.chunks(STEP));
+            for (((levels, symbols), t), paths) in steps.zip(paths.chunks(STEP)) {
+                path.iter_mut().zip(paths).for_each(|(path, paths)| *path = paths[number]);
+                for (((level, symbol), t), path) in levels.iter_mut().zip(symbols).zip(t).zip(path) {
+                    *level = chosen(*level, path);
+                    *symbol = symbol_of(*level, *t);
+                }
             }
         }
     }
+}
+
+/// The index of the symbol of a level among those of all tables, also if it has no frequency.
+#[inline(always)]
+fn symbol_of(level: i32, t: u8) -> u16 {
+    // `LEVELS`, computed, so that there are no look-ups.
+    const FIRST: u32 = (TABLES - PERIOD) as u32;
+    let raw = u32::from(t).saturating_sub(FIRST) * 171 >> 9;
+    let symbol = level >> 1 >> raw;
+    let index = if symbol.abs() <= LIMIT { symbol + ZERO } else { 0 };
+    ((u32::from(t) - PERIOD as u32 * raw) * SYMBOLS as u32) as u16 + index as u16
 }
 
 /// Rounds half to even, for magnitudes below 2^22.
@@ -474,17 +484,30 @@ fn integer(x: f32) -> i32 {
 /// Chooses the offset of each tile that takes the fewest bits for the coefficients, rounded without the trellis.
 #[inline(always)]
 fn choose_offsets(isa: Isa, plan: &Plan, rates: &Rates, lane: &mut Lane) {
-    for (k, y) in lane.levels.iter_mut().zip(&lane.y) {
-        *k = integer(*y * 0.5);
+    for ((at, y), base) in lane.levels.iter_mut().zip(&lane.y).zip(&plan.base) {
+        *at = Rates::row(integer(*y * 0.5), *base);
     }
+    let is_far = lane.levels.iter().fold(false, |any, at| any | (*at < 0));
     let mut members = &plan.members[..];
     for (tile, offset) in plan.tiles.iter().zip(&mut lane.offsets) {
         let count = plan.elements / (plan.height * plan.width) * tile.height * tile.width;
         let mut sums = [0u32; ROW];
         let (now, later) = members.split_at(count);
-        let (base, levels) = (&plan.base[..], &lane.levels[..plan.base.len()]);
-        let integers = now.iter().map(|position| (base[*position as usize], levels[*position as usize]));
-        rates.add_rows(isa, integers, &mut sums);
+        for members in now.chunks(ROWS_TOGETHER) {
+            let mut rows = [0; ROWS_TOGETHER];
+            for (row, member) in rows.iter_mut().zip(members) {
+                *row = lane.levels[*member as usize];
+            }
+            if is_far {
+                let far = rows.iter_mut().zip(members).filter(|(row, _)| **row < 0);
+                for (row, member) in far {
+                    let element = *member as usize;
+                    rates.add_far(integer(lane.y[element] * 0.5), plan.base[element], &mut sums);
+                    *row = 0;
+                }
+            }
+            rates.add_rows(isa, &rows, &mut sums);
+        }
         members = later;
         let mut best = 0;
         for (number, sum) in sums.iter().enumerate().take(OFFSETS) {
@@ -499,14 +522,16 @@ fn choose_offsets(isa: Isa, plan: &Plan, rates: &Rates, lane: &mut Lane) {
 /// Sets the t of each element.
 #[inline(always)]
 fn set_t(plan: &Plan, lane: &mut Lane) {
-    if let [offset] = lane.offsets[..] {
-        for (base, run) in &plan.runs {
-            lane.t[run.clone()].fill(level_of(*base, offset));
+    let Lane { t, offsets, .. } = lane;
+    for (base, run) in &plan.runs {
+        let t = &mut t[run.clone()];
+        if plan.is_full {
+            repeat(t, offsets, |offset| level_of(*base, *offset));
+        } else {
+            for (t, tile) in t.iter_mut().zip(&plan.tile[run.clone()]) {
+                *t = level_of(*base, offsets[*tile as usize]);
+            }
         }
-        return;
-    }
-    for ((t, base), tile) in lane.t.iter_mut().zip(&plan.base).zip(&plan.tile) {
-        *t = level_of(*base, lane.offsets[*tile as usize]);
     }
 }
 
@@ -521,10 +546,16 @@ fn find_paths<const L: usize>(isa: Isa, rates: &Rates, lanes: &mut [Lane], paths
         let costs = &mut costs[..paths.len()];
         for (lane, values) in lanes.iter_mut().enumerate() {
             let y = &values.y[start..][..paths.len()];
+            let (choices, t) = (&mut values.levels[start..][..paths.len()], &values.t[start..][..paths.len()]);
             lowest(y, &mut lows[..y.len()]);
-            let choices = values.levels[start..].iter_mut().zip(&values.t[start..]);
-            for (((y, low), costs), (choice, t)) in y.iter().zip(&lows).zip(costs.iter_mut()).zip(choices) {
-                *choice = compare(isa, rates, usize::from(*t), *y, *low, lane, costs);
+            let mut at = 0;
+            while at < y.len() {
+                at += if compare_two(isa, rates, at, t, y, &lows, lane, costs, choices) {
+                    2
+                } else {
+                    choices[at] = compare(isa, rates, usize::from(t[at]), y[at], lows[at], lane, &mut costs[at]);
+                    1
+                };
             }
         }
         metric.advance(isa, costs, paths);
@@ -545,6 +576,36 @@ fn lowest(y: &[f32], lows: &mut [i32]) {
     }
 }
 
+/// [`compare`] for the elements `at` and `at + 1`. Returns false if nothing is done.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn compare_two<const L: usize>(
+    isa: Isa,
+    rates: &Rates,
+    at: usize,
+    t: &[u8],
+    y: &[f32],
+    lows: &[i32; STEP],
+    lane: usize,
+    costs: &mut [[[f32; L]; LABELS]],
+    choices: &mut [i32],
+) -> bool {
+    let (Some(t), Some(y), Some(low)) = (t[at..].first_chunk(), y[at..].first_chunk(), lows[at..].first_chunk()) else {
+        return false;
+    };
+    let [t0, t1] = t.map(|t: u8| usize::from(t));
+    if t0.max(t1) >= WINDOWS {
+        return false;
+    }
+    let windows = [rates.window(rates.windows[t0], low[0]), rates.window(rates.windows[t1], low[1])];
+    let Some((by_label, gives_way)) = isa.compare_levels(windows, y, low) else { return false };
+    for i in 0..2 {
+        write_costs(isa, by_label[i], lane, &mut costs[at + i]);
+        choices[at + i] = low[i] << LABELS | gives_way[i];
+    }
+    true
+}
+
 /// Writes the costs of the four levels from `low` on, or of the next of the same label towards zero if that costs less. Returns
 /// the choice: `low`, and in bit i whether level `low + i` gives way.
 #[inline(always)]
@@ -557,17 +618,12 @@ fn compare<const L: usize>(
     lane: usize,
     costs: &mut [[f32; L]; LABELS],
 ) -> i32 {
-    if t < WINDOWS {
+    let (by_label, gives_way) = if t < WINDOWS {
         let window = rates.window(rates.windows[t], low);
-        if let Some((by_label, gives_way)) = isa.compare_levels(window, y, low) {
-            costs.as_flattened_mut().as_chunks_mut::<LABELS>().0[lane] = by_label;
-            return low << LABELS | gives_way;
-        }
-        let (by_label, gives_way) = compare_plain(y, low, |level| window[(level - low + 4) as usize % 12]);
-        write_costs(isa, by_label, lane, costs);
-        return low << LABELS | gives_way;
-    }
-    let (by_label, gives_way) = compare_plain(y, low, |level| rates.cost(t, level));
+        compare_plain(y, low, |level| window[(level - low + 4) as usize % 12])
+    } else {
+        compare_plain(y, low, |level| rates.cost(t, level))
+    };
     write_costs(isa, by_label, lane, costs);
     low << LABELS | gives_way
 }

@@ -24,11 +24,14 @@ use crate::{Error, Result};
 
 pub use calibrate::TransformCalibrator;
 pub use decode::NumbersMut;
+pub(super) use decode::{BLOCK, inputs};
 pub use encode::EncodedRows;
 use order::Plan;
 use rans::Symbol;
 pub(super) use rans::{ENTRIES, Entry, SEGMENT, Stream};
 use rates::Rates;
+pub(super) use spatial::{EIGHT_LEN, EightTiles};
+pub(super) use tables::DCT;
 use tables::{MANTISSA, TILE};
 
 /// Most channels of a sample.

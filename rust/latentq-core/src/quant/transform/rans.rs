@@ -1,7 +1,7 @@
 //! The entropy coder: range asymmetric numeral systems (Duda, arXiv:1311.2540) with 32-bit states, words of 16 bits and
 //! frequencies that add up to 4096. Four states take the elements of a sample in turn.
 
-use super::{PRECISION, STATES, SYMBOLS, TABLES};
+use super::{PRECISION, STATES, SYMBOLS};
 use crate::Result;
 use crate::memory::{filled, resize};
 use crate::quant::arch::Isa;
@@ -38,20 +38,34 @@ pub fn entries(frequency: &[u16]) -> Result<Vec<Entry>> {
 /// A symbol of a table, for the encoder.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Symbol {
-    pub frequency: u16,
-    cumulative: u16,
-    /// `floor(2^44 / frequency) + 1`: multiplying by it divides numbers below 2^32 exactly.
+    /// `floor(2^44 / frequency) + 1`. For states below `2^20 frequency`, multiplying by it stays below 2^64 and divides exactly.
     reciprocal: u64,
+    frequency: u16,
+    cumulative: u16,
+    /// 4096 less the frequency.
+    others: u16,
+    /// True if the integer is stored beside the words: the symbol is that of an escape.
+    pub is_escape: bool,
 }
 
-/// The symbols of all tables (18, 128).
+/// Symbols of all tables (18, 128), and as many more as make a power of two.
+pub const ALL_SYMBOLS: usize = 4096;
+
+/// The symbols of all tables. Those without a frequency are escapes.
 pub fn symbols(frequency: &[u16]) -> Result<Vec<Symbol>> {
-    let mut symbols = filled(Symbol::default(), TABLES * SYMBOLS)?;
+    let mut symbols = filled(Symbol::default(), ALL_SYMBOLS)?;
     for (symbols, row) in symbols.chunks_exact_mut(SYMBOLS).zip(frequency.chunks_exact(SYMBOLS)) {
         let mut cumulative = 0;
-        for (symbol, frequency) in symbols.iter_mut().zip(row) {
+        let mut escape = Symbol::default();
+        for (number, (symbol, frequency)) in symbols.iter_mut().zip(row).enumerate() {
             let reciprocal = if *frequency == 0 { 0 } else { (1 << 44) / u64::from(*frequency) + 1 };
-            *symbol = Symbol { frequency: *frequency, cumulative, reciprocal };
+            let others = (1 << PRECISION) - frequency;
+            *symbol = Symbol { reciprocal, frequency: *frequency, cumulative, others, is_escape: number == 0 };
+            if number == 0 {
+                escape = *symbol;
+            } else if *frequency == 0 {
+                *symbol = escape;
+            }
             cumulative += frequency;
         }
     }
@@ -149,26 +163,28 @@ impl Stream {
 }
 
 /// Encodes the elements of a sample from the last to the first. Writes the words to the end of `words`, which has room for one
-/// per element and one more, in the order in which a decoder reads them. Returns the states and where the words begin.
+/// per element and one more, in the order in which a decoder reads them. Returns the states, where the words begin, and whether
+/// an element is an escape.
 #[inline(always)]
 pub fn encode(
-    symbols: &[Symbol],
+    symbols: &[Symbol; ALL_SYMBOLS],
     indices: &[u16],
     mut states: [u32; STATES],
     words: &mut [u16],
-) -> ([u32; STATES], usize) {
-    let mut at = words.len();
+) -> ([u32; STATES], usize, bool) {
+    let (mut at, mut has_escape) = (words.len(), false);
     let (fours, rest) = indices.as_chunks::<STATES>();
     let mut step = |state: &mut u32, index: u16| {
-        let symbol = symbols[usize::from(index)];
-        let frequency = u32::from(symbol.frequency);
-        let is_full = u64::from(*state) >= u64::from(frequency) << (32 - PRECISION);
+        let symbol = &symbols[usize::from(index) % ALL_SYMBOLS];
+        has_escape |= symbol.is_escape;
         // Without branches, which could not be predicted.
+        let is_full = *state >> (32 - PRECISION) >= u32::from(symbol.frequency);
         words[at - 1] = *state as u16;
         at -= usize::from(is_full);
         let low = *state >> (16 * u32::from(is_full));
-        let quotient = ((u128::from(low) * u128::from(symbol.reciprocal)) >> 44) as u32;
-        *state = (quotient << PRECISION) + (low - quotient * frequency) + u32::from(symbol.cumulative);
+        let quotient = (u64::from(low).wrapping_mul(symbol.reciprocal) >> 44) as u32;
+        // The quotient in steps of 4096, the remainder and the symbol's first slot.
+        *state = low + u32::from(symbol.cumulative) + quotient * u32::from(symbol.others);
     };
     for (state, index) in states.iter_mut().zip(rest).rev() {
         step(state, *index);
@@ -178,5 +194,5 @@ pub fn encode(
             step(state, *index);
         }
     }
-    (states, at)
+    (states, at, has_escape)
 }

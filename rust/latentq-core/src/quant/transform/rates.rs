@@ -46,7 +46,7 @@ const MARGIN: i32 = 16;
 pub struct Rates {
     /// Of each symbol of each table (18, 128), without low bits.
     symbols: Vec<u16>,
-    /// By integer from `-ROWS` on: rates by t.
+    /// A row of zeros, then by integer from `-ROWS` on: rates by t.
     rows: Vec<u16>,
     /// By t: costs of the levels n, next to each other.
     costs: Vec<f32>,
@@ -83,7 +83,8 @@ impl Rates {
             windows: [Window::default(); WINDOWS],
             lambda: LAMBDA,
         };
-        out.rows = with_room((2 * ROWS + 1) as usize * ROW_LEN)?;
+        out.rows = with_room((2 * ROWS + 2) as usize * ROW_LEN)?;
+        out.rows.resize(ROW_LEN, 0);
         for k in -ROWS..=ROWS {
             for at in 0..ROW_LEN as i32 {
                 let rate = out.rate((at + LEAST_OFFSET).clamp(0, MOST_T as i32) as usize, k);
@@ -129,37 +130,29 @@ impl Rates {
         self.lambda * self.bits(t, level >> 1)
     }
 
-    /// Adds the rates of some integers of bands with these bases, for all offsets.
+    /// Where the rates of an integer of a band with this base are, for all offsets; negative if there are none.
     #[inline(always)]
-    pub fn add_rows(&self, isa: Isa, integers: impl Iterator<Item = (u8, i32)>, sums: &mut [u32; ROW]) {
-        let mut starts = [0; ROWS_TOGETHER];
-        let mut count = 0;
-        for (base, k) in integers {
-            let base = usize::from(base).min(MOST_T);
-            if k.abs() > ROWS {
-                for (offset, sum) in (LEAST_OFFSET..).zip(&mut sums[..OFFSETS]) {
-                    *sum += self.rate((base as i32 + offset).clamp(0, MOST_T as i32) as usize, k);
-                }
-                continue;
-            }
-            starts[count] = (k + ROWS) as usize * ROW_LEN + base;
-            count += 1;
-            if count == ROWS_TOGETHER {
-                self.add_started(isa, &starts, sums);
-                count = 0;
-            }
-        }
-        self.add_started(isa, &starts[..count], sums);
+    pub fn row(k: i32, base: u8) -> i32 {
+        let at = k.wrapping_add(ROWS + 1).wrapping_mul(ROW_LEN as i32).wrapping_add(i32::from(base));
+        if k.unsigned_abs() > ROWS as u32 { -1 } else { at }
     }
 
-    /// Adds at most [`ROWS_TOGETHER`] rows that start there.
+    /// Adds the rates of an integer without a row.
+    #[cold]
+    pub fn add_far(&self, k: i32, base: u8, sums: &mut [u32; ROW]) {
+        for (offset, sum) in (LEAST_OFFSET..).zip(&mut sums[..OFFSETS]) {
+            *sum += self.rate((i32::from(base) + offset).clamp(0, MOST_T as i32) as usize, k);
+        }
+    }
+
+    /// Adds rates for all offsets, which are where `row` says. 0 has only zeros.
     #[inline(always)]
-    fn add_started(&self, isa: Isa, starts: &[usize], sums: &mut [u32; ROW]) {
+    pub fn add_rows(&self, isa: Isa, starts: &[i32; ROWS_TOGETHER], sums: &mut [u32; ROW]) {
         if isa.add_rows(&self.rows, starts, sums) {
             return;
         }
         for start in starts {
-            for (sum, rate) in sums.iter_mut().zip(&self.rows[*start..]) {
+            for (sum, rate) in sums.iter_mut().zip(&self.rows[*start as usize..]) {
                 *sum += u32::from(*rate);
             }
         }

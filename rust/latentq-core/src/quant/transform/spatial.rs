@@ -221,3 +221,30 @@ pub fn forward_tile(
         forward_dct(isa, values, tile);
     }
 }
+
+/// Length of the coefficients of a channel of eight tiles, with a gap as in [`super::order::Plan::tile_len`].
+pub const EIGHT_LEN: usize = 8 * TILE + 16;
+
+/// Eight whole tiles, of one sample or several, whose values are next to each other.
+pub struct EightTiles<'a> {
+    /// From coefficients to channels, by column.
+    pub basis: &'a [f32],
+    /// By band: the number of the row that has its integers.
+    pub ranks: &'a [u32],
+    /// Integers of a row.
+    pub stride: usize,
+    /// The first of the eight in a row.
+    pub first: usize,
+    /// The mean of each channel in steps of each tile (C, 8).
+    pub zero: &'a mut [f32],
+    pub steps: [f32; 8],
+    /// The index of the first value of each tile in the output.
+    pub starts: [usize; 8],
+    /// The tiles that are there; the rest of the eight are any numbers.
+    pub count: usize,
+    /// Rows and columns of a sample.
+    pub height: usize,
+    pub width: usize,
+    /// Room for (C, [`EIGHT_LEN`]).
+    pub coefficients: &'a mut [f32],
+}

@@ -214,6 +214,7 @@ fn shapes() -> impl Strategy<Value = (usize, (usize, usize))> {
         Just((18, (3, 5))),
         Just((7, (9, 7))),
         Just((128, (2, 1))),
+        Just((6, (16, 32))),
     ]
 }
 
