@@ -1,4 +1,5 @@
-//! Any bytes as encoded samples: a fault or values, the same on every instruction set, side by side or alone.
+//! Any bytes as encoded samples, or changes to the bytes of good ones: a fault or values, the same on every instruction set, side
+//! by side or alone.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -9,10 +10,24 @@ use libfuzzer_sys::fuzz_target;
 const SHAPES: [(usize, usize); 3] = [(8, 8), (9, 13), (16, 8)];
 const CHANNELS: usize = 5;
 
-/// A codec of waves, some of them strong, so that there are low bits.
+/// Waves, some of them strong, so that there are low bits.
+fn waves(elements: usize) -> Vec<f32> {
+    (0..elements).map(|i| ((i * i) as f32 * 0.37).sin() * (1 << (i / 64 % CHANNELS * 3)) as f32).collect()
+}
+
+/// Good samples of each shape.
+static GOOD: LazyLock<[Vec<Vec<u8>>; 3]> = LazyLock::new(|| {
+    SHAPES.map(|shape| {
+        let x = waves(9 * CHANNELS * shape.0 * shape.1);
+        let encoded = TRANSFORM.encode(Floats::F32(&x), shape, None, 1).expect("samples");
+        let mut rest = &encoded.bytes[..];
+        let cut = |length: &usize| rest.split_off(..*length).expect("all bytes").to_vec();
+        encoded.lengths.iter().map(cut).collect()
+    })
+});
+
 static TRANSFORM: LazyLock<Transform> = LazyLock::new(|| {
-    let value = |i: usize| ((i * i) as f32 * 0.37).sin() * (1 << (i / 64 % CHANNELS * 3)) as f32;
-    let x: Vec<f32> = (0..40 * CHANNELS * 64).map(value).collect();
+    let x = waves(40 * CHANNELS * 64);
     let mut calibrator = TransformCalibrator::new(CHANNELS).expect("five channels");
     calibrator.update(Floats::F32(&x), (8, 8)).expect("whole samples");
     Transform::new(calibrator.tables(4.0, None).expect("samples")).expect("its own tables")
@@ -24,7 +39,19 @@ fuzz_target!(|data: &[u8]| {
     let elements = CHANNELS * shape.0 * shape.1;
     // Cut in samples of one length, so that several are side by side.
     let length = (usize::from(first) * 8).max(1);
-    let samples: Vec<&[u8]> = data.chunks(length).take(9).collect();
+    let changed: Vec<Vec<u8>> = data
+        .chunks(length)
+        .zip(&GOOD[usize::from(first) % SHAPES.len()])
+        .map(|(changes, good)| {
+            let mut row = good.clone();
+            row.iter_mut().zip(changes).for_each(|(byte, change)| *byte ^= change);
+            row
+        })
+        .collect();
+    let samples: Vec<&[u8]> = match first {
+        128.. => changed.iter().map(|row| &row[..]).collect(),
+        _ => data.chunks(length).take(9).collect(),
+    };
     let mut expected = None;
     for isa in Isa::available() {
         let mut values = vec![1.0; samples.len() * elements];

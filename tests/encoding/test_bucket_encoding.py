@@ -255,6 +255,50 @@ def test_an_interrupted_run_continues(source, tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("codec", ["trellis", "transform"])
+def test_a_codec_of_whole_samples_in_an_interrupted_run_ranks_and_an_update(source, tmp_path, monkeypatch, codec):
+    options = {
+        "autoencoder": "dct-f8c16",
+        "buckets": {**AREA, "area": 64 * 64},
+        "unit_size": 7,
+        "codec": codec,
+        "bits": 4,
+    }
+    whole = tmp_path / "whole"
+    latentq.encode(source, whole, **options)
+    assert Card.load(whole).recipe.columns["latent"].quantizer["kind"] == codec
+    assert sum(count > 0 for count in bucket_counts(whole)) > 2
+    from latentq.encoding import write as writing
+
+    publish, published = writing.publish_unit, []
+
+    def failing(path, *arguments, **named):
+        if len(published) == 2:
+            raise KeyboardInterrupt
+        published.append(path)
+        return publish(path, *arguments, **named)
+
+    monkeypatch.setattr(writing, "publish_unit", failing)
+    with pytest.raises(KeyboardInterrupt):
+        latentq.encode(source, tmp_path / "out", batch_size=3, **options)
+    monkeypatch.undo()
+    latentq.encode(source, tmp_path / "out", batch_size=3, **options)
+    for rank in (1, 0):
+        latentq.encode(source, tmp_path / "ranks", rank=rank, world_size=2, **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "ranks") == contents(whole)
+    (source / "0003.png").unlink()
+    paint(source / "new.png", 1, (50, 120))
+    card = latentq.encode(source, whole, update=True)
+    assert card.quantizers == Card.load(tmp_path / "out").quantizers
+    assert verify(whole) == []
+    latentq.encode(source, tmp_path / "fresh", like=tmp_path / "out")
+    expected = {sample["key"]: sample["latent"] for sample in latentq.LatentDataset(tmp_path / "fresh")}
+    found = {sample["key"]: sample["latent"] for sample in latentq.LatentDataset(whole)}
+    assert found.keys() == expected.keys() == {path.name for path in source.iterdir()}
+    assert all(torch.equal(latent, expected[key]) for key, latent in found.items())
+
+
 @pytest.mark.parametrize("kind", ["tar", "tgz", "zip", "tars"])
 @pytest.mark.parametrize("limits", [(64, 1 << 28), (0, 1 << 28), (0, 2000)])
 def test_sources_of_every_kind_give_the_same_samples(source, tmp_path, pictures_by_name, kind, limits, monkeypatch):

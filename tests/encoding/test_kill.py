@@ -31,7 +31,11 @@ def make_source(folder):
     return folder
 
 
-@pytest.mark.parametrize("sizes", [SQUARES, BUCKETS], ids=["squares", "buckets"])
+@pytest.mark.parametrize(
+    "sizes",
+    [SQUARES, BUCKETS, (*BUCKETS, "--codec", "trellis", "--bits", "3"), (*BUCKETS, "--codec", "transform")],
+    ids=["squares", "buckets", "trellis", "transform"],
+)
 def test_kill_9_at_ten_random_moments(tmp_path, sizes):
     """Each kill waits for a few changes in the folder, so that it hits the work and not the start."""
     source, out = make_source(tmp_path / "source"), tmp_path / "out"

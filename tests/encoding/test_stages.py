@@ -12,7 +12,7 @@ import torch._inductor.config as inductor
 
 import latentq
 from conftest import contents
-from latentq import Card, LatentqError, Recipe, mds
+from latentq import Card, LatentqError, Quantizer, Recipe, Transform, mds
 from latentq.encoding.stages import Profile, background_consumer, prefetched
 
 
@@ -341,3 +341,33 @@ def test_profile_prints_the_share_of_each_stage(photos, tmp_path, capsys):
     assert [line[:13].strip() for line in table[1:]] == [
         "list", "read, decode", "copy", "network", "quantize", "write"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", ["trellis", "transform"])
+def test_a_codec_of_the_cpu_runs_while_the_network_computes_the_next_batches(photos, tmp_path, monkeypatch, codec):
+    calls, seen = threading.Condition(), []
+
+    class Counted(Blocks):
+        def encode(self, pixels):
+            with calls:
+                seen.append(threading.current_thread())
+                calls.notify_all()
+            return super().encode(pixels)
+
+    def waiting(function):
+        def wrapped(self, *arguments, **options):
+            if getattr(self, "kind", "transform") == codec:
+                with calls:  # six batches are calibrated on, so the first is encoded here while the third is computed
+                    assert calls.wait_for(lambda: len(seen) >= 6 + 3, timeout=30)
+            return function(self, *arguments, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(Quantizer, "quantize_counted", waiting(Quantizer.quantize_counted))
+    monkeypatch.setattr(Transform, "encode_counted", waiting(Transform.encode_counted))
+    profile = Profile()
+    options = {"size": 80, "codec": codec, "bits": 4, "batch_size": 2, "profile": profile}
+    latentq.encode(photos, tmp_path / "out", autoencoder=Counted(), **options)
+    assert len(seen) == 12
+    assert profile.seconds["codec", "worked"] > 0
+    assert any(line.startswith("codec ") for line in profile.table())

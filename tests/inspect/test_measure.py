@@ -56,7 +56,9 @@ def test_decoded_images_are_compared_with_the_originals_and_with_the_unquantized
     pytest.importorskip("torch")
     x = latents().clip(-8, 8)
     images = np.round((x + 8) / 16 * 255).astype(np.uint8)
-    rows = measure.measure(x, bits=[8, 4], methods=["mse"], autoencoder=ChannelsAsImages(), images=images)
+    rows = measure.measure(x, bits=[8, 4], methods=["mse", "trellis"], autoencoder=ChannelsAsImages(), images=images)
+    assert {row.scheme for row in rows} >= {"trellis", "transform"}
+    assert all(row.psnr_decoded_db and row.psnr_images_db for row in rows)
     by_name = {(row.scheme, row.bits): row for row in rows}
     fine, coarse = by_name["mse", 8], by_name["mse", 4]
     assert fine.psnr_decoded_db is not None

@@ -125,13 +125,23 @@ class EncodingRun:
     def quantizers(self) -> dict[str, Quantizer]:
         """The quantizers that the device applies to latents and moments, by column.
 
-        Values of a column with a transform stay float32: the writer encodes them.
+        Values of a column with a trellis or a transform stay float32: the writer encodes them on the CPU, while the
+        network computes the next batches.
         """
         return {
             name: Quantizer.floating("float32", channels=facts.quantizer.channels)
-            if isinstance(facts.quantizer, Transform)
+            if isinstance(facts.quantizer, Transform) or facts.quantizer.kind == "trellis"
             else facts.quantizer
             for name, facts in self.card.latents.items()
+        }
+
+    @property
+    def trellises(self) -> dict[str, Quantizer]:
+        """The quantizers that the writer applies, by column."""
+        return {
+            name: facts.quantizer
+            for name, facts in self.card.latents.items()
+            if isinstance(facts.quantizer, Quantizer) and facts.quantizer.kind == "trellis"
         }
 
     @property

@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 _POLL = 0.1  # seconds between a waiting thread's checks whether it is to stop
 LIST, IMAGES, COPY, NETWORK, QUANTIZE, WRITE = "list", "read, decode", "copy", "network", "quantize", "write"
-CAPTIONS = "captions"
+CAPTIONS, CODEC = "captions", "codec"
 
 State = Literal["worked", "starved", "blocked"]
 """A stage computes, waits for the stage before it, or waits for the stage after it."""
@@ -26,7 +26,8 @@ class Profile:
 
     Attributes:
         seconds: By stage and `State`. Only one thread adds to each entry. The entries of `copy`, `network` and
-            `quantize` are measured by the device's clock.
+            `quantize` are measured by the device's clock. Those of `codec`, a trellis or a transform on the CPU, are a
+            part of `write`.
     """
 
     def __init__(self) -> None:
@@ -63,9 +64,10 @@ class Profile:
         """Returns lines to print: each stage's shares of the time since this profile was made."""
         wall = time.perf_counter() - self._start
         lines = [f"{'':<13} {'worked':>7} {'starved':>8} {'blocked':>8}   of {wall:.1f} s"]
-        with_captions = (CAPTIONS,) if any(stage == CAPTIONS for stage, _ in self.seconds) else ()
+        seen = {stage for stage, _ in self.seconds}
+        optional = [stage for stage in (CAPTIONS, CODEC) if stage in seen]
         states: tuple[State, ...] = ("worked", "starved", "blocked")
-        for stage in (LIST, IMAGES, COPY, NETWORK, QUANTIZE, *with_captions, WRITE):
+        for stage in (LIST, IMAGES, COPY, NETWORK, QUANTIZE, *optional, WRITE):
             shares = [self.seconds.get((stage, state), 0.0) / wall for state in states]
             lines.append(f"{stage:<13} {shares[0]:>7.1%} {shares[1]:>8.1%} {shares[2]:>8.1%}")
         return lines

@@ -15,7 +15,7 @@ from latentq._core import LatentqError
 from latentq.encoding.batches import Chosen, EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.images import DecodedBatch
 from latentq.encoding.run import EncodingRun
-from latentq.encoding.stages import NETWORK, WRITE, background_consumer
+from latentq.encoding.stages import CODEC, NETWORK, WRITE, background_consumer
 from latentq.format.card import CARD
 from latentq.format.facts import EmbeddingFacts
 from latentq.format.files import CONTENT_HASH_BYTES, CONTENT_HASHES, PLACE_BYTES, PLACES, bucket_group
@@ -108,7 +108,7 @@ def empty_facts(run: EncodingRun, card: bytes, unit: UnitEntry) -> UnitFacts:
     return UnitFacts(
         card=card_hash(card),
         listing=run.samples.unit_sha256(unit),
-        latents={name: LatentSums.empty(quantizer) for name, quantizer in run.quantizers.items()},
+        latents={name: LatentSums.empty(quantizer) for name, quantizer in (run.quantizers | run.trellises).items()},
         buckets=[0] * run.card.buckets,
     )
 
@@ -146,7 +146,8 @@ def _with_transforms(run: EncodingRun, encoded: EncodedBatch) -> tuple[EncodedBa
     coded: dict[str, list[bytes]] = {}
     refused: dict[int, LatentqError] = {}
     for name, transform in run.transforms.items() if encoded.positions else ():
-        samples = transform.encode_counted(encoded.codes[name], threads=run.threads)
+        with run.profile.timing(CODEC, "worked"):
+            samples = transform.encode_counted(encoded.codes[name], threads=run.threads)
         coded[name] = samples.rows()
         for row, reason in samples.bad.items():
             refused[row] = LatentqError(f"its latent in column {name} cannot be encoded: {reason}")
@@ -187,7 +188,12 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
     content = card.recipe.columns[name].content
     samples = [encoded.batch.samples[position] for position in encoded.positions]
     values: Any
-    if name in run.quantizers:
+    if name in run.trellises:
+        with run.profile.timing(CODEC, "worked"):
+            codes, counts = run.trellises[name].quantize_counted(encoded.codes[name], threads=run.threads)
+        sums, values = _quantized_column(run.trellises[name], codes, counts.clipped)
+        facts.latents[name].add(sums)
+    elif name in run.quantizers:
         sums, values = _quantized_column(run.quantizers[name], encoded.codes[name], encoded.clipped[name])
         facts.latents[name].add(sums)
     elif name in card.tokens:

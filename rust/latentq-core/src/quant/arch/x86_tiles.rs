@@ -76,7 +76,7 @@ fn combine(values: Vectors) -> Vectors {
 /// Writes the values of N channels in a row and the next.
 #[target_feature(enable = "avx2")]
 #[inline]
-#[allow(unsafe_code)]
+#[allow(unsafe_code, clippy::needless_range_loop)] // a column of each of `values`
 fn mix<const N: usize>(tiles: &EightTiles<'_>, row: usize, channel: usize, out: &mut [f32]) {
     let channels = tiles.ranks.len() / 64;
     assert!(channel + N <= channels && row + 2 <= 8 && tiles.coefficients.len() >= channels * EIGHT_LEN);

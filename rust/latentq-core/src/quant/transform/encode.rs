@@ -463,7 +463,7 @@ impl<const L: usize> Kernel for QuantizeGroup<'_, L> {
 fn symbol_of(level: i32, t: u8) -> u16 {
     // `LEVELS`, computed, so that there are no look-ups.
     const FIRST: u32 = (TABLES - PERIOD) as u32;
-    let raw = u32::from(t).saturating_sub(FIRST) * 171 >> 9;
+    let raw = (u32::from(t).saturating_sub(FIRST) * 171) >> 9;
     let symbol = level >> 1 >> raw;
     let index = if symbol.abs() <= LIMIT { symbol + ZERO } else { 0 };
     ((u32::from(t) - PERIOD as u32 * raw) * SYMBOLS as u32) as u16 + index as u16
