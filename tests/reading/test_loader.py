@@ -56,6 +56,9 @@ class Numbers:
     def batch(self, indices, **_):
         return self.read(indices)
 
+    def files(self):
+        return None
+
     def native_gatherer(self, **_):
         return None
 

@@ -47,6 +47,7 @@ def make_dataset(
     size_limit=1 << 26,
     latents=("latent",),
     seed=0,
+    hashes=(),
 ):
     """Write a finished dataset with the columns latent, key, label and caption."""
     rng = np.random.default_rng(seed)
@@ -91,7 +92,7 @@ def make_dataset(
         Path(path), codes, values, labels, _card(columns, latents, shape, quantizer, values, scaled, weights)
     )
     rows = codes if bits == 8 else quantizer.pack(codes)
-    with mds.Writer(reference.path, columns, size_limit=size_limit) as writer:
+    with mds.Writer(reference.path, columns, size_limit=size_limit, hashes=hashes) as writer:
         for i in range(count):
             label = int(labels[i]) if label_encoding == "int" else str(labels[i])
             sample = {"key": reference.keys[i], "label": label, "caption": f"picture {i}"}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from latentq.models.noise import noise
+from latentq.reading.ahead import Files
 from latentq.reading.buckets import BucketTable
 from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.gather import Gatherer
@@ -21,6 +22,7 @@ from latentq.reading.order import BucketOrder, EpochOrder, Order
 from latentq.reading.protocol import Transform
 from latentq.reading.sampler import LatentBatchSampler, SamplerOptions
 from latentq.reading.samples import Batch, Indices, Samples, checked_indices, collate, samples_of
+from latentq.reading.windows import ShardRuns, Window
 
 
 class BatchedDataset(Dataset[dict[str, Any]], ABC):
@@ -166,17 +168,38 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
 
     collate = staticmethod(collate)
 
-    def order(self, *, shuffle: bool, seed: int) -> EpochOrder:
+    def order(self, *, shuffle: bool | Window, seed: int) -> EpochOrder:
         """Returns the order of an epoch's samples: each sample once.
 
         Args:
-            shuffle: True permutes the samples of each epoch.
+            shuffle: True permutes the samples of each epoch; a `Window` does within windows of shards.
             seed: Selects the permutations; at least 0.
+
+        Raises:
+            ValueError: The dataset cannot be shuffled so.
         """
+        runs = self.shard_runs(shuffle)
         if self.table.count == 1:
-            return Order((len(self),), (len(self),), shuffle, seed)
+            return Order((len(self),), (len(self),), shuffle, seed, runs=tuple(*runs))
         sizes = [(size,) for size in self.table.counts.tolist()]
-        return BucketOrder.of(sizes, sizes, shuffle, seed, self.table)
+        return BucketOrder.of(sizes, sizes, shuffle, seed, self.table, runs)
+
+    def shard_runs(self, shuffle: bool | Window) -> list[list[ShardRuns]]:
+        """Returns the shards of each collection in each bucket if they are needed for a shuffle, else an empty list.
+
+        Args:
+            shuffle: The shuffle.
+
+        Raises:
+            ValueError: The dataset cannot be shuffled so.
+        """
+        if isinstance(shuffle, Window):
+            raise ValueError("shuffle='window' is for datasets in shards: shuffle=True shuffles this one as a whole")
+        return []
+
+    def files(self) -> Files | None:
+        """Returns what keeps the files of samples while they are read; None if all files are there."""
+        return None
 
     def batch_sampler(self, batch_size: int, **options: Unpack[SamplerOptions]) -> LatentBatchSampler:
         """Returns a sampler of batches for torch's DataLoader, `batch_sampler=`, in the order of `loader`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -17,9 +18,10 @@ from latentq import mds
 from latentq._core import FormatError, LatentqError
 from latentq.format import empty_caption as empty_caption_file
 from latentq.format.card import CARD, open_card
-from latentq.format.files import EMPTY_CAPTION
+from latentq.format.files import EMPTY_CAPTION, INDEX
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer
+from latentq.reading.ahead import Files
 from latentq.reading.batched import BatchedDataset
 from latentq.reading.buckets import BucketTable, StoredBucket
 from latentq.reading.buffers import Allocate, private, shareable
@@ -29,9 +31,10 @@ from latentq.reading.layout import Layout
 from latentq.reading.protocol import Transform
 from latentq.reading.resident import ResidentDataset
 from latentq.reading.samples import Batch, Indices, checked_indices
+from latentq.reading.windows import ShardRuns, Window
 from latentq.reading.workers import WorkerBatch
 from latentq.store.cache import Pins, ShardCache, is_remote
-from latentq.system.text import counted
+from latentq.system.text import counted, size_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -174,9 +177,38 @@ class LatentDataset(BatchedDataset):
         if self._shards is not None:
             self._shards.on_release = self._reader.core.close_shard
 
-    def _pin(self, indices: NDArray[np.int64]) -> Pins:
-        assert self._shards is not None
-        return self._shards.pin(self._shards.shards_of(indices))
+    def files(self) -> Files | None:
+        """Returns what keeps the shards of samples while they are read; None if all are in the folder."""
+        return None if self._shards is None or self._shards.is_complete else _CachedFiles(self._shards)
+
+    def shard_runs(self, shuffle: bool | Window) -> list[list[ShardRuns]]:
+        """Returns the shards of each bucket: see `BatchedDataset.shard_runs`.
+
+        Raises:
+            ValueError: The cache is too small for this shuffle.
+        """
+        if self._shards is not None and self._shards.evicts and shuffle is True:
+            raise ValueError(
+                f"{self._shards.url} has {size_text(self._shards.nbytes)}, more than cache_bytes: shuffle=True would "
+                "download every shard again and again; shuffle='window' shuffles within windows of shards"
+            )
+        if not isinstance(shuffle, Window):
+            return []
+        lengths = self._shard_lengths()
+        starts = np.cumsum(lengths) - lengths
+        starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+        buckets, ordinals = self._table.of(starts), self._table.ordinals(starts)
+        of_buckets = [np.flatnonzero(buckets == bucket) for bucket in range(self._table.count)]
+        if self._shards is not None:
+            self._shards.check_windows(shuffle.shards, len([mine for mine in of_buckets if len(mine)]))
+        return [[ShardRuns(ordinals[mine], lengths[mine])] for mine in of_buckets]
+
+    def _shard_lengths(self) -> NDArray[np.int64]:
+        """Returns the number of samples in each shard, (S,)."""
+        if self._shards is not None:
+            return np.array([shard.samples for shard in self._shards.shards], np.int64)
+        index = json.loads((self.path / INDEX).read_bytes())
+        return np.array([shard["samples"] for shard in index["shards"]], np.int64)
 
     def _is_consistent(self) -> bool:
         """True if card and index have the same number of samples, or there is no card."""
@@ -253,7 +285,8 @@ class LatentDataset(BatchedDataset):
         """
         layout = self._layouts[bucket]
         columns = [self._gathered_column(layout, name, decoded) for name in names or layout.shard_names]
-        return Gatherer(self._reader.core, columns, pin=None if self._shards is None else self._pin)
+        files = self.files()
+        return Gatherer(self._reader.core, columns, pin=None if files is None else files.pin)
 
     def stored_bytes(self, count: int, *, bucket: int = 0) -> int:
         """Returns the bytes of the tensors that `read` makes for `count` samples, each rounded up to cache lines.
@@ -421,6 +454,17 @@ def empty_caption(path: Path, layout: Layout) -> Batch:
         }
     except (KeyError, ValueError, TypeError) as error:
         raise FormatError(f"{file} does not go with the columns of the dataset: {error!r}") from None
+
+
+class _CachedFiles:
+    """The shards of a dataset in a cache: see `Files`."""
+
+    def __init__(self, shards: ShardCache) -> None:
+        self._shards = shards
+
+    def pin(self, indices: NDArray[np.int64], *, within: bool = False) -> Pins | None:
+        numbers = self._shards.shards_of(indices)
+        return None if within and not self._shards.has_room(numbers) else self._shards.pin(numbers)
 
 
 def _open_cache(

@@ -68,7 +68,7 @@ class Gatherer:
         samples: _core.MdsReader | _core.MemoryTables,
         columns: Sequence[GatheredColumn],
         rows: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
-        pin: Callable[[NDArray[np.int64]], Pinned] | None = None,
+        pin: Callable[[NDArray[np.int64]], Pinned | None] | None = None,
     ) -> None:
         self._samples = samples
         self._rows = rows

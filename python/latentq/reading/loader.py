@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from operator import index
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from latentq._core import Threads
+from latentq.reading.ahead import with_files
 from latentq.reading.buffers import Allocate, RecycledMemory, pinned_for, private
-from latentq.reading.gather import Gatherer
+from latentq.reading.gather import Gatherer, Pinned
 from latentq.reading.order import bernoulli
 from latentq.reading.protocol import BatchSource
 from latentq.reading.samples import Batch, samples_of
 from latentq.reading.steps import Step, Steps
+from latentq.reading.windows import WINDOW, checked_shuffle
 from latentq.system.processors import processors
 from latentq.system.ranks import distributed_ranks
 
@@ -29,7 +31,9 @@ class LoaderOptions(TypedDict, total=False):
     """The options of `LatentLoader` and of the `loader` methods.
 
     Attributes:
-        shuffle: True permutes the whole epoch; False by default.
+        shuffle: True permutes the whole epoch; `window` permutes the shards, and the samples within windows of shards,
+            for datasets larger than their cache; False by default.
+        window: For `shuffle="window"`: the number of shards in a window; 64 by default.
         seed: Selects the permutation, the dropouts and the noise that draws latents from moments; at least 0, and 0 by
             default.
         drop_last: True skips a last batch (with buckets, of each bucket) that is not full on every rank; False by
@@ -48,7 +52,8 @@ class LoaderOptions(TypedDict, total=False):
             embeddings by: 0 where `drop_caption` is True and 1 elsewhere.
     """
 
-    shuffle: bool
+    shuffle: bool | Literal["window"]
+    window: int
     seed: int
     drop_last: bool
     device: str | torch.device | None
@@ -63,6 +68,7 @@ class LoaderOptions(TypedDict, total=False):
 
 _DEFAULTS = LoaderOptions(
     shuffle=False,
+    window=WINDOW,
     seed=0,
     drop_last=False,
     device=None,
@@ -114,7 +120,7 @@ class LatentLoader(Steps):
         threads = chosen["threads"]
         rank, world_size = distributed_ranks(chosen["rank"], chosen["world_size"])
         super().__init__(
-            source.order(shuffle=chosen["shuffle"], seed=chosen["seed"]),
+            source.order(shuffle=checked_shuffle(chosen["shuffle"], chosen["window"]), seed=chosen["seed"]),
             batch_size,
             drop_last=chosen["drop_last"],
             rank=rank,
@@ -141,27 +147,32 @@ class LatentLoader(Steps):
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
         threads = Threads(self.threads)  # the core's; each kind of threads starts with its first task
         gatherers: dict[int, Gatherer | None] = {}
-        prepared: deque[tuple[Step, Callable[[], Batch], bool]] = deque()
+        prepared: deque[_Prepared] = deque()
+        files = self.source.files()
+        kept = with_files(steps, files)
         is_finalizing = sys.is_finalizing  # kept, since at the interpreter's end modules lose their imports
         try:
-            for step in steps:
+            for step, pinned in kept:
                 if step.bucket not in gatherers:
                     native = self.source.native_gatherer(decoded=self.device is None, bucket=step.bucket)
                     gatherers[step.bucket] = native
                 gatherer = gatherers[step.bucket]
                 if gatherer is not None:
                     begun = gatherer.begin(step.indices, allocate, threads)
-                    prepared.append((step, begun, gatherer.gives_decoded))
+                    prepared.append(_Prepared(step, begun, gatherer.gives_decoded, pinned))
                 else:
                     begun = pool.submit(self._prepare, epoch, step.indices, allocate).result
-                    prepared.append((step, begun, True))
+                    prepared.append(_Prepared(step, begun, True, pinned))
                 if len(prepared) > self.prefetch:
                     yield self._next(prepared)
             while prepared:
                 yield self._next(prepared)
         finally:
             threads.shutdown()
+            for waiting in prepared:
+                waiting.pinned.release()
             prepared.clear()
+            kept.close()
             if not is_finalizing():  # the interpreter has then waited for the pool's threads already
                 try:
                     pool.shutdown(cancel_futures=True)
@@ -185,10 +196,13 @@ class LatentLoader(Steps):
                     masks["drop_caption_mask"] = (~masks[name]).astype(np.float32)
         return masks
 
-    def _next(self, prepared: deque[tuple[Step, Callable[[], Batch], bool]]) -> Batch:
+    def _next(self, prepared: deque[_Prepared]) -> Batch:
         """Waits for the first of the prepared batches, and finishes it on the caller's thread."""
-        step, result, is_decoded = prepared.popleft()
-        batch = result()
+        step, result, is_decoded, pinned = prepared.popleft()
+        try:
+            batch = result()
+        finally:
+            pinned.release()
         for name, mask in step.masks.items():
             batch[name] = torch.from_numpy(mask)
         if self._pin:
@@ -229,6 +243,22 @@ class LatentLoader(Steps):
         if self.source.transform is not None:
             return batch
         return self.source.decode_batch(batch, bucket=bucket, allocate=private)
+
+
+class _Prepared(NamedTuple):
+    """A batch that threads prepare.
+
+    Attributes:
+        step: Its step.
+        result: Waits for it.
+        is_decoded: True if it needs no further decoding.
+        pinned: The files that are kept for it.
+    """
+
+    step: Step
+    result: Callable[[], Batch]
+    is_decoded: bool
+    pinned: Pinned
 
 
 def _pin(batch: Batch, allocate: Allocate) -> None:

@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import MismatchError
+from latentq.reading.ahead import ALL_THERE, Files, JointPins
 from latentq.reading.batched import BatchedDataset
 from latentq.reading.buckets import BucketTable, StoredBucket
 from latentq.reading.buffers import Allocate, private, shareable
 from latentq.reading.dataset import LatentDataset
+from latentq.reading.gather import Pinned
 from latentq.reading.layout import Layout
 from latentq.reading.order import BucketOrder, EpochOrder, Order, shares_of
 from latentq.reading.samples import Batch, Indices, checked_indices
+from latentq.reading.windows import ShardRuns, Window
 from latentq.reading.workers import WorkerBatch
 from latentq.system.text import counted
 
@@ -70,6 +73,7 @@ class LatentMixture(BatchedDataset):
         self.transform = self.datasets[0].transform
         self._edges = np.cumsum([0, *self.sizes])
         self._layouts, self._sources, numbers = _joint_buckets(self.datasets)
+        self._numbers = numbers
         self._table = BucketTable.joined([dataset.table for dataset in self.datasets], numbers, len(self._layouts))
         self._bucket_sizes = [np.zeros(len(self._layouts), np.int64) for _ in self.datasets]
         for counts, dataset, joint in zip(self._bucket_sizes, self.datasets, numbers, strict=True):
@@ -148,23 +152,69 @@ class LatentMixture(BatchedDataset):
         """The first dataset's `empty_caption`."""
         return self.datasets[0].empty_caption
 
-    def order(self, *, shuffle: bool, seed: int) -> EpochOrder:
+    def order(self, *, shuffle: bool | Window, seed: int) -> EpochOrder:
         """Returns the order of an epoch's samples, each dataset's share spread evenly.
 
         Args:
-            shuffle: True permutes the samples of each epoch.
+            shuffle: True permutes the samples of each epoch; a `Window` does within windows of shards.
             seed: Selects the permutations; at least 0.
+
+        Raises:
+            ValueError: A dataset cannot be shuffled so.
         """
+        runs = self.shard_runs(shuffle)
         if self._table.count == 1:
-            return Order(self.sizes, self.shares, shuffle, seed)
+            return Order(self.sizes, self.shares, shuffle, seed, runs=tuple(*runs))
         sizes = [counts.tolist() for counts in self._bucket_sizes]
         shares = [
             counts if share == size else shares_of(counts, share)
             for counts, share, size in zip(sizes, self.shares, self.sizes, strict=True)
         ]
         return BucketOrder.of(
-            list(zip(*sizes, strict=True)), list(zip(*shares, strict=True)), shuffle, seed, self._table
+            list(zip(*sizes, strict=True)), list(zip(*shares, strict=True)), shuffle, seed, self._table, runs
         )
+
+    def shard_runs(self, shuffle: bool | Window) -> list[list[ShardRuns]]:
+        """Returns the shards of each dataset in each bucket: see `BatchedDataset.shard_runs`."""
+        own = [dataset.shard_runs(shuffle) for dataset in self.datasets]
+        if not isinstance(shuffle, Window):
+            return []
+        none = ShardRuns(np.empty(0, np.int64), np.empty(0, np.int64))
+        runs = [[none] * len(self.datasets) for _ in self._layouts]
+        for number, (joint, buckets) in enumerate(zip(self._numbers, own, strict=True)):
+            for bucket, mine in zip(joint, buckets, strict=True):
+                runs[bucket][number] = mine[0]
+        return runs
+
+    def files(self) -> Files | None:
+        """Returns what keeps the files of samples while they are read; None if all files are there."""
+        files = [dataset.files() for dataset in self.datasets]
+        return _JointFiles(files, self._edges) if any(files) else None
+
+
+class _JointFiles:
+    """The files of several datasets, whose samples are numbered consecutively: see `Files`.
+
+    Args:
+        files: Those of each dataset, or None.
+        edges: The number of the first sample of each dataset, and the number of all, (D + 1,).
+    """
+
+    def __init__(self, files: Sequence[Files | None], edges: NDArray[np.int64]) -> None:
+        self._files, self._edges = files, edges
+
+    def pin(self, indices: NDArray[np.int64], *, within: bool = False) -> Pinned | None:
+        which = np.searchsorted(self._edges, indices, side="right") - 1
+        parts: list[Pinned] = []
+        for number, files in enumerate(self._files):
+            mine = indices[which == number] - self._edges[number]
+            pinned = files.pin(mine, within=within) if files is not None and len(mine) else ALL_THERE
+            if pinned is None:
+                for part in parts:
+                    part.release()
+                return None
+            parts.append(pinned)
+        return JointPins(parts)
 
 
 def _joint_buckets(

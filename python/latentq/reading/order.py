@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from latentq._core import permute as permute_in_place
 from latentq.reading.buckets import BucketTable
+from latentq.reading.windows import ShardRuns, Window
 
 Int64Array = NDArray[np.int64]
 
@@ -103,8 +104,8 @@ class EpochOrder(Protocol):
         """The order of each bucket's samples."""
 
     @property
-    def shuffle(self) -> bool:
-        """True if samples are permuted."""
+    def shuffle(self) -> bool | Window:
+        """True if samples are permuted, or the windows in which they are."""
 
     @property
     def seed(self) -> int:
@@ -130,16 +131,19 @@ class Order:
     Attributes:
         sizes: The number of samples in each collection.
         shares: How many samples of each collection an epoch takes; more than its size means that some are repeated.
-        shuffle: True if samples are permuted; otherwise each collection's samples come in their stored order.
+        shuffle: True if samples are permuted, or the windows of shards in which they are; otherwise each collection's
+            samples come in their stored order.
         seed: Selects the permutations; at least 0.
         first: The number of the first collection; collections of other numbers have other permutations.
+        runs: For windows, the shards of each collection.
     """
 
     sizes: tuple[int, ...]
     shares: tuple[int, ...]
-    shuffle: bool = False
+    shuffle: bool | Window = False
     seed: int = 0
     first: int = 0
+    runs: tuple[ShardRuns, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", index(self.seed))  # a plain int even if given NumPy's, so that JSON takes it
@@ -174,7 +178,7 @@ class Order:
         return {
             "sizes": list(self.sizes),
             "shares": list(self.shares),
-            "shuffle": self.shuffle,
+            "shuffle": shuffle_facts(self.shuffle),
             "seed": self.seed,
         }
 
@@ -190,7 +194,12 @@ class Order:
         if self.shuffle:
             for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):
                 current = passes == turn
-                positions[current] = permute(positions[current], size, (self.seed, self.first + collection, int(turn)))
+                seed = (self.seed, self.first + collection, int(turn))
+                if isinstance(self.shuffle, Window):
+                    runs = self.runs[collection]
+                    positions[current] = runs.permuted(positions[current], self.shuffle, seed, permute)
+                else:
+                    positions[current] = permute(positions[current], size, seed)
         return positions
 
 
@@ -214,22 +223,25 @@ class BucketOrder:
         cls,
         sizes: Sequence[Sequence[int]],
         shares: Sequence[Sequence[int]],
-        shuffle: bool,
+        shuffle: bool | Window,
         seed: int,
         table: BucketTable,
+        runs: Sequence[Sequence[ShardRuns]] = (),
     ) -> BucketOrder:
         """Returns the order over several collections in each bucket.
 
         Args:
             sizes: For each bucket, the number of samples in each collection.
             shares: For each bucket, how many samples of each collection an epoch takes.
-            shuffle: True if samples are permuted.
+            shuffle: True if samples are permuted, or the windows of shards in which they are.
             seed: Selects the permutations; at least 0.
             table: Where each bucket's samples are, those of the first collection first.
+            runs: For windows, the shards of each collection in each bucket.
         """
         orders, first = [], 0
-        for mine, taken in zip(sizes, shares, strict=True):
-            orders.append(Order(tuple(mine), tuple(taken), shuffle, seed, first))
+        for bucket, (mine, taken) in enumerate(zip(sizes, shares, strict=True)):
+            shards = tuple(runs[bucket]) if runs else ()
+            orders.append(Order(tuple(mine), tuple(taken), shuffle, seed, first, shards))
             first += len(mine)
         return cls(tuple(orders), table)
 
@@ -237,8 +249,8 @@ class BucketOrder:
         return sum(map(len, self.buckets))
 
     @property
-    def shuffle(self) -> bool:
-        """True if samples are permuted."""
+    def shuffle(self) -> bool | Window:
+        """True if samples are permuted, or the windows in which they are."""
         return self.buckets[0].shuffle
 
     @property
@@ -255,9 +267,14 @@ class BucketOrder:
         return {
             "sizes": [list(order.sizes) for order in self.buckets],
             "shares": [list(order.shares) for order in self.buckets],
-            "shuffle": self.shuffle,
+            "shuffle": shuffle_facts(self.shuffle),
             "seed": self.seed,
         }
+
+
+def shuffle_facts(shuffle: bool | Window) -> bool | list[Any]:
+    """Returns what a loader's state says of a shuffle; JSON can hold it."""
+    return ["window", shuffle.shards] if isinstance(shuffle, Window) else shuffle
 
 
 def _check_size(samples: int) -> None:

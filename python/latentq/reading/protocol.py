@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latentq.reading.ahead import Files
 from latentq.reading.buffers import Allocate
 from latentq.reading.gather import Gatherer
 from latentq.reading.order import EpochOrder
 from latentq.reading.samples import Batch
+from latentq.reading.windows import Window
 
 Transform = Callable[[dict[str, Any]], Any]
 
@@ -25,8 +27,11 @@ class BatchSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def order(self, *, shuffle: bool, seed: int) -> EpochOrder:
+    def order(self, *, shuffle: bool | Window, seed: int) -> EpochOrder:
         """Returns the order of an epoch's samples."""
+
+    def files(self) -> Files | None:
+        """Returns what keeps the files of samples while they are read; None if all files are there."""
 
     def read(self, indices: NDArray[np.int64], *, allocate: Allocate) -> Batch:
         """Reads a batch with its latents as stored, uint8 (N, bytes), for `decode_batch`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 from torch.utils.data import Sampler
 
 from latentq.reading.order import EpochOrder
 from latentq.reading.steps import Steps
+from latentq.reading.windows import WINDOW, Window, checked_shuffle
 from latentq.system.ranks import distributed_ranks
 
 
@@ -16,25 +17,28 @@ class SamplerOptions(TypedDict, total=False):
     """The options of `batch_sampler`.
 
     Attributes:
-        shuffle: True permutes the whole epoch; False by default.
+        shuffle: True permutes the whole epoch; `window` permutes the shards, and the samples within windows of shards;
+            False by default.
+        window: For `shuffle="window"`: the number of shards in a window; 64 by default.
         seed: Selects the permutation; at least 0, and 0 by default.
         drop_last: True skips a bucket's last batch if it is not full on every rank; False by default.
         rank: This process's rank; None, the default, for that of torch.distributed if it is initialized, else 0.
         world_size: The number of processes; None, the default, as with `rank`.
     """
 
-    shuffle: bool
+    shuffle: bool | Literal["window"]
+    window: int
     seed: int
     drop_last: bool
     rank: int | None
     world_size: int | None
 
 
-_DEFAULTS = SamplerOptions(shuffle=False, seed=0, drop_last=False, rank=None, world_size=None)
+_DEFAULTS = SamplerOptions(shuffle=False, window=WINDOW, seed=0, drop_last=False, rank=None, world_size=None)
 
 
 class _MakesOrder(Protocol):
-    def __call__(self, *, shuffle: bool, seed: int) -> EpochOrder: ...
+    def __call__(self, *, shuffle: bool | Window, seed: int) -> EpochOrder: ...
 
 
 class LatentBatchSampler(Steps, Sampler[list[int]]):
@@ -62,7 +66,7 @@ class LatentBatchSampler(Steps, Sampler[list[int]]):
         chosen = _DEFAULTS | options
         rank, world_size = distributed_ranks(chosen["rank"], chosen["world_size"])
         super().__init__(
-            order(shuffle=chosen["shuffle"], seed=chosen["seed"]),
+            order(shuffle=checked_shuffle(chosen["shuffle"], chosen["window"]), seed=chosen["seed"]),
             batch_size,
             drop_last=chosen["drop_last"],
             rank=rank,

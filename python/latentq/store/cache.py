@@ -131,7 +131,9 @@ class ShardCache:
         self.url = self._remote.url
         try:
             index = self._remote.get(_INDEX)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if error.filename == self.url:  # there is no such bucket
+                raise
             raise LatentqError(f"{self.url} holds no finished dataset: it has no {_INDEX}") from None
         self.shards = tuple(_shards(self.url, index))
         samples = np.array([shard.samples for shard in self.shards], np.int64)
@@ -154,6 +156,8 @@ class ShardCache:
             self._fetch_small(name)
         if not (self.folder / _INDEX).exists():
             replace_file(self.folder / _INDEX, index)
+        if not self.evicts:
+            self._here[:] = [self._is_present(shard) for shard in self.shards]
         self._start()
 
     def _start(self) -> None:
@@ -176,6 +180,11 @@ class ShardCache:
 
     def __repr__(self) -> str:
         return f"ShardCache({self.url!r}, {str(self.folder)!r})"
+
+    @property
+    def is_complete(self) -> bool:
+        """True if every shard is in the folder, and stays there."""
+        return bool(self._here.all())
 
     @property
     def nbytes(self) -> int:
@@ -206,6 +215,38 @@ class ShardCache:
                     future = self._brought[number] = self._pool.submit(self._bring, number)
                 futures.append(future)
         return Pins(self, pinned, futures)
+
+    def has_room(self, numbers: Sequence[int]) -> bool:
+        """True if shards may be asked for ahead of need: few are being downloaded, and they fit next to those in use.
+
+        Args:
+            numbers: The numbers of the shards.
+        """
+        with self._lock:
+            if sum(not future.done() for future in self._brought.values()) > 2 * _THREADS:
+                return False
+            if not self.evicts or self.cache_bytes is None:
+                return True
+            return sum(self.shards[number].size for number in self._pins.keys() | set(numbers)) <= self.cache_bytes
+
+    def check_windows(self, window: int, buckets: int) -> None:
+        """Checks that the cache holds a window of shards of each bucket.
+
+        Args:
+            window: The shards in a window.
+            buckets: The number of buckets.
+
+        Raises:
+            ValueError: It does not.
+        """
+        largest = sum(sorted((shard.size for shard in self.shards), reverse=True)[: window * buckets])
+        if self.evicts and self.cache_bytes is not None and largest > self.cache_bytes:
+            of_buckets = f" of each of {counted(buckets, 'bucket')}" if buckets > 1 else ""
+            raise ValueError(
+                f"cache_bytes is {size_text(self.cache_bytes)}, and {counted(window, 'shard')}{of_buckets} may have "
+                f"{size_text(largest)}: give a smaller window, or a larger cache (with room for two windows, the "
+                "next one is downloaded while one is read)"
+            )
 
     def fetch_all(self, progress: Callable[[int], object] = lambda _: None) -> None:
         """Downloads every shard that is missing.

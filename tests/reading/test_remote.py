@@ -1,0 +1,325 @@
+"""Datasets on an object store: downloaded when they are needed, checked, evicted, and read as those in a folder."""
+
+import errno
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from latentq import FormatError, LatentDataset, LatentMixture, LatentqError
+from latentq.store.cache import ShardCache
+from latentq.store.objects import ObjectStore
+from latentq.system.extras import MissingPackageError
+from support.bucket_making import make_buckets
+from support.fault_proxy import FaultProxy
+from support.making import make_dataset
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """60 samples in 12 shards or so, with hashes."""
+    return make_dataset(tmp_path_factory.mktemp("made") / "out", 60, size_limit=800, hashes=["xxh3_64"])
+
+
+def upload(path, url):
+    store = ObjectStore(url)
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            store.put(file.relative_to(path).as_posix(), file)
+    return url
+
+
+@pytest.fixture
+def url(made, s3):
+    return upload(made.path, f"{s3}/set")
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """Counts the downloads of each object."""
+    counts = Counter()
+    download = ObjectStore.download
+
+    def counted(self, name, path):
+        counts[name] += 1
+        download(self, name, path)
+
+    monkeypatch.setattr(ObjectStore, "download", counted)
+    return counts
+
+
+def sizes(path):
+    return [entry["raw_data"]["bytes"] for entry in json.loads((path / "index.json").read_bytes())["shards"]]
+
+
+def cached_bytes(cache):
+    return sum(file.stat().st_size for file in cache.rglob("*.mds"))
+
+
+def assert_same_batches(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[n], b[n]) if torch.is_tensor(a[n]) else a[n] == b[n] for n in a)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True, "seed": 3}, {"shuffle": "window", "window": 3}])
+def test_batches_are_those_of_the_folder_and_each_shard_comes_once(made, url, downloads, tmp_path, options):
+    remote, local = LatentDataset(url, cache=tmp_path / "cache"), LatentDataset(made.path)
+    assert len(sizes(made.path)) > 10
+    for _ in range(2):
+        assert_same_batches(remote.loader(4, **options), local.loader(4, **options))
+    assert set(downloads.values()) == {1}
+    again = LatentDataset(url, cache=tmp_path / "cache")
+    assert_same_batches(again.loader(4, **options), local.loader(4, **options))
+    assert set(downloads.values()) == {1}
+
+
+def test_sample_downloads_its_shard_alone(url, made, downloads, tmp_path):
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    assert torch.equal(remote[17]["latent"], LatentDataset(made.path)[17]["latent"])
+    assert len(downloads) == 1
+
+
+def test_small_cache_holds_its_bytes_and_downloads_each_shard_once_an_epoch(made, url, downloads, tmp_path):
+    cache_bytes = 2 * 3 * max(sizes(made.path))
+    remote = LatentDataset(url, cache=tmp_path / "cache", cache_bytes=cache_bytes)
+    local = LatentDataset(made.path)
+    loader = remote.loader(4, shuffle="window", window=3, seed=1)
+    expected = local.loader(4, shuffle="window", window=3, seed=1)
+    for epoch in range(3):
+        for batch, other in zip(loader, expected, strict=True):
+            assert batch["key"] == other["key"]
+            assert torch.equal(batch["latent"], other["latent"])
+            assert cached_bytes(tmp_path / "cache") <= cache_bytes
+        assert sum(downloads.values()) <= (epoch + 1) * len(sizes(made.path))
+    for index in np.random.default_rng(0).permutation(60):
+        assert torch.equal(remote[int(index)]["latent"], local[int(index)]["latent"])
+        assert cached_bytes(tmp_path / "cache") <= cache_bytes
+    # The space of evicted shards is free: no descriptor refers to them.
+    deleted = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of this listing
+            deleted += [name for name in [str(descriptor.readlink())] if name.endswith("(deleted)")]
+    assert not [name for name in deleted if str(tmp_path) in name]
+
+
+def test_resumed_at_any_step_with_other_ranks_the_order_is_the_same(made, url, tmp_path):
+    options = {"shuffle": "window", "window": 3, "seed": 2}
+    cache = {"cache": tmp_path / "cache", "cache_bytes": 6 * max(sizes(made.path))}
+    whole = [key for batch in LatentDataset(made.path).loader(4, **options) for key in batch["key"]]
+    loader = LatentDataset(url, **cache).loader(4, **options)
+    batches = iter(loader)
+    begun = [key for _ in range(5) for key in next(batches)["key"]]
+    state = json.loads(json.dumps(loader.state_dict()))
+    batches.close()
+    ranks = [LatentDataset(url, **cache).loader(2, **options, rank=rank, world_size=2) for rank in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(state)
+    rest = [
+        key
+        for step in zip(*ranks, strict=True)
+        for batch in step
+        for key, is_valid in zip(batch["key"], batch["valid"], strict=True)
+        if is_valid
+    ]
+    assert begun + rest == whole
+
+
+def test_shuffles_that_the_cache_is_too_small_for(made, url, tmp_path):
+    remote = LatentDataset(url, cache=tmp_path / "cache", cache_bytes=3 * max(sizes(made.path)))
+    with pytest.raises(ValueError, match="shuffle='window' shuffles within windows"):
+        remote.loader(4, shuffle=True)
+    with pytest.raises(ValueError, match=r"5 shards may have .* give a smaller window"):
+        remote.loader(4, shuffle="window", window=5)
+    with pytest.raises(ValueError, match="the largest shard of s3://"):
+        LatentDataset(url, cache=tmp_path / "cache", cache_bytes=100)
+
+
+def test_mixture_and_buckets_are_read_as_in_folders(made, url, s3, tmp_path):
+    other = make_dataset(tmp_path / "other", 20, size_limit=800, seed=1)
+    buckets = make_buckets(tmp_path / "buckets")
+    cache = {"cache": tmp_path / "cache"}
+    mixture = LatentMixture([LatentDataset(url, **cache), LatentDataset(other.path)], weights=[1, 2])
+    expected = LatentMixture([LatentDataset(made.path), LatentDataset(other.path)], weights=[1, 2])
+    for options in ({"shuffle": True}, {"shuffle": "window", "window": 2}):
+        assert_same_batches(mixture.loader(4, **options), expected.loader(4, **options))
+    remote = LatentDataset(upload(buckets.path, f"{s3}/buckets"), **cache, cache_bytes=9000)
+    local = LatentDataset(buckets.path)
+    assert_same_batches(remote.loader(4, shuffle="window", window=1), local.loader(4, shuffle="window", window=1))
+
+
+def test_several_readers_of_one_cache_download_each_shard_once(made, url, downloads, tmp_path):
+    """Each has locks of its own, as processes have."""
+    readers = [LatentDataset(url, cache=tmp_path / "cache") for _ in range(4)]
+    keys = [[] for _ in readers]
+
+    def read(number):
+        for batch in readers[number].loader(4, shuffle=True, seed=number):
+            keys[number] += batch["key"]
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(sorted(found) == made.keys for found in keys)
+    assert set(downloads.values()) == {1}
+
+
+def test_several_readers_of_a_small_cache_read_everything(made, url, tmp_path):
+    cache = {"cache": tmp_path / "cache", "cache_bytes": 4 * max(sizes(made.path))}
+    readers = [LatentDataset(url, **cache) for _ in range(3)]
+    keys = [[] for _ in readers]
+
+    def read(number):
+        for batch in readers[number].loader(4, shuffle="window", window=2, seed=number):
+            keys[number] += batch["key"]
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(sorted(found) == made.keys for found in keys)
+
+
+def test_failing_requests_are_made_again(made, url, s3_server, tmp_path):
+    proxy = FaultProxy(s3_server, probability=0.06, seed=1)
+    options = {"endpoint": proxy.url, "allow_http": "true"}
+    remote = LatentDataset(url, cache=tmp_path / "cache", storage_options=options)
+    assert_same_batches(remote.loader(4, shuffle=True), LatentDataset(made.path).loader(4, shuffle=True))
+    proxy.close()
+    assert any(proxy.faults.values())
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
+def test_damaged_shard_is_an_error_that_names_it(made, url, downloads, tmp_path, damage):
+    name = "shard.00003.mds"
+    data = bytearray((made.path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    ObjectStore(url).put(name, {"flipped": bytes(data), "truncated": bytes(data[:-7]), "empty": b""}[damage])
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    with pytest.raises(FormatError, match=r"s3://.*/shard\.00003\.mds: .*: it is damaged") as error:
+        list(remote.loader(4))
+    assert "\n" not in str(error.value)
+    assert downloads[name] == 3
+    assert not list((tmp_path / "cache").rglob(f"{name}*"))
+    ObjectStore(url).put(name, made.path / name)
+    assert_same_batches(remote.loader(4), LatentDataset(made.path).loader(4))
+
+
+def test_full_disk_is_an_error_that_names_the_cache(url, tmp_path, monkeypatch):
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+
+    def full(self, name, path):
+        path.write_bytes(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(ObjectStore, "download", full)
+    with pytest.raises(OSError, match="no space is left for the cache") as error:
+        remote[0]
+    assert error.value.errno == errno.ENOSPC
+    assert str(tmp_path / "cache") in str(error.value)
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_what_a_killed_process_left_is_downloaded_again(made, url, tmp_path):
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    for number in range(4):
+        (remote.path / f"shard.{number:05}.mds.part").write_bytes(b"half")
+    (remote.path / "shard.00001.mds").write_bytes(b"cut by a broken disk")
+    assert_same_batches(remote.loader(4), LatentDataset(made.path).loader(4))
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+@pytest.mark.long
+def test_killed_reader_leaves_a_cache_that_others_read(made, url, s3_server, tmp_path):
+    code = (
+        "import sys, latentq\n"
+        "for batch in latentq.LatentDataset(sys.argv[1], cache=sys.argv[2]).loader(4): print(batch['key'], flush=True)"
+    )
+    for wait in (1, 3):
+        process = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "cache")], stdout=subprocess.PIPE)
+        for _ in range(wait):
+            process.stdout.readline()
+        process.kill()
+        process.wait()
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    assert_same_batches(remote.loader(4), LatentDataset(made.path).loader(4))
+
+
+@pytest.mark.long
+def test_workers_made_by_spawn_read_a_dataset(made, url, tmp_path):
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    loader = DataLoader(remote, batch_size=4, num_workers=2, multiprocessing_context="spawn", collate_fn=remote.collate)
+    assert [key for batch in loader for key in batch["key"]] == made.keys
+
+
+def test_worker_made_by_fork_says_what_to_do(made, url, tmp_path):
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    with pytest.raises(LatentqError, match="multiprocessing_context='spawn'"):
+        next(iter(DataLoader(remote, batch_size=4, num_workers=1, multiprocessing_context="fork")))
+    list(remote.loader(4))
+    cached = DataLoader(remote, batch_size=4, num_workers=1, multiprocessing_context="fork")
+    assert [key for batch in cached for key in batch["key"]] == made.keys
+
+
+def test_urls_without_a_dataset(s3, tmp_path, monkeypatch):
+    with pytest.raises(LatentqError, match=r"holds no finished dataset: it has no index\.json"):
+        LatentDataset(f"{s3}/nothing", cache=tmp_path)
+    with pytest.raises(OSError, match="no such bucket"):
+        LatentDataset("s3://other-bucket/set", cache=tmp_path)
+    for index in (b"{", b'{"shards": [{"samples": 1}]}', b'{"shards": [{"samples": 1, "raw_data": {"basename": "../x", '
+                  b'"bytes": 1}}]}'):  # fmt: skip
+        ObjectStore(f"{s3}/broken").put("index.json", index)
+        with pytest.raises(FormatError, match=r"broken/index\.json: "):
+            LatentDataset(f"{s3}/broken", cache=tmp_path)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingPackageError, match="pip install 'obstore"):
+        LatentDataset(f"{s3}/nothing", cache=tmp_path)
+
+
+def test_expired_credentials_while_reading_are_one_line(url, tmp_path, monkeypatch):
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+
+    class Expired:
+        def get(self, *_):
+            from obstore.exceptions import GenericError
+
+            raise GenericError("<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message>")
+
+    monkeypatch.setattr(remote._shards._remote, "_obstore", Expired())
+    begun = time.monotonic()
+    with pytest.raises(PermissionError, match=r"ExpiredToken: The provided token has expired\.") as error:
+        list(remote.loader(4))
+    assert time.monotonic() - begun < 10
+    assert "\n" not in str(error.value)
+
+
+def test_versions_of_a_dataset_do_not_mix(made, url, tmp_path):
+    first = LatentDataset(url, cache=tmp_path / "cache")
+    first[0]
+    other = make_dataset(tmp_path / "other", 60, size_limit=800, seed=9, hashes=["xxh3_64"])
+    upload(other.path, url)
+    second = LatentDataset(url, cache=tmp_path / "cache")
+    assert second.path != first.path
+    assert torch.equal(second[0]["latent"], LatentDataset(other.path)[0]["latent"])
+    assert torch.equal(first[0]["latent"], LatentDataset(made.path)[0]["latent"])
+
+
+def test_all_shards_are_fetched_with_their_bytes_counted(made, url, tmp_path):
+    cache = ShardCache(url, tmp_path / "cache")
+    counts = []
+    cache.fetch_all(counts.append)
+    assert sum(counts) == cache.nbytes == sum(sizes(made.path))
+    assert cache.is_complete
+    assert {file.name for file in Path(cache.folder).glob("*.mds")} == {file.name for file in made.path.glob("*.mds")}
