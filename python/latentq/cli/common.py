@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from latentq.format.facts import SampleCounts
     from latentq.run.dry_run import DryRun
     from latentq.run.mirror import Mirror
+    from latentq.run.opened import OpenedDataset
     from latentq.run.units import UnitCard
     from latentq.system.progress import Totals
 
@@ -125,6 +126,31 @@ def add_storage_options(group: argparse._ArgumentGroup | argparse.ArgumentParser
         help="for a URL (s3://, gs://, az://): endpoint, region, allow_http=true and so on, as obstore names them; "
         "repeatable (default: from the environment, such as AWS_ENDPOINT_URL)",
     )
+
+
+def add_url_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that read a dataset in a folder or at a URL."""
+    parser.add_argument(
+        "--cache", metavar="FOLDER", help="for a URL: folder to keep what is downloaded (default: a temporary one)"
+    )
+    add_storage_options(parser)
+
+
+@contextlib.contextmanager
+def opened_dataset(options: argparse.Namespace, path: str) -> Iterator[OpenedDataset]:
+    """Opens a dataset in a folder or at a URL, with the options of `add_url_options`.
+
+    Raises:
+        UsageError: There is no such folder.
+    """
+    from latentq.run.opened import opened
+    from latentq.store.cache import is_remote
+
+    if not is_remote(path):
+        path = str(dataset_folder(path))
+    stream = progress_stream(options)
+    with opened(path, cache=options.cache, options=storage_options(options), progress=stream) as dataset:
+        yield dataset
 
 
 def storage_options(options: argparse.Namespace) -> dict[str, str]:

@@ -7,11 +7,20 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, check_source, print_json, progress_stream
+from latentq.cli.common import (
+    UsageError,
+    add_command,
+    add_url_options,
+    check_source,
+    opened_dataset,
+    print_json,
+    progress_stream,
+)
 from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
+    from latentq.inspect.pictures import Picture
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +34,9 @@ def add(commands: Commands) -> None:
         "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   next to their originals, with PSNR\n"
         "  latentq decode imagenet_3gb.pt --index 5                            also any file that convert reads",
     )
-    parser.add_argument("dataset", metavar="SRC", help="a dataset's folder, or a file or folder that convert reads")
+    parser.add_argument(
+        "dataset", metavar="SRC", help="a dataset's folder or URL, or a file or folder that convert reads"
+    )
     parser.add_argument(
         "--index", type=int, nargs="+", metavar="I", help="samples to decode (default: 8, evenly spread)"
     )
@@ -40,10 +51,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--column", help="latent column (default: the first)")
     parser.add_argument("--autoencoder", metavar="NAME", help="the autoencoder, if the card's name does not find it")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
+    add_url_options(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
-    if not Path(options.dataset).exists():
+    from latentq.store.cache import is_remote
+
+    remote = is_remote(options.dataset)
+    if not remote and not Path(options.dataset).exists():
         raise UsageError(f"{options.dataset}: no such file or folder")
     if options.source is not None:
         check_source(options.source)
@@ -51,21 +66,18 @@ def _run(options: argparse.Namespace) -> int:
     folder = Path(options.output).parent
     if not folder.is_dir():  # decoding may take long, and would be lost
         raise UsageError(f"-o {options.output}: there is no folder {folder}")
-    from latentq.inspect.pictures import pictures, sheet
+    from latentq.inspect.pictures import sheet, spread
     from latentq.store.local import replace_file
 
-    try:
-        rows = pictures(
-            options.dataset,
-            options.index,
-            column=options.column,
-            source=options.source,
-            autoencoder=options.autoencoder,
-            device=options.device,
-            progress=progress_stream(options),
-        )
-    except IndexError as error:
-        raise UsageError(f"--{error}") from None
+    if remote:
+        with opened_dataset(options, options.dataset) as dataset:
+            chosen = options.index or spread(dataset.samples() or 0)
+            dataset.need_samples(chosen)
+            if options.source is not None:
+                dataset.need_others()
+            rows = _pictures(options, dataset.folder)
+    else:
+        rows = _pictures(options, Path(options.dataset))
     if len(rows) == len(rows[0]) == 1:
         from PIL import Image
 
@@ -82,6 +94,24 @@ def _run(options: argparse.Namespace) -> int:
     mean = f", mean PSNR as stored {sum(scores) / len(scores):.2f} dB" if scores else ""
     print(escaped(f"{options.output}: {counted(len(rows), 'sample')}{mean}"))
     return 0
+
+
+def _pictures(options: argparse.Namespace, path: Path) -> list[list[Picture]]:
+    """Decodes the samples that the options name, of a dataset in a folder or another tool's file."""
+    from latentq.inspect.pictures import pictures
+
+    try:
+        return pictures(
+            path,
+            options.index,
+            column=options.column,
+            source=options.source,
+            autoencoder=options.autoencoder,
+            device=options.device,
+            progress=progress_stream(options),
+        )
+    except IndexError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def _image_format(output: str) -> str:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from latentq._core import LatentqError
 from latentq.cli.common import (
     UsageError,
     add_command,
+    add_url_options,
     check_source,
-    dataset_folder,
-    disk_bytes,
     no_dataset,
+    opened_dataset,
     print_rows,
     progress_stream,
 )
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latentq.cli.common import Commands
     from latentq.format.card import Card
     from latentq.format.facts import EmbeddingFacts, LatentFacts
+    from latentq.run.opened import OpenedDataset
 
 _BAR = 40  # characters of the longest bar
 
@@ -39,34 +40,36 @@ def add(commands: Commands) -> None:
         "  latentq info out/\n  latentq info out/ --json\n"
         "  latentq info out/ --storage --source photos/     its size, compared with images and floats",
     )
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder")
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder or URL")
     parser.add_argument("--storage", action="store_true", help="compare its size with images, JPEGs and floats")
     parser.add_argument("--source", metavar="SRC", help="with --storage: the dataset's source, to try JPEGs with")
+    add_url_options(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
     from latentq.format.card import CARD, Card
 
-    path = dataset_folder(options.dataset)
     if options.source is not None and not options.storage:
         raise UsageError("--source needs --storage")
-    progress = progress_stream(options)
-    if not (path / CARD).exists():
+    with opened_dataset(options, options.dataset) as dataset:
+        path = dataset.folder
+        if not (path / CARD).exists():
+            if options.storage:
+                raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
+            return _print_shards(dataset, as_json=options.json)
+        card = Card.load(path)
         if options.storage:
-            raise LatentqError(f"{path} has no card ({CARD}), so nothing says what its columns are")
-        return _print_shards(path, progress, as_json=options.json)
-    card = Card.load(path)
-    if options.storage:
-        _print_storage(path, options)
-    elif options.json:
-        print(json.dumps({**card.to_dict(), "bytes": disk_bytes(path, progress)}))
-    else:
-        _print_card(path, card, progress)
+            dataset.need_all()
+            _print_storage(path, options)
+        elif options.json:
+            print(json.dumps({**card.to_dict(), "bytes": dataset.nbytes()}))
+        else:
+            _print_card(dataset, card)
     return 0
 
 
-def _print_card(path: Path, card: Card, progress: TextIO | None) -> None:
-    print_rows([("dataset", str(path)), *_count_rows(path, card), *_recipe_rows(path, card, progress)])
+def _print_card(dataset: OpenedDataset, card: Card) -> None:
+    print_rows([("dataset", dataset.name), *_count_rows(dataset.folder, card), *_recipe_rows(dataset, card)])
     if card.buckets:
         _print_buckets(card)
     for name, latent in card.latents.items():
@@ -90,12 +93,12 @@ def _count_rows(path: Path, card: Card) -> list[tuple[str, str]]:
     ]
 
 
-def _recipe_rows(path: Path, card: Card, progress: TextIO | None) -> list[tuple[str, str]]:
+def _recipe_rows(dataset: OpenedDataset, card: Card) -> list[tuple[str, str]]:
     changed = f", changed: {', '.join(card.recipe.changed)}" if card.recipe.changed else ""
     image = card.recipe.image
     orient = ", EXIF orientation applied" if image.orient else ""
     return [
-        ("bytes", size_text(disk_bytes(path, progress))),
+        ("bytes", size_text(dataset.nbytes())),
         ("recipe", f"{card.recipe.name}{changed}"),
         *model_rows(card),
         *_normalization_rows(card),
@@ -190,17 +193,18 @@ def _print_storage(path: Path, options: argparse.Namespace) -> None:
         print(escaped(f"{row.what:<{width}} {total:>10} {each:>12}  {row.note}".rstrip()))
 
 
-def _print_shards(path: Path, progress: TextIO | None, *, as_json: bool) -> int:
+def _print_shards(dataset: OpenedDataset, *, as_json: bool) -> int:
     from latentq import mds
     from latentq.format.files import INDEX
 
+    path = dataset.folder
     if not (path / INDEX).exists():
         raise no_dataset(path)
     reader = mds.Reader(path)
     if as_json:
-        print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": disk_bytes(path, progress)}))
+        print(json.dumps({"samples": len(reader), "columns": reader.columns, "bytes": dataset.nbytes()}))
         return 0
     columns = [(f"column {name}", encoding) for name, encoding in reader.columns.items()]
-    size = size_text(disk_bytes(path, progress))
-    print_rows([("shards", f"{path} (no card)"), ("samples", str(len(reader))), ("bytes", size), *columns])
+    size = size_text(dataset.nbytes())
+    print_rows([("shards", f"{dataset.name} (no card)"), ("samples", str(len(reader))), ("bytes", size), *columns])
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentq._core import LatentqError
-from latentq.cli.common import UsageError, add_command, check_source, progress_stream
+from latentq.cli.common import UsageError, add_command, add_url_options, check_source, opened_dataset, progress_stream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from latentq.cli.common import Commands
     from latentq.models.autoencoders import Autoencoder
+    from latentq.run.opened import OpenedDataset
 
 
 def add(commands: Commands) -> None:
@@ -28,18 +29,21 @@ def add(commands: Commands) -> None:
         "  latentq measure latents.npy\n"
         "  latentq measure out/ --source photos/     encoded again in float32, and compared with the images (PSNR)",
     )
-    parser.add_argument("latents", metavar="FILE_OR_DATASET", help="a .npy file (N, C, h, w), or a dataset's folder")
+    parser.add_argument(
+        "latents", metavar="FILE_OR_DATASET", help="a .npy file (N, C, h, w), or a dataset's folder or URL"
+    )
     parser.add_argument("--source", metavar="SRC", help="for a dataset: its source")
     parser.add_argument("--autoencoder", metavar="NAME", help="autoencoder to decode with (default: the card's)")
     parser.add_argument("--bits", type=int, nargs="+", metavar="2..8", help="bits of each value (default: 8 6 4)")
     parser.add_argument("--column", help="for a dataset: latent column (default: the first)")
+    add_url_options(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.format.card import CARD
+    from latentq.store.cache import is_remote
 
     path = Path(options.latents)
-    if not path.exists():
+    if not is_remote(options.latents) and not path.exists():
         raise UsageError(f"{path}: no such file or dataset")
     for bits in options.bits or ():
         if not 2 <= bits <= 8:
@@ -52,6 +56,15 @@ def _run(options: argparse.Namespace) -> int:
 
         network = load_autoencoder(options.autoencoder) if options.autoencoder else None
         return _measure(options, load(path), network, None)
+    with opened_dataset(options, options.latents) as dataset:
+        return _measure_dataset(options, dataset)
+
+
+def _measure_dataset(options: argparse.Namespace, dataset: OpenedDataset) -> int:
+    """Measures the latents of a dataset. Returns the exit code."""
+    from latentq.format.card import CARD
+
+    path = dataset.folder
     if not (path / CARD).exists():
         raise LatentqError(f"{path} has no card ({CARD}): it is not a dataset")
     if options.source is not None:
@@ -60,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
         print("latentq: without --source these are the stored latents, already quantized once", file=sys.stderr)
     from latentq.inspect.measure import of_dataset
 
+    dataset.need_all()
     latents, network, images = of_dataset(
         path,
         column=options.column,

@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, no_dataset, progress_stream
+from latentq.cli.common import (
+    UsageError,
+    add_command,
+    add_url_options,
+    check_source,
+    no_dataset,
+    opened_dataset,
+    progress_stream,
+)
 from latentq.system.text import counted, escaped
 
 if TYPE_CHECKING:
@@ -26,13 +34,14 @@ def add(commands: Commands) -> None:
         "  latentq verify out/\n"
         "  latentq verify out/ --decode 64 --source photos/     also decode 64 samples, compare with the images",
     )
-    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder, or any folder of MDS shards")
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset's folder or URL, or any folder of MDS shards")
     parser.add_argument(
         "--decode", type=int, metavar="N", help="also decode N evenly spread samples, and report PSNR and clip rate"
     )
     parser.add_argument("--source", metavar="SRC", help="with --decode: the dataset's source, to compute the PSNR")
     parser.add_argument("--autoencoder", metavar="NAME", help="with --decode: autoencoder (default: the card's)")
     parser.add_argument("--device", default="cpu", help="with --decode: cpu, cuda, cuda:1 (default: cpu)")
+    add_url_options(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -44,20 +53,22 @@ def _run(options: argparse.Namespace) -> int:
         if options.decode is None:
             raise UsageError("--source needs --decode N")
         check_source(options.source)
-    path = dataset_folder(options.dataset)
-    try:
-        findings = verify(path, progress=progress_stream(options))
-    except FileNotFoundError:
-        raise no_dataset(path) from None
-    if options.decode is not None and not findings:
-        findings = _decode(path, options)
+    with opened_dataset(options, options.dataset) as dataset:
+        dataset.need_all()
+        path = dataset.folder
+        try:
+            findings = verify(path, progress=progress_stream(options))
+        except FileNotFoundError:
+            raise no_dataset(path) from None
+        if options.decode is not None and not findings:
+            findings = _decode(path, options)
     if options.json:
         print(json.dumps([vars(finding) for finding in findings]))
     else:
         for finding in findings:
             offset = f", offset {finding.offset}" if finding.offset else ""
-            print(escaped(f"{path / finding.file}{offset}: {finding.message}"))
-        print(escaped(f"{path}: {'good' if not findings else counted(len(findings), 'finding')}"))
+            print(escaped(f"{dataset.name}/{finding.file}{offset}: {finding.message}"))
+        print(escaped(f"{dataset.name}: {'good' if not findings else counted(len(findings), 'finding')}"))
     return 1 if findings else 0
 
 

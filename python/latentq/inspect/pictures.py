@@ -112,7 +112,7 @@ def pictures(
     opened = LatentDataset(path, columns=[name]) if foreign is None else foreign
     count = len(opened)
     if indices is None:
-        indices = [position * count // min(count, _SHOWN) for position in range(min(count, _SHOWN))]
+        indices = spread(count)
     for index in indices:
         if not -count <= index < count:
             raise IndexError(f"index {index}: {path} has {counted(count, 'sample')}")
@@ -136,6 +136,11 @@ def pictures(
                 rows.append([Picture(pixels, "stored", f"from {opened.kind}", name=f"#{number}")])
             bar.update(1)
     return rows
+
+
+def spread(count: int) -> list[int]:
+    """Returns the indices of the samples that are shown by default: 8 of `count`, evenly spread."""
+    return [position * count // min(count, _SHOWN) for position in range(min(count, _SHOWN))]
 
 
 def decoded(dataset: LatentDataset, index: int, network: Autoencoder) -> Picture:

@@ -52,6 +52,9 @@ class Remote(Protocol):
     def download(self, name: str, path: Path) -> None:
         """Downloads a file to a path, replacing a file there. Raises FileNotFoundError if there is none."""
 
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yields the name and the bytes of every file."""
+
 
 def is_remote(path: object) -> bool:
     """True if a path names a dataset on an object store or on the Hub."""
@@ -147,7 +150,9 @@ class ShardCache:
         self.evicts = cache_bytes is not None and self.nbytes > cache_bytes
         self.on_release: Callable[[int], None] = _nothing
         self._here = np.zeros(len(self.shards), bool)  # shards that stay: none are evicted
-        (self.folder / _LOCKS).mkdir(parents=True, exist_ok=True)
+        self._locks = self.folder.with_name(f"{key}{_LOCKS}")  # apart: the folder holds the dataset's files alone
+        self._locks.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         self._paths = frozenset(str(self.folder / shard.name) for shard in self.shards)
         self._folders = frozenset(map(os.path.dirname, self._paths))
         for folder in self._folders:
@@ -281,6 +286,18 @@ class ShardCache:
             replace_file(path, self._remote.get(name))
         return path
 
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yields the name and the bytes of every file there, shards and others."""
+        return self._remote.files()
+
+    def fetch_others(self) -> None:
+        """Downloads every file that is no shard of the index: lists, facts of units, rejects."""
+        shards = {shard.name for shard in self.shards}
+        names = [name for name, _ in self.files() if name not in shards and name != _INDEX and _is_safe(name)]
+        with ThreadPoolExecutor(_THREADS, "latentq: download") as pool:
+            for _ in pool.map(self.fetch, names):
+                pass
+
     def close(self) -> None:
         """Ends the threads."""
         if self._process == os.getpid() and self._pool is not None:
@@ -337,7 +354,7 @@ class ShardCache:
     def _download(self, number: int, shard: RemoteShard, path: Path) -> None:
         """Downloads a shard, unless another process has done it while this one waited."""
         part = path.with_name(path.name + _PART)
-        with _locked(self.folder / _LOCKS / str(number)):
+        with _locked(self._locks / str(number)):
             if self._is_present(shard):
                 return
             self._make_room(number, shard.size)
@@ -366,7 +383,7 @@ class ShardCache:
             arriving = sum(self._arriving.values())
         if not self.evicts or self.cache_bytes is None:
             return
-        with _locked(self.folder / _LOCKS / "evict"):
+        with _locked(self._locks / "evict"):
             present = sorted(self._present())
             excess = sum(entry[1] for entry in present) + arriving - self.cache_bytes
             for _, nbytes, path in present:
@@ -436,14 +453,19 @@ def _shards(url: str, index: bytes) -> Iterator[RemoteShard]:
         for entry in json.loads(index)["shards"]:
             stored = entry.get("zip_data") or entry["raw_data"]
             name, size, samples = stored["basename"], stored["bytes"], entry["samples"]
-            parts = name.split("/")
-            if len(parts) > 2 or any(part in ("", ".", "..") for part in parts) or "\0" in name or "\\" in name:
+            if not _is_safe(name):
                 raise FormatError(f"{url}/{_INDEX}: a shard may not be called {name!r}")
             if type(size) is not int or type(samples) is not int or size < 0 or samples < 0:
                 raise FormatError(f"{url}/{_INDEX}: {name} has {size!r} bytes and {samples!r} samples")
             yield RemoteShard(name, size, str(stored.get("hashes", {}).get(_HASH, "")), samples)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{url}/{_INDEX}: not an index of shards: {type(error).__name__}: {error}") from None
+
+
+def _is_safe(name: str) -> bool:
+    """True if a name is that of a file in the dataset's folder, or in a folder there."""
+    parts = name.split("/")
+    return len(parts) <= 2 and not {"", ".", ".."} & set(parts) and "\0" not in name and "\\" not in name
 
 
 def _problem(part: Path, shard: RemoteShard) -> str:

@@ -148,6 +148,15 @@ class HubDataset:
             self.download(name, path)
             return path.read_bytes()
 
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yields the path and the bytes of every file. Raises as `hub_errors`."""
+        with hub_errors(self.repository):
+            for entry in self._api.list_repo_tree(
+                self.repository, recursive=True, repo_type="dataset", revision=self.commit
+            ):
+                if hasattr(entry, "size"):  # a file, not a folder
+                    yield entry.path, entry.size
+
     def download(self, name: str, path: Path) -> None:
         """Downloads a file. The client resumes and repeats requests itself.
 

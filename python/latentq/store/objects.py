@@ -129,6 +129,10 @@ class ObjectStore:
 
         self._call(name, download)
 
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Yields the name and the bytes of every object. Raises as `get`."""
+        return iter(self.list())
+
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yields the objects whose names begin with a prefix of whole parts, in the order of their names.
 
