@@ -1,7 +1,6 @@
 """`info`, `verify`, `decode` and `measure` on a dataset at a URL say what they say of the folder."""
 
 import json
-import shutil
 
 import pytest
 
@@ -35,7 +34,6 @@ def test_commands_print_the_same_of_a_url_and_of_a_folder(out, url, pictures, ca
         of_folder = run(capsys, command[0], out, *command[1:], "--quiet").out
         of_url = run(capsys, command[0], url, *command[1:], "--quiet").out
         assert of_url.replace(url, str(out)) == of_folder
-    shutil.rmtree(tmp_path / "latentq-", ignore_errors=True)
     for options in ([], ["--index", 3, -1], ["--source", pictures]):
         run(capsys, "decode", out, *options, "-o", tmp_path / "a.png", "--quiet")
         run(capsys, "decode", url, *options, "-o", tmp_path / "b.png", "--quiet")
@@ -69,3 +67,11 @@ def test_options_of_urls(out, url, s3_server, monkeypatch, capsys):
     options = ["--storage-option", f"endpoint={s3_server}", "--storage-option", "allow_http=true"]
     assert json.loads(run(capsys, "info", url, "--json", *options).out)["complete"]
     assert "no finished dataset" in run(capsys, "info", f"{url}/none", *options, code=1).err
+
+
+def test_report_of_a_url_names_the_url(out, url, capsys, tmp_path):
+    page, cache = tmp_path / "report.html", tmp_path / "cache"
+    run(capsys, "report", url, "--compare", out, "--cache", cache, "-o", page, "--quiet")
+    text = page.read_text()
+    assert f"latentq verify {url}" in text
+    assert str(cache) not in text

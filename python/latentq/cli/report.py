@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import (
     UsageError,
     add_command,
+    add_url_options,
     check_source,
     dataset_folder,
     no_dataset,
+    opened_dataset,
     print_json,
     progress_stream,
 )
@@ -19,6 +23,7 @@ from latentq.system.text import escaped, size_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
+    from latentq.run.opened import OpenedDataset
 
 
 def add(commands: Commands) -> None:
@@ -34,7 +39,7 @@ def add(commands: Commands) -> None:
         "  latentq report imagenet.int8/ --recipe imagenet.int8  a folder of shards without a card",
     )
     parser.add_argument(
-        "dataset", metavar="DATASET", help="a dataset's folder, or with --recipe a folder of MDS shards"
+        "dataset", metavar="DATASET", help="a dataset's folder or URL, or with --recipe a folder of MDS shards"
     )
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--source", metavar="SRC", help="the dataset's source, to show originals and to measure errors")
@@ -44,25 +49,57 @@ def add(commands: Commands) -> None:
     parser.add_argument("--autoencoder", metavar="NAME", help="the autoencoder, if the card's name does not find it")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples to show (default: 12)")
+    add_url_options(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.samples < 1:
         raise UsageError(f"--samples must be at least 1, not {options.samples}")
-    dataset = _dataset(options.dataset, options.recipe)
-    other = None if options.compare is None else _dataset(options.compare, options.recipe)
+    from latentq.store.cache import is_remote
+
+    named = [path for path in (options.dataset, options.compare) if path is not None]
+    for path in named:
+        if not is_remote(path):
+            _dataset(path, options.recipe)
     if options.source is not None:
         check_source(options.source)
     output = Path(options.output)
     if not output.parent.is_dir():  # the report may take long, and would be lost
         raise UsageError(f"-o {options.output}: there is no folder {output.parent}")
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(opened_dataset(options, path)) for path in named if is_remote(path)]
+        for dataset in opened:
+            dataset.need_all()
+        _write(options, output, opened)
+    size = output.stat().st_size
+    if options.json:
+        print_json({"output": options.output, "bytes": size})
+    else:
+        print(escaped(f"{options.output}: {size_text(size)}"))
+    return 0
+
+
+def _write(options: argparse.Namespace, output: Path, opened: Sequence[OpenedDataset]) -> None:
+    """Writes the page. It names a dataset at a URL by the URL.
+
+    Args:
+        options: The options of the command.
+        output: The page.
+        opened: The datasets at URLs.
+    """
     from latentq.inspect.report.write import report
+    from latentq.store.local import replace_file
+
+    folders = {dataset.name: str(dataset.folder) for dataset in opened}
+
+    def folder(path: str) -> Path:
+        return _dataset(folders.get(path.rstrip("/"), path), options.recipe)
 
     report(
-        dataset,
+        folder(options.dataset),
         output,
         source=options.source,
-        compare=other,
+        compare=None if options.compare is None else folder(options.compare),
         recipe=options.recipe,
         column=options.column,
         autoencoder=options.autoencoder,
@@ -70,12 +107,12 @@ def _run(options: argparse.Namespace) -> int:
         samples=options.samples,
         progress=progress_stream(options),
     )
-    size = output.stat().st_size
-    if options.json:
-        print_json({"output": options.output, "bytes": size})
-    else:
-        print(escaped(f"{options.output}: {size_text(size)}"))
-    return 0
+    if opened:
+        page = output.read_text()
+        for dataset in opened:
+            page = page.replace(str(dataset.folder), dataset.name)
+            page = page.replace(dataset.folder.name, dataset.name.rpartition("/")[2])
+        replace_file(output, page.encode())
 
 
 def _dataset(path: str, recipe: str | None) -> Path:

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from latentq.system.text import counted, size_text
 
 _INDEX = "index.json"
 _CARDS = ("latents.toml", "latents.next.toml", "shards.toml", "empty_caption.npz", "normalization.npy")
+_SEPARATOR = b"\0"
 _LOCKS = ".locks"
 _PART = ".part"
 _HASH = "xxh3_64"
@@ -99,7 +101,7 @@ class RemoteShard:
 class ShardCache:
     """The shards of a dataset elsewhere, in a local folder that a reader opens as a dataset.
 
-    Each version of a dataset has a folder of its own in the cache, named by the hash of URL and index.
+    Each version of a dataset has a folder of its own in the cache, named by the URL and the hash of URL and index.
 
     Args:
         url: See `open_remote`.
@@ -141,7 +143,8 @@ class ShardCache:
         self.shards = tuple(_shards(self.url, index))
         samples = np.array([shard.samples for shard in self.shards], np.int64)
         self.starts: NDArray[np.int64] = np.cumsum(samples) - samples
-        key = hashlib.sha256(self.url.encode() + b"\0" + index).hexdigest()[:16]
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", self.url.rpartition("/")[2])[:40]
+        key = f"{name}-{hashlib.sha256(self.url.encode() + _SEPARATOR + index).hexdigest()[:16]}"
         self.folder = Path(cache).absolute() / key
         self.cache_bytes = cache_bytes
         largest = max((shard.size for shard in self.shards), default=0)
