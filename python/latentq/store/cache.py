@@ -14,7 +14,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +29,6 @@ from numpy.typing import NDArray
 
 from latentq._core import FormatError, LatentqError, image_hash
 from latentq.store.hub import HubDataset, is_hub_url
-from latentq.store.local import replace_file
 from latentq.store.objects import ObjectStore, is_url
 from latentq.system.text import counted, size_text
 
@@ -134,12 +135,14 @@ class ShardCache:
     ) -> None:
         self._remote = open_remote(url, options)
         self.url = self._remote.url
-        try:
-            index = self._remote.get(_INDEX)
-        except FileNotFoundError as error:
-            if error.filename == self.url:  # there is no such bucket
-                raise
-            raise LatentqError(f"{self.url} holds no finished dataset: it has no {_INDEX}") from None
+        with ThreadPoolExecutor(len(_CARDS), "latentq: download") as pool:
+            cards = pool.map(self._get, _CARDS)
+            try:
+                index = self._remote.get(_INDEX)
+            except FileNotFoundError as error:
+                if error.filename == self.url:  # there is no such bucket
+                    raise
+                raise LatentqError(f"{self.url} holds no finished dataset: it has no {_INDEX}") from None
         self.shards = tuple(_shards(self.url, index))
         samples = np.array([shard.samples for shard in self.shards], np.int64)
         self.starts: NDArray[np.int64] = np.cumsum(samples) - samples
@@ -160,12 +163,15 @@ class ShardCache:
         self._folders = frozenset(map(os.path.dirname, self._paths))
         for folder in self._folders:
             Path(folder).mkdir(exist_ok=True)
-        for name in _CARDS:
-            self._fetch_small(name)
-        if not (self.folder / _INDEX).exists():
-            replace_file(self.folder / _INDEX, index)
+        for name, data in zip(_CARDS, cards, strict=True):
+            if data is None:
+                (self.folder / name).unlink(missing_ok=True)
+            else:
+                _place(self.folder / name, data)
+        _place(self.folder / _INDEX, index)
+        self._booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         if not self.evicts:
-            self._here[:] = [self._is_present(shard) for shard in self.shards]
+            self._here[:] = [self._is_present(shard, trusted=True) for shard in self.shards]
         self._start()
 
     def _start(self) -> None:
@@ -286,7 +292,7 @@ class ShardCache:
         path = self.folder / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, self._remote.get(name))
+            _place(path, self._remote.get(name))
         return path
 
     def files(self) -> Iterator[tuple[str, int]]:
@@ -328,11 +334,12 @@ class ShardCache:
             pins.wait()
             progress(sum(self.shards[number].size for number in pins.numbers))
 
-    def _fetch_small(self, name: str) -> None:
+    def _get(self, name: str) -> bytes | None:
+        """Returns the bytes of a file of the dataset, or None if there is none."""
         try:
-            replace_file(self.folder / name, self._remote.get(name))
+            return self._remote.get(name)
         except FileNotFoundError:
-            (self.folder / name).unlink(missing_ok=True)
+            return None
 
     def _bring(self, number: int) -> int | None:
         """Brings a shard into the folder, and returns a descriptor that keeps it there, if shards are evicted."""
@@ -347,12 +354,27 @@ class ShardCache:
                     return _kept(path)
             self._download(number, shard, path)
 
-    def _is_present(self, shard: RemoteShard) -> bool:
-        """True if a shard is in the folder. A file of another size is damage of the disk, and is downloaded again."""
+    def _is_present(self, shard: RemoteShard, *, trusted: bool = False) -> bool:
+        """True if a shard is in the folder, whole.
+
+        Downloads are not fsynced, so the hash of a file from before the machine's last start is checked once.
+
+        Args:
+            shard: The shard.
+            trusted: True to count a file whose hash would have to be checked as missing.
+        """
+        path = self.folder / shard.name
         try:
-            return (self.folder / shard.name).stat().st_size == shard.size
+            status = path.stat()
         except FileNotFoundError:
             return False
+        if status.st_size != shard.size:
+            return False
+        if status.st_mtime < self._booted:
+            if trusted or _problem(path, shard):
+                return False
+            os.utime(path)
+        return True
 
     def _download(self, number: int, shard: RemoteShard, path: Path) -> None:
         """Downloads a shard, unless another process has done it while this one waited."""
@@ -463,6 +485,21 @@ def _shards(url: str, index: bytes) -> Iterator[RemoteShard]:
             yield RemoteShard(name, size, str(stored.get("hashes", {}).get(_HASH, "")), samples)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FormatError(f"{url}/{_INDEX}: not an index of shards: {type(error).__name__}: {error}") from None
+
+
+def _place(path: Path, data: bytes) -> None:
+    """Makes a file appear whole, unless it has these bytes already."""
+    if path.exists() and path.read_bytes() == data:
+        return
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, "no space is left for the cache", str(path.parent)) from None
+        raise
 
 
 def _is_safe(name: str) -> bool:
