@@ -473,7 +473,7 @@ def test_every_option_of_a_loader_has_a_type(dataset):
 
 def test_an_unknown_option_is_a_type_error_that_lists_the_options(dataset):
     for source in (dataset, dataset.to_device("cpu")):
-        with pytest.raises(TypeError, match=r"no option 'shufle': there are shuffle, seed, .*caption_dropout"):
+        with pytest.raises(TypeError, match=r"no option 'shufle': there are shuffle, window, seed, .*caption_dropout"):
             source.loader(4, shufle=True)
     with pytest.raises(TypeError, match="device is no option"):
         dataset.to_device("cpu").loader(4, device="cuda")
