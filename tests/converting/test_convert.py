@@ -18,6 +18,7 @@ from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from latentq.models.decode import decode_latents
 from latentq.system.progress import Progress
+from support.foreign_making import lightningdit_writes
 
 
 def names(folder="."):
@@ -122,6 +123,8 @@ def test_every_line_of_the_page_runs(
     for name, model in (("dc-ae", layout_models / "dc"), ("vqgan", layout_models / "vq"), ("sdxl-vae", tiny_vae)):
         (tmp_path / name).symlink_to(model)
     pictures.rename(tmp_path / "photos")
+    latents = np.random.default_rng(0).standard_normal((8, 32, 16, 16)).astype(np.float32)
+    lightningdit_writes(tmp_path / "vavae_shards", latents, -latents, np.arange(8), shard=5)
     monkeypatch.chdir(tmp_path)
     latentq.encode("photos", "out", size=64)
     page = (Path(__file__).resolve().parents[2] / "docs" / "convert.md").read_text()

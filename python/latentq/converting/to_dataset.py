@@ -1,16 +1,17 @@
-"""Writes a latent dataset from another tool's data, unit by unit, each read in batches one ahead of writing."""
+"""Writes a latent dataset from another tool's data, several units at the same time, each read in batches."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.converting.incoming import Arrays, Incoming, latent_size_of
 from latentq.format.card import CARD, Card
 from latentq.format.facts import UNKNOWN, LatentFacts, TokenFacts
-from latentq.format.files import LIST, PLACE_BYTES, PLACES, bucket_group
+from latentq.format.files import LIST, PLACES, bucket_group
 from latentq.format.options import CALIBRATED, FLOATS
 from latentq.quantizer import Calibrator, Moments, Quantizer
 from latentq.quantizer.arrays import float_array
@@ -32,13 +33,13 @@ from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_done
 from latentq.sources import Sample
 from latentq.store.local import make_folder, publish_once
+from latentq.system.processors import processors
 from latentq.system.progress import BriefProgress, Progress
 
 _BATCH_BYTES = 1 << 24
 _MAX_BATCH = 1024
 UNIT_SIZE = 4096
-_AHEAD = 2  # batches that are read before they are needed
-_Item = TypeVar("_Item")
+_WORKERS = 4  # units that are written at the same time, at most
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,33 @@ class _Run:
     card: Card
     samples: SampleList
 
-    def bucket(self, sample: Sample) -> int:
-        """Returns the number of a sample's bucket."""
-        if not self.card.buckets:
-            return 0
-        return self._numbers[latent_size_of(sample)]
+    def buckets(self, samples: Sequence[Sample]) -> list[int]:
+        """Returns the numbers of samples' buckets; 0 without buckets."""
+        numbers = self._numbers
+        return [numbers[latent_size_of(sample)] for sample in samples] if numbers else [0] * len(samples)
 
     @cached_property
     def _numbers(self) -> dict[tuple[int, int], int]:
         described: list[LatentFacts | TokenFacts] = [*self.card.latents.values(), *self.card.tokens.values()]
-        for facts in described:
-            return {(shape[-2], shape[-1]): number for number, shape in enumerate(facts.shapes)}
-        return {}
+        return {(shape[-2], shape[-1]): number for number, shape in enumerate(described[0].shapes)}
+
+
+class _SharedProgress(Progress):
+    """A bar that several threads advance."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lock = threading.RLock()
+
+    def update(self, done: int) -> None:
+        """Adds samples that are done."""
+        with self._lock:
+            super().update(done)
+
+    def undo(self, accepted: int, rejects: Iterable[tuple[str, str]]) -> None:
+        """Takes samples back that were counted."""
+        with self._lock:
+            super().undo(accepted, rejects)
 
 
 def write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: TextIO | None) -> int:
@@ -91,12 +107,8 @@ def write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: Tex
         run = replace(run, card=_calibrated(run, uncalibrated, progress))
     if not publish_once(out / CARD, run.card.to_toml()) and (out / CARD).read_bytes() != run.card.to_toml():
         raise MismatchError(f"{out / CARD} is not the card of this conversion: versions of packages may differ")
-    with Progress(len(samples), "convert", progress, noun="sample") as bar:
-        for unit in samples.units():
-            if unit_done(out, unit.name):
-                bar.skip(unit.samples)
-            else:
-                _write_unit(run, out, unit, bar)
+    with _SharedProgress(len(samples), "convert", progress, noun="sample") as bar:
+        _write_units(run, out, bar)
     finish(out, run.card, progress)
     return len(samples)
 
@@ -152,6 +164,27 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
+def _write_units(run: _Run, out: Path, bar: Progress) -> None:
+    """Writes the units that are not done, several at the same time: while one is fsynced, others are read."""
+    workers = min(_WORKERS, processors())
+    stopped = threading.Event()
+    running: collections.deque[Future[None]] = collections.deque()
+    with ThreadPoolExecutor(workers, "latentq: convert") as pool:
+        try:
+            for unit in run.samples.units():
+                if unit_done(out, unit.name):
+                    bar.skip(unit.samples)
+                    continue
+                if len(running) == workers:
+                    running.popleft().result()
+                running.append(pool.submit(_write_unit, run, out, unit, bar, stopped))
+            while running:
+                running.popleft().result()
+        except BaseException:
+            stopped.set()
+            raise
+
+
 def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Card:
     """Returns the card with quantizers calibrated on samples spread evenly, and tells their error."""
     recipe = run.card.recipe
@@ -164,9 +197,10 @@ def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Car
         assert options["kind"] in CALIBRATED
         channels = run.card.quantizers[name].channels
         calibrators[name] = Calibrator(channels, bits=options["bits"], method=options["method"])
-    listed = [run.samples.sample(index) for index in chosen]
+    listed = _chosen(run.samples, chosen)
+    buckets = run.buckets(listed)
     with BriefProgress(count, "calibrate", progress, noun="sample") as bar:
-        for _, positions in _batches(run, listed, sorted(range(count), key=lambda place: run.bucket(listed[place]))):
+        for _, positions in _batches(run.card, buckets):
             values = run.incoming.read([chosen[place] for place in positions], [listed[place] for place in positions])
             for name, calibrator in calibrators.items():
                 calibrator.update(_floats(run.card, name, values[name]))
@@ -185,6 +219,17 @@ def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Car
     return replace(run.card, latents=latents)
 
 
+def _chosen(samples: SampleList, indices: Sequence[int]) -> list[Sample]:
+    """Returns samples by their numbers, which rise. If most units have several, each unit is read once."""
+    if samples.totals.units > len(indices):
+        return [samples.sample(index) for index in indices]
+    wanted = set(indices)
+    found = []
+    for unit in samples.units():
+        found += [sample for index, sample in zip(unit.indices, samples.samples(unit), strict=True) if index in wanted]
+    return found
+
+
 def _floats(card: Card, name: str, values: NDArray[Any]) -> NDArray[Any]:
     """Returns floats for a quantizer; bfloat16 comes as its bits."""
     if values.dtype == np.uint16 and card.recipe.columns[name].is_latent:
@@ -192,61 +237,53 @@ def _floats(card: Card, name: str, values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def _write_unit(run: _Run, out: Path, unit: UnitEntry, bar: Progress) -> None:
+def _write_unit(run: _Run, out: Path, unit: UnitEntry, bar: Progress, stopped: threading.Event) -> None:
     card = run.card
     listed = run.samples.samples(unit)
-    buckets = [run.bucket(sample) for sample in listed]
+    buckets = run.buckets(listed)
     facts = UnitFacts(
         card=card_hash(card.to_toml()),
-        listing=run.samples.unit_sha256(unit),
+        listing=run.samples.unit_sha256(unit, listed),
         latents={name: LatentSums.empty(latent.quantizer) for name, latent in card.latents.items()},
         clipped=dict.fromkeys(card.embeddings, 0),
         buckets=[0] * card.buckets,
     )
-    files = {}
-    if card.buckets:
-        files[PLACES] = bytearray(np.array(buckets, "<u2").tobytes())
-        assert len(files[PLACES]) == PLACE_BYTES * unit.samples
-
-    def read(batch: tuple[int, list[int]]) -> tuple[int, list[int], Arrays]:
-        bucket, positions = batch
-        chosen = [listed[position] for position in positions]
-        return bucket, positions, run.incoming.read([unit.first + position for position in positions], chosen)
+    files = {PLACES: bytearray(np.array(buckets, "<u2").tobytes())} if card.buckets else {}
 
     def fill(writer: UnitWriter) -> None:
-        batches = _batches(run, listed, sorted(range(unit.samples), key=buckets.__getitem__))
-        for bucket, positions, values in _read_ahead(batches, read):
+        for bucket, positions in _batches(card, buckets):
+            if stopped.is_set():
+                raise LatentqError("another unit of the conversion failed")
+            chosen = [listed[position] for position in positions]
+            values = run.incoming.read([unit.first + position for position in positions], chosen)
             columns = card.for_bucket(bucket) if card.buckets else card
             if card.buckets:
                 if writer.group != (group := bucket_group(bucket)):
                     writer.begin_group(group, columns.columns)
                 facts.buckets[bucket] += len(positions)
-            chosen = [listed[position] for position in positions]
             writer.write({name: _stored(columns, name, chosen, values, facts) for name in card.columns}, len(positions))
 
     publish_unit(out / unit.name, card.columns, facts, bar, fill, files=files)
 
 
-def _batches(run: _Run, listed: Sequence[Sample], order: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Yields positions in a list of samples in batches of one bucket, with the bucket.
+def _batches(card: Card, buckets: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+    """Yields the positions of samples in batches of one bucket, with the bucket, in the order of buckets.
 
     Args:
-        run: The run.
-        listed: The samples.
-        order: Their positions, ordered by bucket.
+        card: The card.
+        buckets: The bucket of each sample.
     """
-    batch: list[int] = []
-    current = most = 0
-    for position in order:
-        bucket = run.bucket(listed[position])
-        if batch and (bucket != current or len(batch) == most):
-            yield current, batch
-            batch = []
-        if not batch:
-            current, most = bucket, _batch_size(run.card, bucket)
-        batch.append(position)
-    if batch:
-        yield current, batch
+    order: Sequence[int] = range(len(buckets))
+    if card.buckets:
+        order = sorted(order, key=buckets.__getitem__)
+    start = 0
+    while start < len(order):
+        bucket = buckets[order[start]]
+        end = start + _batch_size(card, bucket)
+        if card.buckets:
+            end = start + sum(1 for position in order[start:end] if buckets[position] == bucket)
+        yield bucket, order[start:end]
+        start = end
 
 
 def _batch_size(card: Card, bucket: int) -> int:
@@ -257,43 +294,6 @@ def _batch_size(card: Card, bucket: int) -> int:
     shapes += [facts.shape for facts in described.embeddings.values()]
     nbytes = sum(4 * prod(shape) for shape in shapes)
     return max(1, min(_MAX_BATCH, _BATCH_BYTES // nbytes))
-
-
-def _read_ahead(
-    items: Iterable[_Item], read: Callable[[_Item], tuple[int, list[int], Arrays]]
-) -> Iterator[tuple[int, list[int], Arrays]]:
-    """Yields what `read` returns for each item, in order. A thread reads the next ones meanwhile."""
-    results: queue.Queue[tuple[int, list[int], Arrays] | BaseException | None] = queue.Queue(_AHEAD)
-    stopped = threading.Event()
-
-    def put(result: tuple[int, list[int], Arrays] | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                results.put(result, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for item in items:
-                if stopped.is_set():
-                    return
-                put(read(item))
-            put(None)
-        except BaseException as error:  # raised again by the consumer
-            put(error)
-
-    thread = threading.Thread(target=run, name="latentq: convert", daemon=True)
-    thread.start()
-    try:
-        while (result := results.get()) is not None:
-            if isinstance(result, BaseException):
-                raise result
-            yield result
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def _stored(card: Card, name: str, samples: Sequence[Sample], values: Arrays, facts: UnitFacts) -> Any:

@@ -311,9 +311,14 @@ class SampleList:
         """
         return list(self._read_samples(unit, range(unit.samples)))
 
-    def unit_sha256(self, unit: UnitEntry) -> str:
-        """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal."""
-        columns = present_columns(self.samples(unit))
+    def unit_sha256(self, unit: UnitEntry, samples: Sequence[Sample] | None = None) -> str:
+        """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal.
+
+        Args:
+            unit: The unit.
+            samples: Its samples, if they were read before.
+        """
+        columns = present_columns(self.samples(unit) if samples is None else samples)
         lines = to_lines(columns, unit.samples, [*columns])
         return hashlib.sha256("\t".join(columns).encode() + b"\n" + lines).hexdigest()
 
