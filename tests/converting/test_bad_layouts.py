@@ -162,7 +162,7 @@ def test_flipped_bytes_are_an_error_or_other_values(layout, tmp_path):
     source, file = source_of(layout, tmp_path / "src")
     whole = bytearray(file.read_bytes())
     rng = np.random.default_rng(0)
-    for number in range(12):
+    for number in range(6):
         spoiled = bytearray(whole)
         spoiled[rng.integers(min(len(whole), 400 if number % 2 else len(whole)))] ^= 1 << int(rng.integers(8))
         file.write_bytes(spoiled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from latentq._core import MismatchError
+from latentq.format.card import CARD
 from latentq.store.local import replace_file, sync
 
 _JOB = "job.json"
 _DONE = "done.json"
 _RESULT = "result"
+_FEW = 1000  # files that are fsynced one by one
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Work:
         Args:
             samples: The number of samples from the start.
         """
-        os.sync()  # one call for thousands of files
+        _sync_files(self.result)
         replace_file(self.folder / _DONE, json.dumps({"samples": samples}).encode())
 
     def record_every(self, step: int, samples: int, recorded: int) -> int:
@@ -125,6 +128,20 @@ def check_absent(out: Path) -> None:
         raise FileExistsError(errno.EEXIST, "is there already; choose another name", str(out))
 
 
+def _sync_files(folder: Path) -> None:
+    """Fsyncs what is in a folder: each file if they are few, else by one call for the whole system."""
+    if not folder.is_dir():
+        sync(folder)
+        return
+    names = list(itertools.islice(folder.rglob("*"), _FEW + 1))
+    if len(names) > _FEW:
+        os.sync()
+        return
+    for name in names:
+        sync(name)
+    sync(folder)
+
+
 def _lock(descriptor: int, out: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,8 +177,8 @@ def _difference(recorded: bytes, job: Mapping[str, Any]) -> str:
 
 
 def _publish(work: Work, out: Path) -> None:
-    if work.result.is_dir():
-        os.sync()
+    if work.result.is_dir() and not (work.result / CARD).exists():  # the units of a dataset are fsynced
+        _sync_files(work.result)
     sync(work.result)
     check_absent(out)
     work.result.rename(out)
