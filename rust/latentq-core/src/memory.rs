@@ -24,13 +24,14 @@ pub fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>> {
     Ok(out)
 }
 
-/// Resizes to `len` bytes; new bytes are 0.
+/// Resizes to `len` values; new ones are 0.
 ///
 /// # Errors
 /// A memory error.
-pub fn resize(bytes: &mut Vec<u8>, len: usize) -> Result<()> {
-    bytes.try_reserve_exact(len.saturating_sub(bytes.len())).map_err(|_| Error::memory(len))?;
-    bytes.resize(len, 0);
+pub fn resize<T: Clone + Default>(values: &mut Vec<T>, len: usize) -> Result<()> {
+    let more = len.saturating_sub(values.len());
+    values.try_reserve_exact(more).map_err(|_| Error::memory(len.saturating_mul(size_of::<T>())))?;
+    values.resize(len, T::default());
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Encoding: values to coefficients, coefficients to integers by the trellis, integers to bytes.
 
+use std::sync::PoisonError;
+
 use super::order::{Plan, repeat};
 use super::rans::{self, LOW};
 use super::rates::{LEAST_OFFSET, OFFSETS, ROW, ROWS_TOGETHER, Rates, WINDOWS};
@@ -8,7 +10,7 @@ use super::tables::TILE;
 use super::{
     BadSample, FREE_BITS, Fault, LEVELS, LIMIT, PERIOD, SAME_STEP, STATES, SYMBOLS, TABLES, Transform, ZERO, level_of,
 };
-use crate::memory::{append, filled, reserve, with_room};
+use crate::memory::{append, filled, reserve, resize, with_room};
 use crate::parallel::for_each_chunk;
 use crate::quant::arch::Isa;
 use crate::quant::arrays::sample_len;
@@ -113,7 +115,9 @@ impl Transform {
         budget: Option<usize>,
     ) -> Result<EncodedRows> {
         let samples = x.len() / plan.elements;
-        let mut coefficients = filled(0.0, x.len())?;
+        let mut buffers = self.take_buffers();
+        let mut coefficients = std::mem::take(&mut buffers.coefficients);
+        resize(&mut coefficients, x.len())?;
         let mut searches: Vec<Search> = with_room(samples)?;
         let mut forward = Forward::new(self, plan)?;
         let each = x.chunks_exact(plan.elements).zip(coefficients.chunks_exact_mut(plan.elements));
@@ -121,7 +125,7 @@ impl Transform {
             let peak = forward.run::<F>(isa, x, out);
             searches.push(Search::new(peak, self.tables.step, budget));
         }
-        let mut attempt = Attempt::<L>::new(self, plan, &self.rates, samples)?;
+        let mut attempt = Attempt::<L>::with(buffers, self, plan, &self.rates, samples)?;
         loop {
             let open: Vec<usize> = (0..samples).filter(|sample| searches[*sample].is_open).collect();
             if open.is_empty() {
@@ -140,6 +144,7 @@ impl Transform {
                 }
             }
         }
+        self.keep_buffers(Buffers { coefficients, ..attempt.into_buffers() });
         let mut out = EncodedRows { lengths: with_room(samples)?, ..EncodedRows::default() };
         for (sample, search) in searches.into_iter().enumerate() {
             let start = out.bytes.len();
@@ -148,11 +153,44 @@ impl Transform {
                 Some(fault) => out.bad.push((sample, fault)),
             }
             if let Some(budget) = budget {
-                crate::memory::resize(&mut out.bytes, start + budget)?;
+                resize(&mut out.bytes, start + budget)?;
             }
             out.lengths.push(out.bytes.len() - start);
         }
         Ok(out)
+    }
+}
+
+/// Buffers of an encoder that are kept for its next samples: the system takes a quarter of the time to give fresh memory for
+/// large ones.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    coefficients: Vec<f32>,
+    lanes: Vec<Lane>,
+    paths: Vec<u8>,
+    words: Vec<u16>,
+}
+
+/// Buffers of more bytes are not kept.
+const MOST_BYTES: usize = 1 << 25;
+
+/// Buffers that are kept at most: one for each thread of a large machine.
+const MOST_BUFFERS: usize = 64;
+
+impl Transform {
+    fn take_buffers(&self) -> Buffers {
+        // Nothing panics under this lock, so it cannot be poisoned.
+        let mut kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.pop().unwrap_or_default()
+    }
+
+    fn keep_buffers(&self, buffers: Buffers) {
+        let elements =
+            buffers.coefficients.capacity() + buffers.lanes.iter().map(|lane| 3 * lane.y.capacity()).sum::<usize>();
+        let mut kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        if size_of::<f32>() * elements <= MOST_BYTES && kept.len() < MOST_BUFFERS && kept.try_reserve(1).is_ok() {
+            kept.push(buffers);
+        }
     }
 }
 
@@ -316,6 +354,7 @@ impl Kernel for Divide<'_> {
 }
 
 /// A sample of a group.
+#[derive(Debug, Default)]
 pub struct Lane {
     /// The coefficients in steps, in coded order.
     pub y: Vec<f32>,
@@ -335,7 +374,8 @@ pub struct Attempt<'a, const L: usize> {
     plan: &'a Plan,
     rates: &'a Rates,
     pub lanes: Vec<Lane>,
-    paths: Vec<[u8; L]>,
+    /// By element, a byte for each of the L lanes.
+    paths: Vec<u8>,
     bits: Vec<u8>,
     words: Vec<u16>,
     escapes: Vec<i16>,
@@ -346,34 +386,52 @@ pub struct Attempt<'a, const L: usize> {
 
 impl<'a, const L: usize> Attempt<'a, L> {
     pub fn new(transform: &'a Transform, plan: &'a Plan, rates: &'a Rates, samples: usize) -> Result<Self> {
-        let mut lanes = with_room(L.min(samples))?;
-        for _ in 0..L.min(samples) {
-            lanes.push(Lane {
-                y: filled(0.0, plan.elements)?,
-                t: filled(0, plan.elements)?,
-                offsets: filled(0, plan.tiles.len())?,
-                levels: filled(0, plan.elements)?,
-                symbols: filled(0, plan.elements)?,
-            });
+        Self::with(Buffers::default(), transform, plan, rates, samples)
+    }
+
+    fn with(
+        buffers: Buffers,
+        transform: &'a Transform,
+        plan: &'a Plan,
+        rates: &'a Rates,
+        samples: usize,
+    ) -> Result<Self> {
+        let Buffers { mut lanes, mut paths, mut words, .. } = buffers;
+        lanes.try_reserve(L).map_err(|_| Error::memory(L * size_of::<Lane>()))?;
+        lanes.resize_with(lanes.len().max(L.min(samples)), Lane::default);
+        for Lane { y, t, offsets, levels, symbols } in &mut lanes {
+            resize(y, plan.elements)?;
+            resize(t, plan.elements)?;
+            offsets.clear(); // they are 0 for an attempt without offsets
+            resize(offsets, plan.tiles.len())?;
+            resize(levels, plan.elements)?;
+            resize(symbols, plan.elements)?;
         }
+        resize(&mut paths, L * plan.elements)?;
+        resize(&mut words, plan.elements + 1)?;
         Ok(Self {
             transform,
             plan,
             rates,
             lanes,
-            paths: filled([0; L], plan.elements)?,
+            paths,
             bits: Vec::new(),
-            words: filled(0, plan.elements + 1)?,
+            words,
             escapes: with_room(plan.elements)?,
             bytes: Vec::new(),
             has_offsets: true,
         })
     }
 
+    fn into_buffers(self) -> Buffers {
+        let Self { lanes, paths, words, .. } = self;
+        Buffers { lanes, paths, words, ..Buffers::default() }
+    }
+
     /// Chooses offsets and levels for the coefficients of the first `count` lanes.
     pub fn quantize(&mut self, isa: Isa, count: usize) {
         let Self { plan, rates, has_offsets, .. } = *self;
-        let (lanes, paths) = (&mut self.lanes[..count], &mut self.paths[..]);
+        let (lanes, paths) = (&mut self.lanes[..count], self.paths.as_chunks_mut::<L>().0);
         isa.run(QuantizeGroup { isa, plan, rates, has_offsets, lanes, paths });
     }
 

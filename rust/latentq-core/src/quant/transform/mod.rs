@@ -25,6 +25,7 @@ use crate::{Error, Result};
 pub use calibrate::TransformCalibrator;
 pub use decode::NumbersMut;
 pub(super) use decode::{BLOCK, inputs};
+use encode::Buffers;
 pub use encode::EncodedRows;
 use order::Plan;
 use rans::Symbol;
@@ -164,6 +165,8 @@ pub struct Transform {
     rates: Rates,
     /// The plans of the shapes that have been used.
     plans: Mutex<Vec<Arc<Plan>>>,
+    /// Buffers that no thread uses now.
+    buffers: Mutex<Vec<Buffers>>,
 }
 
 /// Plans that a transform keeps; a dataset has at most some tens of shapes.
@@ -183,6 +186,7 @@ impl Transform {
             symbols: rans::symbols(&tables.frequency)?,
             rates: Rates::new(&tables.frequency)?,
             plans: Mutex::new(Vec::new()),
+            buffers: Mutex::new(Vec::new()),
             tables,
         })
     }
