@@ -65,7 +65,8 @@ def use_hub(patch, server):
     # The client keeps what HF_ENDPOINT was when it was imported.
     patch.setattr(constants, "ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    patch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    for module in (constants, file_download):
+        patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 @pytest.fixture(scope="module")

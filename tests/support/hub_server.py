@@ -200,7 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(409, {"error": "You already created this dataset repo", **url})
         else:
             files = {".gitattributes": b"*.mds filter=lfs"}
-            self.at.repositories[name] = Repository({"main": files}, private=bool(asked.get("private")))
+            is_private = bool(asked.get("private")) or asked.get("visibility") == "private"  # since version 2
+            self.at.repositories[name] = Repository({"main": files}, private=is_private)
             self._json(200, url)
 
     def _user(self):

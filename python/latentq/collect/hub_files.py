@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from latentq.collect.download import (
     root_cause,
 )
 from latentq.collect.file import File
+from latentq.store.hub import connection_error
 
 _T = TypeVar("_T")
 
@@ -132,7 +132,7 @@ class HubFiles:
                 if retryable is None:
                     raise LatentqError(f"{repository}: {str(error).strip().partition(chr(10))[0]}") from None
                 raise retryable from None
-            except _connection_error() as error:
+            except connection_error() as error:
                 raise RetryableError(f"no answer: {root_cause(error)}") from None
 
         try:
@@ -145,12 +145,3 @@ class HubFiles:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # in its reference, not in __all__
 
         return dict(build_hf_headers())
-
-
-def _connection_error() -> type[Exception]:
-    """Returns the connection error of the HTTP library that this version of huggingface_hub uses."""
-    from huggingface_hub import get_session
-
-    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # requests, or an httpx
-    error: type[Exception] = getattr(library, "TransportError", None) or library.RequestException
-    return error

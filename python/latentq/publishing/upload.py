@@ -1,9 +1,9 @@
-"""Uploads a folder with huggingface_hub's `upload_large_folder`, in a process of its own.
+"""Uploads a large folder with huggingface_hub, in a process of its own.
 
-That function repeats what fails for ever, and its threads end only when all files are uploaded. So it runs in a process
-that ends with its parent, and at an error that will not pass. Run as `python -m latentq.publishing.upload`, it reads a
-line of JSON with the arguments of `upload_large_folder`, prints nothing on stdout but one line if it fails, and ends if
-stdin is closed.
+Its `upload_large_folder` repeats what fails for ever, and its threads end only when all files are uploaded. So it runs
+in a process that ends with its parent, and at an error that will not pass. Run as `python -m
+latentq.publishing.upload`, it reads a line of JSON with the function's arguments, prints nothing on stdout but one line
+if it fails, and ends if stdin is closed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def upload(**arguments: Any) -> None:
         LatentqError: The Hub refuses, or fails again and again. The same call continues.
     """
     command = [sys.executable, "-m", "latentq.publishing.upload"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    # In a session of its own, Ctrl-C reaches only this process, which ends the child.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -53,20 +56,39 @@ def upload(**arguments: Any) -> None:
 
 
 class _Failures(logging.Handler):
-    """Waits after each failure that the client logs, and ends the process at one that will not pass."""
+    """Waits after each failure, as the client logs them, and ends the process at one that will not pass."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self._count, self._last = 0, 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = " ".join(record.getMessage().split())[:400]
+        self.add(record.getMessage())
+
+    def add(self, text: str) -> None:
+        """Counts a failure, and waits before the next attempt."""
+        message = " ".join(text.split())[:400]
         now = time.monotonic()
         self._count = self._count + 1 if now - self._last < _IN_A_ROW else 1
         if _FINAL.search(message) or self._count >= _ATTEMPTS:
             _end(message)
         time.sleep(min(_LONGEST_WAIT, 0.25 * 2**self._count))
         self._last = time.monotonic()
+
+
+def _upload(api: Any, arguments: dict[str, Any], quiet: bool) -> None:
+    """Uploads a folder by the client's function for large ones; since version 2 its only function is for both."""
+    if hasattr(api, "upload_large_folder"):
+        api.upload_large_folder(**arguments, print_report=not quiet, print_report_every=10)
+    else:
+        del arguments["num_workers"]
+        failures = _Failures()
+        while True:
+            try:
+                api.upload_folder(**arguments, commit_message="Add files of the dataset")
+                return
+            except Exception as error:
+                failures.add(str(error))
 
 
 def _end(message: str) -> None:
@@ -94,9 +116,7 @@ def _main() -> None:
     log.addHandler(_Failures())
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the client prints its reports on stdout
-            HfApi(endpoint=os.environ.get("HF_ENDPOINT")).upload_large_folder(
-                **arguments, print_report=not quiet, print_report_every=10
-            )
+            _upload(HfApi(endpoint=os.environ.get("HF_ENDPOINT")), arguments, quiet)
     except Exception as error:
         _end(" ".join(str(error).split())[:400])
     os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -88,10 +89,21 @@ def hub_errors(repository: str) -> Iterator[None]:
         raise OSError(f"hf://datasets/{repository}: {_first_line(error)}") from None
     except (errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled, errors.HFValidationError) as error:
         raise LatentqError(f"hf://datasets/{repository}: {_first_line(error)}") from None
-    except OSError as error:
-        if error.errno is not None and error.filename is not None:  # of this machine
+    except (OSError, connection_error()) as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:  # of this machine
+            raise
+        if str(error).startswith(f"hf://datasets/{repository}"):  # of a block in this block
             raise
         raise OSError(f"hf://datasets/{repository}: the Hub does not answer: {_first_line(error)}") from None
+
+
+def connection_error() -> type[Exception]:
+    """Returns the connection error of the HTTP library that this version of huggingface_hub uses."""
+    from huggingface_hub import get_session
+
+    library = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # requests, or an httpx
+    error: type[Exception] = getattr(library, "TransportError", None) or library.RequestException
+    return error
 
 
 def _first_line(error: BaseException) -> str:
