@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", choices=SHAPES)
     parser.add_argument("--bits", type=int)
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median is printed")
     parser.add_argument("--child", nargs=2, metavar=("LAYOUT", "OUT"))
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="convert_rate-"))
@@ -132,22 +133,22 @@ def main() -> None:
                 make(layout, folder / layout, options.samples)
             read(layout, folder / layout)
             rates = []
-            for _ in range(3):
+            for _ in range(options.rounds):
                 start, used = time.perf_counter(), time.process_time()
                 total = read(layout, folder / layout)
                 rates.append((time.perf_counter() - start, time.process_time() - used))
-            bare, bare_processor = sorted(rates)[1]
+            bare, bare_processor = sorted(rates)[options.rounds // 2]
             out = folder / "out"
             command = [sys.executable, __file__, "--folder", str(folder), "--samples", str(options.samples)]
             command += ["--bits", str(options.bits)] if options.bits else []
             results = []
-            for _ in range(3):
+            for _ in range(options.rounds):
                 shutil.rmtree(out, ignore_errors=True)
                 done = subprocess.run(
                     [*command, "--child", layout, str(out)], capture_output=True, text=True, check=True
                 )
                 results.append(json.loads(done.stdout))
-            result = sorted(results, key=lambda found: found["seconds"])[1]
+            result = sorted(results, key=lambda found: found["seconds"])[options.rounds // 2]
             stored = f"{options.bits} bits" if options.bits else "float32"
             size = total / options.samples / 1000
             print(f"{layout}, {options.samples} samples of {size:.1f} kB, to {stored}:")
