@@ -110,11 +110,35 @@ def test_small_cache_holds_its_bytes_and_downloads_each_shard_once_an_epoch(made
         assert torch.equal(remote[int(index)]["latent"], local[int(index)]["latent"])
         assert cached_bytes(tmp_path / "cache") <= cache_bytes
     # The space of evicted shards is free: no descriptor refers to them.
-    deleted = []
+    assert not [name for name in open_files() if str(tmp_path) in name and name.endswith("(deleted)")]
+
+
+@pytest.mark.parametrize("end", ["close", "damage"])
+def test_loop_that_ends_early_keeps_no_shard(made, url, tmp_path, end):
+    cache = {"cache": tmp_path / "cache", "cache_bytes": 6 * max(sizes(made.path))}
+    remote = LatentDataset(url, **cache)
+    if end == "damage":
+        ObjectStore(url).put("shard.00004.mds", b"damage")
+    batches = iter(remote.loader(4, shuffle="window", window=3))
+    if end == "damage":
+        with pytest.raises(FormatError):
+            list(batches)
+    else:
+        next(batches)
+        batches.close()
+    assert not remote._shards._pins
+    deadline = time.monotonic() + 10
+    while any(str(tmp_path) in name for name in open_files()):  # a download that was under way ends
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def open_files():
+    names = []
     for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # that of this listing
-            deleted += [name for name in [str(descriptor.readlink())] if name.endswith("(deleted)")]
-    assert not [name for name in deleted if str(tmp_path) in name]
+        with suppress(FileNotFoundError):
+            names.append(str(descriptor.readlink()))
+    return names
 
 
 def test_resumed_at_any_step_with_other_ranks_the_order_is_the_same(made, url, tmp_path):
@@ -274,6 +298,34 @@ def test_killed_reader_leaves_a_cache_that_others_read(made, url, s3_server, tmp
         process.wait()
     remote = LatentDataset(url, cache=tmp_path / "cache")
     assert_same_batches(remote.loader(4), LatentDataset(made.path).loader(4))
+
+
+@pytest.mark.long
+def test_processes_of_a_small_cache_on_a_bad_network_read_everything(made, url, s3_server, tmp_path):
+    """Four processes share a cache smaller than the dataset while requests fail; one is killed."""
+    proxy = FaultProxy(s3_server, probability=0.03, seed=2)
+    code = (
+        "import sys, latentq\n"
+        "ds = latentq.LatentDataset(sys.argv[1], cache=sys.argv[2], cache_bytes=int(sys.argv[3]))\n"
+        "for epoch in range(2):\n"
+        "    for batch in ds.loader(4, shuffle='window', window=2, seed=int(sys.argv[4])):\n"
+        "        print(*batch['key'], flush=True)"
+    )
+    arguments = [url, str(tmp_path / "cache"), str(4 * max(sizes(made.path)))]
+    environment = os.environ | {"AWS_ENDPOINT_URL": proxy.url}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments, str(seed)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for seed in range(4)
+    ]
+    processes[0].stdout.readline()
+    processes[0].kill()
+    keys = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert [process.returncode for process in processes[1:]] == [0, 0, 0]
+    assert all(sorted(found) == sorted(2 * made.keys) for found in keys[1:])
+    proxy.close()
+    assert any(proxy.faults.values())
 
 
 @pytest.mark.long

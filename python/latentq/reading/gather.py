@@ -89,7 +89,11 @@ class Gatherer:
         return sum(map(whole_lines, sizes))
 
     def begin(
-        self, indices: NDArray[np.int64], allocate: Allocate, threads: _core.Threads | None = None
+        self,
+        indices: NDArray[np.int64],
+        allocate: Allocate,
+        threads: _core.Threads | None = None,
+        pinned: Pinned | None = None,
     ) -> Callable[[], Batch]:
         """Begins to gather a batch.
 
@@ -98,6 +102,7 @@ class Gatherer:
             allocate: Allocates its tensors.
             threads: The threads that gather it, which must not end before it is done; None gathers it at once, on the
                 caller's thread.
+            pinned: The files of the samples, if the caller keeps them until the batch is there; None to keep them here.
 
         Returns:
             A function that waits for the batch and returns it. Call it once.
@@ -108,14 +113,15 @@ class Gatherer:
             tensors.append(tensor)
             outs.append(None if tensor is None else _buffer(tensor, column))
         found = indices if self._rows is None else self._rows(indices)
-        pinned = None if self._pin is None else self._pin(found)
+        own = self._pin(found) if self._pin is not None and pinned is None else None
         try:
-            if pinned is not None:
-                pinned.wait()
+            for files in (pinned, own):
+                if files is not None:
+                    files.wait()
             gathering = _core.gather(self._samples, found, self._positions, outs, self._quantizers, threads)
         except BaseException:
-            if pinned is not None:
-                pinned.release()
+            if own is not None:
+                own.release()
             raise
 
         def batch() -> Batch:
@@ -123,8 +129,8 @@ class Gatherer:
             try:
                 gathered = gathering.result()
             finally:
-                if pinned is not None:
-                    pinned.release()
+                if own is not None:
+                    own.release()
             for column, tensor, listed in zip(self._columns, tensors, gathered, strict=True):
                 value = listed if tensor is None else tensor
                 values[column.name] = value if column.convert is None else column.convert(value, indices)

@@ -158,7 +158,11 @@ class LatentLoader(Steps):
                     gatherers[step.bucket] = native
                 gatherer = gatherers[step.bucket]
                 if gatherer is not None:
-                    begun = gatherer.begin(step.indices, allocate, threads)
+                    try:
+                        begun = gatherer.begin(step.indices, allocate, threads, pinned)
+                    except BaseException:
+                        pinned.release()
+                        raise
                     prepared.append(_Prepared(step, begun, gatherer.gives_decoded, pinned))
                 else:
                     begun = pool.submit(self._prepare, epoch, step.indices, allocate).result
