@@ -301,3 +301,21 @@ def test_another_unfinished_conversion_is_told(lightningdit, tmp_path):
     (work / "done.json").write_text('{"samples": 3}')
     with pytest.raises(latentq.MismatchError, match=r"holds an unfinished conversion to .*: remove it, or choose"):
         convert(tmp_path / "features", tmp_path / "in")
+
+
+def test_encoding_stores_the_spread_that_a_recipe_names(pictures, tiny_vae, tmp_path):
+    moments = {"from": "moments", "size": 32, "quantizer": {"kind": "float32"}}
+    columns = {"logvar": moments, "std": moments | {"spread": "std"}}
+    recipe = latentq.Recipe.from_dict({"name": "both", "columns": columns})
+    latentq.encode(pictures, tmp_path / "out", recipe=recipe, autoencoder=tiny_vae)
+    assert latentq.Card.load(tmp_path / "out").recipe.columns["std"].spread == "std"
+    outgoing = Outgoing(tmp_path / "out", "test")
+    (batch,) = outgoing.open(["logvar", "std"], spread="std").batches()
+    mean, std = np.split(batch.values["std"], 2, axis=1)
+    assert np.array_equal(batch.values["logvar"][:, : mean.shape[1]], mean)
+    np.testing.assert_allclose(batch.values["logvar"][:, mean.shape[1] :], std, rtol=1e-6)
+    drawn = []
+    for name in columns:
+        torch.manual_seed(0)
+        drawn.append(latentq.LatentDataset(tmp_path / "out", columns=[name]).batch(range(len(mean)))[name])
+    torch.testing.assert_close(*drawn)
