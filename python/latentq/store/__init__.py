@@ -1,1 +1,1 @@
-"""Publishing files and units where a dataset lies: complete, or not at all."""
+"""Where a dataset lies: publishing files and units complete or not at all, and reading them from elsewhere."""

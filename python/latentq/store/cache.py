@@ -40,6 +40,7 @@ _PART = ".part"
 _HASH = "xxh3_64"
 _DOWNLOADS = 3  # of a shard whose bytes are not those of the index
 _THREADS = 16
+_UPTIME: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS has only the latter
 
 
 class Remote(Protocol):
@@ -169,7 +170,7 @@ class ShardCache:
             else:
                 _place(self.folder / name, data)
         _place(self.folder / _INDEX, index)
-        self._booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._booted = time.time() - time.clock_gettime(_UPTIME)
         if not self.evicts:
             self._here[:] = [self._is_present(shard, trusted=True) for shard in self.shards]
         self._start()
