@@ -348,3 +348,13 @@ def test_page_of_buckets_tokens_and_hostile_names(tmp_path):
     assert 'revision="v2"' in text
     assert yaml.safe_load(text.split("---\n")[1])["size_categories"] == ["n<1K"]
     assert json.dumps(yaml.safe_load(text.split("---\n")[1])["pretty_name"])
+
+
+def test_commands_take_the_url(hub, made, capsys):
+    assert main(["verify", URL, "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{URL}: good\n"
+    assert main(["info", URL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    files_there = hub.repositories[NAME].files["main"]
+    assert found["bytes"] == sum(map(len, files_there.values()))
+    assert found["counts"]["samples"] == 10

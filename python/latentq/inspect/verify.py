@@ -25,7 +25,9 @@ from latentq.format.files import (
     INDEX,
     LIST,
     NORMALIZATION,
+    PICTURES,
     PLACES,
+    README,
     REJECTS,
     SHARDS,
     UNIT,
@@ -201,6 +203,7 @@ class _Verification:
         prune` removes, and of an update that is not finished.
         """
         expected = {self._file, NEXT_CARD, REJECTS, INDEX, EMPTY_CAPTION, NORMALIZATION, self._folder.name}
+        expected |= {README, PICTURES}  # its page on the Hub
         units = {unit.name for unit in samples.units()}
         strange = []
         with os.scandir(self._path) as entries:

@@ -7,13 +7,12 @@ import re
 from math import prod
 
 from latentq.format.card import Card
-from latentq.format.files import INDEX, LIST, NORMALIZATION, REJECTS
+from latentq.format.files import INDEX, LIST, NORMALIZATION, PICTURES, REJECTS
 from latentq.format.options import FLOATS
 from latentq.quantizer import AnyQuantizer, Transform
 from latentq.system.text import counted, one_line, size_text
 
 MARK = "<!-- written by latentq push, which replaces this page; remove this line to keep your own changes -->"
-PICTURES = "pictures.jpg"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B")]  # fmt: skip

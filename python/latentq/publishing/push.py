@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from latentq._core import LatentqError, MismatchError
 from latentq.format.card import CARD, Card, open_card
-from latentq.format.files import EMPTY_CAPTION, INDEX, NORMALIZATION, REJECTS
-from latentq.publishing.page import MARK, PICTURES, check_license, page
+from latentq.format.files import EMPTY_CAPTION, INDEX, NORMALIZATION, PICTURES, README, REJECTS
+from latentq.publishing.page import MARK, check_license, page
 from latentq.publishing.upload import upload
 from latentq.run.finish import resume_update
 from latentq.run.units import card_hash, list_folder, unit_names
@@ -26,7 +26,6 @@ from latentq.system.text import counted, one_line, size_text
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-README = "README.md"
 _SMALL = (CARD, INDEX)  # in the last commit, with the page
 _FILES_A_WORKER = 64
 _QUALITY = 92  # of the pictures
