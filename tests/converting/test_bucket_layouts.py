@@ -1,10 +1,13 @@
 """Layouts whose latents have many shapes: into a dataset with buckets, out and in again, equal to the bit."""
 
+from pathlib import PurePath
+
 import numpy as np
 import pytest
 import torch
 
 import latentq
+from conftest import paint
 from latentq.converting.pipeline import convert
 from support import foreign_making as made
 from support.converted import IMAGES, by_key, files, latent, same
@@ -153,6 +156,42 @@ def test_a_video_is_refused(tmp_path):
     made.musubi_saves(path, torch.zeros(16, 5, 8, 8), "wan", (600, 400))
     with pytest.raises(latentq.FormatError, match="a latent of 5 frames is a video's, and a dataset holds images"):
         convert(tmp_path / "cache", tmp_path / "in")
+
+
+@pytest.fixture
+def encoded(tmp_path):
+    """A dataset that latentq encoded, whose keys are the names of image files, and the size of each image."""
+    sizes = {"a.png": (50, 40), "b#1.png": (60, 40), "sub/c.v2.jpg": (40, 60)}
+    for index, (name, size) in enumerate(sizes.items()):
+        paint(tmp_path / "images" / name, index, size)
+    latentq.encode(
+        tmp_path / "images", tmp_path / "in", autoencoder="dct-f8c16", buckets=[[32, 32], [32, 48], [48, 32]],
+        conditioning=True,
+    )  # fmt: skip
+    return tmp_path / "in", sizes
+
+
+@pytest.mark.parametrize(("layout", "ending"), [("kohya:flux", ".npz"), ("musubi:zi", ".safetensors")])
+def test_files_of_an_encoded_dataset_are_where_the_tools_look_for_them(layout, ending, encoded, tmp_path):
+    """sd-scripts: os.path.splitext(image)[0] + "_0050x0040_flux.npz"; musubi-tuner: the same of the image's name."""
+    dataset, sizes = encoded
+    convert(dataset, tmp_path / "out", to_layout=layout)
+    kind = layout.partition(":")[2]
+    expected = {f"{PurePath(name).with_suffix('')}_{w:04d}x{h:04d}_{kind}{ending}" for name, (w, h) in sizes.items()}
+    assert files(tmp_path / "out").keys() == expected
+    again = tmp_path / "again"
+    convert(tmp_path / "out", again)
+    assert by_key(again).keys() == {str(PurePath(name).with_suffix("")) for name in sizes}
+
+
+def test_images_that_differ_in_their_suffix_alone_are_refused(encoded, tmp_path):
+    dataset, _ = encoded
+    paint(tmp_path / "images" / "a.jpg", 5, (50, 40))
+    latentq.encode(tmp_path / "images", dataset, update=True)
+    for layout in ("kohya:flux", "musubi:zi"):
+        with pytest.raises(latentq.MismatchError, match=r"two samples would be a_0050x0040_(flux|zi)"):
+            convert(dataset, tmp_path / "out", to_layout=layout)
+    assert not (tmp_path / "out").exists()
 
 
 def test_quantized_buckets_have_one_quantizer(tmp_path):

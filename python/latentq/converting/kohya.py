@@ -24,7 +24,7 @@ from latentq.converting.known import KNOWN, autoencoder_of
 from latentq.converting.mar import safe_path
 from latentq.converting.npy_file import any_of, load_npz, npz_bytes, npz_shapes
 from latentq.converting.options import ReadOptions
-from latentq.converting.outgoing import Outgoing
+from latentq.converting.outgoing import FileNames, Outgoing
 from latentq.converting.tree import walk
 from latentq.converting.work import Work
 from latentq.format.options import CONDITIONING_ENCODING, Column
@@ -226,7 +226,7 @@ def _of_size(path: Path, height: int, width: int) -> tuple[Mapping[str, NDArray[
 
 
 def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
-    """Writes a folder of .npz files, called by the samples' keys and the sizes of their images.
+    """Writes a folder of .npz files, called by keys without suffixes of images, and the sizes of these.
 
     `crop_ltrb` is computed as sd-scripts does, from the bucket and the image's size.
 
@@ -236,7 +236,8 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
         bar: Counts samples.
 
     Raises:
-        MismatchError: The dataset lacks a column, or its autoencoder is none of sd-scripts' and no kind is named.
+        MismatchError: The dataset lacks a column, two keys differ in their suffix alone, or the autoencoder is none of
+            sd-scripts' and no kind is named.
         OSError: A file cannot be written.
     """
     variant = outgoing.variant or _kind_for(outgoing)
@@ -246,6 +247,7 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
     latent, key, size = outgoing.need("latent"), outgoing.need("key"), outgoing.need("original_size")
     flip = outgoing.find("latent", flip=True)
     columns = outgoing.open([latent, key, size, *([flip] if flip else [])], scale="scaled" if kind.scaled else "raw")
+    names = FileNames(outgoing)
     work.result.mkdir(exist_ok=True)
     start = recorded = work.done
     bar.skip(start)
@@ -253,7 +255,8 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
         for row in range(len(batch)):
             latents = batch.values[latent][row]
             end = f"_{latents.shape[1]}x{latents.shape[2]}" if kind.suffixed else ""
-            stem, _, resolution = batch.values[key][row].partition("#")
+            stem = batch.values[key][row].removesuffix(f"#{latent_size_text(*latents.shape[1:])}")
+            resolution = stem != batch.values[key][row]
             height, width = map(int, batch.values[size][row])
             arrays = {
                 f"latents{end}": latents,
@@ -262,7 +265,7 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
             }
             if flip:
                 arrays[f"latents_flipped{end}"] = batch.values[flip][row]
-            file = safe_path(work.result, f"{stem}_{width:04d}x{height:04d}_{variant}.npz", outgoing)
+            file = safe_path(work.result, names.of(stem, f"_{width:04d}x{height:04d}_{variant}.npz"), outgoing)
             if resolution:  # other resolutions of the image may be there
                 if not kind.suffixed:
                     raise MismatchError(f"{outgoing.path} has several resolutions of {stem!r}, and {variant} holds one")

@@ -28,7 +28,7 @@ from latentq.converting.incoming import (
 from latentq.converting.known import KNOWN, autoencoder_of
 from latentq.converting.mar import safe_path
 from latentq.converting.options import ReadOptions
-from latentq.converting.outgoing import Outgoing
+from latentq.converting.outgoing import FileNames, Outgoing
 from latentq.converting.safetensors_file import SafetensorsFile, SafetensorsWriter
 from latentq.converting.tree import walk
 from latentq.converting.work import Work
@@ -209,7 +209,7 @@ def _read(path: Path, samples: Sequence[Sample], architecture: _Architecture, ch
 
 
 def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
-    """Writes a folder of safetensors files, called by the samples' keys and the sizes of their images.
+    """Writes a folder of safetensors files, called by keys without suffixes of images, and the sizes of these.
 
     bfloat16 and float16 stay, and anything else is written as float32. musubi-tuner needs its own caches of text next
     to them.
@@ -220,7 +220,8 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
         bar: Counts samples.
 
     Raises:
-        MismatchError: The dataset lacks a column, or the architecture does not follow from its autoencoder.
+        MismatchError: The dataset lacks a column, two keys differ in their suffix alone, or the architecture does not
+            follow from the autoencoder.
         OSError: A file cannot be written.
     """
     variant = outgoing.variant or _architecture_for(outgoing)
@@ -231,6 +232,7 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
     kind = outgoing.facts(latent).quantizer.kind
     dtype = kind if kind in ("bfloat16", "float16") else "float32"
     columns = outgoing.open([latent, key, size], scale="scaled")
+    names = FileNames(outgoing)
     work.result.mkdir(exist_ok=True)
     start = recorded = work.done
     bar.skip(start)
@@ -241,14 +243,14 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
         shape = tuple({"C": channels, "F": 1, "H": height, "W": width}[axis] for axis in architecture.axes)
         for row in range(len(batch)):
             image_height, image_width = map(int, batch.values[size][row])
-            name = f"{batch.values[key][row]}_{image_width:04d}x{image_height:04d}_{variant}.safetensors"
+            end = f"_{image_width:04d}x{image_height:04d}_{variant}.safetensors"
             metadata = {
                 "architecture": architecture.name,
                 "width": str(image_width),
                 "height": str(image_height),
                 "format_version": _VERSION,
             }
-            file = safe_path(work.result, name, outgoing)
+            file = safe_path(work.result, names.of(batch.values[key][row], end), outgoing)
             file.parent.mkdir(parents=True, exist_ok=True)
             tensor = f"latents_{sides}_{dtype}"
             with SafetensorsWriter(file, {tensor: (dtype, shape)}, metadata) as writer:

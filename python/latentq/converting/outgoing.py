@@ -16,6 +16,7 @@ from latentq.format.card import Card, open_card
 from latentq.format.facts import LatentFacts
 from latentq.format.options import Column
 from latentq.quantizer import Quantizer
+from latentq.sources.kinds import without_image_suffix
 
 if TYPE_CHECKING:
     from latentq.reading.dataset import LatentDataset
@@ -149,6 +150,36 @@ class Outgoing:
             MismatchError: Latents cannot be brought to the scale.
         """
         return OpenColumns(self, columns, scale, spread, codes)
+
+
+class FileNames:
+    """Names of files by the keys of samples, for tools that look for `a_0512x0768_sdxl.npz` next to `a.png`.
+
+    Args:
+        outgoing: The dataset.
+    """
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        self._path = outgoing.path
+        self._shortened: set[str] = set()
+
+    def of(self, key: str, end: str) -> str:
+        """Returns a key without the suffix of an image file, and an end.
+
+        Args:
+            key: The key of a sample.
+            end: What follows.
+
+        Raises:
+            MismatchError: Another key had the same name: `a.png` and `a.jpg`.
+        """
+        stem = without_image_suffix(key)
+        name = f"{stem}{end}"
+        if stem != key:
+            if name in self._shortened:
+                raise MismatchError(f"{self._path}: two samples would be {name}: suffixes of keys are left out")
+            self._shortened.add(name)
+        return name
 
 
 _NOUNS = {"latent": "latents", "key": "keys", "label": "labels", "label_text": "names of classes"}

@@ -48,3 +48,9 @@ def is_image(head: bytes) -> bool:
 def is_junk_folder(name: str) -> bool:
     """True if a folder of this name is an operating system's: macOS, Windows, Synology."""
     return name.lower() in _JUNK_FOLDERS
+
+
+def without_image_suffix(name: str) -> str:
+    """Returns a path without the suffix of an image file, if it has one; another suffix is a part of the name."""
+    suffix = next((suffix for suffix in _IMAGES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
