@@ -129,7 +129,14 @@ def test_page_describes_the_dataset(pushed, made):
         "size_categories": ["n<1K"],
     }
     card = Card.load(made)
-    for words in ("10 images", "dct-f8c16", "`ndarray:uint8:16,8,8`", card.autoencoder.normalization.formula, MARK):
+    for words in (
+        "8 samples, each as its original and in several forms, the last as stored",
+        "10 images",
+        "dct-f8c16",
+        "`ndarray:uint8:16,8,8`",
+        card.autoencoder.normalization.formula,
+        MARK,
+    ):
         assert words in body
     assert f"| 3 | {card.latents['latent'].statistics.mean[3]:.4f} |" in body
 

@@ -184,7 +184,7 @@ def _pictures(
         return None, ""
     file = io.BytesIO()
     sheet(rows).save(file, "JPEG", quality=_QUALITY)
-    titles = "each as original, decoded from floats, decoded as stored" if len(rows[0]) > 2 else "decoded as stored"
+    titles = "each as its original and in several forms, the last as stored" if len(rows[0]) > 1 else "decoded"
     return file.getvalue(), f"{counted(len(rows), 'sample')}, {titles}"
 
 
