@@ -210,6 +210,7 @@ def test_a_conversion_that_was_killed_gives_the_same_bytes(at, lightningdit, tmp
     original = to_dataset.Incoming.planned_recipe
     monkeypatch.setattr(to_dataset.Incoming, "planned_recipe", small_units)
     monkeypatch.setattr(to_dataset, "UNIT_SIZE", 4)
+    monkeypatch.setattr(to_dataset, "_WORKERS", 1)  # so that no other unit changes while the folder is copied
     convert(lightningdit, tmp_path / "whole")
     calls = 0
     publish = to_dataset.publish_unit
