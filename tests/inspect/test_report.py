@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -522,6 +523,17 @@ def test_wrong_arguments_are_found_before_anything_is_written(
     assert main(["report", str(dataset), *arguments]) == code
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["report", "decode"])
+def test_an_output_that_a_rename_would_replace_is_refused_before_the_work(dataset, tmp_path, capsys, command):
+    (folder := tmp_path / "folder.png").mkdir()
+    os.mkfifo(fifo := tmp_path / "fifo.png")
+    assert main([command, str(dataset), "-o", str(folder)]) == 2
+    assert capsys.readouterr().err == f"latentq: -o {folder} is a folder: name a file in it\n"
+    assert main([command, str(dataset), "-o", str(fifo)]) == 2
+    assert capsys.readouterr().err == f"latentq: -o {fifo} is not a regular file\n"
+    assert fifo.is_fifo()
 
 
 def test_a_missing_package_is_named(dataset, monkeypatch, tmp_path, capsys):

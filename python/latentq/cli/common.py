@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -322,6 +323,24 @@ def check_source(path: str) -> None:
 
     if not exists(path):
         raise UsageError(f"{path}: no such file or folder")
+
+
+def check_output(path: str) -> Path:
+    """Returns the path of a file to write. Checked before long work, whose result would be lost.
+
+    Raises:
+        UsageError: Its folder is missing, or it is a folder, device or FIFO, which a rename would replace.
+    """
+    output = Path(path)
+    if not output.parent.is_dir():
+        raise UsageError(f"-o {path}: there is no folder {output.parent}")
+    if output.is_dir():
+        raise UsageError(f"-o {path} is a folder: name a file in it")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"-o {path} is not a regular file")
+    if not os.access(output.parent, os.W_OK):
+        raise UsageError(f"-o {path}: no permission to write in {output.parent}")
+    return output
 
 
 def dataset_folder(path: str) -> Path:

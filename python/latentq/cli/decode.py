@@ -11,6 +11,7 @@ from latentq.cli.common import (
     UsageError,
     add_command,
     add_url_options,
+    check_output,
     check_source,
     opened_dataset,
     print_json,
@@ -63,9 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.source is not None:
         check_source(options.source)
     form = _image_format(options.output)
-    folder = Path(options.output).parent
-    if not folder.is_dir():  # decoding may take long, and would be lost
-        raise UsageError(f"-o {options.output}: there is no folder {folder}")
+    output = check_output(options.output)
     from latentq.inspect.pictures import sheet, spread
     from latentq.store.local import replace_file
 
@@ -86,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
         picture = sheet(rows)
     file = io.BytesIO()
     picture.save(file, form)
-    replace_file(Path(options.output), file.getvalue())
+    replace_file(output, file.getvalue())
     if options.json:
         print_json({"output": options.output, "samples": len(rows), "psnr": [row[-1].psnr for row in rows]})
         return 0

@@ -12,6 +12,7 @@ from latentq.cli.common import (
     UsageError,
     add_command,
     add_url_options,
+    check_output,
     check_source,
     dataset_folder,
     no_dataset,
@@ -63,9 +64,7 @@ def _run(options: argparse.Namespace) -> int:
             _dataset(path, options.recipe)
     if options.source is not None:
         check_source(options.source)
-    output = Path(options.output)
-    if not output.parent.is_dir():  # the report may take long, and would be lost
-        raise UsageError(f"-o {options.output}: there is no folder {output.parent}")
+    output = check_output(options.output)
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(opened_dataset(options, path)) for path in named if is_remote(path)]
         for dataset in opened:
