@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import latentq
+from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from support import foreign_making as made
 
@@ -101,3 +102,19 @@ def test_codes_of_another_meaning_are_refused(tmp_path):
     convert(tmp_path / "features", tmp_path / "in", bits=8)
     with pytest.raises(latentq.MismatchError, match=r"codes are copied unchanged: the layout has 8 bits, uniform from"):
         convert(tmp_path / "in", tmp_path / "out", to_layout="cosmos-imagenet")
+
+
+def test_options_that_would_change_nothing_are_refused(tmp_path, capsys):
+    made.rar_writes(tmp_path / "tokens.jsonl", tokens(1024, 256), labels().tolist())
+    made.fast_dit_writes(tmp_path / "features", np.zeros((COUNT, 4, 8, 8), np.float32), labels())
+    for source, option, held in (("tokens.jsonl", "bits", "latents to quantize"), ("features", "codebook", "tokens")):
+        assert main(["convert", str(tmp_path / source), str(tmp_path / "out"), f"--{option}", "4"]) == 2
+        expected = f"latentq: --{option} must be left out: {tmp_path / source} holds no {held}\n"
+        assert capsys.readouterr().err == expected
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_layout_is_told_by_the_name_of_the_option(tmp_path, capsys):
+    made.rar_writes(tmp_path / "tokens.jsonl", tokens(1024, 256), labels().tolist())
+    assert main(["convert", str(tmp_path / "tokens.jsonl"), str(tmp_path / "out"), "--from", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("latentq: --from: there is no layout 'nope': name one of ")

@@ -44,6 +44,7 @@ _EPILOG = """examples:
   latentq completion bash                                       completion of commands and options by Tab
   latentq push out/ hf:me/photos --license cc-by-4.0            to the Hugging Face Hub
 """
+_OPTIONS = {"from_layout": "from", "to_layout": "to"}  # options whose arguments have another name
 _SIGPIPE = 141  # the exit code that a shell reports for a command ended by SIGPIPE
 
 
@@ -123,7 +124,8 @@ def _with_options(message: str, options: argparse.Namespace) -> str:
     for name, value in vars(options).items():
         if value is not None:
             place = rf"(?<![\w./'\"-]){name}(?=: | must\b|,)" if "_" in name else rf"\A{name}(?= must\b)"
-            message = re.sub(place, f"--{name.replace('_', '-')}", message)
+            option = _OPTIONS.get(name, name.replace("_", "-"))
+            message = re.sub(place, f"--{option}", message)
     return message
 
 

@@ -129,6 +129,11 @@ def _to_dataset(
     with resumable(out, job) as work:
         if name in LAYOUTS:
             incoming = LAYOUTS[name].read(source, options)
+            columns = incoming.columns.values()
+            if bits is not None and not any(column.is_latent for column in columns):
+                raise ValueError(f"bits must be left out: {source} holds no latents to quantize")
+            if options.codebook is not None and not any(column.content == "tokens" for column in columns):
+                raise ValueError(f"codebook must be left out: {source} holds no tokens")
         else:
             foreign = _CODES[name].read(source, progress)
             if out.suffix in (imagenet_3gb.SUFFIX, vqgan.SUFFIX):

@@ -378,4 +378,4 @@ def _moments(values: NDArray[Any], samples: Sequence[Sample]) -> Moments:
 
 
 def _not_finite(sample: Sample) -> FormatError:
-    return FormatError(f"{sample.text}: its latent holds a NaN, an infinity or a number too large")
+    return FormatError(f"sample {sample.text}: its latent holds a NaN, an infinity or a number too large")
