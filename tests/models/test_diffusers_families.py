@@ -49,7 +49,9 @@ def networks(saved):
 
 
 def pixels_for(name, count=2):
-    pixels = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    """Return images of 16 x 32 pixels, or squares for a family that takes nothing else."""
+    height = 32 if name == "rae" else 16
+    pixels = torch.rand(count, 3, height, 32, generator=torch.Generator().manual_seed(2))
     return pixels if name == "rae" else pixels * 2 - 1
 
 
@@ -86,7 +88,8 @@ def test_latents_and_pixels_are_those_of_the_library(networks, name):
     frame = (lambda tensor: tensor[:, :, 0]) if name in VIDEO else (lambda tensor: tensor)
     raw = scales(network)[1](expected) if name == "rae" else frame(expected)  # RAE's module scales by itself
     latents = network.encode(pixels)
-    assert tuple(latents.shape) == (2, *SHAPES[name])
+    channels, height, width = SHAPES[name]
+    assert tuple(latents.shape) == (2, channels, height if name == "rae" else height // 2, width)
     torch.testing.assert_close(latents, raw, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(network.encode(pixels[1:]), raw[1:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(network.decode(raw), frame(decoded)[:, :3], atol=1e-4, rtol=1e-4)
