@@ -1,6 +1,7 @@
 """The commands show a dataset's buckets."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ def test_info_shows_a_line_and_a_bar_for_each_bucket_with_samples(dataset, capsy
     assert [line.count("#") for line in lines] == [round(40 * count / max(counts)) for count in counts]
     assert "2 buckets without samples" in text
     assert "latent: 16 x 4 x 4 to 16 x 8 x 9, by bucket, affine, 8 bits" in text
+    assert re.search(r"^column latent +ndarray:uint8:\S+ in the first bucket$", text, re.MULTILINE)
+    assert re.search(r"^column key +str$", text, re.MULTILINE)
     assert main(["info", str(dataset), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["buckets"] == [0, 0, *counts]
 

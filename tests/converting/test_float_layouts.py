@@ -302,6 +302,10 @@ def test_another_unfinished_conversion_is_told(lightningdit, tmp_path):
     (work / "done.json").write_text('{"samples": 3}')
     with pytest.raises(latentq.MismatchError, match=r"holds an unfinished conversion to .*: remove it, or choose"):
         convert(tmp_path / "features", tmp_path / "in")
+    job = {"source": str(tmp_path / "features"), "layout": "fast-dit", "autoencoder": None, "codebook": None}
+    (work / "job.json").write_text(json.dumps(job))
+    with pytest.raises(latentq.MismatchError, match=r"with other arguments \(bits: not given there, 8 here\): remove"):
+        convert(tmp_path / "features", tmp_path / "in", bits=8)
 
 
 def test_encoding_stores_the_spread_that_a_recipe_names(pictures, tiny_vae, tmp_path):

@@ -103,9 +103,15 @@ def _recipe_rows(dataset: OpenedDataset, card: Card) -> list[tuple[str, str]]:
         *model_rows(card),
         *_normalization_rows(card),
         ("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"),
-        *((f"column {name}", encoding) for name, encoding in card.columns.items()),
+        *((f"column {name}", encoding + _first_bucket(card, name)) for name, encoding in card.columns.items()),
         ("versions", ", ".join(f"{package} {version}" for package, version in card.versions.items())),
     ]
+
+
+def _first_bucket(card: Card, column: str) -> str:
+    """Returns what to add to a column's encoding if it is that of the first bucket only."""
+    facts = card.latents.get(column) or card.tokens.get(column)
+    return " in the first bucket" if facts is not None and len(facts.shapes) > 1 else ""
 
 
 def _normalization_rows(card: Card) -> list[tuple[str, str]]:

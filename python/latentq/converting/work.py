@@ -171,7 +171,8 @@ def _difference(recorded: bytes, job: Mapping[str, Any]) -> str:
     try:
         before = json.loads(recorded)
         name = next(name for name in (*job, *before) if before.get(name) != job.get(name))
-        return f"{name} {before.get(name)!r}, not {job.get(name)!r}"
+        there, here = ("not given" if value is None else f"{value!r}" for value in (before.get(name), job.get(name)))
+        return f"other arguments ({name}: {there} there, {here} here)"
     except (ValueError, AttributeError, StopIteration):
         return "an unreadable description"
 
