@@ -11,7 +11,7 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 
 import latentq
 from conftest import contents
-from latentq.models.autoencoders import Autoencoder, Normalization, Posterior, Tokenizer
+from latentq.models.autoencoders import Autoencoder, Normalization, Posterior, Tokenizer, loading
 
 ROOT = Path(__file__).resolve().parents[2]
 # Name, class, scaling factor, shift factor, shape of the latents of 32 x 32 pixels.
@@ -133,6 +133,15 @@ def test_a_size_that_does_not_divide_is_refused(tiny_vae, size):
     for name in ("dct-f8c16", tiny_vae):
         with pytest.raises(ValueError, match="multiple of 8"):
             latentq.load_autoencoder(name).latent_shape(size)
+
+
+def test_the_table_of_the_page_has_every_family_and_every_recipe():
+    rows = [line.split("|") for line in (ROOT / "docs/autoencoders.md").read_text().splitlines() if line[:3] == "| `"]
+    families, recipes = ({name for row in rows for name in re.findall(r"`([^`]+)`", row[at])} for at in (1, -2))
+    checkpoints = (loading.LdmAutoencoder, loading.LlamaGenAutoencoder, loading.MaskGitAutoencoder)
+    known = {*loading.FAMILIES, *(family.family for family in (*checkpoints, loading.TamingAutoencoder))}
+    assert families == {*known, "dct-f8c16"}
+    assert recipes == set(latentq.Recipe.names())
 
 
 def test_the_page_and_its_example_run(tiny_vae, tiny_vq, pictures, tmp_path, monkeypatch, capsys):
