@@ -1,5 +1,6 @@
 """Layouts whose latents have many shapes: into a dataset with buckets, out and in again, equal to the bit."""
 
+import re
 from pathlib import PurePath
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 import latentq
 from conftest import paint
+from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from support import foreign_making as made
 from support.converted import IMAGES, by_key, files, latent, same
@@ -24,6 +26,16 @@ def kohya_writes(folder, kind, channels, stride, *, suffixed, flip=False, mask=F
         mirrored = latent(index, channels, bucket, stride, seed=1) if flip else None
         alpha = np.ones((bucket[1], bucket[0]), np.float32) if mask else None
         made.kohya_saves(path, one, image, made.kohya_crop_ltrb(bucket, image), mirrored, alpha, end)
+
+
+def test_how_a_tool_loaded_its_images_is_unknown(tmp_path, capsys):
+    kohya_writes(tmp_path / "cache", "sd", 4, 8, suffixed=False)
+    convert(tmp_path / "cache", tmp_path / "out")
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^image +unknown: the latents are converted from another tool's$", text, re.MULTILINE)
+    assert re.search(r"^buckets: \d+ by a list$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -414,6 +414,14 @@ def test_thousands_of_channels_stay_readable(tmp_path):
     assert "12 of 3,000 channels" in page.text
 
 
+def test_a_recipe_for_a_dataset_with_a_card_is_refused(tmp_path, capsys):
+    make_dataset(tmp_path / "out", 6)
+    assert main(["report", str(tmp_path / "out"), "-o", str(tmp_path / "page.html"), "--recipe", "sdxl"]) == 2
+    assert "--recipe sdxl: " in (error := capsys.readouterr().err)
+    assert "has a card, which says how it was made" in error
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_a_folder_without_a_card_needs_a_recipe(tmp_path, tiny_vae, capsys):
     from latentq import mds
 

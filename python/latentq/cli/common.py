@@ -259,7 +259,7 @@ def _print_summary(
         rows.append(("a sample", size_text(round(size / counts.samples))))
     if worked and totals.images:
         shares = sorted(worked.items(), key=lambda entry: -entry[1])
-        text = "; ".join(f"{stage} {seconds / max(totals.seconds, 1e-9):.0%}" for stage, seconds in shares)
+        text = "; ".join(f"{stage} {seconds:.1f} s" for stage, seconds in shares)
         rows.append(("time", f"{text} (stages overlap)"))
     with contextlib.suppress(OSError):  # a closed stream must not end the command
         for name, value in rows:

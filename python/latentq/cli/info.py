@@ -18,7 +18,7 @@ from latentq.cli.common import (
     print_rows,
     progress_stream,
 )
-from latentq.inspect.describe import LEVELED, buckets_text, model_rows, quantizer_text, shape_text
+from latentq.inspect.describe import LEVELED, buckets_text, image_text, model_rows, quantizer_text, shape_text
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
@@ -95,14 +95,12 @@ def _count_rows(path: Path, card: Card) -> list[tuple[str, str]]:
 
 def _recipe_rows(dataset: OpenedDataset, card: Card) -> list[tuple[str, str]]:
     changed = f", changed: {', '.join(card.recipe.changed)}" if card.recipe.changed else ""
-    image = card.recipe.image
-    orient = ", EXIF orientation applied" if image.orient else ""
     return [
         ("bytes", size_text(dataset.nbytes())),
         ("recipe", f"{card.recipe.name}{changed}"),
         *model_rows(card),
         *_normalization_rows(card),
-        ("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"),
+        ("image", image_text(card.recipe, card)),
         *((f"column {name}", encoding + _first_bucket(card, name)) for name, encoding in card.columns.items()),
         ("versions", ", ".join(f"{package} {version}" for package, version in card.versions.items())),
     ]
@@ -133,7 +131,7 @@ def _normalization_rows(card: Card) -> list[tuple[str, str]]:
 def _print_buckets(card: Card) -> None:
     """Prints a line for each bucket that has samples, with a bar as long as its share of the largest."""
     sizes, counts = card.recipe.bucket_sizes(), card.counts and card.counts.buckets
-    print(f"\nbuckets: {buckets_text(card.recipe)}")
+    print(f"\nbuckets: {buckets_text(card.recipe, card)}")
     print(f"{'bucket':>6} {'height x width':>15} {'ratio':>6} {'samples':>10} {'share':>7}".rstrip())
     for bucket, (height, width) in enumerate(sizes):
         line = f"{bucket:>6} {height:>7} x {width:<5} {width / height:>6.3f}"

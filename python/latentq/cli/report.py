@@ -126,6 +126,8 @@ def _dataset(path: str, recipe: str | None) -> Path:
         )
     folder = dataset_folder(path)
     if (folder / CARD).exists():
+        if recipe is not None:
+            raise UsageError(f"--recipe {recipe}: {path} has a card, which says how it was made")
         return folder
     if not (folder / INDEX).exists():
         raise no_dataset(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from latentq.format.facts import UNKNOWN
 from latentq.system.text import counted
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ def model_rows(card: Card) -> list[tuple[str, str]]:
     return rows
 
 
+def image_text(recipe: Recipe, card: Card | None) -> str:
+    """Returns how images were loaded; unknown if the card is of latents that another tool made."""
+    if card is not None and card.autoencoder.weights == UNKNOWN:
+        return "unknown: the latents are converted from another tool's"
+    image = recipe.image
+    orient = ", EXIF orientation applied" if image.orient else ""
+    return f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"
+
+
 def shape_text(facts: LatentFacts | TokenFacts) -> str:
     """Returns the shape of a column, with buckets that of the first and of the last."""
     shapes = dict.fromkeys(facts.shapes or (facts.shape,))
@@ -36,8 +46,8 @@ def shape_text(facts: LatentFacts | TokenFacts) -> str:
     return first if len(shapes) == 1 else f"{first} to {last}, by bucket"
 
 
-def buckets_text(recipe: Recipe) -> str:
-    """Returns where the buckets of a recipe come from, and what happens to small images."""
+def buckets_text(recipe: Recipe, card: Card | None = None) -> str:
+    """Returns where the buckets of a recipe come from, and what happens to small images if the card tells."""
     buckets = recipe.buckets
     if buckets is None:
         return "none"
@@ -45,6 +55,8 @@ def buckets_text(recipe: Recipe) -> str:
     origin = "a list" if buckets.sizes else f"the set {buckets.set}" if buckets.set else f"area {tiers}"
     if buckets.set and tiers:
         origin += f" of area {tiers}"
+    if card is not None and card.autoencoder.weights == UNKNOWN:
+        return f"{len(buckets.all)} by {origin}"
     small = {"enlarge": "enlarged", "reject": "rejected", "smaller": "put into one that they cover"}[buckets.small]
     return f"{len(buckets.all)} by {origin}; images smaller than their bucket are {small}"
 

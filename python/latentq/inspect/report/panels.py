@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from latentq.inspect.describe import buckets_text, model_rows
+from latentq.inspect.describe import buckets_text, image_text, model_rows
 from latentq.inspect.report import charts
 from latentq.inspect.report.facts import DatasetFacts
 from latentq.inspect.report.parts import Chart, Table, chart, escaped_lines, listed
@@ -51,7 +51,9 @@ def _buckets_panel(facts: DatasetFacts) -> Panel | None:
         (f"{b.height} x {b.width}", f"{b.width / b.height:.3f}", f"{b.samples:,}", f"{b.samples / facts.samples:.1%}")
         for b in facts.buckets
     ]
-    text = f"{buckets_text(facts.recipe)}. {counted(len(filled), 'bucket')} with samples, as height x width."
+    text = (
+        f"{buckets_text(facts.recipe, facts.card)}. {counted(len(filled), 'bucket')} with samples, as height x width."
+    )
     more = "" if len(shown) == len(filled) else f" The {len(shown)} largest are drawn."
     table = Table("All buckets", ("height x width", "width / height", "samples", "share"), rows)
     return Panel("Buckets", escaped(text + more), [chart("", "", svg)], table)
@@ -202,9 +204,7 @@ def made_rows(facts: DatasetFacts) -> list[tuple[str, str]]:
     changed = f", changed: {', '.join(recipe.changed)}" if recipe.changed else ""
     rows.append(("recipe", f"{recipe.name}{changed}"))
     rows += model_rows(card) if card is not None else [("autoencoder", recipe.autoencoder.model)]
-    image = recipe.image
-    orient = ", EXIF orientation applied" if image.orient else ""
-    rows.append(("image", f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"))
+    rows.append(("image", image_text(recipe, card)))
     if card is not None:
         rows += [(f"column {name}", encoding) for name, encoding in card.columns.items()]
         if card.counts is not None and card.counts.redone:
