@@ -48,6 +48,23 @@ def pair_of(path: Path, suffix: str) -> tuple[Path, Path] | None:
     return None
 
 
+def numbered_pair(path: Path, suffix: str) -> tuple[Path, Path, list[int]]:
+    """Returns the folders of arrays and of labels, and the numbers of the files in them.
+
+    Args:
+        path: As for `pair_of`.
+        suffix: As for `pair_of`.
+
+    Raises:
+        FormatError: There are no such folders, or no files in them.
+    """
+    pair = pair_of(path, suffix)
+    numbers = integer_files(pair[0], ".npy") if pair else []
+    if pair is None or not numbers:
+        raise FormatError(f"{path}: it has no folders NAME{suffix} and NAME_labels of files 0.npy, 1.npy, ...")
+    return *pair, numbers
+
+
 def label_of(path: Path) -> int:
     """Returns the label in a file, int64 (1,).
 
@@ -72,11 +89,7 @@ def read(path: Path, options: ReadOptions) -> Incoming:
         FormatError: A file is broken or not like the first; the message names it.
         OSError: A file cannot be read.
     """
-    pair = pair_of(path, _FEATURES)
-    numbers = integer_files(pair[0], ".npy") if pair else []
-    if pair is None or not numbers:
-        raise FormatError(f"{path}: it has no folders NAME_features and NAME_labels of files 0.npy, 1.npy, ...")
-    features, labels = pair
+    features, labels, numbers = numbered_pair(path, _FEATURES)
     first = load_npy(features / f"{numbers[0]}.npy")
     if first.ndim != 4 or len(first) != 1:
         raise FormatError(f"{features / f'{numbers[0]}.npy'}: must be (1, C, h, w), not {first.shape}")

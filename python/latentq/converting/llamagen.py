@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
-from latentq.converting.fast_dit import label_of, pair_of
+from latentq.converting.fast_dit import label_of, numbered_pair, pair_of
 from latentq.converting.foreign import ForeignAutoencoder
 from latentq.converting.incoming import Arrays, Incoming, key_and_labels
 from latentq.converting.npy_file import load_npy, npy_bytes
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
-from latentq.converting.tree import integer_files
 from latentq.converting.work import Work
 from latentq.format.normalization import Normalization
 from latentq.format.options import Column
@@ -68,11 +67,7 @@ def read(path: Path, options: ReadOptions) -> Incoming:
         FormatError: A file is broken or not like the first; the message names it.
         OSError: A file cannot be read.
     """
-    pair = pair_of(path, _CODES)
-    numbers = integer_files(pair[0], ".npy") if pair else []
-    if pair is None or not numbers:
-        raise FormatError(f"{path}: it has no folders NAME_codes and NAME_labels of files 0.npy, 1.npy, ...")
-    codes, labels = pair
+    codes, labels, numbers = numbered_pair(path, _CODES)
     first = _codes(codes / f"{numbers[0]}.npy", None)
     columns = token_columns(first.shape[1])
     shape = token_shape(first.shape[2])
