@@ -6,7 +6,7 @@ import pytest
 
 from latentq import Recipe
 from latentq.choices import Size
-from latentq.cli.main import _parser
+from latentq.cli.main import build_parser
 from latentq.format.buckets import BucketsOption
 from latentq.format.overrides import OVERRIDES, RecipeOverrides
 
@@ -20,7 +20,7 @@ def test_the_typed_dict_has_the_names_and_types_of_the_table():
 
 
 def test_every_override_is_an_option_of_encode():
-    parser = _parser(["encode"])
+    parser = build_parser(["encode"])
     for override in OVERRIDES:
         value = example(override.type)
         arguments = ["encode", "SRC", "OUT", override.option]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from latentq.format.facts import UNKNOWN
 from latentq.system.text import counted
 
 if TYPE_CHECKING:
@@ -32,11 +31,18 @@ def model_rows(card: Card) -> list[tuple[str, str]]:
 
 def image_text(recipe: Recipe, card: Card | None) -> str:
     """Returns how images were loaded; unknown if the card is of latents that another tool made."""
-    if card is not None and card.autoencoder.weights == UNKNOWN:
+    if card is not None and _is_converted(card):
         return "unknown: the latents are converted from another tool's"
     image = recipe.image
     orient = ", EXIF orientation applied" if image.orient else ""
     return f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"
+
+
+def _is_converted(card: Card) -> bool:
+    """True if the latents were made by another tool, of which only the values are known."""
+    from latentq.format.facts import UNKNOWN  # imports NumPy, which the help of commands does without
+
+    return card.autoencoder.weights == UNKNOWN
 
 
 def shape_text(facts: LatentFacts | TokenFacts) -> str:
@@ -55,7 +61,7 @@ def buckets_text(recipe: Recipe, card: Card | None = None) -> str:
     origin = "a list" if buckets.sizes else f"the set {buckets.set}" if buckets.set else f"area {tiers}"
     if buckets.set and tiers:
         origin += f" of area {tiers}"
-    if card is not None and card.autoencoder.weights == UNKNOWN:
+    if card is not None and _is_converted(card):
         return f"{len(buckets.all)} by {origin}"
     small = {"enlarge": "enlarged", "reject": "rejected", "smaller": "put into one that they cover"}[buckets.small]
     return f"{len(buckets.all)} by {origin}; images smaller than their bucket are {small}"
