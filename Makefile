@@ -40,14 +40,14 @@ build: .venv/.built ## compile the Rust core and install the package editable in
 	@maturin develop --release --uv $(QUIET)
 	@touch $@
 
-test: test-rust test-python ## run the tests, about 14 minutes on two cores
+test: test-rust test-python ## run the tests, about 12 minutes on two cores
 
 test-rust: build ## run the tests of the Rust core
 	$(SAY) 'compiling and running the Rust tests; about 2 minutes on two cores'
 	@cargo test --package latentq-core --lib --release $(CHECKED) $(QUIET)
 
 test-python: build ## run the tests of the Python package
-	$(SAY) 'running the Python tests; about 12 minutes on two cores'
+	$(SAY) 'running the Python tests; about 10 minutes on two cores'
 	@python -m pytest -n auto --dist loadfile -m 'not long'
 
 test-long: build ## run the tests that kill, compile or race for long

@@ -78,7 +78,9 @@ def test_a_terminal_sees_a_bar_with_rate_and_rejects(pictures, tmp_path):
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=follower) as process:
         os.close(follower)
         shown = b""
-        while select.select([leader], [], [], 60)[0]:
+        waiting = select.poll()  # select takes no descriptor above 1023, and a stock StreamingDataset leaves many open
+        waiting.register(leader, select.POLLIN)
+        while waiting.poll(60_000):
             try:
                 shown += os.read(leader, 4096)
             except OSError:
