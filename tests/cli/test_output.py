@@ -1,4 +1,4 @@
-"""What commands print: JSON for programs, nothing but the result with --quiet, a summary, completion, charts."""
+"""Output of commands: JSON for programs, nothing but the result with --quiet, a summary, completion, charts."""
 
 import io
 import json

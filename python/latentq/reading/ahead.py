@@ -16,7 +16,7 @@ _SAMPLES = 1 << 20  # of the steps ahead, at most
 
 
 class Files(Protocol):
-    """What keeps the files of samples: the datasets elsewhere among those of a loader."""
+    """Caches of the files of samples: those of a loader's datasets that are remote."""
 
     def pin(self, indices: NDArray[np.int64], *, within: bool = False) -> Pinned | None:
         """Keeps the files of some samples, and begins to download those that are missing.

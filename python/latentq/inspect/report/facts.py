@@ -89,7 +89,7 @@ class Rates:
 
 @dataclass(eq=False)
 class DatasetFacts:
-    """What a report says about one dataset.
+    """Facts that a report states about one dataset.
 
     Attributes:
         path: The dataset.
