@@ -51,7 +51,7 @@ test-python: build ## run the tests of the Python package
 	@python -m pytest -n auto --dist loadfile -m 'not long'
 
 test-long: build ## run the tests that kill, compile or race for long
-	$(SAY) 'running the long Python tests; about 8 minutes on two cores'
+	$(SAY) 'running the long Python tests; some of them take minutes'
 	@python -m pytest -n auto --dist loadfile -m long
 
 test-readers: build ## compare what three stock readers of MDS read with docs/mds.md
