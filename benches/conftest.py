@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from turns import CORES, Contenders, ReplayTimer, take_turns
 
+import latentq
+
 PACKAGES = (
     "latentq", "numpy", "torch", "torchvision", "pillow", "opencv-python-headless", "mosaicml-streaming", "litdata",
     "webdataset", "datasets",
@@ -33,6 +35,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["cores"] = CORES
     machine_info["load"] = os.getloadavg()[0]
     machine_info["kernel"] = platform.release()
+    machine_info["isa"] = latentq.isa()
     machine_info["packages"] = {}
     for package in PACKAGES:
         try:

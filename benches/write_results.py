@@ -70,8 +70,9 @@ def machine(result: dict[str, Any], file: str) -> str:
     cpu = info["cpu"].get("brand_raw", info["processor"] or info["machine"])
     commit = result["commit_info"]["id"][:7] + (" with changes" if result["commit_info"]["dirty"] else "")
     return (
-        f"{result['datetime'][:10]}, commit {commit}, {cpu}, {info['cores']} cores, load average {info['load']:.1f} at "
-        f"the start, {info['system']} {info['kernel']}, Python {info['python_version']}, {packages}. "
+        f"{result['datetime'][:10]}, commit {commit}, {cpu}, {info['isa']}, {info['cores']} cores, "
+        f"load average {info['load']:.1f} at the start, {info['system']} "
+        f"{info['kernel']}, Python {info['python_version']}, {packages}. "
         f"`pytest benches/{file}.py`."
     )
 

@@ -6,7 +6,7 @@ Every name is imported when it is first used, so that `import latentq` costs no 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from latentq._core import FormatError, ImageError, LatentqError, MismatchError, RecipeError, __version__
+from latentq._core import FormatError, ImageError, LatentqError, MismatchError, RecipeError, __version__, isa
 
 if TYPE_CHECKING:
     from latentq import image, mds
@@ -49,6 +49,7 @@ __all__ = [
     "convert",
     "encode",
     "image",
+    "isa",
     "load_autoencoder",
     "load_text_encoder",
     "mds",

@@ -1,7 +1,7 @@
 # The compiled core. The public, documented API is `latentq.image`, `latentq.quantizer` and `latentq.mds`.
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, final
+from typing import Any, Literal, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ __all__ = [
     "image_resize",
     "image_size",
     "image_window",
+    "isa",
     "mds_merge",
     "mds_repair",
     "mds_samples_by_folder",
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 __version__: str
+
+def isa() -> Literal["scalar", "neon", "avx2", "avx512"]: ...
 
 # error.rs
 

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod error;
 pub mod image;
+pub mod isa;
 pub mod mds;
 mod memory;
 pub mod parallel;

@@ -13,6 +13,8 @@ mod values;
 
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    // A cap that is misspelled would be measured as if it were obeyed.
+    latentq_core::isa::check().map_err(error::to_py)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
     batch::register(module)?;
@@ -21,5 +23,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     permutation::register(module)?;
     quant::register(module)?;
     transform::register(module)?;
-    Ok(())
+    module.add_function(wrap_pyfunction!(isa, module)?)
+}
+
+/// The best instruction set that is used.
+#[pyfunction]
+fn isa() -> &'static str {
+    latentq_core::isa::best().name()
 }

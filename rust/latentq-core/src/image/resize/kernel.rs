@@ -7,6 +7,8 @@ use super::weights::{HALF, Weights, clip};
 use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{x86, x86_vnni};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::isa::{self, Level};
 
 /// An instruction set that the passes are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,29 +30,22 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The instruction sets that this processor supports, the fastest last.
+    /// The instruction sets that may be used, the fastest last.
     pub fn available() -> Vec<Self> {
-        #[allow(unused_mut)]
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut found = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
-                found.push(Self::Avx2);
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                    found.push(Self::Avx512);
-                    let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
-                    if vnni && is_x86_feature_detected!("avx512vl") {
-                        found.push(Self::Avx512Vnni);
-                    }
-                }
-            }
+            let levels =
+                [(Level::Avx2, Self::Avx2), (Level::Avx512, Self::Avx512), (Level::Avx512Vbmi, Self::Avx512Vnni)];
+            found.extend(levels.into_iter().filter(|(level, _)| isa::best() >= *level).map(|(_, own)| own));
         }
         #[cfg(target_arch = "aarch64")]
-        found.push(Self::Neon);
+        found.extend((isa::best() >= Level::Neon).then_some(Self::Neon));
         found
     }
 
-    /// The fastest instruction set of this processor.
+    /// The fastest instruction set that may be used.
     pub fn best() -> Self {
         Self::available().pop().unwrap_or(Self::Scalar)
     }

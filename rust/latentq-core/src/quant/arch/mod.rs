@@ -1,4 +1,4 @@
-//! Instruction sets, chosen at run time.
+//! The code of each instruction set; [`crate::isa`] says which may be used.
 //!
 //! Each kernel is written once, as plain loops, and compiled for every instruction set. A kernel must be
 //! `#[inline(always)]` all the way down, so that its loops are compiled inside the wrappers in this module.
@@ -19,8 +19,11 @@ use super::kernel::{Kernel, LABELS, Observed, STATES, ValueCounts};
 use super::scheme::Affine;
 use super::transform::{BLOCK, ENTRIES, EightTiles, Entry, Stream};
 use super::trellis::{Nearest, TrellisLevels};
+use crate::isa;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Level;
 
-/// An instruction set that this processor supports.
+/// An instruction set that may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// The baseline of the architecture (SSE2, NEON).
@@ -34,34 +37,31 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All instruction sets that this processor supports, the best last.
+    /// All instruction sets that may be used, the best last.
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut all = vec![Isa::Baseline];
         #[cfg(target_arch = "x86_64")]
         {
-            all.extend(x86::has_avx2().then_some(Isa::Avx2));
-            all.extend(x86::has_avx512().then_some(Isa::Avx512));
+            all.extend((isa::best() >= Level::Avx2).then_some(Isa::Avx2));
+            all.extend((isa::best() >= Level::Avx512Vbmi).then_some(Isa::Avx512));
         }
         all
     }
 
-    /// The best instruction set that this processor supports.
+    /// The best instruction set that may be used.
     pub fn best() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if x86::has_avx512() {
-                return Isa::Avx512;
-            }
-            if x86::has_avx2() {
-                return Isa::Avx2;
-            }
+        match isa::best() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vbmi => Isa::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::Avx512 => Isa::Avx2,
+            _ => Isa::Baseline,
         }
-        Isa::Baseline
     }
 }
 
-// SAFETY, for all calls below: only `available` and `best` make the values Avx2 and Avx512, after checking the processor.
+// SAFETY, for all calls below: only `available` and `best` make the values Avx2 and Avx512, after asking `isa`, which checks the processor.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 #[allow(unsafe_code)]
 impl Isa {

@@ -5,26 +5,10 @@
 
 use std::arch::x86_64::*;
 
+use crate::isa;
 use crate::quant::floats::{Floats, FloatsMut};
 use crate::quant::kernel::{INFINITY, Kernel, LINE, Observed, ROUND};
 use crate::quant::scheme::Affine;
-
-pub fn has_avx2() -> bool {
-    is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("f16c")
-        && is_x86_feature_detected!("popcnt")
-        && is_x86_feature_detected!("bmi2")
-        && is_x86_feature_detected!("pclmulqdq")
-}
-
-pub fn has_avx512() -> bool {
-    has_avx2()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vbmi")
-}
 
 #[target_feature(enable = "avx2,f16c")]
 pub fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
@@ -190,10 +174,6 @@ fn encode_vectors<T: Copy>(
     Observed { outside: x.len() as u64 - inside, finite }
 }
 
-pub fn has_bfloat16() -> bool {
-    is_x86_feature_detected!("avx512bf16")
-}
-
 /// True if no decoded value other than 0 is so small that the bfloat16 instruction, which flushes subnormals, makes it 0:
 /// |code + zero| is 0 or at least 2^-24 (the precision of f32 from 0.5 on), or the code is 0, which decodes to low.
 fn is_coarse(affine: &Affine) -> bool {
@@ -238,7 +218,7 @@ pub fn decode_avx512(affine: &Affine, codes: &[u8], out: FloatsMut<'_>) -> usize
                 let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(decode(codes));
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
             }),
-            FloatsMut::BF16(out) if has_bfloat16() && is_coarse(affine) => decode_bfloat16(affine, codes, out),
+            FloatsMut::BF16(out) if isa::has_bfloat16() && is_coarse(affine) => decode_bfloat16(affine, codes, out),
             // Round half to even; a code never decodes to NaN.
             FloatsMut::BF16(out) => each_vector(codes, out, |codes, out| {
                 let bits = _mm512_castps_si512(decode(codes));
