@@ -18,8 +18,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
-from turns import Measured
 
+from latentq.benchmark.turns import Measured
 from latentq.sources import open_source
 
 IMAGES = 1_000

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from turns import Measured
 
 import latentq
+from latentq.benchmark.turns import Measured
 
 IMAGES = 112
 SIDE = 256

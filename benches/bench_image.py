@@ -31,31 +31,15 @@ import torch
 import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional
-from turns import CORES, Measured
 
 from latentq import image
+from latentq.benchmark import pixels
+from latentq.benchmark.pixels import PLAIN, SIZE, each, of_encoded, pillow_decode, pillow_load, resized
+from latentq.benchmark.turns import CORES, Measured
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "images"
-SIZE = 256
-PLAIN = {"orient": False, "alpha": "drop", "icc": "ignore"}
-BICUBIC = Image.Resampling.BICUBIC
 ROUNDS = 15
-
-
-def pillow_decode(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def resized(width: int, height: int) -> tuple[int, int, int, int]:
-    """Width and height with a short side of SIZE, and left and top of the center crop, as torchvision computes them."""
-    wide, tall = (SIZE, int(SIZE * height / width)) if width <= height else (int(SIZE * width / height), SIZE)
-    return wide, tall, round((wide - SIZE) / 2), round((tall - SIZE) / 2)
-
-
-def pillow_fit(picture: Image.Image) -> Image.Image:
-    wide, tall, left, top = resized(*picture.size)
-    return picture.resize((wide, tall), BICUBIC).crop((left, top, left + SIZE, top + SIZE))
 
 
 def torchvision_decode(data: bytes) -> torch.Tensor:
@@ -77,10 +61,6 @@ def opencv_fit(pixels: Any) -> Any:
     wide, tall, left, top = resized(pixels.shape[1], pixels.shape[0])
     pixels = cv2.resize(pixels, (wide, tall), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
-
-
-def pillow_load(data: bytes) -> Any:
-    return np.asarray(pillow_fit(pillow_decode(data)))
 
 
 def torchvision_load(data: bytes) -> torch.Tensor:
@@ -108,13 +88,10 @@ def mosaic(pictures: list[Image.Image], width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class Files:
+@dataclass(frozen=True, eq=False)
+class Files(pixels.Files):
     """Encoded files and their pixels in the type of each rival."""
 
-    encoded: list[bytes]
-    arrays: list[Any]
-    pictures: list[Image.Image]
     tensors: list[torch.Tensor]
 
     @property
@@ -135,20 +112,15 @@ def files(name: str) -> Files:
         pictures = [pillow_decode(path.read_bytes()) for path in small]
         width, height, count = CAMERAS[name]
         encoded = [mosaic(pictures[shift:] + pictures[:shift], width, height) for shift in range(count)]
-    arrays = [image.decode(data, **PLAIN) for data in encoded]
-    tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in arrays]
-    return Files(encoded, arrays, [pillow_decode(data) for data in encoded], tensors)
+    plain = of_encoded(encoded)
+    tensors = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in plain.arrays]
+    return Files(plain.encoded, plain.arrays, plain.pictures, tensors)
 
 
 DEMO = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 CAMERAS = {"3 megapixels": (2048, 1536, 4), "12 megapixels": (4000, 3000, 2)}  # width, height, number of files
 SETS = ["photographs", "photographs of the demo", *CAMERAS]
 JPEGS = ["photographs", *CAMERAS]  # the demo's are PNG but for one
-
-
-def each(function: Callable[[Any], object], attribute: str = "encoded") -> Callable[[Files], object]:
-    """The work of one function on every file, one after the other."""
-    return lambda files: [function(item) for item in getattr(files, attribute)] and None
 
 
 @functools.cache
@@ -186,23 +158,20 @@ def libjpeg_decode(files: Files) -> Measured:
 
 
 DECODE = {
-    "Pillow": each(pillow_decode),
+    **pixels.DECODE,
     "torchvision": each(torchvision_decode),
     "OpenCV": each(opencv_decode),
-    "latentq": each(lambda data: image.decode(data, **PLAIN)),
     "libjpeg-turbo alone": libjpeg_decode,
 }
 FIT = {
-    "Pillow": each(pillow_fit, "pictures"),
+    **pixels.FIT,
     "torchvision": each(torchvision_fit, "tensors"),
     "OpenCV (area)": each(opencv_fit, "arrays"),
-    "latentq": each(lambda array: image.fit(array, SIZE), "arrays"),
 }
 LOAD = {
-    "Pillow": each(pillow_load),
+    **pixels.LOAD,
     "torchvision": each(torchvision_load),
     "OpenCV (area)": each(opencv_load),
-    "latentq": each(lambda data: image.load(data, SIZE, **PLAIN)),
     "latentq, min_side (not exact)": each(lambda data: image.load(data, SIZE, min_side=SIZE, **PLAIN)),
     "libjpeg-turbo alone": libjpeg_decode,
 }

@@ -10,13 +10,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from bucket_datasets import SHAPES, loader_of, write_buckets, write_square
-from loader_rivals import BATCH, BOUNDS, CONTENDERS, HIGH, LOW, Epoch, latent_dataset, write_numpy
+from loader_rivals import BOUNDS, CONTENDERS
 
 from latentq import LatentLoader
+from latentq.benchmark.loading import BATCH, Epoch, check, latent_dataset, run, write_numpy
 
 SAMPLES = 25_600
 SAMPLES_OF_EPOCHS = 60_000
@@ -53,23 +52,6 @@ def prepared(name: str, folder: Path) -> Epoch:
         else:
             run(epoch)
     return epoch
-
-
-def check(epoch: Epoch, folder: Path) -> None:
-    codes = np.load(folder / "codes.npy", mmap_mode="r")
-    seen: list[int] = []
-    for latents, labels in epoch():
-        if not seen:
-            expected = torch.from_numpy(codes[labels.numpy()] * ((HIGH - LOW) / 255) + LOW)
-            tolerance = 1e-5 if latents.dtype == torch.float32 else 0.05
-            torch.testing.assert_close(latents.double(), expected, atol=tolerance, rtol=0)
-        seen += labels.tolist()
-    assert sorted(seen) == list(range(len(codes)))
-
-
-def run(epoch: Epoch) -> None:
-    for _batch in epoch():
-        pass
 
 
 def one_epoch(name: str) -> Callable[[Path], None]:

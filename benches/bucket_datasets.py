@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from loader_rivals import HIGH, LOW, QUANTIZER
 
 from latentq import Card, LatentDataset, Recipe, mds
+from latentq.benchmark.loading import HIGH, LOW, QUANTIZER
 from latentq.format.card import CARD
 from latentq.format.facts import AutoencoderFacts, LatentFacts, SampleCounts, SourceFacts
 from latentq.format.normalization import Normalization

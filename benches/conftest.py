@@ -1,21 +1,42 @@
-"""The `turns` fixture, which connects `turns.py` to pytest-benchmark, and facts about the machine for its JSON."""
+"""The `turns` fixture, which has pytest-benchmark report what `take_turns` timed, and facts about the machine."""
 
 import os
 import platform
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from turns import CORES, Contenders, ReplayTimer, take_turns
 
 import latentq
+from latentq.benchmark.machine import versions
+from latentq.benchmark.turns import CORES, Contenders, take_turns
 
 PACKAGES = (
     "latentq", "numpy", "torch", "torchvision", "pillow", "opencv-python-headless", "mosaicml-streaming", "litdata",
     "webdataset", "datasets",
 )  # fmt: skip
+
+
+class ReplayTimer:
+    """A timer for pytest-benchmark that replays durations measured earlier.
+
+    pytest-benchmark reads its timer twice per round, before and after the work, and subtracts.
+    """
+
+    __name__ = "take_turns"
+
+    def __init__(self) -> None:
+        self._readings: Iterator[float] = iter(())
+
+    def load(self, durations: list[float]) -> None:
+        """Set the durations to replay, in seconds."""
+        self._readings = iter([reading for duration in durations for reading in (0.0, duration)])
+
+    def __call__(self) -> float:
+        return next(self._readings)
+
+
 TIMER = ReplayTimer()
 DURATIONS: dict[tuple[object, ...], dict[str, list[float]]] = {}
 
@@ -36,12 +57,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     machine_info["load"] = os.getloadavg()[0]
     machine_info["kernel"] = platform.release()
     machine_info["isa"] = latentq.isa()
-    machine_info["packages"] = {}
-    for package in PACKAGES:
-        try:
-            machine_info["packages"][package] = version(package)
-        except PackageNotFoundError:
-            continue
+    machine_info["packages"] = versions(PACKAGES)
 
 
 @pytest.fixture

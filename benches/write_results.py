@@ -19,20 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from latentq.benchmark.turns import RATES, SECONDS, in_units, speed_ratio
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
-
-
-def ratio(reference: list[float], durations: list[float]) -> str:
-    """Speed as a multiple of the reference's: the median over the rounds."""
-    return f"{statistics.median(a / b for a, b in zip(reference, durations, strict=True)):.2f}"
-
-
-def in_units(value: float, units: list[tuple[float, str]]) -> str:
-    """The value with three digits and the largest unit that is not above it."""
-    size, name = next(((size, name) for size, name in units if value >= size), units[-1])
-    scaled = value / size
-    digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
-    return f"{scaled:,.{digits}f} {name}".rstrip()
 
 
 def table(benchmarks: list[dict[str, Any]]) -> str:
@@ -51,12 +40,12 @@ def table(benchmarks: list[dict[str, Any]]) -> str:
     header += extra
     rows = []
     for name, values in durations.items():
-        row = [name, *(in_units(f(values), [(1, "s"), (1e-3, "ms"), (1e-6, "us")]) for f in (statistics.median, min))]
+        row = [name, *(in_units(f(values), SECONDS) for f in (statistics.median, min))]
         if has_rate:
             rate = info[name]["items"] / statistics.median(values)
-            row.append(in_units(rate, [(1e9, "* 10^9"), (1e6, "* 10^6"), (1, "")]))
-        row += [ratio(reference, values)] if reference else []
-        row += [ratio(values, ours)] if ours else []
+            row.append(in_units(rate, RATES))
+        row += [f"{speed_ratio(reference, values):.2f}"] if reference else []
+        row += [f"{speed_ratio(values, ours):.2f}"] if ours else []
         row += [str(info[name].get("columns", {}).get(column, "")) for column in extra]
         rows.append(row)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]

@@ -16,12 +16,12 @@ import numpy as np
 from latentq import mds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from loader_rivals import RECIPE, SHAPE
+from latentq.benchmark.loading import RECIPE, SHAPE
 
 CODE = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
-from loader_rivals import BATCH, QUANTIZER, RECIPE
+from latentq.benchmark.loading import BATCH, QUANTIZER, RECIPE
 from latentq import LatentDataset
 start = time.perf_counter()
 dataset = LatentDataset(sys.argv[1], recipe=RECIPE, quantizer=QUANTIZER)

@@ -17,13 +17,13 @@ import numpy as np
 from latentq import mds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from loader_rivals import RECIPE, SHAPE
+from latentq.benchmark.loading import RECIPE, SHAPE
 
 CAP = 512 << 20
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from loader_rivals import BATCH, QUANTIZER, RECIPE
+from latentq.benchmark.loading import BATCH, QUANTIZER, RECIPE
 from latentq import LatentDataset
 dataset = LatentDataset(sys.argv[1], recipe=RECIPE, quantizer=QUANTIZER)
 print(sum(len(batch["label"]) for batch in dataset.loader(BATCH, shuffle=True)))

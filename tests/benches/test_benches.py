@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: contenders take turns, and RESULTS.md gets the right figures."""
+"""The benchmarks' own parts: RESULTS.md gets the right figures."""
 
 import importlib.util
 import sys
@@ -19,58 +19,8 @@ def load(name):
     return module
 
 
-class Clock:
-    """Advances by one second per reading, and by what the work adds."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        self.now += 1
-        return self.now
-
-
-def test_contenders_take_turns_and_warm_up_rounds_are_dropped():
-    turns, clock, calls = load("turns"), Clock(), []
-
-    def work(name, seconds):
-        def run(argument):
-            calls.append(name)
-            clock.now += seconds * argument
-
-        return run
-
-    contenders = {"slow": work("slow", 10), "fast": work("fast", 2)}
-    durations = turns.take_turns(contenders, 2, rounds=3, warmup=1, clock=clock)
-    assert calls == ["slow", "fast"] * 4
-    assert durations == {"slow": [21.0] * 3, "fast": [5.0] * 3}
-
-
-def test_untimed_call_and_setup_are_not_timed():
-    turns, clock, calls = load("turns"), Clock(), []
-
-    def setup(argument):
-        calls.append("setup")
-        clock.now += 100
-
-    def work(argument):
-        calls.append("work")
-        clock.now += 5
-
-    durations = turns.take_turns({"a": work}, None, rounds=1, warmup=0, untimed_call=True, setup=setup, clock=clock)
-    assert calls == ["setup", "work", "work"]
-    assert durations == {"a": [6.0]}
-
-
-def test_duration_that_the_work_measured_itself_counts():
-    turns = load("turns")
-    durations = turns.take_turns({"a": lambda _: turns.Measured(0.25), "b": lambda _: 0.25}, None, rounds=2)
-    assert durations["a"] == [0.25, 0.25]
-    assert durations["b"] != [0.25, 0.25]
-
-
 def test_replay_timer_gives_the_durations_back():
-    timer = load("turns").ReplayTimer()
+    timer = load("conftest").ReplayTimer()
     timer.load([0.1, 0.7])
     readings = [timer() for _ in range(4)]
     assert [readings[1] - readings[0], readings[3] - readings[2]] == [0.1, 0.7]

@@ -22,7 +22,7 @@ from latentq.system.text import one_line
 
 COMMANDS = (
     "encode", "prune", "collect", "shards", "recipes", "info", "verify", "repair", "decode", "convert", "measure",
-    "report", "completion", "push"
+    "report", "completion", "push", "bench"
 )  # fmt: skip
 _EPILOG = """examples:
   latentq encode photos/ out/                                   the built-in transform, to try things out
@@ -43,6 +43,7 @@ _EPILOG = """examples:
   latentq report out/ --source photos/                          a page with pictures, distributions and errors
   latentq completion bash                                       completion of commands and options by Tab
   latentq push out/ hf:me/photos --license cc-by-4.0            to the Hugging Face Hub
+  latentq bench                                                 speed here, next to installed rivals
 """
 _OPTIONS = {"from_layout": "from", "to_layout": "to"}  # options whose arguments have another name
 _SIGPIPE = 141  # the exit code that a shell reports for a command ended by SIGPIPE

@@ -49,7 +49,7 @@ def missing_package(error: ModuleNotFoundError, purpose: str) -> MissingPackageE
     requirements = next((packages for packages in EXTRAS.values() if _owner(module, packages)), None)
     if requirements is None:
         return MissingPackageError(f"{purpose} needs the module {module!r}, which is not installed", name=module)
-    missing = [requirement for name, requirement in requirements.items() if not _is_installed(name)]
+    missing = [requirement for name, requirement in requirements.items() if not is_installed(name)]
     missing = missing or [requirements[_owner(module, requirements)]]
     hint = " ".join(f"'{requirement}'" for requirement in missing)
     return MissingPackageError(f"{purpose} needs {module}, which is not installed: pip install {hint}", name=module)
@@ -73,7 +73,8 @@ def _owner(module: str, packages: dict[str, str]) -> str:
     return next((name for name in packages if module == name or module.startswith(f"{name}.")), "")
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Returns whether a module could be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the parent of a dotted name is missing

@@ -1,12 +1,15 @@
 """Timing of contenders in turns.
 
-pytest-benchmark times one test after the other. On a shared machine that compares a busy minute with a quiet one, so
-here the contenders of a group run round by round, each once per round, and pytest-benchmark is given the durations.
+Timed one after the other, on a shared machine a busy minute would be compared with a quiet one. So the contenders of a
+group run round by round, each once per round.
 """
 
+from __future__ import annotations
+
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -29,7 +32,7 @@ def take_turns(
     setup: Callable[[Any], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time every contender once per round, in turns.
+    """Times every contender once per round, in turns.
 
     Args:
         contenders: Maps a name to a function that does the work.
@@ -63,20 +66,30 @@ def take_turns(
     return {name: values[warmup:] for name, values in durations.items()}
 
 
-class ReplayTimer:
-    """A timer for pytest-benchmark that replays durations measured earlier.
+def speed_ratio(reference: Sequence[float], durations: Sequence[float]) -> float:
+    """Returns how many times as fast as the reference: the median over the rounds of the ratio within a round.
 
-    pytest-benchmark reads its timer twice per round, before and after the work, and subtracts.
+    The contenders of one round met the same other work on the machine.
+
+    Args:
+        reference: Durations of the reference, in seconds.
+        durations: Durations of the contender in the same rounds, in seconds.
     """
+    return statistics.median(a / b for a, b in zip(reference, durations, strict=True))
 
-    __name__ = "take_turns"
 
-    def __init__(self) -> None:
-        self._readings: Iterator[float] = iter(())
+def in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """Returns the value with three digits, in the largest unit that is not above it.
 
-    def load(self, durations: list[float]) -> None:
-        """Set the durations to replay, in seconds."""
-        self._readings = iter([reading for duration in durations for reading in (0.0, duration)])
+    Args:
+        value: The number.
+        units: Size and name of each unit, from the largest to the smallest.
+    """
+    size, name = next(((size, name) for size, name in units if value >= size), units[-1])
+    scaled = value / size
+    digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
+    return f"{scaled:,.{digits}f} {name}".rstrip()
 
-    def __call__(self) -> float:
-        return next(self._readings)
+
+SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+RATES = ((1e9, "* 10^9"), (1e6, "* 10^6"), (1.0, ""))
