@@ -18,12 +18,11 @@ use super::viterbi::LANES;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
-/// Outputs of at least this many codes are written with non-temporal stores, which saves reading the lines that are
-/// overwritten. (Dequantized values were measured slower that way.)
+/// Arrays of at least this many elements are larger than the caches.
 const STREAM: usize = 8 << 20;
 
-/// Planes shorter than this use normal stores: the cost per plane exceeds the saving (with planes of 64 and 256 values the
-/// rate was two thirds).
+/// Planes shorter than this are not worked on in two streams: the cost per plane exceeds the saving (with planes of 64 and
+/// 256 values the rate was two thirds).
 const LONG: usize = 512;
 
 impl Quantizer {
@@ -134,6 +133,7 @@ impl Quantizer {
             return Err(Error::argument(format!("the output has {room} rows, and so no row {row}")));
         }
         let shape = self.shape(elements.saturating_mul(rows.len()), packed.len(), plane, true)?;
+        let shape = Shape { stream: false, ..shape };
         match out {
             FloatsMut::F32(out) => self.dequantize_rows_as::<F32>(packed, rows, out, shape),
             FloatsMut::F16(out) => self.dequantize_rows_as::<F16>(packed, rows, out, shape),
@@ -189,7 +189,7 @@ impl Quantizer {
             elements: sample,
             bytes: if packed { packed_len(sample, self.bits())? } else { sample },
             packed,
-            stream: !packed && elements >= STREAM && plane >= LONG,
+            stream: elements >= STREAM && plane >= LONG,
         };
         if bytes == elements / shape.elements.max(1) * shape.bytes {
             return Ok(shape);
@@ -310,8 +310,7 @@ mod tests {
     use super::super::scheme::{Affine, Rounding, Scheme, top};
     use super::*;
 
-    #[cfg(target_arch = "x86_64")]
-    use super::super::arch::x86_stream::TURN;
+    use super::super::streams::TURN;
     const SHAPE: (usize, usize, usize) = (3, 2, 131);
 
     fn values() -> impl Strategy<Value = Vec<f32>> {
@@ -451,21 +450,51 @@ mod tests {
         }
     }
 
-    /// Asserts that non-temporal stores, starting `offset` bytes into a buffer, write what the baseline writes.
+    /// Calls `work` on the middle of a buffer, from `offset` elements on, and asserts that it writes `expected` there only.
+    fn check_written<T>(expected: &[T], offset: usize, around: T, work: impl FnOnce(&mut [T]))
+    where
+        T: Copy + PartialEq + std::fmt::Debug,
+    {
+        let mut buffer = vec![around; offset + expected.len() + LINE];
+        work(&mut buffer[offset..][..expected.len()]);
+        assert!(buffer[offset..][..expected.len()] == *expected);
+        assert!(buffer[..offset].iter().chain(&buffer[offset + expected.len()..]).all(|value| *value == around));
+    }
+
+    /// Asserts that two streams of non-temporal stores, starting `offset` elements into a buffer, write what the baseline
+    /// writes.
     fn check_streaming<F: Float>(quantizer: &Quantizer, x: &[F::Bits], plane: usize, offset: usize) {
         let (channels, elements) = (quantizer.channels(), quantizer.channels() * plane);
-        let shape = |stream| Shape { channels, plane, elements, bytes: elements, packed: false, stream };
-        let mut codes = vec![1; x.len()];
-        let counts = quantizer.quantize_as::<F>(Isa::Baseline, x, &mut codes, shape(false), 1).unwrap();
-        for isa in Isa::available() {
-            for threads in [1, 3] {
-                let mut buffer = vec![2; offset + x.len() + LINE];
-                let out = &mut buffer[offset..][..x.len()];
-                let seen = quantizer.quantize_as::<F>(isa, x, out, shape(true), threads).unwrap();
-                assert!(*out == codes, "{isa:?}, {threads} threads");
-                assert_eq!(seen, counts, "{isa:?}, {threads} threads");
-                let around = [&buffer[..offset], &buffer[offset + x.len()..]].concat();
-                assert!(around.iter().all(|byte| *byte == 2), "{isa:?}, {threads} threads");
+        for packed in [false, true] {
+            let bytes = if packed { packed_len(elements, quantizer.bits()).unwrap() } else { elements };
+            let shape = |stream| Shape { channels, plane, elements, bytes, packed, stream };
+            let mut codes = vec![1; x.len() / elements * bytes];
+            let counts = quantizer.quantize_as::<F>(Isa::Baseline, x, &mut codes, shape(false), 1).unwrap();
+            for (isa, threads) in Isa::available().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+                check_written(&codes, offset, 2, |out| {
+                    assert_eq!(quantizer.quantize_as::<F>(isa, x, out, shape(true), threads).unwrap(), counts);
+                });
+            }
+        }
+    }
+
+    /// The same for values of codes.
+    fn check_streamed_values<F: Float>(quantizer: &Quantizer, codes: &[u8], plane: usize, offset: usize)
+    where
+        F::Bits: PartialEq + std::fmt::Debug,
+    {
+        let (channels, elements, bits) = (quantizer.channels(), quantizer.channels() * plane, quantizer.bits());
+        let bytes = packed_len(elements, bits).unwrap();
+        let mut packed = vec![0; codes.len() / elements * bytes];
+        super::super::pack(codes, &mut packed, elements, bits, 1).unwrap();
+        for (codes, bytes, packed) in [(codes, elements, false), (&packed, bytes, true)] {
+            let shape = |stream| Shape { channels, plane, elements, bytes, packed: packed && bits < 8, stream };
+            let mut values = vec![F::narrow(0.0); codes.len() / bytes * elements];
+            quantizer.dequantize_as::<F>(Isa::Baseline, codes, &mut values, shape(false), 1).unwrap();
+            for (isa, threads) in Isa::available().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+                check_written(&values, offset, F::narrow(1e4), |out| {
+                    quantizer.dequantize_as::<F>(isa, codes, out, shape(true), threads).unwrap();
+                });
             }
         }
     }
@@ -491,7 +520,24 @@ mod tests {
             let x: Vec<u16> = x.into_iter().map(F16::narrow).collect();
             check_streaming::<F16>(&quantizer, &x, plane, offset);
             check_streaming::<BF16>(&quantizer, &x, plane, offset);
+            let codes: Vec<u8> = x.iter().map(|x| (x.wrapping_mul(0x9e37) >> 8) as u8 >> (8 - quantizer.bits())).collect();
+            check_streamed_values::<F32>(&quantizer, &codes, plane, offset);
+            check_streamed_values::<F16>(&quantizer, &codes, plane, offset);
+            check_streamed_values::<BF16>(&quantizer, &codes, plane, offset);
         }
+    }
+
+    #[test]
+    fn a_wide_code_in_a_large_array_is_named() {
+        let quantizer = Quantizer::affine(&[-1.0, -0.5], &[1.0, 0.75], 6, Rounding::Nearest).unwrap();
+        let plane = LONG + 3;
+        let samples = STREAM.div_ceil(2 * plane);
+        let mut codes = vec![7; samples * 2 * plane];
+        for (sample, channel) in [(samples - 2, 0), (samples / 2 + 1, 1)] {
+            codes[(2 * sample + channel) * plane + plane - 1] = 64;
+        }
+        let error = quantizer.dequantize(&codes, FloatsMut::F32(&mut vec![0.0; codes.len()]), plane, 1).unwrap_err();
+        assert_eq!(error.to_string(), format!("sample {}, channel 1 has a code of more than 6 bits", samples / 2 + 1));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::floats::{Float, FloatsMut};
 use super::kernel::{BLOCK, Kernel, Shape, ValueCounts};
 use super::pack::{largest, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Scheme};
+use super::streams;
 
 /// The dequantize kernel. A sample with a code of too many bits is reported as bad.
 pub(super) struct Dequantize<'a, F: Float> {
@@ -21,6 +22,9 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
     #[inline(always)]
     fn run(self) -> ValueCounts {
         let Self { quantizer, isa, codes, out, shape } = self;
+        if shape.stream {
+            return streams::dequantize::<F>(isa, quantizer, codes, out, shape);
+        }
         let bits = quantizer.bits();
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut counts = ValueCounts::default();
@@ -31,7 +35,7 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
             let codes = &codes[number * shape.bytes..][..shape.bytes];
             let out = &mut out[number * shape.elements..][..shape.elements];
             let codes = if shape.packed {
-                unpack_sample(codes, &mut unpacked, bits);
+                unpack_sample(isa, codes, &mut unpacked, bits);
                 &unpacked[..]
             } else {
                 if bits < 8 && largest(codes) >> bits != 0 {
@@ -43,15 +47,21 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
             for (channel, (codes, out)) in
                 codes.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate()
             {
-                match quantizer.scheme() {
-                    Scheme::Affine(affine, _) => decode_plane::<F, _>(isa, &Scale(&affine[channel]), codes, out),
-                    Scheme::Codebook(books) => decode_plane::<F, _>(isa, &LookUp(&books[channel], bits), codes, out),
-                    Scheme::Trellis(_) => {} // decoded by `DecodeTrellis`
-                }
+                decode::<F>(isa, quantizer, channel, codes, out);
             }
         }
         counts.bad.sort_unstable();
         counts
+    }
+}
+
+/// Decodes codes of one channel.
+#[inline(always)]
+pub(super) fn decode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, codes: &[u8], out: &mut [F::Bits]) {
+    match quantizer.scheme() {
+        Scheme::Affine(affine, _) => decode_plane::<F, _>(isa, &Scale(&affine[channel]), codes, out),
+        Scheme::Codebook(books) => decode_plane::<F, _>(isa, &LookUp(&books[channel], quantizer.bits()), codes, out),
+        Scheme::Trellis(_) => {} // decoded by `DecodeTrellis`
     }
 }
 

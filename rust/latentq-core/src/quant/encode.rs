@@ -5,6 +5,7 @@ use super::floats::{F32, Float};
 use super::kernel::{BLOCK, CHUNK, INFINITY, Kernel, Observed, ROUND, Shape, Tally, ValueCounts};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
+use super::streams;
 
 /// The quantize kernel.
 pub(super) struct Quantize<'a, F: Float> {
@@ -21,10 +22,8 @@ impl<F: Float> Kernel for Quantize<'_, F> {
     #[inline(always)]
     fn run(self) -> ValueCounts {
         let Self { quantizer, isa, x, out, shape } = self;
-        if let (true, Scheme::Affine(affine, Rounding::Nearest)) = (shape.stream, quantizer.scheme())
-            && let Some(counts) = isa.quantize_past_caches::<F>(affine, x, out, shape.plane)
-        {
-            return counts;
+        if shape.stream {
+            return streams::quantize::<F>(isa, quantizer, x, out, shape);
         }
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut tally = Tally::new(shape.channels);
@@ -39,7 +38,7 @@ impl<F: Float> Kernel for Quantize<'_, F> {
             if tally.finish(number) {
                 out.fill(0);
             } else if shape.packed {
-                pack_sample(&unpacked, out, quantizer.bits());
+                pack_sample(isa, &unpacked, out, quantizer.bits());
             }
         }
         tally.counts
@@ -48,7 +47,13 @@ impl<F: Float> Kernel for Quantize<'_, F> {
 
 /// Encodes at most [`CHUNK`] values of one channel.
 #[inline(always)]
-fn encode<F: Float>(isa: Isa, quantizer: &Quantizer, channel: usize, x: &[F::Bits], out: &mut [u8]) -> Observed {
+pub(super) fn encode<F: Float>(
+    isa: Isa,
+    quantizer: &Quantizer,
+    channel: usize,
+    x: &[F::Bits],
+    out: &mut [u8],
+) -> Observed {
     let bits = quantizer.bits();
     match quantizer.scheme() {
         Scheme::Affine(affine, Rounding::Nearest) => Nearest(&affine[channel]).encode::<F>(isa, x, out),

@@ -6,7 +6,7 @@ use std::ops::Range;
 /// A float type, given by the bits of its array elements.
 pub trait Float {
     /// The type of one element in memory.
-    type Bits: Copy + Send + Sync;
+    type Bits: Copy + Default + Send + Sync;
     /// Widens to f32. Exact, except that f64 is rounded half to even.
     fn widen(bits: Self::Bits) -> f32;
     /// Narrows from f32, rounding half to even.

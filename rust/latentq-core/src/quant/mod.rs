@@ -14,6 +14,7 @@ mod kernel;
 mod moments;
 mod pack;
 mod scheme;
+mod streams;
 mod transform;
 mod trellis;
 mod viterbi;

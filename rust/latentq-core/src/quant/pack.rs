@@ -30,7 +30,7 @@ pub fn pack(codes: &[u8], out: &mut [u8], elements: usize, bits: u32, threads: u
         return Err(Error::argument(format!("sample {sample} has a code of more than {bits} bits")));
     }
     for_each_chunk(out, bytes, threads, |sample, out| {
-        isa.run(Pack { codes: &codes[sample * elements..(sample + 1) * elements], out, bits });
+        isa.run(Pack { isa, codes: &codes[sample * elements..(sample + 1) * elements], out, bits });
     });
     Ok(())
 }
@@ -44,7 +44,7 @@ pub fn unpack(packed: &[u8], out: &mut [u8], elements: usize, bits: u32, threads
     }
     let isa = Isa::best();
     for_each_chunk(out, elements, threads, |sample, out| {
-        isa.run(Unpack { packed: &packed[sample * bytes..(sample + 1) * bytes], out, bits });
+        isa.run(Unpack { isa, packed: &packed[sample * bytes..(sample + 1) * bytes], out, bits });
     });
     Ok(())
 }
@@ -69,6 +69,7 @@ impl Kernel for Largest<'_> {
 }
 
 struct Pack<'a> {
+    isa: Isa,
     codes: &'a [u8],
     out: &'a mut [u8],
     bits: u32,
@@ -78,11 +79,12 @@ impl Kernel for Pack<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        pack_sample(self.codes, self.out, self.bits);
+        pack_sample(self.isa, self.codes, self.out, self.bits);
     }
 }
 
 struct Unpack<'a> {
+    isa: Isa,
     packed: &'a [u8],
     out: &'a mut [u8],
     bits: u32,
@@ -92,33 +94,33 @@ impl Kernel for Unpack<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        unpack_sample(self.packed, self.out, self.bits);
+        unpack_sample(self.isa, self.packed, self.out, self.bits);
     }
 }
 
 /// Packs one sample. Bits of a code above the lowest `bits` must be 0.
 #[inline(always)]
-pub(super) fn pack_sample(codes: &[u8], out: &mut [u8], bits: u32) {
+pub(super) fn pack_sample(isa: Isa, codes: &[u8], out: &mut [u8], bits: u32) {
     match bits {
-        2 => pack_bits::<2>(codes, out),
-        3 => pack_bits::<3>(codes, out),
-        4 => pack_bits::<4>(codes, out),
-        5 => pack_bits::<5>(codes, out),
-        6 => pack_bits::<6>(codes, out),
-        _ => pack_bits::<7>(codes, out),
+        2 => pack_bits::<2>(isa, codes, out),
+        3 => pack_bits::<3>(isa, codes, out),
+        4 => pack_bits::<4>(isa, codes, out),
+        5 => pack_bits::<5>(isa, codes, out),
+        6 => pack_bits::<6>(isa, codes, out),
+        _ => pack_bits::<7>(isa, codes, out),
     }
 }
 
 /// Unpacks one sample.
 #[inline(always)]
-pub(super) fn unpack_sample(packed: &[u8], out: &mut [u8], bits: u32) {
+pub(super) fn unpack_sample(isa: Isa, packed: &[u8], out: &mut [u8], bits: u32) {
     match bits {
-        2 => unpack_bits::<2>(packed, out),
-        3 => unpack_bits::<3>(packed, out),
-        4 => unpack_bits::<4>(packed, out),
-        5 => unpack_bits::<5>(packed, out),
-        6 => unpack_bits::<6>(packed, out),
-        _ => unpack_bits::<7>(packed, out),
+        2 => unpack_bits::<2>(isa, packed, out),
+        3 => unpack_bits::<3>(isa, packed, out),
+        4 => unpack_bits::<4>(isa, packed, out),
+        5 => unpack_bits::<5>(isa, packed, out),
+        6 => unpack_bits::<6>(isa, packed, out),
+        _ => unpack_bits::<7>(isa, packed, out),
     }
 }
 
@@ -126,7 +128,9 @@ pub(super) fn unpack_sample(packed: &[u8], out: &mut [u8], bits: u32) {
 const GROUPS: usize = 32;
 
 #[inline(always)]
-fn pack_bits<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
+fn pack_bits<const BITS: usize>(isa: Isa, codes: &[u8], out: &mut [u8]) {
+    let done = isa.pack::<BITS>(codes, out);
+    let (codes, out) = (&codes[done..], &mut out[done / 8 * BITS..]);
     let (blocks, rest) = codes.as_chunks::<{ 8 * GROUPS }>();
     let (out, rest_out) = out.split_at_mut(blocks.len() * GROUPS * BITS);
     for (codes, out) in blocks.iter().zip(out.chunks_exact_mut(GROUPS * BITS)) {
@@ -146,7 +150,9 @@ fn pack_bits<const BITS: usize>(codes: &[u8], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn unpack_bits<const BITS: usize>(packed: &[u8], out: &mut [u8]) {
+fn unpack_bits<const BITS: usize>(isa: Isa, packed: &[u8], out: &mut [u8]) {
+    let done = isa.unpack::<BITS>(packed, out);
+    let (packed, out) = (&packed[done / 8 * BITS..], &mut out[done..]);
     let (blocks, rest) = out.as_chunks_mut::<{ 8 * GROUPS }>();
     let (packed, rest_packed) = packed.split_at(blocks.len() * GROUPS * BITS);
     for (out, packed) in blocks.iter_mut().zip(packed.chunks_exact(GROUPS * BITS)) {

@@ -6,7 +6,9 @@
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
-pub(super) mod x86_stream;
+mod x86_affine;
+#[cfg(target_arch = "x86_64")]
+mod x86_bits;
 #[cfg(target_arch = "x86_64")]
 mod x86_tiles;
 #[cfg(target_arch = "x86_64")]
@@ -15,7 +17,7 @@ mod x86_transform;
 mod x86_trellis;
 
 use super::floats::{Float, Floats, FloatsMut};
-use super::kernel::{Kernel, LABELS, Observed, STATES, ValueCounts};
+use super::kernel::{Kernel, LABELS, Observed, STATES};
 use super::scheme::Affine;
 use super::transform::{BLOCK, ENTRIES, EightTiles, Entry, Stream};
 use super::trellis::{Nearest, TrellisLevels};
@@ -133,7 +135,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, x) => (x.len(), unsafe { x86::encode_avx512(affine, x, out) }),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Floats::F16(x)) => unsafe { x86::encode_f16_avx2(affine, x, out) },
+            (Isa::Avx2, x) => unsafe { x86_affine::encode_avx2(affine, x, out) },
             _ => (0, Observed::NOTHING),
         }
     }
@@ -143,7 +145,27 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { x86::decode_avx512(affine, codes, out) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { x86_affine::decode_avx2(affine, codes, out) },
             _ => 0,
+        }
+    }
+
+    /// Packs codes of BITS bits, fewer than 8. Returns the number of codes done, a multiple of 8 and possibly not all.
+    pub(super) fn pack<const BITS: usize>(self, codes: &[u8], out: &mut [u8]) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_bits::pack_avx2::<BITS>(codes, out) },
+        }
+    }
+
+    /// Unpacks codes of BITS bits, fewer than 8. Returns the number of codes done, a multiple of 8 and possibly not all.
+    pub(super) fn unpack<const BITS: usize>(self, packed: &[u8], out: &mut [u8]) -> usize {
+        match self {
+            Isa::Baseline => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86_bits::unpack_avx2::<BITS>(packed, out) },
         }
     }
 
@@ -404,19 +426,27 @@ impl Isa {
         }
     }
 
-    /// Quantizes to the nearest code with non-temporal stores, for outputs larger than the caches. Returns `None` if the
-    /// instruction set has no such stores or they would not pay off.
-    pub(super) fn quantize_past_caches<F: Float>(
-        self,
-        affine: &[Affine],
-        x: &[F::Bits],
-        out: &mut [u8],
-        plane: usize,
-    ) -> Option<ValueCounts> {
+    /// Copies whole cache lines with non-temporal stores, which bypass the caches, if there are such. [`fence`] must follow
+    /// the last.
+    ///
+    /// # Panics
+    /// If `out` is not aligned to cache lines, or the lengths differ or are not of whole lines.
+    #[inline(always)]
+    pub(super) fn store_past_caches<T: Copy>(self, from: &[T], out: &mut [T]) {
         match self {
+            Isa::Baseline => out.copy_from_slice(from),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Some(unsafe { x86_stream::quantize::<F>(affine, x, out, plane) }),
-            _ => None,
+            Isa::Avx2 | Isa::Avx512 => unsafe { x86::store_past_caches(from, out) },
         }
+    }
+}
+
+/// Makes non-temporal stores visible to other threads before anything that follows.
+#[allow(unsafe_code)]
+pub(super) fn fence() {
+    // SAFETY: every x86-64 processor has SSE.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
     }
 }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use crate::isa;
 use crate::quant::floats::{Floats, FloatsMut};
-use crate::quant::kernel::{INFINITY, Kernel, LINE, Observed, ROUND};
+use crate::quant::kernel::{Kernel, LINE, Observed};
 use crate::quant::scheme::Affine;
 
 #[target_feature(enable = "avx2,f16c")]
@@ -18,6 +18,25 @@ pub fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
 pub fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
+}
+
+/// Copies whole cache lines with non-temporal stores.
+///
+/// # Panics
+/// If `out` is not aligned to cache lines, or the lengths differ or are not of whole lines.
+#[target_feature(enable = "avx2")]
+#[inline]
+#[allow(unsafe_code)]
+pub fn store_past_caches<T: Copy>(from: &[T], out: &mut [T]) {
+    let bytes = size_of_val(from);
+    assert!(from.len() == out.len() && bytes.is_multiple_of(LINE) && out.as_ptr().addr().is_multiple_of(LINE));
+    let (from, out) = (from.as_ptr().cast::<u8>(), out.as_mut_ptr().cast::<u8>());
+    for line in (0..bytes).step_by(LINE) {
+        for at in [line, line + 32] {
+            // SAFETY: both have `bytes` bytes, which are only copied, and `out` is aligned.
+            unsafe { _mm256_stream_si256(out.add(at).cast(), _mm256_loadu_si256(from.add(at).cast())) };
+        }
+    }
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -248,38 +267,6 @@ fn each_vector<T>(codes: &[u8], out: &mut [T], work: impl Fn(&[u8; 16], &mut [T;
         work(last, last_out);
     }
     out.len()
-}
-
-/// The arithmetic of `encode::Nearest` on float16, with the conversion instruction.
-#[target_feature(enable = "avx2,f16c")]
-#[allow(unsafe_code)]
-pub fn encode_f16_avx2(affine: &Affine, x: &[u16], out: &mut [u8]) -> (usize, Observed) {
-    let (x, out) = (x.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
-    let (low, high) = (_mm256_set1_ps(affine.low), _mm256_set1_ps(affine.high));
-    let (inverse_step, round) = (_mm256_set1_ps(affine.inverse_step), _mm256_set1_ps(ROUND));
-    let (magnitude, byte) = (_mm256_set1_epi32(0x7fff_ffff), _mm256_set1_epi32(0xff));
-    let (mut outside, mut largest) = (_mm256_setzero_si256(), _mm256_setzero_si256());
-    for (x, out) in x.iter().zip(out.iter_mut()) {
-        // SAFETY: x is an array of 8.
-        let x = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) });
-        let inside = _mm256_min_ps(_mm256_max_ps(x, low), high);
-        let code = _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(inside, low), inverse_step), round);
-        let code = _mm256_and_si256(_mm256_castps_si256(code), byte);
-        let words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256::<1>(code));
-        // SAFETY: out is an array of 8.
-        unsafe { _mm_storel_epi64(out.as_mut_ptr().cast(), _mm_packus_epi16(words, words)) };
-        let differs = _mm256_cmp_ps::<_CMP_NEQ_UQ>(inside, x);
-        outside = _mm256_sub_epi32(outside, _mm256_castps_si256(differs));
-        largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(x), magnitude));
-    }
-    let mut lanes = [[0u32; 8]; 2];
-    // SAFETY: both are arrays of 8.
-    unsafe {
-        _mm256_storeu_si256(lanes[0].as_mut_ptr().cast(), outside);
-        _mm256_storeu_si256(lanes[1].as_mut_ptr().cast(), largest);
-    }
-    let outside = lanes[0].iter().map(|count| u64::from(*count)).sum();
-    (8 * x.len().min(out.len()), Observed { outside, finite: lanes[1].iter().all(|bits| *bits < INFINITY) })
 }
 
 /// Looks up in tables of 16 levels: two permutes of 8, selected by bit 3 of the code.

@@ -60,7 +60,7 @@ impl<F: Float> Kernel for DecodeTrellis<'_, F> {
         for (group, codes) in codes.chunks(together * bytes).enumerate() {
             let numbers = &mut numbers[..codes.len() / bytes * elements];
             for (codes, numbers) in codes.chunks_exact(bytes).zip(numbers.chunks_exact_mut(elements)) {
-                fill(&mut window[MEMORY..], codes, bits, shape.packed);
+                fill(isa, &mut window[MEMORY..], codes, bits, shape.packed);
                 numbers_in_window(&window, numbers);
             }
             for (channel, levels) in levels.iter().enumerate() {
@@ -93,7 +93,7 @@ fn decode_sample<F: Float>(
     let (mut channels, mut rest_of_plane) = (levels.iter(), shape.plane);
     let mut channel = channels.next();
     for (codes, mut out) in codes.chunks(block_bytes).zip(out.chunks_mut(BLOCK)) {
-        fill(&mut window[MEMORY..][..out.len()], codes, bits, shape.packed);
+        fill(isa, &mut window[MEMORY..][..out.len()], codes, bits, shape.packed);
         // The numbers of a block at once, since the planes of small latents are short.
         let mut numbers = &mut numbers[..out.len()];
         numbers_in_window(&window, numbers);
@@ -114,9 +114,9 @@ fn decode_sample<F: Float>(
 
 /// Copies codes to a buffer of one byte each.
 #[inline(always)]
-fn fill(out: &mut [u8], codes: &[u8], bits: u32, packed: bool) {
+fn fill(isa: Isa, out: &mut [u8], codes: &[u8], bits: u32, packed: bool) {
     if packed {
-        unpack_sample(codes, out, bits);
+        unpack_sample(isa, codes, out, bits);
     } else {
         out.copy_from_slice(codes);
     }

@@ -91,7 +91,7 @@ impl<const L: usize> Kernel for EncodeGroup<'_, L> {
                 *code = nearest.code(path[lane]);
             }
             if shape.packed {
-                pack_sample(unpacked, out, bits);
+                pack_sample(isa, unpacked, out, bits);
             }
         }
     }
