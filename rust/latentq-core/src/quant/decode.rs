@@ -5,7 +5,6 @@ use super::floats::{Float, FloatsMut};
 use super::kernel::{BLOCK, Kernel, Shape, ValueCounts};
 use super::pack::{largest, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Scheme};
-use super::streams;
 
 /// The dequantize kernel. A sample with a code of too many bits is reported as bad.
 pub(super) struct Dequantize<'a, F: Float> {
@@ -22,9 +21,6 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
     #[inline(always)]
     fn run(self) -> ValueCounts {
         let Self { quantizer, isa, codes, out, shape } = self;
-        if shape.stream {
-            return streams::dequantize::<F>(isa, quantizer, codes, out, shape);
-        }
         let bits = quantizer.bits();
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut counts = ValueCounts::default();

@@ -5,7 +5,6 @@ use super::floats::{F32, Float};
 use super::kernel::{BLOCK, CHUNK, INFINITY, Kernel, Observed, ROUND, Shape, Tally, ValueCounts};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
-use super::streams;
 
 /// The quantize kernel.
 pub(super) struct Quantize<'a, F: Float> {
@@ -22,9 +21,6 @@ impl<F: Float> Kernel for Quantize<'_, F> {
     #[inline(always)]
     fn run(self) -> ValueCounts {
         let Self { quantizer, isa, x, out, shape } = self;
-        if shape.stream {
-            return streams::quantize::<F>(isa, quantizer, x, out, shape);
-        }
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut tally = Tally::new(shape.channels);
         for (number, (x, out)) in x.chunks_exact(shape.elements).zip(out.chunks_exact_mut(shape.bytes)).enumerate() {

@@ -3,10 +3,10 @@
 //! stores, which saves reading the lines that are overwritten.
 
 use super::arch::{Isa, fence};
-use super::decode::decode;
-use super::encode::encode;
+use super::decode::{Dequantize, decode};
+use super::encode::{Quantize, encode};
 use super::floats::Float;
-use super::kernel::{LINE, Shape, Tally, ValueCounts};
+use super::kernel::{Kernel, LINE, Shape, Tally, ValueCounts};
 use super::pack::{largest, pack_sample, unpack_sample};
 use super::scheme::Quantizer;
 
@@ -16,50 +16,52 @@ pub(super) const TURN: usize = 1024;
 /// Codes that are packed together: they fill whole bytes.
 const GROUP: usize = 8;
 
-/// Quantizes whole samples.
-#[inline(always)]
-pub(super) fn quantize<F: Float>(
-    isa: Isa,
-    quantizer: &Quantizer,
-    x: &[F::Bits],
-    out: &mut [u8],
-    shape: Shape,
-) -> ValueCounts {
-    let first = x.len() / shape.elements / 2;
-    let (x, other_x) = x.split_at(first * shape.elements);
-    let (half_out, other_out) = out.split_at_mut(first * shape.bytes);
-    let mut half = Encoder::<F>::new(x, half_out, shape);
-    let mut other = Encoder::<F>::new(other_x, other_out, shape);
-    while half.step(isa, quantizer, shape) | other.step(isa, quantizer, shape) {}
-    let (mut counts, others) = (half.finish(), other.finish());
-    for (clipped, other) in counts.clipped.iter_mut().zip(others.clipped) {
-        *clipped += other;
+/// Does the work of `encode::Quantize`.
+pub(super) struct QuantizeStreams<'a, F: Float>(pub Quantize<'a, F>);
+
+impl<F: Float> Kernel for QuantizeStreams<'_, F> {
+    type Output = ValueCounts;
+
+    #[inline(always)]
+    fn run(self) -> ValueCounts {
+        let Quantize { quantizer, isa, x, out, shape } = self.0;
+        let first = x.len() / shape.elements / 2;
+        let (x, other_x) = x.split_at(first * shape.elements);
+        let (half_out, other_out) = out.split_at_mut(first * shape.bytes);
+        let mut half = Encoder::<F>::new(x, half_out, shape);
+        let mut other = Encoder::<F>::new(other_x, other_out, shape);
+        while half.step(isa, quantizer, shape) | other.step(isa, quantizer, shape) {}
+        let (mut counts, others) = (half.finish(), other.finish());
+        for (clipped, other) in counts.clipped.iter_mut().zip(others.clipped) {
+            *clipped += other;
+        }
+        counts.bad.extend(others.bad.into_iter().map(|(number, channel)| (first + number, channel)));
+        for (number, _) in &counts.bad {
+            out[number * shape.bytes..][..shape.bytes].fill(0);
+        }
+        counts
     }
-    counts.bad.extend(others.bad.into_iter().map(|(number, channel)| (first + number, channel)));
-    for (number, _) in &counts.bad {
-        out[number * shape.bytes..][..shape.bytes].fill(0);
-    }
-    counts
 }
 
-/// Dequantizes whole samples. A code of too many bits is reported as bad.
-#[inline(always)]
-pub(super) fn dequantize<F: Float>(
-    isa: Isa,
-    quantizer: &Quantizer,
-    codes: &[u8],
-    out: &mut [F::Bits],
-    shape: Shape,
-) -> ValueCounts {
-    let first = out.len() / shape.elements / 2;
-    let (codes, other_codes) = codes.split_at(first * shape.bytes);
-    let (half_out, other_out) = out.split_at_mut(first * shape.elements);
-    let mut half = Decoder::<F>::new(codes, half_out, shape);
-    let mut other = Decoder::<F>::new(other_codes, other_out, shape);
-    while half.step(isa, quantizer, shape) | other.step(isa, quantizer, shape) {}
-    let (mut bad, others) = (half.finish(), other.finish());
-    bad.extend(others.into_iter().map(|(number, channel)| (first + number, channel)));
-    ValueCounts { bad, ..ValueCounts::default() }
+/// Does the work of `decode::Dequantize`.
+pub(super) struct DequantizeStreams<'a, F: Float>(pub Dequantize<'a, F>);
+
+impl<F: Float> Kernel for DequantizeStreams<'_, F> {
+    type Output = ValueCounts;
+
+    #[inline(always)]
+    fn run(self) -> ValueCounts {
+        let Dequantize { quantizer, isa, codes, out, shape } = self.0;
+        let first = out.len() / shape.elements / 2;
+        let (codes, other_codes) = codes.split_at(first * shape.bytes);
+        let (half_out, other_out) = out.split_at_mut(first * shape.elements);
+        let mut half = Decoder::<F>::new(codes, half_out, shape);
+        let mut other = Decoder::<F>::new(other_codes, other_out, shape);
+        while half.step(isa, quantizer, shape) | other.step(isa, quantizer, shape) {}
+        let (mut bad, others) = (half.finish(), other.finish());
+        bad.extend(others.into_iter().map(|(number, channel)| (first + number, channel)));
+        ValueCounts { bad, ..ValueCounts::default() }
+    }
 }
 
 /// The next elements of a half.
