@@ -168,7 +168,7 @@ impl Quantizer {
     /// Samples of `plane` elements per channel that are best given to [`Quantizer::dequantize_rows`] at once.
     pub fn together(&self, plane: usize) -> usize {
         match self.scheme() {
-            Scheme::Trellis(levels) => trellis::together(levels, self.bits(), levels.len().saturating_mul(plane)),
+            Scheme::Trellis(levels) => trellis::together(levels.len().saturating_mul(plane)),
             _ => 1,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::arch::Isa;
 use super::floats::{Float, FloatsMut};
-use super::kernel::{BLOCK, Kernel, Shape, ValueCounts};
+use super::kernel::{FLOATS, Kernel, Shape, ValueCounts};
 use super::pack::{largest, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Scheme};
 
@@ -74,7 +74,11 @@ trait Decode {
 
 #[inline(always)]
 fn decode_plane<F: Float, D: Decode>(isa: Isa, scheme: &D, codes: &[u8], out: &mut [F::Bits]) {
-    let done = F::floats_mut(out).map_or(0, |out| scheme.decode_vectors(isa, codes, out));
+    // No closure: it would not be compiled for the instruction set.
+    let done = match F::floats_mut(out) {
+        Some(out) => scheme.decode_vectors(isa, codes, out),
+        None => 0,
+    };
     let (codes, out) = (&codes[done..], &mut out[done..]);
     if codes.is_empty() {
         return; // before the buffer below is zeroed for nothing
@@ -82,8 +86,8 @@ fn decode_plane<F: Float, D: Decode>(isa: Isa, scheme: &D, codes: &[u8], out: &m
     if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
         return scheme.decode(isa, codes, out);
     }
-    let mut buffer = [0.0; BLOCK];
-    for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+    let mut buffer = [0.0; FLOATS];
+    for (codes, out) in codes.chunks(FLOATS).zip(out.chunks_mut(FLOATS)) {
         let buffer = &mut buffer[..codes.len()];
         scheme.decode(isa, codes, buffer);
         isa.narrow::<F>(buffer, out);

@@ -2,7 +2,7 @@
 
 use super::arch::Isa;
 use super::floats::{F32, Float};
-use super::kernel::{BLOCK, CHUNK, INFINITY, Kernel, Observed, ROUND, Shape, Tally, ValueCounts};
+use super::kernel::{CHUNK, FLOATS, INFINITY, Kernel, Observed, ROUND, Shape, Tally, ValueCounts};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
 
@@ -175,8 +175,8 @@ impl Encode for Search<'_> {
         let (low, high) = (book.levels[0], book.levels[255]);
         let rest = SearchCode { tree: &book.tree, bits };
         let mut seen = Observed::NOTHING;
-        let mut buffer = [0.0; BLOCK];
-        for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        let mut buffer = [0.0; FLOATS];
+        for (x, out) in x.chunks(FLOATS).zip(out.chunks_mut(FLOATS)) {
             let wide = &mut buffer[..x.len()];
             isa.widen::<F>(x, wide);
             let done = isa.search(&book.tree, bits, wide, out);

@@ -89,8 +89,12 @@ impl Tally {
     }
 }
 
-/// Values that are widened or narrowed at a time, through a buffer that stays in the L1 cache.
+/// Codes that are decoded at a time, through a buffer that stays in the L1 cache.
 pub(super) const BLOCK: usize = 1024;
+
+/// Values that are widened or narrowed at a time, through a buffer. It is zeroed for each plane, so it is no larger than the
+/// planes of small latents.
+pub(super) const FLOATS: usize = 128;
 
 /// Bytes in a cache line.
 pub(super) const LINE: usize = 64;

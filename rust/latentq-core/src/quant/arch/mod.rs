@@ -10,6 +10,8 @@ mod x86_affine;
 #[cfg(target_arch = "x86_64")]
 mod x86_bits;
 #[cfg(target_arch = "x86_64")]
+mod x86_levels;
+#[cfg(target_arch = "x86_64")]
 mod x86_tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_transform;
@@ -20,7 +22,7 @@ use super::floats::{Float, Floats, FloatsMut};
 use super::kernel::{Kernel, LABELS, Observed, STATES};
 use super::scheme::Affine;
 use super::transform::{BLOCK, ENTRIES, EightTiles, Entry, Stream};
-use super::trellis::{Nearest, TrellisLevels};
+use super::trellis::{Nearest, Runs, TrellisLevels};
 use crate::isa;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Level;
@@ -165,7 +167,9 @@ impl Isa {
         match self {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => unsafe { x86_bits::unpack_avx2::<BITS>(packed, out) },
+            Isa::Avx2 => unsafe { x86_bits::unpack_avx2::<BITS>(packed, out) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86_bits::unpack_avx512::<BITS>(packed, out) },
         }
     }
 
@@ -386,19 +390,20 @@ impl Isa {
         }
     }
 
-    /// Looks up levels by their numbers, which are below `2^bits`. Returns the number of elements done, possibly not all.
-    pub(super) fn look_up_levels(self, levels: &TrellisLevels, bits: u32, numbers: &[u16], out: &mut [f32]) -> usize {
-        match self {
-            Isa::Baseline => 0,
+    /// Looks up levels. Returns the number of elements of each run that are done, possibly not all.
+    #[inline(always)]
+    pub(super) fn look_up_levels(self, levels: &TrellisLevels, bits: u32, runs: Runs<'_>, out: FloatsMut<'_>) -> usize {
+        match (self, out) {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => match bits {
-                ..=4 => unsafe { x86_trellis::look_up_avx2::<1>(levels, numbers, out) },
-                5 => unsafe { x86_trellis::look_up_avx2::<2>(levels, numbers, out) },
-                6 => unsafe { x86_trellis::look_up_avx2::<4>(levels, numbers, out) },
-                _ => unsafe { x86_trellis::look_up_one_by_one(&levels.levels, numbers, out) },
+            (Isa::Avx2, FloatsMut::F32(out)) => match bits {
+                ..=3 => unsafe { x86_levels::look_up_avx2::<1>(levels, runs, out) },
+                4 => unsafe { x86_levels::look_up_avx2::<2>(levels, runs, out) },
+                5 => unsafe { x86_levels::look_up_avx2::<4>(levels, runs, out) },
+                _ => unsafe { x86_levels::look_up_one_by_one(&levels.levels, runs, out) },
             },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { x86_trellis::look_up_avx512(&levels.levels, bits, numbers, out) },
+            (Isa::Avx512, out) => unsafe { x86_levels::look_up_avx512(levels, bits, runs, out) },
+            _ => 0,
         }
     }
 

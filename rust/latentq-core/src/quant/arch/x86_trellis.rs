@@ -1,10 +1,10 @@
-//! x86-64 code for searches in and look-ups from tables that do not fit in a register or two.
+//! x86-64 code of the trellis encoder: searches in tables that do not fit in a register or two, and the paths.
 //!
 //! As in `x86`, each function processes whole vectors and returns the number of elements done.
 
 use std::arch::x86_64::*;
 
-use crate::quant::kernel::{LABELS, LINE, STATES, label};
+use crate::quant::kernel::{LABELS, STATES, label};
 use crate::quant::trellis::{Nearest, TrellisLevels};
 
 /// Binary search: rows 0 to 4 of the tree, from node 2^row on, are in registers, and permutes select from them; deeper
@@ -43,112 +43,6 @@ pub fn search_avx2(tree: &[f32; 256], bits: u32, x: &[f32], out: &mut [u8]) -> u
         }
     }
     8 * x.len().min(out.len())
-}
-
-/// Looks up in tables of 16 `PARTS` levels byte by byte: a shuffle looks up one byte of the levels of 32 numbers, and the
-/// bytes of each level are put together at the end. Permutes of whole levels would look up 8.
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-pub fn look_up_avx2<const PARTS: usize>(levels: &TrellisLevels, numbers: &[u16], out: &mut [f32]) -> usize {
-    let (numbers, out) = (numbers.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
-    // SAFETY: the tables are arrays of 16, the numbers and out arrays of 32.
-    unsafe {
-        let table = |part: usize| {
-            levels.bytes[part].map(|bytes| _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())))
-        };
-        let tables: [_; PARTS] = std::array::from_fn(table);
-        // Packing and both steps of putting together work in halves of vectors: in this order the levels come out in theirs.
-        let order = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
-        for (numbers, out) in numbers.iter().zip(out.iter_mut()) {
-            prefetch_for_writing(out);
-            let [first, second] = [0, 16].map(|at| _mm256_loadu_si256(numbers.as_ptr().add(at).cast()));
-            let numbers = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
-            let low = _mm256_and_si256(numbers, _mm256_set1_epi8(15));
-            let (bit4, bit5) = (_mm256_slli_epi16::<3>(numbers), _mm256_slli_epi16::<2>(numbers));
-            let [b0, b1, b2, b3] = [0, 1, 2, 3].map(|byte| {
-                let found = tables.map(|table| _mm256_shuffle_epi8(table[byte], low));
-                match found[..] {
-                    [a, b, c, d] => {
-                        _mm256_blendv_epi8(_mm256_blendv_epi8(a, b, bit4), _mm256_blendv_epi8(c, d, bit4), bit5)
-                    }
-                    [a, b] => _mm256_blendv_epi8(a, b, bit4),
-                    _ => found[0],
-                }
-            });
-            let (b01, b23) = (_mm256_unpacklo_epi8(b0, b1), _mm256_unpacklo_epi8(b2, b3));
-            let (b01_high, b23_high) = (_mm256_unpackhi_epi8(b0, b1), _mm256_unpackhi_epi8(b2, b3));
-            let values = [
-                _mm256_unpacklo_epi16(b01, b23),
-                _mm256_unpackhi_epi16(b01, b23),
-                _mm256_unpacklo_epi16(b01_high, b23_high),
-                _mm256_unpackhi_epi16(b01_high, b23_high),
-            ];
-            for (i, values) in values.into_iter().enumerate() {
-                _mm256_storeu_si256(out.as_mut_ptr().add(8 * i).cast(), values);
-            }
-        }
-    }
-    32 * numbers.len().min(out.len())
-}
-
-/// Looks up levels one by one, which takes two thirds of the time of gathers on Zen 3. Numbers are loaded and levels stored
-/// together, since loads and stores bound this loop.
-#[target_feature(enable = "avx2")]
-#[allow(unsafe_code)]
-pub fn look_up_one_by_one(table: &[f32; 512], numbers: &[u16], out: &mut [f32]) -> usize {
-    let (numbers, out) = (numbers.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
-    for (numbers, out) in numbers.iter().zip(out.iter_mut()) {
-        prefetch_for_writing(out);
-        // SAFETY: numbers and out are arrays of 8; a number is masked to 9 bits.
-        unsafe {
-            let numbers = _mm_loadu_si128(numbers.as_ptr().cast());
-            let halves = [_mm_cvtsi128_si64(numbers), _mm_extract_epi64::<1>(numbers)].map(|four| {
-                let [a, b, c, d] =
-                    [0, 16, 32, 48].map(|at| _mm_load_ss(table.as_ptr().add((four >> at) as usize % 512)));
-                _mm_movelh_ps(_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d))
-            });
-            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_set_m128(halves[1], halves[0]));
-        }
-    }
-    8 * numbers.len().min(out.len())
-}
-
-/// Distance in bytes at which outputs are prefetched.
-const AHEAD: usize = 1024;
-
-/// Prefetches the cache lines that are written soon. A look-up takes so many instructions that few stores are in flight;
-/// without the prefetch, look-ups and waits for lines alternate.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn prefetch_for_writing<T>(out: &T) {
-    let start = std::ptr::from_ref(out).cast::<i8>();
-    for at in (0..size_of::<T>()).step_by(LINE) {
-        _mm_prefetch::<_MM_HINT_ET0>(start.wrapping_add(AHEAD + at));
-    }
-}
-
-/// Looks up in tables of up to 64 levels by permutes of 32, selected by bit 5, and gathers from larger ones.
-#[target_feature(enable = "avx512f,avx512bw")]
-#[allow(unsafe_code)]
-pub fn look_up_avx512(table: &[f32; 512], bits: u32, numbers: &[u16], out: &mut [f32]) -> usize {
-    let (numbers, out) = (numbers.as_chunks::<16>().0, out.as_chunks_mut::<16>().0);
-    // SAFETY: the parts are within the table; a gathered number is masked to 9 bits; numbers and out are arrays of 16.
-    unsafe {
-        let [a, b, c, d] = [0, 16, 32, 48].map(|at| _mm512_loadu_ps(table.as_ptr().add(at)));
-        let mask = _mm512_set1_epi32(511);
-        for (numbers, out) in numbers.iter().zip(out.iter_mut()) {
-            let index = _mm512_cvtepu16_epi32(_mm256_loadu_si256(numbers.as_ptr().cast()));
-            let values = if bits <= 6 {
-                let bit5 = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
-                let (low, high) = (_mm512_permutex2var_ps(a, index, b), _mm512_permutex2var_ps(c, index, d));
-                _mm512_mask_blend_ps(bit5, low, high)
-            } else {
-                _mm512_i32gather_ps::<4>(_mm512_and_si512(index, mask), table.as_ptr())
-            };
-            _mm512_storeu_ps(out.as_mut_ptr(), values);
-        }
-    }
-    16 * numbers.len().min(out.len())
 }
 
 /// By the lowest bits of the number of the level below a value: the position of each label in the window of four levels.

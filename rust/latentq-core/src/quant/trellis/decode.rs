@@ -3,22 +3,44 @@
 use super::{MOST, TrellisLevels};
 use crate::quant::arch::Isa;
 use crate::quant::floats::{Float, FloatsMut};
-use crate::quant::kernel::{BLOCK, Kernel, Shape, ValueCounts};
+use crate::quant::kernel::{BLOCK, FLOATS, Kernel, Shape, ValueCounts};
 use crate::quant::pack::{largest, unpack_sample};
 
 /// Codes before an element that decide its level.
-const MEMORY: usize = 3;
+pub const MEMORY: usize = 3;
 
-/// Bytes of the levels of all channels from which on they do not stay in the L1 cache next to codes and values.
-const MANY_LEVELS: usize = 1 << 14;
-/// Samples of up to so many elements are decoded together, so that each channel's levels are fetched once for all of them.
+/// Numbers of levels that are computed before they are looked up, if the instruction set has no code for both together.
+const NUMBERS: usize = 64;
+
+/// Samples of up to so many elements are decoded together, so that each channel's tables are loaded once for all of them: their
+/// planes are short, and the tables of many channels do not stay in the L1 cache next to codes and values.
 const SMALL: usize = 1 << 12;
 const TOGETHER: usize = 8;
 
 /// Samples of `elements` elements that are best decoded at once.
-pub fn together(levels: &[TrellisLevels], bits: u32, elements: usize) -> usize {
-    let bytes = levels.len().saturating_mul(size_of::<f32>() << (bits + 1));
-    if bytes >= MANY_LEVELS && elements <= SMALL { TOGETHER } else { 1 }
+pub fn together(elements: usize) -> usize {
+    if elements <= SMALL { TOGETHER } else { 1 }
+}
+
+/// Runs of elements of one channel, next to each other in a sample, of some samples.
+#[derive(Clone, Copy)]
+pub struct Runs<'a> {
+    /// The codes of run i, after the [`MEMORY`] codes before them, start at `i * stride`.
+    pub windows: &'a [u8],
+    pub stride: usize,
+    /// The index of the first value of each run in the output.
+    pub starts: &'a [usize],
+    /// Elements of a run.
+    pub len: usize,
+}
+
+impl Runs<'_> {
+    /// The codes of a run, with those before, and its values.
+    #[inline(always)]
+    pub fn get<'b, T>(&self, run: usize, out: &'b mut [T]) -> (&[u8], &'b mut [T]) {
+        let window = &self.windows[run * self.stride..][..MEMORY + self.len];
+        (window, &mut out[self.starts[run]..][..self.len])
+    }
 }
 
 /// The dequantize kernel of a trellis. A sample with a code of too many bits is reported as bad.
@@ -49,28 +71,26 @@ impl<F: Float> Kernel for DecodeTrellis<'_, F> {
             }
         }
         let row = |number: usize| elements * rows.map_or(number, |rows| rows[number]);
-        let together = together(levels, bits, elements);
+        let together = together(elements);
         if together == 1 {
             for (number, codes) in codes.chunks_exact(bytes).enumerate() {
                 decode_sample::<F>(isa, levels, bits, codes, &mut out[row(number)..][..elements], shape);
             }
             return counts;
         }
-        let (mut window, mut numbers) = (vec![0; MEMORY + elements], vec![0; together * elements]);
+        let stride = MEMORY + elements;
+        let (mut windows, mut starts) = (vec![0; together * stride], Vec::with_capacity(together));
         for (group, codes) in codes.chunks(together * bytes).enumerate() {
-            let numbers = &mut numbers[..codes.len() / bytes * elements];
-            for (codes, numbers) in codes.chunks_exact(bytes).zip(numbers.chunks_exact_mut(elements)) {
+            let samples = codes.len() / bytes;
+            for (codes, window) in codes.chunks_exact(bytes).zip(windows.chunks_exact_mut(stride)) {
                 fill(isa, &mut window[MEMORY..], codes, bits, shape.packed);
-                numbers_in_window(&window, numbers);
             }
+            starts.clear();
+            starts.extend((0..samples).map(|sample| row(group * together + sample)));
             for (channel, levels) in levels.iter().enumerate() {
-                for (sample, numbers) in numbers.chunks_exact(elements).enumerate() {
-                    let out = &mut out[row(group * together + sample)..][..elements];
-                    let (numbers, out) = (&numbers[channel * plane..][..plane], &mut out[channel * plane..][..plane]);
-                    for (numbers, out) in numbers.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-                        look_up::<F>(isa, levels, bits, numbers, out);
-                    }
-                }
+                let runs = Runs { windows: &windows[channel * plane..], stride, starts: &starts, len: plane };
+                look_up::<F>(isa, levels, bits, runs, out);
+                starts.iter_mut().for_each(|start| *start += plane);
             }
         }
         counts
@@ -88,27 +108,23 @@ fn decode_sample<F: Float>(
     shape: Shape,
 ) {
     // The codes of a block, with those before it that decide its levels.
-    let (mut window, mut numbers) = ([0; MEMORY + BLOCK], [0; BLOCK]);
+    let mut window = [0; MEMORY + BLOCK];
     let block_bytes = if shape.packed { BLOCK / 8 * bits as usize } else { BLOCK };
     let (mut channels, mut rest_of_plane) = (levels.iter(), shape.plane);
     let mut channel = channels.next();
-    for (codes, mut out) in codes.chunks(block_bytes).zip(out.chunks_mut(BLOCK)) {
+    for (codes, out) in codes.chunks(block_bytes).zip(out.chunks_mut(BLOCK)) {
         fill(isa, &mut window[MEMORY..][..out.len()], codes, bits, shape.packed);
-        // The numbers of a block at once, since the planes of small latents are short.
-        let mut numbers = &mut numbers[..out.len()];
-        numbers_in_window(&window, numbers);
-        window.copy_within(BLOCK.., 0);
-        while let (Some(levels), false) = (channel, out.is_empty()) {
-            let len = rest_of_plane.min(out.len());
-            let (out_now, numbers_now);
-            (out_now, out) = out.split_at_mut(len);
-            (numbers_now, numbers) = numbers.split_at_mut(len);
-            look_up::<F>(isa, levels, bits, numbers_now, out_now);
-            rest_of_plane -= len;
+        // All codes of a block at once, since the planes of small latents are short.
+        let mut start = 0;
+        while let (Some(levels), true) = (channel, start < out.len()) {
+            let len = rest_of_plane.min(out.len() - start);
+            look_up::<F>(isa, levels, bits, Runs { windows: &window[start..], stride: 0, starts: &[start], len }, out);
+            (start, rest_of_plane) = (start + len, rest_of_plane - len);
             if rest_of_plane == 0 {
                 (channel, rest_of_plane) = (channels.next(), shape.plane);
             }
         }
+        window.copy_within(BLOCK.., 0);
     }
 }
 
@@ -122,23 +138,43 @@ fn fill(isa: Isa, out: &mut [u8], codes: &[u8], bits: u32, packed: bool) {
     }
 }
 
-/// Looks up at most [`BLOCK`] levels.
+/// Looks up the levels of some runs.
 #[inline(always)]
-fn look_up<F: Float>(isa: Isa, levels: &TrellisLevels, bits: u32, numbers: &[u16], out: &mut [F::Bits]) {
-    if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
-        return look_up_f32(isa, levels, bits, numbers, out);
+fn look_up<F: Float>(isa: Isa, levels: &TrellisLevels, bits: u32, runs: Runs<'_>, out: &mut [F::Bits]) {
+    // No closure: it would not be compiled for the instruction set.
+    let done = match F::floats_mut(out) {
+        Some(out) => isa.look_up_levels(levels, bits, runs, out),
+        None => 0,
+    };
+    if done == runs.len {
+        return; // before the buffers below are zeroed for nothing
     }
-    let mut buffer = [0.0; BLOCK];
-    let buffer = &mut buffer[..out.len()];
-    look_up_f32(isa, levels, bits, numbers, buffer);
-    isa.narrow::<F>(buffer, out);
+    for run in 0..runs.starts.len() {
+        let (window, out) = runs.get(run, out);
+        let (window, out) = (&window[done..], &mut out[done..]);
+        if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
+            look_up_one_by_one(levels, window, out);
+            continue;
+        }
+        let mut buffer = [0.0; FLOATS];
+        for (at, out) in (0..).step_by(FLOATS).zip(out.chunks_mut(FLOATS)) {
+            let (windows, len, values) = (&window[at..], out.len(), &mut buffer[..out.len()]);
+            let runs = Runs { windows, stride: 0, starts: &[0], len };
+            let done = isa.look_up_levels(levels, bits, runs, FloatsMut::F32(values));
+            look_up_one_by_one(levels, &windows[done..], &mut values[done..]);
+            isa.narrow::<F>(values, out);
+        }
+    }
 }
 
 #[inline(always)]
-fn look_up_f32(isa: Isa, levels: &TrellisLevels, bits: u32, numbers: &[u16], out: &mut [f32]) {
-    let done = isa.look_up_levels(levels, bits + 1, numbers, out);
-    for (number, out) in numbers[done..].iter().zip(&mut out[done..]) {
-        *out = levels.levels[usize::from(*number) % MOST];
+fn look_up_one_by_one(levels: &TrellisLevels, window: &[u8], out: &mut [f32]) {
+    let mut numbers = [0; NUMBERS];
+    for (at, out) in (0..).step_by(NUMBERS).zip(out.chunks_mut(NUMBERS)) {
+        numbers_in_window(&window[at..], &mut numbers[..out.len()]);
+        for (number, out) in numbers.iter().zip(out) {
+            *out = levels.levels[usize::from(*number) % MOST];
+        }
     }
 }
 

@@ -10,15 +10,16 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
+use super::floats::{BF16, F16, Float};
 use super::kernel::LABELS;
 use crate::{Error, Result};
 
 pub use calibrate::TrellisCalibrator;
-pub(super) use decode::{DecodeTrellis, count_levels, together};
+pub(super) use decode::{DecodeTrellis, MEMORY, Runs, count_levels, together};
 pub(super) use encode::{Nearest, encode};
 
 /// Largest number of levels of a channel.
-const MOST: usize = 512;
+pub(super) const MOST: usize = 512;
 
 /// The levels of one channel, and tables to find the nearest of each label.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +29,11 @@ pub struct TrellisLevels {
     /// The levels of even number as a binary search tree, as in [`super::Codebook`]: the search of x ends at n if level 2 n
     /// is below x (or n is 0) and level 2 n + 2 is not.
     tree: [f32; 256],
-    /// The bytes of the first 64 levels: entry `[i][byte][j]` is of level 16 i + j, little-endian.
-    pub(super) bytes: [[[u8; 16]; 4]; 4],
+    /// The bytes of the levels: `[byte][level]`, little-endian.
+    pub(super) bytes: [[u8; MOST]; 4],
+    /// The bytes of the levels as float16 and bfloat16.
+    pub(super) bytes_f16: [[u8; MOST]; 2],
+    pub(super) bytes_bf16: [[u8; MOST]; 2],
     /// Entry n + 3 is level n, with room around for windows of [`LABELS`] levels.
     pub(super) padded: [f32; MOST + 2 * LABELS - 1],
     /// Entry n + 3 is the bound between the levels n and n + 4: x above it is nearer to the upper one. It is minus infinity
@@ -47,15 +51,17 @@ impl TrellisLevels {
         let mut tables = Self {
             levels: [last; MOST],
             tree: [f32::INFINITY; 256],
-            bytes: [[[0; 16]; 4]; 4],
+            bytes: [[0; MOST]; 4],
+            bytes_f16: [[0; MOST]; 2],
+            bytes_bf16: [[0; MOST]; 2],
             padded: [last; MOST + 2 * LABELS - 1],
             bounds: [f32::INFINITY; MOST + LABELS - 1],
         };
         tables.levels[..levels.len()].copy_from_slice(levels);
-        for (number, level) in tables.levels.iter().take(64).enumerate() {
-            for (byte, value) in level.to_le_bytes().into_iter().enumerate() {
-                tables.bytes[number / 16][byte][number % 16] = value;
-            }
+        for (number, level) in tables.levels.iter().enumerate() {
+            set_bytes(&mut tables.bytes, number, level.to_le_bytes());
+            set_bytes(&mut tables.bytes_f16, number, F16::narrow(*level).to_le_bytes());
+            set_bytes(&mut tables.bytes_bf16, number, BF16::narrow(*level).to_le_bytes());
         }
         tables.padded[..LABELS - 1].fill(first);
         tables.padded[LABELS - 1..][..levels.len()].copy_from_slice(levels);
@@ -74,5 +80,11 @@ impl TrellisLevels {
     /// The lowest and the highest level.
     fn ends(&self) -> (f32, f32) {
         (self.levels[0], self.levels[MOST - 1])
+    }
+}
+
+fn set_bytes<const B: usize>(tables: &mut [[u8; MOST]; B], number: usize, bytes: [u8; B]) {
+    for (table, byte) in tables.iter_mut().zip(bytes) {
+        table[number] = byte;
     }
 }

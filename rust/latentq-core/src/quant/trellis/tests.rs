@@ -167,7 +167,7 @@ proptest! {
     }
 
     #[test]
-    fn any_codes_decode_by_the_recursion_and_are_counted_by_level(
+    fn any_codes_are_counted_by_level(
         defined in defined(),
         codes in proptest::collection::vec(any::<u8>(), 0..400),
         plane in 1usize..50,
@@ -176,23 +176,56 @@ proptest! {
         let sample = channels * plane;
         let codes: Vec<u8> = codes.into_iter().map(|code| code >> (8 - bits)).collect();
         let codes = &codes[..codes.len() / sample * sample];
-        let (mut values, mut counts) = (Vec::new(), vec![0; channels * (2 << bits)]);
+        let mut counts = vec![0; channels * (2 << bits)];
         for codes in codes.chunks(sample) {
-            for i in 0..sample {
-                let u = |distance: usize| i.checked_sub(distance).map_or(0, |i| usize::from(codes[i] & 1));
-                let number = 4 * usize::from(codes[i] >> 1) + 2 * (u(0) ^ u(1) ^ u(3)) + u(2);
-                values.push(defined.levels[i / plane][number]);
+            for (i, number) in numbers(codes).enumerate() {
                 counts[i / plane * (2 << bits) + number] += 1;
             }
-        }
-        for isa in Isa::available() {
-            let mut out = vec![1.0; codes.len()];
-            quantizer.dequantize_with(isa, codes, FloatsMut::F32(&mut out), plane, false, 1).unwrap();
-            prop_assert_eq!(&out, &values, "{:?}", isa);
         }
         let mut seen = vec![0; counts.len()];
         quantizer.histogram(codes, &mut seen, plane).unwrap();
         prop_assert_eq!(seen, counts);
+    }
+}
+
+/// The number of the level of each code of a sample, by the recursion.
+fn numbers(codes: &[u8]) -> impl Iterator<Item = usize> {
+    let u = |i: usize, distance: usize| i.checked_sub(distance).map_or(0, |i| usize::from(codes[i] & 1));
+    (0..codes.len()).map(move |i| 4 * usize::from(codes[i] >> 1) + 2 * (u(i, 0) ^ u(i, 1) ^ u(i, 3)) + u(i, 2))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn samples_of_any_size_decode_to_any_float_type(
+        defined in defined(),
+        plane in prop_oneof![1usize..300, 1400usize..2100],
+        samples in 1usize..20,
+        is_packed in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let (bits, quantizer, sample) = (defined.bits, defined.quantizer(), defined.levels.len() * plane);
+        let random = |i: u64| (seed.wrapping_add(i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40).wrapping_mul(0xd6e8_feb9);
+        let codes: Vec<u8> = (0..(samples * sample) as u64).map(|i| (random(i) >> 16) as u8 >> (8 - bits)).collect();
+        let level = |(i, number): (usize, usize)| defined.levels[i / plane][number];
+        let values: Vec<f32> = codes.chunks(sample).flat_map(|codes| numbers(codes).enumerate().map(level)).collect();
+        let half: Vec<u16> = values.iter().map(|x| F16::narrow(*x)).collect();
+        let bfloat: Vec<u16> = values.iter().map(|x| BF16::narrow(*x)).collect();
+        let mut stored = vec![0; samples * packed_len(sample, bits).unwrap()];
+        pack(&codes, &mut stored, sample, bits, 1).unwrap();
+        let stored = if is_packed { &stored } else { &codes };
+        for isa in Isa::available() {
+            for threads in [1, 3] {
+                let (mut wide, mut narrow) = (vec![1.0; codes.len()], vec![1; codes.len()]);
+                let decode = |out: FloatsMut<'_>| quantizer.dequantize_with(isa, stored, out, plane, is_packed, threads);
+                decode(FloatsMut::F32(&mut wide)).unwrap();
+                prop_assert!(wide == values, "{:?}", isa);
+                decode(FloatsMut::F16(&mut narrow)).unwrap();
+                prop_assert!(narrow == half, "{:?}", isa);
+                decode(FloatsMut::BF16(&mut narrow)).unwrap();
+                prop_assert!(narrow == bfloat, "{:?}", isa);
+            }
+        }
     }
 }
 
