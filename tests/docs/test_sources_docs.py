@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentq.cli.main import main
+from latentq.store.objects import ObjectStore
 from support.archive_making import make_tar, make_zip, pictures_of, with_captions
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sources.md").read_text()
@@ -18,7 +19,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def test_every_code_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
+def test_every_code_block_of_the_page_runs(tmp_path, s3, monkeypatch, capsys):
     pictures = pictures_of(tmp_path / "pictures", 3, (300, 280))
     for folder in ("cc12m", "jdb", "diffdb", "textcaps"):
         (tmp_path / folder).mkdir()
@@ -34,8 +35,13 @@ def test_every_code_block_of_the_page_runs(tmp_path, monkeypatch, capsys):
     images = [{"bytes": data, "path": name} for name, data in pictures.items()]
     table = pa.table({"image": images, "image_id": names, "reference_strs": [[name] for name in names]})
     pq.write_table(table, tmp_path / "textcaps" / "train.parquet")
+    store = ObjectStore(s3)
+    for path in [*tmp_path.glob("cc12m/*"), *tmp_path.glob("diffdb/*")]:
+        store.put(path.relative_to(tmp_path).as_posix(), path)
+    for name, data in pictures.items():
+        store.put(f"imagenet/train/n01440764/{name}", data)
     monkeypatch.chdir(tmp_path)
-    for line in "".join(blocks("sh")).splitlines():
+    for line in "".join(blocks("sh")).replace("s3://bucket/", f"{s3}/").splitlines():
         program, *arguments = shlex.split(line)
         assert program == "latentq"
         assert main(arguments) == 0, line

@@ -189,14 +189,15 @@ def test_a_unit_reads_only_its_own_bytes(tmp_path, monkeypatch, name):
     monkeypatch.setattr(os, "pread", lambda fd, count, at: read.append((at, count)) or pread(fd, count, at))
     unit = [source.data(sample) for sample in [*cut_into_units(listing.samples, 10)][2]]
     first, last = listing.samples[20].offset, listing.samples[29].offset
+    read = [entry for entry in read if entry != (0, 2)]  # whether it is gzip
     assert all(first <= at and at + count <= last + 20_200 for at, count in read)
     assert sum(count for _, count in read) < sum(map(len, unit)) + 10 * 200
 
 
 def test_a_compressed_tar_is_read_once_for_the_list_and_once_for_its_unit(tmp_path, pictures_made, monkeypatch):
     path = make_archive(tmp_path / "a.tgz", pictures_made.items())
-    opens, gzip_open = [], gzip.open
-    monkeypatch.setattr(gzip, "open", lambda *args: opens.append(args) or gzip_open(*args))
+    opens, gzip_file = [], gzip.GzipFile
+    monkeypatch.setattr(gzip, "GzipFile", lambda **args: opens.append(args) or gzip_file(**args))
     source = open_source(path)
     samples = listed(source).samples
     assert len(opens) == 1

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 
 from latentq import FormatError
 from latentq.sources.zip_directory import entries
+from latentq.store.blocks import FileBytes
 
 _names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def entries_of(path):
-    with path.open("rb") as file:
-        return list(entries(file.fileno(), path.stat().st_size))
+    file = FileBytes(path)
+    try:
+        return list(entries(file))
+    finally:
+        file.close()
 
 
 def expected_of(data):

@@ -19,7 +19,7 @@ SMALL = {"autoencoder": "dct-f8c16", "size": 64, "unit_size": 5, "progress": Non
 
 def objects(url: str) -> dict[str, bytes]:
     store = ObjectStore(url)
-    return {name: store.get(name) for name, _ in store.list()}
+    return {name: store.get(name) for name, _ in store.files()}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -278,7 +278,7 @@ def test_none_stored_is_told_with_the_url(s3, tmp_path):
 def test_command_makes_a_dataset_on_a_store(pictures, s3, s3_server, capsys):
     command = ["encode", str(pictures), f"{s3}/set", "--size", "64", "--quiet", "--storage-option"]
     assert main([*command, f"endpoint={s3_server}"]) == 0
-    size = size_text(sum(size for _, size in ObjectStore(f"{s3}/set").list()))
+    size = size_text(sum(size for _, size in ObjectStore(f"{s3}/set").files()))
     assert capsys.readouterr().out.startswith(f"{s3}/set: 12 samples, no rejects, {size}; 12 images in ")
     assert main([*command, "endpoint"]) == 2
     assert capsys.readouterr().err == "latentq: --storage-option must be KEY=VALUE, not endpoint\n"

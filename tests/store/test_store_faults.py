@@ -27,7 +27,7 @@ def local(pictures, tmp_path) -> dict[str, bytes]:
 
 def objects(url: str) -> dict[str, bytes]:
     store = ObjectStore(url)
-    return {name: store.get(name) for name, _ in store.list()}
+    return {name: store.get(name) for name, _ in store.files()}
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_three_processes_killed_at_random_complete_the_dataset(pictures, s3, loc
                 index = json.loads(store.get("index.json"))
             except FileNotFoundError:
                 continue
-            names = {name for name, _ in store.list()}
+            names = {name for name, _ in store.files()}
             seen.append({shard["raw_data"]["basename"] for shard in index["shards"]} - names)
 
     poller = threading.Thread(target=poll)

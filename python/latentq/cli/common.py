@@ -76,7 +76,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         help="a folder of images or of MDS shards, a table of image paths, .tar, .tgz, .zip or .parquet files (also as "
-        "a quoted pattern, 'cc12m/*.tar'), a folder that datasets' save_to_disk wrote, or hf:NAME",
+        "a quoted pattern, 'cc12m/*.tar'), a folder that datasets' save_to_disk wrote, or hf:NAME; all but the last "
+        "two also at a URL of s3://, gs://, az:// or hf://datasets/OWNER/NAME/...",
     )
     parser.add_argument(
         "--captions",
@@ -118,13 +119,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_storage_options(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """Adds the option for datasets on object stores."""
+    """Adds the option for object stores."""
     group.add_argument(
         "--storage-option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="for a URL (s3://, gs://, az://): endpoint, region, allow_http=true and so on, as obstore names them; "
+        help="for URLs (s3://, gs://, az://): endpoint, region, allow_http=true and so on, as obstore names them; "
         "repeatable (default: from the environment, such as AWS_ENDPOINT_URL)",
     )
 

@@ -56,7 +56,8 @@ def add(commands: Commands) -> None:
         _run,
         "encode images to a latent dataset, or continue an earlier run",
         "  latentq encode photos/ out/ --autoencoder stabilityai/sdxl-vae --size 256\n"
-        "  latentq encode photos/ out/ --update --dry-run     what changed in photos/, and what would be encoded",
+        "  latentq encode photos/ out/ --update --dry-run     what changed in photos/, and what would be encoded\n"
+        "  latentq encode 's3://bucket/cc12m/*.tar' out/       read archives, or images below a prefix, from a store",
         resumable=True,
     )
     add_source(parser)
@@ -169,7 +170,8 @@ def _run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     profile, totals = Profile(), Totals()
-    with mirrored(options.out, storage_options(options)) as (folder, mirror):
+    inputs = (options.source, options.captions, options.class_names)
+    with mirrored(options.out, storage_options(options), inputs=inputs) as (folder, mirror):
         request = _request(options, folder, mirror, profile, totals)
         if options.dry_run:
             return _dry_run(request, options)
@@ -222,6 +224,7 @@ def _request(
         image_column=options.image_column,
         label_column=options.label_column,
         collection=options.collection,
+        storage_options=storage_options(options),
         **models,
     )
 

@@ -23,6 +23,7 @@ from latentq.cli.common import (
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
+    from latentq.run.mirror import Mirror
     from latentq.sharding.request import ShardsRequest
     from latentq.system.progress import Totals
 
@@ -75,8 +76,9 @@ def _run(options: argparse.Namespace) -> int:
     if not options.delete_archives:  # archives may be deleted already
         check_source(options.source)
     totals = Totals()
-    with mirrored(options.out, storage_options(options), SHARDS) as (folder, mirror):
-        request = _request(options, folder, totals)
+    inputs = (options.source, options.captions)
+    with mirrored(options.out, storage_options(options), SHARDS, inputs=inputs) as (folder, mirror):
+        request = _request(options, folder, mirror, totals)
         if options.dry_run:
             return _dry_run(request, options)
         card = shards_request(request, mirror)
@@ -86,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         )  # fmt: skip
 
 
-def _request(options: argparse.Namespace, folder: Path, totals: Totals) -> ShardsRequest:
+def _request(options: argparse.Namespace, folder: Path, mirror: Mirror | None, totals: Totals) -> ShardsRequest:
     from latentq.run.options import run_settings
     from latentq.sharding.request import ShardsRequest
 
@@ -109,6 +111,8 @@ def _request(options: argparse.Namespace, folder: Path, totals: Totals) -> Shard
         max_size=options.max_size,
         quality=options.quality,
         unit_size=options.unit_size,
+        storage_options=storage_options(options),
+        url=None if mirror is None else mirror.store.url,
     )
 
 

@@ -21,7 +21,7 @@ from latentq.image import MAX_PIXELS, crop_window
 from latentq.image_fallback import header, is_unknown_format, load_by_pillow
 from latentq.models.device import current_device
 from latentq.sources import Sample
-from latentq.sources.listing import deferred_read, read_sample
+from latentq.sources.listing import connections_of, deferred_read, read_sample
 from latentq.system.faults import raise_machine_fault
 from latentq.system.text import size_text
 
@@ -100,6 +100,8 @@ class ImageLoader:
         self._run = run
         self._threads = _core.Threads(run.threads)
         self._readers = ThreadPoolExecutor(run.threads, "latentq: read")
+        connections = connections_of(run.source)
+        self._fetchers = ThreadPoolExecutor(connections, "latentq: fetch") if connections else self._readers
         self._undecoded: deque[tuple[_LoadingBatch, int, int]] = deque()  # batch, position and bytes of files in memory
         self._undecoded_bytes = 0
 
@@ -107,6 +109,7 @@ class ImageLoader:
         """Ends the threads. Images that are not begun are dropped, and a thread that waits for one gets an error."""
         self._threads.shutdown()
         self._readers.shutdown(cancel_futures=True)
+        self._fetchers.shutdown(cancel_futures=True)
 
     def batches(self, plans: Iterable[PlannedBatch]) -> Iterator[DecodedBatch]:
         """Yields the batches in order, each once all of its images are done."""
@@ -117,7 +120,7 @@ class ImageLoader:
             for plan in plans:
                 while loading and (loading[0].is_done() or _is_far_ahead(loading)):
                     yield self._finished(loading.popleft())
-                loading.append(_LoadingBatch(self._run, plan, self._threads, self._readers))
+                loading.append(_LoadingBatch(self._run, plan, self._threads, self._readers, self._fetchers))
                 self._begin(loading[-1])
             while loading:
                 yield self._finished(loading.popleft())
@@ -189,16 +192,23 @@ class _LoadingBatch:
         run: The run.
         plan: The batch.
         threads: The threads that decode.
-        readers: The threads that read.
+        readers: The threads that read files, and decode by Pillow.
+        fetchers: The threads that read samples that the source defers.
     """
 
     def __init__(
-        self, run: EncodingRun, plan: PlannedBatch, threads: _core.Threads, readers: ThreadPoolExecutor
+        self,
+        run: EncodingRun,
+        plan: PlannedBatch,
+        threads: _core.Threads,
+        readers: ThreadPoolExecutor,
+        fetchers: ThreadPoolExecutor,
     ) -> None:
         self._plan = plan
         self._source = run.source
         self._recipe = run.card.recipe
         self._readers = readers
+        self._fetchers = fetchers
         self.samples = plan.samples
         self._images = [_LoadingImage() for _ in self.samples]
         self._keeps_files = any(column.content == "image" for column in self._recipe.columns.values())
@@ -233,8 +243,9 @@ class _LoadingBatch:
             if not self._keeps_files or isinstance(image.data, bytes):
                 self._start(position, image.data)
                 return len(image.data) if isinstance(image.data, bytes) else 0
-            read = image.data.read_bytes
-        image.reading = self._readers.submit(self._read, position, read)
+            image.reading = self._readers.submit(self._read, position, image.data.read_bytes)
+        else:
+            image.reading = self._fetchers.submit(self._read, position, read)
         return sample.bytes or 0
 
     def _begin_placed(self, position: int, place: PlacedSample) -> int:

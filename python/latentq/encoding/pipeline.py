@@ -59,7 +59,8 @@ def encode(
         out: The dataset's folder: absent, empty, or begun by a run of the same recipe, weights and source. A name that
             ends with `.tsv` gets a table of tokens in the layout of VQGAN-f16-16384's page, and the dataset is in
             `NAME.latentq`. A URL of an object store (`s3://`, `gs://`, `az://`) makes the dataset there.
-        storage_options: For a URL: endpoint, credentials and the like: see `latentq.store.objects.ObjectStore`.
+        storage_options: For the URLs among `source`, `out`, `captions` and `class_names`: endpoint, credentials and the
+            like: see `latentq.store.objects.ObjectStore`. A source with other options is opened by `open_source`.
         recipe: A recipe, its name, or the path of its TOML file; by default `default`.
         autoencoder: Replaces the recipe's autoencoder: a name, a folder, or an object that is an `Autoencoder`.
         text_encoder: Replaces the recipe's text encoder: a name, a folder, or an object that is a
@@ -83,11 +84,11 @@ def encode(
         ValueError: An argument is out of range.
     """
     settings, overrides = split_options(options)
-    with mirrored(out, storage_options) as (folder, mirror):
+    with mirrored(out, storage_options, inputs=(source, captions, class_names)) as (folder, mirror):
         request = EncodeRequest(
             source, folder, settings, overrides, mirror, recipe=recipe, autoencoder=autoencoder,
             text_encoder=text_encoder, like=like, class_names=class_names, captions=captions, image_column=image_column,
-            label_column=label_column, collection=collection,
+            label_column=label_column, collection=collection, storage_options=storage_options,
         )  # fmt: skip
         return encode_request(request)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from latentq import image
 from latentq._core import LatentqError, image_hash
 from latentq.format.buckets import Buckets
 from latentq.sources import Sample, Source
-from latentq.sources.listing import deferred_read, read_sample
+from latentq.sources.listing import connections_of, deferred_read, read_sample
 
 Refusal: TypeAlias = tuple[str, Exception]
 """The stage that rejects a sample, and its error."""
@@ -66,8 +67,8 @@ class Placing:
     """Finds the buckets of the images of units, each unit while the unit before is encoded.
 
     Images that are files of their own, or in archives that are read at any place, are read again when they are loaded.
-    Those of a source that must be read in order are read once: a unit's first `SPOOL_BYTES` stay in memory, and the
-    rest goes to an unnamed temporary file.
+    Those of a source that must be read in order, or on a store, are read once: a unit's first `SPOOL_BYTES` stay in
+    memory, and the rest goes to an unnamed temporary file.
 
     Args:
         source: The source.
@@ -83,6 +84,8 @@ class Placing:
         self._orient = orient
         self._folder = folder
         self._pool = ThreadPoolExecutor(threads, "latentq: sizes")
+        connections = connections_of(source)
+        self._fetchers = ThreadPoolExecutor(connections, "latentq: fetch") if connections else None
         self._stopped = False
 
     def units(self, units: Iterable[tuple[Sequence[int], Sequence[Sample]]]) -> Iterator[PlacedUnit]:
@@ -101,6 +104,8 @@ class Placing:
         """Ends the threads; a unit that is being placed is dropped."""
         self._stopped = True
         self._pool.shutdown(cancel_futures=True)
+        if self._fetchers is not None:
+            self._fetchers.shutdown(cancel_futures=True)
 
     def _places(self, samples: Sequence[Sample]) -> list[PlacedSample]:
         spool = _Spool(self._folder)
@@ -114,7 +119,9 @@ class Placing:
             return PlacedSample()
         read = deferred_read(self._source, sample) if keeps_open else None
         if read is not None:
-            return self._pool.submit(self._placed_by_reading, read)
+            if self._fetchers is None:
+                return self._pool.submit(self._placed_by_reading, read)
+            return self._fetchers.submit(self._placed_by_reading, read, spool)
         data, refusal = read_sample(self._source, sample)
         if refusal is not None:
             return PlacedSample(refusal=refusal)
@@ -122,12 +129,12 @@ class Placing:
             return self._pool.submit(self._placed, data, partial(_path, data), is_file=True)
         return self._placed(data, spool.add(data))
 
-    def _placed_by_reading(self, read: Callable[[], bytes]) -> PlacedSample:
+    def _placed_by_reading(self, read: Callable[[], bytes], spool: _Spool | None = None) -> PlacedSample:
         try:
             data = read()
         except (OSError, LatentqError):
             return PlacedSample(read=read)  # what is wrong is found again when the image is loaded
-        return self._placed(data, read)
+        return self._placed(data, read if spool is None else spool.add(data))
 
     def _placed(self, data: bytes | Path, read: Read, *, is_file: bool = False) -> PlacedSample:
         try:
@@ -151,7 +158,7 @@ def _path(path: Path) -> Path:
 
 
 class _Spool:
-    """Files that were read in order, for threads to read again: the first in memory, the rest in a temporary file.
+    """Files that were read once, for threads to read again: the first in memory, the rest in a temporary file.
 
     Args:
         folder: The folder of the temporary file.
@@ -161,14 +168,16 @@ class _Spool:
         self._folder = folder
         self._in_memory = 0
         self._file: _TemporaryFile | None = None
+        self._lock = threading.Lock()
 
     def add(self, data: bytes) -> Read:
-        """Keeps a file; returns what reads it."""
-        if self._in_memory + len(data) <= SPOOL_BYTES:
-            self._in_memory += len(data)
-            return partial(bytes, data)
-        self._file = self._file or _TemporaryFile(self._folder)
-        return partial(self._file.read, self._file.append(data), len(data))
+        """Keeps a file; returns what reads it. Any thread may call it."""
+        with self._lock:
+            if self._in_memory + len(data) <= SPOOL_BYTES:
+                self._in_memory += len(data)
+                return partial(bytes, data)
+            self._file = self._file or _TemporaryFile(self._folder)
+            return partial(self._file.read, self._file.append(data), len(data))
 
 
 class _TemporaryFile:

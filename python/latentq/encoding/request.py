@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class EncodeRequest:
     image_column: str | None = None
     label_column: str | None = None
     collection: str | Collection | None = None
+    storage_options: Mapping[str, str] | None = None
 
     @property
     def out(self) -> Path:
@@ -144,13 +146,14 @@ def open_requested(resolved: ResolvedRequest) -> Source:
     stored_column = updated.source.image_column if updated is not None else None
     source = open_run_source(
         request.source,
-        request.out,
+        request.out if request.mirror is None else request.mirror.store.url,
         request.class_names,
         _classes(resolved),
         with_limits(request.captions, collection_of(request.collection)),
         request.image_column or stored_column,
         request.label_column,
         request.settings.progress,
+        request.storage_options,
     )
     if request.settings.delete_archives:
         archives_of(source)  # fails now, and not once the list is published

@@ -32,7 +32,7 @@ from latentq.run.update import UpdatePlan
 from latentq.sources import Sample, Source
 from latentq.sources.listing import read_sample
 from latentq.store.local import read_regular
-from latentq.system.faults import FILE_ERRNOS
+from latentq.system.faults import is_file_fault
 from latentq.system.progress import Progress
 from latentq.system.text import counted
 
@@ -179,7 +179,7 @@ def _content_hash(source: Source, sample: Sample) -> int:
     try:
         return image_hash(data if isinstance(data, bytes) else str(data))
     except OSError as error:
-        if error.errno not in FILE_ERRNOS:
+        if not is_file_fault(error):
             raise
         return _NOT_READ
 

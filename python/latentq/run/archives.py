@@ -6,11 +6,13 @@ import itertools
 import operator
 import os
 from pathlib import Path
+from typing import cast
 
 from latentq._core import LatentqError
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.units import UnitCard, unit_done, units_done
 from latentq.sources import Source, exists
+from latentq.store.files import File
 from latentq.store.local import sync_published
 
 
@@ -18,12 +20,15 @@ def archives_of(source: Source) -> dict[str, Path]:
     """Returns the archives of a source by name.
 
     Raises:
-        LatentqError: It has none.
+        LatentqError: It has none, or they are on a store.
     """
-    files: dict[str, Path] | None = getattr(source, "files", None)
+    files: dict[str, File] | None = getattr(source, "files", None)
     if files is None:
         raise LatentqError(f"delete_archives: a source of kind {source.kind} has no archives to delete")
-    return files
+    for file in files.values():
+        if not isinstance(file, Path):
+            raise LatentqError(f"delete_archives deletes files of this machine, and {file} is on a store")
+    return cast("dict[str, Path]", files)
 
 
 class ArchiveDeleter:

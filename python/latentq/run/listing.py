@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, Self, TextIO
@@ -63,25 +63,27 @@ def with_limits(captions: str | Captions | None, collection: ImageCollection | N
 
 def open_run_source(
     source: str | os.PathLike[str] | Source,
-    out: Path,
+    out: str | os.PathLike[str],
     class_names: str | os.PathLike[str] | None = None,
     classes: dict[str, tuple[int, str]] | None = None,
     captions: str | Captions | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     progress: TextIO | None = None,
+    storage_options: Mapping[str, str] | None = None,
 ) -> Source:
     """Opens the source of a run that writes to `out`, which is not listed even if it lies inside the source.
 
     Args:
         source: A path for `open_source`, or a `Source`.
-        out: The folder that the run writes to.
+        out: The folder or URL that the run writes to.
         class_names: A file of readable class names, for `open_source`.
         classes: Label and readable name of known classes, for `open_source`.
         captions: Where captions are, for `open_source`.
         image_column: The column of images, for `open_source`.
         label_column: The column of labels, for `open_source`.
         progress: Stream that the progress of a long listing is printed to.
+        storage_options: For URLs, for `open_source`.
 
     Raises:
         ValueError: Captions or columns are given with a `Source`.
@@ -105,6 +107,7 @@ def open_run_source(
         image_column=image_column,
         label_column=label_column,
         progress=progress,
+        storage_options=storage_options,
     )
 
 

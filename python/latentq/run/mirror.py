@@ -72,7 +72,7 @@ class Mirror:
             OSError: The store cannot be read.
         """
         parts, others = [], []
-        for name, _ in self.store.list():
+        for name, _ in self.store.files():
             first = name.partition("/")[0]
             if _is_unit(first):
                 self._note_unit(name)
@@ -96,7 +96,7 @@ class Mirror:
         Raises:
             OSError: The store cannot be read.
         """
-        for name, _ in self.store.list():
+        for name, _ in self.store.files():
             self._note_unit(name)
 
     def publish_plan(self) -> bool:
@@ -191,7 +191,7 @@ class Mirror:
 
     def stored_bytes(self) -> int:
         """Returns the size of all objects in bytes. Raises as `find_units`."""
-        return sum(size for _, size in self.store.list())
+        return sum(size for _, size in self.store.files())
 
     def publish_update(self) -> None:
         """Publishes what finishing an update wrote: the dataset is the old one until its index is replaced.
@@ -285,14 +285,19 @@ def finished_on_store(mirror: Mirror | None, card: UnitCard) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mirrored(
-    path: str | os.PathLike[str], options: Mapping[str, str] | None = None, card: str = CARD
+    path: str | os.PathLike[str],
+    options: Mapping[str, str] | None = None,
+    card: str = CARD,
+    *,
+    inputs: Iterable[object] = (),
 ) -> Iterator[tuple[Path, Mirror | None]]:
     """Opens a dataset that may be on an object store.
 
     Args:
         path: A folder, or the URL of a dataset on an object store.
-        options: For a URL: see `ObjectStore`.
+        options: For URLs: see `ObjectStore`.
         card: The file name of the dataset's card.
+        inputs: What the run reads, such as its source: the options may be for URLs among these alone.
 
     Yields:
         The folder and None; or, for a URL, a temporary folder with what is published, and its mirror. Errors name the
@@ -304,7 +309,7 @@ def mirrored(
         ValueError: Options are given without a URL, or not valid.
     """
     if not is_url(path):
-        if options:
+        if options and not any(map(is_url, inputs)):
             raise ValueError(f"storage options are for URLs, and {os.fspath(path)} is a folder")
         yield Path(path), None
         return

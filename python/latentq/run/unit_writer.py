@@ -136,5 +136,8 @@ def own_file(source: Source, sample: Sample) -> Path | None:
     """Returns the path of a sample that is a file of its own, or None."""
     if sample.archive is not None or sample.fault:
         return None
-    data = source.data(sample)
+    try:
+        data = source.data(sample)
+    except LatentqError:  # of an object on a store that is not there
+        return None
     return data if isinstance(data, Path) else None

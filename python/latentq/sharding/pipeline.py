@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from latentq.sharding.request import (
     resolve,
 )
 from latentq.sources import Captions, Sample, Source
-from latentq.sources.listing import read_sample
+from latentq.sources.listing import connections_of, deferred_read, read_sample
 from latentq.store.local import publish_once
 from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import Progress
@@ -69,7 +69,8 @@ def shards(
         source: Anything that `latentq.sources.open_source` takes, or a `Source`.
         out: The folder of the shards: absent, empty, or begun by a run of the same options and source. A URL of an
             object store (`s3://`, `gs://`, `az://`) makes the shards there.
-        storage_options: For a URL: endpoint, credentials and the like: see `latentq.store.objects.ObjectStore`.
+        storage_options: For the URLs among `source`, `out` and `captions`: endpoint, credentials and the like: see
+            `latentq.store.objects.ObjectStore`.
         collection: A `COLLECTIONS` entry or its name, which has other columns, and limits. By default the columns are
             `COLUMNS`, without the caption if the source has none.
         captions: Where captions are, for `open_source`.
@@ -90,7 +91,7 @@ def shards(
         ValueError: An argument is out of range.
     """
     settings = run_settings(**options)
-    with mirrored(out, storage_options, SHARDS) as (folder, mirror):
+    with mirrored(out, storage_options, SHARDS, inputs=(source, captions)) as (folder, mirror):
         request = ShardsRequest(
             source,
             folder,
@@ -102,6 +103,8 @@ def shards(
             max_size=max_size,
             quality=quality,
             unit_size=unit_size,
+            storage_options=storage_options,
+            url=None if mirror is None else mirror.store.url,
         )
         return shards_request(request, mirror)
 
@@ -187,7 +190,27 @@ def _stored(card: ShardsCard, sample: Sample, jpeg: Jpeg) -> dict[str, Any]:
 def converted(
     card: ShardsCard, source: Source, samples: Iterable[Sample], pool: ThreadPoolExecutor, *, depth: int
 ) -> Iterator[tuple[Sample, Jpeg | _Refusal]]:
-    """Yields each sample with its JPEG or refusal, in order. Up to `depth` images, or `_READ_BYTES`, are read ahead."""
+    """Yields each sample with its JPEG or refusal, in order. Up to `depth` images, or `_READ_BYTES`, are read ahead.
+
+    From a store as many images are read ahead as the source has connections.
+    """
+    connections = connections_of(source)
+    fetchers = ThreadPoolExecutor(connections, "latentq: fetch") if connections else None
+    try:
+        yield from _converted(card, source, samples, pool, fetchers, max(depth, connections))
+    finally:
+        if fetchers is not None:
+            fetchers.shutdown(cancel_futures=True)
+
+
+def _converted(
+    card: ShardsCard,
+    source: Source,
+    samples: Iterable[Sample],
+    pool: ThreadPoolExecutor,
+    fetchers: ThreadPoolExecutor | None,
+    depth: int,
+) -> Iterator[tuple[Sample, Jpeg | _Refusal]]:
     pending: deque[tuple[Sample, int, Future[Jpeg | _Refusal] | _Refusal]] = deque()
     read_bytes = 0
 
@@ -197,7 +220,18 @@ def converted(
         read_bytes -= size
         return sample, result.result() if isinstance(result, Future) else result
 
+    def fetched(sample: Sample, read: Callable[[], bytes]) -> Jpeg | _Refusal:
+        data, refusal = read_sample(source, sample, read)
+        return refusal if refusal is not None else pool.submit(_convert, data, sample.text, card).result()
+
     for sample in samples:
+        read = deferred_read(source, sample) if fetchers is not None and sample.text == sample.key else None
+        if fetchers is not None and read is not None:
+            read_bytes += sample.bytes or 0
+            pending.append((sample, sample.bytes or 0, fetchers.submit(fetched, sample, read)))
+            while len(pending) > depth or read_bytes > _READ_BYTES:
+                yield first()
+            continue
         data, refusal = read_sample(source, sample)
         if refusal is None and sample.text != sample.key:
             refusal = ("list", LatentqError("the file's name is not UTF-8"))

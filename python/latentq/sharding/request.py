@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class ShardsRequest:
 
     Attributes:
         settings: How the run is done.
+        url: The URL of the shards, if `out` is their local folder.
     """
 
     source: str | os.PathLike[str] | Source
@@ -39,6 +41,8 @@ class ShardsRequest:
     max_size: int = 512
     quality: int = 95
     unit_size: int = 4096
+    storage_options: Mapping[str, str] | None = None
+    url: str | None = None
 
 
 def resolve(request: ShardsRequest) -> ShardsCard | None:
@@ -73,10 +77,11 @@ def open_requested(request: ShardsRequest) -> Source:
     """
     source = open_run_source(
         request.source,
-        request.out,
+        request.url or request.out,
         captions=with_limits(request.captions, collection_of(request.collection)),
         image_column=request.image_column,
         progress=request.settings.progress,
+        storage_options=request.storage_options,
     )
     if request.settings.delete_archives:
         archives_of(source)  # fails now, and not once the list is published

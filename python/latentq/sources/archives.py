@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from latentq._core import FormatError, LatentqError, MismatchError
@@ -20,6 +19,7 @@ from latentq.sources.sidecars import NO_CAPTION, NO_IMAGE, SidecarRule, Sidecars
 from latentq.sources.spool import spooled
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
+from latentq.store.files import File, connections_of
 from latentq.system.faults import raise_machine_fault
 from latentq.system.progress import listing_progress
 from latentq.system.text import size_text
@@ -45,12 +45,16 @@ class Archives:
             the field of WebDataset that holds the image. Without a caption, those in .txt are taken, if there are any.
         classes: Label and readable name of each class name; None numbers the names.
         progress: The stream for progress, if listing takes long; None prints nothing.
+
+    Attributes:
+        files: The archives by their names.
+        connections: See `connections_of`.
     """
 
     def __init__(
         self,
         kind: ArchiveKind,
-        files: Sequence[tuple[str, Path]],
+        files: Sequence[tuple[str, File]],
         columns: NamedColumns | None = None,
         classes: Classes | None = None,
         progress: TextIO | None = None,
@@ -58,6 +62,7 @@ class Archives:
         columns = columns or NamedColumns()
         self.kind: ArchiveKind = kind
         self.files = dict(files)
+        self.connections = connections_of(self.files.values())
         self._image_field = columns.image
         self._rule = SidecarRule.parse(columns.caption)
         self._required = columns.caption is not None
@@ -101,7 +106,7 @@ class Archives:
         """True if the archives are those of the listed samples, as `unchanged_files` compares them."""
         return unchanged_files(self.files, samples, self._has_no_images)
 
-    def _has_no_images(self, name: str, path: Path) -> bool:
+    def _has_no_images(self, name: str, path: File) -> bool:
         """True if an archive is intact and holds no image."""
         return all(sample.fault == NO_IMAGE for sample, _ in self._contents(name, path).samples())
 
@@ -147,7 +152,7 @@ class Archives:
         self._open = (sample.archive, archive)
         return archive
 
-    def _contents(self, name: str, path: Path) -> _Contents:
+    def _contents(self, name: str, path: File) -> _Contents:
         """Opens one archive to be looked through."""
         archive = _OPENERS[self.kind](path)
         sidecars = Sidecars(self._rule, webdataset=self.kind == "tar")

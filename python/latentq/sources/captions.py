@@ -14,13 +14,14 @@ from latentq._core import FormatError, LatentqError
 from latentq.sources.columns import CAPTION, KEY, caption_facts, captions_in, column_of
 from latentq.sources.delimited import DELIMITERS, table_rows
 from latentq.sources.file_dict import FileDict
-from latentq.sources.listing import Listing, Sample, Source, deferred_read
+from latentq.sources.listing import Listing, Sample, Source, connections_of, deferred_read
 from latentq.sources.member import MAX_MEMBER_BYTES, Reads, plain_name
 from latentq.sources.parquet import open_parquet, rows_of
 from latentq.sources.sidecars import MAX_TEXT_BYTES
 from latentq.sources.spool import spooled
 from latentq.sources.tar import Tar
 from latentq.sources.zip import Zip
+from latentq.store.files import File, Stores, is_stored
 from latentq.store.local import check_regular
 from latentq.system.text import counted
 
@@ -40,26 +41,32 @@ class Captions:
         key: The column that names the image; None looks for a usual name.
         caption: The column of captions; None looks for a usual name.
         limits: Rejects an image if one of these columns is above its limit.
+        storage_options: For a URL: see `latentq.store.objects.ObjectStore`.
     """
 
     path: str | os.PathLike[str]
     key: str | None = None
     caption: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
+    storage_options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Captions:
-        """Parses `FILE`, or `FILE:KEY,CAPTION` to name the columns.
+        """Parses `FILE`, or `FILE:KEY,CAPTION` to name the columns. The file may be a URL.
 
         Raises:
             FileNotFoundError: There is no such file.
             LatentqError: The text after the colon is not two names.
         """
         path, colon, names = text.rpartition(":")
-        if Path(text).exists() or not colon:
+        if is_stored(text):  # that it exists is found when it is read, with the options of its store
+            if "/" in names:  # the colon of `s3://`
+                return cls(text)
+        elif Path(text).exists() or not colon:
             Path(text).stat()
             return cls(text)
-        Path(path).stat()
+        else:
+            Path(path).stat()
         key, comma, caption = names.partition(",")
         if not (key and comma and caption):
             raise LatentqError(f"captions {text}: name two columns: KEY,CAPTION")
@@ -123,8 +130,9 @@ class Captions:
 
         JSON rows may lack a column. The first row that has all needed columns decides which they are.
         """
-        path = Path(self.path)
-        check_regular(path)
+        path = Stores(self.storage_options).file(self.path)
+        if isinstance(path, Path):
+            check_regular(path)
         columns: tuple[str, str] | None = None
         missing: LatentqError | None = None
         for row in self._parquet(path) if path.suffix.lower() == ".parquet" else _rows(path):
@@ -154,7 +162,7 @@ class Captions:
         assert caption is not None
         return key, caption
 
-    def _parquet(self, path: Path) -> Iterator[_CaptionRow]:
+    def _parquet(self, path: File) -> Iterator[_CaptionRow]:
         """Yields rows of the needed columns only: there may be millions of rows."""
         with open_parquet(path) as file:
             columns = self._columns(dict.fromkeys(file.schema_arrow.names))
@@ -206,6 +214,7 @@ class WithCaptions:
         self.kind = source.kind
         self._source, self._captions = source, captions
         self.files = getattr(source, "files", None)
+        self.connections = connections_of(source)
 
     def listing(self) -> Listing:
         """Returns the source's listing, with captions."""
@@ -251,7 +260,7 @@ def _names(sample: Sample) -> Iterable[str]:
     return sample.id or "", plain_name(sample.key), plain_name(path), base, stem  # empty if there is none
 
 
-def _rows(path: Path) -> Iterator[_CaptionRow]:
+def _rows(path: File) -> Iterator[_CaptionRow]:
     name = path.name.lower()
     try:
         if name.endswith((".tgz", ".tar.gz", ".tar")):
@@ -277,7 +286,7 @@ def _rows(path: Path) -> Iterator[_CaptionRow]:
         raise FormatError(f"{path}: not a table: {error}") from None
 
 
-def _table(path: Path) -> Iterator[_CaptionRow]:
+def _table(path: File) -> Iterator[_CaptionRow]:
     """Yields the rows of a CSV or TSV by the names in its header."""
     rows = table_rows(path)
     _, header = next(rows, (0, []))
@@ -316,7 +325,7 @@ def _json(name: str, content: bytes) -> Iterator[_CaptionRow]:
         yield from _coco(data)
 
 
-def _zip(path: Path) -> Iterator[_CaptionRow]:
+def _zip(path: File) -> Iterator[_CaptionRow]:
     """Yields the captions in COCO's zip of annotations, which holds other annotations too."""
     zipped = Zip(path)
     found = False
@@ -353,7 +362,7 @@ def _coco(data: Any) -> Iterator[_CaptionRow]:
         raise FormatError(f"neither rows of captions nor COCO's captions (images and annotations): {error!r}") from None
 
 
-def _tar(path: Path) -> Iterator[_CaptionRow]:
+def _tar(path: File) -> Iterator[_CaptionRow]:
     """Yields the captions of a tar with a .txt per image, named as the image, or with JSON lines."""
     tar = Tar(path)
     tables = []

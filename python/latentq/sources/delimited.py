@@ -6,11 +6,11 @@ import csv
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 
 from latentq._core import LatentqError
 from latentq.format.tsv import tsv_values
 from latentq.sources.columns import KEY, column_of
+from latentq.store.files import File
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _CSV_DELIMITERS = ",;\t|"  # Excel writes semicolons where the comma is the decimal separator
@@ -20,7 +20,7 @@ _OWN_HEADER = "key\tbytes"  # begins its second line
 _CHUNK = 1 << 20
 
 
-def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def table_rows(path: File) -> Iterator[tuple[int, list[str]]]:
     """Yields the rows of a table that are not blank, each with the line number where it ends.
 
     A CSV is separated by commas, or by the semicolon, tab or bar that gives its header a column of image names.
@@ -48,7 +48,7 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise LatentqError(f"{path}: not a table: {error}") from None
 
 
-def _csv_delimiter(path: Path) -> str:
+def _csv_delimiter(path: File) -> str:
     """Returns the delimiter that a CSV's header uses; the comma if it has no header."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
@@ -59,14 +59,14 @@ def _csv_delimiter(path: Path) -> str:
     return ","
 
 
-def _line_end(path: Path) -> str:
+def _line_end(path: File) -> str:
     """Returns the character that ends a TSV's lines: CR, as on an old Mac, if there is no LF in the file, else LF."""
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         line = file.readline()
     return "\r" if "\r" in line and not line.endswith("\n") else "\n"
 
 
-def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _plain_rows(path: File) -> Iterator[tuple[int, list[str]]]:
     header = _own_header(path)
     with path.open(encoding="utf-8-sig", newline=_line_end(path)) as file:
         if header:
@@ -79,7 +79,7 @@ def _plain_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield number, line.rstrip("\r\n").split("\t")
 
 
-def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _quoted_rows(path: File, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         start = end = 0
@@ -95,7 +95,7 @@ def _quoted_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         yield end, last
 
 
-def _unclosed(path: Path, delimiter: str, start: int) -> bool:
+def _unclosed(path: File, delimiter: str, start: int) -> bool:
     """True if a quotation mark of a row is still open at the end of the file."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         deque(itertools.islice(file, start - 1), maxlen=0)
@@ -106,7 +106,7 @@ def _unclosed(path: Path, delimiter: str, start: int) -> bool:
     return False
 
 
-def _is_quoted(path: Path) -> bool:
+def _is_quoted(path: File) -> bool:
     """True if a TSV uses quotation marks for quoting, and does so consistently."""
     if not _has_quotation_mark(path) or _own_header(path):
         return False
@@ -127,7 +127,7 @@ def _is_quoted(path: Path) -> bool:
     return ragged and _reads_with_quotes(path, columns or 0)
 
 
-def _has_quotation_mark(path: Path) -> bool:
+def _has_quotation_mark(path: File) -> bool:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             if b'"' in chunk:
@@ -135,7 +135,7 @@ def _has_quotation_mark(path: Path) -> bool:
     return False
 
 
-def _own_header(path: Path) -> int:
+def _own_header(path: File) -> int:
     """Returns the line number of the header if latentq wrote the table; otherwise 0."""
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         number, line = 1, file.readline()
@@ -150,7 +150,7 @@ def _is_quoted_cell(cell: str) -> bool:
     return len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in inside.replace('""', "")
 
 
-def _reads_with_quotes(path: Path, columns: int) -> bool:
+def _reads_with_quotes(path: File, columns: int) -> bool:
     """True if a TSV with cells of several lines is quoted: strictly parsed, every row has as many columns."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:

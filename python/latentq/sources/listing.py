@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from latentq._core import LatentqError, MismatchError
-from latentq.system.faults import FILE_ERRNOS, raise_machine_fault
+from latentq.store.files import File, size_of
+from latentq.system.faults import is_file_fault, raise_machine_fault
 from latentq.system.text import counted, one_line
 
 GZIP_SUFFIXES = (".tgz", ".tar.gz")
@@ -68,7 +69,7 @@ class Listing:
 
 
 def unchanged_files(
-    files: Mapping[str, Path], samples: Iterable[Sample], has_no_samples: Callable[[str, Path], bool]
+    files: Mapping[str, File], samples: Iterable[Sample], has_no_samples: Callable[[str, File], bool]
 ) -> bool:
     """True if the files have the names and sizes of the listed archives.
 
@@ -82,8 +83,7 @@ def unchanged_files(
     """
     listed = {sample.archive: sample.archive_bytes for sample in samples}
     return all(
-        listed[name] == path.stat().st_size if name in listed else has_no_samples(name, path)
-        for name, path in files.items()
+        listed[name] == size_of(path) if name in listed else has_no_samples(name, path) for name, path in files.items()
     )
 
 
@@ -104,7 +104,9 @@ class Source(Protocol):
 
         Samples are asked for in the order of the listing, by one thread at a time. A source whose samples can be read
         at the same time may also have `deferred(sample)`, which is called in that order and returns a function that
-        reads the sample on any thread, or None for a sample that must be read in order.
+        reads the sample on any thread, or None for a sample that must be read in order. It may have the number
+        `connections`: if it is not 0, as many of these functions are called at the same time, since they wait for
+        another machine.
 
         Args:
             sample: A sample of the listing.
@@ -124,6 +126,11 @@ def deferred_read(source: Source, sample: Sample) -> Callable[[], bytes] | None:
     """
     deferred = getattr(source, "deferred", None)
     return None if deferred is None or sample.fault or sample.bytes is None else deferred(sample)
+
+
+def connections_of(source: Source) -> int:
+    """Returns how many samples of a source are read at the same time; 0 if it says nothing: see `Source.data`."""
+    return int(getattr(source, "connections", 0))
 
 
 def cycled_captions(sample: Sample, count: int) -> list[str]:
@@ -180,7 +187,7 @@ def _unreadable(sample: Sample, path: Path) -> str | None:
             return "No such file or directory"
         raise MismatchError(f"{path} is listed with {counted(sample.bytes, 'byte')} and is not there now") from None
     except OSError as error:
-        if error.errno not in FILE_ERRNOS:
+        if not is_file_fault(error):
             raise
         return error.strerror
     if not stat.S_ISREG(status.st_mode):

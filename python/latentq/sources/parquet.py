@@ -12,11 +12,15 @@ from latentq.sources.columns import NamedColumns, columns_note
 from latentq.sources.label_values import Classes
 from latentq.sources.listing import Listing, Sample, unchanged_files
 from latentq.sources.rows import BYTE_TYPES, TEXT_TYPES, image_bytes, samples_of_rows
+from latentq.store.files import File, Stores, open_stream, size_of
 from latentq.system.extras import needed_for
+from latentq.system.faults import is_file_fault
 from latentq.system.progress import listing_progress
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
+
+_BLOCK = 1 << 16  # bytes of the smallest request: a column of captions lies between large ones of images
 
 
 class Parquet:
@@ -30,21 +34,24 @@ class Parquet:
         columns: The columns that a user names.
         classes: Label and readable name of each class name; None numbers the names.
         progress: The stream for progress, if listing takes long; None prints nothing.
+        stores: Opens the URLs of images that are not in the files.
     """
 
     kind = "parquet"
 
     def __init__(
         self,
-        files: Sequence[tuple[str, Path]],
+        files: Sequence[tuple[str, File]],
         columns: NamedColumns | None = None,
         classes: Classes | None = None,
         progress: TextIO | None = None,
+        stores: Stores | None = None,
     ) -> None:
         self.files = dict(files)
         self._columns = columns or NamedColumns()
         self._classes = classes
         self._progress = progress
+        self._stores = stores or Stores()
         self._rows: tuple[str, range, Any] | None = None
         self._lock = threading.Lock()
 
@@ -67,7 +74,7 @@ class Parquet:
                 known = self._columns.find(path, file.schema_arrow.names, _text_columns(file))
                 if (note := columns_note(image, known, file.schema_arrow.names)) not in notes:
                     notes.append(note)
-                size, row = path.stat().st_size, 0
+                size, row = size_of(path), 0
                 for batch in rows_of(path, file, list(known.values())):
                     for values in batch:
                         sample = Sample(f"{name}/{row:08}", None, archive=name, archive_bytes=size, offset=row)
@@ -94,17 +101,15 @@ class Parquet:
             if self._rows is None or self._rows[0] != sample.archive or sample.offset not in self._rows[1]:
                 self._rows = (sample.archive, *self._read_group(sample, sample.offset))
             _, rows, values = self._rows
-            return image_bytes(values[sample.offset - rows.start].as_py())
+            return image_bytes(values[sample.offset - rows.start].as_py(), self._stores)
 
     def _read_group(self, sample: Sample, row: int) -> tuple[range, Any]:
         """Returns the rows of the row group that holds a row, and their images."""
         path = self.files.get(sample.archive or "")
-        if path is None or not path.exists():
+        if path is None or (isinstance(path, Path) and not path.exists()):
             raise MismatchError(f"{path or sample.archive} is listed and is not there")
-        if path.stat().st_size != sample.archive_bytes:
-            raise MismatchError(
-                f"{path} is listed with {sample.archive_bytes} bytes and has {path.stat().st_size} bytes now"
-            )
+        if size_of(path) != sample.archive_bytes:
+            raise MismatchError(f"{path} is listed with {sample.archive_bytes} bytes and has {size_of(path)} bytes now")
         with open_parquet(path) as file:
             column = _image_column(path, file, self._columns)
             start = 0
@@ -120,28 +125,35 @@ class Parquet:
             try:
                 table = file.read_row_group(group, columns=[column])
             except (pa.ArrowException, OSError) as error:
+                _raise_machine_fault(error)
                 raise FormatError(f"row group {group}: {error}") from None
         return range(start, stop), table.column(0)
 
 
-def _has_no_rows(path: Path) -> bool:
+def _has_no_rows(path: File) -> bool:
     with open_parquet(path) as file:
         return bool(file.metadata.num_rows == 0)
 
 
-def open_parquet(path: Path) -> ParquetFile:
+def _raise_machine_fault(error: Exception) -> None:
+    """Raises an error again that is not of the file. Errors of Arrow about a file are without a number."""
+    if isinstance(error, OSError) and error.errno is not None and not is_file_fault(error):
+        raise error
+
+
+def open_parquet(path: File) -> ParquetFile:
     """Opens a parquet file. Raises FormatError if it is not one."""
     with needed_for("a parquet file"):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path if isinstance(path, Path) else open_stream(path, block=_BLOCK))
     except pa.ArrowException as error:
         raise FormatError(f"{path}: not a parquet file: {str(error).partition(chr(10))[0]}") from None
 
 
-def _image_column(path: Path, file: ParquetFile, columns: NamedColumns) -> str:
+def _image_column(path: File, file: ParquetFile, columns: NamedColumns) -> str:
     import pyarrow.types as types
 
     def holds_bytes(kind: Any) -> bool:
@@ -166,7 +178,7 @@ def _text_columns(file: ParquetFile) -> set[str]:
     return {field.name for field in file.schema_arrow if holds_texts(field.type)}
 
 
-def rows_of(path: Path, file: ParquetFile, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+def rows_of(path: File, file: ParquetFile, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
     """Yields batches of rows, each row a dict of the columns. Raises FormatError if the file is broken."""
     import pyarrow as pa
 
@@ -177,4 +189,5 @@ def rows_of(path: Path, file: ParquetFile, columns: list[str]) -> Iterator[list[
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             yield batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
+        _raise_machine_fault(error)
         raise FormatError(f"{path}: {error}") from None

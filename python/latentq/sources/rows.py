@@ -10,8 +10,9 @@ from latentq._core import FormatError
 from latentq.sources.columns import caption_facts, captions_in
 from latentq.sources.label_values import Classes, with_labels
 from latentq.sources.listing import Sample
+from latentq.store.files import Stores, is_stored
 from latentq.store.local import read_regular
-from latentq.system.faults import FILE_ERRNOS
+from latentq.system.faults import is_file_fault
 
 NO_CAPTION = "no caption"
 # The names of Arrow's types. Polars and DuckDB write views.
@@ -47,8 +48,12 @@ def _described(sample: Sample, cells: Mapping[str, object]) -> Sample:
     return sample._replace(**facts)
 
 
-def image_bytes(cell: object) -> bytes:
-    """Returns the image in a cell: bytes, or a struct {bytes, path} that names a file if it has no bytes.
+def image_bytes(cell: object, stores: Stores | None = None) -> bytes:
+    """Returns the image in a cell: bytes, or a struct {bytes, path} that names a file or URL if it has no bytes.
+
+    Args:
+        cell: The cell.
+        stores: Opens URLs.
 
     Raises:
         FormatError: The cell has no image.
@@ -57,9 +62,11 @@ def image_bytes(cell: object) -> bytes:
     if isinstance(cell, dict):
         if cell.get("bytes") is None and cell.get("path"):
             try:
+                if is_stored(cell["path"]):
+                    return (stores or Stores()).get(cell["path"])
                 return read_regular(Path(cell["path"]))
             except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno not in FILE_ERRNOS:
+                if isinstance(error, OSError) and not is_file_fault(error):
                     raise
                 reason = getattr(error, "strerror", None) or error
                 raise FormatError(

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
 from latentq.sources.member import Member, Reads, broken_archive, size_fault
+from latentq.store.files import File, head_of, open_bytes, open_stream
 from latentq.system.text import counted
 
 _BLOCK, _RECORD_BLOCKS = 512, 20
@@ -50,20 +49,24 @@ class _Bytes(Protocol):
 class Tar:
     """An open tar. Offsets count from the start of the uncompressed tar.
 
+    Args:
+        file: The tar.
+
     Attributes:
         compressed: True if it is gzip.
         bytes: The size of the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("rb", buffering=0) as file:  # the name does not tell: a .tar may be gzip, a .tar.gz may not
-            self.compressed = file.read(len(_GZIP)) == _GZIP
-        self.bytes = path.stat().st_size
-        self._bytes = self._open()
-
-    def _open(self) -> _Bytes:
-        return _GzipBytes(self._path) if self.compressed else _FileBytes(self._path)
+    def __init__(self, file: File) -> None:
+        self._file = file
+        plain = open_bytes(file)
+        self.bytes = plain.size
+        # The name does not tell: a .tar may be gzip, a .tar.gz may not.
+        self.compressed = head_of(file, plain, len(_GZIP)) == _GZIP
+        self._bytes: _Bytes = plain
+        if self.compressed:
+            plain.close()
+            self._bytes = _GzipBytes(file)
 
     def close(self) -> None:
         """Closes the file."""
@@ -119,34 +122,17 @@ class Tar:
         """Returns the archive's bytes, reopened if a gzip stream has already passed the offset."""
         if isinstance(self._bytes, _GzipBytes) and offset < self._bytes.position:
             self._bytes.close()
-            self._bytes = self._open()
+            self._bytes = _GzipBytes(self._file)
         return self._bytes
-
-
-class _FileBytes:
-    """The bytes of a plain tar."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
-        weakref.finalize(self, self._file.close)  # once no thread reads from it
-        self._size = os.fstat(self._file.fileno()).st_size
-
-    def read(self, offset: int, count: int) -> bytes:
-        return os.pread(self._file.fileno(), count, offset)
-
-    def reaches(self, offset: int) -> bool:
-        return offset <= self._size
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class _GzipBytes:
     """The bytes of a gzip tar, forward only."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = gzip.open(path, "rb")  # noqa: SIM115  (closed by `close`, or with this object)
-        weakref.finalize(self, self._file.close)
+    def __init__(self, file: File) -> None:
+        self._raw = open_stream(file)
+        self._file = gzip.GzipFile(fileobj=self._raw)
+        weakref.finalize(self, self._raw.close)
         self.position = 0
         self._ended = False
 
@@ -181,6 +167,7 @@ class _GzipBytes:
 
     def close(self) -> None:
         self._file.close()
+        self._raw.close()
 
 
 @dataclass

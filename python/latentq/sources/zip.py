@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from latentq._core import FormatError
 from latentq.sources.listing import Sample
 from latentq.sources.member import Member, Reads, size_fault
 from latentq.sources.zip_directory import Entry, entries
+from latentq.store.files import File, open_bytes
 from latentq.system.text import counted
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -23,12 +21,18 @@ _ENCRYPTED, _HAS_DESCRIPTOR = 0x1, 0x8
 
 
 class Zip:
-    """An open zip."""
+    """An open zip.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
-        weakref.finalize(self, self._file.close)  # once no thread reads from it
-        self.bytes = os.fstat(self._file.fileno()).st_size
+    Args:
+        file: The zip.
+
+    Attributes:
+        bytes: The size of the file.
+    """
+
+    def __init__(self, file: File) -> None:
+        self._file = open_bytes(file)
+        self.bytes = self._file.size
 
     def close(self) -> None:
         """Closes the file."""
@@ -43,7 +47,7 @@ class Zip:
         Raises:
             FormatError: The file is not a zip, or its directory is broken or cut off.
         """
-        for entry in entries(self._file.fileno(), self.bytes):
+        for entry in entries(self._file):
             if entry.name.endswith("/"):
                 continue
             reads = reads_of(entry.name)
@@ -67,11 +71,11 @@ class Zip:
             packed: The compressed size in bytes; None if the member is stored.
             count: The number of bytes wanted.
         """
-        header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
+        header = self._file.read(offset, _LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size:
             return b""
         *_, name, extra = _LOCAL_HEADER.unpack(header)
-        data = os.pread(self._file.fileno(), _HEAD_BYTES, offset + len(header) + name + extra)
+        data = self._file.read(offset + len(header) + name + extra, _HEAD_BYTES)
         if packed is None:
             return data[:count]
         try:
@@ -110,13 +114,13 @@ class Zip:
         return self._read(sample.offset, sample.bytes, sample.packed)
 
     def _read(self, offset: int, size: int, packed: int | None) -> bytes:
-        header = os.pread(self._file.fileno(), _LOCAL_HEADER.size, offset)
+        header = self._file.read(offset, _LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
             raise FormatError(f"offset {offset}: not the header of a member")
         _, _, flags, _, _, _, checksum, _, _, name, extra = _LOCAL_HEADER.unpack(header)
         packed_size = size if packed is None else packed
         descriptor = _DESCRIPTOR.size if flags & _HAS_DESCRIPTOR else 0
-        data = os.pread(self._file.fileno(), packed_size + descriptor, offset + _LOCAL_HEADER.size + name + extra)
+        data = self._file.read(offset + _LOCAL_HEADER.size + name + extra, packed_size + descriptor)
         if len(data) < packed_size + descriptor:
             raise FormatError(f"cut short: the archive ends after {len(data)} of {counted(packed_size, 'byte')}")
         checksums = [checksum]

@@ -7,13 +7,13 @@ in Unicode).
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from latentq.sources.member import broken_archive
+from latentq.store.blocks import RandomBytes
 
 _END, _END_MARK = struct.Struct("<4s4H2LH"), b"PK\5\6"
 _LOCATOR, _LOCATOR_MARK = struct.Struct("<4sLQL"), b"PK\6\7"
@@ -48,21 +48,20 @@ class Entry(NamedTuple):
     offset: int
 
 
-def entries(descriptor: int, file_bytes: int) -> Iterator[Entry]:
+def entries(file: RandomBytes) -> Iterator[Entry]:
     """Yields every entry in the order of the directory.
 
     Args:
-        descriptor: The open file.
-        file_bytes: Its size.
+        file: The open file.
 
     Raises:
         FormatError: The file has no directory, or the directory is broken; the entries before have been yielded.
     """
-    start, size, prefix = _place(descriptor, file_bytes)
+    start, size, prefix = _place(file)
     buffer, used, position, end = b"", 0, start, start + size
     while position < end:
         if len(buffer) - used < min(_ENTRY.size + 3 * _MAX_COMMENT, end - position):
-            buffer, used = os.pread(descriptor, min(_CHUNK, end - position), position), 0
+            buffer, used = file.read(position, min(_CHUNK, end - position)), 0
         if len(buffer) - used < _ENTRY.size:
             raise broken_archive(position, "the directory is cut short")
         fields = _ENTRY.unpack_from(buffer, used)
@@ -82,24 +81,24 @@ def entries(descriptor: int, file_bytes: int) -> Iterator[Entry]:
         position += length
 
 
-def _place(descriptor: int, file_bytes: int) -> tuple[int, int, int]:
+def _place(file: RandomBytes) -> tuple[int, int, int]:
     """Returns where the directory begins, its size, and the number of bytes that stand before the zip in the file."""
-    tail_start = max(0, file_bytes - _END.size - _MAX_COMMENT)
-    tail = os.pread(descriptor, file_bytes - tail_start, tail_start)
+    tail_start = max(0, file.size - _END.size - _MAX_COMMENT)
+    tail = file.read(tail_start, file.size - tail_start)
     at = len(tail) - _END.size
     if at < 0 or tail[at : at + 4] != _END_MARK or tail[-2:] != b"\0\0":  # there is a comment behind it
         at = tail.rfind(_END_MARK)
     if at < 0 or len(tail) - at < _END.size:
-        raise broken_archive(0, "not a zip: it has no directory at its end" if file_bytes else "an empty file")
+        raise broken_archive(0, "not a zip: it has no directory at its end" if file.size else "an empty file")
     *_, size, offset, _ = _END.unpack_from(tail, at)
     end = tail_start + at
-    behind = os.pread(descriptor, _LOCATOR.size, end - _LOCATOR.size) if end >= _LOCATOR.size + _END64.size else b""
+    behind = file.read(end - _LOCATOR.size, _LOCATOR.size) if end >= _LOCATOR.size + _END64.size else b""
     if behind[:4] == _LOCATOR_MARK:
         _, disk, _, disks = _LOCATOR.unpack(behind)
         if disk or disks > 1:
             raise broken_archive(0, "not a zip: it spans several disks")
         wide_at = end - _LOCATOR.size - _END64.size
-        wide = os.pread(descriptor, _END64.size, wide_at)
+        wide = file.read(wide_at, _END64.size)
         if wide[:4] == _END64_MARK:
             *_, size, offset = _END64.unpack(wide)
             end = wide_at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import re
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from latentq._core import LatentqError
+from latentq.store.objects import StoredObject
 from latentq.system.extras import needed_for
 from latentq.system.text import one_line
 
@@ -160,14 +163,59 @@ class HubDataset:
             self.download(name, path)
             return path.read_bytes()
 
+    def read(self, name: str, start: int, stop: int, version: str = "") -> bytes:  # noqa: ARG002  (of `Objects`)
+        """Returns a range of a file's bytes, from byte `start` to before byte `stop`. Requests are repeated.
+
+        Args:
+            name: The file's path in the repository.
+            start: The first byte.
+            stop: The end of the range, at most the size of the file and after `start`.
+            version: Ignored: the files of a commit do not change.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            LatentqError, OSError: As `hub_errors`.
+        """
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]  # in its reference, not in __all__
+            build_hf_headers,
+            hf_raise_for_status,
+            http_backoff,
+        )
+
+        url = hf_hub_url(self.repository, name, repo_type="dataset", revision=self.commit, endpoint=self._api.endpoint)
+        headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
+        with hub_errors(self.repository):
+            response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            hf_raise_for_status(response)
+        if len(response.content) != stop - start:
+            raise OSError(errno.EIO, f"{len(response.content)} of {stop - start} bytes arrived", f"{self.url}/{name}")
+        return bytes(response.content)
+
+    def find(self, name: str) -> StoredObject | None:
+        """Returns what a listing says of a file, or None if there is none. Raises as `hub_errors`."""
+        with hub_errors(self.repository):
+            for entry in self._api.get_paths_info(self.repository, [name], repo_type="dataset", revision=self.commit):
+                if hasattr(entry, "size"):  # a file, not a folder
+                    return StoredObject(entry.path, entry.size)
+        return None
+
     def files(self) -> Iterator[tuple[str, int]]:
         """Yields the path and the bytes of every file. Raises as `hub_errors`."""
-        with hub_errors(self.repository):
+        return ((entry.name, entry.size) for entry in self.list())
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yields the files in a folder and in those below it; none if there is no such folder.
+
+        Raises:
+            LatentqError, OSError: As `hub_errors`.
+        """
+        with contextlib.suppress(FileNotFoundError), hub_errors(self.repository):
             for entry in self._api.list_repo_tree(
-                self.repository, recursive=True, repo_type="dataset", revision=self.commit
+                self.repository, prefix or None, recursive=True, repo_type="dataset", revision=self.commit
             ):
                 if hasattr(entry, "size"):  # a file, not a folder
-                    yield entry.path, entry.size
+                    yield StoredObject(entry.path, entry.size)
 
     def download(self, name: str, path: Path) -> None:
         """Downloads a file. The client resumes and repeats requests itself.

@@ -15,8 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from latentq._core import LatentqError
+from latentq._core import LatentqError, MismatchError
 from latentq.system.extras import needed_for
+from latentq.system.faults import DeniedError
 
 _URL = re.compile(r"(s3a?|gs|az|azure|abfss?)://", re.IGNORECASE)
 # Options of connections, which obstore takes apart from those of a store; all but those here come as text.
@@ -29,6 +30,7 @@ _DENIED = re.compile("ExpiredToken|RequestTimeTooSkewed|InvalidAccessKeyId|Signa
 _ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
 _FIRST_WAIT = 0.2  # seconds
 _RETRIES = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}  # of obstore
+_PAGE = 1000  # objects of a listing at once, as many as S3 returns
 _PIECE = 1 << 22  # bytes that are written at once
 _TOO_LONG = 500  # characters of a message that are shown
 
@@ -46,10 +48,12 @@ class StoredObject(NamedTuple):
     Attributes:
         name: Its name below the store's URL.
         size: Its size in bytes.
+        version: Its ETag, which another object of this name does not have; empty if the store gives none.
     """
 
     name: str
     size: int
+    version: str = ""
 
 
 class ObjectStore:
@@ -109,6 +113,46 @@ class ObjectStore:
         """
         return self._call(name, lambda: bytes(self._obstore.get(self._store, name).bytes()))
 
+    def read(self, name: str, start: int, stop: int, version: str = "") -> bytes:
+        """Returns a range of an object's bytes.
+
+        Args:
+            name: The object's name.
+            start: The first byte.
+            stop: The end of the range, at most the size of the object and after `start`.
+            version: The ETag that the object must have; empty takes any.
+
+        Raises:
+            MismatchError: The object has another ETag.
+            FileNotFoundError: There is no such object.
+            OSError: It cannot be read.
+        """
+        from obstore.exceptions import PreconditionError
+
+        options: dict[str, Any] = {"range": (start, stop)} | ({"if_match": version} if version else {})
+
+        def read() -> bytes | None:
+            try:
+                result = self._obstore.get(self._store, name, options=options)
+            except PreconditionError:
+                return None
+            if version and (result.meta["e_tag"] or version) != version:  # a server that knows no conditions
+                return None
+            return bytes(result.bytes())
+
+        data = self._call(name, read)
+        if data is None:
+            raise MismatchError(f"{self.url}/{name} was replaced while it was read: run the same command again")
+        return data
+
+    def find(self, name: str) -> StoredObject | None:
+        """Returns what a listing says of an object, or None if there is none. Raises OSError as `get`."""
+        try:
+            entry = self._call(name, lambda: self._obstore.head(self._store, name))
+        except FileNotFoundError:
+            return None
+        return StoredObject(name, entry["size"], entry["e_tag"] or "")
+
     def download(self, name: str, path: Path) -> None:
         """Writes an object to a file, piece by piece. Raises as `get`; also if the file cannot be written.
 
@@ -131,17 +175,30 @@ class ObjectStore:
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yields the name and the bytes of every object. Raises as `get`."""
-        return iter(self.list())
+        return ((entry.name, entry.size) for entry in self.list())
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yields the objects whose names begin with a prefix of whole parts, in the order of their names.
 
         The store's pages are read as they are needed. Raises as `get`.
         """
-        pages = iter(self._obstore.list(self._store, prefix or None))
-        while page := self._call(prefix, lambda: next(pages, None)):
+        last: str | None = None
+        pages: Iterator[Any] | None = None
+
+        def next_page() -> Any:
+            nonlocal pages
+            if pages is None:
+                pages = iter(self._obstore.list(self._store, prefix or None, offset=last, chunk_size=_PAGE))
+            try:
+                return next(pages, None)
+            except BaseException:
+                pages = None  # a listing that failed would seem to end: it is continued behind the last name
+                raise
+
+        while page := self._call(prefix, next_page):
             for entry in page:
-                yield StoredObject(entry["path"], entry["size"])
+                last = entry["path"]
+                yield StoredObject(last, entry["size"], entry["e_tag"] or "")
 
     def put_once(self, name: str, data: bytes | Path) -> bool:
         """Puts an object unless its name is taken. Returns False if another object has the name.
@@ -192,7 +249,7 @@ class ObjectStore:
 
     def _call(self, name: str, request: Callable[[], _T]) -> _T:
         """Makes a request; makes it again if it failed for a reason that may pass."""
-        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+        from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
         where = f"{self.url}/{name}"
         if os.getpid() != self._process:
@@ -204,6 +261,8 @@ class ObjectStore:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return request()
+            except ValueError as error:
+                raise LatentqError(f"{where}: {_first_line(error)}") from None
             except (FileNotFoundError, BaseError) as error:
                 line = _first_line(error)
                 if "NoSuchBucket" in str(error):
@@ -211,7 +270,9 @@ class ObjectStore:
                 if isinstance(error, FileNotFoundError):
                     raise FileNotFoundError(errno.ENOENT, "there is no such object", where) from None
                 if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _DENIED.search(line):
-                    raise PermissionError(errno.EACCES, line, where) from None
+                    raise DeniedError(errno.EACCES, line, where) from None
+                if isinstance(error, InvalidPathError):  # obstore has no names such as `a//b`
+                    raise LatentqError(f"{where}: {line}") from None
                 if attempt == _ATTEMPTS:
                     raise OSError(errno.EIO, line, where) from None
             time.sleep(wait)

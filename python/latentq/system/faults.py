@@ -7,6 +7,16 @@ import errno
 FILE_ERRNOS = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 """Errors of a single file, which make its sample a reject. Any other error is the machine's, and ends the run."""
 
+
+class DeniedError(PermissionError):
+    """A store denies access: never a fault of the object that was asked for."""
+
+
+def is_file_fault(error: OSError) -> bool:
+    """True if an error is of a single file, so that its sample is a reject."""
+    return error.errno in FILE_ERRNOS and not isinstance(error, DeniedError)
+
+
 # Decoders report a failed allocation as text: ours, libjpeg's, libpng's, and zlib's Z_MEM_ERROR.
 _MEMORY_TEXTS = ("no memory", "out of memory", "insufficient memory", "not enough memory", "error -4 while")
 
@@ -19,7 +29,7 @@ def is_machine_fault(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError):
             return True
-        if isinstance(error, OSError) and error.errno is not None and error.errno not in FILE_ERRNOS:
+        if isinstance(error, OSError) and error.errno is not None and not is_file_fault(error):
             return True
         reason = str(error).rpartition(": ")[2].lower()  # without names of files, which may say anything
         if any(text in reason for text in _MEMORY_TEXTS):
@@ -40,7 +50,7 @@ def raise_machine_fault(error: Exception, name: str) -> None:
         OSError: Files cannot be opened or read.
     """
     if isinstance(error, OSError):
-        if error.errno not in FILE_ERRNOS:
+        if not is_file_fault(error):
             raise error
     elif is_machine_fault(error):
         cause: BaseException | None = error
