@@ -1,7 +1,8 @@
 //! Encoding: values to codes, plane by plane.
 
 use super::arch::Isa;
-use super::floats::{F32, Float};
+use super::cells::Cells;
+use super::floats::{F32, Float, Floats};
 use super::kernel::{CHUNK, FLOATS, INFINITY, Kernel, Observed, ROUND, Shape, Tally, ValueCounts};
 use super::pack::pack_sample;
 use super::scheme::{Affine, Codebook, Quantizer, Rounding, Scheme, top};
@@ -172,6 +173,9 @@ impl Encode for Search<'_> {
     #[inline(always)]
     fn encode<F: Float>(&self, isa: Isa, x: &[F::Bits], out: &mut [u8]) -> Observed {
         let Self(book, bits) = *self;
+        if let Some(cells) = &book.cells {
+            return encode_by_cells::<F>(isa, cells, x, out);
+        }
         let (low, high) = (book.levels[0], book.levels[255]);
         let rest = SearchCode { tree: &book.tree, bits };
         let mut seen = Observed::NOTHING;
@@ -185,6 +189,35 @@ impl Encode for Search<'_> {
         }
         seen
     }
+}
+
+/// Values whose cells are found before their codes.
+const SHORT: usize = 128;
+
+/// Encodes with the cells of a codebook.
+#[inline(always)]
+fn encode_by_cells<F: Float>(isa: Isa, cells: &Cells, x: &[F::Bits], out: &mut [u8]) -> Observed {
+    let (mut outside, mut largest) = (0u32, 0u32);
+    // Short, since they are filled with zeros first.
+    let (mut buffer, mut numbers) = ([0.0; SHORT], [0; SHORT]);
+    for (x, out) in x.chunks(SHORT).zip(out.chunks_mut(SHORT)) {
+        let numbers = &mut numbers[..x.len()];
+        let wide = match F::floats(x) {
+            Floats::F32(x) => x,
+            _ => {
+                isa.widen::<F>(x, &mut buffer[..x.len()]);
+                &buffer[..x.len()]
+            }
+        };
+        for (x, number) in wide.iter().zip(numbers.iter_mut()) {
+            let (inside, cell) = cells.of(*x);
+            *number = cell;
+            outside += u32::from(inside != *x);
+            largest = largest.max(x.to_bits() & 0x7fff_ffff);
+        }
+        cells.codes(wide, numbers, out);
+    }
+    Observed { outside: u64::from(outside), finite: largest < INFINITY }
 }
 
 /// The observations of [`encode_each`] without the codes.

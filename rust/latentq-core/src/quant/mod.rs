@@ -6,6 +6,7 @@
 mod arch;
 mod arrays;
 mod calibrate;
+mod cells;
 mod convert;
 mod decode;
 mod encode;

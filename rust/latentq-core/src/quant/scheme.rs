@@ -1,5 +1,6 @@
 //! The definition of a quantizer: bits per code, and an affine map, a codebook or the levels of a trellis for each channel.
 
+use super::cells::Cells;
 use super::trellis::TrellisLevels;
 use crate::{Error, Result};
 
@@ -57,6 +58,8 @@ pub struct Codebook {
     /// x is above the bound, else to 2 n. A bound is the largest f32 not above the midpoint of its two levels, so x is
     /// above the bound exactly if the upper level is nearer; a value at the midpoint takes the lower code.
     pub tree: [f32; 256],
+    /// A faster way than the tree, if there is one.
+    pub cells: Option<Box<Cells>>,
 }
 
 impl Codebook {
@@ -65,7 +68,8 @@ impl Codebook {
         let (Some(&last), true) = (levels.last(), ascending && levels.iter().all(|level| level.is_finite())) else {
             return Err(Error::argument("the levels of a codebook must be finite and ascending"));
         };
-        let mut book = Self { levels: [last; 256], tree: [f32::INFINITY; 256] };
+        let mut book = Self { levels: [last; 256], tree: [f32::INFINITY; 256], cells: None };
+        let mut bounds = Vec::new();
         book.levels[..levels.len()].copy_from_slice(levels);
         for (index, pair) in levels.windows(2).enumerate() {
             let middle = (f64::from(pair[0]) + f64::from(pair[1])) / 2.0;
@@ -74,7 +78,9 @@ impl Codebook {
             // The bound below code i is in the row of the tree that decides the lowest set bit of i.
             let code = index + 1;
             book.tree[(levels.len() + code) >> (code.trailing_zeros() + 1)] = bound;
+            bounds.push(bound);
         }
+        book.cells = Cells::new(levels[0], last, &bounds);
         Ok(book)
     }
 }
