@@ -14,9 +14,13 @@ mod x86_levels;
 #[cfg(target_arch = "x86_64")]
 mod x86_tiles;
 #[cfg(target_arch = "x86_64")]
+mod x86_tiles512;
+#[cfg(target_arch = "x86_64")]
 mod x86_transform;
 #[cfg(target_arch = "x86_64")]
 mod x86_trellis;
+#[cfg(target_arch = "x86_64")]
+mod x86_words512;
 
 use super::floats::{Float, Floats, FloatsMut};
 use super::kernel::{Kernel, LABELS, Observed, STATES};
@@ -243,7 +247,9 @@ impl Isa {
         match self {
             Isa::Baseline => 0,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => unsafe { x86_transform::decode_words_avx2(entries, streams, from, to) },
+            Isa::Avx2 => unsafe { x86_transform::decode_words_avx2(entries, streams, from, to) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86_words512::decode_words_avx512(entries, streams, from, to) },
         }
     }
 
@@ -275,6 +281,38 @@ impl Isa {
             Isa::Baseline => None,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::Avx512 => unsafe { x86_transform::add_low_bits_avx2(symbols, raw, bits, bit, numbers) },
+        }
+    }
+
+    /// Makes levels of symbols without low bits. Returns the last inputs of the shift register; `None` if the instruction set has
+    /// no code for that, or there is an escape.
+    #[inline(always)]
+    pub(super) fn levels(self, symbols: &[u8; BLOCK], before: u64, levels: &mut [i32; BLOCK]) -> Option<u64> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86_words512::levels_avx512(symbols, before, levels) },
+            _ => None,
+        }
+    }
+
+    /// [`Isa::levels`] of symbols with low bits, from bit `bit` of `bits` on. Returns the number of bits as well; `None` also if an
+    /// element has more than 8, or `bits` is too short.
+    #[inline(always)]
+    pub(super) fn levels_with_low_bits(
+        self,
+        symbols: &[u8; BLOCK],
+        raw: &[u8; BLOCK],
+        bits: &[u8],
+        bit: usize,
+        before: u64,
+        levels: &mut [i32; BLOCK],
+    ) -> Option<(u64, usize)> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe {
+                x86_words512::levels_with_low_bits_avx512(symbols, raw, bits, bit, before, levels)
+            },
+            _ => None,
         }
     }
 
@@ -314,7 +352,9 @@ impl Isa {
         match self {
             Isa::Baseline => {}
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => unsafe { x86_tiles::inverse_avx2(tiles, numbers, out) },
+            Isa::Avx2 => unsafe { x86_tiles::inverse_avx2(tiles, numbers, out) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86_tiles512::inverse_avx512(tiles, numbers, out) },
         }
     }
 

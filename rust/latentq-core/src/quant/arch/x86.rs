@@ -10,12 +10,13 @@ use crate::quant::floats::{Floats, FloatsMut};
 use crate::quant::kernel::{Kernel, LINE, Observed};
 use crate::quant::scheme::Affine;
 
-#[target_feature(enable = "avx2,f16c")]
+#[target_feature(enable = "avx2,f16c,popcnt,bmi2,pclmulqdq")]
 pub fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")]
+#[target_feature(enable = "avx2,f16c,popcnt,bmi2,pclmulqdq")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2")]
 pub fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }

@@ -15,8 +15,11 @@ use crate::quant::floats::{BF16, F16, F32, Float, FloatsMut};
 use crate::quant::kernel::{CHUNK, Kernel};
 use crate::{Error, Result};
 
-/// Samples that are decoded side by side.
-pub const GROUP: usize = 8;
+/// Samples that are entropy-decoded side by side.
+const GROUP: usize = 16;
+
+/// Samples whose tiles are transformed together.
+const SAMPLES: usize = 8;
 
 /// Elements whose integers are computed at a time: one for each bit of a word.
 pub const BLOCK: usize = 64;
@@ -118,7 +121,7 @@ impl Transform {
         let plan = &*self.plan(height, width)?;
         self.each_group(plan, samples, out, threads, |samples, out| {
             let mut lanes = lanes(samples.len(), plan)?;
-            let mut scratch = Scratch::new::<F>(self.channels(), plan, lanes.len())?;
+            let mut scratch = Scratch::new::<F>(self.channels(), plan, lanes.len().min(SAMPLES))?;
             let mut bad = Vec::new();
             let groups = samples.chunks(GROUP).zip(out.chunks_mut(GROUP.saturating_mul(plan.elements)));
             for (number, (samples, out)) in groups.enumerate() {
@@ -335,6 +338,10 @@ impl Lane {
             Rest { raw: &raw[..*head], bits, bit: 0, escapes: stream.words[stream.at..stream.end].as_chunks().0 };
         let mut before = 0;
         for (symbols, numbers) in stream.symbols.chunks(BLOCK).zip(numbers.as_chunks_mut().0) {
+            if let Some(after) = rest.levels(isa, symbols, before, numbers) {
+                before = after;
+                continue;
+            }
             let Some(parities) = rest.numbers(isa, symbols, numbers) else {
                 *fault = Some(Fault::Truncated);
                 return;
@@ -343,8 +350,8 @@ impl Lane {
                 Some(u) => u,
                 None => inputs(first_parities(parities, before)),
             };
-            let labels = u << 2 | (before & 1) << 1 | before >> 1 & 1;
-            before = u >> 63 | (u >> 62 & 1) << 1 | (u >> 61 & 1) << 2;
+            let labels = low_labels(u, before);
+            before = last_inputs(u);
             if !isa.add_labels(numbers, labels) {
                 add_labels(numbers, labels);
             }
@@ -395,6 +402,19 @@ impl Rest<'_> {
             }
         }
         self.numbers_one_by_one(symbols, numbers)
+    }
+
+    /// Makes levels of [`BLOCK`] symbols at once, if the instruction set has code for these. Returns the last inputs.
+    #[inline(always)]
+    fn levels(&mut self, isa: Isa, symbols: &[u8], before: u64, numbers: &mut [i32; BLOCK]) -> Option<u64> {
+        let symbols = symbols.try_into().ok()?;
+        if self.raw.is_empty() {
+            return isa.levels(symbols, before, numbers);
+        }
+        let (raw, later) = self.raw.split_first_chunk()?;
+        let (after, bits) = isa.levels_with_low_bits(symbols, raw, self.bits, self.bit, before, numbers)?;
+        (self.raw, self.bit) = (later, self.bit + bits);
+        Some(after)
     }
 
     #[inline(never)] // so that its few variables are in registers
@@ -457,7 +477,7 @@ fn low_bits(bytes: &[u8; BLOCK]) -> u64 {
 /// Parities as if the u before were 0. Bit 0 of `before` is the last u of the block before, bit 1 the one before that, bit 2 the
 /// third.
 #[inline(always)]
-fn first_parities(parities: u64, before: u64) -> u64 {
+pub const fn first_parities(parities: u64, before: u64) -> u64 {
     parities ^ (before & 1) ^ (before >> 2 & 1) ^ (before >> 1 & 1) << 1 ^ (before & 1) << 2
 }
 
@@ -473,6 +493,18 @@ pub const fn inputs(parities: u64) -> u64 {
     u ^= u << 8 ^ u << 24;
     u ^= u << 16 ^ u << 48;
     u ^ u << 32
+}
+
+/// The lowest bit of the label of each element of a block.
+#[inline(always)]
+pub const fn low_labels(u: u64, before: u64) -> u64 {
+    u << 2 | (before & 1) << 1 | before >> 1 & 1
+}
+
+/// The last three u of a block, as `before` of [`first_parities`].
+#[inline(always)]
+pub const fn last_inputs(u: u64) -> u64 {
+    u >> 63 | (u >> 62 & 1) << 1 | (u >> 61 & 1) << 2
 }
 
 /// Makes levels of integers: `2 k`, plus the lowest bit of the label.
@@ -545,12 +577,14 @@ impl<F: Float> Kernel for DecodeGroup<'_, F> {
             lane.find_numbers(isa);
         }
         let mut wide = std::mem::take(&mut scratch.wide);
-        if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
-            inverse(isa, transform, plan, lanes, scratch, out);
-        } else {
-            let wide = &mut wide[..out.len()];
-            inverse(isa, transform, plan, lanes, scratch, wide);
-            isa.narrow::<F>(wide, out);
+        for (lanes, out) in lanes.chunks_mut(SAMPLES).zip(out.chunks_mut(SAMPLES * plan.elements)) {
+            if let Some(FloatsMut::F32(out)) = F::floats_mut(out) {
+                inverse(isa, transform, plan, lanes, scratch, out);
+            } else {
+                let wide = &mut wide[..out.len()];
+                inverse(isa, transform, plan, lanes, scratch, wide);
+                isa.narrow::<F>(wide, out);
+            }
         }
         scratch.wide = wide;
         for (lane, out) in lanes.iter().zip(out.chunks_exact_mut(plan.elements)) {

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 
 pub use calibrate::TransformCalibrator;
 pub use decode::NumbersMut;
-pub(super) use decode::{BLOCK, inputs};
+pub(super) use decode::{BLOCK, first_parities, inputs, last_inputs, low_labels};
 use encode::Buffers;
 pub use encode::EncodedRows;
 use order::Plan;
