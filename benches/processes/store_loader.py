@@ -116,7 +116,7 @@ def measure(root: Path, store: ObjectStore, rounds: int) -> None:
     def gets(folder: Path) -> None:
         folder.mkdir()
         with ThreadPoolExecutor(16) as pool:
-            for _ in pool.map(lambda name: store.download(name, folder / name), names):
+            for _ in pool.map(lambda name: store.copy(name, folder / name), names):
                 pass
 
     def cold(folder: Path, cache_bytes: int | None = None, **options: object) -> None:

@@ -52,7 +52,7 @@ def downloads(monkeypatch):
 
     def counted(self, name, path):
         counts[name] += 1
-        download(self, name, path)
+        return download(self, name, path)
 
     monkeypatch.setattr(ObjectStore, "download", counted)
     return counts
@@ -246,21 +246,6 @@ def test_damaged_shard_is_an_error_that_names_it(made, url, downloads, tmp_path,
     assert_same_batches(remote.loader(4), LatentDataset(made.path).loader(4))
 
 
-def test_full_disk_is_an_error_that_names_the_cache(url, tmp_path, monkeypatch):
-    remote = LatentDataset(url, cache=tmp_path / "cache")
-
-    def full(self, name, path):
-        path.write_bytes(b"part")
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(ObjectStore, "download", full)
-    with pytest.raises(OSError, match="no space is left for the cache") as error:
-        remote[0]
-    assert error.value.errno == errno.ENOSPC
-    assert str(tmp_path / "cache") in str(error.value)
-    assert not list((tmp_path / "cache").rglob("*.part"))
-
-
 def test_what_a_killed_process_left_is_downloaded_again(made, url, tmp_path):
     remote = LatentDataset(url, cache=tmp_path / "cache")
     for number in range(4):
@@ -342,6 +327,72 @@ def test_worker_made_by_fork_says_what_to_do(made, url, tmp_path):
     list(remote.loader(4))
     cached = DataLoader(remote, batch_size=4, num_workers=1, multiprocessing_context="fork")
     assert [key for batch in cached for key in batch["key"]] == made.keys
+
+
+def test_dataset_opened_in_a_forked_child_says_what_to_do(url, tmp_path):
+    """obstore's threads are one set for the process: a client that the child makes would wait for ever too."""
+    ObjectStore(url).get("index.json")
+    child = os.fork()
+    if not child:
+        try:
+            LatentDataset(url, cache=tmp_path / "cache")
+        except LatentqError as error:
+            os._exit(42 if "multiprocessing_context='spawn'" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+
+def test_whole_cache_is_read_without_the_store(made, url, tmp_path, monkeypatch):
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    remote[0]
+    gone = {"endpoint": "http://127.0.0.1:1", "connect_timeout": "1s"}
+    monkeypatch.setattr("latentq.store.objects._ATTEMPTS", 1)
+    for name in ("_RETRIES", "_FEW_RETRIES"):
+        monkeypatch.setattr(f"latentq.store.objects.{name}", {"max_retries": 0})
+    with pytest.raises(OSError, match="Generic S3 error"):  # a shard is missing
+        LatentDataset(url, cache=tmp_path / "cache", storage_options=gone)
+    list(remote.loader(4))
+    with pytest.warns(UserWarning, match=rf"^{url} cannot be asked for its newest version; the one in .*/cache/set-"):
+        offline = LatentDataset(url, cache=tmp_path / "cache", storage_options=gone)
+    assert_same_batches(offline.loader(4), LatentDataset(made.path).loader(4))
+    loader = DataLoader(offline, batch_size=4, num_workers=1, multiprocessing_context="fork")
+    assert [key for batch in loader for key in batch["key"]] == made.keys
+
+    def refused(*_):
+        raise PermissionError(13, "nobody may read this")
+
+    monkeypatch.setattr(ObjectStore, "get", refused)
+    with pytest.raises(PermissionError, match="nobody"):  # the store answers: nothing else is read instead
+        LatentDataset(url, cache=tmp_path / "cache")
+
+
+def test_newest_of_two_whole_versions_is_read_with_the_store_and_without(made, url, tmp_path, monkeypatch):
+    first = LatentDataset(url, cache=tmp_path / "cache")
+    list(first.loader(4))
+    other = make_dataset(tmp_path / "other", 60, size_limit=800, seed=9, hashes=["xxh3_64"])
+    upload(other.path, url)
+    second = LatentDataset(url, cache=tmp_path / "cache")
+    assert second.path != first.path
+    list(second.loader(4))
+    monkeypatch.setattr("latentq.store.objects._ATTEMPTS", 1)
+    monkeypatch.setattr("latentq.store.objects._FEW_RETRIES", {"max_retries": 0})
+    gone = {"endpoint": "http://127.0.0.1:1", "connect_timeout": "1s"}
+    with pytest.warns(UserWarning, match=second.path.name):
+        assert LatentDataset(url, cache=tmp_path / "cache", storage_options=gone).path == second.path
+
+
+def test_disk_that_is_full_is_named(url, tmp_path):
+    """The kernel's own error: what is written for a shard goes to /dev/full."""
+    remote = LatentDataset(url, cache=tmp_path / "cache")
+    for shard in remote._shards.shards:
+        (remote.path / f"{shard.name}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="no space is left for the cache") as error:
+        remote[0]
+    assert error.value.errno == errno.ENOSPC
+    assert str(remote.path) in str(error.value)
+    name = remote._shards.shards[0].name
+    assert not list(remote.path.glob(f"{name}*"))  # neither it nor the part, which was a link here
+    assert remote[0]["latent"].shape == LatentDataset(url, cache=tmp_path / "other")[0]["latent"].shape
 
 
 def test_urls_without_a_dataset(s3, tmp_path, monkeypatch):

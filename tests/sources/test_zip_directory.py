@@ -120,8 +120,8 @@ def test_a_directory_that_is_broken_ends_with_an_error_after_the_entries_before_
     second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
     data[second] = 0
     (tmp_path / "a.zip").write_bytes(data)
-    with (tmp_path / "a.zip").open("rb") as file:
-        found = entries(file.fileno(), len(data))
+    with contextlib.closing(FileBytes(tmp_path / "a.zip")) as file:
+        found = entries(file)
         assert next(found).name == "0.jpg"
         with pytest.raises(FormatError, match=f"offset {second}: not an entry"):
             next(found)

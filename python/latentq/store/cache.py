@@ -17,6 +17,7 @@ import re
 import secrets
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,12 +66,13 @@ def is_remote(path: object) -> bool:
     return is_url(path) or is_hub_url(path)
 
 
-def open_remote(url: str, options: Mapping[str, str] | None = None) -> Remote:
+def open_remote(url: str, options: Mapping[str, str] | None = None, *, patient: bool = True) -> Remote:
     """Opens the place of a dataset.
 
     Args:
         url: `s3://`, `gs://`, `az://` or `hf://datasets/OWNER/NAME[@REVISION]`.
         options: For object stores: see `ObjectStore`.
+        patient: See `ObjectStore`.
 
     Raises:
         ValueError: The URL or an option is not valid.
@@ -80,7 +82,7 @@ def open_remote(url: str, options: Mapping[str, str] | None = None) -> Remote:
         if options:
             raise ValueError("storage options are for object stores: the Hub takes HF_TOKEN and HF_ENDPOINT")
         return HubDataset(url)
-    return ObjectStore(url, options)
+    return ObjectStore(url, options, patient=patient)
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,25 @@ class ShardCache:
     ) -> None:
         self._remote = open_remote(url, options)
         self.url = self._remote.url
-        with ThreadPoolExecutor(len(_CARDS), "latentq: download") as pool:
-            cards = pool.map(self._get, _CARDS)
-            try:
-                index = self._remote.get(_INDEX)
-            except FileNotFoundError as error:
-                if error.filename == self.url:  # there is no such bucket
-                    raise
-                raise LatentqError(f"{self.url} holds no finished dataset: it has no {_INDEX}") from None
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", self.url.rpartition("/")[2])[:40]
+        complete = _complete_version(Path(cache).absolute(), name, self.url)
+        try:
+            index, cards = _index_and_cards(
+                self._remote if complete is None else open_remote(url, options, patient=False)
+            )
+        except OSError as error:
+            if complete is None or isinstance(error, FileNotFoundError | PermissionError):
+                raise
+            warnings.warn(
+                f"{self.url} cannot be asked for its newest version; the one in {complete} is read: {error}",
+                stacklevel=4,
+            )
+            index = (complete / _INDEX).read_bytes()
+            cards = [(complete / name).read_bytes() if (complete / name).exists() else None for name in _CARDS]
         self.shards = tuple(_shards(self.url, index))
         samples = np.array([shard.samples for shard in self.shards], np.int64)
         self.starts: NDArray[np.int64] = np.cumsum(samples) - samples
-        name = re.sub(r"[^A-Za-z0-9_.-]", "-", self.url.rpartition("/")[2])[:40]
-        key = f"{name}-{hashlib.sha256(self.url.encode() + _SEPARATOR + index).hexdigest()[:16]}"
+        key = _version(name, self.url, index)
         self.folder = Path(cache).absolute() / key
         self.cache_bytes = cache_bytes
         largest = max((shard.size for shard in self.shards), default=0)
@@ -170,6 +178,7 @@ class ShardCache:
             else:
                 _place(self.folder / name, data)
         _place(self.folder / _INDEX, index)
+        os.utime(self.folder / _INDEX)  # the version that is read without the store, if there are several
         self._booted = time.time() - time.clock_gettime(_UPTIME)
         if not self.evicts:
             self._here[:] = [self._is_present(shard, trusted=True) for shard in self.shards]
@@ -335,13 +344,6 @@ class ShardCache:
             pins.wait()
             progress(sum(self.shards[number].size for number in pins.numbers))
 
-    def _get(self, name: str) -> bytes | None:
-        """Returns the bytes of a file of the dataset, or None if there is none."""
-        try:
-            return self._remote.get(name)
-        except FileNotFoundError:
-            return None
-
     def _bring(self, number: int) -> int | None:
         """Brings a shard into the folder, and returns a descriptor that keeps it there, if shards are evicted."""
         shard = self.shards[number]
@@ -469,6 +471,49 @@ def _nothing(_: int) -> None:
     pass
 
 
+def _version(name: str, url: str, index: bytes) -> str:
+    """Returns the name of the folder of one version of a dataset in a cache."""
+    return f"{name}-{hashlib.sha256(url.encode() + _SEPARATOR + index).hexdigest()[:16]}"
+
+
+def _complete_version(cache: Path, name: str, url: str) -> Path | None:
+    """Returns the folder of the version of a dataset that was opened last of those that a cache has whole, or None."""
+    complete = []
+    for folder in cache.glob(f"{name}-*"):
+        with contextlib.suppress(OSError, FormatError):
+            index = (folder / _INDEX).read_bytes()
+            if folder.name == _version(name, url, index) and all(
+                (folder / shard.name).stat().st_size == shard.size for shard in _shards(url, index)
+            ):
+                complete.append(((folder / _INDEX).stat().st_mtime, folder))
+    return max(complete)[1] if complete else None
+
+
+def _index_and_cards(remote: Remote) -> tuple[bytes, list[bytes | None]]:
+    """Returns the index of a dataset, and those of `_CARDS` that it has.
+
+    Raises:
+        LatentqError: There is no index.
+        OSError: The store cannot be read.
+    """
+
+    def get(name: str) -> bytes | None:
+        try:
+            return remote.get(name)
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(len(_CARDS), "latentq: download") as pool:
+        cards = pool.map(get, _CARDS)
+        try:
+            index = remote.get(_INDEX)
+        except FileNotFoundError as error:
+            if error.filename == remote.url:  # there is no such bucket
+                raise
+            raise LatentqError(f"{remote.url} holds no finished dataset: it has no {_INDEX}") from None
+        return index, list(cards)
+
+
 def _shards(url: str, index: bytes) -> Iterator[RemoteShard]:
     """Yields the shards of an index.
 
@@ -511,11 +556,13 @@ def _is_safe(name: str) -> bool:
 
 def _problem(part: Path, shard: RemoteShard) -> str:
     """Returns what is wrong with a downloaded shard; empty if nothing is."""
-    data = part.read_bytes()
-    if len(data) != shard.size:
-        return f"{counted(len(data), 'byte')} arrived, the index says {size_text(shard.size)} ({shard.size})"
-    found = f"{image_hash(data):016x}"
-    return f"its hash is {found}, the index has {shard.hash}" if shard.hash and found != shard.hash else ""
+    size = part.stat().st_size
+    if size != shard.size:
+        return f"{counted(size, 'byte')} arrived, the index says {size_text(shard.size)} ({shard.size})"
+    if not shard.hash:
+        return ""
+    found = f"{image_hash(str(part)):016x}"
+    return f"its hash is {found}, the index has {shard.hash}" if found != shard.hash else ""
 
 
 def _kept(path: Path) -> int:

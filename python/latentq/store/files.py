@@ -49,8 +49,8 @@ class Objects(Protocol):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yields the objects below a prefix of whole parts."""
 
-    def download(self, name: str, path: Path) -> None:
-        """Writes an object to a file. Raises FileNotFoundError if there is none."""
+    def copy(self, name: str, path: Path) -> None:
+        """Writes an object of any size to a file. Raises FileNotFoundError if there is none."""
 
 
 class StoredFile:
@@ -126,7 +126,7 @@ class StoredFile:
         weakref.finalize(self, folder.cleanup)
         path = Path(folder.name) / "file"
         with _found_before(self, self.size):
-            self._place.download(self._found.name, path)
+            self._place.copy(self._found.name, path)
         if path.stat().st_size != self.size:
             raise changed_since(self, self.size, path.stat().st_size)
         return path

@@ -90,7 +90,9 @@ def hub_errors(repository: str) -> Iterator[None]:
                 "that may, or run `hf auth login`"
             ) from None
         raise OSError(f"hf://datasets/{repository}: {_first_line(error)}") from None
-    except (errors.LocalTokenNotFoundError, errors.OfflineModeIsEnabled, errors.HFValidationError) as error:
+    except errors.OfflineModeIsEnabled as error:
+        raise OSError(f"hf://datasets/{repository}: {_first_line(error)}") from None
+    except (errors.LocalTokenNotFoundError, errors.HFValidationError) as error:
         raise LatentqError(f"hf://datasets/{repository}: {_first_line(error)}") from None
     except (OSError, connection_error()) as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:  # of this machine
@@ -140,7 +142,8 @@ class HubDataset:
         self._api = hub_api()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return HubDataset, (self.url,), {"commit": self.commit}  # workers read the same commit
+        known = {name: commit for name, commit in self.__dict__.items() if name == "commit"}
+        return HubDataset, (self.url,), known  # workers read the same commit
 
     def __repr__(self) -> str:
         return f"HubDataset({self.url!r})"
@@ -218,6 +221,10 @@ class HubDataset:
                     yield StoredObject(entry.path, entry.size)
 
     def download(self, name: str, path: Path) -> None:
+        """Downloads a file. Raises as `copy`."""
+        self.copy(name, path)
+
+    def copy(self, name: str, path: Path) -> None:
         """Downloads a file. The client resumes and repeats requests itself.
 
         Args:

@@ -30,9 +30,14 @@ _DENIED = re.compile("ExpiredToken|RequestTimeTooSkewed|InvalidAccessKeyId|Signa
 _ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
 _FIRST_WAIT = 0.2  # seconds
 _RETRIES = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}  # of obstore
+_FEW_RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=5)}
 _PAGE = 1000  # objects of a listing at once, as many as S3 returns
 _PIECE = 1 << 22  # bytes that are written at once
 _TOO_LONG = 500  # characters of a message that are shown
+
+# obstore's threads, one set for the process, begin with its first request. In a child that is forked later they are
+# missing, and requests would wait for ever, also those of a new store.
+_begun_in: dict[str, int] = {}
 
 _T = TypeVar("_T")
 
@@ -67,6 +72,7 @@ class ObjectStore:
         options: What obstore takes for a store or its connections: `endpoint`, `region`, `access_key_id`, `allow_http`
             (`true`), `timeout` (`30s`) and so on. Whatever is not given comes from the environment
             (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_KEY` and so on).
+        patient: False repeats requests for a few seconds only, if there is something to do without the store.
 
     Attributes:
         url: The URL, without a slash at its end.
@@ -76,14 +82,15 @@ class ObjectStore:
         ValueError: The URL or an option is not valid.
     """
 
-    def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str, options: Mapping[str, str] | None = None, *, patient: bool = True) -> None:
         with needed_for(url):
             import obstore
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         self.url = url.rstrip("/")
         self._options = dict(options or {})
-        self._process = os.getpid()  # obstore's threads do not exist in a forked child
+        self._retries = _RETRIES if patient else _FEW_RETRIES
+        self._attempts = _ATTEMPTS if patient else min(_ATTEMPTS, 3)
         self._obstore: Any = obstore
         open_store: Any = from_url  # typed by URL, which is only known here
         options = options or {}
@@ -94,7 +101,7 @@ class ObjectStore:
         }
         config = {name: value for name, value in options.items() if name not in _CLIENT_OPTIONS}
         try:
-            self._store = open_store(self.url, config=config, client_options=client or None, retry_config=_RETRIES)
+            self._store = open_store(self.url, config=config, client_options=client or None, retry_config=self._retries)
         except BaseError as error:
             raise ValueError(f"{url}: {_first_line(error)}") from None
 
@@ -154,14 +161,23 @@ class ObjectStore:
         return StoredObject(name, entry["size"], entry["e_tag"] or "")
 
     def download(self, name: str, path: Path) -> None:
-        """Writes an object to a file, piece by piece. Raises as `get`; also if the file cannot be written.
+        """Writes an object to a file. It is in memory at once, which is faster than `copy`. Raises as that."""
+        data = self._call(name, lambda: self._obstore.get(self._store, name).bytes())
+        try:
+            path.write_bytes(data)  # obstore's buffer: to make bytes of it would hold the GIL for a copy
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a failed write names no file
+            raise
+
+    def copy(self, name: str, path: Path) -> None:
+        """Writes an object of any size to a file, piece by piece. Raises as `get`; also if the file cannot be written.
 
         Args:
             name: The object's name.
             path: The file, which is replaced if it exists.
         """
 
-        def download() -> None:
+        def copy() -> None:
             pieces = self._obstore.get(self._store, name).stream(min_chunk_size=_PIECE)
             try:
                 with path.open("wb") as file:
@@ -171,7 +187,7 @@ class ObjectStore:
                 error.filename = error.filename or str(path)  # a failed write names no file
                 raise
 
-        self._call(name, download)
+        self._call(name, copy)
 
     def files(self) -> Iterator[tuple[str, int]]:
         """Yields the name and the bytes of every object. Raises as `get`."""
@@ -252,13 +268,13 @@ class ObjectStore:
         from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 
         where = f"{self.url}/{name}"
-        if os.getpid() != self._process:
+        if _begun_in.setdefault("process", os.getpid()) != os.getpid():
             raise LatentqError(
                 f"{where} cannot be read in a process made by fork: start DataLoader workers with "
                 "multiprocessing_context='spawn', or use the dataset's own loader, which needs none"
             )
         wait = _FIRST_WAIT
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, self._attempts + 1):
             try:
                 return request()
             except ValueError as error:
@@ -273,7 +289,7 @@ class ObjectStore:
                     raise DeniedError(errno.EACCES, line, where) from None
                 if isinstance(error, InvalidPathError):  # obstore has no names such as `a//b`
                     raise LatentqError(f"{where}: {line}") from None
-                if attempt == _ATTEMPTS:
+                if attempt == self._attempts:
                     raise OSError(errno.EIO, line, where) from None
             time.sleep(wait)
             wait *= 2
