@@ -143,6 +143,7 @@ def test_attempts_of_other_bytes_never_mix(pictures, s3, tmp_path, options):
     for name, data in stored.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
+    assert main(["verify", f"{s3}/set", "--quiet"]) == 0
     unlisted = [latentq.mds.Finding(name, 0, "the index does not list the shard") for name in shards]
     assert latentq.mds.verify(folder) == unlisted
     ours, theirs = latentq.LatentDataset(folder), latentq.LatentDataset(tmp_path / "local")

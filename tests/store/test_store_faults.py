@@ -59,6 +59,37 @@ def test_store_that_stays_away_is_one_line(pictures, s3, monkeypatch):
     assert f"{s3}/set" in str(error.value)
 
 
+@pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed", "InvalidAccessKeyId"])
+@pytest.mark.parametrize("source", [False, True])
+def test_credentials_or_clock_refused_in_the_middle_of_a_run(code, source, pictures, s3, s3_server, local):
+    """The run ends with one line at any request, an image is never a reject, and the same command completes it."""
+    store = ObjectStore(f"{s3}/in")
+    for path in pictures.rglob("*.*"):
+        store.put(path.relative_to(pictures).as_posix(), path)
+    proxy = FaultProxy(s3_server, probability=0)
+    left = 0
+
+    def refuse() -> str:
+        nonlocal left
+        left -= 1
+        return code if left < 0 else ""
+
+    options = {"storage_options": {"endpoint": proxy.url}, "progress": None}
+    options |= {"autoencoder": "dct-f8c16", "size": 64, "unit_size": 2}
+    begun = time.monotonic()
+    for count in (0, 6, 15):
+        left = count
+        proxy.on_request = refuse
+        with pytest.raises(PermissionError, match=code) as error:
+            latentq.encode(f"{s3}/in" if source else pictures, f"{s3}/set", **options)
+        assert str(error.value).count("\n") == 0
+    assert time.monotonic() - begun < 60
+    proxy.on_request = str
+    latentq.encode(f"{s3}/in" if source else pictures, f"{s3}/set", **options)
+    proxy.close()
+    assert objects(f"{s3}/set") == local
+
+
 def test_expired_credentials_are_one_line(pictures, s3, s3_server, monkeypatch):
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -86,54 +117,77 @@ def test_expired_credentials_are_one_line(pictures, s3, s3_server, monkeypatch):
 
 
 @pytest.mark.long
-def test_three_processes_killed_at_random_complete_the_dataset(pictures, s3, local, faulty):
-    """Three ranks are killed and started again while requests fail; a reader never sees a part of the dataset."""
+def test_three_processes_killed_at_random_requests_complete_the_dataset(pictures, s3, s3_server, local):
+    """Three ranks read the source from the store and write to it, while requests fail.
+
+    Each is killed and started again, four times, at a random request. A reader never sees a part of it: neither
+    an index that names what is not there, nor a unit's.
+    """
     url, draw = f"{s3}/set", random.Random(0)
-    environment = os.environ | {"AWS_ENDPOINT_URL": faulty.url}
-    kills, seen, over = 0, [], threading.Event()
+    store = ObjectStore(f"{s3}/in")
+    for path in pictures.rglob("*.*"):
+        store.put(path.relative_to(pictures).as_posix(), path)
+    missing, polls, over = [], [], threading.Event()
 
     def poll() -> None:
         store = ObjectStore(url)
         while not over.wait(0.05):
-            try:
-                index = json.loads(store.get("index.json"))
-            except FileNotFoundError:
-                continue
-            names = {name for name, _ in store.files()}
-            seen.append({shard["raw_data"]["basename"] for shard in index["shards"]} - names)
+            indexes = [name for name, _ in store.files() if name.endswith("index.json")]
+            for name in indexes:
+                index = json.loads(store.get(name))
+                sizes = dict(store.files())
+                for shard in index["shards"]:
+                    path = name.removesuffix("index.json") + shard["raw_data"]["basename"]
+                    if sizes.get(path) != shard["raw_data"]["bytes"]:
+                        missing.append((name, path))
+            polls.append(len(indexes))
 
     poller = threading.Thread(target=poll)
     poller.start()
+    proxies = [FaultProxy(s3_server, probability=0.01, seed=rank) for rank in range(3)]
 
-    def start(rank: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "latentq", "encode", str(pictures), url, *OPTIONS]
-        return subprocess.Popen([*command, "--rank", str(rank), "--world-size", "3"], env=environment)
+    def work(rank: int) -> None:
+        """Runs a rank until it is done. Its proxy kills it at a random request."""
+        command = [sys.executable, "-m", "latentq", "encode", f"{s3}/in", url, *OPTIONS]
+        environment = os.environ | {"AWS_ENDPOINT_URL": proxies[rank].url}
+        kills = 0
+        while True:
+            process = subprocess.Popen([*command, "--rank", str(rank), "--world-size", "3"], env=environment)
+            left = draw.randrange(5 + 10 * kills, 15 + 15 * kills)
 
-    running = {rank: start(rank) for rank in range(3)}
-    lifetime = 2.0
-    deadline = time.monotonic() + 400
-    while running and time.monotonic() < deadline:
-        time.sleep(draw.random() * lifetime)
-        rank = draw.choice([*running])
-        process = running[rank]
-        if process.poll() is None and kills < 12:
-            process.kill()
-            process.wait()
-            kills, lifetime = kills + 1, lifetime + 1
-        if process.poll() is not None:
-            if process.returncode == 0:
-                del running[rank]
-            else:
-                running[rank] = start(rank)
+            def count(process: subprocess.Popen[bytes] = process) -> str:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    process.kill()
+                return ""
+
+            proxies[rank].on_request = count if kills < 4 else str
+            if process.wait(300) == 0:
+                break
+            assert process.returncode == -9
+            kills += 1
+        killed[rank] = kills
+
+    killed = [0, 0, 0]
+    ranks = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    latentq.encode(
+        f"{s3}/in", url, autoencoder="dct-f8c16", size=64, unit_size=2, progress=None
+    )  # if each left the end to another
+    time.sleep(0.2)
     over.set()
     poller.join()
-    latentq.encode(
-        pictures, url, autoencoder="dct-f8c16", size=64, unit_size=2, progress=None
-    )  # if each left the end to another
-    assert kills >= 5
+    for proxy in proxies:
+        proxy.close()
+    assert min(killed) >= 1
+    assert sum(killed) >= 6
     assert objects(url) == local
-    assert seen[-1:] in ([], [set()])
-    assert not any(seen)
+    assert not missing
+    assert max(polls) == 7  # the six units' and the dataset's
 
 
 def test_stock_reader_reads_a_dataset_on_a_store(pictures, s3, local, tmp_path, streaming_alone):

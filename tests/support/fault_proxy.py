@@ -3,6 +3,7 @@
 import http.client
 import random
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -19,6 +20,11 @@ class FaultProxy:
         server: The URL of the server.
         probability: Of each of the four faults.
         seed: Decides which requests fail.
+
+    Attributes:
+        url: The URL of the proxy.
+        faults: The number of faults of each kind so far.
+        on_request: Called at each request; if it returns a code, the request is refused with that code of S3.
     """
 
     def __init__(self, server: str, probability: float = 0.05, seed: int = 0) -> None:
@@ -26,6 +32,8 @@ class FaultProxy:
         draw, lock = random.Random(seed), threading.Lock()
         self.faults = dict.fromkeys(("slow down", "before", "after", "middle"), 0)
         faults = self.faults
+        self.on_request: Callable[[], str] = str
+        proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -40,6 +48,8 @@ class FaultProxy:
                     fault = [*faults, *[""] * len(faults)][min(kind, len(faults))] if kind < len(faults) else ""
                     if fault:
                         faults[fault] += 1
+                if code := proxy.on_request():
+                    return self.respond(403, {}, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode())
                 if fault == "before":
                     return self.drop()
                 if fault == "slow down":

@@ -36,6 +36,7 @@ from latentq.system.text import counted, size_text
 _INDEX = "index.json"
 _CARDS = ("latents.toml", "latents.next.toml", "shards.toml", "empty_caption.npz", "normalization.npy")
 _SEPARATOR = b"\0"
+_OF_AN_ATTEMPT = re.compile(r"(.+)\.([0-9a-f]{16})")  # a unit's file, with the hash of the index that it is of
 _LOCKS = ".locks"
 _PART = ".part"
 _HASH = "xxh3_64"
@@ -310,12 +311,29 @@ class ShardCache:
         return self._remote.files()
 
     def fetch_others(self) -> None:
-        """Downloads every file that is no shard of the index: lists, facts of units, rejects."""
+        """Downloads every file that is no shard of the index: lists, facts of units, rejects.
+
+        Where two attempts at a unit met on a store, the files of the one that its index is of take their usual names,
+        and what the other left is removed: see `latentq.run.mirror`.
+        """
         shards = {shard.name for shard in self.shards}
         names = [name for name, _ in self.files() if name not in shards and name != _INDEX and _is_safe(name)]
         with ThreadPoolExecutor(_THREADS, "latentq: download") as pool:
             for _ in pool.map(self.fetch, names):
                 pass
+        for name in names:
+            unit, _, file = name.partition("/")
+            found = _OF_AN_ATTEMPT.fullmatch(file)
+            if found is not None and (self.folder / unit / _INDEX).exists():
+                index = (self.folder / unit / _INDEX).read_bytes()
+                if found[2] == f"{image_hash(index):016x}":
+                    (self.folder / name).replace(self.folder / unit / found[1])
+                else:
+                    (self.folder / name).unlink()
+            elif file.endswith(".mds") and f"{unit}/{_INDEX}" in names:
+                listed = _shards(f"{self.url}/{unit}", (self.folder / unit / _INDEX).read_bytes())
+                if file not in {shard.name for shard in listed}:
+                    (self.folder / name).unlink()
 
     def close(self) -> None:
         """Ends the threads."""
