@@ -14,9 +14,9 @@ from typing import Protocol
 
 BLOCK = 1 << 22
 """The bytes of one request of an object that is read in order."""
-_KEPT = 16  # blocks in memory
-_AHEAD = 6  # blocks that are asked for before they are needed, once reading goes on in order
-_THREADS = 8
+_KEPT = 24  # blocks in memory
+_AHEAD = 14  # blocks that are asked for before they are needed, once reading goes on in order
+_THREADS = 16
 
 
 class RandomBytes(Protocol):
