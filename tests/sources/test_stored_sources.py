@@ -403,6 +403,32 @@ def test_command_takes_options_for_the_source(pictures, s3, s3_server, tmp_path,
     assert "storage options are for URLs" in capsys.readouterr().err
 
 
+def test_commands_find_originals_on_a_store(photos, s3, s3_server, tmp_path, monkeypatch, capsys):
+    put_all(photos, f"{s3}/in")
+    latentq.encode(photos, tmp_path / "out", **SMALL)
+    put_all(tmp_path / "out", f"{s3}/out")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_REGION"):
+        monkeypatch.delenv(name)
+    options = ["--storage-option", f"endpoint={s3_server}", "--storage-option", "allow_http=true"]
+    options += ["--storage-option", "region=us-east-1"]
+    for command, *arguments in (
+        ["decode", "-o", str(tmp_path / "sheet.png")],
+        ["measure", "--bits", "8"],
+        ["info", "--storage"],
+        ["report", "-o", str(tmp_path / "page.html")],
+    ):
+        outputs = []
+        for dataset, source, given in (
+            (str(tmp_path / "out"), str(photos), []),
+            (str(tmp_path / "out"), f"{s3}/in", options),
+            (f"{s3}/out", f"{s3}/in", options),
+        ):
+            assert main([command, dataset, *arguments, "--source", source, *given, "--quiet"]) == 0
+            outputs.append(capsys.readouterr())
+        assert not any(output.err for output in outputs)
+        assert command == "report" or outputs[0] == outputs[1] == outputs[2]
+
+
 def test_patterns_are_those_of_glob(s3, tmp_path):
     import glob
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latentq.run.mirror import Mirror
     from latentq.run.opened import OpenedDataset
     from latentq.run.units import UnitCard
+    from latentq.sources import Source
     from latentq.system.progress import Totals
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -138,6 +139,29 @@ def add_url_options(parser: argparse.ArgumentParser) -> None:
     add_storage_options(parser)
 
 
+def original_source(options: argparse.Namespace, folder: Path) -> str | Source | None:
+    """Returns the source in `--source`, opened with the storage options if there are any.
+
+    Args:
+        options: The options of a command that compares a dataset with its source.
+        folder: The dataset.
+
+    Raises:
+        LatentqError: The dataset has no card, or the source is of no kind that can be read.
+        OSError: The source cannot be read.
+    """
+    from latentq.store.files import is_stored
+
+    stored = storage_options(options)
+    if not stored or not is_stored(options.source):
+        source: str | None = options.source
+        return source
+    from latentq.format.card import Card
+    from latentq.sources import open_source
+
+    return open_source(options.source, image_column=Card.load(folder).source.image_column, storage_options=stored)
+
+
 @contextlib.contextmanager
 def opened_dataset(options: argparse.Namespace, path: str) -> Iterator[OpenedDataset]:
     """Opens a dataset in a folder or at a URL, with the options of `add_url_options`.
@@ -148,10 +172,13 @@ def opened_dataset(options: argparse.Namespace, path: str) -> Iterator[OpenedDat
     from latentq.run.opened import opened
     from latentq.store.cache import is_remote
 
+    stored = storage_options(options)
     if not is_remote(path):
         path = str(dataset_folder(path))
+        if is_remote(getattr(options, "source", None)):
+            stored = {}  # which are the source's
     stream = progress_stream(options)
-    with opened(path, cache=options.cache, options=storage_options(options), progress=stream) as dataset:
+    with opened(path, cache=options.cache, options=stored, progress=stream) as dataset:
         yield dataset
 
 

@@ -14,6 +14,7 @@ from latentq.cli.common import (
     check_output,
     check_source,
     opened_dataset,
+    original_source,
     print_json,
     progress_stream,
 )
@@ -104,7 +105,7 @@ def _pictures(options: argparse.Namespace, path: Path) -> list[list[Picture]]:
             path,
             options.index,
             column=options.column,
-            source=options.source,
+            source=original_source(options, path),
             autoencoder=options.autoencoder,
             device=options.device,
             progress=progress_stream(options),

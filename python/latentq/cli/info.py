@@ -15,6 +15,7 @@ from latentq.cli.common import (
     check_source,
     no_dataset,
     opened_dataset,
+    original_source,
     print_rows,
     progress_stream,
 )
@@ -186,7 +187,7 @@ def _print_storage(path: Path, options: argparse.Namespace) -> None:
         check_source(options.source)
     from latentq.inspect.storage import storage
 
-    rows = storage(path, options.source, progress=progress_stream(options))
+    rows = storage(path, original_source(options, path), progress=progress_stream(options))
     if options.json:
         print(json.dumps([vars(row) for row in rows]))
         return

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentq._core import LatentqError
-from latentq.cli.common import UsageError, add_command, add_url_options, check_source, opened_dataset, progress_stream
+from latentq.cli.common import (
+    UsageError,
+    add_command,
+    add_url_options,
+    check_source,
+    opened_dataset,
+    original_source,
+    progress_stream,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +85,7 @@ def _measure_dataset(options: argparse.Namespace, dataset: OpenedDataset) -> int
     latents, network, images = of_dataset(
         path,
         column=options.column,
-        source=options.source,
+        source=original_source(options, path),
         autoencoder=options.autoencoder,
         progress=progress_stream(options),
     )

@@ -17,6 +17,7 @@ from latentq.cli.common import (
     dataset_folder,
     no_dataset,
     opened_dataset,
+    original_source,
     print_json,
     progress_stream,
 )
@@ -97,7 +98,7 @@ def _write(options: argparse.Namespace, output: Path, opened: Sequence[OpenedDat
     report(
         folder(options.dataset),
         output,
-        source=options.source,
+        source=original_source(options, folder(options.dataset)),
         compare=None if options.compare is None else folder(options.compare),
         recipe=options.recipe,
         column=options.column,

@@ -26,6 +26,7 @@ from latentq.system.text import counted
 
 if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
+    from latentq.sources import Source
 
 __all__ = ["SchemeCost", "load", "measure", "of_dataset", "print_json", "print_table"]
 
@@ -307,7 +308,7 @@ def of_dataset(
     path: str | PathLike[str],
     *,
     column: str | None = None,
-    source: str | PathLike[str] | None = None,
+    source: str | PathLike[str] | Source | None = None,
     autoencoder: str | PathLike[str] | None = None,
     progress: TextIO | None = None,
 ) -> tuple[npt.NDArray[np.float32], Autoencoder | None, npt.NDArray[np.uint8] | None]:

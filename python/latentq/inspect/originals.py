@@ -16,9 +16,11 @@ from latentq._core import LatentqError
 from latentq.choices import Size
 from latentq.encoding.latents import LatentEncoder
 from latentq.format.card import Card
-from latentq.inspect.stored import Stored, StoredSamples
+from latentq.inspect.stored import Stored, StoredSamples, source_of
 from latentq.models.autoencoders import Autoencoder
-from latentq.sources import Sample, open_source
+from latentq.sources import Sample, Source
+from latentq.sources.listing import connections_of, deferred_read
+from latentq.system.threads import in_order
 
 
 class Originals:
@@ -28,7 +30,7 @@ class Originals:
         path: The dataset.
         card: Its card.
         column: A column of latents, moments or tokens, by its name in the shards.
-        source: The dataset's source.
+        source: The dataset's source: a path or URL for `open_source`, or a `Source`.
         network: The autoencoder that made the dataset.
         device: The device to compute on.
 
@@ -42,14 +44,14 @@ class Originals:
         path: str | os.PathLike[str],
         card: Card,
         column: str,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | Source,
         network: Autoencoder,
         *,
         device: str = "cpu",
     ) -> None:
         self.network = network
         self._stored = StoredSamples(path, card)
-        self._source = open_source(source, image_column=card.source.image_column)
+        self._source = source_of(card, source)
         self._card, self._column = card, column
         self._encoder = LatentEncoder(network, card.recipe.autoencoder, device)
 
@@ -118,7 +120,9 @@ class Originals:
         return sizes[buckets[0]] if sizes else self._card.recipe.columns[self._column].size
 
     def _load(self, chosen: Sequence[Stored], size: Size) -> NDArray[np.uint8]:
-        data = [self._source.data(sample) for _, sample in chosen]
+        reads = [(sample, deferred_read(self._source, sample)) for _, sample in chosen]
+        threads = connections_of(self._source) or 1
+        data = [*in_order(lambda one: self._source.data(one[0]) if one[1] is None else one[1](), reads, threads)]
         pixels, errors = image.load_batch(data, size, **self._card.recipe.image.options())
         for error, (_, sample) in zip(errors, chosen, strict=True):
             if error is not None:

@@ -19,7 +19,7 @@ from latentq.inspect.psnr import psnr
 from latentq.models.decode import decode_latents
 from latentq.models.match import autoencoder_for
 from latentq.quantizer.floats import FLOAT_BITS, half_name
-from latentq.sources import Sample
+from latentq.sources import Sample, Source
 from latentq.system.progress import BriefProgress
 from latentq.system.text import counted
 
@@ -80,7 +80,7 @@ def pictures(
     indices: Sequence[int] | None = None,
     *,
     column: str | None = None,
-    source: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | Source | None = None,
     autoencoder: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     progress: TextIO | None = None,

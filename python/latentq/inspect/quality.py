@@ -17,6 +17,7 @@ from latentq.inspect.psnr import psnr
 from latentq.models.decode import decode_latents
 from latentq.models.match import autoencoder_for
 from latentq.reading.dataset import LatentDataset
+from latentq.sources import Source
 from latentq.system.progress import BriefProgress
 
 _BATCH = 16
@@ -47,7 +48,7 @@ def sample_quality(
     path: str | os.PathLike[str],
     count: int,
     *,
-    source: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | Source | None = None,
     autoencoder: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     progress: TextIO | None = None,

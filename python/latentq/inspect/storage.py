@@ -16,8 +16,8 @@ from latentq._core import LatentqError
 from latentq.format.card import Card
 from latentq.format.facts import LatentFacts, TokenFacts
 from latentq.inspect.jpeg import QUALITY, jpeg
-from latentq.inspect.stored import StoredSamples
-from latentq.sources import open_source
+from latentq.inspect.stored import StoredSamples, source_of
+from latentq.sources import Source
 from latentq.store.local import bytes_below
 from latentq.system.progress import BriefProgress
 
@@ -44,7 +44,7 @@ class StorageRow:
 
 def storage(
     path: str | os.PathLike[str],
-    source: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | Source | None = None,
     *,
     progress: TextIO | None = None,
 ) -> list[StorageRow]:
@@ -172,7 +172,7 @@ def _jpegs(
     card: Card,
     samples: StoredSamples,
     size: tuple[int, int] | None,
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Source,
     progress: TextIO | None,
 ) -> tuple[int, int]:
     """Estimates the bytes of all encoded images as JPEGs; also returns the number of evenly spread images tried.
@@ -185,7 +185,7 @@ def _jpegs(
         progress: The stream for progress, or None.
     """
     count = min(len(samples), _TRIED)
-    opened = open_source(source, image_column=card.source.image_column)
+    opened = source_of(card, source)
     total = 0
     with BriefProgress(count, "JPEG", progress) as bar:
         for position in range(count):

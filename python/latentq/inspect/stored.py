@@ -21,7 +21,7 @@ from latentq.format.files import INDEX, PLACE_BYTES, PLACES, UNIT
 from latentq.mds.folder import samples_by_folder
 from latentq.run.sample_list import UnitEntry
 from latentq.run.units import Reject, UnitFacts, sample_list
-from latentq.sources import Sample
+from latentq.sources import Sample, Source, open_source
 from latentq.store.local import read_regular
 from latentq.system.text import counted
 
@@ -29,6 +29,18 @@ _CACHED_UNITS = 2
 
 Stored: TypeAlias = tuple[int, Sample]
 """A stored sample: its number in the list, and its listing."""
+
+
+def source_of(card: Card, source: str | os.PathLike[str] | Source) -> Source:
+    """Opens the source of a dataset, unless it is open.
+
+    Args:
+        card: The dataset's card.
+        source: A path or URL for `open_source`, or a `Source`.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return source
+    return open_source(source, image_column=card.source.image_column)
 
 
 def stored_in_unit(

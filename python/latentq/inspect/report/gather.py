@@ -43,6 +43,7 @@ from latentq.system.text import one_line
 
 if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
+    from latentq.sources import Source
 
 _ENCODED_AGAIN = 64  # samples at most
 _READ = 256  # samples whose reading is timed
@@ -74,7 +75,7 @@ class Gatherer:
         *,
         recipe: str | os.PathLike[str] | Recipe | None = None,
         column: str | None = None,
-        source: str | os.PathLike[str] | None = None,
+        source: str | os.PathLike[str] | Source | None = None,
         autoencoder: str | os.PathLike[str] | None = None,
         device: str = "cpu",
         needs_source: bool = True,

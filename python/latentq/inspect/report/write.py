@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from latentq.format.recipe import Recipe
 from latentq.inspect.report.gather import Gatherer
 from latentq.inspect.report.spread import spread
 from latentq.store.local import replace_file
 from latentq.system.extras import needed_for
+
+if TYPE_CHECKING:
+    from latentq.sources import Source
 
 __all__ = ["report"]
 
@@ -22,7 +25,7 @@ def report(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] = "report.html",
     *,
-    source: str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | Source | None = None,
     compare: str | os.PathLike[str] | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     column: str | None = None,
