@@ -55,6 +55,45 @@ macro_rules! store {
 
 pub(super) use {load, store};
 
+/// Asserts that each row of `out` has `count` pixels, and that from each row's start, `stride` bytes after the one before,
+/// `reach` bytes of `input` can be read.
+pub fn check_rows(input: &[u8], stride: usize, reach: usize, out: &[u8], width: usize, count: usize) {
+    let rows = out.len() / width;
+    let end = stride.checked_mul(rows - 1).and_then(|last| last.checked_add(reach));
+    assert!(end.is_some_and(|end| end <= input.len()) && width == 3 * count && rows * width == out.len());
+}
+
+/// Adds the sums over both pairs of taps of up to four rows, rounds them, and writes one pixel of each row. (A macro, because
+/// a function is not inlined.)
+macro_rules! put_pixels {
+    ($rows:ident, $sums:ident, $out:ident, $width:ident, $index:ident) => {
+        let pair = |a, b| {
+            let halves = (_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b));
+            let sum = _mm256_add_epi32(halves.0, halves.1);
+            _mm256_srai_epi32::<22>(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)))
+        };
+        let words = _mm256_packs_epi32(pair($sums[0], $sums[1]), pair($sums[2], $sums[3]));
+        let bytes = _mm256_packus_epi16(words, words);
+        let (even, odd) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+        let pixels = [
+            _mm_cvtsi128_si32(even),
+            _mm_cvtsi128_si32(odd),
+            _mm_extract_epi32::<1>(even),
+            _mm_extract_epi32::<1>(odd),
+        ];
+        let is_last = 3 * $index + 4 > $width;
+        for row in 0..$rows {
+            let at = row * $width + 3 * $index;
+            if is_last {
+                $out[at..at + 3].copy_from_slice(&pixels[row].to_le_bytes()[..3]);
+            } else {
+                // The fourth byte is overwritten by the next pixel. SAFETY: it is in the row, and each row in `out`.
+                unsafe { $out.as_mut_ptr().add(at).cast::<i32>().write_unaligned(pixels[row]) };
+            }
+        }
+    };
+}
+
 // Horizontal: one output pixel and four taps at a time. A group of rows shares the weights.
 
 /// The weights of a horizontal pass in the layout of `pmaddwd`: both digits of four taps, taps 0 and 1 below 2 and 3.
@@ -64,6 +103,8 @@ pub struct Quads {
     /// For each output pixel, `groups` pairs of digits.
     lines: Vec<Line>,
     groups: usize,
+    /// Bytes of a row that are read.
+    reach: usize,
     /// True if one 512-bit vector has both digits.
     is_wide: bool,
 }
@@ -72,9 +113,11 @@ impl Quads {
     pub fn new(weights: &Weights, is_wide: bool) -> Self {
         let first = weights.inputs().start;
         let groups = weights.longest().div_ceil(4);
-        let mut quads = Self { offsets: Vec::new(), lines: Vec::new(), groups, is_wide };
+        let mut quads = Self { offsets: Vec::new(), lines: Vec::new(), groups, reach: 0, is_wide };
         for (start, values) in weights.iter() {
-            quads.offsets.push((start - first) * 3);
+            let offset = (start - first) * 3;
+            quads.offsets.push(offset);
+            quads.reach = quads.reach.max(offset + groups * 12 + 4);
             for group in 0..groups {
                 let pair = |at: usize| word_pair(weight(values, 4 * group + at), weight(values, 4 * group + at + 1));
                 let (low, high) = (pair(0), pair(2));
@@ -91,13 +134,15 @@ impl Quads {
     }
 
     pub fn reach(&self) -> usize {
-        self.offsets.last().map_or(0, |last| last + (self.groups - 1) * 12 + 16)
+        self.reach
     }
 
     pub fn rows(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
-        // SAFETY: this kernel is only chosen if the processor supports its instructions.
+        let rows = out.len() / width;
+        check_rows(input, stride, self.reach, out, width, self.offsets.len());
+        // SAFETY: this kernel is only chosen if the processor supports its instructions, and the sizes have been checked.
         unsafe {
-            match (out.len() / width, self.is_wide) {
+            match (rows, self.is_wide) {
                 (4, false) => self.group::<4>(input, stride, out, width),
                 (3, false) => self.group::<3>(input, stride, out, width),
                 (2, false) => self.group::<2>(input, stride, out, width),
@@ -110,8 +155,10 @@ impl Quads {
         }
     }
 
+    /// # Safety
+    /// As [`check_rows`] has checked for as many rows.
     #[target_feature(enable = "avx2")]
-    fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+    unsafe fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         let spread = spread();
         let lines = self.lines.chunks_exact(self.groups);
         for (index, (&offset, lines)) in self.offsets.iter().zip(lines).enumerate() {
@@ -121,36 +168,46 @@ impl Quads {
                 let low_weights = load!(_mm256_loadu_si256, line.0, 0, 32);
                 let high_weights = load!(_mm256_loadu_si256, line.0, 32, 32);
                 for row in 0..ROWS {
-                    let taps = load!(_mm_loadu_si128, input, row * stride + offset + group * 12, 16);
+                    // SAFETY: a row has `reach` bytes, which no offset and group exceeds.
+                    let taps =
+                        unsafe { _mm_loadu_si128(input.as_ptr().add(row * stride + offset + group * 12).cast()) };
                     let taps = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(taps), spread);
                     low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(taps, low_weights));
                     high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(taps, high_weights));
                 }
             }
+            let mut sums = [_mm256_setzero_si256(); 4];
             for row in 0..ROWS {
-                out[row * width + index * 3..][..3].copy_from_slice(&join_words(low[row], high[row])[..3]);
+                sums[row] = _mm256_add_epi32(low[row], _mm256_slli_epi32::<16>(high[row]));
             }
+            put_pixels!(ROWS, sums, out, width, index);
         }
     }
 
+    /// # Safety
+    /// As [`check_rows`] has checked for as many rows.
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn wide_group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+    unsafe fn wide_group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         let spread = _mm512_broadcast_i64x4(spread());
         let lines = self.lines.chunks_exact(self.groups);
         for (index, (&offset, lines)) in self.offsets.iter().zip(lines).enumerate() {
             let mut sums = [_mm512_setzero_si512(); ROWS];
             for (group, line) in lines.iter().enumerate() {
                 let weights = load!(_mm512_loadu_si512, line.0, 0, 64);
-                for row in 0..ROWS {
-                    let taps = load!(_mm_loadu_si128, input, row * stride + offset + group * 12, 16);
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: a row has `reach` bytes, which no offset and group exceeds.
+                    let taps =
+                        unsafe { _mm_loadu_si128(input.as_ptr().add(row * stride + offset + group * 12).cast()) };
                     let taps = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(taps), spread);
-                    sums[row] = _mm512_add_epi32(sums[row], _mm512_madd_epi16(taps, weights));
+                    *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(taps, weights));
                 }
             }
+            let mut joined = [_mm256_setzero_si256(); 4];
             for row in 0..ROWS {
                 let (low, high) = (_mm512_castsi512_si256(sums[row]), _mm512_extracti64x4_epi64::<1>(sums[row]));
-                out[row * width + index * 3..][..3].copy_from_slice(&join_words(low, high)[..3]);
+                joined[row] = _mm256_add_epi32(low, _mm256_slli_epi32::<16>(high));
             }
+            put_pixels!(ROWS, joined, out, width, index);
         }
     }
 }
@@ -166,18 +223,13 @@ fn spread() -> __m256i {
     )
 }
 
-/// Combines the sums of both digits, over two pairs of taps each, to a pixel.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn join_words(low: __m256i, high: __m256i) -> [u8; 4] {
-    let sum = _mm256_add_epi32(low, _mm256_slli_epi32::<16>(high));
-    let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-    let sum = _mm_srai_epi32::<22>(_mm_add_epi32(sum, _mm_set1_epi32(HALF)));
-    let sum = _mm_packs_epi32(sum, sum);
-    _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum)).to_le_bytes()
-}
-
 // Vertical: two rows per vector.
+
+/// Asserts that `bytes` bytes of each of `rows` rows, `stride` bytes apart, can be read.
+pub fn check_columns(input: &[u8], stride: usize, rows: usize, bytes: usize) {
+    let last = rows.saturating_sub(1).checked_mul(stride);
+    assert!(last.and_then(|last| last.checked_add(bytes)).is_some_and(|end| end <= input.len()));
+}
 
 macro_rules! vertical_words {
     ($name:ident, $inner:ident, $features:literal, $vector:literal, $zero:ident, $set:ident, $load:ident, $store:ident,
@@ -192,15 +244,18 @@ macro_rules! vertical_words {
         fn $inner(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) -> usize {
             let zero = $zero();
             let whole = out.len() / $vector * $vector;
+            check_columns(input, stride, weights.len(), whole);
+            let digits: Vec<[i32; 2]> = weights.chunks(2).map(|pair| word_pair(pair[0], weight(pair, 1))).collect();
             for at in (0..whole).step_by($vector) {
                 let mut low = [zero; 4];
                 let mut high = [zero; 4];
-                for (pair, weights) in weights.chunks(2).enumerate() {
-                    let digits = word_pair(weights[0], weight(weights, 1)).map(|digits| $set(digits));
-                    let row = 2 * pair * stride + at;
-                    let above = load!($load, input, row, $vector);
+                for (pair, digits) in digits.iter().enumerate() {
+                    let digits = digits.map(|digits| $set(digits));
+                    // SAFETY: the sizes have been checked for every row of a weight.
+                    let load = |row: usize| unsafe { $load(input.as_ptr().add(row * stride + at).cast()) };
+                    let above = load(2 * pair);
                     // A missing last row has weight 0.
-                    let below = if weights.len() == 2 { load!($load, input, row + stride, $vector) } else { zero };
+                    let below = if 2 * pair + 1 < weights.len() { load(2 * pair + 1) } else { zero };
                     let (left, right) = ($low8(above, below), $high8(above, below));
                     let words = [$low8(left, zero), $high8(left, zero), $low8(right, zero), $high8(right, zero)];
                     for quarter in 0..4 {

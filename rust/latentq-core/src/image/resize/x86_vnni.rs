@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::weights::{HALF, Weights};
-use super::x86::{Line, ZERO, load, store, weight};
+use super::x86::{Line, ZERO, check_columns, check_rows, load, store, weight};
 
 /// The digits of a weight from low to high, each in -128..=127.
 fn bytes_of(weight: i32) -> [u8; 3] {
@@ -26,14 +26,17 @@ pub fn vertical_vnni(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8
 fn vertical_vnni_inner(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) -> usize {
     let zero = _mm512_setzero_si512();
     let whole = out.len() / 64 * 64;
+    check_columns(input, stride, weights.len(), whole);
+    let digits: Vec<[i32; 3]> = weights.chunks(4).map(byte_group).collect();
     for at in (0..whole).step_by(64) {
         let mut sums = [[zero; 3]; 4];
-        for (group, weights) in weights.chunks(4).enumerate() {
+        for (group, digits) in digits.iter().enumerate() {
             let mut rows = [zero; 4];
-            for (row, vector) in rows.iter_mut().enumerate().take(weights.len()) {
-                *vector = load!(_mm512_loadu_si512, input, (4 * group + row) * stride + at, 64);
+            for (row, vector) in rows.iter_mut().enumerate().take(weights.len() - 4 * group) {
+                // SAFETY: the sizes have been checked for every row of a weight.
+                *vector = unsafe { _mm512_loadu_si512(input.as_ptr().add((4 * group + row) * stride + at).cast()) };
             }
-            let digits = byte_group(weights).map(|digits| _mm512_set1_epi32(digits));
+            let digits = digits.map(|digits| _mm512_set1_epi32(digits));
             let (low, high) = (_mm512_unpacklo_epi8(rows[0], rows[1]), _mm512_unpackhi_epi8(rows[0], rows[1]));
             let (low2, high2) = (_mm512_unpacklo_epi8(rows[2], rows[3]), _mm512_unpackhi_epi8(rows[2], rows[3]));
             let taps = [
@@ -94,6 +97,8 @@ pub struct Short {
     /// For each block, `groups` times three digits.
     lines: Vec<[Line; 3]>,
     groups: usize,
+    /// Bytes of a row that are read.
+    reach: usize,
     /// Number of output pixels.
     count: usize,
 }
@@ -105,6 +110,8 @@ pub struct Long {
     /// For each output pixel, `steps` times three digits.
     weights: Vec<[[u8; TAPS]; 3]>,
     steps: usize,
+    /// Bytes of a row that are read.
+    reach: usize,
 }
 
 impl Blocks {
@@ -115,18 +122,19 @@ impl Blocks {
     /// Bytes of a row that are read, from the first used pixel on.
     pub fn reach(&self) -> usize {
         match self {
-            Self::Short(Short { blocks, groups, .. }) => {
-                blocks.last().map_or(0, |(last, _)| last + (groups - 1) * 12 + 64)
-            }
-            Self::Long(Long { offsets, steps, .. }) => {
-                offsets.last().map_or(0, |last| last + (steps - 1) * TAPS * 3 + 64)
-            }
+            Self::Short(short) => short.reach,
+            Self::Long(long) => long.reach,
         }
     }
 
     /// Resamples one to four rows.
     pub fn rows(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
-        // SAFETY: this kernel is only chosen if the processor supports its instructions.
+        let count = match self {
+            Self::Short(short) => short.count,
+            Self::Long(long) => long.offsets.len(),
+        };
+        check_rows(input, stride, self.reach(), out, width, count);
+        // SAFETY: this kernel is only chosen if the processor supports its instructions, and the sizes have been checked.
         unsafe {
             match out.len() / width {
                 4 => self.group::<4>(input, stride, out, width),
@@ -137,11 +145,16 @@ impl Blocks {
         }
     }
 
+    /// # Safety
+    /// As [`check_rows`] has checked for as many rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
-        match self {
-            Self::Short(short) => short.group::<ROWS>(input, stride, out, width),
-            Self::Long(long) => long.group::<ROWS>(input, stride, out, width),
+    unsafe fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        // SAFETY: the same.
+        unsafe {
+            match self {
+                Self::Short(short) => short.group::<ROWS>(input, stride, out, width),
+                Self::Long(long) => long.group::<ROWS>(input, stride, out, width),
+            }
         }
     }
 }
@@ -181,11 +194,14 @@ impl Short {
             blocks.push((offset(block), positions));
             lines.extend(digits);
         }
-        Some(Self { blocks, lines, groups, count })
+        let reach = blocks.iter().map(|(offset, _)| offset + (groups - 1) * 12 + 64).max().unwrap_or(0);
+        Some(Self { blocks, lines, groups, reach, count })
     }
 
+    /// # Safety
+    /// As [`check_rows`] has checked for as many rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+    unsafe fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         let zero = _mm512_setzero_si512();
         for (index, ((offset, positions), lines)) in
             self.blocks.iter().zip(self.lines.chunks_exact(self.groups)).enumerate()
@@ -197,11 +213,13 @@ impl Short {
                 for digit in 0..3 {
                     digits[digit] = load!(_mm512_loadu_si512, lines[digit].0, 0, 64);
                 }
-                for row in 0..ROWS {
-                    let taps = load!(_mm512_loadu_si512, input, row * stride + offset + group * 12, 64);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: a row has `reach` bytes, which no offset and group exceeds.
+                    let taps =
+                        unsafe { _mm512_loadu_si512(input.as_ptr().add(row * stride + offset + group * 12).cast()) };
                     let taps = _mm512_permutexvar_epi8(positions, taps);
                     for digit in 0..3 {
-                        sums[row][digit] = _mm512_dpbusd_epi32(sums[row][digit], taps, digits[digit]);
+                        sums[digit] = _mm512_dpbusd_epi32(sums[digit], taps, digits[digit]);
                     }
                 }
             }
@@ -210,9 +228,14 @@ impl Short {
             for row in 0..ROWS {
                 let values = _mm512_max_epi32(join_bytes(sums[row]), zero);
                 let values = _mm512_cvtusepi32_epi8(values);
-                let out = &mut out[row * width + index * BLOCK * 3..][..bytes];
-                // SAFETY: the mask selects exactly the bytes of the slice.
-                unsafe { _mm_mask_storeu_epi8(out.as_mut_ptr().cast(), mask, values) };
+                let out = &mut out[row * width..][..width][index * BLOCK * 3..];
+                if let Some(out) = out.first_chunk_mut::<16>() {
+                    // What is too much is overwritten by the next block. (A mask is slow.) SAFETY: 16 bytes.
+                    unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), values) };
+                } else {
+                    // SAFETY: the mask selects exactly the bytes of the slice.
+                    unsafe { _mm_mask_storeu_epi8(out[..bytes].as_mut_ptr().cast(), mask, values) };
+                }
             }
         }
     }
@@ -222,7 +245,8 @@ impl Long {
     fn new(weights: &Weights) -> Self {
         let first = weights.inputs().start;
         let steps = weights.longest().div_ceil(TAPS);
-        let offsets = weights.starts.iter().map(|start| (start - first) * 3).collect();
+        let offsets: Vec<usize> = weights.starts.iter().map(|start| (start - first) * 3).collect();
+        let reach = offsets.iter().max().map_or(0, |last| last + (steps - 1) * TAPS * 3 + 64);
         let digits = |(_, values): (usize, &[i32])| -> Vec<[[u8; TAPS]; 3]> {
             let step = |step: usize| {
                 let taps: [[u8; 3]; TAPS] = std::array::from_fn(|tap| bytes_of(weight(values, step * TAPS + tap)));
@@ -230,11 +254,13 @@ impl Long {
             };
             (0..steps).map(step).collect()
         };
-        Self { offsets, weights: weights.iter().flat_map(digits).collect(), steps }
+        Self { offsets, weights: weights.iter().flat_map(digits).collect(), steps, reach }
     }
 
+    /// # Safety
+    /// As [`check_rows`] has checked for as many rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")]
-    fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+    unsafe fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
         let zero = _mm512_setzero_si512();
         let mut positions = ZERO;
         for (position, byte) in positions.0[..48].iter_mut().enumerate() {
@@ -250,11 +276,14 @@ impl Long {
                 for digit in 0..3 {
                     digits[digit] = _mm512_broadcast_i32x4(load!(_mm_loadu_si128, weights[digit], 0, 16));
                 }
-                for row in 0..ROWS {
-                    let taps = load!(_mm512_loadu_si512, input, row * stride + offset + step * TAPS * 3, 64);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: a row has `reach` bytes, which no offset and step exceeds.
+                    let taps = unsafe {
+                        _mm512_loadu_si512(input.as_ptr().add(row * stride + offset + step * TAPS * 3).cast())
+                    };
                     let taps = _mm512_permutexvar_epi8(positions, taps);
                     for digit in 0..3 {
-                        sums[row][digit] = _mm512_dpbusd_epi32(sums[row][digit], taps, digits[digit]);
+                        sums[digit] = _mm512_dpbusd_epi32(sums[digit], taps, digits[digit]);
                     }
                 }
             }
