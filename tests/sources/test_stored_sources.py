@@ -231,6 +231,16 @@ def test_update_takes_new_changed_and_removed_objects(pictures, s3, tmp_path):
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+def test_gzip_on_a_store_is_compared_in_order(pictures_made, s3, tmp_path, monkeypatch):
+    """Its members are hashed in one pass: threads that read them out of order would decompress it again and again."""
+    ObjectStore(s3).put("a.tgz", make_archive(tmp_path / "a.tgz", pictures_made.items()))
+    card = latentq.encode(f"{s3}/a.tgz", tmp_path / "out", **SMALL)
+    opens, gzip_file = [], gzip.GzipFile
+    monkeypatch.setattr(gzip, "GzipFile", lambda **args: opens.append(args) or gzip_file(**args))
+    assert latentq.encode(f"{s3}/a.tgz", tmp_path / "out", update=True, check_content=True, progress=None) == card
+    assert len(opens) == 2  # listed, and compared
+
+
 def test_more_objects_than_a_page_of_a_listing(s3):
     """2,100 keys come in three pages, in the order of a walk through folders."""
     from moto.s3.models import s3_backends

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ import time
 import pytest
 
 import latentq
-from conftest import contents
+from conftest import contents, heed_interrupts
 from latentq.store.objects import ObjectStore
 from support.fault_proxy import FaultProxy
 
@@ -197,3 +199,22 @@ def test_stock_reader_reads_a_dataset_on_a_store(pictures, s3, local, tmp_path, 
     assert sorted(sample["key"] for sample in dataset) == sorted(
         path.relative_to(pictures).as_posix() for path in pictures.rglob("*.*")
     )
+
+
+def test_second_interrupt_ends_a_command_that_waits_for_a_dead_store(s3, tmp_path):
+    """The first one is acted upon when the request ends, which may take minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "latentq", "encode", f"{s3}/in", str(tmp_path / "out"), *OPTIONS],
+            env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
+        )  # fmt: skip
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.7)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == "latentq: interrupted\n"

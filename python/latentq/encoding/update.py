@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -30,11 +30,12 @@ from latentq.run.share import Share
 from latentq.run.units import UnitFacts, unit_names
 from latentq.run.update import UpdatePlan
 from latentq.sources import Sample, Source
-from latentq.sources.listing import read_sample
+from latentq.sources.listing import connections_of, deferred_read, read_sample
 from latentq.store.local import read_regular
 from latentq.system.faults import is_file_fault
 from latentq.system.progress import Progress
 from latentq.system.text import counted
+from latentq.system.threads import in_order
 
 _CLIP_RATE, _CLIP_FACTOR = 0.001, 3.0  # the share of new values outside the range that is warned of
 _NOT_READ = 0  # the hash of a sample whose file was not read when its unit was made
@@ -150,8 +151,8 @@ def _check_content(plan: UpdatePlan, source: Source, out: Path, progress: TextIO
     with Progress(plan.compared, "compare", progress, noun="file", leave=False) as bar:
         for unit, samples in plan.unchanged():
             hashes = _recorded_hashes(out / unit.name / CONTENT_HASHES, unit)
-            for position, sample in samples:
-                if not sample.fault and _content_hash(source, sample) != hashes[position]:
+            for position, content_hash in _content_hashes(source, samples):
+                if content_hash is not None and content_hash != hashes[position]:
                     plan.mark_changed(unit.first + position)
                 bar.update(1)
 
@@ -167,13 +168,36 @@ def _recorded_hashes(path: Path, unit: UnitEntry) -> NDArray[np.uint64]:
     return np.frombuffer(data, "<u8")
 
 
-def _content_hash(source: Source, sample: Sample) -> int:
-    """Returns the hash of a sample's file, or `_NOT_READ` if it cannot be read.
+def _content_hashes(source: Source, samples: Iterable[tuple[int, Sample]]) -> Iterator[tuple[int, int | None]]:
+    """Yields the hash of each sample's file, `_NOT_READ` if it cannot be read and None if the list says why.
+
+    Args:
+        source: The source. If it is on a store, many samples are read at the same time.
+        samples: The samples by their positions.
 
     Raises:
         OSError: The machine cannot read.
     """
-    data, refusal = read_sample(source, sample)
+    connections = connections_of(source)
+    if not connections:
+        for position, sample in samples:
+            yield position, None if sample.fault else _content_hash(source, sample, None)
+        return
+
+    def begun() -> Iterator[Callable[[], tuple[int, int | None]]]:
+        for position, sample in samples:
+            read = deferred_read(source, sample)
+            if read is not None:
+                yield lambda p=position, s=sample, r=read: (p, _content_hash(source, s, r))  # type: ignore[misc]
+            else:  # in order, on this thread
+                known = None if sample.fault else _content_hash(source, sample, None)
+                yield lambda p=position, k=known: (p, k)  # type: ignore[misc]
+
+    yield from in_order(lambda work: work(), begun(), connections)
+
+
+def _content_hash(source: Source, sample: Sample, read: Callable[[], bytes] | None) -> int:
+    data, refusal = read_sample(source, sample, read)
     if refusal is not None:
         return _NOT_READ
     try:

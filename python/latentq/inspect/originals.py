@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,9 +122,7 @@ class Originals:
         return sizes[buckets[0]] if sizes else self._card.recipe.columns[self._column].size
 
     def _load(self, chosen: Sequence[Stored], size: Size) -> NDArray[np.uint8]:
-        reads = [(sample, deferred_read(self._source, sample)) for _, sample in chosen]
-        threads = connections_of(self._source) or 1
-        data = [*in_order(lambda one: self._source.data(one[0]) if one[1] is None else one[1](), reads, threads)]
+        data = self._read([sample for _, sample in chosen])
         pixels, errors = image.load_batch(data, size, **self._card.recipe.image.options())
         for error, (_, sample) in zip(errors, chosen, strict=True):
             if error is not None:
@@ -131,6 +131,19 @@ class Originals:
                 )
         return pixels
 
+    def _read(self, samples: Sequence[Sample]) -> list[bytes | Path]:
+        """Reads the files of samples; from a store several at once."""
+        reads = ((sample, deferred_read(self._source, sample)) for sample in samples)
+        begun = (partial(_same, self._source.data(sample)) if read is None else read for sample, read in reads)
+        connections = connections_of(self._source)
+        if not connections:
+            return [read() for read in begun]
+        return [*in_order(lambda read: read(), begun, connections)]
+
     def _flipped(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         flip = self._card.recipe.columns[self._column].flip
         return np.ascontiguousarray(pixels[..., ::-1]) if flip else pixels
+
+
+def _same(data: bytes | Path) -> bytes | Path:
+    return data

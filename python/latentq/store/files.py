@@ -26,6 +26,7 @@ from latentq.system.text import counted
 
 CONNECTIONS = 32
 """Requests of a source that are made at the same time."""
+_KEPT_SMALL = 4  # small blocks in memory: longer reads take just their bytes
 _MAGIC = re.compile(r"[*?\[]")
 _SCHEME_END = "://"
 
@@ -327,14 +328,17 @@ def open_bytes(file: File, *, block: int | None = None) -> RandomBytes:
 
     Args:
         file: The file.
-        block: For an object: the bytes of a request, see `BlockBytes`; by default `BLOCK`.
+        block: For an object: the bytes of a small request, see `BlockBytes`, if it is not read in order; by default
+            `BLOCK`.
 
     Raises:
         OSError: It cannot be opened.
     """
     if isinstance(file, Path):
         return FileBytes(file)
-    return BlockBytes(file.read, file.size, block=block or BLOCK)
+    if block is None:
+        return BlockBytes(file.read, file.size, block=BLOCK)
+    return BlockBytes(file.read, file.size, block=block, kept=_KEPT_SMALL)
 
 
 def head_of(file: File, opened: RandomBytes, count: int) -> bytes:
