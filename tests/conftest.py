@@ -21,6 +21,7 @@ pytest_plugins = [
     "support.source_fixtures",
     "support.collect_fixtures",
     "support.store_fixtures",
+    "support.ray_fixtures",
 ]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

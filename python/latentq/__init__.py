@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latentq.reading.mixture import LatentMixture
     from latentq.reading.sampler import LatentBatchSampler
     from latentq.reading.streaming import LatentStreamingDataset
+    from latentq.run.options import RayOptions
     from latentq.sharding.pipeline import shards
     from latentq.sources import open_source
 
@@ -41,6 +42,7 @@ __all__ = [
     "LatentqError",
     "MismatchError",
     "Quantizer",
+    "RayOptions",
     "Recipe",
     "RecipeError",
     "TextEncoder",
@@ -70,6 +72,7 @@ _MODULES = {
     "LatentMixture": "latentq.reading.mixture",
     "LatentStreamingDataset": "latentq.reading.streaming",
     "Quantizer": "latentq.quantizer",
+    "RayOptions": "latentq.run.options",
     "Recipe": "latentq.format.recipe",
     "TextEncoder": "latentq.models.text",
     "Transform": "latentq.quantizer",

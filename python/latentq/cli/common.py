@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latentq.run.dry_run import DryRun
     from latentq.run.mirror import Mirror
     from latentq.run.opened import OpenedDataset
+    from latentq.run.options import RayOptions
     from latentq.run.units import UnitCard
     from latentq.sources import Source
     from latentq.system.progress import Totals
@@ -117,6 +118,57 @@ def add_run_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--delete-archives", action="store_true", help="delete each archive of SRC once all of its units are published"
     )
     return group
+
+
+def add_ray_options(group: argparse._ArgumentGroup | argparse.ArgumentParser, *, gpus: bool) -> None:
+    """Adds the options of commands that run on a Ray cluster.
+
+    Args:
+        group: The group of the options.
+        gpus: True if the work uses GPUs.
+    """
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="run on workers of a Ray cluster (default: that of RAY_ADDRESS or of this machine, else one is started)",
+    )
+    group.add_argument("--workers", type=int, metavar="N", help="with --ray: workers (default: as many as fit)")
+    if gpus:
+        group.add_argument(
+            "--gpus-per-worker",
+            type=float,
+            metavar="N",
+            help="with --ray: GPUs of a worker (default: 1 if there are any)",
+        )
+    group.add_argument(
+        "--cpus-per-worker",
+        type=int,
+        metavar="N",
+        help="with --ray: processors of a worker, and its threads"
+        + (" (default: a GPU's share of its machine's, or 1)" if gpus else " (default: 1)"),
+    )
+
+
+def ray_options(options: argparse.Namespace) -> RayOptions | None:
+    """Returns the options of a run on Ray; None without --ray.
+
+    Raises:
+        UsageError: Options of workers are given without --ray, or options that say how this process works with it.
+    """
+    from latentq.run.options import RayOptions
+
+    numbers = {name: getattr(options, name, None) for name in ("workers", "gpus_per_worker", "cpus_per_worker")}
+    if options.ray is None:
+        for name, value in numbers.items():
+            if value is not None:
+                raise UsageError(f"--{name.replace('_', '-')} needs --ray")
+        return None
+    for name in ("dry_run", "profile"):
+        if getattr(options, name, False):
+            raise UsageError(f"--{name.replace('_', '-')} is about this process alone: leave --ray out")
+    return RayOptions(options.ray or None, **numbers)
 
 
 def add_storage_options(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from latentq.choices import Size
 from latentq.cli.common import (
     UsageError,
     add_command,
+    add_ray_options,
     add_run_options,
     add_source,
     add_storage_options,
@@ -22,6 +23,7 @@ from latentq.cli.common import (
     print_result,
     print_rows,
     progress_stream,
+    ray_options,
     storage_options,
 )
 from latentq.format.buckets import BucketsOption, parse_size
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from latentq.encoding.stages import Profile
     from latentq.format.overrides import RecipeOverrides
     from latentq.run.mirror import Mirror
+    from latentq.run.options import RayOptions
     from latentq.system.progress import Totals
 
 # The help's groups of overrides, by the table of the recipe that they change.
@@ -95,6 +98,7 @@ def add(commands: Commands) -> None:
     _add_overrides(parser)
     how = add_run_options(parser)
     add_storage_options(how)
+    add_ray_options(how, gpus=True)
     how.add_argument(
         "--batch-size",
         type=int,
@@ -153,7 +157,8 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.run.mirror import mirrored
     from latentq.system.progress import Totals
 
-    if not options.delete_archives:  # archives may be deleted already
+    ray = ray_options(options)
+    if not options.delete_archives and ray is None:  # archives may be deleted already; workers find what is missing
         check_source(options.source)
     if options.like is not None and not os.path.lexists(Path(options.like) / CARD):
         raise UsageError(f"--like {options.like}: no dataset, because it has no {CARD}")
@@ -172,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
     profile, totals = Profile(), Totals()
     inputs = (options.source, options.captions, options.class_names)
     with mirrored(options.out, storage_options(options), inputs=inputs) as (folder, mirror):
-        request = _request(options, folder, mirror, profile, totals)
+        request = _request(options, folder, mirror, profile, totals, ray)
         if options.dry_run:
             return _dry_run(request, options)
         card = encode_request(request)
@@ -185,7 +190,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _request(
-    options: argparse.Namespace, folder: Path, mirror: Mirror | None, profile: Profile, totals: Totals
+    options: argparse.Namespace,
+    folder: Path,
+    mirror: Mirror | None,
+    profile: Profile,
+    totals: Totals,
+    ray: RayOptions | None,
 ) -> EncodeRequest:
     from latentq.encoding.options import split_options
     from latentq.encoding.request import EncodeRequest
@@ -208,6 +218,7 @@ def _request(
             "check_content": options.check_content,
             "progress": progress_stream(options),
             "totals": totals,
+            "ray": ray,
             **cast("RecipeOverrides", overrides),
         }
     )

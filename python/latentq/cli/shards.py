@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from latentq.cli.common import (
     add_command,
+    add_ray_options,
     add_run_options,
     add_source,
     add_storage_options,
@@ -18,12 +19,14 @@ from latentq.cli.common import (
     print_result,
     print_rows,
     progress_stream,
+    ray_options,
     storage_options,
 )
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
     from latentq.run.mirror import Mirror
+    from latentq.run.options import RayOptions
     from latentq.sharding.request import ShardsRequest
     from latentq.system.progress import Totals
 
@@ -64,7 +67,9 @@ def add(commands: Commands) -> None:
         help="quality of JPEGs that are encoded again (default: 95)",
     )
     stored.add_argument("--unit-size", type=int, default=4096, metavar="N", help="samples per unit (default: 4096)")
-    add_storage_options(add_run_options(parser))
+    how = add_run_options(parser)
+    add_storage_options(how)
+    add_ray_options(how, gpus=False)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -73,12 +78,13 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.sharding.pipeline import shards_request
     from latentq.system.progress import Totals
 
-    if not options.delete_archives:  # archives may be deleted already
+    ray = ray_options(options)
+    if not options.delete_archives and ray is None:  # archives may be deleted already; workers find what is missing
         check_source(options.source)
     totals = Totals()
     inputs = (options.source, options.captions)
     with mirrored(options.out, storage_options(options), SHARDS, inputs=inputs) as (folder, mirror):
-        request = _request(options, folder, mirror, totals)
+        request = _request(options, folder, mirror, totals, ray)
         if options.dry_run:
             return _dry_run(request, options)
         card = shards_request(request, mirror)
@@ -88,7 +94,9 @@ def _run(options: argparse.Namespace) -> int:
         )  # fmt: skip
 
 
-def _request(options: argparse.Namespace, folder: Path, mirror: Mirror | None, totals: Totals) -> ShardsRequest:
+def _request(
+    options: argparse.Namespace, folder: Path, mirror: Mirror | None, totals: Totals, ray: RayOptions | None
+) -> ShardsRequest:
     from latentq.run.options import run_settings
     from latentq.sharding.request import ShardsRequest
 
@@ -103,6 +111,7 @@ def _request(options: argparse.Namespace, folder: Path, mirror: Mirror | None, t
             delete_archives=options.delete_archives,
             progress=progress_stream(options),
             totals=totals,
+            ray=ray,
         ),
         collection=options.collection,
         captions=options.captions,

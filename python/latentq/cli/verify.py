@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from latentq.cli.common import (
     UsageError,
     add_command,
+    add_ray_options,
     add_url_options,
     check_source,
     no_dataset,
     opened_dataset,
     progress_stream,
+    ray_options,
 )
 from latentq.system.text import counted, escaped
 
@@ -42,10 +44,13 @@ def add(commands: Commands) -> None:
     parser.add_argument("--autoencoder", metavar="NAME", help="with --decode: autoencoder (default: the card's)")
     parser.add_argument("--device", default="cpu", help="with --decode: cpu, cuda, cuda:1 (default: cpu)")
     add_url_options(parser)
+    add_ray_options(parser, gpus=False)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.inspect.verify import verify
+    from latentq.inspect.verify import verify_opened
+
+    ray = ray_options(options)
 
     if options.decode is not None and options.decode < 1:
         raise UsageError(f"--decode must be at least 1, not {options.decode}")
@@ -54,13 +59,13 @@ def _run(options: argparse.Namespace) -> int:
             raise UsageError("--source needs --decode N")
         check_source(options.source)
     with opened_dataset(options, options.dataset) as dataset:
-        dataset.need_all()
         path = dataset.folder
         try:
-            findings = verify(path, progress=progress_stream(options))
+            findings = verify_opened(dataset, progress=progress_stream(options), ray=ray)
         except FileNotFoundError:
             raise no_dataset(path) from None
         if options.decode is not None and not findings:
+            dataset.need_all()
             findings = _decode(path, options)
     if options.json:
         print(json.dumps([vars(finding) for finding in findings]))

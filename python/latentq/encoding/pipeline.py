@@ -9,6 +9,7 @@ from typing import Unpack
 from latentq.collect import Collection
 from latentq.converting.tokens_tsv import write_table
 from latentq.encoding.calibrate import publish_card, publish_empty_caption, publish_positions
+from latentq.encoding.on_ray import encode_on_ray
 from latentq.encoding.options import EncodeOptions, split_options
 from latentq.encoding.request import (
     EncodeRequest,
@@ -109,8 +110,12 @@ def encode_request(request: EncodeRequest) -> Card:
     ):
         with finished_on_store(request.mirror, resolved.published):
             return finish(out, resolved.published, settings.progress)
-    source = open_requested(resolved)
-    card = _encode(resolved, source) if resolved.updated is None else update_dataset(request, resolved.updated, source)
+    if settings.ray is not None:
+        card = encode_on_ray(resolved, encode_request)
+    else:
+        source = open_requested(resolved)
+        updated = resolved.updated
+        card = _encode(resolved, source) if updated is None else update_dataset(request, updated, source)
     if card.complete:
         if resolved.updated is not None and card != resolved.updated and request.named != out:
             request.named.unlink(missing_ok=True)  # the table of the dataset before the update

@@ -26,7 +26,7 @@ from latentq.run.finish import finish_update
 from latentq.run.listing import RunList, print_notes
 from latentq.run.plan import plan_card
 from latentq.run.sample_list import SampleList, UnitEntry
-from latentq.run.share import Share
+from latentq.run.share import PlannedUnits, Share
 from latentq.run.units import UnitFacts, unit_names
 from latentq.run.update import UpdatePlan
 from latentq.sources import Sample, Source
@@ -76,6 +76,8 @@ def _update(request: EncodeRequest, card: Card, source: Source) -> Card:
         complete_plan(request, plan, source)
         print_notes([*plan.notes, f"update: {plan.changes}"], settings.progress)
         if not plan.changes:
+            if settings.queue is not None:
+                settings.queue.planned(PlannedUnits(card, card.source.samples, {}))
             return card
         run, run_list = planned_update(request, card, plan, source)
         run_list.publish()
@@ -89,14 +91,33 @@ def _update(request: EncodeRequest, card: Card, source: Source) -> Card:
     ):
         publish_empty_caption(out, run)
         encode_units(run, share, bar)
-    if share.missing(run.card):  # nothing is removed: other processes may still plan
+    if settings.queue is not None or share.missing(run.card):  # nothing is removed: other processes may still plan
         return run.card
+    return finish_updated(request, card, run.card, run.samples)
+
+
+def finish_updated(request: EncodeRequest, before: Card, card: Card, samples: SampleList) -> Card:
+    """Publishes an update whose units are all published.
+
+    Args:
+        request: The request.
+        before: The card of the dataset before the update.
+        card: That of the update, without counts and statistics.
+        samples: The list of the update.
+
+    Returns:
+        The completed card.
+
+    Raises:
+        MismatchError: Another update is being finished, or a later one was.
+    """
+    out, mirror, progress = request.out, request.mirror, request.settings.progress
     if mirror is not None:
-        mirror.fetch_units(unit_names(out, run.card))
-    completed = finish_update(out, run.card, settings.progress)
+        mirror.fetch_units(unit_names(out, card))
+    completed = finish_update(out, card, progress)
     if mirror is not None:
         mirror.publish_update()
-    print_notes(_range_notes(out, card, run.samples, run.card.source.revision), settings.progress)
+    print_notes(_range_notes(out, before, samples, card.source.revision), progress)
     return completed
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from latentq.format.facts import EmbeddingFacts
 from latentq.format.files import CONTENT_HASH_BYTES, CONTENT_HASHES, PLACE_BYTES, PLACES, bucket_group
 from latentq.format.options import CONDITIONING, FLOATS, TEXT
 from latentq.quantizer import Moments, Quantizer
+from latentq.run.queue import PendingUnits
 from latentq.run.sample_list import UnitEntry
 from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
@@ -34,28 +37,38 @@ QUEUE_BYTES = 1 << 26
 
 def encode_units(run: EncodingRun, share: Share, bar: Progress) -> None:
     """Encodes and publishes every unit of this process that is not published yet."""
-    pending = share.pending(bar)
-
-    def encode_pending(run: EncodingRun) -> None:
-        units = list(pending)
-
-        def write(batches: Iterator[EncodedBatch]) -> None:
-            for unit in units:
-                _write_encoded_unit(run, share, unit, batches, bar)
-                pending.remove(unit)
-                share.unit_published(unit)
-
-        with (
-            background_consumer(write, QUEUE_BYTES, run.profile, WRITE, NETWORK, EncodedBatch.nbytes) as send,
-            contextlib.closing(encode_batches(run, _with_samples(run, units))) as batches,
-        ):
-            for encoded in batches:
-                send(encoded)
-
-    retry_with_smaller_batches(run, bar, encode_pending)
+    for pending in share.pending(bar, run.card):
+        _, run = retry_with_smaller_batches(run, bar, partial(_encode_pending, share=share, pending=pending, bar=bar))
 
 
-def _with_samples(run: EncodingRun, units: Iterable[UnitEntry]) -> Iterator[Chosen]:
+def _encode_pending(run: EncodingRun, share: Share, pending: PendingUnits, bar: Progress) -> None:
+    def write_unit(unit: UnitEntry, batches: Iterator[EncodedBatch]) -> None:
+        _write_encoded_unit(run, share, unit, batches, bar)
+        pending.done()
+        share.unit_published(unit)
+
+    def write_empty() -> None:
+        """Writes units without samples, which an update may leave, and which have no batch."""
+        while (unit := pending.oldest()) is not None and not unit.samples:
+            write_unit(unit, iter(()))
+
+    def write(batches: Iterator[EncodedBatch]) -> None:
+        for first in batches:
+            write_empty()
+            unit = pending.oldest()
+            assert unit is not None  # it was begun before its first batch was
+            write_unit(unit, itertools.chain([first], batches))
+        write_empty()
+
+    with (
+        background_consumer(write, QUEUE_BYTES, run.profile, WRITE, NETWORK, EncodedBatch.nbytes) as send,
+        contextlib.closing(encode_batches(run, _with_samples(run, pending))) as batches,
+    ):
+        for encoded in batches:
+            send(encoded)
+
+
+def _with_samples(run: EncodingRun, units: PendingUnits) -> Iterator[Chosen]:
     """Yields the samples of each unit, read from the list when they are needed."""
     for unit in units:
         yield unit.indices, run.samples.samples(unit)
@@ -69,8 +82,7 @@ def _write_encoded_unit(
     files = {CONTENT_HASHES: bytearray(CONTENT_HASH_BYTES * unit.samples)}
     if run.card.buckets:
         files[PLACES] = bytearray(PLACE_BYTES * unit.samples)
-    # An update may leave a unit without samples, which has no batch.
-    remaining = _batches_of_unit(batches) if unit.samples else iter(())
+    remaining = _batches_of_unit(batches)
 
     def fill(writer: UnitWriter) -> None:
         rejected: list[int] = []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 
@@ -34,8 +36,12 @@ from latentq.format.files import (
 )
 from latentq.format.normalization import load_positions
 from latentq.inspect.stored import load_places, stored_in_unit
+from latentq.inspect.verify_on_ray import CheckedUnit, UnitChecker, VerifyWork, checked_on_ray
 from latentq.quantizer import Moments, Quantizer, Transform
 from latentq.run.finish import CardCompletion, Completion, reject_lines
+from latentq.run.opened import OpenedDataset
+from latentq.run.options import RayOptions
+from latentq.run.ray import ClusterError
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.units import LatentSums, UnitFacts, card_hash, list_folder, unit_done
 from latentq.sharding.card import ShardsCard
@@ -45,6 +51,9 @@ from latentq.store.local import check_regular, holds, read_regular
 from latentq.system.progress import BriefProgress, Progress
 from latentq.system.text import counted
 
+CheckUnits: TypeAlias = Callable[[SampleList, Progress], Generator[CheckedUnit, None, None]]
+"""Yields the facts and the findings of every unit of a list, in order."""
+
 _BATCH = 1024  # samples read at once
 _UNIT = re.compile(r"\d{5,}(\.\d+)?")
 _REVISED = re.compile(rf"(\d{{5,}}|{LIST})\.[1-9]\d{{0,8}}")
@@ -53,7 +62,9 @@ _PART = re.compile(r"\d{5,}\.tsv")
 _LISTED = ("key", "label", "label_text", "caption", "captions", "id")  # contents that come from the list
 
 
-def verify(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> list[mds.Finding]:
+def verify(
+    path: str | os.PathLike[str], *, progress: TextIO | None = None, ray: RayOptions | None = None
+) -> list[mds.Finding]:
     """Finds everything that is wrong with a dataset.
 
     Checks the shards as `latentq.mds.verify` does and, if there is a card, that the list is the card's, that the units
@@ -66,25 +77,46 @@ def verify(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> l
     Args:
         path: The dataset, or any folder of MDS shards.
         progress: The stream for progress, or None.
+        ray: Read the units on a Ray cluster, whose machines share the path. A folder without a card is read here.
 
     Returns:
         The findings; empty if the dataset is good.
 
     Raises:
         FileNotFoundError: The path does not exist.
+        LatentqError: The cluster cannot be used.
     """
-    path = Path(path)
+    return verify_opened(OpenedDataset(os.fspath(path), Path(path), None, progress), progress=progress, ray=ray)
+
+
+def verify_opened(
+    dataset: OpenedDataset, *, progress: TextIO | None = None, ray: RayOptions | None = None
+) -> list[mds.Finding]:
+    """Finds everything that is wrong with a dataset that is open: see `verify`."""
+    path = dataset.folder
+    if ray is None:
+        dataset.need_all()
+    else:
+        dataset.need_others()
     file = next((name for name in (CARD, SHARDS) if (path / name).exists()), None)
     if file is None:
+        dataset.need_all()
         return [_finding(CARD, "missing")] if (path / LIST).exists() else mds.verify(path)
     try:
         card = _load_card(path, file)
         while True:
-            findings = list(_Verification(path, card, file).findings(progress))
+            checker = partial(_Verification, card=card, file=file)
+            work = VerifyWork(checker, card.source.revision, dataset.absolute_name, dataset.options)
+            checked = (
+                partial(_checked_here, checker(path)) if ray is None else partial(checked_on_ray, work, ray, progress)
+            )
+            findings = list(checker(path).findings(progress, checked))
             verified, card = card, _load_card(path, file)
             if not findings or card == verified:
                 return findings
             # Otherwise an update was finished in the meantime.
+    except ClusterError:
+        raise
     except LatentqError as error:
         return [_finding(file, str(error).removeprefix(f"{path / file}: "))]
 
@@ -108,7 +140,13 @@ class _Verification:
         self._file = file
         self._folder = list_folder(path, card.source.revision)
 
-    def findings(self, progress: TextIO | None) -> Iterator[mds.Finding]:
+    def findings(self, progress: TextIO | None, checked: CheckUnits) -> Iterator[mds.Finding]:
+        """Yields the findings.
+
+        Args:
+            progress: The stream for progress, or None.
+            checked: Checks the bytes of all units.
+        """
         try:
             samples = yield from self._check_list(progress)
             if samples is None:
@@ -119,13 +157,15 @@ class _Verification:
                 return
             yield from self._check_folder(samples)
             totals = _UnitTotals(self._card)
-            good = yield from self._check_units(samples, totals, progress)
+            good = yield from self._check_units(samples, totals, progress, checked)
             if isinstance(self._card, Card) and self._card.recipe.texts():
                 yield from _check_empty_caption(self._path, self._card)
             if isinstance(self._card, Card) and self._card.autoencoder.normalization.positions:
                 yield from _check_positions(self._path, self._card)
             if good:  # otherwise these follow from what was found
                 yield from self._check_totals(samples, totals, progress)
+        except ClusterError:
+            raise
         except FileNotFoundError as error:
             yield _finding(os.path.relpath(error.filename or self._path, self._path), "missing")
         except (LatentqError, OSError, ValueError, LookupError, TypeError) as error:
@@ -224,7 +264,7 @@ class _Verification:
         return bool(self._card.source.revision) and number == name and number.isdecimal() and int(number) < units
 
     def _check_units(
-        self, samples: SampleList, totals: _UnitTotals, progress: TextIO | None
+        self, samples: SampleList, totals: _UnitTotals, progress: TextIO | None, checked: CheckUnits
     ) -> Generator[mds.Finding, None, bool]:
         """Checks every unit: that it was made by this card and from its samples in this list, and its bytes.
 
@@ -234,23 +274,33 @@ class _Verification:
         expected = card_hash(read_regular(self._path / self._file))
         good = True
         edited, first = 0, ""
-        with Progress(samples.totals.samples, "verify", progress) as bar:
-            for unit in samples.units():
-                facts = UnitFacts.load(self._path / unit.name / UNIT)
+        with (
+            Progress(samples.totals.samples, "verify", progress) as bar,
+            contextlib.closing(checked(samples, bar)) as units,
+        ):
+            for unit, (facts, findings) in zip(samples.units(), units, strict=True):
                 totals.add(facts)
                 if facts.card not in ("", expected):
                     edited, first = edited + 1, first or unit.name
                 if facts.listing not in ("", samples.unit_sha256(unit)):
                     yield _finding(f"{unit.name}/{UNIT}", "the unit was made from another part of the list")
-                for finding in self._check_unit(unit, facts, samples):
-                    good = False
-                    yield finding
-                bar.update(unit.samples)
+                good = good and not findings
+                yield from findings
         if edited:
             which = "the units" if edited == samples.totals.units else f"{counted(edited, 'unit')}, {first} first"
             message = f"another card made {which}: a field that decides what values mean was edited since"
             yield _finding(self._file, message)
         return good
+
+    def check_unit(self, unit: UnitEntry, samples: SampleList) -> CheckedUnit:
+        """Returns the facts of a unit, and what is wrong with its bytes.
+
+        Raises:
+            LatentqError: The facts cannot be read.
+            OSError: A file cannot be read.
+        """
+        facts = UnitFacts.load(self._path / unit.name / UNIT)
+        return facts, list(self._check_unit(unit, facts, samples))
 
     def _check_unit(self, unit: UnitEntry, facts: UnitFacts, samples: SampleList) -> Iterator[mds.Finding]:
         """Checks a unit's shards, and that its facts and the list agree with them."""
@@ -354,6 +404,12 @@ class _Verification:
         is_being_finished = (self._path / NEXT_CARD).exists()
         if not is_being_finished and not totals.are_rejects_of(self._path / REJECTS):
             yield _finding(REJECTS, "does not hold the units' rejects")
+
+
+def _checked_here(checker: UnitChecker, samples: SampleList, bar: Progress) -> Generator[CheckedUnit, None, None]:
+    for unit in samples.units():
+        yield checker.check_unit(unit, samples)
+        bar.update(unit.samples)
 
 
 class _UnitTotals:

@@ -90,6 +90,21 @@ class Mirror:
             for _ in pool.map(self._fetch, sorted(self._listed)):
                 pass
 
+    def fetch_list(self, revision: int) -> None:
+        """Takes a list that is known to be whole, although no card names it yet, into the folder.
+
+        Args:
+            revision: How often the dataset was updated with it.
+
+        Raises:
+            OSError: The store cannot be read.
+        """
+        folder = list_folder(self.folder, revision).name
+        for name, _ in self.store.list():
+            if name.partition("/")[0] == folder and not (self.folder / name).exists():
+                self._fetch(name)
+                self._listed.add(name)
+
     def find_units(self) -> None:
         """Notes in the folder which units other processes have published since.
 

@@ -25,14 +25,23 @@ class OpenedDataset:
         folder: Its folder; for a URL, the folder that files are downloaded into.
         cache: The files of a URL; None for a folder.
         progress: Stream for progress, or None.
+        options: The options of a URL's object store.
 
     Attributes:
         name: The dataset as the user named it.
         folder: The folder. For a URL it has card and index until more is asked for.
+        options: The options of a URL's object store.
     """
 
-    def __init__(self, name: str, folder: Path, cache: ShardCache | None, progress: TextIO | None) -> None:
-        self.name, self.folder = name, folder
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        cache: ShardCache | None,
+        progress: TextIO | None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name, self.folder, self.options = name, folder, options or {}
         self._cache, self._progress = cache, progress
 
     def need_samples(self, indices: Sequence[int]) -> None:
@@ -46,6 +55,19 @@ class OpenedDataset:
             count = sum(shard.samples for shard in self._cache.shards)
             inside = np.array([index % count for index in indices if -count <= index < count], np.int64)
             pins = self._cache.pin(self._cache.shards_of(inside))
+            with contextlib.closing(pins):
+                pins.wait()
+
+    @property
+    def absolute_name(self) -> str:
+        """The dataset for other processes: an absolute path, or the URL."""
+        return str(self.folder.absolute()) if self._cache is None else self.name
+
+    def need_unit(self, name: str) -> None:
+        """Makes sure that the shards of one unit are in the folder. Raises as `need_samples`."""
+        if self._cache is not None:
+            shards = enumerate(self._cache.shards)
+            pins = self._cache.pin([number for number, shard in shards if shard.name.startswith(f"{name}/")])
             with contextlib.closing(pins):
                 pins.wait()
 
@@ -109,7 +131,7 @@ def opened(
         shards = ShardCache(str(path), folder, options=options)
         stack.callback(shards.close)
         try:
-            yield OpenedDataset(shards.url, shards.folder, shards, progress)
+            yield OpenedDataset(shards.url, shards.folder, shards, progress, options)
         except LatentqError as error:
             error.args = tuple(
                 part.replace(str(shards.folder), shards.url) if isinstance(part, str) else part for part in error.args

@@ -23,6 +23,7 @@ from latentq.run.share import Share
 from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import UnitFacts, card_hash
 from latentq.sharding.card import ShardsCard
+from latentq.sharding.on_ray import shards_on_ray
 from latentq.sharding.request import (
     ShardsRequest,
     check_same_shards,
@@ -121,6 +122,8 @@ def shards_request(request: ShardsRequest, mirror: Mirror | None = None) -> Shar
     if settings.delete_archives and begun is not None and source_is_deleted(request.source, out, begun):
         with finished_on_store(mirror, begun):
             return finish_units(out, begun, SHARDS, Completion, settings.progress)
+    if settings.ray is not None:
+        return shards_on_ray(request, mirror, shards_request)
     source = open_requested(request)
     with list_requested(request, source, out) as run_list:
         card = planned_card(request, source.kind, run_list.samples)
@@ -136,12 +139,14 @@ def shards_request(request: ShardsRequest, mirror: Mirror | None = None) -> Shar
         Progress(share.samples, "shards", settings.progress, totals=settings.totals) as bar,
         ThreadPoolExecutor(settings.threads) as pool,
     ):
-        for unit in share.pending(bar):
-            images = converted(card, source, samples.samples(unit), pool, depth=READ_AHEAD * settings.threads)
-            facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=samples.unit_sha256(unit))
-            fill = partial(write_samples, card=card, source=source, images=images, strict=settings.strict)
-            publish_unit(share.path(unit), card.columns, facts, bar, fill, shard_bytes=SHARD_BYTES)
-            share.unit_published(unit)
+        for pending in share.pending(bar, card):
+            for unit in pending:
+                images = converted(card, source, samples.samples(unit), pool, depth=READ_AHEAD * settings.threads)
+                facts = UnitFacts(card=card_hash((out / SHARDS).read_bytes()), listing=samples.unit_sha256(unit))
+                fill = partial(write_samples, card=card, source=source, images=images, strict=settings.strict)
+                publish_unit(share.path(unit), card.columns, facts, bar, fill, shard_bytes=SHARD_BYTES)
+                pending.done()
+                share.unit_published(unit)
     return share.finish(card, SHARDS, Completion, settings.progress)
 
 

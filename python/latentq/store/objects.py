@@ -76,6 +76,7 @@ class ObjectStore:
 
     Attributes:
         url: The URL, without a slash at its end.
+        options: The options that were given.
 
     Raises:
         MissingPackageError: obstore is not installed.
@@ -88,7 +89,7 @@ class ObjectStore:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         self.url = url.rstrip("/")
-        self._options = dict(options or {})
+        self.options = dict(options or {})
         self._retries = _RETRIES if patient else _FEW_RETRIES
         self._attempts = _ATTEMPTS if patient else min(_ATTEMPTS, 3)
         self._obstore: Any = obstore
@@ -106,7 +107,7 @@ class ObjectStore:
             raise ValueError(f"{url}: {_first_line(error)}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectStore, (self.url, self._options)
+        return ObjectStore, (self.url, self.options)
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.url!r})"

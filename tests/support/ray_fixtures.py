@@ -1,0 +1,44 @@
+"""A Ray cluster of several nodes on this machine."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import pytest
+
+_STORE_BYTES = 80 << 20  # of each node; results are small
+# Before Ray is imported: nothing is reported to anyone, and a busy machine may take long to start it.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+
+
+@contextlib.contextmanager
+def started_cluster(*cpus: int) -> Iterator["object"]:
+    """A cluster whose head has no processors, and a node with each number of processors; connected to this process."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, "object_store_memory": _STORE_BYTES},
+    )
+    try:
+        for count in cpus:
+            add_node(cluster, count)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def add_node(cluster, cpus):
+    """Adds a node."""
+    return cluster.add_node(num_cpus=cpus, num_gpus=0, object_store_memory=_STORE_BYTES)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A cluster of two nodes of one processor, which tests leave as it is."""
+    with started_cluster(1, 1) as cluster:
+        yield cluster
