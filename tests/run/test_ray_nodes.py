@@ -118,7 +118,7 @@ def test_dataset_on_a_store_begun_without_ray_and_updated_with_it(tmp_path, node
     assert latentq.encode(source, f"{s3}/set", **again).complete
     store = ObjectStore(f"{s3}/set", options)
     files = {name: data for name, data in contents(tmp_path / "one").items() if not name.endswith("/")}
-    assert {name: store.get(name) for name, _ in store.list()} == files
+    assert {stored.name: store.get(stored.name) for stored in store.list()} == files
     assert latentq.encode(source, f"{s3}/set", **again).source.revision == 1  # nothing changed
     pairs = [word for key, value in options.items() for word in ("--storage-option", f"{key}={value}")]
     command = [sys.executable, "-m", "latentq", "verify", f"{s3}/set", "--ray", nodes.address, *pairs]

@@ -101,9 +101,9 @@ def test_the_gpu_is_that_of_the_local_rank(monkeypatch):
 
 
 def commands():
-    """Yields the commands of docs/scaling.md that start latentq, without their launchers."""
+    """Yields the commands of docs/scaling.md that start ranks of latentq, without their launchers."""
     for line in (Path(__file__).parents[2] / "docs/scaling.md").read_text().splitlines():
-        if "latentq encode photos/ out/" in line:
+        if "latentq encode photos/ out/" in line and "--ray" not in line:
             yield line.partition("latentq encode photos/")[2]
 
 

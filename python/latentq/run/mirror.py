@@ -100,7 +100,7 @@ class Mirror:
             OSError: The store cannot be read.
         """
         folder = list_folder(self.folder, revision).name
-        for name, _ in self.store.list():
+        for name in (stored.name for stored in self.store.list()):
             if name.partition("/")[0] == folder and not (self.folder / name).exists():
                 self._fetch(name)
                 self._listed.add(name)
