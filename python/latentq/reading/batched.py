@@ -21,7 +21,16 @@ from latentq.reading.loader import LatentLoader, LoaderOptions
 from latentq.reading.order import BucketOrder, EpochOrder, Order
 from latentq.reading.protocol import Transform
 from latentq.reading.sampler import LatentBatchSampler, SamplerOptions
-from latentq.reading.samples import Batch, Indices, Samples, checked_indices, collate, samples_of
+from latentq.reading.samples import (
+    Batch,
+    Indices,
+    Samples,
+    checked_index,
+    checked_indices,
+    collate,
+    sample_of,
+    samples_of,
+)
 from latentq.reading.windows import ShardRuns, Window
 
 
@@ -95,6 +104,10 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
             ValueError: The samples are of several buckets.
         """
 
+    def _batch(self, indices: NDArray[np.int64], noise: Batch | None, allocate: Allocate) -> Batch:
+        """Does the work of `batch` for indices in [0, len(self))."""
+        return self.batch(indices, noise=noise, allocate=allocate)
+
     def noise_of(self, indices: NDArray[np.int64], seed: int, epoch: int, *, allocate: Allocate = private) -> Batch:
         """Returns the noise with which a loader draws latents from moments, for `decode_batch`.
 
@@ -129,6 +142,10 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
             IndexError: An index is out of range.
             ValueError: There are several indices, of samples in several buckets.
         """
+        if type(index) is int:
+            allocate = private if get_worker_info() is None else shareable
+            sample = sample_of(self._batch(checked_index(index, len(self)), None, allocate))
+            return sample if self.transform is None else self.transform(sample)
         if isinstance(index, torch.Tensor) and index.ndim:
             index = index.numpy(force=True)
         if isinstance(index, Sequence | np.ndarray) and np.ndim(index):

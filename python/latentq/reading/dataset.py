@@ -251,13 +251,17 @@ class LatentDataset(BatchedDataset):
             FormatError: A shard is broken or truncated; the message names it.
             ValueError: The samples are of several buckets.
         """
-        checked = checked_indices(indices, len(self))
-        bucket = self._table.common(checked)
+        return self._batch(checked_indices(indices, len(self)), noise, allocate)
+
+    def _batch(self, indices: NDArray[np.int64], noise: Batch | None, allocate: Allocate) -> Batch:
+        bucket = self._table.common(indices)
         gatherer = self._gatherers.get(bucket)
         if gatherer is None:
             gatherer = self._gatherers[bucket] = self.gatherer(bucket=bucket)
-        begun = gatherer.begin(checked, allocate)
-        return self.decode_batch(begun() | (noise or {}), bucket=bucket, allocate=allocate)
+        batch = gatherer.begin(indices, allocate)()
+        if gatherer.gives_decoded:
+            return batch
+        return self.decode_batch(batch | (noise or {}), bucket=bucket, allocate=allocate)
 
     def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> Gatherer | None:
         """Returns the native gatherer of a bucket, or None if building a batch needs Python.

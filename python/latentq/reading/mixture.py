@@ -120,9 +120,11 @@ class LatentMixture(BatchedDataset):
             noise: See `LatentDataset.batch`.
             allocate: Allocates the batch's tensors on the CPU.
         """
-        checked = checked_indices(indices, len(self))
-        batch = self.read(checked) | (noise or {})
-        return self.decode_batch(batch, bucket=self._table.common(checked), allocate=allocate)
+        return self._batch(checked_indices(indices, len(self)), noise, allocate)
+
+    def _batch(self, indices: NDArray[np.int64], noise: Batch | None, allocate: Allocate) -> Batch:
+        batch = self.read(indices) | (noise or {})
+        return self.decode_batch(batch, bucket=self._table.common(indices), allocate=allocate)
 
     def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> None:
         """Returns None, since Python joins the datasets' parts of a batch.
