@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
@@ -47,42 +48,51 @@ class JointPins:
         for part in self._parts:
             part.release()
 
+    def leave(self) -> None:
+        """Ends keeping them, and lets their downloads end."""
+        for part in self._parts:
+            part.leave()
+
 
 ALL_THERE = JointPins(())
 """No files: all are there, and stay there."""
 
 
-def with_files(steps: Iterator[Step], files: Files | None) -> Generator[tuple[Step, Pinned]]:
+def with_files(steps: Iterator[Step], files: Files | None, following: Iterator[Step]) -> Generator[tuple[Step, Pinned]]:
     """Yields steps with their files kept, and keeps those of as many later steps as there is room for.
 
     Args:
         steps: The steps.
         files: The files, or None if all are there.
+        following: The steps of the next epoch: at the end of this one their files are downloaded, if there is room.
     """
     if files is None:
         yield from ((step, ALL_THERE) for step in steps)
         return
-    ready: deque[tuple[Step, Pinned]] = deque()
-    held: Step | None = None  # a step whose files had no room
+    coming = itertools.chain(((step, True) for step in steps), ((step, False) for step in following))
+    ready: deque[tuple[Step, bool, Pinned]] = deque()
+    held: tuple[Step, bool] | None = None  # a step whose files had no room
     samples = 0
     try:
         while True:
             while samples < _SAMPLES:
-                step = held or next(steps, None)
-                held = step
-                if step is None:
+                held = held or next(coming, None)
+                if held is None:
                     break
-                pinned = files.pin(step.indices, within=bool(ready))
+                step, is_own = held
+                pinned = files.pin(step.indices, within=bool(ready) or not is_own)
                 if pinned is None:
                     break
-                ready.append((step, pinned))
+                ready.append((step, is_own, pinned))
                 samples += len(step.indices)
                 held = None
-            if not ready:
-                return
-            step, pinned = ready.popleft()
+            if not ready or not ready[0][1]:
+                break
+            step, _, pinned = ready.popleft()
             samples -= len(step.indices)
             yield step, pinned
+        while ready:  # what is being downloaded of the next epoch still comes
+            ready.popleft()[2].leave()
     finally:
-        for _, pinned in ready:
+        for _, _, pinned in ready:
             pinned.release()

@@ -47,7 +47,10 @@ class Pinned(Protocol):
         """Waits until they are there."""
 
     def release(self) -> None:
-        """Ends keeping them."""
+        """Ends keeping them, and drops downloads that have not begun."""
+
+    def leave(self) -> None:
+        """Ends keeping them, and lets their downloads end."""
 
 
 class Gatherer:

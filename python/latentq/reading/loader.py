@@ -149,7 +149,7 @@ class LatentLoader(Steps):
         gatherers: dict[int, Gatherer | None] = {}
         prepared: deque[_Prepared] = deque()
         files = self.source.files()
-        kept = with_files(steps, files)
+        kept = with_files(steps, files, self._steps(epoch + 1, self._first))
         is_finalizing = sys.is_finalizing  # kept, since at the interpreter's end modules lose their imports
         try:
             for step, pinned in kept:

@@ -235,11 +235,30 @@ class ShardCache:
                 self._pins[number] += 1
                 future = self._brought.get(number)
                 if future is None or (future.done() and future.exception() is not None):
-                    if self._pool is None:
-                        self._pool = ThreadPoolExecutor(_THREADS, "latentq: download")
-                    future = self._brought[number] = self._pool.submit(self._bring, number)
+                    future = self._brought[number] = self._kept_at_once(number) or self._threads().submit(
+                        self._bring, number
+                    )
                 futures.append(future)
         return Pins(self, pinned, futures)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, "latentq: download")
+        return self._pool
+
+    def _kept_at_once(self, number: int) -> Future[int | None] | None:
+        """Returns what `_bring` will, if a shard is there: a thread might come after one that evicts it."""
+        if not self._is_present(self.shards[number], trusted=True):
+            return None
+        future: Future[int | None] = Future()
+        if not self.evicts:
+            self._here[number] = True
+            future.set_result(None)
+            return future
+        with contextlib.suppress(FileNotFoundError):  # it was evicted since
+            future.set_result(_kept(self.folder / self.shards[number].name))
+            return future
+        return None
 
     def has_room(self, numbers: Sequence[int]) -> bool:
         """True if shards may be asked for ahead of need: few are being downloaded, and they fit next to those in use.
@@ -341,8 +360,8 @@ class ShardCache:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def release(self, numbers: Iterable[int]) -> None:
-        """Ends a pin: see `Pins.release`."""
+    def release(self, numbers: Iterable[int], *, drop: bool = True) -> None:
+        """Ends a pin: see `Pins.release`, or `Pins.leave` for one that does not drop downloads."""
         if os.getpid() != self._process:
             return
         for number in numbers:
@@ -354,7 +373,7 @@ class ShardCache:
                 future = self._brought.pop(number, None)
             if self.evicts:  # an open file would keep its space when another process evicts it
                 self.on_release(number)
-            if future is not None and not future.cancel():
+            if future is not None and not (drop and future.cancel()):
                 future.add_done_callback(_close_lock)
 
     def _finish(self, pins: Pins, progress: Callable[[int], object]) -> None:
@@ -477,10 +496,17 @@ class Pins:
             future.result()
 
     def release(self) -> None:
-        """Lets the shards be evicted. A second call does nothing."""
+        """Lets the shards be evicted, and drops downloads that have not begun. A second call does nothing."""
+        self._end(drop=True)
+
+    def leave(self) -> None:
+        """Lets the shards be evicted; those that are asked for still come."""
+        self._end(drop=False)
+
+    def _end(self, *, drop: bool) -> None:
         if self._held:
             self._held = False
-            self._cache.release(self.numbers)
+            self._cache.release(self.numbers, drop=drop)
 
     close = release
 
