@@ -10,6 +10,8 @@ mod x86_affine;
 #[cfg(target_arch = "x86_64")]
 mod x86_bits;
 #[cfg(target_arch = "x86_64")]
+mod x86_encode512;
+#[cfg(target_arch = "x86_64")]
 mod x86_levels;
 #[cfg(target_arch = "x86_64")]
 mod x86_tiles;
@@ -25,7 +27,7 @@ mod x86_words512;
 use super::floats::{Float, Floats, FloatsMut};
 use super::kernel::{Kernel, LABELS, Observed, STATES};
 use super::scheme::Affine;
-use super::transform::{BLOCK, ENTRIES, EightTiles, Entry, Stream};
+use super::transform::{BLOCK, ENTRIES, EightTiles, Entry, Stream, Windows};
 use super::trellis::{Nearest, Runs, TrellisLevels};
 use crate::isa;
 #[cfg(target_arch = "x86_64")]
@@ -378,6 +380,16 @@ impl Isa {
         }
     }
 
+    /// [`Isa::mix`] for a whole tile.
+    #[inline(always)]
+    pub(super) fn mix_tile(self, matrix: &[f32], input: &[f32], channel: usize) -> Option<[[f32; 64]; 4]> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86_encode512::mix_tile_avx512(matrix, input, channel) },
+            _ => None,
+        }
+    }
+
     /// Adds rows of 48 numbers that start there. Returns false if the instruction set has no code for that.
     #[inline(always)]
     pub(super) fn add_rows(self, rows: &[u16], starts: &[i32; 16], sums: &mut [u32; 48]) -> bool {
@@ -407,10 +419,37 @@ impl Isa {
         match self {
             Isa::Baseline => false,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 | Isa::Avx512 => {
+            Isa::Avx2 => {
                 unsafe { x86_transform::forward_dct_avx2(values, by) };
                 true
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                unsafe { x86_encode512::forward_dct_avx512(values, by) };
+                true
+            }
+        }
+    }
+
+    /// For sixteen elements of a lane: costs of four consecutive levels from `low` on, or of the next towards zero, by label, and
+    /// the choice. Returns false if the instruction set has no code for that, or a t has no window; then nothing is done.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn compare_sixteen<const L: usize>(
+        self,
+        by_level: &[f32],
+        windows: &Windows,
+        t: &[u8; 16],
+        y: &[f32; 16],
+        low: &[i32; 16],
+        lane: usize,
+        costs: &mut [[[f32; L]; LABELS]; 16],
+        choices: &mut [i32; 16],
+    ) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { x86_encode512::compare_avx512(by_level, windows, t, y, low, lane, costs, choices) },
+            _ => false,
         }
     }
 

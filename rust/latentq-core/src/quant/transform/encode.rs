@@ -22,6 +22,9 @@ use crate::{Error, Result};
 /// The largest coefficient, in steps: its integer must fit in 16 bits.
 const LARGEST: f64 = 65_000.0;
 
+/// Elements that are compared together, if the instruction set has code for that.
+const SIXTEEN: usize = 16;
+
 /// Steps that are tried for a budget.
 const TURNS: u32 = 12;
 
@@ -608,12 +611,16 @@ fn find_paths<const L: usize>(isa: Isa, rates: &Rates, lanes: &mut [Lane], paths
             lowest(y, &mut lows[..y.len()]);
             let mut at = 0;
             while at < y.len() {
-                at += if compare_two(isa, rates, at, t, y, &lows, lane, costs, choices) {
-                    2
-                } else {
-                    choices[at] = compare(isa, rates, usize::from(t[at]), y[at], lows[at], lane, &mut costs[at]);
-                    1
-                };
+                at += compare_sixteen(isa, rates, at, t, y, &lows, lane, costs, choices);
+                let end = y.len().min(at + SIXTEEN);
+                while at < end {
+                    at += if compare_two(isa, rates, at, t, y, &lows, lane, costs, choices) {
+                        2
+                    } else {
+                        choices[at] = compare(isa, rates, usize::from(t[at]), y[at], lows[at], lane, &mut costs[at]);
+                        1
+                    };
+                }
             }
         }
         metric.advance(isa, costs, paths);
@@ -632,6 +639,31 @@ fn lowest(y: &[f32], lows: &mut [i32]) {
         }
         *low = integer(least);
     }
+}
+
+/// [`compare`] for as many elements from `at` on as can be done in sixteens, next to each other. Returns their number.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn compare_sixteen<const L: usize>(
+    isa: Isa,
+    rates: &Rates,
+    at: usize,
+    t: &[u8],
+    y: &[f32],
+    lows: &[i32; STEP],
+    lane: usize,
+    costs: &mut [[[f32; L]; LABELS]],
+    choices: &mut [i32],
+) -> usize {
+    let (t, y) = (t[at..].as_chunks::<SIXTEEN>().0, y[at..].as_chunks().0);
+    let (costs, choices) = (costs[at..].as_chunks_mut().0, choices[at..].as_chunks_mut().0);
+    let (elements, out) = (t.iter().zip(y).zip(lows[at..].as_chunks().0), costs.iter_mut().zip(choices));
+    for (number, (((t, y), low), (costs, choices))) in elements.zip(out).enumerate() {
+        if !rates.compare(isa, t, y, low, lane, costs, choices) {
+            return SIXTEEN * number;
+        }
+    }
+    SIXTEEN * t.len()
 }
 
 /// [`compare`] for the elements `at` and `at + 1`. Returns false if nothing is done.
@@ -655,7 +687,7 @@ fn compare_two<const L: usize>(
     if t0.max(t1) >= WINDOWS {
         return false;
     }
-    let windows = [rates.window(rates.windows[t0], low[0]), rates.window(rates.windows[t1], low[1])];
+    let windows = [rates.window(t0, low[0]), rates.window(t1, low[1])];
     let Some((by_label, gives_way)) = isa.compare_levels(windows, y, low) else { return false };
     for i in 0..2 {
         write_costs(isa, by_label[i], lane, &mut costs[at + i]);
@@ -677,7 +709,7 @@ fn compare<const L: usize>(
     costs: &mut [[f32; L]; LABELS],
 ) -> i32 {
     let (by_label, gives_way) = if t < WINDOWS {
-        let window = rates.window(rates.windows[t], low);
+        let window = rates.window(t, low);
         compare_plain(y, low, |level| window[(level - low + 4) as usize % 12])
     } else {
         compare_plain(y, low, |level| rates.cost(t, level))

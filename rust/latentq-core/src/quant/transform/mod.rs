@@ -31,6 +31,7 @@ use order::Plan;
 use rans::Symbol;
 pub(super) use rans::{ENTRIES, Entry, SEGMENT, Stream};
 use rates::Rates;
+pub(super) use rates::{WINDOWS, Windows};
 pub(super) use spatial::{EIGHT_LEN, EightTiles};
 pub(super) use tables::DCT;
 use tables::{MANTISSA, TILE};

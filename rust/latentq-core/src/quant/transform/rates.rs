@@ -4,6 +4,7 @@ use super::{LEVELS, LIMIT, MOST_T, PRECISION, SYMBOLS, TABLES, ZERO};
 use crate::Result;
 use crate::memory::with_room;
 use crate::quant::arch::Isa;
+use crate::quant::kernel::LABELS;
 
 /// Bits of an escape beyond those of its symbol.
 const ESCAPE: u16 = 16 * UNIT;
@@ -50,18 +51,18 @@ pub struct Rates {
     rows: Vec<u16>,
     /// By t: costs of the levels n, next to each other.
     costs: Vec<f32>,
-    pub windows: [Window; WINDOWS],
+    windows: Windows,
     /// What a bit costs.
     lambda: f32,
 }
 
-/// Where the costs of a t are.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Window {
+/// Where the costs of each t are. Those from [`WINDOWS`] on have none.
+#[derive(Debug)]
+pub struct Windows {
     /// The index of the cost of level 0.
-    center: usize,
+    pub centers: [u16; 64],
     /// The costs of 12 levels from `low - 4` on are there for `low` from `-reach` to `reach - 4`; beyond, all are escapes.
-    reach: i32,
+    pub reaches: [u16; 64],
 }
 
 impl Rates {
@@ -80,7 +81,7 @@ impl Rates {
             symbols,
             rows: Vec::new(),
             costs: Vec::new(),
-            windows: [Window::default(); WINDOWS],
+            windows: Windows { centers: [0; 64], reaches: [0; 64] },
             lambda: LAMBDA,
         };
         out.rows = with_room((2 * ROWS + 2) as usize * ROW_LEN)?;
@@ -102,7 +103,9 @@ impl Rates {
         let mut costs = with_room(len)?;
         for t in 0..WINDOWS {
             let reach = reach(t);
-            self.windows[t] = Window { center: costs.len() + (reach + MARGIN) as usize, reach: reach + MARGIN / 2 };
+            // At most 53,280 costs, and 4,104.
+            self.windows.centers[t] = (costs.len() + (reach + MARGIN) as usize) as u16;
+            self.windows.reaches[t] = (reach + MARGIN / 2) as u16;
             costs.extend((-reach - MARGIN..reach + MARGIN).map(|level| lambda * self.bits(t, level >> 1)));
         }
         (self.costs, self.lambda) = (costs, lambda);
@@ -158,12 +161,29 @@ impl Rates {
         }
     }
 
-    /// The costs in bits of twelve levels from `low - 4` on. `low` is clamped to where there are costs: beyond, all are those
-    /// of an escape.
+    /// The costs in bits of twelve levels from `low - 4` on, for a t below [`WINDOWS`]. `low` is clamped to where there are costs:
+    /// beyond, all are those of an escape.
     #[inline(always)]
-    pub fn window(&self, window: Window, low: i32) -> &[f32; 12] {
-        let start = (window.center as i64 + i64::from(low.clamp(-window.reach, window.reach - 4)) - 4) as usize;
+    pub fn window(&self, t: usize, low: i32) -> &[f32; 12] {
+        let [center, reach] = [&self.windows.centers, &self.windows.reaches].map(|windows| i32::from(windows[t % 64]));
+        let start = (center + low.clamp(-reach, reach - 4) - 4) as usize;
         // There are always twelve; the constant is never used.
         self.costs.get(start..).and_then(|costs| costs.first_chunk()).unwrap_or(&[0.0; 12])
+    }
+
+    /// Does [`super::encode::compare`] for sixteen elements. Returns false if nothing is done.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    pub fn compare<const L: usize>(
+        &self,
+        isa: Isa,
+        t: &[u8; 16],
+        y: &[f32; 16],
+        low: &[i32; 16],
+        lane: usize,
+        costs: &mut [[[f32; L]; LABELS]; 16],
+        choices: &mut [i32; 16],
+    ) -> bool {
+        isa.compare_sixteen(&self.costs, &self.windows, t, y, low, lane, costs, choices)
     }
 }

@@ -95,8 +95,20 @@ trait Put {
 #[inline(always)]
 fn mix(isa: Isa, matrix: &[f32], input: &[f32], rows: usize, mut out: impl Put) {
     let channels = input.len() / TILE;
+    let mut first = 0;
+    while rows == SIDE
+        && first + TOGETHER <= channels
+        && let Some(sums) = isa.mix_tile(matrix, input, first)
+    {
+        for (i, sums) in sums.iter().enumerate() {
+            for (pair, sums) in sums.as_chunks().0.iter().enumerate() {
+                out.put(first + i, 2 * pair, sums);
+            }
+        }
+        first += TOGETHER;
+    }
     for row in (0..rows).step_by(2) {
-        let mut channel = 0;
+        let mut channel = first;
         while channel + TOGETHER <= channels {
             let sums = match isa.mix(matrix, input, row, channel) {
                 Some(sums) => sums,
@@ -211,7 +223,12 @@ pub fn forward_tile(
     for ((channel, buffer), mean) in buffer.as_chunks_mut::<TILE>().0.iter_mut().enumerate().zip(mean) {
         let start = (channel * height + tile.row) * width + tile.column;
         for (row, buffer) in rows_of(buffer).iter_mut().enumerate().take(tile.height) {
-            for (out, x) in buffer.iter_mut().zip(&x[start + row * width..][..tile.width]) {
+            let x = &x[start + row * width..][..tile.width];
+            if let Ok(x) = <&Row>::try_from(x) {
+                *buffer = x.map(|x| x - *mean); // as a vector
+                continue;
+            }
+            for (out, x) in buffer.iter_mut().zip(x) {
                 *out = *x - *mean;
             }
         }
