@@ -17,7 +17,7 @@ CHECKED := --config 'profile.release.package.latentq-core.debug-assertions=true'
 	--config 'profile.release.package.latentq-core.overflow-checks=true'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python test-long test-readers lint demo bench bench-results bench-gpu docs wheel test-wheel clean
+.PHONY: help build test test-rust test-python test-long test-readers lint demo bench bench-results bench-rivals bench-gpu docs wheel test-wheel clean
 
 help: ## print this list
 	@echo 'usage: make TARGET'
@@ -85,6 +85,11 @@ bench: build ## run the benchmarks (K=WORD: some of them)
 
 bench-results: bench ## run the benchmarks and write their tables into benches/RESULTS.md
 	@python benches/write_results.py target/bench.json
+
+bench-rivals: build ## race other tools, each in an environment of its own, and put the table into README.md
+	$(SAY) 'installing rivals in target/rivals, about 5 GB; the races take about 15 minutes'
+	@python benches/rivals.py
+	@python benches/rivals.py --write-readme
 
 bench-gpu: build ## check and measure the CUDA path on one card (benches/gpu.py)
 	$(SAY) 'running benches/gpu.py; about 8 minutes'

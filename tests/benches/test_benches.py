@@ -70,3 +70,85 @@ def test_block_codec_counts_every_bit_and_keeps_values_within_their_block():
     assert np.abs(values[1] - 0.25).max() < 1e-6
     error = np.abs(values[0] - latents[0])
     assert 0 < error.max() < np.ptp(latents[0]) / 16
+
+
+def rivals():
+    """Returns the module, whose parts lie in a package next to it."""
+    sys.path.insert(0, str(BENCHES))
+    try:
+        return load("rivals")
+    finally:
+        sys.path.remove(str(BENCHES))
+
+
+RACED = {
+    "date": "2026-01-02", "processor": "CPU", "isa": "avx512", "cores": 2, "load": 0.5, "system": "Linux",
+    "versions": {"ours": {"numpy": "2"}, "slow": {"slow": "1.0"}},
+    "races": {
+        "warm": {
+            "unit": "samples", "items": 100, "notes": {"broken": "ValueError: no"},
+            "seconds": {"latentq": [1.0, 10.0, 2.0], "slow": [3.0, 30.0, 4.0]},
+        },
+        "first batch": {
+            "unit": "openings", "items": 1, "notes": {}, "seconds": {"latentq": [0.01] * 3, "slow": [0.5] * 3}
+        },
+        "pixels": {
+            "unit": "images", "items": 8, "seconds": {"latentq": [1.0], "slow": [2.0]},
+            "notes": {"latentq": "pixels are Pillow's", "slow": "pixels differ by up to 3"},
+        },
+    },
+}  # fmt: skip
+
+
+def test_table_of_the_race_has_rates_and_ratios_within_a_round():
+    assert rivals().table(RACED).splitlines()[2:] == [
+        r"| latentq | 50.0/s | 10.0 ms | 8.00/s \* |",
+        "| slow | 25.0/s (3.0 x) | 500 ms (50.0 x) | 4.00/s (2.0 x) |",
+        "| broken | failed |  |  |",
+    ]
+
+
+def test_race_is_written_between_the_comments_of_the_readme(monkeypatch, tmp_path):
+    module, readme = rivals(), tmp_path / "README.md"
+    monkeypatch.setattr(module, "README", readme)
+    readme.write_text(f"before\n{module.START}\nold\n{module.END}\nafter")
+    module.write_readme(RACED)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{module.START}\n|  | warm |")
+    assert "numpy 2, slow 1.0" in text
+    assert "broken failed: ValueError: no." in text
+    assert text.endswith(f"{module.END}\nafter")
+    assert "old" not in text
+    readme.write_text("no comments")
+    with pytest.raises(SystemExit, match="comments"):
+        module.write_readme(RACED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("load", "latentq"), ("load", "NumPy memmap"), ("load", "plain reads, 8 threads"), ("write", "latentq"),
+     ("write", "bare write"), ("pixels", "latentq"), ("pixels", "Pillow"), ("first batch", "NumPy memmap")],
+)  # fmt: skip
+def test_contenders_of_the_race_that_need_no_environment(tmp_path, kind, name):
+    module = rivals()
+    module.write_data(tmp_path, 600, None)
+    worker = module.Worker(module.Entry(name), kind, sys.executable, tmp_path, tmp_path / "log")
+    try:
+        answer = worker.tell("prepare")
+        assert answer.get("note", "pixels are Pillow's") == "pixels are Pillow's"
+        assert worker.tell("close")["seconds"] >= 0
+        assert worker.tell("run")["seconds"] > 0
+        with pytest.raises(module.RivalError, match="nonsense"):
+            worker.tell("nonsense")
+    finally:
+        worker.end()
+
+
+def test_loader_of_the_race_that_drops_samples_is_refused(tmp_path):
+    sys.path.insert(0, str(BENCHES))
+    from race import loaders
+
+    rivals().write_numpy(tmp_path, 600)
+    good = loaders.numpy_memmap(tmp_path)
+    with pytest.raises(AssertionError, match="has 512 of 600 samples"):
+        loaders.Contender(lambda _folder: lambda: list(good())[:2], tmp_path, first=False).prepare()
