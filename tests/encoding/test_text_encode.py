@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,11 @@ from PIL import Image
 
 import latentq
 from conftest import contents
-from latentq import Card, LatentDataset, LatentMixture, LatentqError, MismatchError, Recipe, RecipeError, mds
+from latentq import Card, LatentDataset, LatentMixture, LatentqError, MismatchError, Quantizer, Recipe, RecipeError, mds
 from latentq.cli.main import main
 from latentq.collect import COLLECTIONS
 from latentq.encoding import captions as caption_encoding
+from latentq.encoding.stages import Profile
 from latentq.format.options import Column
 from latentq.models.text import Embeddings, load_text_encoder
 from latentq.run.sample_list import SampleList
@@ -50,6 +52,22 @@ def several(tmp_path_factory):
     images = [{"bytes": data, "path": name} for name, data in pictures.items()]
     pq.write_table(pa.table({"image": images, "reference_strs": captions}), folder / "0.parquet")
     return folder / "0.parquet", captions
+
+
+class Blocks:
+    """A user's own autoencoder: the mean of blocks of pixels."""
+
+    name = family = "blocks"
+    pixel_range = (0.0, 1.0)
+
+    def latent_shape(self, size):
+        return (3, size // 8, size // 8)
+
+    def encode(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, 8)
+
+    def decode(self, latents):
+        return torch.nn.functional.interpolate(latents, scale_factor=8)
 
 
 class Counting:
@@ -182,6 +200,42 @@ def test_embeddings_are_quantized_along_their_last_axis(tar, tmp_path, kind, bit
         assert torch.equal(codes["caption_embedding"].reshape(5, 8), quantizer.quantize(embedding[1]))
     assert latentq.verify(tmp_path / "out") == []
     assert card == Card.load(tmp_path / "out")
+
+
+def test_a_trellis_of_embeddings_runs_while_the_networks_compute_the_next_batches(tar, tmp_path, monkeypatch):
+    calls, seen, searched = threading.Condition(), [], []
+
+    class Counted(Blocks):
+        def encode(self, pixels):
+            with calls:
+                seen.append(len(pixels))
+                calls.notify_all()
+            return super().encode(pixels)
+
+    quantize = Quantizer.quantize_counted
+
+    def waiting(self, *arguments, **options):
+        # The empty caption is quantized before the first batch.
+        if self.kind == "trellis" and threading.current_thread() is not threading.main_thread():
+            searched.append(self.channels)
+            with calls:  # four batches are calibrated on, so the first is searched here while the third is computed
+                assert calls.wait_for(lambda: len(seen) >= 4 + 3, timeout=30)
+        return quantize(self, *arguments, **options)
+
+    monkeypatch.setattr(Quantizer, "quantize_counted", waiting)
+    recipe = Recipe.load("default").to_dict()
+    recipe["text"] = {"model": "counting"}
+    recipe["columns"]["caption_embedding"] = {
+        "from": "caption_embedding", "quantizer": {"kind": "trellis", "bits": 4}
+    }  # fmt: skip
+    profile = Profile()
+    latentq.encode(
+        tar, tmp_path / "out", recipe=Recipe.from_dict(recipe), autoencoder=Counted(), text_encoder=Counting(), size=32,
+        batch_size=2, profile=profile,
+    )  # fmt: skip
+    assert len(seen) == 8
+    assert searched == [8] * 4
+    assert profile.seconds["codec", "worked"] > 0
 
 
 def test_several_captions_of_an_image_are_stored(several, tmp_path):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from latentq._core import LatentqError
 from latentq.encoding.batches import EncodedBatch, encode_batches, retry_with_smaller_batches
 from latentq.encoding.run import EncodingRun
+from latentq.encoding.write import quantize_vectors
 from latentq.format import empty_caption
 from latentq.format.card import CARD, Card
 from latentq.format.encodings import transform_bytes
@@ -100,6 +101,8 @@ def _empty_caption_columns(run: EncodingRun) -> dict[str, NDArray[Any]]:
     if embedded.bad:
         raise LatentqError("the embedding of the empty caption holds NaN or infinity")
     columns = stacked([[embedded] * run.card.recipe.text.captions])
+    for name, quantizer in run.text_trellises.items():
+        columns[name], _ = quantize_vectors(quantizer, columns[name], threads=run.threads)
     return {name: values[0] for name, values in columns.items()}
 
 

@@ -13,7 +13,7 @@ from latentq.encoding.models import Models
 from latentq.encoding.options import EncodeSettings
 from latentq.encoding.stages import Profile
 from latentq.format.card import Card
-from latentq.quantizer import Quantizer, Transform
+from latentq.quantizer import AnyQuantizer, Quantizer, Transform
 from latentq.run.sample_list import SampleList
 from latentq.sources import Source
 from latentq.system.memory import available_bytes
@@ -128,16 +128,11 @@ class EncodingRun:
         Values of a column with a trellis or a transform stay float32: the writer encodes them on the CPU, while the
         network computes the next batches.
         """
-        return {
-            name: Quantizer.floating("float32", channels=facts.quantizer.channels)
-            if isinstance(facts.quantizer, Transform) or facts.quantizer.kind == "trellis"
-            else facts.quantizer
-            for name, facts in self.card.latents.items()
-        }
+        return {name: _on_device(facts.quantizer) for name, facts in self.card.latents.items()}
 
     @property
     def trellises(self) -> dict[str, Quantizer]:
-        """The quantizers that the writer applies, by column."""
+        """The quantizers of latents and moments that the writer applies, by column."""
         return {
             name: facts.quantizer
             for name, facts in self.card.latents.items()
@@ -153,8 +148,22 @@ class EncodingRun:
 
     @property
     def text_quantizers(self) -> dict[str, Quantizer]:
-        """The quantizers of the columns of embeddings, by column."""
-        return {name: facts.quantizer for name, facts in self.card.embeddings.items()}
+        """The quantizers that the device applies to embeddings, by column: with a trellis, float32 as for latents."""
+        return {name: _on_device(facts.quantizer) for name, facts in self.card.embeddings.items()}
+
+    @property
+    def text_trellises(self) -> dict[str, Quantizer]:
+        """The quantizers of embeddings that the writer applies, by column."""
+        return {
+            name: facts.quantizer for name, facts in self.card.embeddings.items() if facts.quantizer.kind == "trellis"
+        }
+
+
+def _on_device(quantizer: AnyQuantizer) -> Quantizer:
+    """Returns the quantizer that the device applies: the values themselves if the writer encodes them on the CPU."""
+    if isinstance(quantizer, Transform) or quantizer.kind == "trellis":
+        return Quantizer.floating("float32", channels=quantizer.channels)
+    return quantizer
 
 
 def _check_memory(sizes: Sequence[Sequence[tuple[int, int]]], batch_sizes: Sequence[int]) -> None:

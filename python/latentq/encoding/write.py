@@ -211,8 +211,12 @@ def _column(run: EncodingRun, encoded: EncodedBatch, name: str, facts: UnitFacts
     elif name in card.tokens:
         values = encoded.codes[name].astype(card.tokens[name].dtype)
     elif name in card.embeddings:
-        facts.clipped[name] = facts.clipped.get(name, 0) + int(encoded.clipped[name].sum())
-        values = _packed_embeddings(card.embeddings[name], encoded.codes[name])
+        codes, clipped = encoded.codes[name], int(encoded.clipped[name].sum())
+        if name in run.text_trellises:
+            with run.profile.timing(CODEC, "worked"):
+                codes, clipped = quantize_vectors(run.text_trellises[name], codes, threads=run.threads)
+        facts.clipped[name] = facts.clipped.get(name, 0) + clipped
+        values = _packed_embeddings(card.embeddings[name], codes)
     elif content in TEXT:
         values = encoded.codes[name]
     elif content == "image":
@@ -259,6 +263,12 @@ def _packed_embeddings(facts: EmbeddingFacts, codes: NDArray[Any]) -> NDArray[An
         return codes
     packed: NDArray[Any] = facts.quantizer.pack(codes.reshape(-1, codes.shape[-1]))
     return packed.reshape(len(codes), -1)
+
+
+def quantize_vectors(quantizer: Quantizer, values: NDArray[Any], *, threads: int) -> tuple[NDArray[Any], int]:
+    """Returns the codes of embeddings (..., D), each vector a sample, and the number of clipped values."""
+    codes, counts = quantizer.quantize_counted(values.reshape(-1, values.shape[-1]), threads=threads)
+    return codes.reshape(values.shape), int(counts.clipped.sum())
 
 
 def _quantized_column(
