@@ -17,7 +17,7 @@ CHECKED := --config 'profile.release.package.latentq-core.debug-assertions=true'
 	--config 'profile.release.package.latentq-core.overflow-checks=true'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python test-long test-readers lint demo bench bench-results bench-rivals bench-gpu docs wheel test-wheel clean
+.PHONY: help build test test-rust test-python test-long test-hosts test-readers lint demo bench bench-results bench-rivals bench-gpu docs wheel test-wheel clean
 
 help: ## print this list
 	@echo 'usage: make TARGET'
@@ -53,6 +53,10 @@ test-python: build ## run the tests of the Python package
 test-long: build ## run the tests that kill, compile or race for long
 	$(SAY) 'running the long Python tests; some of them take minutes'
 	@python -m pytest -n auto --dist loadfile -m long
+
+test-hosts: build ## encode on hosts apart, one of them cut off for a while (root, Linux, iproute2)
+	$(SAY) 'encoding in network namespaces over a slow and lossy network; about a minute'
+	@PYTHONPATH=tests python -m hosts.check
 
 test-readers: build ## compare what three stock readers of MDS read with docs/mds.md
 	$(SAY) 'installing stock readers in target/readers and reading our datasets with them; about 3 minutes on two cores'

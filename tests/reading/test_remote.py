@@ -348,6 +348,7 @@ def test_whole_cache_is_read_without_the_store(made, url, tmp_path, monkeypatch)
     remote[0]
     gone = {"endpoint": "http://127.0.0.1:1", "connect_timeout": "1s"}
     monkeypatch.setattr("latentq.store.objects._ATTEMPTS", 1)
+    monkeypatch.setattr("latentq.store.objects._PATIENCE", 0.0)
     for name in ("_RETRIES", "_FEW_RETRIES"):
         monkeypatch.setattr(f"latentq.store.objects.{name}", {"max_retries": 0})
     with pytest.raises(OSError, match="Generic S3 error"):  # a shard is missing
@@ -376,6 +377,7 @@ def test_newest_of_two_whole_versions_is_read_with_the_store_and_without(made, u
     assert second.path != first.path
     list(second.loader(4))
     monkeypatch.setattr("latentq.store.objects._ATTEMPTS", 1)
+    monkeypatch.setattr("latentq.store.objects._PATIENCE", 0.0)
     monkeypatch.setattr("latentq.store.objects._FEW_RETRIES", {"max_retries": 0})
     gone = {"endpoint": "http://127.0.0.1:1", "connect_timeout": "1s"}
     with pytest.warns(UserWarning, match=second.path.name):

@@ -53,12 +53,36 @@ def test_failing_requests_are_made_again(pictures, s3, s3_server, local, faulty)
 
 def test_store_that_stays_away_is_one_line(pictures, s3, monkeypatch):
     monkeypatch.setattr("latentq.store.objects._ATTEMPTS", 1)
+    monkeypatch.setattr("latentq.store.objects._PATIENCE", 0.0)
     options = {"endpoint": "http://127.0.0.1:1", "connect_timeout": "1s"}
     monkeypatch.setattr("latentq.store.objects._RETRIES", {"max_retries": 0})
     with pytest.raises(OSError, match=r"Generic S3 error: .*") as error:
         latentq.encode(pictures, f"{s3}/set", storage_options=options, progress=None)
     assert str(error.value).count("\n") == 0
     assert f"{s3}/set" in str(error.value)
+
+
+def test_store_that_cannot_be_reached_for_a_while_is_waited_for(s3, monkeypatch):
+    """obstore itself does not repeat a conditional put whose connection failed."""
+    from obstore.exceptions import GenericError
+
+    monkeypatch.setattr("latentq.store.objects._FIRST_WAIT", 0.001)
+    monkeypatch.setattr("latentq.store.objects._LONGEST_WAIT", 0.001)
+    failures = 0
+
+    def put(store, name, data, mode, original=ObjectStore._put):
+        nonlocal failures
+        failures += 1
+        if failures <= 20:
+            raise GenericError(f"Generic S3 error: Error performing PUT {name}: error sending request")
+        return original(store, name, data, mode)
+
+    monkeypatch.setattr(ObjectStore, "_put", put)
+    assert ObjectStore(s3).put_once("name", b"data")
+    failures = 0
+    monkeypatch.setattr("latentq.store.objects._PATIENCE", 0.0)
+    with pytest.raises(OSError, match="error sending request"):
+        ObjectStore(s3).put_once("other", b"data")
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed", "InvalidAccessKeyId"])

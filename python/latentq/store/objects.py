@@ -7,6 +7,7 @@ free, which is enough to publish units: see `latentq.store.mirror`.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import time
@@ -28,7 +29,9 @@ _CLIENT_OPTIONS = {
 }  # fmt: skip
 _DENIED = re.compile("ExpiredToken|RequestTimeTooSkewed|InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied")
 _ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
-_FIRST_WAIT = 0.2  # seconds
+_FIRST_WAIT, _LONGEST_WAIT = 0.2, 10.0  # seconds
+_PATIENCE = 180.0  # seconds in which a store that cannot be reached is asked again
+_UNREACHABLE = "error sending request"  # in the message: obstore does not repeat a conditional put for it
 _RETRIES = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}  # of obstore
 _FEW_RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=5)}
 _PAGE = 1000  # objects of a listing at once, as many as S3 returns
@@ -92,6 +95,7 @@ class ObjectStore:
         self.options = dict(options or {})
         self._retries = _RETRIES if patient else _FEW_RETRIES
         self._attempts = _ATTEMPTS if patient else min(_ATTEMPTS, 3)
+        self._patience = _PATIENCE if patient else 0.0
         self._obstore: Any = obstore
         open_store: Any = from_url  # typed by URL, which is only known here
         options = options or {}
@@ -274,8 +278,8 @@ class ObjectStore:
                 f"{where} cannot be read in a process made by fork: start DataLoader workers with "
                 "multiprocessing_context='spawn', or use the dataset's own loader, which needs none"
             )
-        wait = _FIRST_WAIT
-        for attempt in range(1, self._attempts + 1):
+        wait, end = _FIRST_WAIT, time.monotonic() + self._patience
+        for attempt in itertools.count(1):
             try:
                 return request()
             except ValueError as error:
@@ -290,10 +294,11 @@ class ObjectStore:
                     raise DeniedError(errno.EACCES, line, where) from None
                 if isinstance(error, InvalidPathError):  # obstore has no names such as `a//b`
                     raise LatentqError(f"{where}: {line}") from None
-                if attempt == self._attempts:
+                may_return = _UNREACHABLE in line and time.monotonic() < end
+                if attempt >= self._attempts and not may_return:
                     raise OSError(errno.EIO, line, where) from None
             time.sleep(wait)
-            wait *= 2
+            wait = min(2 * wait, _LONGEST_WAIT)
         raise AssertionError  # the last attempt returns or raises
 
 
