@@ -85,6 +85,12 @@ def run(dataset: LatentDataset, **options: object) -> None:
         pass
 
 
+def ended(dataset: LatentDataset) -> None:
+    """Waits for the downloads of the next epoch that have begun."""
+    if dataset._shards is not None:
+        dataset._shards.close()
+
+
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     root = Path(tempfile.mkdtemp(prefix="latentq-bench-"))
@@ -119,8 +125,11 @@ def measure(root: Path, store: ObjectStore, rounds: int) -> None:
             for _ in pool.map(lambda name: store.copy(name, folder / name), names):
                 pass
 
+    opened: list[LatentDataset] = []
+
     def cold(folder: Path, cache_bytes: int | None = None, **options: object) -> None:
-        run(LatentDataset(store.url, cache=folder, cache_bytes=cache_bytes, **OPTIONS), **options)
+        opened.append(LatentDataset(store.url, cache=folder, cache_bytes=cache_bytes, **OPTIONS))
+        run(opened[-1], **options)
 
     contenders = {
         "plain GETs": gets,
@@ -136,6 +145,8 @@ def measure(root: Path, store: ObjectStore, rounds: int) -> None:
             work(root / "cold")
             if number:  # the first round warms up
                 durations[name].append(time.perf_counter() - begun)
+            while opened:
+                ended(opened.pop())
             shutil.rmtree(root / "cold")
     print(f"{len(names)} shards, {sum(sizes) / 1e6:.0f} MB, {SAMPLES} samples, batches of {BATCH}, {rounds} rounds")
     for name, values in durations.items():

@@ -38,6 +38,11 @@ class JointPins:
     def __init__(self, parts: Sequence[Pinned]) -> None:
         self._parts = parts
 
+    @property
+    def missing(self) -> int:
+        """The number of files that are not there yet."""
+        return sum(part.missing for part in self._parts)
+
     def wait(self) -> None:
         """Waits until all are there."""
         for part in self._parts:
@@ -48,29 +53,28 @@ class JointPins:
         for part in self._parts:
             part.release()
 
-    def leave(self) -> None:
-        """Ends keeping them, and lets their downloads end."""
-        for part in self._parts:
-            part.leave()
-
 
 ALL_THERE = JointPins(())
 """No files: all are there, and stay there."""
 
 
-def with_files(steps: Iterator[Step], files: Files | None, following: Iterator[Step]) -> Generator[tuple[Step, Pinned]]:
+def with_files(
+    steps: Iterator[Step], files: Files | None, following: Iterator[Step], ahead: list[Pinned]
+) -> Generator[tuple[Step, Pinned]]:
     """Yields steps with their files kept, and keeps those of as many later steps as there is room for.
 
     Args:
         steps: The steps.
         files: The files, or None if all are there.
         following: The steps of the next epoch: at the end of this one their files are downloaded, if there is room.
+        ahead: Gets those files after the last step, for the caller to release.
     """
     if files is None:
         yield from ((step, ALL_THERE) for step in steps)
         return
     coming = itertools.chain(((step, True) for step in steps), ((step, False) for step in following))
     ready: deque[tuple[Step, bool, Pinned]] = deque()
+    coming_own: list[Pinned] = []  # files of this epoch that may still be missing
     held: tuple[Step, bool] | None = None  # a step whose files had no room
     samples = 0
     try:
@@ -80,19 +84,25 @@ def with_files(steps: Iterator[Step], files: Files | None, following: Iterator[S
                 if held is None:
                     break
                 step, is_own = held
+                while coming_own and not coming_own[-1].missing:
+                    coming_own.pop()
+                if coming_own and not is_own:
+                    break  # this epoch's files come first
                 pinned = files.pin(step.indices, within=bool(ready) or not is_own)
                 if pinned is None:
                     break
                 ready.append((step, is_own, pinned))
+                if is_own:
+                    coming_own.append(pinned)
                 samples += len(step.indices)
                 held = None
             if not ready or not ready[0][1]:
-                break
+                ahead.extend(pinned for _, _, pinned in ready)
+                ready.clear()
+                return
             step, _, pinned = ready.popleft()
             samples -= len(step.indices)
             yield step, pinned
-        while ready:  # what is being downloaded of the next epoch still comes
-            ready.popleft()[2].leave()
     finally:
         for _, _, pinned in ready:
             pinned.release()

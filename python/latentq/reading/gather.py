@@ -43,14 +43,15 @@ class GatheredColumn:
 class Pinned(Protocol):
     """Files that are kept while samples are read from them."""
 
+    @property
+    def missing(self) -> int:
+        """The number of files that are not there yet."""
+
     def wait(self) -> None:
         """Waits until they are there."""
 
     def release(self) -> None:
-        """Ends keeping them, and drops downloads that have not begun."""
-
-    def leave(self) -> None:
-        """Ends keeping them, and lets their downloads end."""
+        """Ends keeping them."""
 
 
 class Gatherer:

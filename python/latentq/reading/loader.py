@@ -149,7 +149,8 @@ class LatentLoader(Steps):
         gatherers: dict[int, Gatherer | None] = {}
         prepared: deque[_Prepared] = deque()
         files = self.source.files()
-        kept = with_files(steps, files, self._steps(epoch + 1, self._first))
+        ahead: list[Pinned] = []
+        kept = with_files(steps, files, self._steps(epoch + 1, self._first), ahead)
         is_finalizing = sys.is_finalizing  # kept, since at the interpreter's end modules lose their imports
         try:
             for step, pinned in kept:
@@ -177,6 +178,8 @@ class LatentLoader(Steps):
                 waiting.pinned.release()
             prepared.clear()
             kept.close()
+            for pinned in ahead:
+                pinned.release()
             if not is_finalizing():  # the interpreter has then waited for the pool's threads already
                 try:
                     pool.shutdown(cancel_futures=True)

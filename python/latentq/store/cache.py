@@ -360,8 +360,8 @@ class ShardCache:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def release(self, numbers: Iterable[int], *, drop: bool = True) -> None:
-        """Ends a pin: see `Pins.release`, or `Pins.leave` for one that does not drop downloads."""
+    def release(self, numbers: Iterable[int]) -> None:
+        """Ends a pin: see `Pins.release`."""
         if os.getpid() != self._process:
             return
         for number in numbers:
@@ -373,7 +373,7 @@ class ShardCache:
                 future = self._brought.pop(number, None)
             if self.evicts:  # an open file would keep its space when another process evicts it
                 self.on_release(number)
-            if future is not None and not (drop and future.cancel()):
+            if future is not None and not future.cancel():
                 future.add_done_callback(_close_lock)
 
     def _finish(self, pins: Pins, progress: Callable[[int], object]) -> None:
@@ -497,16 +497,9 @@ class Pins:
 
     def release(self) -> None:
         """Lets the shards be evicted, and drops downloads that have not begun. A second call does nothing."""
-        self._end(drop=True)
-
-    def leave(self) -> None:
-        """Lets the shards be evicted; those that are asked for still come."""
-        self._end(drop=False)
-
-    def _end(self, *, drop: bool) -> None:
         if self._held:
             self._held = False
-            self._cache.release(self.numbers, drop=drop)
+            self._cache.release(self.numbers)
 
     close = release
 
