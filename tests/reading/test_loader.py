@@ -1,5 +1,6 @@
 """LatentLoader: each sample once, in an order that can be resumed, and no thread left at the end."""
 
+import gc
 import json
 import signal
 import subprocess
@@ -296,6 +297,7 @@ def test_bad_arguments_are_refused(dataset, options, text):
 
 def _threads():
     """Lists the loader's threads, Python's and the core's. A thread that has ended may be listed a moment longer."""
+    gc.collect()  # caches of earlier tests that ended with an error, which refers to them
     for _ in range(100):
         names = [thread.name for thread in threading.enumerate()]
         names += [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
