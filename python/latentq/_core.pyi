@@ -49,11 +49,13 @@ __all__ = [
     "moments",
     "pack",
     "permute",
+    "recycled_array",
     "unpack",
 ]
 
 __version__: str
 
+def recycled_array(shape: Sequence[int], dtype: npt.DTypeLike) -> NDArray[Any]: ...
 def isa() -> Literal["scalar", "neon", "avx2", "avx512"]: ...
 
 # error.rs

@@ -20,6 +20,7 @@ from latentq import _core
 from latentq._core import ImageError
 from latentq.choices import Alpha, ChannelOrder, Crop, Filter, Icc, Size, height_width
 from latentq.image_fallback import as_png, header, is_unknown_format, load_by_pillow
+from latentq.system.arrays import new_array
 
 __all__ = [
     "MAX_PIXELS",
@@ -375,7 +376,8 @@ def load_sizes(
 def _out(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Returns the array to write to: `out` if it is given, else a new one."""
     if out is None:
-        return np.empty(shape, dtype=np.uint8)
+        new: NDArray[np.uint8] = new_array(shape, np.uint8)
+        return new
     if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out must be a writable C-contiguous uint8 array of shape {shape}")
     return out

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from latentq import _core
 from latentq._core import MismatchError
 from latentq.mds.values import DECODERS, NOT_ABOUT_THE_VALUE
+from latentq.system.arrays import new_array
 from latentq.system.memory import available_bytes
 
 _INT64, _UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
@@ -193,7 +194,7 @@ class Reader:
                 buffers.append(out)
             elif fixed is not None:
                 dtype, shape = np.dtype(fixed[0]), fixed[1]
-                array = np.empty((n, *shape), dtype)
+                array = new_array((n, *shape), dtype)
                 arrays.append(array)
                 buffers.append(array.reshape(-1).view(np.uint8).reshape(n, dtype.itemsize * math.prod(shape)))
             else:

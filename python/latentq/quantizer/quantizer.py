@@ -45,6 +45,7 @@ from latentq.quantizer.scheme import (
     float32_values,
     unknown_kind,
 )
+from latentq.system.arrays import new_array
 
 if TYPE_CHECKING:
     import torch
@@ -223,7 +224,7 @@ class Quantizer(Scheme):
             out, bad, _ = self._store(x, is_bfloat16, out, threads)
         else:
             if out is None:
-                out = np.empty(x.shape, UINT8)
+                out = new_array(x.shape, UINT8)
             bad = self._compiled.quantize(x, is_bfloat16, out, False, check_threads(threads))
         if bad is not None:
             raise not_finite(*bad)
@@ -264,7 +265,7 @@ class Quantizer(Scheme):
             out, _, mask = self._store(x, is_bfloat16, out, threads)
             return out, ValueCounts(np.zeros(self.channels, np.int64), mask)
         if out is None:
-            out = np.empty(x.shape, UINT8)
+            out = new_array(x.shape, UINT8)
         return out, ValueCounts(*self._compiled.quantize_counted(x, is_bfloat16, out, check_threads(threads)))
 
     def quantize_on_device(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -320,7 +321,7 @@ class Quantizer(Scheme):
             return tensors.from_numpy(values, name, out)
         name = float_name(dtype)
         if out is None:
-            out = np.empty(codes.shape, FLOAT_DTYPES[name])
+            out = new_array(codes.shape, FLOAT_DTYPES[name])
         bits = as_bits(out, name)
         if self._compiled is None:
             x, is_bfloat16 = float_array(native_array(codes, FLOAT_DTYPES[self.kind]))
@@ -361,7 +362,7 @@ class Quantizer(Scheme):
         codes = native_array(codes, UINT8)
         if self.bits == 8:
             return codes.reshape(samples, elements)
-        packed = np.empty((samples, self.packed_bytes(elements)), np.uint8)
+        packed = new_array((samples, self.packed_bytes(elements)), np.uint8)
         _core.pack(codes, packed, elements, self.bits, check_threads(threads))
         return packed
 
@@ -394,7 +395,7 @@ class Quantizer(Scheme):
             return native_array(packed.reshape(-1).view(dtype.newbyteorder("<")), dtype).reshape(shape)
         if self.bits == 8:
             return packed.reshape(shape)
-        codes = np.empty(shape, np.uint8)
+        codes = new_array(shape, np.uint8)
         _core.unpack(packed, codes, math.prod(shape[1:]), self.bits, check_threads(threads))
         return codes
 
@@ -431,7 +432,7 @@ class Quantizer(Scheme):
         x, is_bfloat16 = float_array(x)
         shape = (*x.shape[:1], self.packed_bytes(math.prod(x.shape[1:])))
         if out is None:
-            out = np.empty(shape, UINT8)
+            out = new_array(shape, UINT8)
         bad = self._compiled.quantize(x, is_bfloat16, out, True, check_threads(threads))
         if bad is not None:
             raise not_finite(*bad)
@@ -488,7 +489,7 @@ class Quantizer(Scheme):
         name, shape = float_name(dtype), tuple(shape)
         packed = self._check_packed(packed, shape)
         if out is None:
-            out = np.empty(shape, FLOAT_DTYPES[name])
+            out = new_array(shape, FLOAT_DTYPES[name])
         self._compiled.dequantize_packed(packed, shape, as_bits(out, name), name == "bfloat16", check_threads(threads))
         return out
 
@@ -636,7 +637,7 @@ class Quantizer(Scheme):
         if x.ndim < 2 or x.shape[1] != self.channels:
             raise ValueError(f"expected an array (N, {self.channels}, ...), not one of shape {x.shape}")
         if out is None:
-            out = np.empty(x.shape, FLOAT_DTYPES[self.kind])
+            out = new_array(x.shape, FLOAT_DTYPES[self.kind])
         bits = as_bits(out, self.kind)
         bad, mask = _core.convert(x, is_bfloat16, bits, self.kind == "bfloat16", check_threads(threads))
         return out, bad, mask

@@ -21,6 +21,7 @@ from latentq.quantizer.arrays import UINT8, as_array, as_bits, as_float64, check
 from latentq.quantizer.floats import FLOAT_DTYPES, float_name
 from latentq.quantizer.quantizer import Quantizer
 from latentq.quantizer.results import Measurement, not_finite
+from latentq.system.arrays import new_array
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +214,7 @@ class Transform:
         data, lengths = _joined(stored)
         full = self._full_shape(len(lengths), shape)
         if out is None:
-            out = np.empty(full, FLOAT_DTYPES[name])
+            out = new_array(full, FLOAT_DTYPES[name])
         elif getattr(out, "shape", None) != full:
             raise ValueError(f"out must be an array of {FLOAT_DTYPES[name]} of shape {full}")
         bits = as_bits(out, name)

@@ -9,5 +9,6 @@ mod memory;
 pub mod parallel;
 pub mod permutation;
 pub mod quant;
+pub mod recycled;
 
 pub use error::{Error, Kind, Result};

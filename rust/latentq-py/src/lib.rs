@@ -8,6 +8,7 @@ mod image;
 mod mds;
 mod permutation;
 mod quant;
+mod recycled;
 mod transform;
 mod values;
 
@@ -22,6 +23,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     mds::register(module)?;
     permutation::register(module)?;
     quant::register(module)?;
+    recycled::register(module)?;
     transform::register(module)?;
     module.add_function(wrap_pyfunction!(isa, module)?)
 }
