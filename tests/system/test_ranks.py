@@ -114,6 +114,7 @@ def test_the_commands_of_the_page_share_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     launchers = {
         "torchrun": {"RANK": "{}", "WORLD_SIZE": "2", "LOCAL_RANK": "{}", "LOCAL_WORLD_SIZE": "2"},
+        "accelerate": {"RANK": "{}", "WORLD_SIZE": "2", "LOCAL_RANK": "{}", "LOCAL_WORLD_SIZE": "2"},
         "srun": {"SLURM_PROCID": "{}", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "{}"},
         "array": {"SLURM_ARRAY_TASK_ID": "{}", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_PROCID": "0"},
         "none": {},
