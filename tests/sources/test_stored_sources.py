@@ -14,6 +14,7 @@ from conftest import contents, paint
 from latentq import LatentqError, MismatchError
 from latentq.cli.main import main
 from latentq.sources import Captions, open_source
+from latentq.sources.listing import read_sample
 from latentq.store import blocks, files
 from latentq.store.files import Stores, open_bytes
 from latentq.store.objects import ObjectStore
@@ -343,6 +344,9 @@ def test_object_that_is_replaced_while_it_is_read_is_told(pictures_made, s3, tmp
     store.put("a.tar", data[:-1] + b"\1")
     with pytest.raises(MismatchError, match=rf"^{s3}/a\.tar was replaced while it was read: run the same command"):
         source.data(sample)
+    store.put("a.tar", b"shorter")
+    with pytest.raises(MismatchError, match=r"a\.tar was replaced while it was read"):
+        source.data(sample)
     store.delete("a.tar")
     with pytest.raises(MismatchError, match=rf"^{s3}/a\.tar is listed with {len(data)} bytes and is not there now"):
         source.data(sample)
@@ -567,11 +571,22 @@ def test_source_on_the_hub_is_that_of_a_folder(name, hub, tmp_path):
         open_source("hf://datasets/me/photos/none")
 
 
+@pytest.mark.parametrize("name", ["images", "tars/1.tar"])
+def test_hub_that_refuses_makes_no_rejects(name, hub, tmp_path):
+    source = open_source(f"hf://datasets/me/photos/{name}")
+    samples = listed(source).samples
+    hub.repositories["me/photos"].token = "other"
+    with pytest.raises(PermissionError, match="accept its terms on its page"):
+        read_sample(source, samples[0])
+
+
 def test_range_of_a_file_on_the_hub_that_is_cut_short_is_told(hub):
     file = Stores().file("hf://datasets/me/photos/tars/1.tar")
     assert file.read(5, 600) == hub.repositories["me/photos"].files["main"]["tars/1.tar"][5:600]
-    path = next(iter(hub.sent))
+    path = [path for _, path, _ in hub.log if path.startswith("/bucket/")][-1]
     hub.faults[path] += ["short"]
+    assert len(file.read(5, 600)) == 595
+    hub.faults[path] += 3 * ["short"]
     with pytest.raises(OSError, match=r"of 595 bytes arrived: 'hf://datasets/me/photos/tars/1\.tar'"):
         file.read(5, 600)
 

@@ -18,10 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias, cast
 
-from latentq._core import MismatchError
+from latentq._core import LatentqError, MismatchError
 from latentq.store.blocks import BLOCK, BlockBytes, ByteStream, FileBytes, RandomBytes
 from latentq.store.hub import HubDataset, is_hub_url
 from latentq.store.objects import ObjectStore, StoredObject, is_url
+from latentq.system.faults import DeniedError
 from latentq.system.text import counted
 
 CONNECTIONS = 32
@@ -212,11 +213,18 @@ def changed_since(file: object, listed: int, size: int) -> MismatchError:
 
 @contextlib.contextmanager
 def _found_before(file: object, size: int) -> Iterator[None]:
-    """Turns FileNotFoundError for an object that was there into MismatchError."""
+    """Turns FileNotFoundError for an object that was there into MismatchError, and refusals into errors of the machine.
+
+    A LatentqError would be taken for a fault of the object.
+    """
     try:
         yield
     except FileNotFoundError:
         raise MismatchError(f"{file} is listed with {counted(size, 'byte')} and is not there now") from None
+    except MismatchError:
+        raise
+    except LatentqError as error:
+        raise DeniedError(errno.EACCES, str(error), str(file)) from None
 
 
 def is_stored(path: object) -> bool:

@@ -21,6 +21,7 @@ from latentq.system.extras import needed_for
 from latentq.system.text import one_line
 
 _URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(.+))?", re.IGNORECASE)
+_READS = 3  # of a range that is cut short
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -188,12 +189,15 @@ class HubDataset:
 
         url = hf_hub_url(self.repository, name, repo_type="dataset", revision=self.commit, endpoint=self._api.endpoint)
         headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
-        with hub_errors(self.repository):
-            response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-            hf_raise_for_status(response)
-        if len(response.content) != stop - start:
-            raise OSError(errno.EIO, f"{len(response.content)} of {stop - start} bytes arrived", f"{self.url}/{name}")
-        return bytes(response.content)
+        data = b""
+        for _ in range(_READS):
+            with hub_errors(self.repository):
+                response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+                hf_raise_for_status(response)
+                data = bytes(response.content)
+            if len(data) == stop - start:
+                return data
+        raise OSError(errno.EIO, f"{len(data)} of {stop - start} bytes arrived", f"{self.url}/{name}")
 
     def find(self, name: str) -> StoredObject | None:
         """Returns what a listing says of a file, or None if there is none. Raises as `hub_errors`."""
