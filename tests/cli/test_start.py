@@ -9,7 +9,18 @@ import pytest
 import latentq
 from latentq.cli.main import COMMANDS
 
-HEAVY = {"torch", "diffusers", "transformers", "open_clip", "streaming", "datasets", "pyarrow", "pandas", "scipy"}
+HEAVY = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip",
+    "streaming",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "scipy",
+    "ray",
+}
 CODE = """
 import json, sys
 from latentq.cli.main import main

@@ -106,7 +106,7 @@ def test_units_of_workers_that_fail_go_to_others(tmp_path, cluster):
     start = time.monotonic()
     told = doubled(tmp_path, _2=disk_is_full, _4=lambda: os._exit(1), _7=lambda: time.sleep(600))
     assert time.monotonic() - start < 300
-    assert (told.count("planned"), told.count("No space left on device"), told.count("it died")) == (1, 1, 1)
+    assert (told.count("planned"), told.count("No space left on device"), told.count("it died")) == (1, 1, 1), told
     assert "its units go to others" in told
 
 

@@ -37,8 +37,8 @@ def add_node(cluster, cpus):
     return cluster.add_node(num_cpus=cpus, num_gpus=0, object_store_memory=_STORE_BYTES)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
-    """A cluster of two nodes of one processor, which tests leave as it is."""
+    """A cluster of two nodes of one processor, which tests leave as it is. It takes about 1 GB of memory."""
     with started_cluster(1, 1) as cluster:
         yield cluster

@@ -73,6 +73,14 @@ def test_commands_without_torch_say_so_on_one_line(pictures: Path, tmp_path: Pat
     assert done.stderr == "latentq: this command needs torch, which is not installed: pip install 'torch>=2.6'\n"
 
 
+def test_a_run_on_ray_without_its_package_says_so_on_one_line(pictures: Path, tmp_path: Path) -> None:
+    code = "from latentq.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    for command in ("encode", "shards"):
+        done = run_without({"ray"}, code, command, pictures, tmp_path / command, "--quiet", "--ray")
+        assert done.returncode == 1
+        assert done.stderr == "latentq: a run on Ray needs ray, which is not installed: pip install 'ray>=2.40'\n"
+
+
 def test_shards_info_and_verify_need_no_extra(pictures: Path, tmp_path: Path) -> None:
     hidden = {name.partition(".")[0] for packages in EXTRAS.values() for name in packages}
     code = "from latentq.cli.main import main; sys.exit(main(sys.argv[1:]))"

@@ -62,9 +62,12 @@ class _Member:
             if the first is to be made again.
         is_placed: True if its process runs.
         is_ready: True if it takes units.
+        is_doubtful: True if the call to start it was lost once: Ray may take a worker for alive that is not yet.
         making: The units that it was given, by call, in order.
         since: When it began the first of them.
         host: Its machine.
+        process: Its process.
+        killed: A process of it that was told to end, and may still answer.
         began: When it was given its first unit.
         ended: When its last unit was done.
         units: Number of units that it was the first to make.
@@ -78,9 +81,12 @@ class _Member:
     starting: Any = None
     is_placed: bool = False
     is_ready: bool = False
+    is_doubtful: bool = False
     making: dict[Any, int] = field(default_factory=dict)
     since: float = 0.0
     host: str = ""
+    process: str = ""
+    killed: str = ""
     began: float = 0.0
     ended: float = 0.0
     units: int = 0
@@ -265,15 +271,18 @@ class Workers:
             member, outcome = calls[call], self._outcome(call)
             if call is not member.starting:
                 yield member, member.making.pop(call), outcome
-            elif isinstance(outcome, str):
-                member.host, member.is_placed = outcome, True
+            elif isinstance(outcome, tuple) and outcome[1] != member.killed:
+                (member.host, member.process), member.is_placed = outcome, True
                 member.starting = member.actor.start.remote(self._plan)
             elif isinstance(outcome, Started):
-                member.starting, member.is_ready = None, True
+                member.starting, member.is_ready, member.is_doubtful = None, True, False
                 if self._plan is None:
                     self._plan = outcome.plan
                     print_notes(outcome.notes, self._stream)
-            elif member.is_placed or not _may_pass(outcome):
+            elif isinstance(outcome, _Died) and member.is_placed and not member.is_doubtful and not outcome.never_ran:
+                member.is_doubtful = True
+                self._place(member)
+            elif isinstance(outcome, Failure | _Died) and (member.is_placed or not _may_pass(outcome)):
                 self._renew(member, outcome)
             else:  # Ray starts it again, and refuses calls until then
                 member.starting, is_slow_to_come = None, True
@@ -309,6 +318,7 @@ class Workers:
             self._members.remove(member)
         if is_given_up or isinstance(outcome, Failure):
             self._ray.kill(member.actor, no_restart=is_given_up)
+            member.killed = member.process
         self._place(member)
 
     def _tell_if_idle(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import secrets
 import socket
 import threading
 import warnings
@@ -88,14 +89,15 @@ class Worker:
     def __init__(self, work: Work, cpus: int, gpus: float, folder: str) -> None:
         if os.path.isdir(folder):  # noqa: PTH112  (a plain string, as it was sent)
             os.chdir(folder)
+        self._name = secrets.token_hex(8)
         self._work = work
         self._cpus, self._gpus = cpus, gpus
         self._lock = threading.Lock()
         self._part: _Part | None = None
 
-    def host(self) -> str:
-        """Returns the name of the machine that it is on."""
-        return socket.gethostname()
+    def host(self) -> tuple[str, str]:
+        """Returns the name of the machine that it is on, and a name of this process."""
+        return socket.gethostname(), self._name
 
     def start(self, plan: Any = None) -> Started | Failure:
         """Begins the part of this worker, if it has not begun, and waits for its plan.
