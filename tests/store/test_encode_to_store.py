@@ -12,6 +12,7 @@ from latentq import LatentqError, MismatchError
 from latentq.cli.main import main
 from latentq.run import mirror
 from latentq.store.objects import ObjectStore
+from latentq.system.progress import Progress
 from latentq.system.text import size_text
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64, "unit_size": 5, "progress": None}
@@ -160,11 +161,29 @@ def test_unit_that_another_process_publishes_first_stays(pictures, s3, local, mo
             for file, data in local.items():
                 if file.startswith("00001/"):
                     store.put(file, data)
-        publish(self, name)
+        return publish(self, name)
 
     monkeypatch.setattr(mirror.Mirror, "publish_unit", late)
     assert latentq.encode(pictures, f"{s3}/set", **SMALL).complete
     assert objects(f"{s3}/set") == local
+
+
+def test_bytes_of_a_unit_that_another_process_published_are_not_counted(pictures, s3, local, monkeypatch):
+    store = ObjectStore(f"{s3}/set")
+    publish, counts = mirror.Mirror.publish_unit, []
+
+    def late(self, name):
+        if name == "00001":  # of another attempt: its index has other bytes
+            for file, data in local.items():
+                if file.startswith("00001/"):
+                    store.put(file, data + b" " * file.endswith("index.json"))
+        return publish(self, name)
+
+    monkeypatch.setattr(mirror.Mirror, "publish_unit", late)
+    monkeypatch.setattr(Progress, "wrote", lambda _, count: counts.append(count))
+    latentq.encode(pictures, f"{s3}/set", **SMALL)
+    others = [len(data) for name, data in local.items() if name.startswith(("00000/", "00002/"))]
+    assert sum(counts) == sum(others)
 
 
 def test_first_card_wins(pictures, s3, local, monkeypatch):

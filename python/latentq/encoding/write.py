@@ -45,7 +45,7 @@ def _encode_pending(run: EncodingRun, share: Share, pending: PendingUnits, bar: 
     def write_unit(unit: UnitEntry, batches: Iterator[EncodedBatch]) -> None:
         _write_encoded_unit(run, share, unit, batches, bar)
         pending.done()
-        share.unit_published(unit)
+        share.unit_published(unit, bar)
 
     def write_empty() -> None:
         """Writes units without samples, which an update may leave, and which have no batch."""

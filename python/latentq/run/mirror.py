@@ -154,10 +154,13 @@ class Mirror:
             if (self.folder / name).exists():
                 self.publish_once(name)
 
-    def publish_unit(self, name: str) -> None:
+    def publish_unit(self, name: str) -> bool:
         """Publishes a unit of the folder. If another process was first, its unit is taken instead.
 
         The folder keeps the unit's index and facts, and no shards.
+
+        Returns:
+            False if the unit of another process was taken in place of the folder's.
 
         Raises:
             OSError: The store cannot be written, or the folder cannot be read.
@@ -178,6 +181,8 @@ class Mirror:
             replace_file(unit / INDEX, index)
             if not self.store.put_once(f"{name}/{INDEX}", index):
                 self._fetch_unit(name)
+                return False
+        return True
 
     def fetch_units(self, names: Iterable[str]) -> None:
         """Brings the index and facts of units that only the store has.

@@ -18,7 +18,7 @@ from latentq.run.queue import PendingUnits, UnitQueue
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.units import Reject, UnitCard, UnitFacts, unit_done, units_done
 from latentq.sources import Source
-from latentq.store.local import sync_published
+from latentq.store.local import bytes_below, sync_published
 from latentq.system.progress import Progress
 from latentq.system.text import counted
 
@@ -135,10 +135,17 @@ class Share:
             else:
                 yield unit
 
-    def unit_published(self, unit: UnitEntry) -> None:
-        """Publishes a unit on the store too, deletes the archives that are no longer needed, and tells the queue."""
+    def unit_published(self, unit: UnitEntry, bar: Progress) -> None:
+        """Publishes a unit on the store too, deletes the archives that are no longer needed, and tells the queue.
+
+        Args:
+            unit: The unit.
+            bar: Has counted the unit's bytes; it takes them back if the store has the unit of another process.
+        """
         if self.mirror is not None:
-            self.mirror.publish_unit(unit.name)
+            size = bytes_below(self.path(unit))
+            if not self.mirror.publish_unit(unit.name):
+                bar.wrote(-size)
         if self.archives is not None:
             self.archives.delete(unit)
         self._report(unit)

@@ -111,7 +111,8 @@ def publish_unit(
     except BaseException:
         bar.undo(facts.samples, ((reject.stage, reject.error) for reject in facts.rejects))
         raise
-    bar.wrote(bytes_below(path))
+    else:
+        bar.wrote(bytes_below(path))
 
 
 def raise_if_strict(source: Source, sample: Sample, stage: str, error: Exception, *, strict: bool) -> None:

@@ -146,7 +146,7 @@ def shards_request(request: ShardsRequest, mirror: Mirror | None = None) -> Shar
                 fill = partial(write_samples, card=card, source=source, images=images, strict=settings.strict)
                 publish_unit(share.path(unit), card.columns, facts, bar, fill, shard_bytes=SHARD_BYTES)
                 pending.done()
-                share.unit_published(unit)
+                share.unit_published(unit, bar)
     return share.finish(card, SHARDS, Completion, settings.progress)
 
 
