@@ -207,6 +207,10 @@ class MdsReader:
     def fault(self, index: int, column: int, message: str) -> NoReturn: ...
 
 @final
+class MdsBuffers:
+    def __new__(cls) -> MdsBuffers: ...
+
+@final
 class MdsWriter:
     def __new__(
         cls,
@@ -216,6 +220,7 @@ class MdsWriter:
         hashes: Sequence[str],
         size_limit: int,
         sync: bool,
+        buffers: MdsBuffers | None,
     ) -> MdsWriter: ...
     @property
     def columns(self) -> list[tuple[str, str, tuple[str, list[int]] | None]]: ...

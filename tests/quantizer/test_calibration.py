@@ -120,6 +120,18 @@ def test_statistics_of_codes_are_those_of_the_values_a_reader_sees(bits: int) ->
         assert s.max == tuple(values.max((0, 2, 3)).tolist())
 
 
+@pytest.mark.parametrize("shape", [(300, 4, 32, 32), (7, 3, 5), (2, 700, 1), (1, 2, 300_000), (5, 1, 0)])
+def test_a_histogram_counts_every_code(shape: tuple[int, ...]) -> None:
+    q = Quantizer.affine([-1.0] * shape[1], [1.0] * shape[1], bits=5)
+    codes = np.random.default_rng(0).integers(0, 32, shape, np.uint8)
+    expected = [np.bincount(row, minlength=32).tolist() for row in codes.swapaxes(0, 1).reshape(shape[1], -1)]
+    assert q.histogram(codes).tolist() == expected
+    if codes.size:
+        codes.reshape(-1)[-1] = 32
+        with pytest.raises(ValueError, match=f"sample {shape[0] - 1}, channel {shape[1] - 1} has the code 32"):
+            q.histogram(codes)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_moments_of_samples_merge_to_those_of_the_column(dtype: Any) -> None:
     x = some_latents((20, 3, 5, 7), dtype)

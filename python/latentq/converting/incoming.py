@@ -60,7 +60,7 @@ class Incoming:
         listing: Lists the samples, in the order of the dataset. If latents have several shapes, a sample's `id` is the
             (h, w) of its latent as `latent_size_text` writes it.
         read: Reads samples, given their numbers in the list and the samples, whose latents have one shape. Returns the
-            columns that do not follow from the samples.
+            columns that do not follow from the samples; arrays that the thread's next call may overwrite.
         size: (height, width) of all images in pixels; None if latents have several shapes.
         text: The text encoder that made the embeddings, if there are any.
         recipe: The recipe, if the layout has one of its own.

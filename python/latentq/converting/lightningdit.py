@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
+from latentq.converting.buffers import Buffers
 from latentq.converting.incoming import Arrays, Incoming, float_column, float_kind, key_and_labels
 from latentq.converting.known import autoencoder_of
 from latentq.converting.options import ReadOptions
@@ -29,6 +30,7 @@ NAME = "lightningdit"
 TITLE = "LightningDiT's safetensors shards (latents, latents_flip, labels)"
 _STATISTICS = "latents_stats.pt"
 _SHARD = 10_000
+_OPENED = 64  # headers that are cached
 _COLUMNS = {"latent": "latents", "latent_flip": "latents_flip"}
 
 
@@ -56,7 +58,8 @@ def read(path: Path, options: ReadOptions) -> Incoming:
         OSError: A file cannot be read.
     """
     files = {file.name: file for file in _files(path)}
-    opened = lru_cache(2)(lambda name: SafetensorsFile(files[name]))
+    opened = lru_cache(_OPENED)(lambda name: SafetensorsFile(files[name]))
+    buffers = Buffers()
     first = next(iter(files))
     dtype, shape = opened(first).describe("latents")
     kind = float_kind(dtype, files[first])
@@ -79,14 +82,16 @@ def read(path: Path, options: ReadOptions) -> Incoming:
                 index += 1
 
     def rows(_indices: Sequence[int], samples: Sequence[Sample]) -> Arrays:
-        runs: list[tuple[str, int, int]] = []
-        for (name, _), group in itertools.groupby(enumerate(samples), key=_run):
-            members = [sample.offset or 0 for _, sample in group]
-            runs.append((name, members[0], members[-1] + 1))
-        return {
-            column: _joined([opened(name).rows(_COLUMNS[column], start, end) for name, start, end in runs])
-            for column in columns
-        }
+        arrays = {}
+        for column in columns:
+            tensor = _COLUMNS[column]
+            array = buffers.array(tensor, (len(samples), *shape[1:]), opened(first).dtype(tensor))
+            for (name, offset), group in itertools.groupby(enumerate(samples), key=_run):
+                positions = [position for position, _ in group]
+                start, end = positions[0], positions[-1] + 1
+                opened(name).rows(tensor, start + offset, end + offset, array[start:end])
+            arrays[column] = array
+        return arrays
 
     return Incoming(NAME, columns | key_and_labels(), autoencoder, listing, rows, size=(height, width), notes=notes)
 
@@ -98,10 +103,6 @@ def _files(path: Path) -> list[Path]:
 def _run(numbered: tuple[int, Sample]) -> tuple[str, int]:
     position, sample = numbered
     return sample.archive or "", (sample.offset or 0) - position
-
-
-def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _labels(path: Path, file: SafetensorsFile, dtype: str, shape: tuple[int, ...], flipped: bool) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq import _core
-from latentq._core import FormatError, LatentqError, MismatchError
+from latentq._core import FormatError, LatentqError, MdsBuffers, MismatchError
+from latentq.converting.buffers import Buffers
 from latentq.converting.incoming import Arrays, Incoming, latent_size_of
 from latentq.format.card import CARD, Card
 from latentq.format.facts import UNKNOWN, LatentFacts, TokenFacts
@@ -33,6 +34,7 @@ from latentq.run.unit_writer import UnitWriter, publish_unit
 from latentq.run.units import LatentSums, UnitFacts, card_hash, unit_done
 from latentq.sources import Sample
 from latentq.store.local import make_folder, publish_once
+from latentq.system.memory import fewer_collections
 from latentq.system.processors import processors
 from latentq.system.progress import BriefProgress, Progress
 
@@ -47,6 +49,8 @@ class _Run:
     incoming: Incoming
     card: Card
     samples: SampleList
+    codes: Buffers = field(default_factory=Buffers)
+    shards: MdsBuffers = field(default_factory=MdsBuffers)
 
     def buckets(self, samples: Sequence[Sample]) -> list[int]:
         """Returns the numbers of samples' buckets; 0 without buckets."""
@@ -95,6 +99,11 @@ def write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: Tex
         MismatchError: What was begun had another list.
         OSError: A file cannot be read or written.
     """
+    with fewer_collections():
+        return _write_dataset(incoming, out, bits, progress)
+
+
+def _write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: TextIO | None) -> int:
     make_folder(out)
     samples, latent_sizes = _published_list(incoming, out, progress)
     recipe = incoming.planned_recipe(latent_sizes, bits)
@@ -166,7 +175,7 @@ def _remove(folder: Path) -> None:
 
 def _write_units(run: _Run, out: Path, bar: Progress) -> None:
     """Writes the units that are not done, several at the same time: while one is fsynced, others are read."""
-    workers = min(_WORKERS, processors())
+    workers = min(_WORKERS, processors() + 1)
     stopped = threading.Event()
     running: collections.deque[Future[None]] = collections.deque()
     with ThreadPoolExecutor(workers, "latentq: convert") as pool:
@@ -223,10 +232,10 @@ def _chosen(samples: SampleList, indices: Sequence[int]) -> list[Sample]:
     """Returns samples by their numbers, which rise. If most units have several, each unit is read once."""
     if samples.totals.units > len(indices):
         return [samples.sample(index) for index in indices]
-    wanted = set(indices)
     found = []
     for unit in samples.units():
-        found += [sample for index, sample in zip(unit.indices, samples.samples(unit), strict=True) if index in wanted]
+        positions = [index - unit.first for index in indices if index in unit.indices]
+        found += samples.samples(unit, positions) if positions else []
     return found
 
 
@@ -261,9 +270,10 @@ def _write_unit(run: _Run, out: Path, unit: UnitEntry, bar: Progress, stopped: t
                 if writer.group != (group := bucket_group(bucket)):
                     writer.begin_group(group, columns.columns)
                 facts.buckets[bucket] += len(positions)
-            writer.write({name: _stored(columns, name, chosen, values, facts) for name in card.columns}, len(positions))
+            stored = {name: _stored(columns, name, chosen, values, facts, run.codes) for name in card.columns}
+            writer.write(stored, len(positions))
 
-    publish_unit(out / unit.name, card.columns, facts, bar, fill, files=files)
+    publish_unit(out / unit.name, card.columns, facts, bar, fill, files=files, buffers=run.shards)
 
 
 def _batches(card: Card, buckets: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
@@ -296,7 +306,9 @@ def _batch_size(card: Card, bucket: int) -> int:
     return max(1, min(_MAX_BATCH, _BATCH_BYTES // nbytes))
 
 
-def _stored(card: Card, name: str, samples: Sequence[Sample], values: Arrays, facts: UnitFacts) -> Any:
+def _stored(
+    card: Card, name: str, samples: Sequence[Sample], values: Arrays, facts: UnitFacts, buffers: Buffers
+) -> Any:
     """Returns the stored values of one column, and adds the column's sums to the unit's facts.
 
     Args:
@@ -305,11 +317,12 @@ def _stored(card: Card, name: str, samples: Sequence[Sample], values: Arrays, fa
         samples: The samples.
         values: What was read.
         facts: The unit's facts, which are changed in place.
+        buffers: Memory for codes.
     """
     if name in card.latents:
         found, shape = values[name], card.latents[name].shape
         _check_shape(name, found, shape, samples)
-        sums, stored = _encoded(card, name, found, samples)
+        sums, stored = _encoded(card, name, found, samples, buffers)
         facts.latents[name].add(sums)
     elif name in values:
         stored = values[name]
@@ -337,7 +350,9 @@ def _check_tokens(tokens: NDArray[Any], codebook_size: int, samples: Sequence[Sa
         raise FormatError(f"{samples[bad].text}: token {wrong} is outside the codebook of {codebook_size}")
 
 
-def _encoded(card: Card, name: str, values: NDArray[Any], samples: Sequence[Sample]) -> tuple[LatentSums, NDArray[Any]]:
+def _encoded(
+    card: Card, name: str, values: NDArray[Any], samples: Sequence[Sample], buffers: Buffers
+) -> tuple[LatentSums, NDArray[Any]]:
     """Returns the sums over a batch of one column, and its values as they are stored."""
     quantizer = card.latents[name].quantizer
     assert isinstance(quantizer, Quantizer)  # layouts have no transform
@@ -347,7 +362,8 @@ def _encoded(card: Card, name: str, values: NDArray[Any], samples: Sequence[Samp
     if values.dtype == np.uint8:  # codes already
         codes = values
     else:
-        codes, counts = quantizer.quantize_counted(_floats(card, name, values))
+        out = buffers.array(name, values.shape, np.dtype(np.uint8))
+        codes, counts = quantizer.quantize_counted(_floats(card, name, values), out=out)
         if counts.bad.any():
             raise _not_finite(samples[int(np.argmax(counts.bad))])
         clipped = counts.clipped

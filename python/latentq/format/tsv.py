@@ -15,7 +15,8 @@ def tsv_line(values: Iterable[object]) -> str:
 
 def tsv_values(line: str) -> list[str]:
     """Returns the values of a line that `tsv_line` wrote; None comes back as an empty string."""
-    return [_unescape(cell) for cell in line.split("\t")]
+    cells = line.split("\t")
+    return [_unescape(cell) for cell in cells] if "\\" in line else cells
 
 
 def _escape(text: str) -> str:
@@ -25,8 +26,6 @@ def _escape(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    if "\\" not in text:
-        return text
     parts, at = [], 0
     while (found := text.find("\\", at)) >= 0:
         parts += [text[at:found], _UNESCAPES.get(text[found : found + 2], text[found : found + 2])]

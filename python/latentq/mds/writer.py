@@ -33,6 +33,7 @@ class Writer:
             mosaicml-streaming writes it (`1kb` is 1024 bytes, `64mb`). A larger sample gets a shard of its own. With
             None or 0, all samples go into one shard of less than 4 GiB.
         sync: True if `close` returns only after everything was fsynced.
+        buffers: Memory for shards that earlier writers have used and later ones will, which is faster than new memory.
 
     Raises:
         ValueError: The format does not have such columns, compression, hashes or limit.
@@ -49,10 +50,11 @@ class Writer:
         hashes: Iterable[str] = (),
         size_limit: int | str | None = 1 << 26,
         sync: bool = True,
+        buffers: _core.MdsBuffers | None = None,
     ) -> None:
         limit = _size_in_bytes(size_limit)
         self._core = _core.MdsWriter(
-            os.fspath(path), list(columns.items()), compression, list(hashes), min(limit, 1 << 32), sync
+            os.fspath(path), list(columns.items()), compression, list(hashes), min(limit, 1 << 32), sync, buffers
         )
         self._fixed = self._fixed_columns()
         self._encoders = {name: ENCODERS[encoding] for name, encoding in columns.items() if encoding in ENCODERS}

@@ -6,7 +6,7 @@ import itertools
 import json
 import operator
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from latentq._core import FormatError
@@ -82,30 +82,53 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def samples_from(name: str, columns: Sequence[str], lines: Sequence[bytes], first_line: int) -> Iterator[Sample]:
-    """Yields the samples of lines.
+def samples_from(name: str, columns: Sequence[str], lines: Sequence[str], first_line: int) -> list[Sample]:
+    """Returns the samples of lines.
+
+    Args:
+        name: The file's name, for messages.
+        columns: The fields in the lines.
+        lines: The lines, without line breaks.
+        first_line: The number of the first line in the file, for messages.
 
     Raises:
         FormatError: A line is not a sample; the message names the file and the line.
     """
-    for number, line in enumerate(lines, start=first_line):
-        cells = tsv_values(line.decode("utf-8", "surrogateescape"))
-        try:
-            if len(cells) != len(columns):
-                raise ValueError
-            values: dict[str, Any] = {}
-            for column, cell in zip(columns, cells, strict=True):
-                if column in NUMBERS:
-                    values[column] = int(cell) if cell else None
-                elif column == "captions":
-                    values[column] = _captions_from(cell)
-                elif column == "archive":
-                    values[column] = sys.intern(cell) or None  # one string for all samples of the archive
-                else:
-                    values[column] = cell or ("" if column in ("key", "fault") else None)
-            yield Sample(**values)
-        except ValueError:
-            raise FormatError(f"{name}, line {number}: not a sample") from None
+    try:
+        return _samples(columns, lines)
+    except ValueError:
+        for number, line in enumerate(lines, start=first_line):
+            try:
+                _samples(columns, [line])
+            except ValueError:
+                raise FormatError(f"{name}, line {number}: not a sample") from None
+        raise
+
+
+def _samples(columns: Sequence[str], lines: Sequence[str]) -> list[Sample]:
+    """Returns the samples of lines, column by column, which takes a third of the time of line by line.
+
+    Raises:
+        ValueError: A line is not a sample.
+    """
+    rows = [tsv_values(line) for line in lines]
+    if not {len(row) for row in rows} <= {len(columns)}:
+        raise ValueError
+    cells = dict(zip(columns, zip(*rows, strict=True), strict=False))  # nothing if there are no lines
+    absent = ("",) * len(rows)
+    values = (_values(cells.get(field, absent), field) for field in Sample._fields)
+    return list(map(Sample._make, zip(*values, strict=True)))
+
+
+def _values(cells: Iterable[str], name: str) -> Sequence[Any]:
+    """Returns the values of a column. Raises ValueError if a cell is no value of the field."""
+    if name in NUMBERS:
+        return [int(cell) if cell else None for cell in cells]
+    if name == "captions":
+        return [_captions_from(cell) for cell in cells]
+    if name == "archive":
+        return [sys.intern(cell) or None for cell in cells]  # one string for all samples of the archive
+    return list(cells) if name in ("key", "fault") else [cell or None for cell in cells]
 
 
 def _captions_from(cell: str) -> tuple[str, ...] | None:

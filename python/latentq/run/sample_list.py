@@ -303,13 +303,25 @@ class SampleList:
         header, _ = self._header(part)
         return _entry(header, bisect.bisect_right(header.firsts, index) - 1)
 
-    def samples(self, unit: UnitEntry) -> list[Sample]:
-        """Returns the samples of a unit.
+    def samples(self, unit: UnitEntry, positions: Sequence[int] | None = None) -> list[Sample]:
+        """Returns samples of a unit.
+
+        Args:
+            unit: The unit.
+            positions: The positions of the samples in the unit; None for all of them.
 
         Raises:
             FormatError: The part is broken; the message names it and the line.
         """
-        return list(self._read_samples(unit, range(unit.samples)))
+        path = self._part_of(unit)
+        header, columns, _ = self._find_unit(unit.number)
+        lines = self._unit_bytes(unit).decode("utf-8", "surrogateescape").split("\n")
+        if lines.pop() or len(lines) != unit.samples:
+            raise FormatError(f"{path}: unit {unit.number} does not have {unit.samples} lines")
+        first_line = 3 + unit.first - header.first_sample
+        if positions is None:
+            return samples_from(str(path), columns, lines, first_line)
+        return [samples_from(str(path), columns, [lines[at]], first_line + at)[0] for at in positions]
 
     def unit_sha256(self, unit: UnitEntry, samples: Sequence[Sample] | None = None) -> str:
         """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal.
@@ -319,7 +331,9 @@ class SampleList:
             samples: Its samples, if they were read before.
         """
         columns = present_columns(self.samples(unit) if samples is None else samples)
-        lines = to_lines(columns, unit.samples, [*columns])
+        _, in_part, _ = self._find_unit(unit.number)
+        # The lines of a part have the columns that any of its units has.
+        lines = self._unit_bytes(unit) if (*columns,) == in_part else to_lines(columns, unit.samples, [*columns])
         return hashlib.sha256("\t".join(columns).encode() + b"\n" + lines).hexdigest()
 
     def sample(self, index: int) -> Sample:
@@ -329,8 +343,7 @@ class SampleList:
             FormatError: The part is broken; the message names it and the line.
         """
         unit = self.unit_of(index)
-        position = index - unit.first
-        return next(self._read_samples(unit, range(position, position + 1)))
+        return self.samples(unit, [index - unit.first])[0]
 
     def __iter__(self) -> Iterator[Sample]:
         """Yields every sample in order."""
@@ -371,16 +384,6 @@ class SampleList:
         if position >= len(header.units):
             raise FormatError(f"{self.folder}: no part has unit {number}")
         return header, columns, position
-
-    def _read_samples(self, unit: UnitEntry, positions: range) -> Iterator[Sample]:
-        """Yields samples of a unit, by their positions in it."""
-        path = self._part_of(unit)
-        header, columns, _ = self._find_unit(unit.number)
-        lines = self._unit_bytes(unit).split(b"\n")
-        if lines.pop() or len(lines) != unit.samples:
-            raise FormatError(f"{path}: unit {unit.number} does not have {unit.samples} lines")
-        first_line = 3 + unit.first - header.first_sample + positions.start
-        return samples_from(str(path), columns, lines[positions.start : positions.stop], first_line)
 
     def _unit_bytes(self, unit: UnitEntry) -> bytes:
         path = self._part_of(unit)

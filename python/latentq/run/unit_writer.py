@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentq import mds
-from latentq._core import LatentqError
+from latentq._core import LatentqError, MdsBuffers
 from latentq.format.files import HASHES, UNIT
 from latentq.run.units import Reject, UnitFacts, unit_done
 from latentq.sources import Sample, Source
@@ -84,6 +84,7 @@ def publish_unit(
     *,
     files: Mapping[str, bytearray] | None = None,
     shard_bytes: int = _SHARD_BYTES,
+    buffers: MdsBuffers | None = None,
 ) -> None:
     """Writes one unit and publishes it. If another process publishes the unit first, that one stays.
 
@@ -97,9 +98,10 @@ def publish_unit(
         fill: Writes every sample of the unit. It may be cut short if another process is first.
         files: Further files of the unit by name; `fill` completes their bytes.
         shard_bytes: Upper limit of a shard's size in bytes.
+        buffers: Memory for shards, which the units of a process use in turn.
     """
     try:
-        with mds.Writer(path, dict(columns), hashes=HASHES, size_limit=shard_bytes) as shards:
+        with mds.Writer(path, dict(columns), hashes=HASHES, size_limit=shard_bytes, buffers=buffers) as shards:
             fill(UnitWriter(shards, facts, bar))
             for name, data in (files or {}).items():
                 shards.add_file(name, bytes(data))

@@ -27,6 +27,18 @@ fn describe(column: &Column) -> Described {
     (column.name.clone(), column.spec(), fixed)
 }
 
+/// Memory that writers use in turn.
+#[pyclass(module = "latentq._core", frozen)]
+struct MdsBuffers(mds::Buffers);
+
+#[pymethods]
+impl MdsBuffers {
+    #[new]
+    fn new() -> Self {
+        Self(mds::Buffers::default())
+    }
+}
+
 /// The core of `latentq.mds.Writer`.
 #[pyclass(module = "latentq._core")]
 struct MdsWriter {
@@ -54,6 +66,7 @@ fn closed() -> PyErr {
 #[pymethods]
 impl MdsWriter {
     #[new]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -62,9 +75,11 @@ impl MdsWriter {
         hashes: Vec<String>,
         size_limit: u64,
         sync: bool,
+        buffers: Option<PyRef<'_, MdsBuffers>>,
     ) -> PyResult<Self> {
         let columns = parse(&columns)?;
-        let options = mds::Options { compression, hashes, size_limit, sync };
+        let buffers = buffers.map(|buffers| buffers.0.clone());
+        let options = mds::Options { compression, hashes, size_limit, sync, buffers };
         let writer = mds::Writer::create(&path, columns, &options).map_err(to_py)?;
         Ok(Self { names: names(py, writer.columns()), writer: Some(writer) })
     }
@@ -322,6 +337,7 @@ fn mds_repair(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<MdsMergedIndex>()?;
     module.add_class::<MdsReader>()?;
+    module.add_class::<MdsBuffers>()?;
     module.add_class::<MdsWriter>()?;
     module.add_function(wrap_pyfunction!(mds_merge, module)?)?;
     module.add_function(wrap_pyfunction!(mds_repair, module)?)?;

@@ -36,7 +36,7 @@ pub use reader::{Groups, Reader, Sample};
 pub use repair::{Repair, Step, entry_of, repair};
 pub use shard::{Load, Table, check};
 pub use verify::{Finding, verify};
-pub use writer::{Options, Values, Writer};
+pub use writer::{Buffers, Options, Values, Writer};
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value as Json;
 
@@ -32,6 +32,28 @@ pub struct Options {
     pub size_limit: u64,
     /// Fsync files and folders before and after the rename.
     pub sync: bool,
+    /// Memory from earlier writers, which goes back there in the end.
+    pub buffers: Option<Buffers>,
+}
+
+/// Memory that writers use in turn: filling memory that is new to the process takes longer than filling it again.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    fn take(&self) -> Option<Vec<u8>> {
+        self.0.lock().ok()?.pop()
+    }
+
+    /// Keeps the memory of a shard, unless it is small or has grown for samples larger than a shard.
+    fn give(&self, mut memory: Vec<u8>) {
+        if (SMALL..=ROOM).contains(&memory.capacity())
+            && let Ok(mut all) = self.0.lock()
+        {
+            memory.clear();
+            all.push(memory);
+        }
+    }
 }
 
 /// The values of one column for several samples.
@@ -62,6 +84,7 @@ pub struct Writer {
     task: Option<Task<Written>>,
     /// An empty buffer, kept for its allocation.
     spare: Option<Samples>,
+    buffers: Option<Buffers>,
     files: HashSet<String>,
     /// True after a file could not be written: the dataset would have a gap.
     failed: bool,
@@ -77,7 +100,10 @@ struct Samples {
 }
 
 impl Samples {
-    fn new(size_limit: u64) -> Self {
+    fn new(size_limit: u64, buffers: Option<&Buffers>) -> Self {
+        if let Some(data) = buffers.and_then(Buffers::take) {
+            return Self { data, ends: Vec::new() };
+        }
         let mut data = Vec::new();
         let room = usize::try_from(size_limit).unwrap_or(ROOM).min(ROOM);
         if room > SMALL && data.try_reserve_exact(room).is_ok() {
@@ -145,10 +171,11 @@ impl Writer {
             shards: Vec::new(),
             group: String::new(),
             before_group: 0,
-            samples: Samples::new(options.size_limit),
             folder: Some(Folder::create(path, options.sync)?),
+            samples: Samples::new(options.size_limit, options.buffers.as_ref()),
             task: None,
             spare: None,
+            buffers: options.buffers.clone(),
             files: HashSet::new(),
             failed: false,
         })
@@ -329,7 +356,7 @@ impl Writer {
         self.wait_for_shard()?;
         let name = self.shard_name();
         let mut folder = self.folder.take().ok_or_else(lost)?;
-        let next = self.spare.take().unwrap_or_else(|| Samples::new(self.size_limit));
+        let next = self.spare.take().unwrap_or_else(|| Samples::new(self.size_limit, self.buffers.as_ref()));
         let (form, samples) = (Arc::clone(&self.form), std::mem::replace(&mut self.samples, next));
         self.task = Some(Task::spawn(move || {
             let entry = form.write(&mut folder, &name, &samples);
@@ -391,6 +418,18 @@ impl Writer {
         }
         folder.write(INDEX, &[&to_bytes(&self.shards)])?;
         folder.publish()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(buffers) = &self.buffers {
+            let spare = self.spare.take().map(|samples| samples.data);
+            [Some(std::mem::take(&mut self.samples.data)), spare]
+                .into_iter()
+                .flatten()
+                .for_each(|data| buffers.give(data));
+        }
     }
 }
 

@@ -26,6 +26,9 @@ const STREAM: usize = 8 << 20;
 /// 256 values the rate was two thirds).
 const LONG: usize = 512;
 
+/// Codes of several samples that are counted channel by channel: they stay in the L2 cache.
+const COUNTED: usize = 1 << 18;
+
 impl Quantizer {
     /// Quantizes `x` (N, C, plane) to `out`, one byte per code.
     ///
@@ -216,35 +219,23 @@ impl Quantizer {
                 out.len()
             )));
         }
-        if let Scheme::Trellis(_) = self.scheme() {
-            if let Some(wide) = codes.iter().position(|code| u32::from(*code) >> self.bits() != 0) {
-                return Err(self.wide_code(wide / plane, codes[wide]));
-            }
-            codes.chunks(sample).for_each(|codes| count_levels(codes, plane, out, size));
-            return Ok(());
-        }
-        for (index, codes) in codes.chunks(plane.max(1)).enumerate() {
-            let channel = index % channels;
-            // Four tables: equal codes often follow each other, and incrementing one counter twice in a row is slow.
-            let mut counts = [[0u32; 256]; 4];
-            for codes in codes.chunks(1 << 30) {
-                for four in codes.chunks(4) {
-                    for (counts, &code) in counts.iter_mut().zip(four) {
-                        counts[usize::from(code)] += 1;
-                    }
+        let has_wide = match self.scheme() {
+            Scheme::Trellis(_) => {
+                let has_wide = codes.iter().any(|code| u32::from(*code) >> self.bits() != 0);
+                if !has_wide {
+                    codes.chunks(sample).for_each(|codes| count_levels(codes, plane, out, size));
                 }
-                for (code, total) in (0..256)
-                    .map(|code| (code, counts.iter_mut().map(|c| i64::from(std::mem::take(&mut c[code]))).sum::<i64>()))
-                {
-                    match out[channel * size..(channel + 1) * size].get_mut(code) {
-                        Some(count) => *count += total,
-                        None if total == 0 => {}
-                        None => return Err(self.wide_code(index, code as u8)),
-                    }
-                }
+                has_wide
             }
+            _ => {
+                let run = (COUNTED / sample).max(1).saturating_mul(sample);
+                codes.chunks(run).any(|codes| count_codes(codes, sample, plane, out, size))
+            }
+        };
+        match codes.iter().position(|code| has_wide && u32::from(*code) >> self.bits() != 0) {
+            Some(wide) => Err(self.wide_code(wide / plane, codes[wide])),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The error for a code of too many bits in a plane.
@@ -254,6 +245,32 @@ impl Quantizer {
             "sample {sample}, channel {channel} has the code {code}, which needs more than {bits} bits"
         ))
     }
+}
+
+/// Adds the counts of the codes of whole samples to `out`, rows of `size` counts. Returns true if a code is not below `size`.
+fn count_codes(codes: &[u8], sample: usize, plane: usize, out: &mut [i64], size: usize) -> bool {
+    let mut has_wide = false;
+    for (channel, out) in out.chunks_mut(size).enumerate() {
+        // Four tables: equal codes often follow each other, and incrementing one counter twice in a row is slow.
+        let mut counts = [[0i64; 256]; 4];
+        for codes in codes.chunks(sample) {
+            let (fours, rest) = codes[channel * plane..(channel + 1) * plane].as_chunks::<4>();
+            for four in fours {
+                for (counts, &code) in counts.iter_mut().zip(four) {
+                    counts[usize::from(code)] += 1;
+                }
+            }
+            rest.iter().for_each(|&code| counts[0][usize::from(code)] += 1);
+        }
+        for code in 0..256 {
+            let total = counts.iter().map(|counts| counts[code]).sum::<i64>();
+            match out.get_mut(code) {
+                Some(count) => *count += total,
+                None => has_wide |= total != 0,
+            }
+        }
+    }
+    has_wide
 }
 
 /// Number of elements in a sample, after checking that `elements` is a whole number of samples.
