@@ -17,7 +17,7 @@ CHECKED := --config 'profile.release.package.latentq-core.debug-assertions=true'
 	--config 'profile.release.package.latentq-core.overflow-checks=true'
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-rust test-python test-long test-hosts test-readers lint demo bench bench-results bench-rivals bench-gpu docs wheel test-wheel clean
+.PHONY: help build test test-rust test-python test-long test-hosts test-readers test-report lint demo bench bench-results bench-rivals bench-gpu docs wheel test-wheel clean
 
 help: ## print this list
 	@echo 'usage: make TARGET'
@@ -61,6 +61,10 @@ test-hosts: build ## encode on hosts apart, one of them cut off for a while (roo
 test-readers: build ## compare what three stock readers of MDS read with docs/mds.md
 	$(SAY) 'installing stock readers in target/readers and reading our datasets with them; about 3 minutes on two cores'
 	@PYTHONPATH=tests python -m readers.check
+
+test-report: build ## open report pages in Chromium, on a desk and on a phone (SCREENSHOTS=DIR keeps pictures)
+	$(SAY) 'opening report pages in Chromium; about 1 minute on two cores'
+	@python -m pytest tests/browser/report_pages.py
 
 lint: build ## check formatting, lints, types, import layers and stubs
 	$(SAY) 'checking Rust'

@@ -1,5 +1,6 @@
 """`info`, `verify`, `decode` and `measure` on a dataset at a URL say what they say of the folder."""
 
+import html
 import json
 
 import pytest
@@ -74,4 +75,8 @@ def test_report_of_a_url_names_the_url(out, url, capsys, tmp_path):
     run(capsys, "report", url, "--compare", out, "--cache", cache, "-o", page, "--quiet")
     text = page.read_text()
     assert f"latentq verify {url}" in text
+    assert html.escape(f"latentq.LatentDataset('{url}', cache=\"cache\")") in text
+    assert html.escape(f"latentq.LatentDataset('{out}')") in text
+    for number, name in enumerate((url, str(out))):
+        assert name.rpartition("/")[2] in text.split("<h1")[1].split("</h1>")[0].split(" and ")[number]
     assert str(cache) not in text

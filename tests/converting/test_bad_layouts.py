@@ -299,10 +299,12 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
 def test_a_key_does_not_leave_the_folder(tmp_path):
     nemo(tmp_path / "src", image="../../evil{}")
     convert(tmp_path / "src", tmp_path / "in")
-    for layout in ("kohya", "musubi:zi"):
-        with pytest.raises(latentq.MismatchError, match="is not a path in a folder"):
-            convert(tmp_path / "in", tmp_path / "sub", to_layout=layout)
+    with pytest.raises(latentq.MismatchError, match="is not a path in a folder"):
+        convert(tmp_path / "in", tmp_path / "sub", to_layout="kohya")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "src"]
+    convert(tmp_path / "in", tmp_path / "sub", to_layout="musubi:zi")
+    assert len(list((tmp_path / "sub").glob("evil*_zi.safetensors"))) == COUNT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "src", "sub"]
 
 
 def test_a_listed_file_outside_the_folder_is_refused(tmp_path):

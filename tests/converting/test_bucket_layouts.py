@@ -185,15 +185,20 @@ def encoded(tmp_path):
 
 @pytest.mark.parametrize(("layout", "ending"), [("kohya:flux", ".npz"), ("musubi:zi", ".safetensors")])
 def test_files_of_an_encoded_dataset_are_where_the_tools_look_for_them(layout, ending, encoded, tmp_path):
-    """sd-scripts: os.path.splitext(image)[0] + "_0050x0040_flux.npz"; musubi-tuner: the same of the image's name."""
+    """sd-scripts: os.path.splitext(image)[0] + "_0050x0040_flux.npz"; musubi-tuner: in one folder, by its name."""
     dataset, sizes = encoded
     convert(dataset, tmp_path / "out", to_layout=layout)
     kind = layout.partition(":")[2]
-    expected = {f"{PurePath(name).with_suffix('')}_{w:04d}x{h:04d}_{kind}{ending}" for name, (w, h) in sizes.items()}
+    stems = {name: PurePath(name).with_suffix("") for name in sizes}
+    if kind == "zi":
+        stems = {name: stem.name for name, stem in stems.items()}
+    expected = {f"{stems[name]}_{w:04d}x{h:04d}_{kind}{ending}" for name, (w, h) in sizes.items()}
     assert files(tmp_path / "out").keys() == expected
     again = tmp_path / "again"
     convert(tmp_path / "out", again)
-    assert by_key(again).keys() == {str(PurePath(name).with_suffix("")) for name in sizes}
+    assert by_key(again).keys() == set(map(str, stems.values()))
+    if kind == "zi":
+        assert len(made.musubi_reads(tmp_path / "out", kind)) == len(sizes)
 
 
 def test_images_that_differ_in_their_suffix_alone_are_refused(encoded, tmp_path):
@@ -204,6 +209,15 @@ def test_images_that_differ_in_their_suffix_alone_are_refused(encoded, tmp_path)
         with pytest.raises(latentq.MismatchError, match=r"two samples would be a_0050x0040_(flux|zi)"):
             convert(dataset, tmp_path / "out", to_layout=layout)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_one_name_in_two_folders_are_refused_for_musubi(encoded, tmp_path):
+    dataset, _ = encoded
+    paint(tmp_path / "images" / "other" / "c.v2.png", 5, (40, 60))
+    latentq.encode(tmp_path / "images", dataset, update=True)
+    with pytest.raises(latentq.MismatchError, match=r"two samples would be c\.v2_0040x0060_zi.*: folders and suffixes"):
+        convert(dataset, tmp_path / "out", to_layout="musubi:zi")
+    convert(dataset, tmp_path / "out", to_layout="kohya:flux")
 
 
 def test_quantized_buckets_have_one_quantizer(tmp_path):

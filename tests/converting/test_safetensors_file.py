@@ -50,10 +50,9 @@ def test_a_file_that_is_truncated_while_it_is_read_is_an_error(path, tmp_path):
     copy = tmp_path / "b.safetensors"
     copy.write_bytes(path.read_bytes())
     file = SafetensorsFile(copy)
-    copy.write_bytes(path.read_bytes()[:400])
+    copy.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(FormatError, match="truncated"):
-        for name in file.names:
-            file.array(name)
+        file.array("codes")
 
 
 CHANGES = st.one_of(

@@ -1,5 +1,7 @@
 """Layouts with captions and their embeddings, most with buckets: in, out and in again, equal to the bit."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -209,6 +211,18 @@ def test_simpletuner_is_read(compress, as_dict, tmp_path):
     # It can only be read.
     with pytest.raises(ValueError, match="simpletuner can only be read: name one of"):
         convert(tmp_path / "in", tmp_path / "out", to_layout="simpletuner")
+
+
+def test_members_that_are_not_converted_are_told(tmp_path, capsys):
+    samples = primus_samples("latents")
+    for sample in samples[:3]:
+        sample["timesteps.pth"] = torch.ones(1)
+    samples[0]["mean.pth"] = samples[0]["latents.pth"]
+    made.primus_writes(tmp_path / "tars", samples, shard_size=5)
+    convert(tmp_path / "tars", tmp_path / "in", progress=sys.stderr)
+    told = capsys.readouterr().err.splitlines()
+    assert "timesteps.pth of 3 samples is not converted" in told
+    assert "mean.pth of 1 sample is not converted" in told
 
 
 def test_two_runs_write_the_same_bytes(tmp_path):

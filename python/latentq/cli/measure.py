@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from latentq.cli.common import (
     check_source,
     opened_dataset,
     original_source,
+    print_json,
     progress_stream,
 )
 
@@ -99,9 +101,12 @@ def _measure(
     images: NDArray[np.uint8] | None,
 ) -> int:
     """Measures latents and prints the rows. Returns the exit code."""
-    from latentq.inspect.measure import BITS, measure, print_json, print_table
+    from latentq.inspect.measure import BITS, measure, print_table
 
     bits = options.bits or BITS
     rows = measure(latents, bits=bits, autoencoder=network, images=images, progress=progress_stream(options))
-    (print_json if options.json else print_table)(rows)
+    if options.json:
+        print_json([asdict(row) for row in rows])
+    else:
+        print_table(rows)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,15 +62,26 @@ def _run(options: argparse.Namespace) -> int:
     named = [path for path in (options.dataset, options.compare) if path is not None]
     for path in named:
         if not is_remote(path):
-            _dataset(path, options.recipe)
+            _check_dataset(path, options.recipe)
     if options.source is not None:
         check_source(options.source)
     output = check_output(options.output)
+    from latentq.inspect.report.write import report
+
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(opened_dataset(options, path)) for path in named if is_remote(path)]
-        for dataset in opened:
-            dataset.need_all()
-        _write(options, output, opened)
+        opened = [stack.enter_context(_opened(options, path)) for path in named]
+        report(
+            opened[0],
+            output,
+            source=original_source(options, opened[0].folder),
+            compare=opened[1] if options.compare is not None else None,
+            recipe=options.recipe,
+            column=options.column,
+            autoencoder=options.autoencoder,
+            device=options.device,
+            samples=options.samples,
+            progress=progress_stream(options),
+        )
     size = output.stat().st_size
     if options.json:
         print_json({"output": options.output, "bytes": size})
@@ -79,44 +90,22 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write(options: argparse.Namespace, output: Path, opened: Sequence[OpenedDataset]) -> None:
-    """Writes the page. It names a dataset at a URL by the URL.
+@contextlib.contextmanager
+def _opened(options: argparse.Namespace, path: str) -> Iterator[OpenedDataset]:
+    """Opens a dataset in a folder, or at a URL, from which everything is downloaded."""
+    from latentq.run.opened import OpenedDataset
+    from latentq.store.cache import is_remote
 
-    Args:
-        options: The options of the command.
-        output: The page.
-        opened: The datasets at URLs.
-    """
-    from latentq.inspect.report.write import report
-    from latentq.store.local import replace_file
-
-    folders = {dataset.name: str(dataset.folder) for dataset in opened}
-
-    def folder(path: str) -> Path:
-        return _dataset(folders.get(path.rstrip("/"), path), options.recipe)
-
-    report(
-        folder(options.dataset),
-        output,
-        source=original_source(options, folder(options.dataset)),
-        compare=None if options.compare is None else folder(options.compare),
-        recipe=options.recipe,
-        column=options.column,
-        autoencoder=options.autoencoder,
-        device=options.device,
-        samples=options.samples,
-        progress=progress_stream(options),
-    )
-    if opened:
-        page = output.read_text()
-        for dataset in opened:
-            page = page.replace(str(dataset.folder), dataset.name)
-            page = page.replace(dataset.folder.name, dataset.name.rpartition("/")[2])
-        replace_file(output, page.encode())
+    if is_remote(path):
+        with opened_dataset(options, path) as dataset:
+            dataset.need_all()
+            yield dataset
+    else:
+        yield OpenedDataset(path, Path(path), None, None)
 
 
-def _dataset(path: str, recipe: str | None) -> Path:
-    """Returns the folder of a dataset, or of shards with a recipe. Raises an error if it is neither."""
+def _check_dataset(path: str, recipe: str | None) -> None:
+    """Raises an error if a folder is neither a dataset nor, with a recipe, shards."""
     from latentq.format.card import CARD
     from latentq.format.files import INDEX
     from latentq.format.recipe import Recipe
@@ -129,9 +118,8 @@ def _dataset(path: str, recipe: str | None) -> Path:
     if (folder / CARD).exists():
         if recipe is not None:
             raise UsageError(f"--recipe {recipe}: {path} has a card, which says how it was made")
-        return folder
+        return
     if not (folder / INDEX).exists():
         raise no_dataset(folder)
     if recipe is None:
         raise UsageError(f"{path} has no card: --recipe names what made it ({', '.join(Recipe.names())}, or a file)")
-    return folder

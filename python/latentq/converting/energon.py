@@ -12,6 +12,7 @@ import io
 import json
 import struct
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +42,13 @@ from latentq.format.options import Column
 from latentq.format.safe_torch_file import TensorRecord, TorchFile
 from latentq.sources import Sample
 from latentq.system.progress import Progress
+from latentq.system.text import counted
 
 NAME = "energon"
 TITLE = "Primus' WebDataset tars for Energon (KEY.latents.pth, KEY.prompt_embeds.pth, ...)"
 _TAR = ".tar"
 _SHARD = 1000  # samples in a tar
+_TOLD = 10  # kinds of members that are not converted
 _STEP = 16  # tars between records of what is done
 _LATENTS, _MEAN, _LOGVAR = "latents.pth", "mean.pth", "logvar.pth"
 _EMBEDS, _POOLED, _CAPTION = "prompt_embeds.pth", "pooled_prompt_embeds.pth", "caption.txt"
@@ -193,6 +196,8 @@ def read(path: Path, options: ReadOptions) -> Incoming:
 
     def listing() -> Iterator[Sample]:
         captions = 0
+        others: Counter[str] = Counter()
+        converted = {_CAPTION, _EMBEDS, _POOLED, *(parts if has_moments else parts[:1])}
         wanted = (*parts[:1], _CAPTION, *((_EMBEDS, _POOLED) if embeddings else ()))
         for name in names:
             for found in _groups(root / name, 0, wanted):
@@ -202,6 +207,7 @@ def read(path: Path, options: ReadOptions) -> Incoming:
                     raise FormatError(f"{tensors.where}: {have[1]} {have[0]}, others {dtype} of {channels} channels")
                 caption = found.members.get(_CAPTION, b"").decode("utf-8", "replace")
                 captions += bool(caption)
+                others.update(set(found.names) - converted)
                 if embeddings is not None:
                     embeddings.check(*_described(tensors, found))
                 size = latent_size_text(*have[0][1:])
@@ -209,6 +215,7 @@ def read(path: Path, options: ReadOptions) -> Incoming:
         if embeddings is not None:
             embeddings.kept = embeddings.kept and captions > 0
             embeddings.drop(columns, notes)
+        notes.extend(f"{name} of {counted(others[name], 'sample')} is not converted" for name in sorted(others)[:_TOLD])
 
     def rows(_: Sequence[int], samples: Sequence[Sample]) -> Arrays:
         return _rows(root, samples, columns, channels)

@@ -209,7 +209,7 @@ def _read(path: Path, samples: Sequence[Sample], architecture: _Architecture, ch
 
 
 def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
-    """Writes a folder of safetensors files, called by keys without suffixes of images, and the sizes of these.
+    """Writes a folder of safetensors files, called by the names of images without folders and suffixes.
 
     bfloat16 and float16 stay, and anything else is written as float32. musubi-tuner needs its own caches of text next
     to them.
@@ -220,8 +220,8 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
         bar: Counts samples.
 
     Raises:
-        MismatchError: The dataset lacks a column, two keys differ in their suffix alone, or the architecture does not
-            follow from the autoencoder.
+        MismatchError: The dataset lacks a column, two keys differ in their folder or suffix alone, or the architecture
+            does not follow from the autoencoder.
         OSError: A file cannot be written.
     """
     variant = outgoing.variant or _architecture_for(outgoing)
@@ -232,7 +232,7 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
     kind = outgoing.facts(latent).quantizer.kind
     dtype = kind if kind in ("bfloat16", "float16") else "float32"
     columns = outgoing.open([latent, key, size], scale="scaled")
-    names = FileNames(outgoing)
+    names = FileNames(outgoing, flat=True)
     work.result.mkdir(exist_ok=True)
     start = recorded = work.done
     bar.skip(start)
@@ -251,12 +251,13 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
                 "format_version": _VERSION,
             }
             file = safe_path(work.result, names.of(batch.values[key][row], end), outgoing)
-            file.parent.mkdir(parents=True, exist_ok=True)
             tensor = f"latents_{sides}_{dtype}"
             with SafetensorsWriter(file, {tensor: (dtype, shape)}, metadata) as writer:
                 writer.write(tensor, 0, latents[row].reshape(shape))
         bar.update(len(batch))
         recorded = work.record_every(_STEP, batch.first + len(batch), recorded)
+    if start and (files := sum(1 for _ in work.result.iterdir())) != outgoing.count:  # an earlier run saw other names
+        raise MismatchError(f"{outgoing.path}: {outgoing.count} samples would be {files} files: names occur twice")
 
 
 def _as_dtype(latents: NDArray[np.float32], dtype: str) -> NDArray[Any]:

@@ -157,10 +157,11 @@ class FileNames:
 
     Args:
         outgoing: The dataset.
+        flat: True for a tool that looks in one folder, by the names of images without their folders.
     """
 
-    def __init__(self, outgoing: Outgoing) -> None:
-        self._path = outgoing.path
+    def __init__(self, outgoing: Outgoing, *, flat: bool = False) -> None:
+        self._path, self._flat = outgoing.path, flat
         self._shortened: set[str] = set()
 
     def of(self, key: str, end: str) -> str:
@@ -174,10 +175,13 @@ class FileNames:
             MismatchError: Another key had the same name: `a.png` and `a.jpg`.
         """
         stem = without_image_suffix(key)
+        if self._flat:
+            stem = stem.rpartition("/")[2]
         name = f"{stem}{end}"
-        if stem != key:
+        if stem != key or self._flat:
             if name in self._shortened:
-                raise MismatchError(f"{self._path}: two samples would be {name}: suffixes of keys are left out")
+                parts = "folders and suffixes" if self._flat else "suffixes"
+                raise MismatchError(f"{self._path}: two samples would be {name}: {parts} of keys are left out")
             self._shortened.add(name)
         return name
 

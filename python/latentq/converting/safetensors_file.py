@@ -112,7 +112,7 @@ class SafetensorsFile:
             out = np.empty(shape, dtype)
         elif (out.dtype, out.shape) != (dtype, shape):
             raise ValueError(f"out must be {dtype} {shape}, not {out.dtype} {out.shape}")
-        rest = memoryview(out.reshape(-1).view(np.uint8))
+        rest = out.reshape(-1).view(np.uint8).data
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._tensors[name].start + skipped * dtype.itemsize)
             while rest:

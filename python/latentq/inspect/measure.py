@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
     from latentq.sources import Source
 
-__all__ = ["SchemeCost", "load", "measure", "of_dataset", "print_json", "print_table"]
+__all__ = ["SchemeCost", "load", "measure", "of_dataset", "print_table"]
 
 BITS = (8, 6, 4)
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "lloyd-max", "trellis")
@@ -189,19 +187,6 @@ def _note(row: SchemeCost, rows: Sequence[SchemeCost]) -> str:
         return ""
     least_error = row.sqnr_db == max(other.sqnr_db for other in rows if other.bits == row.bits)
     return ", ".join(["default"] * (row.scheme == DEFAULT_METHOD) + ["least error"] * least_error)
-
-
-def print_json(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
-    """Prints rows as a JSON list of one object per row. Numbers that are not finite become null.
-
-    Args:
-        rows: The results of `measure`.
-        file: The output; standard output by default.
-    """
-    plain = [dataclasses.asdict(row) for row in rows]
-    for row in plain:
-        row.update({k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)})
-    (file or sys.stdout).write(json.dumps(plain, indent=2) + "\n")
 
 
 def _samples(latents: Any) -> npt.NDArray[Any]:

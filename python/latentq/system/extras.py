@@ -25,7 +25,7 @@ EXTRAS = {
     "completion": {"shtab": "shtab>=1.7"},
     "store": {"obstore": "obstore>=0.9"},
     "ray": {"ray": "ray>=2.40"},
-    "convert": {"torch": "torch>=2.6", "safetensors": "safetensors>=0.4.3", "h5py": "h5py>=3.10"},
+    "convert": {"torch": "torch>=2.6", "h5py": "h5py>=3.10"},
     "report": {"jinja2": "jinja2>=3.1", "pygal": "pygal>=3"},
     "hub": {"huggingface_hub": "huggingface-hub>=0.30", "requests": "requests>=2.31"},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from latentq.format.card import Card
@@ -21,6 +21,7 @@ from latentq.inspect.report.contents import (
     TokenUse,
 )
 from latentq.inspect.storage import StorageRow
+from latentq.store.cache import is_remote
 
 if TYPE_CHECKING:
     from latentq.reading.buckets import StoredBucket
@@ -92,7 +93,8 @@ class DatasetFacts:
     """Facts that a report states about one dataset.
 
     Attributes:
-        path: The dataset.
+        path: The dataset's folder; for a URL, the folder of the files that were downloaded.
+        name: The dataset as the user named it: a folder or a URL.
         recipe: The recipe that made it.
         card: Its card; None for a folder without one.
         samples: The number of its samples.
@@ -109,6 +111,7 @@ class DatasetFacts:
     """
 
     path: Path
+    name: str
     recipe: Recipe
     card: Card | None
     samples: int
@@ -122,3 +125,13 @@ class DatasetFacts:
     storage: list[StorageRow] = field(default_factory=list)
     rates: Rates | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_remote(self) -> bool:
+        """True if the dataset is at a URL."""
+        return is_remote(self.name)
+
+    @property
+    def title(self) -> str:
+        """The last part of the dataset's name."""
+        return PurePosixPath(self.name).name if self.is_remote else self.path.resolve().name or self.name

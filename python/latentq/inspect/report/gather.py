@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -43,6 +42,7 @@ from latentq.system.text import one_line
 
 if TYPE_CHECKING:
     from latentq.models.autoencoders import Autoencoder
+    from latentq.run.opened import OpenedDataset
     from latentq.sources import Source
 
 _ENCODED_AGAIN = 64  # samples at most
@@ -55,7 +55,7 @@ class Gatherer:
     """Gathers the facts of one dataset.
 
     Args:
-        path: The dataset.
+        dataset: The dataset, all of whose files are there.
         recipe: For a folder without a card: the recipe that made it, its name or its file.
         column: The column to decode; the first of latents, moments or tokens by default.
         source: The dataset's source.
@@ -71,7 +71,7 @@ class Gatherer:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        dataset: OpenedDataset,
         *,
         recipe: str | os.PathLike[str] | Recipe | None = None,
         column: str | None = None,
@@ -81,7 +81,7 @@ class Gatherer:
         needs_source: bool = True,
         progress: TextIO | None = None,
     ) -> None:
-        path = Path(path)
+        path = dataset.folder
         self._progress, self._source, self._needs_source = progress, source, needs_source
         self._dataset: LatentDataset | None = None
         self._pictured: LatentDataset | None = None
@@ -91,10 +91,12 @@ class Gatherer:
         has_card = (path / CARD).exists()
         card = Card.load(path) if has_card else None
         if card is not None and card.counts is not None and not card.counts.samples:
-            self.facts = DatasetFacts(path, card.recipe, card, 0)
+            self.facts = DatasetFacts(path, dataset.name, card.recipe, card, 0)
             return
-        self._dataset = dataset = LatentDataset(path, recipe=None if has_card else recipe)
-        self.facts = DatasetFacts(path, dataset.layout.recipe, dataset.card, len(dataset), buckets=dataset.buckets)
+        self._dataset = columns = LatentDataset(path, recipe=None if has_card else recipe)
+        self.facts = DatasetFacts(
+            path, dataset.name, columns.layout.recipe, columns.card, len(columns), buckets=columns.buckets
+        )
         if not self.facts.recipe.encoded():
             self.facts.notes.append("There are no pictures: no column holds latents or tokens.")
             return
@@ -115,7 +117,7 @@ class Gatherer:
         return column or next(iter(encoded))
 
     def _note(self, text: str) -> None:
-        self.facts.notes.append(one_line(text))
+        self.facts.notes.append(one_line(text).replace(str(self.facts.path), self.facts.name))
 
     def _load(self, name: str | os.PathLike[str] | None, device: str) -> Autoencoder | None:
         """Loads the autoencoder; notes the reason if one that the user did not name cannot be loaded."""

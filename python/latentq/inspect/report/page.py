@@ -137,7 +137,7 @@ class _Page:
 
     def values(self) -> dict[str, Any]:
         """Returns the values of the template, except those of its style and script."""
-        names = [facts.path.resolve().name or str(facts.path) for facts in self._datasets]
+        names = [facts.title for facts in self._datasets]
         heading = " and ".join(map(escaped, names))
         samples = self._samples()
         forms = self._forms()
@@ -258,7 +258,7 @@ class _Page:
         reason = "Lowest SQNR against the images, encoded again" if measured else "Most values at the ends of the range"
         return DatasetView(
             letter=letter,
-            path=escaped(str(facts.path)),
+            path=escaped(facts.name),
             summary=_summary(facts),
             notes=[escaped(note) for note in facts.notes],
             columns=[column_view(column) for column in facts.columns],

@@ -215,7 +215,8 @@ def made_rows(facts: DatasetFacts) -> list[tuple[str, str]]:
 
 def code(facts: DatasetFacts) -> str:
     """Returns Python code that loads a dataset."""
-    recipe = "" if facts.card is not None else f", recipe={facts.recipe.name!r}"
+    options = "" if facts.card is not None else f", recipe={facts.recipe.name!r}"
+    options += ', cache="cache"' if facts.is_remote else ""
     names = [column for column in facts.columns if column.content in ("latent", "moments", "tokens")]
     shape = ""
     if names and not getattr(names[0].facts, "shapes", ()):
@@ -229,7 +230,7 @@ def code(facts: DatasetFacts) -> str:
     lines = [
         "import latentq",
         "",
-        f"dataset = latentq.LatentDataset({str(facts.path)!r}{recipe})",
+        f"dataset = latentq.LatentDataset({facts.name!r}{options})",
         "for batch in dataset.loader(batch_size=64, shuffle=True, seed=0):",
         use,
     ]
@@ -238,6 +239,6 @@ def code(facts: DatasetFacts) -> str:
 
 def commands(facts: DatasetFacts) -> str:
     """Returns command lines for a dataset."""
-    path = shlex.quote(str(facts.path))
+    path = shlex.quote(facts.name)
     lines = [f"latentq info {path}", f"latentq verify {path}", f"latentq decode {path} --index 0 -o 0.png"]
     return escaped_lines("\n".join(lines))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from latentq.format.recipe import Recipe
 from latentq.inspect.report.gather import Gatherer
 from latentq.inspect.report.spread import spread
+from latentq.run.opened import OpenedDataset
 from latentq.store.local import replace_file
 from latentq.system.extras import needed_for
 
@@ -22,11 +23,11 @@ SAMPLES = 12
 
 
 def report(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | OpenedDataset,
     out: str | os.PathLike[str] = "report.html",
     *,
     source: str | os.PathLike[str] | Source | None = None,
-    compare: str | os.PathLike[str] | None = None,
+    compare: str | os.PathLike[str] | OpenedDataset | None = None,
     recipe: str | os.PathLike[str] | Recipe | None = None,
     column: str | None = None,
     autoencoder: str | os.PathLike[str] | None = None,
@@ -41,7 +42,7 @@ def report(
     captions, rejects by reason, the size in several forms, the normalization and the code that loads the dataset.
 
     Args:
-        path: The dataset.
+        path: The dataset's folder, or a dataset that was opened, all of whose files are there.
         out: The page to write; an existing file is replaced.
         source: The dataset's source. Originals are shown, and at most 64 images are encoded again to measure errors.
             Without a source, errors are estimated from the widths of the quantizer's steps.
@@ -66,22 +67,19 @@ def report(
         import pygal  # noqa: F401
     from latentq.inspect.report.page import render
 
-    first = Gatherer(
-        path, recipe=recipe, column=column, source=source, autoencoder=autoencoder, device=device, progress=progress
-    )
+    options: Any = {"source": source, "autoencoder": autoencoder, "device": device, "progress": progress}
+    first = Gatherer(_opened(path), recipe=recipe, column=column, **options)
     shown = spread(samples, first.facts.samples)
     datasets = [first.gather(shown.tolist())]
     if compare is not None:
-        other = Gatherer(
-            compare,
-            recipe=recipe,
-            source=source,
-            autoencoder=autoencoder,
-            device=device,
-            needs_source=False,
-            progress=progress,
-        )
+        other = Gatherer(_opened(compare), recipe=recipe, needs_source=False, **options)
         keys = first.keys(shown)
         matched = other.find([keys[index] for index in shown.tolist()]) if keys else []
         datasets.append(other.gather(matched or spread(samples, other.facts.samples).tolist()))
     replace_file(Path(out), render(datasets).encode())
+
+
+def _opened(dataset: str | os.PathLike[str] | OpenedDataset) -> OpenedDataset:
+    if isinstance(dataset, OpenedDataset):
+        return dataset
+    return OpenedDataset(os.fspath(dataset), Path(dataset), None, None)
