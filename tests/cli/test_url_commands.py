@@ -75,8 +75,8 @@ def test_report_of_a_url_names_the_url(out, url, capsys, tmp_path):
     run(capsys, "report", url, "--compare", out, "--cache", cache, "-o", page, "--quiet")
     text = page.read_text()
     assert f"latentq verify {url}" in text
-    assert html.escape(f"latentq.LatentDataset('{url}', cache=\"cache\")") in text
-    assert html.escape(f"latentq.LatentDataset('{out}')") in text
+    assert f"latentq.LatentDataset('{url}', cache=\"cache\")" in html.unescape(text)
+    assert f"latentq.LatentDataset('{out}')" in html.unescape(text)
     for number, name in enumerate((url, str(out))):
         assert name.rpartition("/")[2] in text.split("<h1")[1].split("</h1>")[0].split(" and ")[number]
     assert str(cache) not in text
