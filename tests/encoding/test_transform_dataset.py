@@ -249,6 +249,8 @@ def test_measure_has_a_row_of_just_as_many_bytes(exact):
 def test_other_layouts_and_small_latents_are_refused(out, source, tmp_path):
     with pytest.raises(MismatchError, match="transform"):
         latentq.convert(out, tmp_path / "out.pt")
+    with pytest.raises(RecipeError, match="5000 bytes are more than a latent takes in float32, 4096"):
+        latentq.encode(source, tmp_path / "out", **OPTIONS, bytes=5000)
     with pytest.raises(RecipeError, match="use a trellis"):
         latentq.encode(source, tmp_path / "out", autoencoder="dct-f8c16", size=24, codec="transform")
 
@@ -279,5 +281,9 @@ def test_options_name_the_codec_in_any_order():
     assert base.override(bytes=700).columns["latent"].quantizer == quantizer
     with pytest.raises(RecipeError, match="bytes does not apply"):
         base.override(bytes=700, codec="trellis")
+    for options in ({"bits": 4, "bytes": 700}, {"codec": "trellis", "calibrate": "mse"},
+                    {"codec": "transform", "calibrate": "lloyd-max"}):  # fmt: skip
+        with pytest.raises(RecipeError, match="exclude each other"):
+            base.override(**options)
     with pytest.raises(RecipeError, match="transform is for latents"):
         base.override(store="moments", codec="transform")

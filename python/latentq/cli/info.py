@@ -109,7 +109,12 @@ def _recipe_rows(dataset: OpenedDataset, card: Card) -> list[tuple[str, str]]:
 
 def _first_bucket(card: Card, column: str) -> str:
     """Returns what to add to a column's encoding if it is that of the first bucket only."""
-    facts = card.latents.get(column) or card.tokens.get(column)
+    from latentq.quantizer import Transform
+
+    latent = card.latents.get(column)
+    if latent is not None and isinstance(latent.quantizer, Transform):
+        return ""  # a sample has as many bytes in every bucket, or "bytes" stands for any
+    facts = latent or card.tokens.get(column)
     return " in the first bucket" if facts is not None and len(facts.shapes) > 1 else ""
 
 

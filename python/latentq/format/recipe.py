@@ -205,6 +205,11 @@ class Recipe:
         models = {"text_encoder": text_encoder, "autoencoder": autoencoder}
         if overrides.get("size") is not None and overrides.get("buckets") is not None:
             raise RecipeError("size and buckets exclude each other: an image has its bucket's size")
+        if overrides.get("bits") is not None and overrides.get("bytes") is not None:
+            raise RecipeError("bits and bytes exclude each other: both say how large a latent is")
+        codec, method = overrides.get("codec"), overrides.get("calibrate")
+        if codec is not None and method is not None and codec != method:
+            raise RecipeError(f"codec {codec} and calibrate {method} exclude each other: a codec has its own calibration")
         options = {name: os.fspath(model) for name, model in models.items() if model is not None} | dict(overrides)
         recipe = self
         changed = set(self.changed)

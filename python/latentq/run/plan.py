@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def plan_card(
     }
     for name in latents:
         if recipe.columns[name].quantizer["kind"] == "transform":
-            _check_transform(name, encoded_shapes[name])
+            _check_transform(name, recipe.columns[name], encoded_shapes[name])
     quantizers, uncalibrated = _quantizers(recipe, latents, embeddings, parent)
     text_options = replace(recipe.text, model=text_facts.name) if text_facts is not None else recipe.text
     card = Card(
@@ -252,7 +253,11 @@ def _without_transform(quantizer: AnyQuantizer) -> Quantizer:
     return quantizer
 
 
-def _check_transform(name: str, shapes: Iterable[tuple[int, ...]]) -> None:
+def _check_transform(name: str, column: Column, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raises RecipeError if samples of a shape are too small for a transform, or its bytes exceed those of float32."""
+    sample_bytes, floats = column.quantizer.get("bytes", 0), 4 * max(map(prod, shapes))
+    if sample_bytes > floats:
+        raise RecipeError(f"columns.{name}: {sample_bytes} bytes are more than a latent takes in float32, {floats}")
     try:
         for shape in shapes:
             check_transform_shape(shape)
