@@ -209,7 +209,9 @@ class Recipe:
             raise RecipeError("bits and bytes exclude each other: both say how large a latent is")
         codec, method = overrides.get("codec"), overrides.get("calibrate")
         if codec is not None and method is not None and codec != method:
-            raise RecipeError(f"codec {codec} and calibrate {method} exclude each other: a codec has its own calibration")
+            raise RecipeError(
+                f"codec {codec} and calibrate {method} exclude each other: a codec has its own calibration"
+            )
         options = {name: os.fspath(model) for name, model in models.items() if model is not None} | dict(overrides)
         recipe = self
         changed = set(self.changed)
