@@ -150,6 +150,29 @@ def test_machines_that_are_missing_are_told(tmp_path, cluster, monkeypatch):
         told(cpus_per_worker=8)
 
 
+HEAD, CPUS, GPUS = {"CPU": 4.0}, {"CPU": 64.0}, {"CPU": 96.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("machines", "options", "gpus", "size", "fitting"),
+    [
+        ([HEAD, CPUS], {}, True, (1, 0), 68),
+        ([HEAD, GPUS, GPUS], {}, True, (12, 1), 16),
+        ([HEAD, CPUS, GPUS], {"gpus_per_worker": 0.5}, True, (6, 0.5), 16),
+        ([HEAD, GPUS], {"cpus_per_worker": 32}, True, (32, 1), 3),
+        ([HEAD, GPUS], {"gpus_per_worker": 0, "cpus_per_worker": 4}, True, (4, 0), 25),
+        ([HEAD, GPUS], {}, False, (1, 0), 100),
+    ],
+)
+def test_size_and_number_of_workers(monkeypatch, machines, options, gpus, size, fitting):
+    monkeypatch.setattr(Workers, "_machines", lambda _: machines)
+    workers = object.__new__(Workers)
+    workers._is_alone = False
+    workers._cpus, workers._gpus = workers._sizes(RayOptions(**options), gpus=gpus)
+    assert (workers._cpus, workers._gpus) == size
+    assert workers._count(None) == fitting
+
+
 def test_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_units, "VISIBLE_S", 0.0)
     source = make_source(tmp_path / "source", 3)
