@@ -328,11 +328,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::floats::{BF16, F16, Float};
-    use super::super::kernel::LINE;
+    use super::super::kernel::{LINE, TURN};
     use super::super::scheme::{Affine, Rounding, Scheme, top};
     use super::*;
 
-    use super::super::streams::TURN;
     const SHAPE: (usize, usize, usize) = (3, 2, 131);
 
     fn values() -> impl Strategy<Value = Vec<f32>> {

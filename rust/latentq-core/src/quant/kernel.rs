@@ -96,6 +96,9 @@ pub(super) const BLOCK: usize = 1024;
 /// planes of small latents.
 pub(super) const FLOATS: usize = 128;
 
+/// Elements of one half of a large batch that are done before switching to the other half. A multiple of 8.
+pub(super) const TURN: usize = 1024;
+
 /// Bytes in a cache line.
 pub(super) const LINE: usize = 64;
 

@@ -6,12 +6,9 @@ use super::arch::{Isa, fence};
 use super::decode::{Dequantize, decode};
 use super::encode::{Quantize, encode};
 use super::floats::Float;
-use super::kernel::{Kernel, LINE, Shape, Tally, ValueCounts};
+use super::kernel::{Kernel, LINE, Shape, TURN, Tally, ValueCounts};
 use super::pack::{largest, pack_sample, unpack_sample};
-use super::scheme::Quantizer;
-
-/// Elements of one half that are done before switching to the other half. A multiple of 8.
-pub(super) const TURN: usize = 1024;
+use super::scheme::{Quantizer, Rounding, Scheme};
 
 /// Codes that are packed together: they fill whole bytes.
 const GROUP: usize = 8;
@@ -25,6 +22,11 @@ impl<F: Float> Kernel for QuantizeStreams<'_, F> {
     #[inline(always)]
     fn run(self) -> ValueCounts {
         let Quantize { quantizer, isa, x, out, shape } = self.0;
+        if let (false, Scheme::Affine(affine, Rounding::Nearest)) = (shape.packed, quantizer.scheme())
+            && let Some(counts) = isa.quantize_past_caches::<F>(affine, x, out, shape.plane)
+        {
+            return counts;
+        }
         let first = x.len() / shape.elements / 2;
         let (x, other_x) = x.split_at(first * shape.elements);
         let (half_out, other_out) = out.split_at_mut(first * shape.bytes);

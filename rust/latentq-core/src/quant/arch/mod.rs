@@ -14,6 +14,8 @@ mod x86_encode512;
 #[cfg(target_arch = "x86_64")]
 mod x86_levels;
 #[cfg(target_arch = "x86_64")]
+mod x86_stream;
+#[cfg(target_arch = "x86_64")]
 mod x86_tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_tiles512;
@@ -25,7 +27,7 @@ mod x86_trellis;
 mod x86_words512;
 
 use super::floats::{Float, Floats, FloatsMut};
-use super::kernel::{Kernel, LABELS, Observed, STATES};
+use super::kernel::{Kernel, LABELS, Observed, STATES, ValueCounts};
 use super::scheme::Affine;
 use super::transform::{BLOCK, ENTRIES, EightTiles, Entry, Stream, Windows};
 use super::trellis::{Nearest, Runs, TrellisLevels};
@@ -507,6 +509,22 @@ impl Isa {
             Isa::Avx2 => unsafe { x86_trellis::search_avx2(tree, bits, x, out) },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { x86::search_avx512(tree, bits, x, out) },
+        }
+    }
+
+    /// Quantizes to the nearest code, one byte each, past the caches. Returns `None` if the instruction set has no code for
+    /// that, and nothing is done.
+    pub(super) fn quantize_past_caches<F: Float>(
+        self,
+        affine: &[Affine],
+        x: &[F::Bits],
+        out: &mut [u8],
+        plane: usize,
+    ) -> Option<ValueCounts> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Some(unsafe { x86_stream::quantize::<F>(affine, x, out, plane) }),
+            _ => None,
         }
     }
 
