@@ -169,6 +169,15 @@ def test_pictures_storage_and_info_know_the_size(out, source, capsys):
     assert "transform, " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("codec", ["trellis", "transform"])
+def test_a_report_shows_what_a_codec_decodes_to(source, tmp_path, codec):
+    latentq.encode(source, tmp_path / "out", **OPTIONS, codec=codec, bits=4)
+    from latentq.cli.main import main
+
+    assert main(["report", str(tmp_path / "out"), "--source", str(source), "--out", str(tmp_path / "r.html")]) == 0
+    assert codec in (tmp_path / "r.html").read_text()
+
+
 @pytest.mark.long
 def test_a_killed_run_goes_on_and_ranks_write_the_same_bytes(source, tmp_path):
     assert subprocess.run([*COMMAND, source, tmp_path / "whole"], capture_output=True).returncode == 0
