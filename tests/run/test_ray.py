@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from latentq.run import ray_units
 from latentq.run.ray import ClusterError, Workers
 from latentq.run.ray_units import check_shared
 from latentq.sharding.card import ShardsCard
+from latentq.system.extras import MissingPackageError
 
 SMALL = {"autoencoder": "dct-f8c16", "size": 64, "unit_size": 4}
 
@@ -185,16 +187,37 @@ def test_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
 
 
 def test_cluster_that_is_not_there_is_told(monkeypatch):
+    """At once if nobody listens there; else in the words of Ray, which asks for half a minute."""
     import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
     def init(**options):
         raise ConnectionError(f"Could not find any running Ray instance.\nAddress {options['address']}")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ClusterError, match=r"^the Ray cluster of 10.0.0.9:6379 cannot be used: Could not find any"):
-        Workers(Doubling(Path(), {}), RayOptions("10.0.0.9:6379"), None, gpus=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=rf"^the Ray cluster of {address} cannot be used: Could not find any"):
+            Workers(Doubling(Path(), {}), RayOptions(address), None, gpus=False)
+    for named in (address, f"ray://{address}"):
+        with pytest.raises(ClusterError, match=rf"^the Ray cluster of {named} cannot be used: .*Connection refused$"):
+            Workers(Doubling(Path(), {}), RayOptions(named), None, gpus=False)
+
+
+def test_verification_that_machines_prevent_finds_nothing(pictures, tmp_path, cluster, monkeypatch):
+    """Neither a missing package, nor a fault of the workers' disks, is one of the dataset."""
+    latentq.encode(pictures, tmp_path / "out", **SMALL)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "ray", None)
+        with pytest.raises(MissingPackageError, match="a run on Ray needs ray, which is not installed"):
+            latentq.verify(tmp_path / "out", ray=RayOptions())
+
+    def results(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/scratch/shard")
+
+    monkeypatch.setattr(Workers, "results", results)
+    with pytest.raises(ClusterError, match="Input/output error"):
+        latentq.verify(tmp_path / "out", ray=RayOptions(workers=1))
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,21 @@ def test_other_objects_are_refused(pictures, s3):
         latentq.encode(pictures, f"{s3}/set", **SMALL)
 
 
+@pytest.mark.parametrize("name", ["0/00.jpg", "00000/00.jpg"])
+def test_numbered_folders_of_images_are_no_units(name, pictures, s3):
+    ObjectStore(f"{s3}/set").put(name, b"")
+    with pytest.raises(MismatchError, match=rf"^{s3}/set holds something else \({name}\): name a place"):
+        latentq.encode(pictures, f"{s3}/set", **SMALL)
+
+
+@pytest.mark.parametrize("url", ["http://host/set", "hf://datasets/owner/set"])
+def test_urls_that_cannot_be_written_make_no_folder(url, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{url} cannot be written to: name a folder, or a URL of s3://"):
+        latentq.encode(pictures, url, **SMALL)
+    assert [*tmp_path.iterdir()] == [pictures]
+
+
 def test_errors_name_the_url(pictures, s3):
     latentq.encode(pictures, f"{s3}/set", **SMALL)
     with pytest.raises(MismatchError, match=rf"^{s3}/set was made with .* = 64; this run has 32"):

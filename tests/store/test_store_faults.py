@@ -85,6 +85,18 @@ def test_store_that_cannot_be_reached_for_a_while_is_waited_for(s3, monkeypatch)
         ObjectStore(s3).put_once("other", b"data")
 
 
+def test_missing_credentials_are_told(s3, monkeypatch):
+    """obstore then asks the cloud's own machines for them, and its message names that request alone."""
+    from obstore.exceptions import GenericError
+
+    def get(*_):
+        raise GenericError("Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 1 s")
+
+    monkeypatch.setattr("obstore.get", get)
+    with pytest.raises(PermissionError, match="there are no credentials in the environment or the storage options"):
+        ObjectStore(s3).get("other")
+
+
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed", "InvalidAccessKeyId"])
 @pytest.mark.parametrize("source", [False, True])
 def test_credentials_or_clock_refused_in_the_middle_of_a_run(code, source, pictures, s3, s3_server, local):

@@ -48,6 +48,7 @@ from latentq.sharding.card import ShardsCard
 from latentq.sources import Sample
 from latentq.sources.listing import cycled_captions
 from latentq.store.local import check_regular, holds, read_regular
+from latentq.system.extras import MissingPackageError
 from latentq.system.progress import BriefProgress, Progress
 from latentq.system.text import counted
 
@@ -115,7 +116,7 @@ def verify_opened(
             if not findings or card == verified:
                 return findings
             # Otherwise an update was finished in the meantime.
-    except ClusterError:
+    except (ClusterError, MissingPackageError):
         raise
     except LatentqError as error:
         return [_finding(file, str(error).removeprefix(f"{path / file}: "))]
@@ -164,7 +165,7 @@ class _Verification:
                 yield from _check_positions(self._path, self._card)
             if good:  # otherwise these follow from what was found
                 yield from self._check_totals(samples, totals, progress)
-        except ClusterError:
+        except (ClusterError, MissingPackageError):
             raise
         except FileNotFoundError as error:
             yield _finding(os.path.relpath(error.filename or self._path, self._path), "missing")

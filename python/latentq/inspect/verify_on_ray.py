@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO, TypeAlias
@@ -12,12 +12,13 @@ from latentq._core import LatentqError
 from latentq.run.opened import opened
 from latentq.run.options import RayOptions
 from latentq.run.queue import UnitQueue
-from latentq.run.ray import Workers
+from latentq.run.ray import ClusterError, Workers
 from latentq.run.sample_list import SampleList, UnitEntry
 from latentq.run.units import UnitFacts, list_folder
 from latentq.run.worker import Failure
 from latentq.system.faults import is_machine_fault
 from latentq.system.progress import Progress
+from latentq.system.text import one_line
 
 CheckedUnit: TypeAlias = tuple[UnitFacts, list[mds.Finding]]
 
@@ -87,7 +88,7 @@ def checked_on_ray(
     with Workers(work, ray, progress, gpus=False) as workers:
         workers.note = bar.note
         workers.plan()
-        for number, result in workers.results(sizes):
+        for number, result in _results(workers, sizes):
             bar.update(sizes[number])
             early[number] = result
             while following in early:
@@ -96,3 +97,11 @@ def checked_on_ray(
                     raise checked
                 yield checked
                 following += 1
+
+
+def _results(workers: Workers, sizes: Mapping[int, int]) -> Iterator[tuple[int, CheckedUnit | Exception]]:
+    """Yields the results of all units. A fault of the workers' machines is none of the dataset."""
+    try:
+        yield from workers.results(sizes)
+    except OSError as error:
+        raise ClusterError(one_line(error)) from error

@@ -22,6 +22,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -32,13 +33,18 @@ from pathlib import Path
 
 from latentq._core import LatentqError, MismatchError, image_hash
 from latentq.format.card import CARD, NEXT_CARD, Card, next_card_bytes
-from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, NORMALIZATION, REJECTS, UNIT
+from latentq.format.files import CONTENT_HASHES, EMPTY_CAPTION, INDEX, LIST, NORMALIZATION, PLACES, REJECTS, UNIT
 from latentq.run.units import UnitCard, list_folder, unit_names
 from latentq.store.local import make_folder, replace_file
 from latentq.store.objects import ObjectStore, is_url
 
 _CONNECTIONS = 16  # requests at the same time
 _FACTS = (INDEX, UNIT, CONTENT_HASHES)  # a unit's files that stay in the folder
+_UNIT_FILE = re.compile(  # longer names are those of other attempts
+    r"\d{5,}(\.\d+)?/"
+    rf"(shard\.[\d.]+\.mds(\.\w+)?|({'|'.join(map(re.escape, (*_FACTS, PLACES)))})(\.[0-9a-f]{{16}})?)"
+)
+_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LOCK = "lock"  # of a temporary folder, held while its process lives
 _DECIDED_ONCE = (EMPTY_CAPTION, NORMALIZATION)
 
@@ -74,7 +80,7 @@ class Mirror:
         parts, others = [], []
         for name, _ in self.store.files():
             first = name.partition("/")[0]
-            if _is_unit(first):
+            if _UNIT_FILE.fullmatch(name):
                 self._note_unit(name)
             elif first == LIST or first.startswith(f"{LIST}."):
                 parts.append(name)
@@ -270,9 +276,8 @@ class Mirror:
 
     def _note_unit(self, name: str) -> None:
         """Makes an empty index in the folder if an object is the index of a unit that the folder does not have."""
-        unit, _, file = name.partition("/")
         path = self.folder / name
-        if file == INDEX and _is_unit(unit) and not path.exists():
+        if path.name == INDEX and _UNIT_FILE.fullmatch(name) and not path.exists():
             make_folder(path.parent)
             path.touch()
 
@@ -326,9 +331,13 @@ def mirrored(
     Raises:
         MismatchError: The store has objects at this place, and they are no dataset.
         OSError: The store cannot be read.
-        ValueError: Options are given without a URL, or not valid.
+        ValueError: The path is a URL of another kind; or options are given without a URL, or not valid.
     """
     if not is_url(path):
+        if _ANY_SCHEME.match(os.fspath(path)):
+            raise ValueError(
+                f"{os.fspath(path)} cannot be written to: name a folder, or a URL of s3://, gs:// or az://"
+            )
         if options and not any(map(is_url, inputs)):
             raise ValueError(f"storage options are for URLs, and {os.fspath(path)} is a folder")
         yield Path(path), None
@@ -353,11 +362,6 @@ def mirrored(
                 part.replace(str(folder), store.url) if isinstance(part, str) else part for part in error.args
             )
             raise
-
-
-def _is_unit(name: str) -> bool:
-    number, _, revision = name.partition(".")
-    return number.isdigit() and (not revision or revision.isdigit())
 
 
 def _alternative(file: str, index: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -31,6 +32,7 @@ _FIRST_NOTE, _NEXT_NOTES = 30.0, 60.0  # seconds without any worker until that i
 _ATTEMPTS = 5  # of a unit, and of a worker in a row
 _SLOW = 1.5  # times the median: a unit that takes longer is given to another worker too, if no unit waits
 _STOP = 60.0  # seconds that workers may take to end
+_ANSWER = 10.0  # seconds in which a cluster must take a connection
 
 
 @dataclass(frozen=True)
@@ -412,8 +414,10 @@ def _connect(ray: Any, address: str | None) -> tuple[bool, bool]:
     """
     if ray.is_initialized():
         return False, False
+    named = address or os.environ.get("RAY_ADDRESS") or ""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
+        _reach(named)
         try:
             ray.init(address=address or "auto", **quiet)
         except ConnectionError:
@@ -423,9 +427,16 @@ def _connect(ray: Any, address: str | None) -> tuple[bool, bool]:
             return True, address == "local"
         ray.init(address="local", include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises bare ones too
-        named = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        raise ClusterError(f"the Ray cluster of {named} cannot be used: {one_line(error)}") from None
+        where = named or "this machine"
+        raise ClusterError(f"the Ray cluster of {where} cannot be used: {one_line(error)}") from None
     return True, True
+
+
+def _reach(address: str) -> None:
+    """Raises OSError if nobody listens at an address, which Ray would ask for minutes, with a line for each attempt."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
 
 
 def _may_pass(outcome: Failure | _Died) -> bool:

@@ -28,6 +28,8 @@ _CLIENT_OPTIONS = {
     "proxy_url": str, "timeout": str, "user_agent": str,
 }  # fmt: skip
 _DENIED = re.compile("ExpiredToken|RequestTimeTooSkewed|InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied")
+# Machines of a cloud get credentials there; obstore asks if it has no others.
+_NO_CREDENTIALS = re.compile(r"//(169\.254\.169\.254|metadata(\.google\.internal)?)/")
 _ATTEMPTS = 5  # obstore repeats failed requests itself; these are for responses that were cut off
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 10.0  # seconds
 _PATIENCE = 180.0  # seconds in which a store that cannot be reached is asked again
@@ -295,6 +297,11 @@ class ObjectStore:
                     raise FileNotFoundError(errno.ENOENT, "there is no such object", where) from None
                 if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _DENIED.search(line):
                     raise DeniedError(errno.EACCES, line, where) from None
+                if _NO_CREDENTIALS.search(line):
+                    hint = (
+                        "there are no credentials in the environment or the storage options, and this machine has none"
+                    )
+                    raise DeniedError(errno.EACCES, f"{hint}: {line}", where) from None
                 if isinstance(error, InvalidPathError):  # obstore has no names such as `a//b`
                     raise LatentqError(f"{where}: {line}") from None
                 may_return = _UNREACHABLE in line and time.monotonic() < end
