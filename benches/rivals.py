@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import select
 import shutil
 import statistics
 import subprocess
@@ -45,6 +46,7 @@ TARGET = ROOT / "target" / "rivals"
 RESULT = TARGET / "rivals.json"
 README, START, END = ROOT / "README.md", "<!-- rivals -->", "<!-- /rivals -->"
 SAMPLES = 25_600
+ANSWER = 240  # seconds in which a worker must have answered
 IMAGES = 32
 # A package is listed before those that it is measured with.
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
@@ -158,6 +160,11 @@ class Worker:
             self._process.stdin.flush()
         except OSError:
             raise RivalError(f"its process ended with code {self._process.wait()}") from None
+        waiting = select.poll()
+        waiting.register(self._process.stdout, select.POLLIN)
+        if not waiting.poll(1000 * ANSWER):
+            self._process.kill()
+            raise RivalError(f"it did not answer within {ANSWER} s")
         line = self._process.stdout.readline()
         if not line:
             raise RivalError(f"its process ended with code {self._process.wait()}")

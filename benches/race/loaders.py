@@ -116,14 +116,22 @@ def from_codes(batches: Iterable[dict[str, Any]]) -> Epoch:
     return epoch
 
 
+def own_shards(folder: Path) -> Path:
+    """A folder of hard links for this process: two processes of mosaicml-streaming may not have one folder open."""
+    own = folder / f"mds-{os.getpid()}"
+    if not own.exists():
+        own.mkdir()
+        for path in (folder / "mds").iterdir():
+            os.link(path, own / path.name)
+    return own
+
+
 def streaming(folder: Path, workers: int) -> Epoch:
     """mosaicml-streaming and streaming-community, which share their code."""
     from streaming import StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
     from torch.utils.data import DataLoader
 
-    clean_stale_shared_memory()
-    source = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
+    source = StreamingDataset(local=str(own_shards(folder)), shuffle=True, batch_size=BATCH)
     return from_codes(DataLoader(source, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0))
 
 
