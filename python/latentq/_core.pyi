@@ -19,6 +19,7 @@ __all__ = [
     "LatentqError",
     "MdsMergedIndex",
     "MdsReader",
+    "MdsBuffers",
     "MdsWriter",
     "MemoryTables",
     "MismatchError",
