@@ -6,15 +6,14 @@ dequantize them at once, which is the fastest way with each; mosaicml decodes as
 """
 
 import functools
-import io
 import multiprocessing
-import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from race import writers
 from torch.utils.data import DataLoader, Dataset
 
 from latentq import mds
@@ -47,52 +46,17 @@ def write_layout(folder: Path, name: str) -> Path:
     return path
 
 
-@functools.cache
-def stored_codes(path: str) -> Any:
-    return np.load(path, mmap_mode="r")
-
-
-def litdata_item(index: int, codes: str) -> tuple[bytes, int]:
-    return stored_codes(codes)[index].tobytes(), index
-
-
 def write_litdata(path: Path, codes: Any, labels: Any) -> None:
-    from litdata import optimize
-
     method = multiprocessing.get_start_method()
-    optimize(
-        functools.partial(litdata_item, codes=str(path.parent / "codes.npy")),
-        inputs=list(range(len(codes))),
-        output_dir=str(path),
-        chunk_bytes="64MB",
-        num_workers=1,
-    )
+    writers.litdata(path, codes, labels)
     # litdata sets spawn for the whole process, which would lose the encoding that is registered with mosaicml.
     multiprocessing.set_start_method(method, force=True)
 
 
-def write_tars(path: Path, codes: Any, labels: Any) -> None:
-    path.mkdir()
-    for start in range(0, len(codes), 2560):
-        with tarfile.open(path / f"{start:08d}.tar", "w") as tar:
-            for i in range(start, min(start + 2560, len(codes))):
-                for suffix, data in (("bin", codes[i].tobytes()), ("cls", str(labels[i]).encode())):
-                    entry = tarfile.TarInfo(f"{i:08d}.{suffix}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
-
-
-def write_arrow(path: Path, codes: Any, labels: Any) -> None:
-    import datasets
-
-    rows = {"latent": [row.tobytes() for row in codes], "label": labels.tolist()}
-    datasets.Dataset.from_dict(rows).save_to_disk(str(path))
-
-
 WRITERS: dict[str, Callable[[Path, Any, Any], None]] = {
     "litdata": write_litdata,
-    "tar": write_tars,
-    "arrow": write_arrow,
+    "tar": writers.tars,
+    "arrow": writers.hf_datasets,
 }
 
 

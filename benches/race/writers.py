@@ -6,7 +6,7 @@ import os
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,9 @@ def tars(out: Path, codes: Any, labels: Any) -> None:
 def hf_datasets(out: Path, codes: Any, labels: Any) -> None:
     import datasets
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for latent, label in zip(codes, labels.tolist(), strict=True):
-            yield {"latent": latent.tobytes(), "label": label}
-
     datasets.disable_progress_bars()
-    made = datasets.Dataset.from_dict({key: [row[key] for row in rows()] for key in ("latent", "label")})
-    made.save_to_disk(str(out))
+    rows = {"latent": [row.tobytes() for row in codes], "label": labels.tolist()}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(out))
 
 
 def litdata(out: Path, codes: Any, labels: Any) -> None:
