@@ -106,7 +106,7 @@ BOUNDS = (Entry("plain reads, 1 thread"), Entry("plain reads, 8 threads"))
 
 @dataclass(frozen=True)
 class Race:
-    """What the workers do, and the unit of what one turn handles."""
+    """Work of the workers, and the unit of what one turn handles."""
 
     kind: str
     entries: tuple[Entry, ...]

@@ -1,1 +1,1 @@
-"""What `latentq bench` and `benches/` compare: contenders that do the same work, timed in turns."""
+"""Contenders of `latentq bench` and `benches/`, which do the same work and are timed in turns."""

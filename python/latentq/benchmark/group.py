@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one contender.
+    """Measurements of one contender.
 
     Attributes:
         name: The contender.
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a group."""
+    """Measurements of a group."""
 
     title: str
     unit: str

@@ -1,4 +1,4 @@
-"""What the measurements were taken on."""
+"""Facts about the machine that measurements were taken on."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ Prepared = tuple[str, Callable[[], Group]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """Choice of what to measure.
 
     Attributes:
         folder: A new folder for files, on the file system to measure.

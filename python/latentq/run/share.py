@@ -27,7 +27,7 @@ _Card = TypeVar("_Card", bound=UnitCard)
 
 @dataclass(frozen=True)
 class PlannedUnits(Generic[_Card]):
-    """What the first worker of a cluster finds that there is to do.
+    """Work that the first worker of a cluster finds to be done.
 
     Attributes:
         card: The card of the run, without counts and statistics.

@@ -25,7 +25,7 @@ from latentq.system.text import one_line
 
 
 class Work(Protocol):
-    """What every worker of a run does. It is pickled."""
+    """Work of every worker of a run. It is pickled."""
 
     def __call__(self, queue: UnitQueue, plan: Any) -> object:
         """Plans the run, reports the plan to the queue, and makes the units that the queue gives.
