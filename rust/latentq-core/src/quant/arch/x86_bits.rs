@@ -56,7 +56,7 @@ pub fn unpack_avx2<const BITS: usize>(packed: &[u8], out: &mut [u8]) -> usize {
         (load(places.as_ptr()), load(factors.as_ptr().cast()))
     };
     let next = _mm256_add_epi8(places, _mm256_set1_epi8(BITS as i8));
-    let mask = _mm256_set1_epi8((1 << BITS) - 1);
+    let mask = _mm256_set1_epi8(((1u32 << BITS) - 1) as i8);
     // Each half of a vector reads 16 bytes.
     let room = packed.len().saturating_sub(2 * BITS + 16) / (4 * BITS) + usize::from(packed.len() >= 2 * BITS + 16);
     let count = room.min(out.len() / CODES);
@@ -82,7 +82,7 @@ pub fn unpack_avx512<const BITS: usize>(packed: &[u8], out: &mut [u8]) -> usize 
     let groups = (out.len() / 8).min(packed.len() / BITS);
     let places: [u8; 64] = std::array::from_fn(|at| (at / 8 * BITS + at % 8) as u8);
     let shifts: [u8; 64] = std::array::from_fn(|at| (at % 8 * BITS) as u8);
-    let code = _mm512_set1_epi8((1 << BITS) - 1);
+    let code = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
     // SAFETY: arrays of 64; `now` groups from `first` on are in `packed` and in `out`, and masks let no more through.
     unsafe {
         let [places, shifts] = [places, shifts].map(|bytes| _mm512_loadu_si512(bytes.as_ptr().cast()));
