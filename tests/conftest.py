@@ -27,6 +27,17 @@ pytest_plugins = [
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.fixture
+def kept_encodings() -> Iterator[None]:
+    """The table of encodings of mosaicml-streaming is afterwards what it was."""
+    from streaming.base.format.mds.encodings import _encodings
+
+    before = dict(_encodings)
+    yield
+    _encodings.clear()
+    _encodings.update(before)
+
+
 @pytest.fixture(scope="session")
 def photographs() -> Path:
     """64 ImageNet photographs in class folders. Tests that need them are skipped if they are not available."""

@@ -10,6 +10,9 @@ from PIL import Image
 from latentq.benchmark import codecs, device, installed, loading, pixels, quantizing, shards
 from latentq.quantizer import Quantizer
 
+# The benchmark registers the encoding of imagenet.int8 for the whole process.
+pytestmark = pytest.mark.usefixtures("kept_encodings")
+
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("title", quantizing.TITLES)

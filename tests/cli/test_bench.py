@@ -10,6 +10,9 @@ from latentq.benchmark import run as benchmark
 from latentq.benchmark.quantizing import TITLES
 from latentq.cli.main import main
 
+# The benchmark registers the encoding of imagenet.int8 for the whole process.
+pytestmark = pytest.mark.usefixtures("kept_encodings")
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

@@ -339,12 +339,12 @@ def test_units_of_a_run_are_written_in_larger_queues_than_batches():
 
 
 def test_members_of_an_archive_are_read_by_several_threads(tmp_path, monkeypatch):
-    from latentq.sources import tar
+    from latentq.store.blocks import FileBytes
 
     members = {f"{index:02}.png": encoded(index) for index in range(8)}
     make_tar(tmp_path / "a.tar", members.items())
     make_tar(tmp_path / "b.tar", members.items())
-    readers, read = threading.Barrier(2), tar._FileBytes.read
+    readers, read = threading.Barrier(2), FileBytes.read
 
     def together(self, offset, count):
         if threading.current_thread().name.startswith("latentq: read"):
@@ -352,7 +352,7 @@ def test_members_of_an_archive_are_read_by_several_threads(tmp_path, monkeypatch
         return read(self, offset, count)
 
     latentq.encode(f"{tmp_path}/*.tar", tmp_path / "plain", **SMALL, threads=1)
-    monkeypatch.setattr(tar._FileBytes, "read", together)
+    monkeypatch.setattr(FileBytes, "read", together)
     latentq.encode(f"{tmp_path}/*.tar", tmp_path / "together", **SMALL, threads=2)
     assert contents(tmp_path / "plain") == contents(tmp_path / "together")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import latentq
+from latentq.cli.main import main
 from latentq.inspect import measure
 from latentq.quantizer import NotFiniteError, Quantizer
 
@@ -71,15 +72,16 @@ def test_decoded_images_are_compared_with_the_originals_and_with_the_unquantized
     assert coarse.psnr_decoded_db == pytest.approx(np.mean(-10 * np.log10(errors)), abs=1e-3)
 
 
-def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row() -> None:
+def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row(tmp_path: Path, capsys: Any) -> None:
     results = measure.measure(latents(), bits=[8])
-    text, objects = io.StringIO(), io.StringIO()
+    text = io.StringIO()
     measure.print_table(results, file=text)
-    measure.print_json(results, file=objects)
+    np.save(tmp_path / "latents.npy", latents())
+    assert main(["measure", str(tmp_path / "latents.npy"), "--bits", "8", "--json", "--quiet"]) == 0
     lines = text.getvalue().splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["float16", "uniform", *measure.METHODS, "transform"]
     assert "PSNR" not in lines[0]
-    rows = json.loads(objects.getvalue())
+    rows = json.loads(capsys.readouterr().out)
     assert [row["scheme"] for row in rows] == ["float16", "uniform", *measure.METHODS, "transform"]
     assert rows[0]["entropy"] is None
     best = max(rows[1:], key=lambda row: row["sqnr_db"])["scheme"]
