@@ -53,7 +53,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "ours": (),  # the environment that runs this script
     "mosaicml-streaming": ("mosaicml-streaming", "torch"),
     "streaming-community": ("streaming-community", "torch"),
-    "neprr-streaming": ("neprr-streaming", "torch"),
+    "neprr-streaming": ("neprr-streaming[writer]", "torch"),
     "zephon": ("zephon[streaming]", "torch"),
     "litdata": ("litdata", "torch"),
     "webdataset": ("webdataset", "torch"),
@@ -272,18 +272,20 @@ def run(
             continue
         workers[entry.name] = Worker(entry, race.kind, pythons[entry.environment], folder, TARGET / "workers.log")
         answer = attempt(entry.name, "prepare")
+        if race.reopen and entry.name in workers:
+            attempt(entry.name, "close")
         if entry.name in workers:
             durations[entry.name] = []
             notes.update({entry.name: answer["note"]} if "note" in answer else {})
         print(f"  {entry.name}: {notes.get(entry.name, 'ready')}", flush=True)
     for number in range(1 + (rounds or race.rounds)):
         for name in list(workers):
-            if race.reopen:
-                attempt(name, "close")
             if race.cold:
                 evict(folder)
-            if name in workers and (answer := attempt(name, "run")) and number:  # the first round is not counted
+            if (answer := attempt(name, "run")) and number:  # the first round is not counted
                 durations[name].append(answer["seconds"])
+            if race.reopen and name in workers:  # else its mappings would keep files in memory
+                attempt(name, "close")
     for worker in workers.values():
         worker.end()
     return {"unit": race.unit, "items": race.items, "seconds": durations, "notes": notes}
@@ -293,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="timed rounds (default: each race's own)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"latents of 4 KiB (default: {SAMPLES:,})")
-    parser.add_argument("--only", nargs="+", metavar="RACE", help="only these races")
+    parser.add_argument("--only", nargs="+", metavar="RACE", help="only these races; the others stay as they were")
     parser.add_argument("--images", type=Path, help="folder of JPEGs (default: pictures made of noise)")
     parser.add_argument("--folder", type=Path, help="where the data is written (default: the temporary folder)")
     parser.add_argument("--write-readme", action="store_true", help="only put the table of the last run into README.md")
@@ -328,7 +330,7 @@ def main() -> None:
             "latentq": latentq.__version__,
             "images": "photographs" if options.images else "noise",
             "versions": versions,
-            "races": {},
+            "races": json.loads(RESULT.read_text())["races"] if options.only and RESULT.exists() else {},
         }
         for name, race in races(options.samples, images).items():
             if options.only is None or name in options.only:
