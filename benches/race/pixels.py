@@ -34,7 +34,8 @@ def pillow() -> Callable[[bytes], Any]:
         picture = Image.open(io.BytesIO(data)).convert("RGB")
         wide, tall, left, top = resized(*picture.size)
         picture = picture.resize((wide, tall), Image.Resampling.BICUBIC)
-        return np.asarray(picture.crop((left, top, left + SIZE, top + SIZE)))
+        crop = picture.crop((left, top, left + SIZE, top + SIZE))
+        return np.frombuffer(crop.tobytes(), np.uint8).reshape(SIZE, SIZE, 3)  # pillow-rs has no array interface
 
     return load
 
