@@ -63,7 +63,7 @@ test-readers: build ## compare what three stock readers of MDS read with docs/md
 	@PYTHONPATH=tests python -m readers.check
 
 test-report: build ## open report pages in Chromium, on a desk and on a phone (SCREENSHOTS=DIR keeps pictures)
-	$(SAY) 'opening report pages in Chromium; about 1 minute on two cores'
+	$(SAY) 'opening report pages in Chromium; it takes minutes'
 	@python -m pytest tests/browser/report_pages.py
 
 lint: build ## check formatting, lints, types, import layers and stubs
@@ -95,7 +95,7 @@ bench-results: bench ## run the benchmarks and write their tables into benches/R
 	@python benches/write_results.py target/bench.json
 
 bench-rivals: build ## race other tools, each in an environment of its own, and put the table into README.md
-	$(SAY) 'installing rivals in target/rivals, about 5 GB; the races take about 15 minutes'
+	$(SAY) 'installing rivals in target/rivals, about 5 GB; the races take 10 minutes or more'
 	@python benches/rivals.py
 	@python benches/rivals.py --write-readme
 

@@ -1,4 +1,4 @@
-"""What a decoder makes of quantized latents, with tiny models of diffusers' own classes."""
+"""Quantized latents seen through a decoder, with tiny models of diffusers' own classes."""
 
 import diffusers
 import numpy as np

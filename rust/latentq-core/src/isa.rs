@@ -52,7 +52,7 @@ pub fn check() -> Result<()> {
     chosen().clone().map(|_| ()).map_err(Error::argument)
 }
 
-/// What the environment said when it was first asked.
+/// The answer of the environment when it was first asked.
 fn chosen() -> &'static std::result::Result<Level, String> {
     static CHOSEN: OnceLock<std::result::Result<Level, String>> = OnceLock::new();
     CHOSEN.get_or_init(|| capped(of_processor(), std::env::var_os("LATENTQ_ISA").as_deref()))

@@ -199,7 +199,7 @@ mod tests {
         });
         assert!(allocate(usize::MAX).is_null() && allocate(isize::MAX as usize).is_null());
         unsafe { release(ptr::null_mut()) };
-        // What was not used for long is freed.
+        // Memory that was not used for long is freed.
         KEPT.lock().unwrap().iter_mut().for_each(|block| block.since -= 2 * IDLE);
         unsafe { release(allocate(1000)) };
         assert_eq!(KEPT.lock().unwrap().len(), 1);
