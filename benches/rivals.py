@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import statistics
@@ -51,7 +52,7 @@ IMAGES = 32
 # A package is listed before those that it is measured with.
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "ours": (),  # the environment that runs this script
-    "mosaicml-streaming": ("mosaicml-streaming", "torch"),
+    "mosaicml-streaming": ("mosaicml-streaming>=0.13", "torch"),  # else uv takes 0.10 with the newest NumPy
     "streaming-community": ("streaming-community", "torch"),
     "neprr-streaming": ("neprr-streaming[writer]", "torch"),
     "zephon": ("zephon[streaming]", "torch"),
@@ -59,7 +60,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "webdataset": ("webdataset", "torch"),
     "datasets": ("datasets", "torch"),
     "turboloader": ("turboloader", "torch"),
-    "SPDL": ("spdl", "torch"),
+    "SPDL": ("spdl", "torch"),  # its decoder loads FFmpeg's shared libraries, which Debian's `ffmpeg` has
     "Pillow": ("pillow",),
     "pillow-rs": ("pillow-rs",),
     "torchvision": ("torchvision",),
@@ -200,7 +201,7 @@ def environment(name: str) -> tuple[str, dict[str, str]]:
         if run.returncode:
             raise RivalError(f"not installed: {' '.join(run.stderr.split())[:200]}")
         (folder / ".made").touch()
-    names = [package.partition("[")[0] for package in packages]
+    names = [re.match(r"[\w.-]+", package)[0] for package in packages]
     script = (
         "import sys, json, importlib.metadata as m; print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
     )
@@ -374,10 +375,11 @@ def cell(race: dict[str, Any], name: str) -> str:
 
 def write_readme(result: dict[str, Any]) -> None:
     """Replace what is between the comments in README.md."""
-    versions: dict[str, str] = {}
+    versions: dict[str, set[str]] = {}
     for found in result["versions"].values():
-        versions.update(found)
-    told = ", ".join(f"{name} {number}" for name, number in sorted(versions.items(), key=lambda item: item[0].lower()))
+        for name, number in found.items():
+            versions.setdefault(name, set()).add(number)
+    told = ", ".join(f"{name} {' and '.join(sorted(versions[name]))}" for name in sorted(versions, key=str.lower))
     missing = {
         name: note
         for race in result["races"].values()

@@ -39,8 +39,13 @@ def bare(out: Path, codes: Any, labels: Any) -> None:
         file.write(labels)
 
 
+def neprr(out: Path, codes: Any, labels: Any) -> None:
+    """neprr-streaming writes arrays of one dimension only: the same bytes."""
+    streaming(out, codes.reshape(len(codes), -1), labels)
+
+
 def streaming(out: Path, codes: Any, labels: Any) -> None:
-    """mosaicml-streaming, streaming-community and neprr-streaming."""
+    """mosaicml-streaming and streaming-community; neprr-streaming by `neprr`."""
     from streaming import MDSWriter
 
     try:
@@ -50,7 +55,8 @@ def streaming(out: Path, codes: Any, labels: Any) -> None:
     if module is not None and hasattr(module, "sleep"):
         # In the rival's favor: it sleeps for a second at a time while its threads finish.
         module.sleep = lambda _seconds: time.sleep(1e-4)
-    with MDSWriter(out=str(out), columns=COLUMNS) as writer:
+    columns = {**COLUMNS, "latent": f"ndarray:uint8:{','.join(map(str, codes.shape[1:]))}"}
+    with MDSWriter(out=str(out), columns=columns) as writer:
         for latent, label in zip(codes, labels.tolist(), strict=True):
             writer.write({"latent": latent, "label": label})
 
@@ -107,7 +113,7 @@ MAKERS: dict[str, Callable[[Path, Any, Any], None]] = {
     "bare write": bare,
     "mosaicml-streaming": streaming,
     "streaming-community": streaming,
-    "neprr-streaming": streaming,
+    "neprr-streaming": neprr,
     "webdataset": webdataset,
     "Hugging Face datasets": hf_datasets,
     "litdata": litdata,
