@@ -136,7 +136,6 @@ def test_stage_that_hangs_says_where_and_ends(script, apart):
     assert checks_of(results) == {("fine", "fine"): True}
 
 
-@pytest.mark.long
 def test_process_that_hears_no_alarm_is_killed_with_its_children(script, tmp_path):
     process, results = script(
         f"""
@@ -378,7 +377,6 @@ def rehearsal(tmp_path_factory):
     return process, json.loads((folder / "result.json").read_text()), (folder / "result.md").read_text()
 
 
-@pytest.mark.long
 def test_rehearsal_runs_every_stage(rehearsal):
     process, results, _ = rehearsal
     assert process.returncode == 0, process.stderr
@@ -389,7 +387,6 @@ def test_rehearsal_runs_every_stage(rehearsal):
     assert "diffusers is missing" in results["env"]["network"]
 
 
-@pytest.mark.long
 def test_every_check_of_the_rehearsal_holds(rehearsal):
     checks = checks_of(rehearsal[1])
     assert {name for name, ok in checks.items() if ok is False} == set()
@@ -408,7 +405,6 @@ def test_every_check_of_the_rehearsal_holds(rehearsal):
     assert {stage: count for stage, count in least.items() if judged[stage] < count} == {}
 
 
-@pytest.mark.long
 def test_rehearsal_measures_what_the_card_will_measure(rehearsal):
     _, results, text = rehearsal
     assert len(text) <= 12_000

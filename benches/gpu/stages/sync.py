@@ -96,7 +96,7 @@ def _encoding(run: Run, network: Any, q: Quantizer | None, positions: Any, store
     encoder = LatentEncoder(network, drawn_recipe.autoencoder, run.device)
     columns = drawn_recipe.encoded()
     chosen = {} if q is None else dict.fromkeys(columns, q)
-    pixels = {size: encoder.host_buffer((count, 3, size, size))}
+    pixels = {(size, size): encoder.host_buffer((count, 3, size, size))}
     return lambda: encoder.start(pixels, columns, chosen, list(range(count)), positions)
 
 
