@@ -35,43 +35,75 @@ impl Algorithm {
 
     /// The lowercase hex digest of the concatenation of `parts`.
     pub fn digest(self, parts: &[&[u8]]) -> String {
-        let mut state: Box<dyn DynDigest> = match self.0 {
-            "xxh32" => return feed(Xxh32::new(0), parts, Xxh32::update, |state| format!("{:08x}", state.digest())),
-            "xxh64" => return feed(Xxh64::new(0), parts, Xxh64::update, |state| format!("{:016x}", state.digest())),
-            "xxh3_64" => return feed(Xxh3::new(), parts, Xxh3::update, |state| format!("{:016x}", state.digest())),
-            "xxh128" | "xxh3_128" => {
-                return feed(Xxh3::new(), parts, Xxh3::update, |state| format!("{:032x}", state.digest128()));
-            }
-            "blake2b" => Box::new(blake2::Blake2b512::default()),
-            "blake2s" => Box::new(blake2::Blake2s256::default()),
-            "md5" => Box::new(md5::Md5::default()),
-            "sha1" => Box::new(sha1::Sha1::default()),
-            "sha224" => Box::new(sha2::Sha224::default()),
-            "sha256" => Box::new(sha2::Sha256::default()),
-            "sha384" => Box::new(sha2::Sha384::default()),
-            "sha3_224" => Box::new(sha3::Sha3_224::default()),
-            "sha3_256" => Box::new(sha3::Sha3_256::default()),
-            "sha3_384" => Box::new(sha3::Sha3_384::default()),
-            "sha3_512" => Box::new(sha3::Sha3_512::default()),
-            _ => Box::new(sha2::Sha512::default()),
-        };
-        for part in parts {
-            state.update(part);
+        let mut hasher = self.start();
+        parts.iter().for_each(|part| hasher.update(part));
+        hasher.finish()
+    }
+
+    /// Starts a digest of bytes that come in pieces.
+    pub fn start(self) -> Hasher {
+        Hasher(match self.0 {
+            "xxh32" => State::Xxh32(Xxh32::new(0)),
+            "xxh64" => State::Xxh64(Xxh64::new(0)),
+            "xxh3_64" => State::Xxh3(Box::default()),
+            "xxh128" | "xxh3_128" => State::Xxh128(Box::default()),
+            "blake2b" => other::<blake2::Blake2b512>(),
+            "blake2s" => other::<blake2::Blake2s256>(),
+            "md5" => other::<md5::Md5>(),
+            "sha1" => other::<sha1::Sha1>(),
+            "sha224" => other::<sha2::Sha224>(),
+            "sha256" => other::<sha2::Sha256>(),
+            "sha384" => other::<sha2::Sha384>(),
+            "sha3_224" => other::<sha3::Sha3_224>(),
+            "sha3_256" => other::<sha3::Sha3_256>(),
+            "sha3_384" => other::<sha3::Sha3_384>(),
+            "sha3_512" => other::<sha3::Sha3_512>(),
+            _ => other::<sha2::Sha512>(),
+        })
+    }
+}
+
+fn other<D: DynDigest + Default + Send + 'static>() -> State {
+    State::Other(Box::<D>::default())
+}
+
+/// A digest of bytes that come in pieces.
+pub struct Hasher(State);
+
+enum State {
+    Xxh32(Xxh32),
+    Xxh64(Xxh64),
+    Xxh3(Box<Xxh3>),
+    Xxh128(Box<Xxh3>),
+    Other(Box<dyn DynDigest + Send>),
+}
+
+impl Hasher {
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Xxh32(state) => state.update(bytes),
+            State::Xxh64(state) => state.update(bytes),
+            State::Xxh3(state) | State::Xxh128(state) => state.update(bytes),
+            State::Other(state) => state.update(bytes),
         }
-        state.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The lowercase hex digest.
+    pub fn finish(self) -> String {
+        match self.0 {
+            State::Xxh32(state) => format!("{:08x}", state.digest()),
+            State::Xxh64(state) => format!("{:016x}", state.digest()),
+            State::Xxh3(state) => format!("{:016x}", state.digest()),
+            State::Xxh128(state) => format!("{:032x}", state.digest128()),
+            State::Other(state) => state.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
     }
 }
 
 /// The 64-bit XXH3 of `data`, as a number: how a unit records the content of an image file.
 pub fn content_hash(data: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(data)
-}
-
-fn feed<S>(mut state: S, parts: &[&[u8]], update: impl Fn(&mut S, &[u8]), hex: impl Fn(&S) -> String) -> String {
-    for part in parts {
-        update(&mut state, part);
-    }
-    hex(&state)
 }
 
 #[cfg(test)]

@@ -7,16 +7,18 @@ use std::hash::{BuildHasher, Hasher};
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::parallel::Task;
 use crate::{Error, Result};
 
-/// Bytes after which write-back is started.
-const PIECE: usize = 8 << 20;
+/// Bytes that are written by one call, after which write-back is started. With fewer bytes the page cache has smaller folios
+/// and takes longer; more bytes would leave the processor's cache between hashing and writing.
+const PIECE: usize = 4 << 20;
 
 /// Bytes of a replacement that are written or compared at once.
 const BUFFER: usize = 1 << 20;
 
 /// Number of files that may still be unsynced when the next one is written.
-const MAX_UNSYNCED: usize = 2;
+const MAX_UNSYNCED: usize = 4;
 
 /// A folder that is being written: files go to a temporary, which [`Folder::publish`] renames to the target. Dropping it
 /// earlier removes the temporary.
@@ -24,8 +26,9 @@ pub struct Folder {
     target: PathBuf,
     temporary: PathBuf,
     sync: bool,
-    /// The files written last. Their write-back runs while the next files are produced; only then are they fsynced.
-    unsynced: VecDeque<(String, File)>,
+    /// The files written last, which are fsynced while the next ones are written: a device does the work of several fsyncs
+    /// that wait at the same time once.
+    unsynced: VecDeque<(String, Task<std::io::Result<()>>)>,
     /// The process that created the temporary. A forked child must not write, publish or remove it.
     owner: u32,
     done: bool,
@@ -62,25 +65,27 @@ impl Folder {
         }
     }
 
-    /// Writes the file `name` with the concatenation of `parts`. Errors name the final path, not the temporary one, and may
-    /// concern an earlier file.
-    pub fn write(&mut self, name: &str, parts: &[&[u8]]) -> Result<()> {
+    /// Writes the file `name` with the concatenation of `parts`, and calls `see` with every piece of it before it is written.
+    /// Errors name the final path, not the temporary one, and may concern an earlier file.
+    pub fn write(&mut self, name: &str, parts: &[&[u8]], see: impl FnMut(&[u8])) -> Result<()> {
         self.check_owner()?;
-        let file = write_new(&self.temporary.join(name), parts, self.sync);
+        let file = write_new(&self.temporary.join(name), parts, self.sync, see);
         let file = file.map_err(|error| Error::io(self.target.join(name), error))?;
-        self.sync_all_but(MAX_UNSYNCED - 1)?;
-        self.unsynced.push_back((name.to_owned(), file));
+        if self.sync {
+            self.wait_for_all_but(MAX_UNSYNCED - 1)?;
+            self.unsynced.push_back((name.to_owned(), Task::spawn(move || file.sync_all())));
+        }
         Ok(())
     }
 
-    /// Fsyncs all files except the last `few`.
-    fn sync_all_but(&mut self, few: usize) -> Result<()> {
+    /// Waits until all files except the last `few` are fsynced.
+    fn wait_for_all_but(&mut self, few: usize) -> Result<()> {
         while self.unsynced.len() > few
-            && let Some((name, file)) = self.unsynced.pop_front()
+            && let Some((name, task)) = self.unsynced.pop_front()
         {
-            if self.sync {
-                file.sync_all().map_err(|error| Error::io(self.target.join(name), error))?;
-            }
+            let synced =
+                task.wait().unwrap_or_else(|| Err(std::io::Error::other("the thread of its fsync has failed")));
+            synced.map_err(|error| Error::io(self.target.join(name), error))?;
         }
         Ok(())
     }
@@ -99,11 +104,10 @@ impl Folder {
     /// An I/O error, of the kind `AlreadyExists` if another process has published the target in the meantime.
     pub fn publish(mut self) -> Result<()> {
         self.check_owner()?;
-        self.sync_all_but(0)?;
-        let io = |error| Error::io(&self.target, error);
-        if self.sync {
-            sync_folder(&self.temporary).map_err(io)?;
-        }
+        // At the same time as the files, whose names are all there.
+        let folder = if self.sync { sync_folder(&self.temporary) } else { Ok(()) };
+        self.wait_for_all_but(0)?;
+        folder.map_err(|error| Error::io(&self.target, error))?;
         if let Err(error) = fs::rename(&self.temporary, &self.target) {
             return Err(match error.kind() {
                 ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
@@ -123,6 +127,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.done && self.owner == std::process::id() {
+            self.unsynced.clear(); // which waits for their threads
             // An error cannot be reported here. Leftovers start with a dot, so readers ignore them.
             let _ = fs::remove_dir_all(&self.temporary);
         }
@@ -194,11 +199,13 @@ impl Drop for Replacement {
     }
 }
 
-/// Writes a new file. With `start`, write-back to disk starts while the file is still being written.
-fn write_new(path: &Path, parts: &[&[u8]], start: bool) -> std::io::Result<File> {
+/// Writes a new file, and calls `see` with every piece. With `start`, write-back to disk starts while the file is still being
+/// written.
+fn write_new(path: &Path, parts: &[&[u8]], start: bool, mut see: impl FnMut(&[u8])) -> std::io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     let mut written = 0;
     for piece in parts.iter().flat_map(|part| part.chunks(PIECE)) {
+        see(piece);
         file.write_all(piece)?;
         written += piece.len() as u64;
         if start && piece.len() == PIECE {

@@ -397,7 +397,7 @@ impl Writer {
             return Err(Error::argument(format!("file {name:?} occurs twice")));
         }
         self.wait_for_shard()?;
-        let written = self.folder.as_mut().ok_or_else(lost)?.write(name, &[data]);
+        let written = self.folder.as_mut().ok_or_else(lost)?.write(name, &[data], |_| ());
         self.failed |= written.is_err();
         written
     }
@@ -416,7 +416,7 @@ impl Writer {
         if !self.samples.ends.is_empty() {
             self.shards.push(self.form.write(&mut folder, &self.shard_name(), &self.samples)?);
         }
-        folder.write(INDEX, &[&to_bytes(&self.shards)])?;
+        folder.write(INDEX, &[&to_bytes(&self.shards)], |_| ())?;
         folder.publish()
     }
 }
@@ -459,29 +459,29 @@ impl Form {
         // `push` has kept the shard below 2^32 bytes.
         samples.ends.iter().for_each(|end| head.extend_from_slice(&((start + end) as u32).to_le_bytes()));
         head.extend_from_slice(&self.config_bytes);
-        let raw = self.entry(basename, &[&head, &samples.data]);
-        let zip = match self.compression {
-            None => {
-                folder.write(basename, &[&head, &samples.data])?;
-                None
-            }
+        let (raw, zip) = match self.compression {
+            None => (self.write_file(folder, basename, &[&head, &samples.data])?, None),
             Some(compression) => {
                 append(&mut head, &samples.data)?;
+                let hashes = self.hashes.iter().map(|hash| (hash.name().to_owned(), hash.digest(&[&head])));
+                let raw =
+                    FileEntry { basename: basename.to_owned(), bytes: head.len() as u64, hashes: hashes.collect() };
                 let basename = format!("{basename}.{}", compression.extension());
                 let packed = compression.compress(&head).map_err(|error| Error::io(&basename, error))?;
-                folder.write(&basename, &[&packed])?;
-                Some(self.entry(&basename, &[&packed]))
+                (raw, Some(self.write_file(folder, &basename, &[&packed])?))
             }
         };
         Ok(ShardEntry::new(self.config.clone(), raw, zip, n as u64))
     }
 
-    fn entry(&self, basename: &str, parts: &[&[u8]]) -> FileEntry {
-        let digest = |hash: &Algorithm| (hash.name().to_owned(), hash.digest(parts));
-        FileEntry {
+    /// Writes a file, and hashes it in the same pass.
+    fn write_file(&self, folder: &mut Folder, basename: &str, parts: &[&[u8]]) -> Result<FileEntry> {
+        let mut hashers: Vec<_> = self.hashes.iter().map(|hash| (hash.name().to_owned(), hash.start())).collect();
+        folder.write(basename, parts, |piece| hashers.iter_mut().for_each(|(_, hasher)| hasher.update(piece)))?;
+        Ok(FileEntry {
             basename: basename.to_owned(),
             bytes: parts.iter().map(|part| part.len() as u64).sum(),
-            hashes: self.hashes.iter().map(digest).collect(),
-        }
+            hashes: hashers.into_iter().map(|(name, hasher)| (name, hasher.finish())).collect(),
+        })
     }
 }
