@@ -120,12 +120,25 @@ def test_files_of_several_architectures_are_told_with_how_to_choose(tmp_path):
     same(by_key(tmp_path / "in"), {stem: latent(i, 4, IMAGES[i][1]) for i, stem in enumerate(STEMS)})
 
 
+# By the end of a file's name: the name in the metadata, the dtype of most caches, C, axes, pixels a position, what else
+# a file holds, and how `scale_shift_latents` of the trainer makes training values of a cached latent: None if it does
+# not, since *_cache_latents.py did; True if that needs numbers of the checkpoint.
 MUSUBI = {
-    "qi": ("qwen_image", torch.bfloat16, "CFHW"),
-    "zi": ("z_image", torch.float32, "CHW"),
-    "fk": ("flux_kontext", torch.bfloat16, "CHW"),
-    "wan": ("wan", torch.float16, "CFHW"),
-    "f2d": ("flux_2_dev", torch.bfloat16, "CHW"),
+    "qi": ("qwen_image", torch.bfloat16, 16, "CFHW", 8, ["latents_control_0"], None),
+    "qie": ("qwen_image", torch.bfloat16, 16, "CFHW", 8, ["latents_control_0", "latents_control_1"], None),
+    "qil": ("qwen_image", torch.bfloat16, 16, "CFHW", 8, [], None),
+    "kr2": ("krea2", torch.bfloat16, 16, "CFHW", 8, [], None),
+    "wan": ("wan", torch.float16, 16, "CFHW", 8, [], None),
+    "fk": ("flux_kontext", torch.bfloat16, 16, "CHW", 8, ["latents_control"], None),
+    "zi": ("z_image", torch.float32, 16, "CHW", 8, [], lambda x: (x - 0.1159) * 0.3611),
+    "f2d": ("flux_2_dev", torch.bfloat16, 128, "CHW", 16, ["latents_control_0"], None),
+    "f2k4b": ("flux_2_klein_4b", torch.bfloat16, 128, "CHW", 16, [], None),
+    "f2k9b": ("flux_2_klein_9b", torch.bfloat16, 128, "CHW", 16, [], None),
+    "i4": ("ideogram4", torch.bfloat16, 128, "CHW", 16, [], True),
+    "hv": ("hunyuan_video", torch.float16, 16, "CFHW", 8, [], lambda x: x * 0.476986),
+    "fp": ("framepack", torch.bfloat16, 16, "CFHW", 8, [], None),
+    "k5": ("kandinsky5", torch.bfloat16, 16, "CFHW", 8, ["latents_image"], None),
+    "hv15": ("hunyuan_video_1_5", torch.float16, 32, "CFHW", 16, [], lambda x: x * 1.03682),
 }
 
 
@@ -133,33 +146,52 @@ MUSUBI = {
 def test_musubi_is_equal_to_the_bit(arch, tmp_path, capsys):
     import sys
 
-    name, dtype, axes = MUSUBI[arch]
-    channels, stride = (128, 16) if arch == "f2d" else (16, 8)
+    name, dtype, channels, axes, stride, others, scaling = MUSUBI[arch]
+    framed = not arch.startswith("f2")
     (tmp_path / "cache").mkdir()
     expected = {}
     for index, (image, bucket) in enumerate(IMAGES):
         one = torch.from_numpy(latent(index, channels, bucket, stride)).to(dtype)
         path = tmp_path / "cache" / f"im_{index:02}_{image[0]:04d}x{image[1]:04d}_{arch}.safetensors"
         shaped = one[:, None] if axes == "CFHW" else one
-        control = shaped.clone() if arch == "fk" else None
-        made.musubi_saves(path, shaped, name, image, framed=arch != "f2d", control=control)
+        more = {content: torch.cat([shaped, shaped], 1) if arch == "k5" else shaped.clone() for content in others}
+        made.musubi_saves(path, shaped, name, image, framed=framed, others=more)
         expected[f"im_{index:02}"] = one.float().numpy()
     assert convert(tmp_path / "cache", tmp_path / "in", progress=sys.stderr) == len(IMAGES)
     told = capsys.readouterr().err
-    assert (f"{len(IMAGES)} files have further tensors" in told) == (arch == "fk")
+    assert (f"{len(IMAGES)} files have further tensors" in told) == bool(others)
     same(by_key(tmp_path / "in"), expected)
+    dataset = latentq.LatentDataset(tmp_path / "in", columns=["latent", "key"], scale="scaled")
+    x = expected[dataset[0]["key"]]
+    if scaling is not True:
+        trained = x if scaling is None else scaling(x)
+        np.testing.assert_allclose(dataset[0]["latent"].numpy(), trained, rtol=1e-6, atol=1e-6)
+    assert latentq.Card.load(tmp_path / "in").recipe.columns["latent"].scaled == (scaling is None)
     convert(tmp_path / "in", tmp_path / "out", to_layout=f"musubi:{arch}")
     read, before = (made.musubi_reads(tmp_path / folder, arch) for folder in ("out", "cache"))
     assert read.keys() == before.keys()
     for key, tensors in read.items():
         assert torch.equal(tensors["latents"], before[key]["latents"])
         assert tensors["latents"].dtype == dtype
-    if arch != "fk":
+    if not others:
         assert {name: len(data) for name, data in files(tmp_path / "out").items()} == {
             name: len(data) for name, data in files(tmp_path / "cache").items()
         }
     convert(tmp_path / "out", tmp_path / "again")
     same(by_key(tmp_path / "again"), expected)
+
+
+def test_raw_latents_in_bfloat16_are_rounded_when_they_are_scaled_for_musubi(tmp_path):
+    (tmp_path / "cache").mkdir()
+    latents = {}
+    for index, (image, bucket) in enumerate(IMAGES):
+        latents[f"im_{index:02}"] = one = torch.from_numpy(latent(index, 16, bucket)).to(torch.bfloat16)
+        path = tmp_path / "cache" / f"im_{index:02}_{image[0]:04d}x{image[1]:04d}_zi.safetensors"
+        made.musubi_saves(path, one, "z_image", image)
+    convert(tmp_path / "cache", tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", to_layout="musubi:fk")
+    for (key, _), tensors in made.musubi_reads(tmp_path / "out", "fk").items():
+        assert torch.equal(tensors["latents"], ((latents[key].float() - 0.1159) * 0.3611).to(torch.bfloat16))
 
 
 def test_a_video_is_refused(tmp_path):

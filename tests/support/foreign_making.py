@@ -310,17 +310,19 @@ def kohya_loads(latents_stride, npz_path, bucket_reso):
     return latents, original_size, crop_ltrb, flipped_latents
 
 
-def musubi_saves(path, latent, arch_fullname, original_size, *, framed=True, control=None):
-    """Save a latent as save_latent_cache_* of kohya-ss/musubi-tuner do."""
+def musubi_saves(path, latent, arch_fullname, original_size, *, framed=True, others=None):
+    """Save a latent as save_latent_cache_* of kohya-ss/musubi-tuner do, with others by what their keys begin with.
+
+    latent: (C, F, H, W), or (C, H, W) as of FLUX.1 Kontext, FLUX.2 (whose keys have no frames), Z-Image and Ideogram 4.
+    """
     from safetensors.torch import save_file
 
-    height, width = latent.shape[-2:]
-    frames = latent.shape[1] if latent.dim() == 4 else 1
-    dtype_str = str(latent.dtype).split(".")[-1]
-    prefix = f"{frames}x" if framed else ""
-    sd = {f"latents_{prefix}{height}x{width}_{dtype_str}": latent.detach().cpu().contiguous()}
-    if control is not None:
-        sd[f"latents_control_0_{prefix}{height}x{width}_{dtype_str}"] = control
+    sd = {}
+    for content, tensor in {"latents": latent, **(others or {})}.items():
+        height, width = tensor.shape[-2:]
+        frames = tensor.shape[1] if tensor.dim() == 4 else 1
+        dtype_str = str(tensor.dtype).split(".")[-1]
+        sd[f"{content}_{f'{frames}x' * framed}{height}x{width}_{dtype_str}"] = tensor.detach().cpu().contiguous()
     metadata = {
         "architecture": arch_fullname,
         "width": f"{original_size[0]}",

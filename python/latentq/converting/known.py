@@ -34,6 +34,9 @@ KNOWN = {
     "flux2": ForeignAutoencoder(
         "black-forest-labs/FLUX.2-dev", "AutoencoderKLFlux2", Normalization(), (-1.0, 1.0), (128, 0, 0), reduction=16
     ),
+    "ideogram4": ForeignAutoencoder(
+        "Comfy-Org/Ideogram-4", "AutoencoderKLFlux2", Normalization(), (-1.0, 1.0), (128, 0, 0), reduction=16
+    ),
     "qwen-image": ForeignAutoencoder(
         "Qwen/Qwen-Image", "AutoencoderKLQwenImage", Normalization(1.0, _QWEN_MEAN, _QWEN_STD), (-1.0, 1.0), (16, 0, 0),
         reduction=8,

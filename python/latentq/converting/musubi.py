@@ -1,9 +1,10 @@
-"""musubi-tuner's cached latents: `STEM_0832x1216_qi.safetensors` for each image, normalized, in buckets.
+"""musubi-tuner's cached latents: `STEM_0832x1216_qi.safetensors` for each image, in buckets.
 
-From kohya-ss/musubi-tuner, commit 30c658c: dataset/cache_io.py, architectures.py and bucket.py. The numbers in a name
-are the width and height of the image. A file holds `latents_1x152x104_bfloat16` (frames, height and width of the
-latent; FLUX.2's key has no frames), perhaps control images, and metadata. Latents are in the scale that models are
-trained on.
+From kohya-ss/musubi-tuner, commit 30c658c: dataset/cache_io.py, architectures.py and bucket.py, and *_cache_latents.py.
+The numbers in a name are the width and height of the image. A file holds `latents_1x152x104_bfloat16` (frames, height
+and width of the latent; FLUX.2's key has no frames), perhaps control images, and metadata. Most latents are in the
+scale that models are trained on; those of some architectures are raw, and `scale_shift_latents` of the trainer
+normalizes them.
 """
 
 from __future__ import annotations
@@ -50,34 +51,40 @@ class _Architecture(NamedTuple):
     Attributes:
         name: The name in the files' metadata.
         autoencoder: Its autoencoder, by its name in `known.KNOWN`.
-        axes: The axes of a latent: `CFHW`, `CHW`, or `FCHW`.
+        axes: The axes of a latent: `CFHW` or `CHW`.
         framed: True if the key has the number of frames.
+        scaled: True if latents are in the scale that models are trained on, False if they are raw.
     """
 
     name: str
     autoencoder: str
     axes: str = "CFHW"
     framed: bool = True
+    scaled: bool = True
 
 
+_UNNORMALIZED = {
+    "flux2": "the normalization of FLUX.2 is in its checkpoint: the card has none, and latents are as trained on",
+    "ideogram4": "the normalization of Ideogram 4 is in its trainer: the card has none, and latents are before it",
+}
 _ARCHITECTURES = {
     "qi": _Architecture("qwen_image", "qwen-image"),
-    "qie": _Architecture("qwen_image_edit", "qwen-image"),
-    "qil": _Architecture("qwen_image_layered", "qwen-image"),
+    "qie": _Architecture("qwen_image", "qwen-image"),
+    "qil": _Architecture("qwen_image", "qwen-image"),
     "kr2": _Architecture("krea2", "qwen-image"),
     "wan": _Architecture("wan", "wan"),
     "fk": _Architecture("flux_kontext", "flux", "CHW"),
-    "zi": _Architecture("z_image", "flux", "CHW"),
+    "zi": _Architecture("z_image", "flux", "CHW", scaled=False),
     "f2d": _Architecture("flux_2_dev", "flux2", "CHW", framed=False),
     "f2k4b": _Architecture("flux_2_klein_4b", "flux2", "CHW", framed=False),
     "f2k9b": _Architecture("flux_2_klein_9b", "flux2", "CHW", framed=False),
-    "i4": _Architecture("ideogram4", "flux2", "CHW"),
-    "hv": _Architecture("hunyuan_video", "hunyuan-video"),
+    "i4": _Architecture("ideogram4", "ideogram4", "CHW", scaled=False),
+    "hv": _Architecture("hunyuan_video", "hunyuan-video", scaled=False),
     "fp": _Architecture("framepack", "hunyuan-video"),
-    "k5": _Architecture("kandinsky5", "hunyuan-video", "FCHW"),
-    "hv15": _Architecture("hunyuan_video_1_5", "hunyuan-video-1.5"),
+    "k5": _Architecture("kandinsky5", "hunyuan-video"),
+    "hv15": _Architecture("hunyuan_video_1_5", "hunyuan-video-1.5", scaled=False),
 }
-"""By the end of a file's name."""
+"""By the end of a file's name. The metadata of all three of Qwen-Image have one name."""
 
 
 def recognizes(path: Path) -> bool:
@@ -113,16 +120,14 @@ def read(path: Path, options: ReadOptions) -> Incoming:
     channels = shape[0]
     kind = float_kind(dtype, path / first)
     columns = {
-        "latent": float_column(kind, scaled=True),
+        "latent": float_column(kind, scaled=architecture.scaled),
         "key": Column("key", "str"),
         "original_size": Column("original_size", CONDITIONING_ENCODING),
     }
     autoencoder = autoencoder_of(architecture.autoencoder, options.autoencoder, channels)
     notes = []
-    if architecture.autoencoder == "flux2":
-        notes.append(
-            "the normalization of FLUX.2 is in its checkpoint: the card has none, and latents are as trained on"
-        )
+    if (note := _UNNORMALIZED.get(architecture.autoencoder)) is not None:
+        notes.append(note)
     incoming = Incoming(
         NAME,
         columns,
@@ -231,7 +236,7 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
     latent, key, size = outgoing.need("latent"), outgoing.need("key"), outgoing.need("original_size")
     kind = outgoing.facts(latent).quantizer.kind
     dtype = kind if kind in ("bfloat16", "float16") else "float32"
-    columns = outgoing.open([latent, key, size], scale="scaled")
+    columns = outgoing.open([latent, key, size], scale="scaled" if architecture.scaled else "raw")
     names = FileNames(outgoing, flat=True)
     work.result.mkdir(exist_ok=True)
     start = recorded = work.done
@@ -261,9 +266,10 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
 
 
 def _as_dtype(latents: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Returns float32 values that a dtype holds exactly, in that dtype; bfloat16 as its bits."""
+    """Returns float32 values rounded to the nearest of a dtype; bfloat16 as its bits."""
     if dtype == "bfloat16":
-        return (latents.view(np.uint32) >> 16).astype(np.uint16)
+        bits = latents.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     return latents.astype(dtype, copy=False)
 
 
