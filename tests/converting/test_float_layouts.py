@@ -250,12 +250,16 @@ def test_fast_dit_is_equal_to_the_bit(tmp_path):
     assert np.array_equal(stored(tmp_path / "again", "latent"), floats(0, 4, 32, 32))
 
 
-def test_repa_e_is_equal_to_the_bit(tmp_path):
-    moments = np.concatenate([floats(0, 4, 8, 8), np.abs(floats(1, 4, 8, 8)) * 1e-4], axis=1)
+@pytest.mark.parametrize(("channels", "side", "model"), [(32, 16, "REPA-E/e2e-invae"), (4, 8, "REPA-E/e2e-sdvae")])
+def test_repa_e_is_equal_to_the_bit(channels, side, model, tmp_path):
+    moments = np.concatenate([floats(0, channels, 4, 4), np.abs(floats(1, channels, 4, 4)) * 1e-4], axis=1)
     made.repa_e_writes(tmp_path / "data", "repae-invae-400k", moments, labels().tolist())
     for source, name in ((tmp_path / "data", "in"), (tmp_path / "data" / "repae-invae-400k.h5", "in2")):
         assert convert(source, tmp_path / name) == COUNT
         assert np.array_equal(stored(tmp_path / name, "moments"), moments)
+    card = latentq.Card.load(tmp_path / "in")
+    assert (card.autoencoder.name, card.autoencoder.normalization.formula) == (model, "z")
+    assert card.recipe.columns["moments"].pixels == (4 * side, 4 * side)
     convert(tmp_path / "in", tmp_path / "out", to_layout="repa-e")
     read, classes = made.repa_e_reads(tmp_path / "out", "latents")
     assert np.array_equal(read, moments)

@@ -73,6 +73,28 @@ def texts(dataset, content):
     return found
 
 
+def test_embeddings_of_flux2_in_nemo_have_no_axis_of_one(tmp_path, capsys):
+    """processors/flux2.py squeezes them, unlike those of FLUX.1 and Qwen-Image; there are no pooled ones."""
+    samples = [(path, one, b, image, embeds[0], None) for path, one, b, image, embeds, _ in nemo_samples()]
+    made.nemo_writes(tmp_path / "cache", samples, "pt")
+    convert(tmp_path / "cache", tmp_path / "in", progress=sys.stderr)
+    assert "prompt_embeds is not converted" not in capsys.readouterr().err
+    found = texts(tmp_path / "in", "caption_embedding")
+    same(found, {path: embeds[None].float().numpy() for path, *_, embeds, _ in samples})
+    convert(tmp_path / "in", tmp_path / "out", to_layout="nemo")
+    before = {path: embeds for path, *_, embeds, _ in samples}
+    for sample in made.nemo_reads(tmp_path / "out"):
+        assert torch.equal(sample["prompt_embeds"], before[sample["image_path"]])
+
+
+def test_embeddings_that_cannot_be_converted_are_told(tmp_path, capsys):
+    samples = [(*sample[:4], sample[4][None], None) for sample in nemo_samples()]
+    made.nemo_writes(tmp_path / "cache", samples)
+    convert(tmp_path / "cache", tmp_path / "in", progress=sys.stderr)
+    assert "prompt_embeds is not converted: it is not of shape" in capsys.readouterr().err
+    assert not latentq.Card.load(tmp_path / "in").embeddings
+
+
 def test_embeddings_of_several_shapes_are_left_out_and_told(tmp_path, capsys):
     import sys
 

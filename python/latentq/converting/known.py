@@ -53,6 +53,12 @@ KNOWN = {
         "hustvl/vavae-imagenet256-f16d32-dinov2", "ldm.AutoencoderKL", Normalization(), (-1.0, 1.0), (32, 0, 0),
         reduction=16,
     ),
+    "e2e-invae": ForeignAutoencoder(
+        "REPA-E/e2e-invae", "AutoencoderKL", Normalization(), (-1.0, 1.0), (32, 0, 0), reduction=16
+    ),
+    "e2e-sdvae": ForeignAutoencoder(
+        "REPA-E/e2e-sdvae", "AutoencoderKL", Normalization(), (-1.0, 1.0), (4, 0, 0), reduction=8
+    ),
     "mar": ForeignAutoencoder(
         "mar-vae-kl16", "ldm.AutoencoderKL", Normalization(0.2325), (-1.0, 1.0), (16, 0, 0), reduction=16
     ),

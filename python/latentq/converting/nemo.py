@@ -2,8 +2,9 @@
 
 From NVIDIA-NeMo/Automodel 0.7, commit 36044ad: tools/diffusion/preprocessing_multiprocess.py and processors,
 components/datasets/diffusion. A file is a dict: `latent` (C, h, w) float16 in the scale that models are trained on,
-`prompt_embeds` (1, tokens, width), perhaps `pooled_prompt_embeds` (1, width), `prompt`, `image_path`, `crop_offset`
-(left, top) and so on. `metadata.json` names the lists, `metadata_shard_0000.json` and so on, of 10,000 entries each.
+`prompt_embeds` (1, tokens, width) or of FLUX.2 (tokens, width), perhaps `pooled_prompt_embeds` (1, width), `prompt`,
+`image_path`, `crop_offset` (left, top) and so on. `metadata.json` names the lists, `metadata_shard_0000.json` and so
+on, of 10,000 entries each.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _METADATA = "metadata.json"
 _SHARD = 10_000
 _TYPES = {"flux": "flux", "qwen_image": "qwen-image", "qwen-image": "qwen-image", "flux2": "flux2"}
 _IGNORED = ("clip_tokens", "clip_hidden", "t5_tokens")
+_TEXTS = (("", 2), ("pooled_", 1))  # what begins a name that ends with prompt_embeds, and the axes of one caption's
 
 
 def recognizes(path: Path) -> bool:
@@ -82,6 +84,8 @@ def read(path: Path, options: ReadOptions) -> Incoming:
     notes = [f"{name} is not converted" for name in _IGNORED if name in data]
     if embeddings is not None:
         columns |= embeddings.columns()
+    elif "prompt_embeds" in data:
+        notes.append("prompt_embeds is not converted: it is not of shape (1, tokens, width) or (tokens, width)")
 
     def listing() -> Iterator[Sample]:
         for item in _items(path):
@@ -166,13 +170,20 @@ def _latent(data: dict[str, Any], path: Path) -> TensorRecord:
 
 def _described(data: dict[str, Any]) -> tuple[Any, Any]:
     """Returns shape and dtype of the embedding, and size and dtype of the pooled one; None for what is not there."""
-    embedding, pooled = data.get("prompt_embeds"), data.get("pooled_prompt_embeds")
-    first = second = None
-    if isinstance(embedding, TensorRecord) and len(embedding.shape) == 3 and embedding.shape[0] == 1:
-        first = embedding.shape[1:], embedding.dtype
-    if isinstance(pooled, TensorRecord) and len(pooled.shape) == 2 and pooled.shape[0] == 1:
-        second = pooled.shape[1], pooled.dtype
-    return first, second
+    embedding, pooled = (_without_batch(data.get(f"{name}prompt_embeds"), axes) for name, axes in _TEXTS)
+    return (
+        None if embedding is None else (embedding.shape, embedding.dtype),
+        None if pooled is None else (pooled.shape[0], pooled.dtype),
+    )
+
+
+def _without_batch(value: Any, axes: int) -> TensorRecord | None:
+    """Returns the record of a tensor without its first axis if that is one more, of one element; None if it differs."""
+    if not isinstance(value, TensorRecord) or len(value.shape) not in (axes, axes + 1):
+        return None
+    if len(value.shape) == axes:
+        return value
+    return value._replace(shape=value.shape[1:], strides=value.strides[1:]) if value.shape[0] == 1 else None
 
 
 def _embeddings(data: dict[str, Any]) -> Embeddings | None:
@@ -195,9 +206,10 @@ def _rows(path: Path, samples: Sequence[Sample], columns: dict[str, Column], dty
         latents[row] = file.read(record)
         sizes[row] = _pair(data, "original_resolution", where)[::-1]
         offsets[row] = _pair(data, "crop_offset", where)[::-1]
-        for name, key in ((EMBEDDING, "prompt_embeds"), (POOLED, "pooled_prompt_embeds")):
+        for name, (start, axes) in zip((EMBEDDING, POOLED), _TEXTS, strict=True):
             if name in texts:
-                texts[name].append(file.read(record_of(data.get(key), f"{where}: {key}"))[0])
+                found = _without_batch(data.get(f"{start}prompt_embeds"), axes)
+                texts[name].append(file.read(record_of(found, f"{where}: {start}prompt_embeds")))
     values = {"latent": latents, "original_size": sizes, "crop_top_left": offsets}
     return values | {name: one_caption(np.stack(rows)) for name, rows in texts.items()}
 

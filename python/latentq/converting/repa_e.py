@@ -1,7 +1,8 @@
 """REPA-E's HDF5 of moments: a dataset `00000/img-mean-std-00000000.npy` for each image, and `dataset.json` as bytes.
 
 From End2End-Diffusion/REPA-E, commit 3ad8046: cache_latents.py and dataset.py. Each is float32 (2C, h, w), the
-posterior's mean and then its standard deviation. A JSON file next to it, `NAME_h5.json`, lists the keys.
+posterior's mean and then its standard deviation, with 32 channels at 1/16 of the size, or 4 at 1/8. A JSON file next to
+it, `NAME_h5.json`, lists the keys. Latents are normalized by statistics that lie next to the autoencoder, and not here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
-from latentq.converting.edm2 import REPA, labels_json, labels_of
+from latentq.converting.edm2 import labels_json, labels_of
 from latentq.converting.incoming import Arrays, Incoming, float_kind, key_and_labels, moments_column
-from latentq.converting.known import autoencoder_of
+from latentq.converting.known import KNOWN, autoencoder_of
 from latentq.converting.npy_file import MAX_MEMBER
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
@@ -87,7 +88,12 @@ def read(path: Path, options: ReadOptions) -> Incoming:
     if len(shape) != 3 or shape[0] % 2:
         raise FormatError(f"{file}/{names[0]}: must be (2C, h, w), mean and std, not {shape}")
     kind = float_kind(dtype, f"{file}/{names[0]}")
-    autoencoder = autoencoder_of("sd", options.autoencoder, shape[0] // 2, normalization=REPA[0])
+    channels = shape[0] // 2
+    usual = "e2e-invae" if channels == KNOWN["e2e-invae"].shape[0] else "e2e-sdvae"
+    autoencoder = autoencoder_of(usual, options.autoencoder, channels)
+    notes = []
+    if options.autoencoder is None:
+        notes.append(f"the normalization is not in {file.name}, but in the autoencoder's NAME-latents-stats.pt")
 
     def listing() -> Iterator[Sample]:
         for name in names:
@@ -103,7 +109,7 @@ def read(path: Path, options: ReadOptions) -> Incoming:
 
     size = (shape[1] * autoencoder.reduction, shape[2] * autoencoder.reduction)
     columns = {"moments": moments_column(kind, spread="std")} | key_and_labels()
-    return Incoming(NAME, columns, autoencoder, listing, rows, size=size)
+    return Incoming(NAME, columns, autoencoder, listing, rows, size=size, notes=notes)
 
 
 def _names(path: Path, opened: Any) -> list[str]:
