@@ -23,6 +23,7 @@ from latentq.inspect.report.channels import BINS, Errors, estimated_errors, meas
 from latentq.inspect.report.contents import count_captions, count_classes, count_rejects, count_tokens
 from latentq.inspect.report.data_urls import data_urls
 from latentq.system.progress import Progress
+from support import foreign_making
 from support.making import make_dataset
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp; {{ 7*7 }} \x1b[31m\u202e'
@@ -385,6 +386,16 @@ def test_moments_name_their_channels(source, tiny_vae, tmp_path):
     assert rows["mean 2"][7].endswith(" dB")
     assert rows["log-variance 2"][7] == "-"  # they are not drawn again
     assert 'batch["latent"] # (64, 4, 4, 4) float32' in page.text
+
+
+def test_standard_deviations_are_not_called_log_variances(tmp_path):
+    foreign_making.edm2_writes(tmp_path / "moments", np.ones((3, 4, 4, 4), np.float32), None)
+    latentq.convert(tmp_path / "moments", tmp_path / "out", from_layout="repa")
+    page = page_of(tmp_path / "out", tmp_path / "page.html")
+    assert [row[0] for row in page.cells if row and row[0].startswith("standard")] == [
+        f"standard deviation {channel}" for channel in range(2)
+    ]
+    assert "log-variance" not in page.source
 
 
 def test_embeddings_and_masks_of_captions(source, tiny_clip, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,8 +18,10 @@ import latentq
 from conftest import contents, paint
 from latentq import Card, LatentDataset, LatentqError, MismatchError
 from latentq.cli.main import main
+from latentq.converting.pipeline import convert
 from latentq.publishing.page import MARK, page
 from latentq.system.extras import MissingPackageError
+from support import foreign_making as made_by_others
 from support.bucket_making import make_buckets
 from support.hub_server import Repository, Server
 
@@ -355,6 +358,32 @@ def test_page_of_buckets_tokens_and_hostile_names(tmp_path):
     assert 'revision="v2"' in text
     assert yaml.safe_load(text.split("---\n")[1])["size_categories"] == ["n<1K"]
     assert json.dumps(yaml.safe_load(text.split("---\n")[1])["pretty_name"])
+
+
+def page_of_converted(tmp_path, **options):
+    convert(tmp_path / "source", tmp_path / "out", **options)
+    return page(Card.load(tmp_path / "out"), "me/set", nbytes=1, license=None, revision=None, lines="")
+
+
+def test_page_of_converted_moments_tells_what_they_are_and_nothing_unknown(tmp_path):
+    made_by_others.edm2_writes(tmp_path / "source", np.ones((3, 8, 4, 4), np.float32), [0, 1, 2])
+    text = page_of_converted(tmp_path, from_layout="repa")
+    assert "means and standard deviations of shape 8 x 4 x 4; float32" in text
+    assert "| standard deviation 3 | 1.0000 |" in text
+    assert "| images | unknown: the latents are converted from another tool's |" in text
+    assert "crop" not in text
+    assert "# codes" not in text
+
+
+def test_page_of_several_columns_of_tokens_loads_the_first(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 16384, (5, 10, 16))
+    made_by_others.llamagen_writes(tmp_path / "source", codes, np.arange(5))
+    text = page_of_converted(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    code = code.replace('"hf://datasets/me/set", cache="cache"', repr(str(tmp_path / "out")))
+    names = {}
+    exec(code, names)
+    assert names["batch"]["tokens_0"].shape[1:] == (4, 4)
 
 
 def test_commands_take_the_url(hub, made, capsys):

@@ -10,6 +10,7 @@ from latentq.system.text import counted
 if TYPE_CHECKING:
     from latentq.format.card import Card
     from latentq.format.facts import EmbeddingFacts, LatentFacts, TokenFacts
+    from latentq.format.options import Spread
     from latentq.format.recipe import Recipe
 
 LEVELED = ("uniform", "affine", "codebook", "trellis")
@@ -31,18 +32,36 @@ def model_rows(card: Card) -> list[tuple[str, str]]:
 
 def image_text(recipe: Recipe, card: Card | None) -> str:
     """Returns how images were loaded; unknown if the card is of latents that another tool made."""
-    if card is not None and _is_converted(card):
+    if card is not None and is_converted(card):
         return "unknown: the latents are converted from another tool's"
     image = recipe.image
     orient = ", EXIF orientation applied" if image.orient else ""
     return f"crop {image.crop}, filter {image.filter}, alpha {image.alpha}, icc {image.icc}{orient}"
 
 
-def _is_converted(card: Card) -> bool:
+def is_converted(card: Card) -> bool:
     """True if the latents were made by another tool, of which only the values are known."""
     from latentq.format.facts import UNKNOWN  # imports NumPy, which the help of commands does without
 
     return card.autoencoder.weights == UNKNOWN
+
+
+def spread_text(spread: Spread) -> str:
+    """Returns what follows the mean in a column of moments."""
+    return "standard deviation" if spread == "std" else "log-variance"
+
+
+def channel_names(content: str, spread: Spread, count: int) -> list[str]:
+    """Returns the names of a column's channels: numbers, and of moments what they are of.
+
+    Args:
+        content: The column's content.
+        spread: What follows the means of moments.
+        count: The number of channels.
+    """
+    if content != "moments":
+        return [f"{number}" for number in range(count)]
+    return [f"{what} {number}" for what in ("mean", spread_text(spread)) for number in range(count // 2)]
 
 
 def shape_text(facts: LatentFacts | TokenFacts) -> str:
@@ -61,7 +80,7 @@ def buckets_text(recipe: Recipe, card: Card | None = None) -> str:
     origin = "a list" if buckets.sizes else f"the set {buckets.set}" if buckets.set else f"area {tiers}"
     if buckets.set and tiers:
         origin += f" of area {tiers}"
-    if card is not None and _is_converted(card):
+    if card is not None and is_converted(card):
         return f"{len(buckets.all)} by {origin}"
     small = {"enlarge": "enlarged", "reject": "rejected", "smaller": "put into one that they cover"}[buckets.small]
     return f"{len(buckets.all)} by {origin}; images smaller than their bucket are {small}"

@@ -9,6 +9,7 @@ from math import prod
 from latentq.format.card import Card
 from latentq.format.files import INDEX, LIST, NORMALIZATION, PICTURES, REJECTS
 from latentq.format.options import FLOATS
+from latentq.inspect.describe import channel_names, image_text, is_converted, spread_text
 from latentq.quantizer import AnyQuantizer, Transform
 from latentq.system.text import counted, one_line, size_text
 
@@ -67,11 +68,12 @@ def page(card: Card, repository: str, *, nbytes: int, license: str | None, revis
 
 def _loading(card: Card, where: str, repository: str, revision: str | None) -> str:
     encoded = [*card.latents, *card.tokens]
-    name = "tokens" if not card.latents else _sample_name(card)
+    name = _sample_name(card)
     at = f', revision="{revision}"' if revision else ""
     bucketed = "  # the samples of a batch are of one bucket, and so of one shape" if card.buckets else ""
     quantizer = card.latents[encoded[0]].quantizer if card.latents else None
-    stored = f"latentq.Card.load(folder).latents[{encoded[0]!r}].quantizer" if quantizer is not None else ""
+    is_code = quantizer is not None and quantizer.kind not in ("float32", "float16")
+    stored = f"latentq.Card.load(folder).latents[{encoded[0]!r}].quantizer" if is_code else ""
     hint = f"  # codes; {stored} makes floats of them" if stored else ""
     return f"""## Loading
 
@@ -100,8 +102,9 @@ sample["{encoded[0]}"]{hint}
 
 
 def _sample_name(card: Card) -> str:
-    """Returns the name that samples have for the first column of latents: a single one is `latent`."""
-    return "latent" if len(card.latents) == 1 else next(iter(card.latents))
+    """Returns the name that samples have for the first column of latents or tokens: a single one is `latent`."""
+    content, columns = ("latent", [*card.latents]) if card.latents else ("tokens", [*card.tokens])
+    return content if len(columns) == 1 else columns[0]
 
 
 def _contents(card: Card) -> str:
@@ -120,7 +123,7 @@ def _meaning(card: Card, name: str) -> str:
     if name in card.latents:
         facts = card.latents[name]
         shapes = dict.fromkeys(" x ".join(map(str, shape)) for shape in (facts.shapes or (facts.shape,)))
-        what = "means and log-variances" if column.content == "moments" else "latents"
+        what = f"means and {spread_text(column.spread)}s" if column.content == "moments" else "latents"
         flip = ", of the mirrored image" if column.flip else ""
         return f"{what} of shape {', '.join(shapes)}{flip}; {_storage(facts.quantizer, prod(facts.shape))}"
     if name in card.tokens:
@@ -145,14 +148,14 @@ def _storage(quantizer: AnyQuantizer, elements: int) -> str:
 def _making(card: Card) -> str:
     assert card.counts is not None
     recipe, autoencoder = card.recipe, card.autoencoder
-    image = recipe.image
+    image, known = recipe.image, not is_converted(card)
     size = next((column.size for column in recipe.encoded().values()), None)
     pixels = "at the nearest bucket's size" if recipe.buckets is not None else f"at size {_size(size)}"
     changed = f", with {', '.join(recipe.changed)} changed" if recipe.changed else ""
     rows = [
         ("recipe", f"`{_code(recipe.name)}`{changed}"),
         ("source", f"{card.source.samples} listed in a {card.source.kind}, {counted(card.counts.rejects, 'reject')}"),
-        ("images", f"{pixels}, crop {image.crop}, filter {image.filter}"),
+        ("images", f"{pixels}, crop {image.crop}, filter {image.filter}" if known else image_text(recipe, card)),
         ("autoencoder", f"`{_code(autoencoder.name)}` ({autoencoder.family}, {recipe.autoencoder.dtype})"),
         ("weights", f"`{autoencoder.weights or 'none'}`"),
     ]
@@ -177,10 +180,12 @@ def _statistics(name: str, card: Card) -> str:
     statistics = card.latents[name].statistics
     if statistics is None:
         return ""
-    columns = zip(statistics.mean, statistics.std, statistics.min, statistics.max, strict=True)
-    rows = [f"| {number} | " + " | ".join(f"{v:.4f}" for v in values) + " |" for number, values in enumerate(columns)]
+    column = card.recipe.columns[name]
+    names = channel_names(column.content, column.spread, len(statistics.mean))
+    columns = zip(names, statistics.mean, statistics.std, statistics.min, statistics.max, strict=True)
+    rows = [f"| {channel} | " + " | ".join(f"{v:.4f}" for v in values) + " |" for channel, *values in columns]
     head = ["| channel | mean | std | min | max |", "|---|---|---|---|---|"]
-    return f"Raw values of `{_code(name)}` in each channel:\n\n" + "\n".join([*head, *rows])
+    return f"Stored values of `{_code(name)}` in each channel:\n\n" + "\n".join([*head, *rows])
 
 
 def _files(card: Card) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latentq.inspect.describe import quantizer_text, shape_text
+from latentq.inspect.describe import channel_names, quantizer_text, shape_text
 from latentq.inspect.report import charts
 from latentq.inspect.report.channels import Channels, Errors
 from latentq.inspect.report.facts import ColumnFacts
@@ -83,11 +83,7 @@ def _table_text(column: ColumnFacts, has_all: bool) -> str:
 
 def _channel_names(column: ColumnFacts) -> list[str]:
     assert column.channels is not None
-    count = len(column.channels)
-    if column.content != "moments":
-        return [f"{number}" for number in range(count)]
-    half = count // 2
-    return [f"mean {number}" if number < half else f"log-variance {number - half}" for number in range(count)]
+    return channel_names(column.content, column.spread, len(column.channels))
 
 
 def _worst_channels(column: ColumnFacts) -> NDArray[np.int64]:

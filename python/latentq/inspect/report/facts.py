@@ -24,6 +24,7 @@ from latentq.inspect.storage import StorageRow
 from latentq.store.cache import is_remote
 
 if TYPE_CHECKING:
+    from latentq.format.options import Spread
     from latentq.reading.buckets import StoredBucket
 
 
@@ -40,6 +41,7 @@ class ColumnFacts:
         clip_rate: (C,) shares of values outside the quantizer's range, of all samples; None if it is not known.
         clipped: The share of all values outside the quantizer's range; None if it is not known.
         tokens: How often its tokens occur; None for other columns.
+        spread: What follows the means of moments: `logvar` or `std`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ColumnFacts:
     clip_rate: Floats | None = None
     clipped: float | None = None
     tokens: TokenUse | None = None
+    spread: Spread = "logvar"
 
 
 @dataclass(frozen=True, eq=False)

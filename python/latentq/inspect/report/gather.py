@@ -230,7 +230,14 @@ class Gatherer:
                     clipped = self._clipped(column, rates)
                     columns.append(
                         ColumnFacts(
-                            column.shard_name, content, described or column.facts, channels, own, rates, clipped
+                            column.shard_name,
+                            content,
+                            described or column.facts,
+                            channels,
+                            own,
+                            rates,
+                            clipped,
+                            spread=self.facts.recipe.columns[column.shard_name].spread,
                         )
                     )
         return columns
