@@ -1,6 +1,8 @@
 """The reader of safetensors files, against the format's own library."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +55,23 @@ def test_a_file_that_is_truncated_while_it_is_read_is_an_error(path, tmp_path):
     copy.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(FormatError, match="truncated"):
         file.array("codes")
+
+
+def test_a_file_is_closed_when_nothing_refers_to_it(path, tmp_path):
+    def descriptors():
+        links = (link for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+        return [link for link in links if os.path.realpath(link) == str(path.resolve())]
+
+    file = SafetensorsFile(path)
+    assert len(descriptors()) == 1
+    del file
+    assert descriptors() == []
+    broken = tmp_path / "c.safetensors"
+    broken.write_bytes(path.read_bytes()[:-20])
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FormatError):
+        SafetensorsFile(broken)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 CHANGES = st.one_of(

@@ -76,21 +76,29 @@ def read(path: Path, options: ReadOptions) -> Incoming:
     def listing() -> Iterator[Sample]:
         index = 0
         for name, file in files.items():
-            labels = _labels(file, opened(name), dtype, shape[1:], flipped)
-            for row, label in enumerate(labels.tolist()):
-                yield Sample(str(index), None, label, archive=name, offset=row)
-                index += 1
+            labels = _labels(file, opened(name), dtype, shape[1:], flipped).tolist()
+            fields = dict.fromkeys(Sample._fields, itertools.repeat(None)) | {
+                "key": map(str, range(index, index + len(labels))),
+                "label": labels,
+                "archive": itertools.repeat(name),
+                "offset": range(len(labels)),
+                "fault": itertools.repeat(""),
+            }
+            yield from map(Sample._make, zip(*fields.values(), strict=False))  # some have no end
+            index += len(labels)
 
     def rows(_indices: Sequence[int], samples: Sequence[Sample]) -> Arrays:
-        arrays = {}
-        for column in columns:
-            tensor = _COLUMNS[column]
-            array = buffers.array(tensor, (len(samples), *shape[1:]), opened(first).dtype(tensor))
-            for (name, offset), group in itertools.groupby(enumerate(samples), key=_run):
-                positions = [position for position, _ in group]
-                start, end = positions[0], positions[-1] + 1
-                opened(name).rows(tensor, start + offset, end + offset, array[start:end])
-            arrays[column] = array
+        tensors = {column: _COLUMNS[column] for column in columns}
+        sizes = (len(samples), *shape[1:])
+        arrays = {
+            column: buffers.array(tensor, sizes, opened(first).dtype(tensor)) for column, tensor in tensors.items()
+        }
+        start = 0
+        for (name, offset), group in itertools.groupby(enumerate(samples), key=_run):
+            end = start + sum(1 for _ in group)
+            for column, tensor in tensors.items():
+                opened(name).rows(tensor, start + offset, end + offset, arrays[column][start:end])
+            start = end
         return arrays
 
     return Incoming(NAME, columns | key_and_labels(), autoencoder, listing, rows, size=(height, width), notes=notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -36,7 +37,7 @@ class _Tensor:
 
 
 class SafetensorsFile:
-    """A safetensors file, whose tensors are read by rows, so that none needs to be in memory.
+    """A safetensors file, whose tensors are read by rows, so that none needs to be in memory. It stays open.
 
     Files are read and not mapped: a file that another process truncates must not end this process.
 
@@ -51,10 +52,12 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         check_regular(path)
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH), "little")
-            header = file.read(length) if length <= min(size - _LENGTH, _MAX_HEADER) else b""
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        length = int.from_bytes(os.pread(self._descriptor, _LENGTH, 0), "little")
+        header = bytearray(length if length <= min(size - _LENGTH, _MAX_HEADER) else 0)
+        self._fill(memoryview(header), _LENGTH)
         try:
             self._tensors, self.metadata = _parsed(header, _LENGTH + length, size)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -113,17 +116,22 @@ class SafetensorsFile:
         elif (out.dtype, out.shape) != (dtype, shape):
             raise ValueError(f"out must be {dtype} {shape}, not {out.dtype} {out.shape}")
         rest = out.reshape(-1).view(np.uint8).data
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(self._tensors[name].start + skipped * dtype.itemsize)
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise FormatError(f"{self._path}: it is truncated")
-                rest = rest[count:]
+        self._fill(rest, self._tensors[name].start + skipped * dtype.itemsize)
         return out
 
+    def _fill(self, rest: memoryview, offset: int) -> None:
+        """Reads bytes at an offset: by one call, since others may hold the GIL after each."""
+        while rest:
+            try:
+                count = os.preadv(self._descriptor, [rest], offset)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+            if not count:
+                raise FormatError(f"{self._path}: it is truncated")
+            rest, offset = rest[count:], offset + count
 
-def _parsed(header: bytes, base: int, size: int) -> tuple[dict[str, _Tensor], dict[str, str]]:
+
+def _parsed(header: bytearray, base: int, size: int) -> tuple[dict[str, _Tensor], dict[str, str]]:
     """Returns the tensors and the metadata of a file, by the rules of the format's own library.
 
     Args:

@@ -24,7 +24,7 @@ from latentq.format.card import CARD, Card
 from latentq.format.facts import UNKNOWN, LatentFacts, TokenFacts
 from latentq.format.files import LIST, PLACES, bucket_group
 from latentq.format.options import CALIBRATED, FLOATS
-from latentq.quantizer import Calibrator, Moments, Quantizer
+from latentq.quantizer import Calibrator, Measurement, Moments, Quantizer
 from latentq.quantizer.arrays import float_array
 from latentq.run.finish import finish
 from latentq.run.listing import source_facts
@@ -174,8 +174,8 @@ def _remove(folder: Path) -> None:
 
 
 def _write_units(run: _Run, out: Path, bar: Progress) -> None:
-    """Writes the units that are not done, several at the same time: while one is fsynced, others are read."""
-    workers = min(_WORKERS, processors() + 1)
+    """Writes the units that are not done, several at the same time: while some are fsynced, others are read."""
+    workers = min(_WORKERS, processors() + 2)
     stopped = threading.Event()
     running: collections.deque[Future[None]] = collections.deque()
     with ThreadPoolExecutor(workers, "latentq: convert") as pool:
@@ -214,9 +214,10 @@ def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Car
             for name, calibrator in calibrators.items():
                 calibrator.update(_floats(run.card, name, values[name]))
             bar.update(len(positions))
-    quantizers = {name: calibrator.quantizer() for name, calibrator in calibrators.items()}
-    for name, quantizer in quantizers.items():
-        measured = calibrators[name].measure(quantizer)
+    with ThreadPoolExecutor(processors(), "latentq: calibrate") as pool:
+        results = list(pool.map(_quantizer_and_error, calibrators.values()))
+    quantizers = {name: quantizer for name, (quantizer, _) in zip(calibrators, results, strict=True)}
+    for name, (quantizer, measured) in zip(calibrators, results, strict=True):
         run.incoming.notes.append(
             f"{name}: {quantizer.bits} bits, signal-to-noise ratio {measured.overall_sqnr_db:.1f} dB, largest error "
             f"{measured.largest_error:.3g}, {100 * float(np.mean(measured.clip_rate)):.3g} % clipped ({count} samples)"
@@ -226,6 +227,11 @@ def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Car
         for name, facts in run.card.latents.items()
     }
     return replace(run.card, latents=latents)
+
+
+def _quantizer_and_error(calibrator: Calibrator) -> tuple[Quantizer, Measurement]:
+    quantizer = calibrator.quantizer()
+    return quantizer, calibrator.measure(quantizer)
 
 
 def _chosen(samples: SampleList, indices: Sequence[int]) -> list[Sample]:

@@ -82,14 +82,14 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def samples_from(name: str, columns: Sequence[str], lines: Sequence[str], first_line: int) -> list[Sample]:
+def samples_from(name: str, columns: Sequence[str], lines: Sequence[str], numbers: Iterable[int]) -> list[Sample]:
     """Returns the samples of lines.
 
     Args:
         name: The file's name, for messages.
         columns: The fields in the lines.
         lines: The lines, without line breaks.
-        first_line: The number of the first line in the file, for messages.
+        numbers: The numbers of the lines in the file, for messages.
 
     Raises:
         FormatError: A line is not a sample; the message names the file and the line.
@@ -97,7 +97,7 @@ def samples_from(name: str, columns: Sequence[str], lines: Sequence[str], first_
     try:
         return _samples(columns, lines)
     except ValueError:
-        for number, line in enumerate(lines, start=first_line):
+        for number, line in zip(numbers, lines, strict=True):
             try:
                 _samples(columns, [line])
             except ValueError:

@@ -320,8 +320,10 @@ class SampleList:
             raise FormatError(f"{path}: unit {unit.number} does not have {unit.samples} lines")
         first_line = 3 + unit.first - header.first_sample
         if positions is None:
-            return samples_from(str(path), columns, lines, first_line)
-        return [samples_from(str(path), columns, [lines[at]], first_line + at)[0] for at in positions]
+            positions = range(unit.samples)
+        else:
+            lines = [lines[at] for at in positions]
+        return samples_from(str(path), columns, lines, [first_line + at for at in positions])
 
     def unit_sha256(self, unit: UnitEntry, samples: Sequence[Sample] | None = None) -> str:
         """Returns the SHA-256 of a unit's lines, as they are in a part of this unit alone, in hexadecimal.
