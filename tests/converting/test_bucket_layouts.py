@@ -1,6 +1,7 @@
 """Layouts whose latents have many shapes: into a dataset with buckets, out and in again, equal to the bit."""
 
 import re
+import shutil
 from pathlib import PurePath
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 import latentq
 from conftest import paint
 from latentq.cli.main import main
+from latentq.converting import kohya, outgoing
 from latentq.converting.pipeline import convert
+from latentq.converting.work import Work
 from support import foreign_making as made
 from support.converted import IMAGES, by_key, files, latent, same
 
@@ -71,17 +74,23 @@ def test_kohya_is_equal_to_the_bit(kind, channels, stride, suffixed, flip, tmp_p
     same(by_key(tmp_path / "again"), expected)
 
 
-def test_kohya_with_several_resolutions(tmp_path):
-    (tmp_path / "images").mkdir()
+def several_resolutions(folder):
+    """Write two latents of each image into one file; return them by key."""
+    folder.mkdir()
     expected = {}
     for index, (image, bucket) in enumerate(IMAGES):
         for scale in (1, 2):
             size = bucket[0] * scale, bucket[1] * scale
             one = latent(index, 16, size, seed=scale)
-            path = tmp_path / "images" / f"im_{index:02}_{image[0]:04d}x{image[1]:04d}_flux.npz"
+            path = folder / f"im_{index:02}_{image[0]:04d}x{image[1]:04d}_flux.npz"
             crop = made.kohya_crop_ltrb(size, image)
             made.kohya_saves(path, one, image, crop, key_reso_suffix=f"_{one.shape[1]}x{one.shape[2]}")
             expected[f"im_{index:02}#{one.shape[1]}x{one.shape[2]}"] = one
+    return expected
+
+
+def test_kohya_with_several_resolutions(tmp_path):
+    expected = several_resolutions(tmp_path / "images")
     assert convert(tmp_path / "images", tmp_path / "in") == 2 * len(IMAGES)
     same(by_key(tmp_path / "in"), expected)
     convert(tmp_path / "in", tmp_path / "out", to_layout="kohya")
@@ -94,6 +103,33 @@ def test_kohya_with_several_resolutions(tmp_path):
             assert original == list(image)
     convert(tmp_path / "out", tmp_path / "again")
     same(by_key(tmp_path / "again"), expected)
+
+
+@pytest.mark.parametrize("samples", [6, 12, 21])
+def test_several_resolutions_survive_a_kill(samples, tmp_path, monkeypatch):
+    """The work is copied at a record; what was begun after it is half written, or replaced as a whole."""
+    expected = several_resolutions(tmp_path / "images")
+    convert(tmp_path / "images", tmp_path / "in")
+    monkeypatch.setattr(kohya, "_STEP", 3)
+    monkeypatch.setattr(outgoing, "_MAX_BATCH", 3)
+    record = Work.record
+
+    def copied(self, done):
+        record(self, done)
+        if done == samples:
+            shutil.copytree(self.folder, tmp_path / ".out2.converting")
+
+    monkeypatch.setattr(Work, "record", copied)
+    convert(tmp_path / "in", tmp_path / "out", to_layout="kohya")
+    begun = tmp_path / ".out2.converting" / "result"
+    there = files(begun)
+    for name, data in files(tmp_path / "out").items():
+        if name not in there:
+            (begun / name).write_bytes(data[: len(data) // 2])
+    convert(tmp_path / "in", tmp_path / "out2", to_layout="kohya")
+    convert(tmp_path / "out2", tmp_path / "again")
+    same(by_key(tmp_path / "again"), expected)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_old_files_of_kohya_and_what_is_not_converted(tmp_path, capsys):
@@ -241,6 +277,18 @@ def test_images_that_differ_in_their_suffix_alone_are_refused(encoded, tmp_path)
         with pytest.raises(latentq.MismatchError, match=r"two samples would be a_0050x0040_(flux|zi)"):
             convert(dataset, tmp_path / "out", to_layout=layout)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_is_not_forgotten_by_the_run_that_continues(encoded, tmp_path, monkeypatch):
+    dataset, _ = encoded
+    paint(tmp_path / "images" / "a.jpg", 5, (50, 40))
+    latentq.encode(tmp_path / "images", dataset, update=True)
+    monkeypatch.setattr(kohya, "_STEP", 1)
+    monkeypatch.setattr(outgoing, "_MAX_BATCH", 1)
+    for _ in range(2):
+        with pytest.raises(latentq.MismatchError, match=r"two samples would be a_0050x0040_flux"):
+            convert(dataset, tmp_path / "out", to_layout="kohya:flux")
+        assert (tmp_path / ".out.converting" / "done.json").exists()
 
 
 def test_images_of_one_name_in_two_folders_are_refused_for_musubi(encoded, tmp_path):

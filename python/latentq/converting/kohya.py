@@ -24,7 +24,7 @@ from latentq.converting.known import KNOWN, autoencoder_of
 from latentq.converting.mar import safe_path
 from latentq.converting.npy_file import any_of, load_npz, npz_bytes, npz_shapes
 from latentq.converting.options import ReadOptions
-from latentq.converting.outgoing import FileNames, Outgoing
+from latentq.converting.outgoing import FileNames, Outgoing, OutgoingBatch
 from latentq.converting.tree import walk
 from latentq.converting.work import Work
 from latentq.format.options import CONDITIONING_ENCODING, Column
@@ -247,16 +247,31 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
     latent, key, size = outgoing.need("latent"), outgoing.need("key"), outgoing.need("original_size")
     flip = outgoing.find("latent", flip=True)
     columns = outgoing.open([latent, key, size, *([flip] if flip else [])], scale="scaled" if kind.scaled else "raw")
+    facts = outgoing.facts(latent)
+    shapes = zip(outgoing.sizes, facts.shapes or (facts.shape,), strict=True)
+    sizes = {pixels: latent_size_text(*shape[1:]) for pixels, shape in shapes}
     names = FileNames(outgoing)
+
+    def place(batch: OutgoingBatch, row: int) -> tuple[Path, bool]:
+        """Returns the file of a sample, and whether it may hold other resolutions."""
+        height, width = map(int, batch.values[size][row])
+        stem = batch.values[key][row].removesuffix(f"#{sizes[batch.size]}")
+        resolution = stem != batch.values[key][row]
+        if resolution and not kind.suffixed:
+            raise MismatchError(f"{outgoing.path} has several resolutions of {stem!r}, and {variant} holds one")
+        name = names.of(stem, f"_{width:04d}x{height:04d}_{variant}.npz")
+        return safe_path(work.result, name, outgoing), resolution
+
     work.result.mkdir(exist_ok=True)
     start = recorded = work.done
     bar.skip(start)
+    for batch in outgoing.open([key, size]).batches(0, start):  # so that names of the earlier run are known
+        for row in range(len(batch)):
+            place(batch, row)
     for batch in columns.batches(start):
         for row in range(len(batch)):
             latents = batch.values[latent][row]
             end = f"_{latents.shape[1]}x{latents.shape[2]}" if kind.suffixed else ""
-            stem = batch.values[key][row].removesuffix(f"#{latent_size_text(*latents.shape[1:])}")
-            resolution = stem != batch.values[key][row]
             height, width = map(int, batch.values[size][row])
             arrays = {
                 f"latents{end}": latents,
@@ -265,16 +280,28 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
             }
             if flip:
                 arrays[f"latents_flipped{end}"] = batch.values[flip][row]
-            file = safe_path(work.result, names.of(stem, f"_{width:04d}x{height:04d}_{variant}.npz"), outgoing)
-            if resolution:  # other resolutions of the image may be there
-                if not kind.suffixed:
-                    raise MismatchError(f"{outgoing.path} has several resolutions of {stem!r}, and {variant} holds one")
-                if file.exists():
-                    arrays = load_npz(file, lambda _: True) | arrays
+            file, resolution = place(batch, row)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(npz_bytes(arrays))
+            others = _others(file) if resolution else None
+            if others:
+                work.replace(file, npz_bytes({**others, **arrays}))
+            else:
+                file.write_bytes(npz_bytes(arrays))
         bar.update(len(batch))
         recorded = work.record_every(_STEP, batch.first + len(batch), recorded)
+
+
+def _others(path: Path) -> Mapping[str, NDArray[Any]]:
+    """Returns the arrays of other resolutions that a file has.
+
+    A file that an earlier run had half written has none: what a record counts is only ever replaced as a whole.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return load_npz(path, lambda _: True)
+    except FormatError:
+        return {}
 
 
 def _kind_for(outgoing: Outgoing) -> str:

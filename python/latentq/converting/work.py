@@ -21,6 +21,7 @@ from latentq.store.local import replace_file, sync
 _JOB = "job.json"
 _DONE = "done.json"
 _RESULT = "result"
+_REPLACEMENT = "replacement"
 _FEW = 1000  # files that are fsynced one by one
 
 
@@ -67,6 +68,20 @@ class Work:
             return recorded
         self.record(samples)
         return samples
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Replaces a file of the result, durably: a later run finds the old one or the new one.
+
+        Args:
+            path: The file.
+            data: Its bytes.
+        """
+        temporary = self.folder / _REPLACEMENT
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
     def restart(self) -> None:
         """Removes what an earlier run left, for an output that can only be written in one go."""
