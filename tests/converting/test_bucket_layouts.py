@@ -11,7 +11,7 @@ import torch
 import latentq
 from conftest import paint
 from latentq.cli.main import main
-from latentq.converting import kohya, outgoing
+from latentq.converting import kohya, musubi, outgoing
 from latentq.converting.pipeline import convert
 from latentq.converting.work import Work
 from support import foreign_making as made
@@ -289,6 +289,35 @@ def test_a_refusal_is_not_forgotten_by_the_run_that_continues(encoded, tmp_path,
         with pytest.raises(latentq.MismatchError, match=r"two samples would be a_0050x0040_flux"):
             convert(dataset, tmp_path / "out", to_layout="kohya:flux")
         assert (tmp_path / ".out.converting" / "done.json").exists()
+
+
+@pytest.mark.parametrize("layout", ["kohya:flux", "musubi:zi"])
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_two_images_of_one_name_are_refused_when_the_first_was_written_before_a_kill(
+    layout, done, encoded, tmp_path, monkeypatch
+):
+    dataset, _ = encoded
+    paint(tmp_path / "images" / "a.jpg", 5, (50, 40))
+    latentq.encode(tmp_path / "images", dataset, update=True)
+    monkeypatch.setattr(outgoing, "_MAX_BATCH", 1)
+    for module in (kohya, musubi):
+        monkeypatch.setattr(module, "_STEP", 1)
+    record = Work.record
+
+    def killed(self, samples):
+        record(self, samples)
+        if samples == done:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Work, "record", killed)
+        with pytest.raises((KeyboardInterrupt, latentq.MismatchError)) as first:
+            convert(dataset, tmp_path / "out", to_layout=layout)
+    # a.jpg was added, so it is last in the dataset: a run that is killed early has not seen both.
+    assert first.type is KeyboardInterrupt or done > 1
+    with pytest.raises(latentq.MismatchError, match="two samples would be a_0050x0040_"):
+        convert(dataset, tmp_path / "out", to_layout=layout)
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_one_name_in_two_folders_are_refused_for_musubi(encoded, tmp_path):

@@ -68,10 +68,10 @@ def test_a_file_is_closed_when_nothing_refers_to_it(path, tmp_path):
     assert descriptors() == []
     broken = tmp_path / "c.safetensors"
     broken.write_bytes(path.read_bytes()[:-20])
-    before = len(os.listdir("/proc/self/fd"))
+    before = len([*Path("/proc/self/fd").iterdir()])
     with pytest.raises(FormatError):
         SafetensorsFile(broken)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 CHANGES = st.one_of(
