@@ -57,6 +57,9 @@ class Numbers:
     def batch(self, indices, **_):
         return self.read(indices)
 
+    def read_ahead(self, **_):
+        pass
+
     def files(self):
         return None
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from latentq.system import processors as module
+from latentq.system import groups as module
 from latentq.system.processors import processors
 
 

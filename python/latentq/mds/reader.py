@@ -21,6 +21,7 @@ from latentq.system.arrays import new_array
 from latentq.system.memory import available_bytes
 
 _INT64, _UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
+_PAGE_CACHE_SHARE = 4  # files of up to 3/4 of available memory are read ahead as a whole
 _MEMORY_SHARE = 8  # all readers of a process cache uncompressed shards up to this fraction (1/8) of available memory
 
 
@@ -37,9 +38,9 @@ class Reader:
         cache_bytes: The maximum number of bytes of shards to cache in memory. As many compressed shards are cached as
             fit, and always one. Uncompressed shards are cached only if the whole dataset fits and takes no more than
             an eighth of the memory available when the reader is opened: a background thread loads the shards one after
-            the other, in the second epoch, and reads never wait for it. A forked child shares what its parent has
-            cached. Neither a forked child nor an unpickled reader caches more uncompressed shards: the system's page
-            cache serves all processes.
+            the other, in the second epoch, or at once for a loader whose samples are not in the page cache. A forked
+            child shares what its parent has cached. Neither a forked child nor an unpickled reader caches more
+            uncompressed shards: the system's page cache serves all processes.
 
     Raises:
         FileNotFoundError: The folder has no index.json.
@@ -65,7 +66,7 @@ class Reader:
     def _open(self, path: str | os.PathLike[str], cache_bytes: int, raw_cache_bytes: int) -> None:
         self.path = Path(path).absolute()
         self._cache_bytes = cache_bytes
-        self._core = _core.MdsReader(str(self.path), cache_bytes, raw_cache_bytes)
+        self._core = _core.MdsReader(str(self.path), cache_bytes, raw_cache_bytes, _page_cache())
         columns = self._core.columns
         self.columns = {name: encoding for name, encoding, _ in columns}
         self._resolved = {name: (number, fixed) for number, (name, _, fixed) in enumerate(columns)}
@@ -75,6 +76,20 @@ class Reader:
     def core(self) -> _core.MdsReader:
         """The compiled reader, which `_core.gather` takes."""
         return self._core
+
+    def read_ahead(self, *, begin: bool) -> None:
+        """Announces that all samples will be read in any order, or that they no longer will.
+
+        If they are not in memory, and the files of the dataset have at most three quarters of the memory that is
+        available now, a background thread reads whole files ahead. Reads wait for the thread up to 0.5 s.
+
+        Args:
+            begin: False to end.
+        """
+        if begin:
+            self._core.expect_all(_page_cache())
+        else:
+            self._core.stop_ahead()
 
     def __len__(self) -> int:
         return len(self._core)
@@ -231,6 +246,12 @@ class Reader:
 
     def _out_of_bounds(self, index: int) -> IndexError:
         return IndexError(f"index {index} is out of bounds for axis 0 with size {len(self)}")
+
+
+def _page_cache() -> int:
+    """Returns how many bytes of files may be read ahead: they must stay in memory until they are needed."""
+    available = available_bytes()
+    return 0 if available is None else max(available - available // _PAGE_CACHE_SHARE, 0)
 
 
 def _unpickled(path: str, cache_bytes: int, index_hash: int) -> Reader:

@@ -218,6 +218,13 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
         """Returns what keeps the files of samples while they are read; None if all files are there."""
         return None
 
+    def read_ahead(self, *, begin: bool) -> None:
+        """Announces that all samples will be read in any order, or no longer will: see `mds.Reader.read_ahead`.
+
+        Args:
+            begin: False to end.
+        """
+
     def batch_sampler(self, batch_size: int, **options: Unpack[SamplerOptions]) -> LatentBatchSampler:
         """Returns a sampler of batches for torch's DataLoader, `batch_sampler=`, in the order of `loader`.
 

@@ -151,6 +151,9 @@ class LatentLoader(Steps):
         files = self.source.files()
         ahead: list[Pinned] = []
         kept = with_files(steps, files, self._steps(epoch + 1, self._first), ahead)
+        is_random = bool(self.order.shuffle)  # in order, the system reads ahead on its own
+        if is_random:
+            self.source.read_ahead(begin=True)
         is_finalizing = sys.is_finalizing  # kept, since at the interpreter's end modules lose their imports
         try:
             for step, pinned in kept:
@@ -173,6 +176,8 @@ class LatentLoader(Steps):
             while prepared:
                 yield self._next(prepared)
         finally:
+            if is_random:
+                self.source.read_ahead(begin=False)
             threads.shutdown()
             for waiting in prepared:
                 waiting.pinned.release()

@@ -149,6 +149,15 @@ class LatentMixture(BatchedDataset):
         parts = [self.datasets[i].read(indices[mine] - self._edges[i]) for i, mine in zip(present, rows, strict=True)]
         return {name: _joined([part[name] for part in parts], rows, allocate) for name in parts[0]}
 
+    def read_ahead(self, *, begin: bool) -> None:
+        """Announces that all samples will be read in any order, or no longer will: see `mds.Reader.read_ahead`.
+
+        Args:
+            begin: False to end.
+        """
+        for dataset in self.datasets:
+            dataset.read_ahead(begin=begin)
+
     @property
     def empty_caption(self) -> Batch:
         """The first dataset's `empty_caption`."""

@@ -33,6 +33,9 @@ class BatchSource(Protocol):
     def files(self) -> Files | None:
         """Returns what keeps the files of samples while they are read; None if all files are there."""
 
+    def read_ahead(self, *, begin: bool) -> None:
+        """Announces that all samples will be read in any order, or that they no longer will."""
+
     def read(self, indices: NDArray[np.int64], *, allocate: Allocate) -> Batch:
         """Reads a batch with its latents as stored, uint8 (N, bytes), for `decode_batch`."""
 

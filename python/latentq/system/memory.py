@@ -5,6 +5,8 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+from latentq.system.groups import groups, text_of
+
 _ALLOCATIONS = 100_000  # between two collections, instead of Python's 700
 
 
@@ -27,8 +29,8 @@ def fewer_collections() -> Iterator[None]:
 
 def available_bytes() -> int | None:
     """Returns the bytes that system and control group still grant, page cache counted as free; None if unknown."""
-    limits = [_in_system(), _in_cgroup()]
-    return min((limit for limit in limits if limit is not None), default=None)
+    system = _in_system()
+    return min([*_in_groups(), *([] if system is None else [system])], default=None)
 
 
 def _in_system() -> int | None:
@@ -38,17 +40,11 @@ def _in_system() -> int | None:
         return None
 
 
-def _in_cgroup() -> int | None:
-    """Returns what the container's control group, version 2 or 1, still grants."""
-    for folder, limit, used in (
-        (Path("/sys/fs/cgroup"), "memory.max", "anon"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"),
-    ):
-        try:
-            granted = (folder / limit).read_text().strip()
-            taken = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())[used]
-        except (OSError, KeyError, ValueError):
-            continue
-        if granted != "max":
-            return int(granted) - int(taken)
-    return None
+def _in_groups() -> Iterator[int]:
+    """Yields what the control groups of this process, version 2 or 1, still grant."""
+    for controller, limit, used in (("", "memory.max", "anon"), ("memory", "memory.limit_in_bytes", "total_rss")):
+        for group in groups(controller):
+            granted = text_of(group / limit)
+            taken = dict(line.split() for line in text_of(group / "memory.stat").splitlines()).get(used, "")
+            if granted.isdigit() and taken.isdigit():  # without a limit, the first is `max` or very large
+                yield int(granted) - int(taken)

@@ -170,8 +170,8 @@ pub struct MdsReader {
 #[pymethods]
 impl MdsReader {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, memory: usize, raw: usize) -> PyResult<Self> {
-        let reader = py.detach(|| mds::Reader::open(&path, memory, raw)).map_err(to_py)?;
+    fn new(py: Python<'_>, path: PathBuf, memory: usize, raw: usize, page_cache: u64) -> PyResult<Self> {
+        let reader = py.detach(|| mds::Reader::open(&path, memory, raw, page_cache)).map_err(to_py)?;
         Ok(Self { names: names(py, &reader.schema().columns), reader: Arc::new(reader) })
     }
 
@@ -214,6 +214,16 @@ impl MdsReader {
     /// Closes a shard's file: its space is free once it is removed. It is opened again when it is read.
     fn close_shard(&self, number: usize) {
         self.reader.close_shard(number);
+    }
+
+    /// Announces that all samples will be read.
+    fn expect_all(&self, page_cache: u64) {
+        self.reader.expect_all(page_cache);
+    }
+
+    /// Stops reading ahead.
+    fn stop_ahead(&self) {
+        self.reader.stop_ahead();
     }
 
     /// The file that contains a value, and the offset in it.

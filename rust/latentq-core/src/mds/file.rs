@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -98,6 +99,54 @@ pub fn read_whole(file: &File, len: usize, is_stopped: impl Fn() -> bool) -> io:
     }
     Ok(Some(bytes))
 }
+
+/// Where the bytes of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// In memory.
+    Yes,
+    /// On the disk, or after the end of the file.
+    No,
+    /// The system does not tell.
+    Unknown,
+}
+
+/// Fills `out` from position `offset` of a file if the system has all of these bytes in memory.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+#[allow(unsafe_code)]
+pub fn read_cached_at(file: &File, out: &mut [u8], offset: u64) -> Cached {
+    use std::os::fd::AsRawFd;
+
+    let vector = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
+    // The call itself, since the C library has the function only from glibc 2.26 on.
+    // SAFETY: the system writes at most these bytes. The positions are the lower and the upper half, which is 0 on 64 bits.
+    let read = unsafe { libc::syscall(libc::SYS_preadv2, file.as_raw_fd(), &vector, 1, offset, 0, libc::RWF_NOWAIT) };
+    match usize::try_from(read) {
+        Ok(read) if read == out.len() => Cached::Yes,
+        Ok(_) => Cached::No,
+        Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Cached::No,
+        Err(_) => Cached::Unknown,
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+pub fn read_cached_at(_: &File, _: &mut [u8], _: u64) -> Cached {
+    Cached::Unknown
+}
+
+/// Tells the system to read a range of a file into memory, and does not wait for it.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+pub fn will_need(file: &File, range: Range<u64>) {
+    use std::os::fd::AsRawFd;
+
+    let (start, len) = (range.start as libc::off_t, range.end.saturating_sub(range.start) as libc::off_t);
+    // SAFETY: advice on an open file. A system that does not take it ignores it.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), start, len, libc::POSIX_FADV_WILLNEED) };
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn will_need(_: &File, _: Range<u64>) {}
 
 /// Fills `out` from position `offset` of a file.
 ///

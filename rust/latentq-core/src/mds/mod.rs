@@ -9,6 +9,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("shards are read and written in native byte order, which must be little-endian");
 
+mod ahead;
 mod cache;
 mod compress;
 mod encoding;

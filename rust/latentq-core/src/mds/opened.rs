@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::Fault;
+use super::ahead::{self, Ahead};
 use super::cache::Cache;
-use super::file::{Reservation, open_regular, read_exact_at, read_opened};
+use super::file::{Cached, Reservation, open_regular, read_cached_at, read_exact_at, read_opened, will_need};
 use super::fill::Filler;
 use super::index::{Index, Schema, Shard};
 use super::shard::{Load, Table};
@@ -41,6 +42,9 @@ pub struct Shards {
     memory: Arc<Cache<Vec<u8>>>,
     /// `None` unless all shards fit in memory.
     resident: Option<Resident>,
+    ahead: Ahead,
+    /// The bytes of all files.
+    stored: u64,
 }
 
 /// The state of a dataset that fits in memory as a whole.
@@ -94,7 +98,7 @@ impl Opened {
 
 impl Shards {
     /// See [`Reader::open`](super::Reader::open).
-    pub fn open(folder: &Path, memory: usize, raw: usize) -> Result<Self> {
+    pub fn open(folder: &Path, memory: usize, raw: usize, page_cache: u64) -> Result<Self> {
         let folder = std::path::absolute(folder).map_err(|error| Error::io(folder, error))?;
         let index = Index::load(&folder)?;
         let n = index.shards.len();
@@ -107,8 +111,9 @@ impl Shards {
             filler: Filler::new(Arc::clone(&memory)),
             _room: room,
         });
+        let stored = index.shards.iter().fold(0u64, |sum, shard| sum.saturating_add(shard.present_file().bytes));
         READERS.fetch_add(1, Relaxed);
-        Ok(Self { folder, index, tables, files, memory, resident })
+        Ok(Self { folder, index, tables, files, memory, resident, ahead: Ahead::new(page_cache), stored })
     }
 
     /// Opens a shard to read `samples` samples. It is checked when it is first opened.
@@ -125,6 +130,37 @@ impl Shards {
     /// Closes a shard's file, which may be removed then, and opened again under the same name.
     pub fn close_shard(&self, number: usize) {
         self.files.remove(number);
+    }
+
+    /// Announces that all samples will be read: see [`Ahead::expect`].
+    pub fn expect_all(&self, page_cache: u64) {
+        self.ahead.expect(page_cache);
+    }
+
+    /// Stops reading ahead.
+    pub fn stop_ahead(&self) {
+        self.ahead.stop();
+    }
+
+    /// Begins to read all files ahead if that is worth it, now that `bytes` were not in memory, and waits for a while. Returns
+    /// true if files were read ahead, and no longer are.
+    pub fn read_ahead(&self, bytes: u64) -> bool {
+        let is_running = match self.ahead.is_due(bytes, self.stored) {
+            true => self.ahead.start(Arc::clone(&self.memory), || self.files_ahead()),
+            false => self.ahead.is_running(),
+        };
+        is_running && self.ahead.wait()
+    }
+
+    /// The files of the shards that are not in memory. Those that will stay there are kept at once.
+    fn files_ahead(&self) -> Vec<ahead::File> {
+        let keeps = self.resident.as_ref().is_some_and(|resident| resident.filler.is_own());
+        let shards = self.index.shards.iter().enumerate().filter(|(number, _)| self.memory.get(*number).is_none());
+        let file = |(number, shard): (usize, &Shard)| ahead::File {
+            kept: (keeps && shard.zip.is_none()).then_some(number),
+            path: self.folder.join(&shard.present_file().basename),
+        };
+        shards.map(file).collect()
     }
 
     fn load_table(&self, number: usize, shard: &Shard, storage: &Storage) -> Result<Arc<Table>> {
@@ -224,6 +260,22 @@ impl Shards {
 
     pub fn read(&self, shard: &Opened, offset: u64, out: &mut [u8]) -> Result<()> {
         self.read_at(shard.number, &shard.storage, offset, out)
+    }
+
+    /// [`Shards::read`], if that does not wait for the disk.
+    #[inline]
+    pub fn read_cached(&self, shard: &Opened, offset: u64, out: &mut [u8]) -> Cached {
+        match &shard.storage {
+            Storage::File(file) => read_cached_at(file, out, offset),
+            Storage::Memory(_) => Cached::Unknown,
+        }
+    }
+
+    /// Asks the system to bring a range of a shard into memory.
+    pub fn will_need(&self, shard: &Opened, range: Range<u64>) {
+        if let Storage::File(file) = &shard.storage {
+            will_need(file, range);
+        }
     }
 
     fn read_at(&self, number: usize, storage: &Storage, offset: u64, out: &mut [u8]) -> Result<()> {

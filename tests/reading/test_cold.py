@@ -1,0 +1,207 @@
+"""Samples that are on the disk only: whole files are read ahead if they fit in memory, otherwise all of a batch."""
+
+import ctypes
+import mmap
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from latentq import FormatError, LatentMixture, mds
+from latentq.benchmark.loading import CODES, LABELS, LOW, latent_dataset, write_numpy
+
+COUNT = 1024
+STEP = 24 / 255
+PAGE = mmap.PAGESIZE
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A dataset of 4 MiB in 5 shards, with strings of many lengths."""
+    folder = tmp_path_factory.mktemp("cold")
+    write_numpy(folder, COUNT)
+    codes, labels = np.load(folder / CODES), np.load(folder / LABELS)
+    with mds.Writer(folder / "mds", {"latent": "ndarray:uint8:4,32,32", "label": "int"}, size_limit=1 << 20) as writer:
+        writer.write_batch({"latent": codes, "label": labels})
+    columns = {"caption": "str", "latent": "ndarray:uint8:4,32,32", "label": "int"}
+    with mds.Writer(folder / "strings", columns, size_limit=1 << 18) as writer:
+        for label in range(256):
+            writer.write({"caption": "x" * (label * 37 % 4000), "latent": codes[label], "label": label})
+    return folder
+
+
+def files(folder):
+    return sorted(folder.glob("*.mds"))
+
+
+def evict(folder):
+    for path in files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident(folder):
+    """Returns the share of the pages of the shards that are in memory: 1 after `evict` if they have no disk."""
+    libc, pages = ctypes.CDLL(None, use_errno=True), []
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    for path in files(folder):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            start = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+        flags = (ctypes.c_ubyte * -(-size // PAGE))()
+        assert libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), flags) == 0
+        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(size))
+        pages += [flag & 1 for flag in flags]
+    return sum(pages) / len(pages)
+
+
+def become_resident(folder):
+    deadline = time.monotonic() + 20
+    while resident(folder) < 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return resident(folder) == 1
+
+
+def check(batch, folder):
+    codes = np.load(folder / CODES, mmap_mode="r")[batch["label"].numpy()]
+    np.testing.assert_allclose(batch["latent"].numpy(), codes * STEP + LOW, atol=1e-5)
+
+
+def seen(batches, folder):
+    """Returns the labels of batches whose latents are right."""
+    labels = []
+    for batch in batches:
+        check(batch, folder)
+        labels += batch["label"].tolist()
+    return sorted(labels)
+
+
+def test_an_epoch_in_random_order_reads_whole_files_ahead(made):
+    dataset = latent_dataset(made)
+    evict(made / "mds")
+    batches = iter(dataset.loader(8, shuffle=True))
+    check(next(batches), made)
+    assert become_resident(made / "mds")
+    assert len(seen(batches, made)) == COUNT - 8
+    assert seen(dataset.loader(100, shuffle=True), made) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("available", [0, None])
+def test_without_room_only_samples_are_read(made, monkeypatch, available):
+    monkeypatch.setattr("latentq.mds.reader.available_bytes", lambda: available)
+    dataset = latent_dataset(made)
+    evict(made / "mds")
+    before = resident(made / "mds")
+    check(next(iter(dataset.loader(16, shuffle=True))), made)
+    time.sleep(0.05)
+    assert resident(made / "mds") <= max(0.5, before)
+    assert seen(dataset.loader(100, shuffle=True), made) == list(range(COUNT))
+
+
+def test_a_few_samples_do_not_read_whole_files_but_many_do(made):
+    dataset = latent_dataset(made)
+    evict(made / "mds")
+    before = resident(made / "mds")
+    check(dataset.batch(range(3, COUNT, 200)), made)
+    time.sleep(0.05)
+    assert resident(made / "mds") <= max(0.5, before)
+    for start in range(12):
+        check(dataset.batch(range(start, COUNT, 17)), made)
+    assert become_resident(made / "mds")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_cold_samples(made, method):
+    dataset = latent_dataset(made)
+    evict(made / "mds")
+    check(dataset.batch([5, 900]), made)
+    workers = DataLoader(
+        dataset,
+        batch_size=64,
+        shuffle=True,
+        num_workers=2,
+        collate_fn=dataset.collate,
+        multiprocessing_context=multiprocessing.get_context(method),
+    )
+    assert seen(workers, made) == list(range(COUNT))
+    assert become_resident(made / "mds")
+
+
+def test_a_child_that_is_forked_while_files_are_read_ahead_reads_on_its_own(made):
+    dataset = latent_dataset(made)
+    evict(made / "mds")
+    batches = iter(dataset.loader(8, shuffle=True))
+    check(next(batches), made)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            evict(made / "mds")
+            complete = seen(dataset.loader(32, shuffle=True), made) == list(range(COUNT))
+            del dataset
+        finally:
+            os._exit(0 if complete else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(seen(batches, made)) == COUNT - 8
+
+
+def test_a_mixture_reads_ahead(made):
+    mixture = LatentMixture([latent_dataset(made), latent_dataset(made)])
+    evict(made / "mds")
+    check(next(iter(mixture.loader(256, shuffle=True))), made)
+    assert sum(len(batch["label"]) for batch in mixture.loader(256, shuffle=True)) == 2 * COUNT
+
+
+@pytest.mark.parametrize("available", [1 << 40, 0])
+def test_a_shard_that_is_cut_off_or_gone_is_an_error(made, tmp_path, monkeypatch, available):
+    monkeypatch.setattr("latentq.mds.reader.available_bytes", lambda: available)
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    dataset = latent_dataset(copy)
+    first, second, *_ = files(copy / "mds")
+    dataset.batch([0])
+    evict(copy / "mds")
+    os.truncate(first, 200_000)
+    with pytest.raises(FormatError, match=r"shard\.00000\.mds: at byte .*(is truncated|has 200000 bytes)"):
+        seen(dataset.loader(64, shuffle=True), made)
+    shutil.copy(made / "mds" / first.name, first)
+    second.unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard\.00001\.mds"):
+        seen(latent_dataset(copy).loader(64, shuffle=True), made)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    indices=st.lists(st.integers(0, 255), max_size=40),
+    columns=st.lists(st.sampled_from(["caption", "latent", "label"]), min_size=1, max_size=3, unique=True),
+)
+def test_cold_and_warm_samples_are_the_same(made, indices, columns):
+    warm = mds.Reader(made / "strings").gather(indices, columns)
+    cold = mds.Reader(made / "strings")
+    evict(made / "strings")
+    for mine, other in zip(cold.gather(indices, columns), warm, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_the_process_ends_while_files_are_read_ahead(made):
+    code = """
+import sys
+from pathlib import Path
+from latentq.benchmark.loading import latent_dataset
+batches = iter(latent_dataset(Path(sys.argv[1])).loader(8, shuffle=True))
+print(next(batches)["latent"].shape)
+"""
+    evict(made / "mds")
+    done = subprocess.run([sys.executable, "-c", code, made], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{torch.Size([8, 4, 32, 32])}\n"
