@@ -153,6 +153,46 @@ def test_primus_is_equal_to_the_bit(parts, tmp_path):
     same(second, first)
 
 
+def test_primus_without_captions_keeps_its_embeddings(tmp_path):
+    """EncodedPipeline of Primus writes no captions. Tensors are views of a batch, whose storage torch.save writes."""
+    embeds = torch.stack([embedding(index, 6, 8) for index in range(COUNT)])
+    samples = primus_samples("both")
+    for sample, embeds_of_one in zip(samples, embeds, strict=True):
+        del sample["caption.txt"]
+        sample["prompt_embeds.pth"] = embeds_of_one
+    made.primus_writes(tmp_path / "tars", samples, shard_size=5)
+    convert(tmp_path / "tars", tmp_path / "in")
+    assert "caption" not in latentq.Card.load(tmp_path / "in").columns
+    assert not latentq.verify(tmp_path / "in")
+    found = texts(tmp_path / "in", "caption_embedding")
+    keys = [f"{index // 5:06}_{index % 5:06}" for index in range(COUNT)]
+    same(found, {key: one[None].float().numpy() for key, one in zip(keys, embeds, strict=True)})
+    convert(tmp_path / "in", tmp_path / "out", to_layout="energon")
+    read = {sample["latents.pth"].float().numpy().tobytes(): sample for sample in made.primus_reads(tmp_path / "out")}
+    for sample in samples:
+        again = read[sample["latents.pth"].float().numpy().tobytes()]
+        assert again.pop("caption") == ""
+        assert again.keys() == sample.keys()
+        assert all(torch.equal(again[name], sample[name]) for name in sample)
+
+
+@pytest.mark.parametrize("layout", ["energon", "prx"])
+def test_a_caption_that_is_missing_is_empty(layout, tmp_path):
+    if layout == "energon":
+        samples = primus_samples("latents")
+        del samples[3]["caption.txt"]
+        made.primus_writes(tmp_path / "src", samples, shard_size=5)
+    else:
+        samples = prx_samples(0)
+        samples[3]["caption_long"] = ""
+        made.prx_writes(tmp_path / "src", samples)
+    convert(tmp_path / "src", tmp_path / "in")
+    captions = texts(tmp_path / "in", "caption")
+    assert captions.pop("000000_000003" if layout == "energon" else "3") == ""
+    assert all("caption" in caption for caption in captions.values())
+    assert not latentq.verify(tmp_path / "in")
+
+
 def prx_samples(folder):
     """Return samples of one folder: PRX keeps the valid tokens of an embedding, and a mask of all."""
     samples = []

@@ -195,7 +195,6 @@ def read(path: Path, options: ReadOptions) -> Incoming:
         columns |= embeddings.columns()
 
     def listing() -> Iterator[Sample]:
-        captions = 0
         others: Counter[str] = Counter()
         converted = {_CAPTION, _EMBEDS, _POOLED, *(parts if has_moments else parts[:1])}
         wanted = (*parts[:1], _CAPTION, *((_EMBEDS, _POOLED) if embeddings else ()))
@@ -206,14 +205,12 @@ def read(path: Path, options: ReadOptions) -> Incoming:
                 if have[1] != dtype or have[0][0] != channels:
                     raise FormatError(f"{tensors.where}: {have[1]} {have[0]}, others {dtype} of {channels} channels")
                 caption = found.members.get(_CAPTION, b"").decode("utf-8", "replace")
-                captions += bool(caption)
                 others.update(set(found.names) - converted)
                 if embeddings is not None:
                     embeddings.check(*_described(tensors, found))
                 size = latent_size_text(*have[0][1:])
                 yield Sample(found.key, None, caption=caption or None, id=size, archive=name, offset=found.offset)
         if embeddings is not None:
-            embeddings.kept = embeddings.kept and captions > 0
             embeddings.drop(columns, notes)
         notes.extend(f"{name} of {counted(others[name], 'sample')} is not converted" for name in sorted(others)[:_TOLD])
 
@@ -331,7 +328,7 @@ def _members(outgoing: Outgoing, names: dict[str, str], values: dict[str, Any]) 
         dtype = _latent_dtype(outgoing, names["moments"])
         for tail, half in zip((_MEAN, _LOGVAR), np.split(values["moments"], 2), strict=True):
             yield tail, tensor_bytes(to_tensor(half, dtype))
-    if "caption" in values:
+    if values.get("caption"):
         yield _CAPTION, values["caption"].encode()
 
 

@@ -86,7 +86,6 @@ def read(path: Path, options: ReadOptions) -> Incoming:
         columns["original_size"] = Column("original_size", CONDITIONING_ENCODING)
 
     def listing() -> Iterator[Sample]:
-        seen = False
         for name, opened in readers.items():
             for start in range(0, len(opened), _LISTED):
                 indices = list(range(start, min(start + _LISTED, len(opened))))
@@ -96,13 +95,9 @@ def read(path: Path, options: ReadOptions) -> Incoming:
                     if array.ndim != 3 or len(array) != len(moments) or array.dtype != moments.dtype:
                         have = f"{array.dtype} {array.shape}"
                         raise FormatError(f"{path / name}: sample {index}: {_LATENT} is {have}, unlike the first")
-                    seen = seen or bool(caption)
                     key = f"{index}" if name == "." else f"{name}/{index}"
                     size = latent_size_text(*array.shape[1:])
                     yield Sample(key, None, caption=caption or None, id=size, archive=name, offset=index)
-        if texts.embeddings:
-            texts.embeddings.kept = seen
-            texts.embeddings.drop(columns, notes)
 
     def rows(_: Sequence[int], samples: Sequence[Sample]) -> Arrays:
         values: dict[str, list[Any]] = {}

@@ -108,7 +108,9 @@ def _write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: Te
     samples, latent_sizes = _published_list(incoming, out, progress)
     recipe = incoming.planned_recipe(latent_sizes, bits)
     facts = source_facts(incoming.kind, samples, recipe.unit_size)
-    card, uncalibrated = plan_card(recipe, facts, samples.totals, incoming.autoencoder, None, incoming.text)
+    card, uncalibrated = plan_card(
+        recipe, facts, samples.totals, incoming.autoencoder, None, incoming.text, needs_captions=False
+    )
     text = replace(card.text, weights=UNKNOWN) if card.text else None
     card = replace(card, autoencoder=replace(card.autoencoder, weights=UNKNOWN), text=text)
     run = _Run(incoming, card, samples)
@@ -340,7 +342,7 @@ def _stored(
             _check_shape(name, stored, card.embeddings[name].shape, samples)
     else:
         texts = [getattr(sample, card.recipe.columns[name].content) for sample in samples]
-        return [str(text) for text in texts] if card.columns[name] == "str" else texts
+        return ["" if text is None else str(text) for text in texts] if card.columns[name] == "str" else texts
     return [row.tobytes() for row in stored] if card.columns[name] == "bytes" else stored
 
 

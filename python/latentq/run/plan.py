@@ -70,6 +70,8 @@ def plan_card(
     autoencoder: DescribedAutoencoder,
     parent: Card | None,
     text_encoder: TextEncoder | None = None,
+    *,
+    needs_captions: bool = True,
 ) -> tuple[Card, tuple[str, ...]]:
     """Returns the card of a run before calibration, and the columns whose quantizers must be calibrated.
 
@@ -82,6 +84,7 @@ def plan_card(
         autoencoder: Makes latents, moments and tokens.
         parent: Card of the dataset named by `like`, whose quantizers are used.
         text_encoder: Makes embeddings, if the recipe stores any.
+        needs_captions: False if there may be embeddings of captions that the list does not have.
 
     Raises:
         MismatchError: The models are not those of `parent`, or a shape is not the recipe's.
@@ -89,7 +92,7 @@ def plan_card(
     """
     autoencoder_facts = _autoencoder_facts(autoencoder, parent)
     text_facts = _text_facts(text_encoder, parent)
-    recipe = replace(recipe, columns=_stored_columns(recipe, totals, text_encoder))
+    recipe = replace(recipe, columns=_stored_columns(recipe, totals, text_encoder, needs_captions))
     encoded_shapes = _encoded_shapes(recipe, autoencoder)
     text_shapes = {
         name: text_shape(recipe, column, text_encoder) for name, column in recipe.texts().items() if text_encoder
@@ -197,12 +200,16 @@ def _like_message(
     )
 
 
-def _stored_columns(recipe: Recipe, totals: Totals, text_encoder: TextEncoder | None) -> dict[str, Column]:
+def _stored_columns(
+    recipe: Recipe, totals: Totals, text_encoder: TextEncoder | None, needs_captions: bool
+) -> dict[str, Column]:
     """Returns the recipe's columns without the optional ones that the source does not have for every sample."""
     available = {"key", "image", *ENCODED, *CONDITIONING, *totals.known}
     incomplete = {field for field in ("label", "label_text") if not totals.is_complete(field)}
+    if text_encoder is not None and ("caption" in available or not needs_captions):
+        available |= _text_contents(text_encoder)
     if "caption" in available:
-        available |= {"captions"} | (_text_contents(text_encoder) if text_encoder is not None else set())
+        available.add("captions")
     columns = {}
     for name, column in recipe.columns.items():
         if column.content in available and not (column.optional and column.content in incomplete):
