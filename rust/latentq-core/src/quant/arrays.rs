@@ -308,12 +308,7 @@ pub(super) fn each_chunk<X: Sync, Y: Send>(
         // Nothing panics under this lock, so it cannot be poisoned.
         let Ok(mut total) = total.lock() else { return };
         match (&mut *total, counts) {
-            (Ok(total), Ok(counts)) => {
-                for (total, count) in total.clipped.iter_mut().zip(counts.clipped) {
-                    *total += count;
-                }
-                total.bad.extend(counts.bad.into_iter().map(|(sample, channel)| (first + sample, channel)));
-            }
+            (Ok(total), Ok(counts)) => total.add(first, counts),
             (total, Err(error)) => *total = Err(error),
             (Err(_), Ok(_)) => {}
         }
@@ -525,7 +520,7 @@ mod tests {
         #[test]
         fn non_temporal_stores_write_the_same_codes(
             quantizer in quantizers(),
-            plane in prop_oneof![1usize..200, TURN - 2..TURN + 3, 2000usize..9000],
+            plane in prop_oneof![1usize..200, TURN - 2..TURN + 3, 2000usize..9000, (1usize..50).prop_map(|lines| LINE * lines)],
             samples in 1usize..9,
             offset in 0..LINE,
             bad in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..3), 0..4),
@@ -545,6 +540,48 @@ mod tests {
             check_streamed_values::<F32>(&quantizer, &codes, plane, offset);
             check_streamed_values::<F16>(&quantizer, &codes, plane, offset);
             check_streamed_values::<BF16>(&quantizer, &codes, plane, offset);
+        }
+    }
+
+    #[test]
+    fn zeros_of_either_sign_and_values_far_outside_are_clipped_or_not_as_numbers_are() {
+        let (plane, far) = (64, [f32::MAX, f32::MIN, 3e9, -3e9]);
+        for (low, high) in
+            [(0.0, 1.0), (-0.0, 1.0), (-1.0, 0.0), (-1.0, -0.0), (0.0, 0.0), (-1e38, 2e38), (-1e-40, 1e-40)]
+        {
+            let quantizer = Quantizer::affine(&[low], &[high], 8, Rounding::Nearest).unwrap();
+            for special in [&[0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 0.5][..], &far] {
+                let x: Vec<f32> = special.iter().cycle().take(3 * plane).copied().collect();
+                let expected: Vec<u8> = x.iter().map(|x| expected(&quantizer, 0, *x).0).collect();
+                let outside: u64 = x.iter().map(|x| u64::from(*x < low || *x > high)).sum();
+                for (isa, stream) in Isa::available().into_iter().flat_map(|isa| [(isa, false), (isa, true)]) {
+                    let mut out = vec![1; x.len() + LINE];
+                    let start = out.as_ptr().align_offset(LINE);
+                    let out = &mut out[start..][..x.len()];
+                    let shape = Shape { channels: 1, plane, elements: plane, bytes: plane, packed: false, stream };
+                    let counts = quantizer.quantize_as::<F32>(isa, &x, out, shape, 1).unwrap();
+                    assert_eq!((&*out, counts.clipped[0]), (&expected[..], outside), "{isa:?} {low} to {high}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_halfway_between_two_bfloat16_become_the_even_one() {
+        // Codes 0 to 255 are the numbers from 256 on: every other one from 257 on is a tie.
+        for (low, high, ties) in [(256.0, 511.0, true), (-511.0, -256.0, true), (-1.0, 1.1, false)] {
+            let quantizer = Quantizer::affine(&[low], &[high], 8, Rounding::Nearest).unwrap();
+            let Scheme::Affine(affine, _) = quantizer.scheme() else { unreachable!("an affine quantizer") };
+            assert_eq!(affine[0].has_ties, ties);
+            let codes: Vec<u8> = (0..=255).collect();
+            let mut wide = vec![0.0; 256];
+            quantizer.dequantize_with(Isa::Baseline, &codes, FloatsMut::F32(&mut wide), 256, false, 1).unwrap();
+            let expected: Vec<u16> = wide.into_iter().map(BF16::narrow).collect();
+            for isa in Isa::available() {
+                let mut out = vec![0; 256];
+                quantizer.dequantize_with(isa, &codes, FloatsMut::BF16(&mut out), 256, false, 1).unwrap();
+                assert_eq!(out, expected, "{isa:?}");
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! Types and constants that all kernels share.
 
+use std::ops::Range;
+
 /// A loop that is compiled once for each instruction set: a struct of its inputs, and `run` as its body.
 pub trait Kernel {
     /// The result of `run`.
@@ -30,6 +32,16 @@ pub struct ValueCounts {
     pub clipped: Vec<u64>,
     /// Each sample that contains a NaN or an infinity: its index and the first such channel. Its codes are all 0.
     pub bad: Vec<(usize, usize)>,
+}
+
+impl ValueCounts {
+    /// Adds the counts of samples from number `first` on.
+    pub(super) fn add(&mut self, first: usize, other: ValueCounts) {
+        for (total, count) in self.clipped.iter_mut().zip(other.clipped) {
+            *total += count;
+        }
+        self.bad.extend(other.bad.into_iter().map(|(number, channel)| (first + number, channel)));
+    }
 }
 
 /// Observations about a run of values, made while encoding it.
@@ -96,7 +108,15 @@ pub(super) const BLOCK: usize = 1024;
 /// planes of small latents.
 pub(super) const FLOATS: usize = 128;
 
-/// Elements of one half of a large batch that are done before switching to the other half. A multiple of 8.
+/// Parts of a large batch that are worked on in turns.
+const STREAMS: usize = 2;
+
+/// The samples of each part of a large batch.
+pub(super) fn parts(samples: usize) -> [Range<usize>; STREAMS] {
+    std::array::from_fn(|part| samples * part / STREAMS..samples * (part + 1) / STREAMS)
+}
+
+/// Elements of one part of a large batch that are done before switching to the next part. A multiple of 8.
 pub(super) const TURN: usize = 1024;
 
 /// Bytes in a cache line.

@@ -27,6 +27,8 @@ pub struct Affine {
     pub zero: f32,
     /// `1 / step`, or 0 for a channel with a single value.
     pub inverse_step: f32,
+    /// True if a value of a code is halfway between two bfloat16 numbers.
+    pub has_ties: bool,
 }
 
 impl Affine {
@@ -40,12 +42,14 @@ impl Affine {
         }
         let step = span / top(bits);
         let inverse_step = 1.0 / step;
-        if inverse_step.is_finite() {
-            return Ok(Self { low, high, step, zero: low / step, inverse_step });
-        }
         // A channel with a single value (or a range too small to divide in f32): always code 0, which decodes to `low`.
-        let (step, zero) = if low == 0.0 { (1.0, 0.0) } else { (low, 1.0) };
-        Ok(Self { low, high, step, zero, inverse_step: 0.0 })
+        let (step, zero, inverse_step) = match inverse_step.is_finite() {
+            true => (step, low / step, inverse_step),
+            false if low == 0.0 => (1.0, 0.0, 0.0),
+            false => (low, 1.0, 0.0),
+        };
+        let has_ties = (0..=u8::MAX).any(|code| ((f32::from(code) + zero) * step).to_bits() & 0xffff == 0x8000);
+        Ok(Self { low, high, step, zero, inverse_step, has_ties })
     }
 }
 

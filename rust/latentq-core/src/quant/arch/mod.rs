@@ -145,8 +145,25 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, x) => (x.len(), unsafe { x86::encode_avx512(affine, x, out) }),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, x) => unsafe { x86_affine::encode_avx2(affine, x, out) },
+            (Isa::Avx2, x) => unsafe { x86_affine::encode_avx2::<false>(affine, x, out) },
             _ => (0, Observed::NOTHING),
+        }
+    }
+
+    /// [`Isa::encode`] of all, with stores that bypass the caches; [`fence`] must follow the last. Returns `None` if the
+    /// instruction set has no code for that or some of the values; then what is in `out` means nothing.
+    ///
+    /// # Panics
+    /// If `out` is not aligned to 16 bytes.
+    #[inline(always)]
+    pub(super) fn encode_past_caches(self, affine: &Affine, x: Floats<'_>, out: &mut [u8]) -> Option<Observed> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                let (done, seen) = unsafe { x86_affine::encode_avx2::<true>(affine, x, out) };
+                (done == out.len()).then_some(seen)
+            }
+            _ => None,
         }
     }
 

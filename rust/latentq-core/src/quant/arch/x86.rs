@@ -128,7 +128,7 @@ const IN_ORDER: [u8; LINE] = packed_places(false);
 const BY_PARITY: [u8; LINE] = packed_places(true);
 
 /// Prefetch distance in bytes. The hardware prefetcher stops at page boundaries.
-const AHEAD: usize = 512;
+const AHEAD: usize = 2048;
 
 /// Class mask: quiet and signaling NaN, both infinities.
 const NOT_FINITE: i32 = 0x99;

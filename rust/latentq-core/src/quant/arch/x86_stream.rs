@@ -5,33 +5,42 @@ use std::arch::x86_64::*;
 
 use super::x86::encode_lines;
 use crate::quant::floats::Float;
-use crate::quant::kernel::{LINE, TURN, Tally, ValueCounts};
+use crate::quant::kernel::{LINE, TURN, Tally, ValueCounts, parts};
 use crate::quant::scheme::Affine;
 
-/// Quantizes `x` (N, C, plane) to the nearest codes. Alternates between the two halves of the batch, because one read
-/// stream does not saturate the memory (on a Zen 4, two streams are 1.2 times as fast).
+/// Quantizes `x` (N, C, plane) to the nearest codes. Parts of the batch take turns, because one read stream does not saturate the
+/// memory.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,popcnt")]
 pub fn quantize<F: Float>(affine: &[Affine], x: &[F::Bits], out: &mut [u8], plane: usize) -> ValueCounts {
     let sample = affine.len() * plane;
-    let first = x.len() / sample / 2;
-    let (x, other_x) = x.split_at(first * sample);
-    let (half_out, other_out) = out.split_at_mut(first * sample);
-    let mut half = Half::<F>::new(affine, x, half_out, plane);
-    let mut other = Half::<F>::new(affine, other_x, other_out, plane);
-    while half.step() | other.step() {}
-    let (mut counts, others) = (half.finish(), other.finish());
-    for (clipped, other) in counts.clipped.iter_mut().zip(others.clipped) {
-        *clipped += other;
+    let (mut left, mut left_out) = (x, &mut out[..]);
+    let mut halves = parts(x.len() / sample).map(|range| {
+        let (x, rest) = left.split_at(range.len() * sample);
+        let (out, rest_out) = std::mem::take(&mut left_out).split_at_mut(range.len() * sample);
+        (left, left_out) = (rest, rest_out);
+        Part::<F>::new(affine, range.start, x, out, plane)
+    });
+    let mut more = true;
+    while more {
+        more = false;
+        for part in &mut halves {
+            more |= part.step();
+        }
     }
-    counts.bad.extend(others.bad.into_iter().map(|(number, channel)| (first + number, channel)));
+    let mut counts = ValueCounts { clipped: vec![0; affine.len()], bad: Vec::new() };
+    for part in halves {
+        counts.add(part.first, part.finish());
+    }
     for (number, _) in &counts.bad {
         out[number * sample..][..sample].fill(0);
     }
     counts
 }
 
-/// The state of encoding one half of the batch.
-struct Half<'a, F: Float> {
+/// The state of encoding one part of the batch.
+struct Part<'a, F: Float> {
+    /// The number of the first sample.
+    first: usize,
     affine: &'a [Affine],
     plane: usize,
     /// Values that are not encoded yet.
@@ -45,13 +54,13 @@ struct Half<'a, F: Float> {
     tally: Tally,
 }
 
-impl<'a, F: Float> Half<'a, F> {
+impl<'a, F: Float> Part<'a, F> {
     #[target_feature(enable = "avx512f,avx512vbmi")]
     #[inline]
-    fn new(affine: &'a [Affine], x: &'a [F::Bits], out: &'a mut [u8], plane: usize) -> Self {
+    fn new(affine: &'a [Affine], first: usize, x: &'a [F::Bits], out: &'a mut [u8], plane: usize) -> Self {
         let lines = Lines::new(out);
         let carry = Carry::new(&lines);
-        Self { affine, plane, x, left: plane, at: (0, 0), lines, carry, tally: Tally::new(affine.len()) }
+        Self { first, affine, plane, x, left: plane, at: (0, 0), lines, carry, tally: Tally::new(affine.len()) }
     }
 
     /// Encodes up to [`TURN`] values of one plane. Returns false if none are left.
