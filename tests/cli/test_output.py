@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 
@@ -78,6 +79,8 @@ def test_the_other_commands_as_json(small_dataset, pictures, tmp_path, capsys):
     assert {"name", "summary"} == set(result(capsys, "recipes")[0])
     converted = result(capsys, "convert", small_dataset, tmp_path / "other", "--to", "fast-dit")
     assert (converted["output"], converted["samples"]) == (str(tmp_path / "other"), 12)
+    assert converted["bytes"] == sum(map(len, contents(tmp_path / "other").values()))
+    assert 0 < converted["seconds"] < 600
     assert result(capsys, "prune", small_dataset) == {"dataset": str(small_dataset), "removed": [], "bytes": 0}
 
 
@@ -116,6 +119,13 @@ def test_a_run_ends_with_a_summary(pictures, tmp_path, capsys):
     assert time.startswith("time: ")
     assert all(f"{stage} " in time for stage in ("network", "read, decode", "write"))
     assert out.startswith(f"{tmp_path / 'out'}: 12 samples, 1 reject")
+
+
+def test_a_conversion_ends_with_its_bytes_and_rate(small_dataset, tmp_path, capsys):
+    out = tmp_path / "other"
+    code, text, _ = run(capsys, "convert", small_dataset, out, "--to", "fast-dit")
+    assert code == 0
+    assert re.fullmatch(rf"{out}: 12 samples, [\d.]+ kB; in \d:\d\d, [\d.]+ samples/s\n", text)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

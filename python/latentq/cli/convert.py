@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import UsageError, add_command, disk_bytes, print_json, progress_stream
 from latentq.converting.names import CODES, NAMES, WRITTEN
-from latentq.system.text import counted, escaped, size_text
+from latentq.system.text import counted, duration_text, escaped, size_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -59,6 +60,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if not Path(options.source).exists():
         raise UsageError(f"{options.source}: no such file or folder")
+    start = time.monotonic()
     samples = convert(
         options.source,
         options.out,
@@ -69,9 +71,12 @@ def _run(options: argparse.Namespace) -> int:
         bits=options.bits,
         progress=progress_stream(options),
     )
+    seconds = time.monotonic() - start
     size = disk_bytes(Path(options.out))
     if options.json:
-        print_json({"output": options.out, "samples": samples, "bytes": size})
+        print_json({"output": options.out, "samples": samples, "bytes": size, "seconds": seconds})
     else:
-        print(escaped(f"{Path(options.out)}: {counted(samples, 'sample')}, {size_text(size)}"))
+        result = f"{counted(samples, 'sample')}, {size_text(size)}"
+        pace = f"in {duration_text(seconds)}, {samples / max(seconds, 1e-9):.1f} samples/s"
+        print(escaped(f"{Path(options.out)}: {result}; {pace}"))
     return 0
