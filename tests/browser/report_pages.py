@@ -24,6 +24,11 @@ MOST_BYTES = 5 << 20
 FRAME = """<!doctype html><title>frame</title><iframe id=page width={width} height=900 src="{page}"></iframe>
 <script>
 const frame = document.getElementById("page");
+const overlap = axis => {{
+  const boxes = [...axis.querySelectorAll("text")].filter(text => text.textContent)
+    .map(text => text.getBoundingClientRect()).sort((a, b) => a.left - b.left);
+  return boxes.some((box, index) => index && boxes[index - 1].right > box.left);
+}};
 frame.onload = () => {{
   const root = frame.contentDocument.documentElement;
   const pictures = [...frame.contentDocument.images];
@@ -32,6 +37,7 @@ frame.onload = () => {{
     width: root.clientWidth, needed: root.scrollWidth, height: root.scrollHeight,
     pictures: pictures.length, broken: pictures.filter(p => p.complete && !p.naturalWidth).length,
     charts: frame.contentDocument.querySelectorAll("svg").length,
+    overlaps: [...frame.contentDocument.querySelectorAll(".axis.x")].filter(overlap).length,
   }});
 }};
 </script>"""
@@ -118,6 +124,7 @@ def test_page_fits_its_window_and_has_no_error(page, width, chromium, tmp_path):
     assert found["needed"] <= found["width"]
     assert found["pictures"] > 0
     assert found["broken"] == 0
+    assert found["overlaps"] == 0  # of the labels of a chart's horizontal axis
     assert found["charts"] > 0
     if pictures := os.environ.get("SCREENSHOTS"):  # a folder, to look at the pages
         picture = Path(pictures).resolve() / f"{page.parent.name.rstrip('0123456789')}-{width}.png"

@@ -58,14 +58,22 @@ def histogram(
         xrange=(edges[0], edges[-1]),
         range=(0, top),
     )
-    span = edges[-1] - edges[0]
-    has_zero = edges[0] + 0.2 * span < 0 < edges[-1] - 0.2 * span  # away from the labels of both ends
-    chart.x_labels = [edges[0], *([0] if has_zero else ()), edges[-1]]
+    chart.x_labels = [edges[0], *([0] if _has_room_for_zero(edges[0], edges[-1], is_small) else ()), edges[-1]]
     chart.x_value_formatter = number
     chart.add("values", [*outline, (edges[-1], 0.0)], fill=True, show_dots=False)
     for limit in limits or ():
         chart.add("range", [(limit, 0), (limit, top)], show_dots=False)
     return _svg(chart, name)
+
+
+def _has_room_for_zero(low: float, high: float, is_small: bool) -> bool:
+    """True if a label 0 on an axis from `low` to `high` is a character away from the labels of both ends."""
+    if not low < 0 < high:
+        return False
+    character, width = (9, _SMALL[0]) if is_small else (7, _WIDTH)  # in the page's largest font for the chart
+    left = width * low / (low - high)
+    needed = [character * (len(number(end)) + 1.5) for end in (low, high)]
+    return left >= needed[0] and width - left >= needed[1]
 
 
 def bars(names: Sequence[str], values: Sequence[float], *, name: str, unit: Callable[[float], str] = number) -> str:
