@@ -235,6 +235,30 @@ def test_prx_is_read_with_its_bf16(tmp_path):
     torch.testing.assert_close(drawn[0], mean + std * torch.randn_like(mean[None])[0])
 
 
+def test_captions_of_prx_are_those_of_the_embedding_and_no_other_texts(tmp_path, capsys):
+    samples = [{**sample, "caption": "short", "aesthetic_score": "5.1"} for sample in prx_samples(0)]
+    made.prx_writes(tmp_path / "mds", samples)
+    convert(tmp_path / "mds", tmp_path / "in", progress=sys.stderr)
+    assert "not converted: aesthetic_score, caption\n" in capsys.readouterr().err
+    assert texts(tmp_path / "in", "caption") == {f"{index}": f"caption 0 {index}" for index in range(5)}
+    assert latentq.Card.load(tmp_path / "in").text.name == "t5gemma2b-256-bf16"
+    texts_only = [
+        {
+            name: value
+            for name, value in sample.items()
+            if not name.startswith(("latent_", "attention_mask_", "caption"))
+        }
+        for sample in samples
+    ]
+    made.prx_writes(tmp_path / "scores", texts_only)
+    convert(tmp_path / "scores", tmp_path / "without")
+    assert "caption" not in latentq.Card.load(tmp_path / "without").columns
+    prompts = [{**sample, "prompt": "a prompt"} for sample in texts_only]
+    made.prx_writes(tmp_path / "prompts", prompts)
+    convert(tmp_path / "prompts", tmp_path / "with")
+    assert set(texts(tmp_path / "with", "caption").values()) == {"a prompt"}
+
+
 def test_micro_diffusion_is_read(tmp_path):
     rng = np.random.default_rng(0)
     samples = [

@@ -501,7 +501,8 @@ def prx_writes(folder, samples):
             "original_height": "int",
             "original_width": "int",
         }
-        with MDSWriter(out=str(folder), columns=columns) as out:
+        columns |= dict.fromkeys(samples[0].keys() - columns.keys(), "str")
+        with MDSWriter(out=str(folder), columns={name: columns[name] for name in samples[0]}) as out:
             for sample in samples:
                 out.write(sample)
     finally:

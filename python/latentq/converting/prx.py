@@ -9,6 +9,7 @@ values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -38,6 +39,7 @@ NAME = "prx"
 TITLE = "PRX's MDS folders (img_latent, captions)"
 _LATENT = "img_latent"
 _LISTED = 256  # samples that are read at once
+_CAPTION = re.compile(r"caption|\A(enhanced_)?prompt\Z|\Ate?xt\Z")  # columns of text that are captions
 
 
 def recognizes(path: Path) -> bool:
@@ -140,8 +142,9 @@ class _Texts:
         self.embedding = self.mask = self.caption = ""
         self.embeddings: Embeddings | None = None
         self.notes: list[str] = []
-        found = ((text, name) for text in texts for name in reader.columns if name.startswith(f"latent_{text}_"))
-        self.caption, self.embedding = next(found, (texts[0] if texts else "", ""))
+        embedded = {name: _caption_of(name, texts) for name in reader.columns}
+        found = ((text, name) for text in texts for name in reader.columns if embedded[name] == text)
+        self.caption, self.embedding = next(found, (next(filter(_CAPTION.search, texts), ""), ""))
         mask = f"attention_mask_{self.embedding.removeprefix('latent_')}"
         self.mask = mask if mask in reader.columns else ""
         others = [name for name in texts if name != self.caption]
@@ -157,6 +160,13 @@ class _Texts:
             tower = self.embedding.removeprefix(f"latent_{self.caption}_")
             kind = float_kind(dtype, where)
             self.embeddings = Embeddings(tower, ((tokens, first.shape[1]), kind), None, bool(self.mask))
+        else:
+            self.notes.append(f"{self.embedding} is not converted: its shape is {first.shape}, not (tokens, width)")
+
+
+def _caption_of(name: str, texts: Sequence[str]) -> str:
+    """Returns the caption that a column embeds: `caption_long` for `latent_caption_long_TOWER`; else nothing."""
+    return max((text for text in texts if name.startswith(f"latent_{text}_")), key=len, default="")
 
 
 def _sample(path: Path, reader: mds.Reader, index: int, columns: dict[str, Column], texts: _Texts) -> dict[str, Any]:
