@@ -177,7 +177,7 @@ def _remove(folder: Path) -> None:
 
 def _write_units(run: _Run, out: Path, bar: Progress) -> None:
     """Writes the units that are not done, several at the same time: while some are fsynced, others are read."""
-    workers = min(_WORKERS, processors() + 2)
+    workers = min(_WORKERS, processors() + 1)
     stopped = threading.Event()
     running: collections.deque[Future[None]] = collections.deque()
     with ThreadPoolExecutor(workers, "latentq: convert") as pool:
