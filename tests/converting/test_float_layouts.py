@@ -180,6 +180,26 @@ def test_a_dataset_without_what_a_layout_needs_is_refused(lightningdit, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
+def test_an_autoencoder_of_other_channels_is_told_and_has_no_normalization(tmp_path, capsys):
+    import sys
+
+    made.fast_dit_writes(tmp_path / "fast-dit", floats(0, 16, 4, 4), labels())
+    made.simpletuner_writes(
+        tmp_path / "simpletuner", [f"{index}.pt" for index in range(3)], torch.zeros(3, 8, 4, 4), compress=False
+    )
+    # fast-DiT's factor is in its code; SimpleTuner takes that of the autoencoder.
+    for layout, formula in (("fast-dit", "z * 0.18215"), ("simpletuner", "z")):
+        convert(tmp_path / layout, tmp_path / f"{layout}-in", from_layout=layout, progress=sys.stderr)
+        assert (
+            f"no usual autoencoder of {layout} has {16 if layout == 'fast-dit' else 8} channels"
+            in capsys.readouterr().err
+        )
+        card = latentq.Card.load(tmp_path / f"{layout}-in")
+        assert (card.autoencoder.name, card.autoencoder.normalization.formula) == ("unknown", formula)
+    convert(tmp_path / "simpletuner", tmp_path / "named", from_layout="simpletuner", autoencoder="me/vae8")
+    assert latentq.Card.load(tmp_path / "named").autoencoder.name == "me/vae8"
+
+
 def test_options_of_the_other_direction_are_refused(lightningdit, tmp_path):
     convert(lightningdit, tmp_path / "in")
     with pytest.raises(ValueError, match="bits is for the conversion of another tool's latents"):

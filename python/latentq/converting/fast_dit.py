@@ -14,7 +14,7 @@ import numpy as np
 
 from latentq._core import FormatError
 from latentq.converting.incoming import Arrays, Incoming, float_column, float_kind, key_and_labels
-from latentq.converting.known import autoencoder_of
+from latentq.converting.known import KNOWN, autoencoder_of
 from latentq.converting.npy_file import load_npy, npy_bytes
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
@@ -94,7 +94,8 @@ def read(path: Path, options: ReadOptions) -> Incoming:
     if first.ndim != 4 or len(first) != 1:
         raise FormatError(f"{features / f'{numbers[0]}.npy'}: must be (1, C, h, w), not {first.shape}")
     kind = float_kind(first.dtype, features / f"{numbers[0]}.npy")
-    autoencoder = autoencoder_of("sd", options.autoencoder, first.shape[1])
+    usual = None if options.autoencoder else KNOWN["sd"].normalization  # extract_features.py has its factor in the code
+    autoencoder = autoencoder_of("sd", options.autoencoder, first.shape[1], normalization=usual)
 
     def listing() -> Iterator[Sample]:
         for number in numbers:

@@ -81,11 +81,13 @@ def autoencoder_of(
 ) -> ForeignAutoencoder:
     """Returns the autoencoder of a layout, or the one that the user names.
 
+    If the files have other channels than the layout's own, it is `unknown`, and nothing is known of a normalization.
+
     Args:
         default: The layout's own, by its name in `KNOWN`.
         given: A name in `KNOWN`, or of any model; None for the layout's own.
         channels: The number of channels of raw latents that the files have.
-        normalization: The layout's normalization, if it has one of its own.
+        normalization: The layout's normalization, if it has one of its own, whatever the autoencoder.
         pixel_range: The pixel values of black and white, if the layout has its own.
         reduction: Pixels per position of a latent, if the files tell.
     """
@@ -93,9 +95,7 @@ def autoencoder_of(
     if found is None:
         found = replace(KNOWN[default], name=given or default, family="unknown")
     if channels != found.shape[0] and given is None:  # another autoencoder than the tool's usual one
-        found = replace(found, name="unknown", family="unknown", shape=(channels, 0, 0))
-        if len(found.normalization.mean) > 1:
-            found = replace(found, normalization=Normalization())
+        found = replace(found, name="unknown", family="unknown", normalization=Normalization())
     found = replace(found, shape=(channels, 0, 0))
     if normalization is not None:
         found = replace(found, normalization=normalization)

@@ -13,7 +13,7 @@ import numpy as np
 
 from latentq._core import FormatError, MismatchError
 from latentq.converting.incoming import Arrays, Incoming, float_kind, key_and_labels, moments_column
-from latentq.converting.known import autoencoder_of
+from latentq.converting.known import KNOWN, autoencoder_of
 from latentq.converting.npy_file import any_of, load_npz, npz_bytes
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
@@ -64,7 +64,8 @@ def read(path: Path, options: ReadOptions) -> Incoming:
         raise FormatError(f"{first}: moments must be (2C, h, w), mean and log-variance, not {shape}")
     kind = float_kind(dtype, first)
     columns = {name: moments_column(kind, spread="logvar", flip=name == "moments_flip") for name in arrays}
-    autoencoder = autoencoder_of("mar", options.autoencoder, shape[0] // 2)
+    usual = None if options.autoencoder else KNOWN["mar"].normalization  # engine_mar.py has its factor in the code
+    autoencoder = autoencoder_of("mar", options.autoencoder, shape[0] // 2, normalization=usual)
     numbers = {name: number for number, name in enumerate(classes)}
 
     def listing() -> Iterator[Sample]:

@@ -20,10 +20,12 @@ from latentq.converting.outgoing import Outgoing
 from latentq.converting.to_dataset import write_dataset
 from latentq.converting.work import check_absent, resumable
 from latentq.format.card import CARD
+from latentq.format.facts import UNKNOWN
 from latentq.run.listing import print_notes
 from latentq.sources import Sample
 from latentq.store.local import check_regular, read_regular
 from latentq.system.progress import Progress
+from latentq.system.text import counted
 
 __all__ = ["convert", "open_foreign"]
 
@@ -134,6 +136,9 @@ def _to_dataset(
                 raise ValueError(f"bits must be left out: {source} holds no latents to quantize")
             if options.codebook is not None and not any(column.content == "tokens" for column in columns):
                 raise ValueError(f"codebook must be left out: {source} holds no tokens")
+            if incoming.autoencoder.name == UNKNOWN:
+                channels = counted(incoming.autoencoder.shape[0], "channel")
+                incoming.notes.append(f"no usual autoencoder of {name} has {channels}: --autoencoder names the one")
         else:
             foreign = _CODES[name].read(source, progress)
             if out.suffix in (imagenet_3gb.SUFFIX, vqgan.SUFFIX):
