@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentq.reading import buffers
-from latentq.reading.buffers import RecycledMemory
+from latentq.reading.buffers import RecycledMemory, private, shareable
+from latentq.system.arrays import LARGE
 
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16, torch.int64]
 
@@ -58,3 +59,44 @@ def test_a_smaller_batch_takes_the_memory_of_a_larger_one(all_recycled):
     assert allocate((900, 4), torch.float32).data_ptr() != address  # a view is alive
     del view
     assert allocate((990, 4), torch.float32).data_ptr() == address
+
+
+@pytest.mark.parametrize("allocate", [private, shareable])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.int32, torch.float64, torch.bool])
+def test_large_tensors_of_one_process_take_the_memory_of_those_that_are_gone(allocate, dtype):
+    tensor = allocate((3, LARGE), dtype)
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == ((3, LARGE), dtype, True)
+    tensor.fill_(1)
+    address, view = tensor.data_ptr(), tensor[1:]
+    del tensor
+    other = allocate((3, LARGE), dtype)
+    assert other.data_ptr() != address  # a view is alive
+    other.fill_(0)
+    assert (view == 1).all()
+    del view
+    if dtype in DTYPES:
+        assert allocate((3, LARGE), dtype).data_ptr() == address
+
+
+def test_a_batch_in_a_forked_process_is_its_own():
+    tensor = private((LARGE,), torch.uint8).fill_(1)
+    address = tensor.data_ptr()
+    del tensor  # its memory is kept
+    context = torch.multiprocessing.get_context("fork")
+    parent, child = context.Pipe()
+    process = context.Process(target=_fill_in_child, args=(child,))
+    process.start()
+    try:
+        assert parent.poll(60)
+        assert parent.recv() == 2
+    finally:
+        process.join(60)
+    again = private((LARGE,), torch.uint8)
+    assert again.data_ptr() == address
+    assert (again.fill_(3) == 3).all()
+
+
+def _fill_in_child(pipe):
+    array = private((LARGE,), torch.uint8).numpy()  # torch's threads do not survive a fork
+    array.fill(2)
+    pipe.send(int(array.min()))

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
+from latentq.system.arrays import LARGE, new_array
+
 # Allocates an uninitialized CPU tensor of a shape and dtype.
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
@@ -43,14 +45,17 @@ def shared_storage(nbytes: int) -> torch.UntypedStorage:
 
 
 def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Allocates memory that only this process sees."""
-    return torch.empty(shape, dtype=dtype, device=_CPU)
+    """Allocates memory that only this process sees: recycled, where it is large and its pages would be new."""
+    if dtype not in _NUMPY or prod(shape) * dtype.itemsize < LARGE:
+        return torch.empty(shape, dtype=dtype, device=_CPU)
+    tensor = torch.from_numpy(new_array(tuple(shape), _NUMPY[dtype]))
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
 def shareable(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Allocates memory; in a DataLoader worker it is shared memory, so that sending the tensor copies nothing."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype, device=_CPU)
+        return private(shape, dtype)
     storage = shared_storage(prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype, device=_CPU).set_(storage).view(shape)
 
