@@ -41,6 +41,15 @@ def test_how_a_tool_loaded_its_images_is_unknown(tmp_path, capsys):
     assert re.search(r"^buckets: \d+ by a list$", text, re.MULTILINE)
 
 
+# How `shift_scale_latents` of *_train_network.py makes training values; the others' are cached.
+TRAINED = {
+    "sd": lambda x: x * 0.18215,
+    "sdxl": lambda x: x * 0.13025,
+    "sd3": lambda x: (x - 0.0609) * 1.5305,
+    "hi": lambda x: x * 0.75289,
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "channels", "stride", "suffixed", "flip"),
     [
@@ -60,6 +69,9 @@ def test_kohya_is_equal_to_the_bit(kind, channels, stride, suffixed, flip, tmp_p
     assert card.recipe.bucket_sizes() == ((64, 64), (64, 96), (96, 64))
     expected = {stem: latent(i, channels, IMAGES[i][1], stride) for i, stem in enumerate(STEMS)}
     same(by_key(tmp_path / "in"), expected)
+    dataset = latentq.LatentDataset(tmp_path / "in", columns=["latent", "key"], scale="scaled")
+    x = expected[dataset[0]["key"]]
+    np.testing.assert_allclose(dataset[0]["latent"].numpy(), TRAINED.get(kind, lambda x: x)(x), rtol=1e-6, atol=1e-6)
     convert(tmp_path / "in", tmp_path / "out", to_layout=f"kohya:{kind}")
     assert files(tmp_path / "out") == files(tmp_path / "images")
     for index, (stem, (image, bucket)) in enumerate(zip(STEMS, IMAGES, strict=True)):
