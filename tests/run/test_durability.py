@@ -8,6 +8,7 @@ import pytest
 
 import latentq
 from conftest import contents, paint
+from latentq.converting.work import Work
 from latentq.sharding.pipeline import shards
 from latentq.store import local
 from support.archive_making import make_tar, pictures_of, with_captions
@@ -103,3 +104,22 @@ def test_finished_dataset_on_a_read_only_file_system_is_opened_again(photos, tmp
 
     monkeypatch.setattr(local.os, "fsync", read_only)
     assert latentq.encode(photos, tmp_path / "out", **SMALL).complete
+
+
+def test_samples_of_a_conversion_are_recorded_only_after_an_fsync_of_every_file(tmp_path, synced):
+    paths, broken = synced
+    work = Work(tmp_path / "out", tmp_path, tmp_path / "result")
+    files = [work.result / "folder" / f"{index}.npy" for index in range(40)]
+    files[0].parent.mkdir(parents=True)
+    for file in files:
+        file.write_bytes(b"latents")
+    broken.add(files[17])
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        work.record(40)
+    assert raised.value.filename == str(files[17])
+    assert work.done == 0
+    broken.clear()
+    paths.clear()
+    work.record(40)
+    assert work.done == 40
+    assert {*files, files[0].parent, work.result} <= set(paths)

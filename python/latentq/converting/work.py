@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ _JOB = "job.json"
 _DONE = "done.json"
 _RESULT = "result"
 _REPLACEMENT = "replacement"
-_FEW = 1000  # files that are fsynced one by one
+_FEW = 1000  # files that are fsynced, each by a call
+_WAITING = 16  # of these calls at the same time: the disk does their work once
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def check_absent(out: Path) -> None:
 
 
 def _sync_files(folder: Path) -> None:
-    """Fsyncs what is in a folder: each file if they are few, else by one call for the whole system."""
+    """Fsyncs what is in a folder: each file if they are few, or else by one call for the whole system."""
     if not folder.is_dir():
         sync(folder)
         return
@@ -152,8 +154,8 @@ def _sync_files(folder: Path) -> None:
     if len(names) > _FEW:
         os.sync()
         return
-    for name in names:
-        sync(name)
+    with ThreadPoolExecutor(_WAITING, "latentq: fsync") as pool:
+        list(pool.map(sync, names))  # which raises what a call raises
     sync(folder)
 
 
