@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -14,6 +15,7 @@ from latentq.cli.main import main
 from latentq.converting import kohya, musubi, outgoing
 from latentq.converting.pipeline import convert
 from latentq.converting.work import Work
+from latentq.format.normalization import Normalization
 from support import foreign_making as made
 from support.converted import IMAGES, by_key, files, latent, same
 
@@ -240,6 +242,19 @@ def test_raw_latents_in_bfloat16_are_rounded_when_they_are_scaled_for_musubi(tmp
     convert(tmp_path / "in", tmp_path / "out", to_layout="musubi:fk")
     for (key, _), tensors in made.musubi_reads(tmp_path / "out", "fk").items():
         assert torch.equal(tensors["latents"], ((latents[key].float() - 0.1159) * 0.3611).to(torch.bfloat16))
+
+
+def test_raw_latents_are_no_patches_for_musubi(encoded, tmp_path):
+    """FLUX.2's autoencoder gives (32, h, w), and its normalization makes patches; Ideogram 4 caches raw patches."""
+    dataset, _ = encoded
+    card = latentq.Card.load(dataset)
+    patched = replace(card.autoencoder, normalization=Normalization(patchify=2))
+    (dataset / "latents.toml").write_bytes(replace(card, autoencoder=patched).to_toml())
+    with pytest.raises(latentq.MismatchError, match="i4 caches raw latents, and no patches are made of raw ones"):
+        convert(dataset, tmp_path / "out", to_layout="musubi:i4")
+    convert(dataset, tmp_path / "out", to_layout="musubi:f2d")
+    for tensors in made.musubi_reads(tmp_path / "out", "f2d").values():
+        assert tensors["latents"].shape[0] == 4 * 16
 
 
 def test_a_video_is_refused(tmp_path):

@@ -226,13 +226,18 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
 
     Raises:
         MismatchError: The dataset lacks a column, two keys differ in their folder or suffix alone, or the architecture
-            does not follow from the autoencoder.
+            does not follow from the autoencoder or has other latents.
         OSError: A file cannot be written.
     """
     variant = outgoing.variant or _architecture_for(outgoing)
     if variant not in _ARCHITECTURES:
         raise MismatchError(f"musubi has no architecture {variant!r}: name one of {', '.join(_ARCHITECTURES)}")
     architecture = _ARCHITECTURES[variant]
+    if not architecture.scaled and outgoing.card.autoencoder.normalization.patchify > 1:
+        raise MismatchError(
+            f"{outgoing.path}: {variant} caches raw latents, and no patches are made of raw ones of "
+            f"{outgoing.card.autoencoder.name}"
+        )
     latent, key, size = outgoing.need("latent"), outgoing.need("key"), outgoing.need("original_size")
     kind = outgoing.facts(latent).quantizer.kind
     dtype = kind if kind in ("bfloat16", "float16") else "float32"
