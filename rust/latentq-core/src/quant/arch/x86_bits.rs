@@ -83,16 +83,26 @@ pub fn unpack_avx512<const BITS: usize>(packed: &[u8], out: &mut [u8]) -> usize 
     let places: [u8; 64] = std::array::from_fn(|at| (at / 8 * BITS + at % 8) as u8);
     let shifts: [u8; 64] = std::array::from_fn(|at| (at % 8 * BITS) as u8);
     let code = _mm512_set1_epi8(((1u32 << BITS) - 1) as i8);
-    // SAFETY: arrays of 64; `now` groups from `first` on are in `packed` and in `out`, and masks let no more through.
+    // SAFETY: arrays of 64; `now` groups from `first` on are in `packed` and in `out`, and masks let no more through. Without a
+    // mask, there are 64 bytes.
     unsafe {
         let [places, shifts] = [places, shifts].map(|bytes| _mm512_loadu_si512(bytes.as_ptr().cast()));
         for first in (0..groups).step_by(8) {
             let now = (groups - first).min(8);
             let (from, to) = (packed.as_ptr().add(BITS * first), out.as_mut_ptr().add(8 * first));
-            let bytes = _mm512_maskz_loadu_epi8(u64::MAX >> (64 - BITS * now), from.cast());
+            // Masks only at the end: the decoder waits for what a masked store wrote.
+            let bytes = if packed.len() - BITS * first >= 64 {
+                _mm512_loadu_si512(from.cast())
+            } else {
+                _mm512_maskz_loadu_epi8(u64::MAX >> (64 - BITS * now), from.cast())
+            };
             let eights = _mm512_permutexvar_epi8(places, bytes);
             let codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, eights), code);
-            _mm512_mask_storeu_epi8(to.cast(), u64::MAX >> (64 - 8 * now), codes);
+            if now == 8 {
+                _mm512_storeu_si512(to.cast(), codes);
+            } else {
+                _mm512_mask_storeu_epi8(to.cast(), u64::MAX >> (64 - 8 * now), codes);
+            }
         }
     }
     8 * groups
