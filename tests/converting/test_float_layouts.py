@@ -253,21 +253,23 @@ def test_a_conversion_that_was_killed_gives_the_same_bytes(at, lightningdit, tmp
     assert Recipe.from_dict(latentq.Card.load(tmp_path / "out").recipe.to_dict()).unit_size == 4
 
 
-def test_fast_dit_is_equal_to_the_bit(tmp_path):
-    made.fast_dit_writes(tmp_path / "features", floats(0, 4, 32, 32), labels())
+@pytest.mark.parametrize("side", [32, 16])  # the folders' names have 256 for images of any size
+def test_fast_dit_is_equal_to_the_bit(side, tmp_path):
+    latents = floats(0, 4, side, side)
+    made.fast_dit_writes(tmp_path / "features", latents, labels())
     assert convert(tmp_path / "features", tmp_path / "in") == COUNT
-    assert np.array_equal(stored(tmp_path / "in", "latent"), floats(0, 4, 32, 32))
+    assert np.array_equal(stored(tmp_path / "in", "latent"), latents)
     raw = latentq.LatentDataset(tmp_path / "in", columns=["latent"])[2]["latent"]
-    torch.testing.assert_close(raw * 0.18215, torch.from_numpy(floats(0, 4, 32, 32)[2]))
+    torch.testing.assert_close(raw * 0.18215, torch.from_numpy(latents[2]))
     convert(tmp_path / "in", tmp_path / "out", to_layout="fast-dit")
     names, features, classes = made.fast_dit_reads(tmp_path / "out")
     for name, feature, label in zip(names, features, classes, strict=True):
         index = int(name.removesuffix(".npy"))
-        assert np.array_equal(feature, floats(0, 4, 32, 32)[index : index + 1])
+        assert np.array_equal(feature, latents[index : index + 1])
         assert (label.dtype, label.tolist()) == (np.int64, [labels()[index]])
     assert files(tmp_path / "out") == files(tmp_path / "features")
     convert(tmp_path / "out", tmp_path / "again")
-    assert np.array_equal(stored(tmp_path / "again", "latent"), floats(0, 4, 32, 32))
+    assert np.array_equal(stored(tmp_path / "again", "latent"), latents)
 
 
 @pytest.mark.parametrize(("channels", "side", "model"), [(32, 16, "REPA-E/e2e-invae"), (4, 8, "REPA-E/e2e-sdvae")])

@@ -6,7 +6,6 @@ sample of the posterior times 0.18215, and `imagenet256_labels/0.npy` int64 (1,)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -117,7 +116,10 @@ def read(path: Path, options: ReadOptions) -> Incoming:
 
 
 def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
-    """Writes a folder with two folders, `imagenetSIZE_features` and `imagenetSIZE_labels`, named by samples' indices.
+    """Writes a folder with two folders, whose files are named by samples' indices.
+
+    They are `imagenet256_features` and `imagenet256_labels` for images of any size, as extract_features.py names them
+    and train.py expects.
 
     Args:
         outgoing: A dataset with latents and labels.
@@ -131,8 +133,7 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
     outgoing.one_shape()
     latent, label = outgoing.need("latent"), outgoing.need("label")
     columns = outgoing.open([latent, label], scale="scaled")
-    name = f"imagenet{re.sub('[^0-9x]', '', outgoing.size_text(latent))}"
-    folders = [work.result / f"{name}{suffix}" for suffix in (_FEATURES, _LABELS)]
+    folders = [work.result / f"imagenet256{suffix}" for suffix in (_FEATURES, _LABELS)]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     start = recorded = work.done
