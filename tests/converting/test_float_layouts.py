@@ -106,17 +106,29 @@ def test_mean_and_std_are_equal_to_the_bit(layout, kind, tmp_path):
     assert np.array_equal(stored(tmp_path / "again", "moments"), moments)
 
 
-def test_latents_are_drawn_from_mean_and_std(tmp_path):
+def edm2_encodes_latents(x):
+    """Make training values of drawn latents as StabilityVAEEncoder.encode_latents of NVlabs/edm2 does."""
+    scale = np.float32(0.5) / np.float32([4.17, 4.62, 3.71, 3.28])
+    bias = np.float32(0) - np.float32([5.81, 3.25, 0.12, -2.15]) * scale
+    return x * torch.from_numpy(scale).reshape(1, -1, 1, 1) + torch.from_numpy(bias).reshape(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "trained", "pixels"),
+    [("repa", lambda x: x * 0.18215, (-1.0, 1.0)), ("edm2", edm2_encodes_latents, (0.0, 1.0))],
+)
+def test_latents_are_drawn_from_mean_and_std(layout, trained, pixels, tmp_path):
     moments = np.concatenate([floats(0, 4, 8, 8), np.abs(floats(1, 4, 8, 8))], axis=1)
     made.edm2_writes(tmp_path / "vae-sd", moments, None)
-    convert(tmp_path / "vae-sd", tmp_path / "in", from_layout="repa")
+    convert(tmp_path / "vae-sd", tmp_path / "in", from_layout=layout)
+    assert latentq.Card.load(tmp_path / "in").autoencoder.pixel_range == pixels
     dataset = latentq.LatentDataset(tmp_path / "in", scale="scaled")
     torch.manual_seed(0)
     drawn = dataset.batch(range(COUNT))["latent"]
     torch.manual_seed(0)
     mean, std = torch.from_numpy(moments).chunk(2, 1)
-    torch.testing.assert_close(drawn, (mean + std * torch.randn_like(mean)) * 0.18215)
-    convert(tmp_path / "in", tmp_path / "out", to_layout="repa")
+    torch.testing.assert_close(drawn, trained(mean + std * torch.randn_like(mean)))
+    convert(tmp_path / "in", tmp_path / "out", to_layout=layout)
     assert (tmp_path / "out" / "dataset.json").read_text() == '{"labels": null}'
 
 
