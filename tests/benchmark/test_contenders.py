@@ -43,12 +43,13 @@ def test_dtypes_are_the_same_values():
     np.testing.assert_allclose((t.out_bfloat16.astype(np.uint32) << 16).view(np.float32), t.x, atol=0.5)
 
 
-def test_every_kind_decodes_its_latents_and_numpy_the_affine_ones():
+def test_every_kind_encodes_and_decodes_its_latents_and_numpy_the_affine_ones():
     data = codecs.codes(16)
     for kind in codecs.KINDS:
         codecs.DECODE[f"latentq {kind}"](data)
         assert data.packed[kind].shape == (16, codecs.BYTES)
         assert np.square(data.out - data.x).mean() < 0.05 * data.x.var()
+    np.testing.assert_array_equal(codecs.ENCODE["NumPy, affine"](data), data.packed["affine"])
     codecs.DECODE["latentq affine"](data)
     expected = data.out.copy()
     data.out[...] = 0

@@ -1,4 +1,4 @@
-"""The kinds of quantizers at 4 bits a value, on latents like DC-AE's, and NumPy's lookup of packed codes."""
+"""The kinds of quantizers at 4 bits a value, on latents like DC-AE's, and packed codes by NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from latentq.benchmark.quantizing import FILL
+from latentq.benchmark.quantizing import FILL, READ
 from latentq.quantizer import Quantizer, Transform
 
 SHAPE = (32, 8, 8)  # f32c32 at 256 pixels
@@ -60,6 +60,15 @@ def _encode(kind: str) -> Callable[[Codes], object]:
     return lambda c: c.quantizers[kind].quantize_packed(c.x[:_ENCODED])
 
 
+def _numpy_encode(c: Codes) -> Array:
+    affine, x = c.quantizers["affine"], c.x[:_ENCODED]
+    assert isinstance(affine, Quantizer)
+    low, high = (np.array(bounds, np.float32).reshape(-1, 1, 1) for bounds in (affine.low, affine.high))
+    inverse_step = 1 / ((high - low) / np.float32(15))
+    codes = np.rint((np.clip(x, low, high) - low) * inverse_step).astype(np.uint8).reshape(len(x), -1)
+    return codes[:, ::2] | codes[:, 1::2] << 4
+
+
 def _numpy_decode(c: Codes) -> None:
     packed = c.packed["affine"]
     unpacked = np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), SHAPE[0], -1)
@@ -72,5 +81,9 @@ DECODE: dict[str, Callable[[Codes], object]] = {
     FILL: lambda c: c.out.fill(1),
     "NumPy, affine": _numpy_decode,
 }
-ENCODE: dict[str, Callable[[Codes], object]] = {f"latentq {kind}": _encode(kind) for kind in KINDS}
+ENCODE: dict[str, Callable[[Codes], object]] = {
+    **{f"latentq {kind}": _encode(kind) for kind in KINDS},
+    READ: lambda c: c.x[:_ENCODED].max(),
+    "NumPy, affine": _numpy_encode,
+}
 ENCODED = _ENCODED * ELEMENTS  # values of a call

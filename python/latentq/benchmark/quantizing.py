@@ -135,6 +135,7 @@ QUANTIZE_TYPES: dict[str, Callable[[Types], object]] = {
     "bfloat16, 8 bits": lambda t: t.uniform[8].quantize(t.bfloat16, out=t.out_codes),
     "float32, 6 bits packed": lambda t: t.uniform[6].quantize_packed(t.x, out=t.out_packed[6]),
     "float32, 4 bits packed": lambda t: t.uniform[4].quantize_packed(t.x, out=t.out_packed[4]),
+    READ: lambda t: t.x.max(),
     "float32, codebook of 8 bits": lambda t: t.codebook.quantize(t.x, out=t.out_codes),
 }
 DEQUANTIZE_TYPES: dict[str, Callable[[Types], object]] = {
@@ -143,5 +144,6 @@ DEQUANTIZE_TYPES: dict[str, Callable[[Types], object]] = {
     "bfloat16, 8 bits": lambda t: t.uniform[8].dequantize(t.codes, dtype="bfloat16", out=t.out_bfloat16),
     "float32, 6 bits packed": lambda t: t.uniform[6].dequantize_packed(t.packed[6], t.x.shape, out=t.out_x),
     "float32, 4 bits packed": lambda t: t.uniform[4].dequantize_packed(t.packed[4], t.x.shape, out=t.out_x),
+    FILL: lambda t: t.out_x.fill(1),
     "float32, codebook of 8 bits": lambda t: t.codebook.dequantize(t.codes, out=t.out_x),
 }

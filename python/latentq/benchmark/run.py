@@ -96,16 +96,16 @@ def _codes_and_values(title: str, threads: int, *, compiled: bool) -> Group:
     options = {"untimed_call": True, "rest": 0.0 if threads == 1 else 0.02}
     works = installed.quantizers(title, compiled=compiled)
     return Group(
-        title, works, quantizing.arrays(threads), quantizing.VALUES, "values", limits=quantizing.LIMITS, rounds=7,
+        title, works, quantizing.arrays(threads), quantizing.VALUES, "values", limits=quantizing.LIMITS, rounds=5,
         options=options,
     )  # fmt: skip
 
 
 def _types(works: Mapping[str, Callable[[quantizing.Types], object]]) -> Group:
-    ours = {f"latentq {name}": work for name, work in works.items()}
+    named = {name if name in quantizing.LIMITS else f"latentq {name}": work for name, work in works.items()}
     return Group(
-        "", ours, quantizing.types(), quantizing.VALUES, "values", ours=next(iter(ours)), rounds=5,
-        options={"untimed_call": True},
+        "", named, quantizing.types(), quantizing.VALUES, "values", ours=next(iter(named)), limits=quantizing.LIMITS,
+        rounds=5, options={"untimed_call": True},
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _loading(plan: Plan) -> Iterator[Prepared]:
 
     def epochs() -> Group:
         works = installed.loaders(folder())
-        return Group("", works, None, _SAMPLES, "samples", limits=(loading.BOUND,), rounds=5)
+        return Group("", works, None, _SAMPLES, "samples", limits=(loading.BOUND,), rounds=3)
 
     yield "shuffled epochs to float32 tensors", epochs
     best = device.best_device()
