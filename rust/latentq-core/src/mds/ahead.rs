@@ -14,8 +14,12 @@ use crate::parallel::Task;
 /// larger pages than if it was only told which bytes will be needed (3.0 against 1.2 GB/s on a virtual disk).
 const PIECE: usize = 1 << 19;
 
-/// How long samples wait for the files. Reads of single samples in between would cut the large ones to pieces.
+/// How long samples wait for the files at first. Reads of single samples in between would cut the large ones to pieces.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long samples wait before they are read all the same, if the files take longer: so that most of the disk's time goes to
+/// the files, and some thousand samples come in a second.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Interval at which a waiting thread looks. Waiting takes no lock, which a forked child might never get.
 const LOOK: Duration = Duration::from_micros(250);
@@ -116,7 +120,8 @@ impl Ahead {
 
     /// Waits until files are no longer read ahead, but not for long. Returns false if they still are.
     pub fn wait(&self) -> bool {
-        let until = Duration::from_micros(self.state.started.load(Relaxed)) + PATIENCE;
+        let started = Duration::from_micros(self.state.started.load(Relaxed));
+        let until = (started + PATIENCE).max(self.opened.elapsed() + PAUSE);
         while self.is_running() {
             if self.opened.elapsed() >= until {
                 return false;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -23,16 +24,21 @@ pub struct Threads {
 
 type Work = Box<dyn FnOnce() + Send>;
 
+/// A part of a job: the number of the job, and what to do.
+type Task = (u64, Work);
+
 /// Queued tasks; `None` after shutdown.
 struct Queue {
-    tasks: Mutex<Option<VecDeque<Work>>>,
+    tasks: Mutex<Option<VecDeque<Task>>>,
     more: Condvar,
+    /// The number of the next job.
+    next: AtomicU64,
 }
 
 impl Threads {
     /// Creates a pool of up to `count` threads, which start with the first job.
     pub fn new(count: usize) -> Self {
-        let queue = Queue { tasks: Mutex::new(Some(VecDeque::new())), more: Condvar::new() };
+        let queue = Queue { tasks: Mutex::new(Some(VecDeque::new())), more: Condvar::new(), next: AtomicU64::new(0) };
         Self { count: count.max(1), queue: Arc::new(queue), handles: Mutex::new(Vec::new()), owner: process::id() }
     }
 
@@ -58,19 +64,20 @@ impl Threads {
         let results = parts.iter().map(|_| None).collect();
         let state = Arc::new(Progress { results: Mutex::new((parts.len(), results)), done: Condvar::new() });
         let work = Arc::new(work);
+        let job = self.queue.next.fetch_add(1, Relaxed);
         let is_single = parts.len() == 1;
         if let Some(tasks) = lock(&self.queue.tasks).as_mut() {
             for (number, part) in parts.into_iter().enumerate() {
                 let ticket = Ticket { state: Arc::clone(&state), number, result: None };
                 let work = Arc::clone(&work);
-                tasks.push_back(Box::new(move || ticket.finish(work(part))));
+                tasks.push_back((job, Box::new(move || ticket.finish(work(part)))));
             }
         }
         match is_single {
             true => self.queue.more.notify_one(),
             false => self.queue.more.notify_all(),
         }
-        Ok(Job { state, owner: self.owner })
+        Ok(Job { state, queue: Some((Arc::clone(&self.queue), job)), owner: self.owner })
     }
 
     /// Starts the threads that are not running yet.
@@ -110,19 +117,33 @@ impl Queue {
             let work = loop {
                 match tasks.as_mut().map(VecDeque::pop_front) {
                     None => return,
-                    Some(Some(work)) => break work,
+                    Some(Some((_, work))) => break work,
                     Some(None) => tasks = self.more.wait(tasks).unwrap_or_else(PoisonError::into_inner),
                 }
             };
             drop(tasks);
-            let _ = catch_unwind(AssertUnwindSafe(work)); // the ticket reports a panic to the waiting thread
+            run(work);
         }
     }
+
+    /// Takes a task of a job that no thread has begun.
+    fn take(&self, job: u64) -> Option<Work> {
+        let mut tasks = lock(&self.tasks);
+        let tasks = tasks.as_mut()?;
+        let at = tasks.iter().position(|(number, _)| *number == job)?;
+        tasks.remove(at).map(|(_, work)| work)
+    }
+}
+
+fn run(work: Work) {
+    let _ = catch_unwind(AssertUnwindSafe(work)); // the ticket reports a panic to the waiting thread
 }
 
 /// A handle to a job of [`Threads`]. Dropping it waits for the job.
 pub struct Job<T> {
     state: Arc<Progress<T>>,
+    /// The queue that its parts may be in, and its number there; `None` if it is done.
+    queue: Option<(Arc<Queue>, u64)>,
     owner: u32,
 }
 
@@ -136,12 +157,21 @@ impl<T> Job<T> {
     /// Creates a finished job with a single result.
     pub fn done(result: T) -> Self {
         let results = Mutex::new((0, vec![Some(Ok(result))]));
-        Self { state: Arc::new(Progress { results, done: Condvar::new() }), owner: process::id() }
+        Self { state: Arc::new(Progress { results, done: Condvar::new() }), queue: None, owner: process::id() }
     }
 
     /// True if [`Job::wait`] does not have to wait.
     pub fn is_done(&self) -> bool {
         self.owner != process::id() || lock(&self.state.results).0 == 0
+    }
+
+    /// Does the parts that no thread has begun on the calling thread, which would wait for them otherwise, and whose
+    /// processor the threads may be waiting for.
+    pub fn help(&self) {
+        let Some((queue, job)) = self.queue.as_ref().filter(|_| self.owner == process::id()) else { return };
+        while let Some(work) = queue.take(*job) {
+            run(work);
+        }
     }
 
     /// Waits up to `timeout` for all results. Returns `None` on a timeout.
@@ -249,6 +279,35 @@ mod tests {
         assert!(!slow.is_done());
         release.send(()).unwrap();
         all(&slow).unwrap();
+    }
+
+    #[test]
+    fn who_helps_does_the_parts_that_no_thread_has_begun() {
+        let threads = Threads::new(1);
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let slow = threads.start(vec![wait], |wait| wait.recv().map_err(|_| Error::argument("no sender"))).unwrap();
+        let own = std::thread::current().id();
+        let job = threads.start((0..5).collect(), move |n| Ok((n, std::thread::current().id() == own))).unwrap();
+        let panics = threads.start(vec![0usize], |n| Ok(1 / n)).unwrap();
+        let begun = slow_has_begun(&threads);
+        assert!(job.wait(Duration::from_millis(1)).is_none());
+        job.help();
+        panics.help();
+        assert!(job.is_done() && panics.is_done());
+        assert_eq!(all(&job).unwrap(), (0..5).map(|n| (n, true)).collect::<Vec<_>>());
+        assert!(all(&panics).is_err());
+        assert!(begun && !slow.is_done());
+        release.send(()).unwrap();
+        all(&slow).unwrap();
+    }
+
+    /// Waits until the only thread has taken the first of three jobs.
+    fn slow_has_begun(threads: &Threads) -> bool {
+        let queued = || super::lock(&threads.queue.tasks).as_ref().map_or(0, |tasks| tasks.len());
+        (0..20_000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            queued() <= 6
+        })
     }
 
     #[test]
