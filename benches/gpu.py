@@ -1,4 +1,4 @@
-"""Checks and measures the CUDA path of latentq on one card, in about eight minutes and unattended.
+"""Checks and measures the CUDA path of latentq on one card, in about nine minutes and unattended.
 
     python benches/gpu.py [--dry] [--budget S] [--json FILE] [--stage NAME]
 

@@ -267,7 +267,7 @@ def _exit_text(code: int) -> str:
 def _options(stages: Sequence[Stage], arguments: Sequence[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="gpu.py", description="Checks and measures latentq on one CUDA card.")
     parser.add_argument("--dry", action="store_true", help="rehearse every stage on the CPU, in miniature")
-    parser.add_argument("--budget", type=float, default=480.0, metavar="S", help="seconds for all stages (%(default)g)")
+    parser.add_argument("--budget", type=float, default=560.0, metavar="S", help="seconds for all stages (%(default)g)")
     parser.add_argument(
         "--json", type=Path, default=Path("target/gpu/result.json"), metavar="FILE",
         help="file to write results to; the tables go next to it, as .md (%(default)s)",

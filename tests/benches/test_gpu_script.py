@@ -332,6 +332,43 @@ def test_stage_of_codes_finds_one_wrong_code(gpu, tmp_path, monkeypatch):
     assert (found[1]["got"], found[1]["note"]) == (1, f"first: x 0x{bits:x}, CPU {right}, CUDA {right ^ 1}")
 
 
+@pytest.fixture
+def one_thread():
+    """Torch works on one thread, as in a rehearsal: sizes are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_stage_of_codecs_holds_on_the_cpu_and_finds_one_wrong_value(gpu, tmp_path, monkeypatch):
+    from gpu.harness import Run
+    from gpu.results import Results
+    from gpu.stages import codecs
+
+    (tmp_path / "run").mkdir()
+    results = Results(tmp_path / "r.json")
+    codecs.work(Run(results, "codecs", tmp_path / "run", dry=True))
+    checks = {check["name"]: check["ok"] for check in results.data["checks"]}
+    assert {name for name, ok in checks.items() if ok is False} == set()
+    assert sum(ok is True for ok in checks.values()) == 21 + 18 + 6, checks
+    numbers = {number["name"] for number in results.data["numbers"]}
+    assert {"encode, transform, 4 bits: the device waits", "read, trellis, 8 bits, resident"} <= numbers
+
+    real = codecs.Device.dequantize
+
+    def wrong(*arguments):
+        values = real(*arguments)
+        values.reshape(-1)[77] ^= 1
+        return values
+
+    monkeypatch.setattr(codecs.Device, "dequantize", wrong)
+    run = Run(results, "codecs", tmp_path, dry=True)
+    codecs._trellis(run, codecs.Device(run), 4, (4, 8, 8))
+    assert (results.data["checks"][-1]["ok"], results.data["checks"][-1]["got"]) == (False, 3)
+
+
 def test_datasets_that_differ_are_named(gpu, tmp_path):
     from gpu.pictures import differing
 
@@ -381,7 +418,22 @@ def test_rehearsal_runs_every_stage(rehearsal):
     process, results, _ = rehearsal
     assert process.returncode == 0, process.stderr
     assert stages_of(results) == dict.fromkeys(
-        ("env", "codes", "sync", "bytes", "nan", "oom", "tests", "forward", "loop", "reading", "rank", "ideas", "big")
+        (
+            "env",
+            "codes",
+            "sync",
+            "bytes",
+            "nan",
+            "oom",
+            "tests",
+            "forward",
+            "loop",
+            "reading",
+            "codecs",
+            "rank",
+            "ideas",
+            "big",
+        )
     )
     assert results["env"]["stand-ins"] == ["tomli_w"]
     assert "diffusers is missing" in results["env"]["network"]
@@ -399,6 +451,7 @@ def test_every_check_of_the_rehearsal_holds(rehearsal):
         "oom": 10,
         "tests": 2,
         "reading": 17,
+        "codecs": 45,
         "rank": 5,
         "big": 4,
     }
@@ -418,6 +471,7 @@ def test_rehearsal_measures_what_the_card_will_measure(rehearsal):
         "env": ["bf16 product", "device copy", "pinned"],
         "loop": ["images alone", "encode, bf16 compiled", "encode, float32", "plain loop", "tar", "min_size"],
         "reading": ["affine8, loader", "codebook8, resident", "host in next", "steps next to"],
+        "codecs": ["the device waits", "decode trellis", "decode transform", "resident"],
         "ideas": ["convolution", "GroupNorm", "0.2 megapixels, nvJPEG"],
         "big": ["batch"],
     }.items():

@@ -1,6 +1,7 @@
 """A dataset encoded by a transform, from `latentq encode` to every reader."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -138,8 +139,17 @@ def test_a_sample_that_does_not_decode_is_damage(out, tmp_path):
     (shard.parent / "index.json").write_text(json.dumps(index))
     messages = [finding.message for finding in latentq.verify(damaged)]
     assert any("sample 1, column latent: cannot be decoded" in message for message in messages), messages
-    with pytest.raises(FormatError, match="sample 5 cannot be decoded"):
+    place = rf"{re.escape(str(shard))}: sample 1 \(5 of the dataset\), column latent: cannot be decoded"
+    with pytest.raises(FormatError, match=place):
         LatentDataset(damaged).batch(range(14))
+    with pytest.raises(FormatError, match=place):
+        list(LatentDataset(damaged).loader(7, shuffle=True))
+    column = rf"{re.escape(str(damaged))}.*: column latent: encoded sample 3 cannot be decoded"
+    dataset = LatentDataset(damaged)
+    with pytest.raises(FormatError, match=column):  # as of a worker, which sends samples as stored
+        dataset.decode_batch(dataset.read([2, 3, 4, 5]))
+    with pytest.raises(FormatError, match="sample 5, column 0 in memory: cannot be decoded"):
+        LatentDataset(damaged).to_device("cpu").batch(range(14))
 
 
 def test_verify_adds_up_the_latents_again(out):
@@ -209,12 +219,6 @@ def test_an_update_keeps_the_tables(tmp_path):
     assert latentq.verify(out) == []
 
 
-def test_samples_that_fit_in_no_budget_are_rejected(source, tmp_path):
-    with pytest.raises(LatentqError, match="none of 14 samples could be stored"):
-        latentq.encode(source, tmp_path / "out", **OPTIONS, codec="transform", bytes=17)
-    assert "the number of bytes is too small" in (tmp_path / "out" / "rejects.tsv").read_text()
-
-
 def test_the_others_of_a_batch_are_stored(source, tmp_path, monkeypatch):
     encode_counted = Transform.encode_counted
 
@@ -262,6 +266,31 @@ def test_other_layouts_and_small_latents_are_refused(out, source, tmp_path):
         latentq.encode(source, tmp_path / "out", **OPTIONS, bytes=5000)
     with pytest.raises(RecipeError, match="use a trellis"):
         latentq.encode(source, tmp_path / "out", autoencoder="dct-f8c16", size=24, codec="transform")
+
+
+def test_too_few_bytes_are_refused_before_anything_is_encoded(source, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RecipeError, match=r"17 bytes hold no latent of shape \(16, 8, 8\): .* takes 18"):
+        latentq.encode(source, out, **OPTIONS, bytes=17)
+    assert not out.exists()
+    with pytest.raises(ValueError, match="17 bytes hold no sample of shape"):
+        Transform.calibrate(np.ones((2, 16, 8, 8), np.float32), bytes=17)
+
+
+def test_bytes_that_are_too_few_for_these_latents_are_found_at_the_calibration(source, tmp_path, monkeypatch):
+    encode_counted = Transform.encode_counted
+
+    def without_large_steps(self, x, **options):
+        # A step that is large enough fits any budget, unless a latent is far from the others: here none is.
+        return encode_counted(replace(self, step=self.step / 2**14), x, **options)
+
+    monkeypatch.setattr(Transform, "encode_counted", without_large_steps)
+    out = tmp_path / "out"
+    few = r"latent: none of 14 calibration samples can be encoded in 100 bytes: .*the number of bytes is too small"
+    with pytest.raises(LatentqError, match=few):
+        latentq.encode(source, out, **OPTIONS, bytes=100)
+    assert not list(out.rglob("shard*"))
+    assert not (out / "latents.toml").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,22 @@
 """The stages, in the order of the run; each file measures and checks one thing. Every file has `work(run)`."""
 
 from gpu.harness import Stage
-from gpu.stages import big, codes, env, forward, ideas, loop, memory, ranks, reading, redo, same_bytes, sync, tests
+from gpu.stages import (
+    big,
+    codecs,
+    codes,
+    env,
+    forward,
+    ideas,
+    loop,
+    memory,
+    ranks,
+    reading,
+    redo,
+    same_bytes,
+    sync,
+    tests,
+)
 
 STAGES = (
     Stage("env", 15, True, env.work),
@@ -14,6 +29,7 @@ STAGES = (
     Stage("forward", 120, True, forward.work),
     Stage("loop", 60, True, loop.work),
     Stage("reading", 50, True, reading.work),
+    Stage("codecs", 70, True, codecs.work),
     Stage("rank", 15, False, ranks.work, apart=True),
     Stage("ideas", 35, False, ideas.work),
     Stage("big", 10, False, big.work, apart=True),

@@ -37,7 +37,7 @@ class Loop:
         self, name: str, source: Any, dtype: str = "bfloat16", *, compiled: bool = True, **options: Any
     ) -> float:
         """Encodes; returns the images per second from the first reading until the dataset is published."""
-        image = {key: options.pop(key) for key in ("min_size",) if key in options}
+        image = {key: options.pop(key) for key in ("min_size", "quantizer") if key in options}
         totals = Totals()
         with compiling(self.run):
             encode(

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import LatentqError
@@ -155,7 +156,7 @@ def _counted(batches: Iterator[EncodedBatch], bar: Progress) -> Iterator[Encoded
         raise
 
 
-_METRIC_IMAGES = 16  # that a metric is the mean of, at most
+_FIRST = 16  # samples that a metric is the mean of, and that the codec is tried on
 
 
 class _TransformCalibration:
@@ -176,13 +177,16 @@ class _TransformCalibration:
     def update(self, latents: NDArray[Any]) -> None:
         """Adds latents (N, C, h, w), as they are stored."""
         self._calibrator.update(latents)
-        if "metric" in self._options:
-            self._first += list(latents[: max(0, _METRIC_IMAGES - len(self._first))])
+        self._first += list(latents[: max(0, _FIRST - len(self._first))])
 
     def quantizer(self) -> Transform:
-        """Returns the codec that fits them."""
+        """Returns the codec that fits them.
+
+        Raises:
+            LatentqError: None of the first of them fits in the bytes of a sample.
+        """
         metric = None
-        if self._first:
+        if "metric" in self._options:
             from latentq.encoding.decoder_metric import decoder_metric
             from latentq.models.scale import ScaleChange
 
@@ -193,7 +197,16 @@ class _TransformCalibration:
             metric = decoder_metric(encoder.autoencoder, self._first, to_raw, encoder.device)
         sample_bytes = transform_bytes(self._options, self._run.card.latents[self._name].shape)
         rate = self._options.get("rate")
-        return self._calibrator.transform(rate=rate, bytes=sample_bytes, metric=metric)
+        transform = self._calibrator.transform(rate=rate, bytes=sample_bytes, metric=metric)
+        tried = np.stack([latent for latent in self._first if latent.shape == self._first[0].shape])  # of one bucket
+        faults = transform.encode_counted(tried).bad
+        if len(faults) == len(tried):
+            size = "" if sample_bytes is None else f" in {counted(sample_bytes, 'byte')}"
+            raise LatentqError(
+                f"columns.{self._name}: none of {counted(len(tried), 'calibration sample')} can be encoded{size}: "
+                f"{faults[0]}"
+            )
+        return transform
 
 
 def _calibrators(run: EncodingRun) -> dict[str, Calibrator | _TransformCalibration]:

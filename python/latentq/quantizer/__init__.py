@@ -12,6 +12,7 @@ from latentq.quantizer.transform import (
     Transform,
     TransformCalibrator,
     check_transform_shape,
+    least_transform_bytes,
     quantizer_from_dict,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "TransformCalibrator",
     "ValueCounts",
     "check_transform_shape",
+    "least_transform_bytes",
     "quantizer_from_dict",
 ]
 

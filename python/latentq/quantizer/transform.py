@@ -34,6 +34,7 @@ Stored: TypeAlias = "npt.NDArray[np.uint8] | Sequence[bytes] | torch.Tensor"
 """Encoded samples: (N, sample_bytes) uint8 if the number of bytes is fixed, else any N byte strings."""
 
 _SIDE = 8
+_STATES = 16  # bytes of the states of the entropy coder
 _FLOAT32, _UINT16 = np.dtype("<f4"), np.dtype("<u2")
 
 
@@ -413,6 +414,15 @@ def check_transform_shape(shape: Sequence[int]) -> None:
     _core.check_transform_shape(*shape)
 
 
+def least_transform_bytes(shape: Sequence[int]) -> int:
+    """Returns the bytes of a sample without its words, escapes and low bits: fewer hold no sample of this shape.
+
+    Args:
+        shape: (C, h, w).
+    """
+    return 1 + math.prod(-(-size // _SIDE) for size in shape[1:]) + _STATES
+
+
 AnyQuantizer: TypeAlias = Quantizer | Transform
 """A quantizer or codec, which turns the values of a column into stored bytes and back."""
 
@@ -441,7 +451,7 @@ class TransformCalibrator:
 
     def __init__(self, channels: int) -> None:
         self._core = _core.TransformCalibrator(channels)
-        self._elements = self._tiles = 0
+        self._shape: tuple[int, ...] = ()  # of the first sample
 
     def update(self, x: Array | torch.Tensor) -> None:
         """Adds a batch of samples.
@@ -457,9 +467,7 @@ class TransformCalibrator:
         bad = self._core.update(array, is_bfloat16)
         if bad is not None:
             raise not_finite(*bad)
-        if not self._elements:
-            self._elements = math.prod(array.shape[1:])
-            self._tiles = -(-array.shape[2] // _SIDE) * -(-array.shape[3] // _SIDE)
+        self._shape = self._shape or tuple(array.shape[1:])
 
     def transform(
         self,
@@ -482,6 +490,10 @@ class TransformCalibrator:
         """
         if (rate is None) == (bytes is None):
             raise ValueError("give either rate=, for a constant step, or bytes=, for a constant number of bytes")
+        if bytes is not None and self._shape:
+            least = least_transform_bytes(self._shape)
+            if bytes < least:
+                raise ValueError(f"{bytes} bytes hold no sample of shape {self._shape}, which takes {least} or more")
         if rate is None:
             rate = self._rate_of(int(bytes or 0))
         weights = None if metric is None else (np.ascontiguousarray(metric, np.float64), float(power))
@@ -492,9 +504,10 @@ class TransformCalibrator:
 
     def _rate_of(self, sample_bytes: int) -> float:
         """Returns the bits per element that a number of bytes leaves, without those before the words of a sample."""
-        if not self._elements:
+        if not self._shape:
             raise ValueError("there are no samples to calibrate with")
-        rate = 8 * (sample_bytes - 1 - self._tiles - 8) / self._elements
+        # Half of the bytes of the states are used for low bits.
+        rate = 8 * (sample_bytes - least_transform_bytes(self._shape) + _STATES // 2) / math.prod(self._shape)
         return float(min(max(rate, 0.25), 16.0))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -136,7 +137,16 @@ class Layout:
         column = self.encoded[name]
         dtype = column.decoded_dtype(self.dtype)
         out = allocate((len(stored), *column.shape), dtype) if stored.device.type == "cpu" else None
-        return column.decode(stored, dtype, out=out, noise=noise)
+        with self.naming(name):
+            return column.decode(stored, dtype, out=out, noise=noise)
+
+    @contextmanager
+    def naming(self, name: str) -> Iterator[None]:
+        """Adds the dataset and a column to errors of damaged samples."""
+        try:
+            yield
+        except FormatError as error:
+            raise FormatError(f"{self.path}: column {name}: {error}: latentq verify says where it is") from None
 
     @classmethod
     def resolve(

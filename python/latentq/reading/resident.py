@@ -244,7 +244,8 @@ class ResidentDataset(BatchedDataset):
             for name, encoded in layout.on_host.items():
                 if name in columns:
                     stored = columns[name].index_select(0, indices[name].cpu())
-                    batch = batch | {name: encoded.decode_to(self.device, stored, layout.dtype)}
+                    with layout.naming(name):
+                        batch = batch | {name: encoded.decode_to(self.device, stored, layout.dtype)}
         return self._dataset.decode_batch(batch, bucket=bucket, allocate=allocate)
 
     def loader(self, batch_size: int, **options: Unpack[LoaderOptions]) -> LatentLoader:

@@ -155,7 +155,8 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
         raise FormatError(
             f"{layout.path}: column {column.shard_name!r} gave {counted(data.size, 'byte')}, not {column.nbytes}{hint}"
         )
-    return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
+    with layout.naming(name):
+        return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
 
 
 def _fetch(stream: Stream, file: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from latentq._core import MismatchError, RecipeError
 from latentq.format.card import Card
-from latentq.format.encodings import array_encoding, latent_encoding
+from latentq.format.encodings import array_encoding, latent_encoding, transform_bytes
 from latentq.format.facts import (
     TOKEN_DTYPES,
     AutoencoderFacts,
@@ -29,8 +29,9 @@ from latentq.models.autoencoders.interface import DescribedAutoencoder
 from latentq.models.match import codebook_size, normalization_of, shape_of, text_shape
 from latentq.models.text import TextEncoder
 from latentq.models.weights import weight_hash
-from latentq.quantizer import AnyQuantizer, Quantizer, check_transform_shape
+from latentq.quantizer import AnyQuantizer, Quantizer, check_transform_shape, least_transform_bytes
 from latentq.run.sample_list import Totals
+from latentq.system.text import counted
 
 
 def resolve_recipe(
@@ -261,8 +262,10 @@ def _without_transform(quantizer: AnyQuantizer) -> Quantizer:
 
 
 def _check_transform(name: str, column: Column, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Raises RecipeError if samples of a shape are too small for a transform, or its bytes exceed those of float32."""
-    sample_bytes, floats = column.quantizer.get("bytes", 0), 4 * max(map(prod, shapes))
+    """Raises RecipeError if samples of a shape are too small for a transform, or its bytes too few or too many."""
+    sample_bytes, floats = transform_bytes(column.quantizer, shapes[0]), 4 * max(map(prod, shapes))
+    if sample_bytes is None:
+        sample_bytes = floats
     if sample_bytes > floats:
         raise RecipeError(f"columns.{name}: {sample_bytes} bytes are more than a latent takes in float32, {floats}")
     try:
@@ -270,6 +273,12 @@ def _check_transform(name: str, column: Column, shapes: Sequence[tuple[int, ...]
             check_transform_shape(shape)
     except ValueError as error:
         raise RecipeError(f"columns.{name}: {error}") from None
+    least, largest = max((least_transform_bytes(shape), shape) for shape in shapes)
+    if sample_bytes < least:
+        raise RecipeError(
+            f"columns.{name}: {counted(sample_bytes, 'byte')} hold no latent of shape {largest}: without any value it "
+            f"takes {least}"
+        )
 
 
 def _given_quantizer(column: Column, channels: int) -> Quantizer:

@@ -18,11 +18,18 @@ pub trait Samples {
     /// # Errors
     /// An argument error for a sample or column that does not exist, an I/O or format error, and any error of `visit`.
     fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()>;
+
+    /// Says where a value is, for messages.
+    fn place(&self, index: u64, column: usize) -> String;
 }
 
 impl Samples for Reader {
     fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
         Reader::for_each_value(self, indices, columns, visit)
+    }
+
+    fn place(&self, index: u64, column: usize) -> String {
+        Reader::place(self, index, column)
     }
 }
 
@@ -50,6 +57,10 @@ impl Samples for Tables<'_> {
             }
         }
         Ok(())
+    }
+
+    fn place(&self, index: u64, column: usize) -> String {
+        format!("sample {index}, column {column} in memory")
     }
 }
 
@@ -111,7 +122,8 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             Ok(())
         }
         Sink::Fixed(size, _) => {
-            Err(Error::argument(format!("a value has {} bytes, the output expects {size}", value.len())))
+            let place = samples.place(indices[slot], columns[column]);
+            Err(Error::argument(format!("{place}: a value has {} bytes, the output expects {size}", value.len())))
         }
         Sink::Each(out, ranges) => {
             ranges[slot] = out.len()..out.len() + value.len();
@@ -119,6 +131,14 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
         }
         Sink::Dequantized(quantizer, plane, out) => {
             let elements = quantizer.channels() * *plane;
+            let size = packed_len(elements, quantizer.bits())?;
+            if value.len() != size {
+                let place = samples.place(indices[slot], columns[column]);
+                return Err(Error::format(format!(
+                    "{place}: has {} bytes, not {size} for {elements} codes",
+                    value.len()
+                )));
+            }
             if quantizer.together(*plane) == 1 {
                 return quantizer.dequantize_packed(
                     value,
@@ -126,10 +146,6 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
                     *plane,
                     1,
                 );
-            }
-            let size = packed_len(elements, quantizer.bits())?;
-            if value.len() != size {
-                return Err(Error::argument(format!("a value has {} bytes, its {elements} codes {size}", value.len())));
             }
             let waiting = &mut waiting[column];
             waiting.slots.push(slot);
@@ -150,13 +166,14 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             waiting.dequantize(quantizer, *plane, out)?;
         }
     }
-    for (sink, Encoded { bytes, ranges }) in sinks.iter_mut().zip(&encoded) {
+    for ((sink, Encoded { bytes, ranges }), column) in sinks.iter_mut().zip(&encoded).zip(columns) {
         let Sink::Transformed(transform, shape, out) = sink else { continue };
         let mut values = with_room(ranges.len())?;
         values.extend(ranges.iter().map(|range| &bytes[range.clone()]));
         let all = 0..out.len();
         if let Some((slot, fault)) = transform.decode(&values, out.range(all), *shape, 1)?.first() {
-            return Err(Error::format(format!("sample {} cannot be decoded: {fault}", indices[*slot])));
+            let place = samples.place(indices[*slot], *column);
+            return Err(Error::format(format!("{place}: cannot be decoded: {fault}")));
         }
     }
     Ok(())
@@ -186,8 +203,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Samples, Sink, Tables, Visit, gather};
-    use crate::Result;
     use crate::quant::{FloatsMut, Isa, Quantizer, Rounding, packed_len};
+    use crate::{Kind, Result};
 
     proptest! {
         #[test]
@@ -246,7 +263,9 @@ mod tests {
             let mut values = vec![0.0; 2 * elements];
             let mut sinks = [Sink::Dequantized(&quantizer, plane, FloatsMut::F32(&mut values))];
             let each = Each(vec![&wrong[..bytes - 1], &wrong[bytes - 1..]]);
-            prop_assert!(gather(&each, &[0, 1], &[0], &mut sinks).is_err());
+            let error = gather(&each, &[0, 1], &[0], &mut sinks).unwrap_err();
+            prop_assert_eq!(error.kind(), Kind::Format);
+            prop_assert!(error.to_string().starts_with("value 0 of 0: has "), "{}", error);
         }
     }
 
@@ -256,6 +275,10 @@ mod tests {
     impl Samples for Each<'_> {
         fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
             indices.iter().enumerate().try_for_each(|(slot, index)| visit(slot, columns[0], self.0[*index as usize]))
+        }
+
+        fn place(&self, index: u64, column: usize) -> String {
+            format!("value {index} of {column}")
         }
     }
 

@@ -301,7 +301,7 @@ impl Shards {
         }
     }
 
-    fn path(&self, number: usize) -> PathBuf {
+    pub fn path(&self, number: usize) -> PathBuf {
         self.folder.join(&self.index.shards[number].present_file().basename)
     }
 

@@ -269,6 +269,18 @@ impl Reader {
         self.shards.error(sample.shard, fault.at(self.value_location(sample, column).1))
     }
 
+    /// Says where a value is, for messages: the shard's file, the sample in it and in the dataset, and the column.
+    pub fn place(&self, index: u64, column: usize) -> String {
+        let name = self.schema().columns.get(column).map_or("?", |column| &column.name);
+        match self.locate(index) {
+            Ok((number, within)) => {
+                let path = self.shards.path(number);
+                format!("{}: sample {within} ({index} of the dataset), column {name}", path.display())
+            }
+            Err(_) => format!("{}: sample {index}, column {name}", self.folder().display()),
+        }
+    }
+
     /// Calls `visit(slot, column, value)` for each value of `columns` in the samples `indices`; `slot` and `column` are
     /// positions in these two lists. Samples are visited in storage order, each with all its columns.
     ///
