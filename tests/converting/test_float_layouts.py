@@ -1,6 +1,7 @@
 """Layouts of float latents and moments of one shape: in, out and in again, equal to the bit."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -65,6 +66,20 @@ def test_lightningdit_is_equal_to_the_bit(lightningdit, tmp_path):
     convert(tmp_path / "out", tmp_path / "again")
     assert np.array_equal(stored(tmp_path / "again", "latent"), latents)
     assert latentq.Card.load(tmp_path / "again").autoencoder == card.autoencoder
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_statistics_of_lightningdit_may_be_of_any_floats(dtype, lightningdit, tmp_path):
+    shutil.copytree(lightningdit, tmp_path / "src")
+    stats = {name: value.to(dtype) for name, value in torch.load(lightningdit / "latents_stats.pt").items()}
+    torch.save(stats, tmp_path / "src" / "latents_stats.pt")
+    convert(tmp_path / "src", tmp_path / "in")
+    normalization = latentq.Card.load(tmp_path / "in").autoencoder.normalization
+    assert normalization.mean == tuple(stats["mean"].ravel().tolist())
+    assert normalization.std == tuple(stats["std"].ravel().tolist())
+    torch.save({"mean": stats["mean"].long(), "std": stats["std"]}, tmp_path / "src" / "latents_stats.pt")
+    with pytest.raises(latentq.FormatError, match=r"latents_stats\.pt: mean: must be a tensor of floats, not int64"):
+        convert(tmp_path / "src", tmp_path / "again")
 
 
 def test_scaled_latents_are_those_that_lightningdit_trains_on(lightningdit, tmp_path):
@@ -229,8 +244,6 @@ def files(folder):
 @pytest.mark.parametrize("at", [1, 4, 9])
 def test_a_conversion_that_was_killed_gives_the_same_bytes(at, lightningdit, tmp_path, monkeypatch):
     """A kill is an exception that runs no cleanup: the folder is copied as it is at some write, and continued there."""
-    import shutil
-
     from latentq.converting import to_dataset
     from latentq.format.recipe import Recipe
 
@@ -305,8 +318,6 @@ def test_repa_e_is_equal_to_the_bit(channels, side, model, tmp_path):
 
 def test_an_outgoing_conversion_that_was_killed_gives_the_same_bytes(tmp_path, monkeypatch):
     """The folder of the work is copied at a record of what is done, spoiled after it, and continued."""
-    import shutil
-
     from latentq.converting import fast_dit, outgoing
     from latentq.converting.work import Work
 

@@ -20,6 +20,7 @@ from latentq.converting.known import autoencoder_of
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
 from latentq.converting.safetensors_file import SafetensorsFile, SafetensorsWriter, is_safetensors
+from latentq.converting.torch_tensors import floats_of
 from latentq.converting.work import Work
 from latentq.format.normalization import Normalization
 from latentq.format.safe_torch_file import TensorRecord, TorchFile
@@ -141,7 +142,7 @@ def _normalization(path: Path, channels: int) -> tuple[Normalization, list[str]]
         if not isinstance(record, TensorRecord) or record.shape not in ((1, channels, 1, 1), (channels,)):
             shape = record.shape if isinstance(record, TensorRecord) else None
             raise FormatError(f"{file}: {name} must be a tensor (1, {channels}, 1, 1), not {shape}")
-        values.append(tuple(torch_file.read(record).ravel().astype(float).tolist()))
+        values.append(tuple(floats_of(torch_file, record, f"{file}: {name}").ravel().tolist()))
     try:
         return Normalization(1.0, values[0], values[1]), []
     except ValueError as error:

@@ -59,6 +59,25 @@ def record_of(value: object, where: object, axes: int | None = None) -> TensorRe
     return value
 
 
+def floats_of(file: TorchFile, record: TensorRecord, where: object) -> NDArray[np.float64]:
+    """Reads a tensor of floats as float64.
+
+    Args:
+        file: The file.
+        record: The tensor.
+        where: The file and the tensor's name, for messages.
+
+    Raises:
+        FormatError: It is of another dtype, or not in the file.
+    """
+    array = file.read(record)
+    if record.dtype == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if array.dtype.kind != "f":
+        raise FormatError(f"{where}: must be a tensor of floats, not {record.dtype}")
+    return array.astype(np.float64)
+
+
 def array_dtype(dtype: str) -> np.dtype[Any]:
     """Returns the dtype of arrays that hold values of a tensor's dtype; bfloat16 is its bits in uint16."""
     return np.dtype("uint16" if dtype == "bfloat16" else dtype)
