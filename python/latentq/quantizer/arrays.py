@@ -12,7 +12,9 @@ import numpy.typing as npt
 from latentq.quantizer.floats import FLOAT_DTYPES
 
 FLOAT32 = np.dtype(np.float32)
+FLOAT16 = np.dtype(np.float16)
 UINT8 = np.dtype(np.uint8)
+UINT16 = np.dtype(np.uint16)
 
 
 def tensors_for(x: object) -> ModuleType | None:
@@ -55,8 +57,13 @@ def float_array(x: Any) -> tuple[npt.NDArray[Any], bool]:
     Raises:
         TypeError: `x` is not an array of float16, float32, float64 or uint16 (the bits of bfloat16).
     """
-    if type(x) is np.ndarray and x.dtype is FLOAT32:
-        return native_array(x, FLOAT32), False
+    if type(x) is np.ndarray:  # comparisons of dtypes take as long as a small array
+        if x.dtype is FLOAT32:
+            return native_array(x, FLOAT32), False
+        if x.dtype is FLOAT16:
+            return native_array(x, FLOAT16).view(UINT16), False
+        if x.dtype is UINT16:
+            return native_array(x, UINT16), True
     if not isinstance(x, np.ndarray):
         raise TypeError(f"expected an array or a tensor, not {type(x).__name__}")
     native = x.dtype.newbyteorder("=")
