@@ -417,3 +417,15 @@ def test_text_columns_equal_those_of_the_stock_writer(tmp_path: Path) -> None:
     assert contents(tmp_path / "ours") == contents(tmp_path / "stock")
     for got, row in zip(mds.Reader(tmp_path / "ours"), rows, strict=True):
         assert str(got) == str({name: row[name] for name in sorted(row)})
+
+
+def test_room_for_reading_ahead_is_measured_again_after_a_while(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, measured = [100.0], []
+    monkeypatch.setattr("latentq.mds.reader.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("latentq.mds.reader._page_cache", lambda: measured.append(now[0]) or 0)
+    reader = mds.Reader(dataset)
+    for step in (1, 8, 2, 5, 5):
+        now[0] += step
+        reader.read_ahead(begin=True)
+        reader.read_ahead(begin=False)
+    assert measured == [100, 111, 121]

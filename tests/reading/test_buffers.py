@@ -1,11 +1,15 @@
 """Recycled memory: tensors that are alive never share it, and what is dropped is used again."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latentq.benchmark.loading import latent_dataset, write_numpy
 from latentq.reading import buffers
 from latentq.reading.buffers import RecycledMemory, private, shareable
 from latentq.system.arrays import LARGE
@@ -100,3 +104,20 @@ def _fill_in_child(pipe):
     array = private((LARGE,), torch.uint8).numpy()  # torch's threads do not survive a fork
     array.fill(2)
     pipe.send(int(array.min()))
+
+
+def test_a_copied_or_pickled_allocator_has_no_memory():
+    allocate = RecycledMemory()
+    address = allocate((LARGE,), torch.uint8).data_ptr()
+    for other in (pickle.loads(pickle.dumps(allocate)), copy.deepcopy(allocate)):
+        assert other((LARGE,), torch.uint8).data_ptr() != address
+    assert allocate((LARGE,), torch.uint8).data_ptr() == address
+
+
+def test_a_loader_uses_the_memory_of_the_last_epoch_again(tmp_path):
+    write_numpy(tmp_path, 512)
+    loader = latent_dataset(tmp_path).loader(64, shuffle=True)
+    first, second = ({batch["latent"].data_ptr() for batch in loader} for _ in range(2))
+    assert second <= first
+    again = pickle.loads(pickle.dumps(loader))
+    assert sum(len(batch["label"]) for batch in again) == 512

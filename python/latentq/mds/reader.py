@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +23,7 @@ from latentq.system.memory import available_bytes
 
 _INT64, _UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 _PAGE_CACHE_SHARE = 4  # files of up to 3/4 of available memory are read ahead as a whole
+_FRESH = 10.0  # seconds until the available memory is measured again
 _MEMORY_SHARE = 8  # all readers of a process cache uncompressed shards up to this fraction (1/8) of available memory
 
 
@@ -66,7 +68,8 @@ class Reader:
     def _open(self, path: str | os.PathLike[str], cache_bytes: int, raw_cache_bytes: int) -> None:
         self.path = Path(path).absolute()
         self._cache_bytes = cache_bytes
-        self._core = _core.MdsReader(str(self.path), cache_bytes, raw_cache_bytes, _page_cache())
+        self._measured, self._room = time.monotonic(), _page_cache()
+        self._core = _core.MdsReader(str(self.path), cache_bytes, raw_cache_bytes, self._room)
         columns = self._core.columns
         self.columns = {name: encoding for name, encoding, _ in columns}
         self._resolved = {name: (number, fixed) for number, (name, _, fixed) in enumerate(columns)}
@@ -80,14 +83,17 @@ class Reader:
     def read_ahead(self, *, begin: bool) -> None:
         """Announces that all samples will be read in any order, or that they no longer will.
 
-        If they are not in memory, and the files of the dataset have at most three quarters of the memory that is
-        available now, a background thread reads whole files ahead. Reads wait for the thread up to 0.5 s.
+        If they are not in memory, and the files of the dataset have at most three quarters of the available memory, a
+        background thread reads whole files ahead. Reads wait for the thread up to 0.5 s.
 
         Args:
             begin: False to end.
         """
         if begin:
-            self._core.expect_all(_page_cache())
+            now = time.monotonic()
+            if now >= self._measured + _FRESH:
+                self._measured, self._room = now, _page_cache()
+            self._core.expect_all(self._room)
         else:
             self._core.stop_ahead()
 

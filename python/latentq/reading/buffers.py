@@ -93,12 +93,15 @@ class RecycledMemory:
 
     Allocating new pages costs more than filling them.
 
-    Any thread may allocate, keep and drop tensors.
+    Any thread may allocate, keep and drop tensors. A copy or a pickle has no memory yet.
     """
 
     def __init__(self) -> None:
         self._loans: dict[int, _Loan] = {}
         self._free: defaultdict[int, list[_Loan]] = defaultdict(list)
+
+    def __reduce__(self) -> tuple[type[RecycledMemory], tuple[()]]:
+        return RecycledMemory, ()
 
     def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Allocates a tensor, reusing free memory if there is enough in one piece."""

@@ -137,13 +137,14 @@ class LatentLoader(Steps):
         for name, probability in self.dropouts.items():
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name.removeprefix('drop_')}_dropout must be from 0 to 1, not {probability}")
+        self._memory = RecycledMemory()  # also for the next epoch
         self._pin = torch.cuda.is_available() and (chosen["pin_memory"] or self.device is not None)
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterates over one epoch, from its start or from the position that `load_state_dict` has set."""
         steps = self._begin()
         epoch = self._epoch
-        allocate = pinned_for(self.device) if self._pin else RecycledMemory()
+        allocate = pinned_for(self.device) if self._pin else self._memory
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
         threads = Threads(self.threads)  # the core's; each kind of threads starts with its first task
         gatherers: dict[int, Gatherer | None] = {}

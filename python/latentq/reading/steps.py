@@ -15,6 +15,7 @@ from latentq.reading.order import EpochOrder, Int64Array, rank_slice, turns
 from latentq.system.text import counted
 
 _STRETCH = 1 << 14  # samples of each bucket whose order is computed at a time
+_FIRST_STRETCH = 1 << 10  # samples at first, so that the first batch comes soon; then twice as many each time
 _LONGEST_STRETCH = 1 << 18  # samples of all buckets
 
 
@@ -274,10 +275,9 @@ class Steps:
     def _steps(self, epoch: int, cursor: Cursor) -> Iterator[Step]:
         """Yields the steps of an epoch from a position on. The order of many steps is computed at once."""
         schedule = self._schedule(epoch, cursor.start)
-        samples = min(_STRETCH * len(self._sizes), _LONGEST_STRETCH)
-        stretch = -(-samples // self.batch_size)
-        for first in range(cursor.step, len(schedule), stretch):
-            numbers = np.arange(first, min(first + stretch, len(schedule)))
+        first, samples = cursor.step, min(_FIRST_STRETCH * len(self._sizes), _LONGEST_STRETCH)
+        while first < len(schedule):
+            numbers = np.arange(first, min(first - (-samples // self.batch_size), len(schedule)))
             buckets, starts, ends = schedule.at(numbers)
             steps: list[Step | None] = [None] * len(numbers)
             for bucket in np.unique(buckets).tolist():
@@ -301,6 +301,8 @@ class Steps:
             for ready in steps:
                 assert ready is not None
                 yield ready
+            first += len(numbers)
+            samples = min(2 * samples, _STRETCH * len(self._sizes), _LONGEST_STRETCH)
 
     def _own_slots(self, batch: int) -> Int64Array:
         """Returns this rank's places in a full step."""
