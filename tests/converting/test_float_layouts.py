@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import latentq
+from latentq.cli.main import main
 from latentq.converting.outgoing import Outgoing
 from latentq.converting.pipeline import convert
 from support import foreign_making as made
@@ -177,6 +178,16 @@ def test_mar_is_equal_to_the_bit(tmp_path):
         stored(tmp_path / "in", "moments", flip=True, spread="logvar")[0], by_path[sorted(by_path)[0]][1]
     )
     assert latentq.LatentDataset(tmp_path / "in", columns=["label_text"])[1]["label_text"] == "n00000000"
+
+
+def test_info_tells_what_the_halves_of_moments_are(tmp_path, capsys):
+    made.mar_writes(tmp_path / "mar", mar_names(), floats(0, 8, 4, 4), floats(1, 8, 4, 4))
+    made.edm2_writes(tmp_path / "repa", np.abs(floats(0, 8, 4, 4)), None)
+    for layout, spread in (("mar", "log-variances"), ("repa", "standard deviations")):
+        convert(tmp_path / layout, tmp_path / f"{layout}-in", from_layout=layout)
+        capsys.readouterr()
+        assert main(["info", str(tmp_path / f"{layout}-in")]) == 0
+        assert f"moments: 8 x 4 x 4, float32; means, then {spread}\n" in capsys.readouterr().out
 
 
 def test_log_variances_become_standard_deviations(tmp_path):

@@ -19,13 +19,22 @@ from latentq.cli.common import (
     print_rows,
     progress_stream,
 )
-from latentq.inspect.describe import LEVELED, buckets_text, image_text, model_rows, quantizer_text, shape_text
+from latentq.inspect.describe import (
+    LEVELED,
+    buckets_text,
+    image_text,
+    model_rows,
+    quantizer_text,
+    shape_text,
+    spread_text,
+)
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
     from latentq.format.card import Card
     from latentq.format.facts import EmbeddingFacts, LatentFacts
+    from latentq.format.options import Column
     from latentq.run.opened import OpenedDataset
 
 _BAR = 40  # characters of the longest bar
@@ -74,7 +83,7 @@ def _print_card(dataset: OpenedDataset, card: Card) -> None:
     if card.buckets:
         _print_buckets(card)
     for name, latent in card.latents.items():
-        _print_latent(name, latent)
+        _print_latent(name, latent, card.recipe.columns[name])
     for name, embedding in card.embeddings.items():
         _print_embedding(name, embedding)
     for name, tokens in card.tokens.items():
@@ -156,8 +165,9 @@ def _print_embedding(name: str, embedding: EmbeddingFacts) -> None:
     print(f"\n{escaped(name)}: {' x '.join(map(str, embedding.shape))}, {quantizer_text(embedding)}{clipped}")
 
 
-def _print_latent(name: str, latent: LatentFacts) -> None:
-    print(f"\n{escaped(name)}: {shape_text(latent)}, {quantizer_text(latent)}")
+def _print_latent(name: str, latent: LatentFacts, column: Column) -> None:
+    halves = f"; means, then {spread_text(column.spread)}s" if column.content == "moments" else ""
+    print(f"\n{escaped(name)}: {shape_text(latent)}, {quantizer_text(latent)}{halves}")
     if latent.statistics is None:
         return
     statistics = latent.statistics
