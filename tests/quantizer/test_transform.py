@@ -199,7 +199,7 @@ def test_what_cannot_be_encoded_is_named() -> None:
     assert list(encoded.bad) == [4]
     assert encoded.lengths.tolist() == [128] * 6
     with pytest.raises(LatentqError, match="bytes is too small"):
-        Transform.calibrate(latents(6, 6, 4, 8, 8), bytes=17).encode(latents(7, 1, 4, 8, 8))
+        replace(transform, sample_bytes=17).encode(latents(7, 1, 4, 8, 8))
 
 
 def test_arguments_out_of_range_are_errors() -> None:
