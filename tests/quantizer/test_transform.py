@@ -5,6 +5,7 @@ import math
 import pickle
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
