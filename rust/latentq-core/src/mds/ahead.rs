@@ -57,6 +57,8 @@ struct State {
     /// Microseconds from [`Ahead::opened`] to the start of the thread.
     started: AtomicU64,
     is_stopped: AtomicBool,
+    /// True if all files were read ahead once.
+    is_complete: AtomicBool,
 }
 
 impl Ahead {
@@ -84,8 +86,13 @@ impl Ahead {
         self.state.is_stopped.store(true, Relaxed);
     }
 
-    /// Counts `bytes` that were not in memory, and returns true if files of `total` bytes are to be read ahead.
-    pub fn is_due(&self, bytes: u64, total: u64) -> bool {
+    /// Counts bytes that were not in memory, and returns true if files of `total` bytes are to be read ahead. If the system does
+    /// not tell what is in memory (`None`), they are read ahead once.
+    pub fn is_due(&self, bytes: Option<u64>, total: u64) -> bool {
+        if bytes.is_none() && self.state.is_complete.load(Relaxed) {
+            return false;
+        }
+        let bytes = bytes.unwrap_or(0);
         let missed = self.missed.fetch_add(bytes, Relaxed).saturating_add(bytes);
         let is_worth_it = self.is_expected.load(Relaxed) || missed > total / SHARE;
         is_worth_it && total <= self.room.load(Relaxed) && !self.is_running()
@@ -164,6 +171,7 @@ impl State {
                 start += count;
             }
         }
+        self.is_complete.fetch_or(!is_stopped(), Relaxed);
     }
 }
 
@@ -193,16 +201,20 @@ mod tests {
     #[test]
     fn files_are_due_if_they_fit_and_enough_is_missed() {
         let ahead = Ahead::new(3200);
-        assert!(!ahead.is_due(100, 3200));
-        assert!(ahead.is_due(1, 3200));
-        assert!(!ahead.is_due(10_000, 3201));
+        assert!(!ahead.is_due(Some(100), 3200));
+        assert!(ahead.is_due(Some(1), 3200));
+        assert!(!ahead.is_due(Some(10_000), 3201));
         let expected = Ahead::new(0);
-        assert!(!expected.is_due(0, 100));
+        assert!(!expected.is_due(Some(0), 100));
         expected.expect(100);
-        assert!(expected.is_due(0, 100));
-        assert!(!expected.is_due(0, 101));
+        assert!(expected.is_due(Some(0), 100));
+        assert!(!expected.is_due(Some(0), 101));
+        assert!(expected.is_due(None, 100));
+        expected.state.is_complete.store(true, Relaxed);
+        assert!(!expected.is_due(None, 100));
+        assert!(expected.is_due(Some(0), 100));
         expected.stop();
-        assert!(!expected.is_due(0, 100));
+        assert!(!expected.is_due(Some(0), 100));
     }
 
     #[test]
@@ -212,6 +224,7 @@ mod tests {
             assert!(ahead.start(Arc::clone(&cache), || files));
             while !ahead.wait() {}
             assert!(!ahead.is_running());
+            assert!(ahead.state.is_complete.load(Relaxed));
             for number in 0..5 {
                 let bytes = cache.get(number).map(|bytes| (bytes.len(), bytes[LEN - 1]));
                 assert_eq!(bytes, [1, 3].contains(&number).then_some((LEN, number as u8)));

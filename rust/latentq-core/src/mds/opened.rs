@@ -142,9 +142,9 @@ impl Shards {
         self.ahead.stop();
     }
 
-    /// Begins to read all files ahead if that is worth it, now that `bytes` were not in memory, and waits for a while. Returns
-    /// true if files were read ahead, and no longer are.
-    pub fn read_ahead(&self, bytes: u64) -> bool {
+    /// Begins to read all files ahead if that is worth it, now that `bytes` were not in memory (`None` if that is not known),
+    /// and waits for a while. Returns true if files were read ahead, and no longer are.
+    pub fn read_ahead(&self, bytes: Option<u64>) -> bool {
         let is_running = match self.ahead.is_due(bytes, self.stored) {
             true => self.ahead.start(Arc::clone(&self.memory), || self.files_ahead()),
             false => self.ahead.is_running(),

@@ -467,10 +467,9 @@ impl Coming<'_> {
     #[cold]
     fn ask(&mut self, cached: Cached) {
         self.is_asked = true;
-        // What is there of them is not known.
         let missed = match (cached, self.samples) {
-            (Cached::No, [(index, _), ..]) => self.samples.len() as u64 * self.reader.sample_bytes(*index),
-            _ => 0,
+            (Cached::No, [(index, _), ..]) => Some(self.samples.len() as u64 * self.reader.sample_bytes(*index)),
+            _ => None,
         };
         if !self.reader.shards.read_ahead(missed) {
             self.reader.ask_for(self.samples, self.columns);
