@@ -81,6 +81,13 @@ def test_the_other_commands_as_json(small_dataset, pictures, tmp_path, capsys):
     assert (converted["output"], converted["samples"]) == (str(tmp_path / "other"), 12)
     assert converted["bytes"] == sum(map(len, contents(tmp_path / "other").values()))
     assert 0 < converted["seconds"] < 600
+    note = "not converted, as the layout of fast-dit has no place for it: label_text"
+    assert (converted["errors"], converted["notes"]) == ({}, [note])
+    quantized = result(capsys, "convert", tmp_path / "other", tmp_path / "quantized", "--bits", "8")
+    error, note = quantized["errors"]["latent"], quantized["notes"][-1]
+    assert error["sqnr_db"] > 30
+    assert f"signal-to-noise ratio {error['sqnr_db']:.1f} dB, largest error {error['largest_error']:.3g}" in note
+    assert 0 <= error["clip_rate"] < 0.01
     assert result(capsys, "prune", small_dataset) == {"dataset": str(small_dataset), "removed": [], "bytes": 0}
 
 

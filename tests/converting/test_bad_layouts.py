@@ -270,6 +270,27 @@ def test_an_object_array_is_not_unpickled(tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, ",  # a bracket is open
+        "{'descr': '<04', 'fortran_order': False, 'shape': (4,), }",  # no dtype
+        "{'descr': '<f4', 'fortran_order': False, 'shape': " + 9000 * "-" + "4, }",  # too deep for Python's parser
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+    ],
+)
+def test_a_broken_header_of_npy_is_an_error_that_names_the_file(header, tmp_path):
+    file = fast_dit(tmp_path / "in")
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    file.write_bytes(start + header.encode() + bytes(64))
+    with pytest.raises(latentq.FormatError) as error:
+        convert(tmp_path / "in", tmp_path / "out")
+    message = str(error.value)
+    assert message.startswith(f"{file}: ")
+    assert "\n" not in message
+
+
 def test_a_zip_bomb_is_refused_by_its_size(tmp_path):
     source, file = source_of("mar", tmp_path / "src")
     np.savez_compressed(file, **dict(np.load(file)))

@@ -111,7 +111,21 @@ def test_options_that_would_change_nothing_are_refused(tmp_path, capsys):
         assert main(["convert", str(tmp_path / source), str(tmp_path / "out"), f"--{option}", "4"]) == 2
         expected = f"latentq: --{option} must be left out: {tmp_path / source} holds no {held}\n"
         assert capsys.readouterr().err == expected
+    made.cosmos_imagenet_writes(tmp_path / "codes", np.zeros((COUNT, 16, 4, 4), np.int8), labels())
+    assert main(["convert", str(tmp_path / "codes"), str(tmp_path / "out"), "--bits", "4"]) == 2
+    held = "codes, which are copied unchanged"
+    assert capsys.readouterr().err == f"latentq: --bits must be left out: {tmp_path / 'codes'} holds {held}\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_layout_that_a_name_chose_is_told_with_how_to_choose_another(tmp_path):
+    made.fast_dit_writes(tmp_path / "features", np.zeros((COUNT, 4, 8, 8), np.float32), labels())
+    convert(tmp_path / "features", tmp_path / "in")
+    held = (
+        r"it holds scaled latents \(4, 8, 8\) in float32, and .*; the name out chose that layout, --to chooses another$"
+    )
+    with pytest.raises(latentq.MismatchError, match=held):
+        convert(tmp_path / "in", tmp_path / "out")
 
 
 def test_an_unknown_layout_is_told_by_the_name_of_the_option(tmp_path, capsys):

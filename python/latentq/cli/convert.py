@@ -56,12 +56,12 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.converting.pipeline import convert
+    from latentq.converting.pipeline import converted
 
     if not Path(options.source).exists():
         raise UsageError(f"{options.source}: no such file or folder")
     start = time.monotonic()
-    samples = convert(
+    result = converted(
         options.source,
         options.out,
         from_layout=options.from_layout,
@@ -74,9 +74,18 @@ def _run(options: argparse.Namespace) -> int:
     seconds = time.monotonic() - start
     size = disk_bytes(Path(options.out))
     if options.json:
-        print_json({"output": options.out, "samples": samples, "bytes": size, "seconds": seconds})
+        errors = {
+            name: {
+                "sqnr_db": error.overall_sqnr_db,
+                "largest_error": error.largest_error,
+                "clip_rate": sum(error.clip_rate) / len(error.clip_rate),
+            }
+            for name, error in result.errors.items()
+        }
+        facts = {"output": options.out, "samples": result.samples, "bytes": size, "seconds": seconds}
+        print_json({**facts, "errors": errors, "notes": list(result.notes)})
     else:
-        result = f"{counted(samples, 'sample')}, {size_text(size)}"
-        pace = f"in {duration_text(seconds)}, {samples / max(seconds, 1e-9):.1f} samples/s"
-        print(escaped(f"{Path(options.out)}: {result}; {pace}"))
+        held = f"{counted(result.samples, 'sample')}, {size_text(size)}"
+        pace = f"in {duration_text(seconds)}, {result.samples / max(seconds, 1e-9):.1f} samples/s"
+        print(escaped(f"{Path(options.out)}: {held}; {pace}"))
     return 0

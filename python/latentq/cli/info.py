@@ -139,7 +139,7 @@ def _normalization_rows(card: Card) -> list[tuple[str, str]]:
         return [*rows, ("mean, std", f"of each position: {NORMALIZATION}, float32 (2, C, h, w)")]
     for name, values in (("mean", normalization.mean), ("std", normalization.std)):
         if len(values) > 1:
-            rows.append((name, ", ".join(map(repr, values))))
+            rows.append((name, ", ".join(f"{value:.5g}" for value in values)))  # --json has all digits
     return rows
 
 

@@ -16,7 +16,7 @@ from latentq.converting.names import NAMES
 from latentq.format.card import Card
 from latentq.format.facts import UNKNOWN, SourceFacts
 from latentq.format.normalization import Normalization
-from latentq.format.options import Column
+from latentq.format.options import FLOATS, Column
 from latentq.format.recipe import Recipe
 from latentq.quantizer import Quantizer, Transform
 from latentq.run.plan import plan_card
@@ -212,4 +212,6 @@ def _content(column: Column) -> str:
 def _described(
     content: str, shape: Sequence[int], bits: int, kind: str, low: Sequence[float], high: Sequence[float]
 ) -> str:
+    if kind in FLOATS:
+        return f"{content} {tuple(shape)} in {kind}"
     return f"{content} {tuple(shape)} in {bits} bits, {kind} from {min(low):g} to {max(high):g}"

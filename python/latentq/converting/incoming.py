@@ -15,6 +15,7 @@ from latentq.format.buckets import MAX_BUCKETS
 from latentq.format.options import AutoencoderOptions, Column, TextOptions
 from latentq.format.recipe import Recipe
 from latentq.models.text.interface import Embeddings
+from latentq.quantizer import Measurement
 from latentq.sources import Sample
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -65,6 +66,7 @@ class Incoming:
         text: The text encoder that made the embeddings, if there are any.
         recipe: The recipe, if the layout has one of its own.
         notes: Lines for the user about what is not converted; complete once the samples are listed.
+        errors: The error of each column that was quantized, on the samples that its quantizer was calibrated on.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Incoming:
     text: ForeignTextEncoder | None = None
     recipe: Recipe | None = None
     notes: list[str] = field(default_factory=list)
+    errors: dict[str, Measurement] = field(default_factory=dict)
 
     def planned_recipe(self, latent_sizes: Iterable[tuple[int, int]], bits: int | None) -> Recipe:
         """Returns the recipe of the dataset.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
@@ -26,6 +27,8 @@ _UNKNOWN = 0xFFFFFFFF
 MAX_MEMBER = 1 << 28
 """The largest member of an .npz in bytes: none of these tools' latents are near it, and a zip bomb is."""
 _BAD = (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error, struct.error)
+# What NumPy's parser of headers, which is Python's own, raises beside ValueError.
+_UNPARSED = (tokenize.TokenError, SyntaxError, TypeError, MemoryError, RecursionError)
 _KINDS = "fiub"
 _HEADER_BYTES = 1 << 12
 
@@ -37,7 +40,12 @@ def _parsed_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]
     npy: Any = np.lib.format
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    try:
+        shape, fortran, dtype = read(file)
+    except _UNPARSED as error:
+        raise ValueError(f"the .npy header is broken: {error or 'it is nested too deeply'}") from None
+    if any(type(side) is not int or side < 0 for side in shape):
+        raise ValueError(f"the .npy header is broken: the shape is {shape}")
     if dtype.kind not in _KINDS or dtype.hasobject:
         raise ValueError(f"it holds {dtype}, not numbers")
     return dtype, shape, fortran

@@ -66,6 +66,7 @@ class Outgoing:
         self.layout = layout
         self.variant = variant
         self.count = card.counts.samples
+        self._written: set[str] = set()
 
     def find(self, content: str, *, flip: bool = False) -> str | None:
         """Returns the first column of a content, or None.
@@ -149,7 +150,13 @@ class Outgoing:
         Raises:
             MismatchError: Latents cannot be brought to the scale.
         """
+        self._written.update(columns)
         return OpenColumns(self, columns, scale, spread, codes)
+
+    def notes(self) -> list[str]:
+        """Returns lines for the user about the columns that were not written; keys, which name files, are none."""
+        left = [name for name in self.card.columns if name not in self._written and self.column(name).content != "key"]
+        return [f"not converted, as the layout of {self.layout} has no place for it: {', '.join(left)}"] if left else []
 
 
 class FileNames:

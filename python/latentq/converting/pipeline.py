@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TextIO, cast
 
-from latentq._core import FormatError, LatentqError
+from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
 from latentq.converting.foreign import ForeignDataset
 from latentq.converting.incoming import Arrays, Incoming
@@ -21,6 +21,8 @@ from latentq.converting.to_dataset import write_dataset
 from latentq.converting.work import check_absent, resumable
 from latentq.format.card import CARD
 from latentq.format.facts import UNKNOWN
+from latentq.format.options import FLOATS
+from latentq.quantizer import Measurement
 from latentq.run.listing import print_notes
 from latentq.sources import Sample
 from latentq.store.local import check_regular, read_regular
@@ -86,6 +88,45 @@ def convert(
         OSError: A file cannot be read or written.
         ValueError: A name of a layout is unknown, or an option does not apply.
     """
+    return converted(
+        source,
+        out,
+        from_layout=from_layout,
+        to_layout=to_layout,
+        autoencoder=autoencoder,
+        codebook=codebook,
+        bits=bits,
+        progress=progress,
+    ).samples
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did.
+
+    Attributes:
+        samples: The number of samples.
+        notes: Lines about what is not converted, and with `bits` the error of each column.
+        errors: With `bits` the error of each quantized column.
+    """
+
+    samples: int
+    notes: Sequence[str] = ()
+    errors: Mapping[str, Measurement] = field(default_factory=dict)
+
+
+def converted(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    from_layout: str | None = None,
+    to_layout: str | None = None,
+    autoencoder: str | None = None,
+    codebook: int | None = None,
+    bits: int | None = None,
+    progress: TextIO | None = None,
+) -> Converted:
+    """Converts as `convert` does, with the same arguments and errors, and returns what it did."""
     source, out = Path(source), Path(out)
     check_absent(out)
     if progress is not None and source.is_file() and source.stat().st_size > _SLOW_TO_OPEN:
@@ -102,7 +143,7 @@ def convert(
     return _to_dataset(source, out, from_layout, options, bits, progress)
 
 
-def _from_dataset(source: Path, out: Path, to_layout: str | None, progress: TextIO | None) -> int:
+def _from_dataset(source: Path, out: Path, to_layout: str | None, progress: TextIO | None) -> Converted:
     """Writes a dataset in another tool's layout."""
     name, _, variant = (_layout_of(out) if to_layout is None else to_layout).partition(":")
     if name not in (*CODES, *WRITTEN):
@@ -112,16 +153,23 @@ def _from_dataset(source: Path, out: Path, to_layout: str | None, progress: Text
     with resumable(out, {"source": str(source.absolute()), "card": card, "layout": name, "variant": variant}) as work:
         if name in _CODES:
             work.restart()
-            return _CODES[name].write(source, work.result, progress)
+            try:
+                return Converted(_CODES[name].write(source, work.result, progress))
+            except MismatchError as error:
+                if to_layout is not None:
+                    raise
+                raise MismatchError(f"{error}; the name {out.name} chose that layout, --to chooses another") from None
         outgoing = Outgoing(source, name, variant or None)
         with Progress(outgoing.count, "convert", progress, noun="sample") as bar:
             writer(name).write(outgoing, work, bar)
-        return outgoing.count
+        notes = outgoing.notes()
+        print_notes(notes, progress)
+        return Converted(outgoing.count, notes)
 
 
 def _to_dataset(
     source: Path, out: Path, from_layout: str | None, options: ReadOptions, bits: int | None, progress: TextIO | None
-) -> int:
+) -> Converted:
     """Writes a dataset from another tool's data."""
     name, _, variant = (_source_layout(source) if from_layout is None else from_layout).partition(":")
     options = replace(options, variant=variant or None)
@@ -132,8 +180,10 @@ def _to_dataset(
         if name in LAYOUTS:
             incoming = LAYOUTS[name].read(source, options)
             columns = incoming.columns.values()
-            if bits is not None and not any(column.is_latent for column in columns):
-                raise ValueError(f"bits must be left out: {source} holds no latents to quantize")
+            kinds = [column.quantizer["kind"] for column in columns if column.is_latent]
+            if bits is not None and not any(kind in FLOATS for kind in kinds):
+                held = "codes, which are copied unchanged" if kinds else "no latents to quantize"
+                raise ValueError(f"bits must be left out: {source} holds {held}")
             if options.codebook is not None and not any(column.content == "tokens" for column in columns):
                 raise ValueError(f"codebook must be left out: {source} holds no tokens")
             if incoming.autoencoder.name == UNKNOWN:
@@ -151,7 +201,7 @@ def _to_dataset(
             incoming = _incoming(foreign)
         samples = write_dataset(incoming, work.result, bits, progress)
         print_notes(incoming.notes, progress)
-        return samples
+        return Converted(samples, incoming.notes, incoming.errors)
 
 
 def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None) -> ForeignDataset | None:

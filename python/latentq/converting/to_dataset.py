@@ -220,6 +220,7 @@ def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Car
         results = list(pool.map(_quantizer_and_error, calibrators.values()))
     quantizers = {name: quantizer for name, (quantizer, _) in zip(calibrators, results, strict=True)}
     for name, (quantizer, measured) in zip(calibrators, results, strict=True):
+        run.incoming.errors[name] = measured
         run.incoming.notes.append(
             f"{name}: {quantizer.bits} bits, signal-to-noise ratio {measured.overall_sqnr_db:.1f} dB, largest error "
             f"{measured.largest_error:.3g}, {100 * float(np.mean(measured.clip_rate)):.3g} % clipped ({count} samples)"
