@@ -525,6 +525,14 @@ def test_pictures_share_a_number_of_bytes():
     assert data_urls([])[0] == []
 
 
+def test_a_picture_counts_as_often_as_the_page_shows_it():
+    noise = list(np.random.default_rng(0).integers(0, 256, (6, 400, 400, 3), np.uint8))
+    assert "without loss" in data_urls(noise)[1]
+    urls, text = data_urls(noise, [1, 1, 1, 1, 1, 4])
+    assert "quality 95" in text
+    assert sum(map(len, urls)) + 3 * len(urls[5]) < 4_100_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

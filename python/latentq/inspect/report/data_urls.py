@@ -37,21 +37,23 @@ _LEVELS = (
 )
 
 
-def data_urls(pictures: Sequence[NDArray[np.uint8]]) -> tuple[list[str], str]:
+def data_urls(pictures: Sequence[NDArray[np.uint8]], uses: Sequence[int] | None = None) -> tuple[list[str], str]:
     """Returns pictures as data URLs, at the best quality that keeps all of them together under 3 MB.
 
     Args:
         pictures: (H, W, 3) uint8 pixels.
+        uses: How often each one is on the page, and counts; None for once.
 
     Returns:
         The URLs, and a sentence that says how pictures are stored.
     """
     files: list[bytes] = []
     for level in _LEVELS:
-        files = []
-        for pixels in pictures:
+        files, nbytes = [], 0
+        for number, pixels in enumerate(pictures):
             files.append(_webp(pixels, level))
-            if level is not _LEVELS[-1] and sum(map(len, files)) > _BUDGET:
+            nbytes += len(files[-1]) * (1 if uses is None else uses[number])
+            if level is not _LEVELS[-1] and nbytes > _BUDGET:
                 break
         else:
             return [f"data:image/webp;base64,{base64.b64encode(file).decode()}" for file in files], level.text

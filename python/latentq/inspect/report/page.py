@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _FORMS = ("original", "float16", "bfloat16", "stored", "preview")  # that are shown before a sample is enlarged
 _DECODED = ("stored", "preview")  # of which a dataset has one
+_COMPARED_FORMS = ("jpeg", "float32", "stored")
 _COMPARED_ROWS = 3
 
 
@@ -131,8 +133,10 @@ class _Page:
         shown = [
             picture for facts in datasets for sample in [*facts.shown, *facts.worst] for picture in sample.pictures
         ]
+        shown += [picture for _, row in self._form_rows() for picture in row]
         self._unique: dict[int, NDArray[np.uint8]] = {id(picture.pixels): picture.pixels for picture in shown}
-        urls, self._pictures_text = data_urls(list(self._unique.values()))
+        uses = Counter(id(picture.pixels) for picture in shown)  # a page holds a picture as often as it shows it
+        urls, self._pictures_text = data_urls(list(self._unique.values()), [uses[one] for one in self._unique])
         self._urls = dict(zip(self._unique, urls, strict=True))
 
     def values(self) -> dict[str, Any]:
@@ -220,12 +224,7 @@ class _Page:
     def _forms(self) -> dict[str, Any] | None:
         """Returns the comparison of imagenet_3gb: JPEG, latents of 32 bits, and latents as stored."""
         facts = self._datasets[0]
-        wanted = ("jpeg", "float32", "stored")
-        rows = []
-        for sample in facts.shown:
-            by_form = {picture.form: picture for picture in sample.pictures}
-            if all(form in by_form for form in wanted):
-                rows.append((sample, [by_form[form] for form in wanted]))
+        rows = self._form_rows()
         if not rows:
             return None
         sizes = {row.what: row.bytes for row in facts.storage}
@@ -237,12 +236,17 @@ class _Page:
         if facts.buckets:
             heads[0] = "JPEG of the bucket's size"
         texts = ["" if size is None else size_text(size) for size in totals]
-        pictures = [
-            self._picture(picture, sample.key, picture.title, True)
-            for sample, row in rows[:_COMPARED_ROWS]
-            for picture in row
-        ]
+        pictures = [self._picture(picture, sample.key, picture.title, True) for sample, row in rows for picture in row]
         return {"heads": list(zip(heads, texts, strict=True)), "pictures": pictures}
+
+    def _form_rows(self) -> list[tuple[SampleFacts, list[Picture]]]:
+        """Returns the samples that the comparison of forms shows, each with its picture in every form."""
+        rows = []
+        for sample in self._datasets[0].shown:
+            by_form = {picture.form: picture for picture in sample.pictures}
+            if all(form in by_form for form in _COMPARED_FORMS):
+                rows.append((sample, [by_form[form] for form in _COMPARED_FORMS]))
+        return rows[:_COMPARED_ROWS]
 
     def _tiles(self) -> list[dict[str, Any]]:
         rows: dict[str, list[dict[str, str]]] = {}
