@@ -362,12 +362,34 @@ def test_a_full_disk_is_an_error_and_the_same_command_completes(tmp_path):
     convert(tmp_path / "src", tmp_path / "same")
     assert files(tmp_path / "in") == files(tmp_path / "same")
     for layout in ("lightningdit", "fast-dit"):
-        with no_more_than(10_000), pytest.raises(OSError, match="File too large"):
+        with no_more_than(10_000), pytest.raises(OSError, match="File too large") as error:
             convert(tmp_path / "in", tmp_path / "out", to_layout=layout)
+        assert str(tmp_path) in str(error.value.filename)
         assert not (tmp_path / "out").exists()
     convert(tmp_path / "in", tmp_path / "out", to_layout="lightningdit")
     shard = "latents_rank00_shard000.safetensors"
     assert (tmp_path / "out" / shard).stat().st_size == (tmp_path / "src" / shard).stat().st_size
+
+
+@pytest.mark.parametrize("size", [0, 3000, 20_000, 70_000])
+def test_a_full_disk_does_not_crash_hdf5(size, tmp_path):
+    moments = np.abs(np.random.default_rng(0).standard_normal((60, 8, 8, 8)).astype(np.float32))
+    made.edm2_writes(tmp_path / "many", moments, [0] * 60)
+    convert(tmp_path / "many", tmp_path / "more", from_layout="edm2")
+    with no_more_than(size), pytest.raises(OSError, match="File too large") as error:
+        convert(tmp_path / "more", tmp_path / "out", to_layout="repa-e")
+    assert str(tmp_path) in str(error.value.filename)
+    convert(tmp_path / "more", tmp_path / "out", to_layout="repa-e")
+    convert(tmp_path / "out", tmp_path / "again")
+    assert latentq.verify(tmp_path / "again") == []
+
+
+def test_a_conversion_does_not_write_into_its_source(tmp_path):
+    mar(tmp_path / "src")
+    before = files(tmp_path / "src")
+    with pytest.raises(latentq.LatentqError, match=r"would be in .*src, which is converted: choose a place outside"):
+        convert(tmp_path / "src", tmp_path / "src" / "out")
+    assert files(tmp_path / "src") == before
 
 
 def test_the_source_may_not_change_while_a_conversion_is_unfinished(tmp_path, monkeypatch):

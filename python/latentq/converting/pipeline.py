@@ -129,6 +129,8 @@ def converted(
     """Converts as `convert` does, with the same arguments and errors, and returns what it did."""
     source, out = Path(source), Path(out)
     check_absent(out)
+    if source.is_dir() and source.resolve() in out.resolve().parents:
+        raise LatentqError(f"{out} would be in {source}, which is converted: choose a place outside of it")
     if progress is not None and source.is_file() and source.stat().st_size > _SLOW_TO_OPEN:
         progress.write(f"reading {source}\n")
     if (source / CARD).exists():

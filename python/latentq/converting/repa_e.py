@@ -7,6 +7,7 @@ it, `NAME_h5.json`, lists the keys. Latents are normalized by statistics that li
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -179,15 +180,55 @@ def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:
     columns = outgoing.open([moments], spread="std")
     work.restart()
     work.result.mkdir()
-    with h5py.File(work.result / f"{_OUT}.h5", "w") as file:
-        for batch in columns.batches():
-            for row, values in enumerate(batch.values[moments]):
-                file.create_dataset(_name(batch.first + row), data=values)
-            bar.update(len(batch))
-        text = b"".join(labels_json(outgoing, _name))
-        file.create_dataset(_DATASET, data=np.array(text, dtype="S"))
+    with _Output(work.result / f"{_OUT}.h5") as output:
+        with h5py.File(output, "w") as file:
+            for batch in columns.batches():
+                for row, values in enumerate(batch.values[moments]):
+                    file.create_dataset(_name(batch.first + row), data=values)
+                    output.check()
+                bar.update(len(batch))
+            text = b"".join(labels_json(outgoing, _name))
+            file.create_dataset(_DATASET, data=np.array(text, dtype="S"))
+        output.check()
     with (work.result / f"{_OUT}_h5.json").open("w", encoding="utf-8") as keys:
         json.dump([*map(_name, range(outgoing.count)), _DATASET], keys, indent=2)
+
+
+class _Output(io.FileIO):
+    """A file for HDF5 that keeps the error of a write for `check`: on a full disk HDF5 itself ends in a crash.
+
+    Args:
+        path: The file, which is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._path = path
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Writes all bytes; after an error pretends to."""
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view) and self._error is None:
+            try:
+                written += super().write(view[written:])
+            except OSError as error:
+                self._error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Sets the size; after an error pretends to."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return 0 if size is None else size
+
+    def check(self) -> None:
+        """Raises the OSError of a write that failed."""
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror, str(self._path))
 
 
 def _name(index: int) -> str:

@@ -23,6 +23,7 @@ _JOB = "job.json"
 _DONE = "done.json"
 _RESULT = "result"
 _REPLACEMENT = "replacement"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FEW = 1000  # files that are fsynced, each by a call
 _WAITING = 16  # of these calls at the same time: the disk does their work once
 
@@ -131,9 +132,11 @@ def resumable(out: Path, job: Mapping[str, Any]) -> Iterator[Work]:
         _check_job(work.folder, out, job)
         yield work
         _publish(work, out)
-    except BaseException:
+    except BaseException as error:
         if work.folder.is_dir() and not work.worth_keeping:
             shutil.rmtree(work.folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
+            raise OSError(error.errno, error.strerror, str(out)) from error  # a file's write does not name the file
         raise
     finally:
         os.close(descriptor)
