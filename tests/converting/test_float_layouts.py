@@ -211,6 +211,65 @@ def test_the_error_of_quantizing_is_told(lightningdit, tmp_path, capsys):
     assert np.quantile(error, 0.99) <= step / 255
 
 
+@pytest.mark.parametrize(
+    ("options", "size", "told"),
+    [
+        ({"codec": "trellis", "bits": 4}, 256, "4 bits by a trellis"),
+        ({"codec": "transform"}, 256, "256 bytes by a transform"),
+        ({"bytes": 200}, 200, "200 bytes by a transform"),
+    ],
+)
+def test_a_codec_encodes_on_the_way_in(lightningdit, tmp_path, capsys, options, size, told):
+    import sys
+
+    convert(lightningdit, tmp_path / "in", **options, progress=sys.stderr)
+    assert f"latent: {told}, signal-to-noise ratio" in capsys.readouterr().err
+    facts = latentq.Card.load(tmp_path / "in").latents["latent"]
+    dataset = latentq.LatentDataset(tmp_path / "in")
+    rows = np.stack(latentq.mds.Reader(tmp_path / "in").gather(range(len(dataset)), "latent"))
+    assert rows.shape == (len(dataset), size)
+    read = dataset.batch(range(len(dataset)))["latent"].numpy()
+    np.testing.assert_array_equal(read, facts.quantizer.dequantize_packed(rows, read.shape))
+    exact = floats(0, 32, 4, 4)
+    assert np.square(read - exact).mean() < 0.05 * np.square(exact).mean()
+    np.testing.assert_allclose(facts.statistics.mean, read.mean((0, 2, 3), dtype=np.float64), atol=1e-9)
+    assert latentq.verify(tmp_path / "in") == []
+    convert(tmp_path / "in", tmp_path / "out", to_layout="lightningdit")
+    convert(tmp_path / "out", tmp_path / "again")
+    assert np.array_equal(stored(tmp_path / "again", "latent"), read)
+
+
+def test_a_latent_that_the_codec_cannot_encode_is_named(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from latentq.converting.incoming import Incoming
+
+    planned = Incoming.planned_recipe
+    monkeypatch.setattr(Incoming, "planned_recipe", lambda *given: replace(planned(*given), calibration=5))
+    latents = floats(0, 32, 4, 4)
+    latents[7] *= 1e6  # none of those of the calibration
+    made.lightningdit_writes(tmp_path / "src", latents, -latents, labels(), shard=10)
+    with pytest.raises(latentq.LatentqError, match=r"sample .*7.*: its latent cannot be encoded by the transform"):
+        convert(tmp_path / "src", tmp_path / "in", bytes=200)
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codec": "trellis", "bytes": 200}, "bytes does not apply"),
+        ({"bits": 4, "bytes": 200}, "exclude each other"),
+        ({"codec": "jpeg"}, "codec must be one of trellis, transform"),
+        ({"bytes": 5000}, "5000 bytes are more than a latent takes"),
+        ({"bytes": 3}, "3 bytes hold no latent"),
+    ],
+)
+def test_options_of_a_codec_that_do_not_apply_are_refused(lightningdit, tmp_path, options, message):
+    with pytest.raises(latentq.RecipeError, match=message):
+        convert(lightningdit, tmp_path / "in", **options)
+    assert not (tmp_path / "in").exists()
+
+
 def test_a_dataset_without_what_a_layout_needs_is_refused(lightningdit, tmp_path):
     convert(lightningdit, tmp_path / "in")
     with pytest.raises(latentq.MismatchError, match="has no moments, which the layout of mar needs; it holds latent"):

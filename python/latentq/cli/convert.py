@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from latentq.choices import Codec
 from latentq.cli.common import UsageError, add_command, disk_bytes, print_json, progress_stream
 from latentq.converting.names import CODES, NAMES, WRITTEN
 from latentq.system.text import counted, duration_text, escaped, size_text
@@ -25,6 +26,7 @@ def add(commands: Commands) -> None:
         "  latentq convert cache/ out/                      any layout below, recognized by its content\n"
         "  latentq convert vae-sd/ out/ --from repa         a folder that fits two layouts\n"
         "  latentq convert shards/ out/ --bits 8            quantized; the error is told\n"
+        "  latentq convert shards/ out/ --bytes 1024        encoded by the transform, 1,024 bytes a latent\n"
         "  latentq convert out/ shards/ --to lightningdit   and back\n"
         "  latentq convert out/ imagenet_3gb.pt             to .pt, .tsv or imagenet.int8's folder, by DST\n\n"
         f"layouts, both ways: {', '.join((*CODES, *WRITTEN))}\n"
@@ -53,6 +55,10 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--bits", type=int, metavar="N", help="quantize latents to 2 to 8 bits; by default they are copied unchanged"
     )
+    parser.add_argument(
+        "--codec", choices=get_args(Codec), help="encode whole latents: trellis for --bits, transform for --bytes"
+    )
+    parser.add_argument("--bytes", type=int, metavar="N", help="bytes of each latent, by the transform codec")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -69,6 +75,8 @@ def _run(options: argparse.Namespace) -> int:
         autoencoder=options.autoencoder,
         codebook=options.codebook,
         bits=options.bits,
+        codec=options.codec,
+        bytes=options.bytes,
         progress=progress_stream(options),
     )
     seconds = time.monotonic() - start

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentq._core import FormatError
+from latentq.choices import Codec
 from latentq.converting.foreign import ForeignAutoencoder
 from latentq.format.buckets import MAX_BUCKETS
-from latentq.format.options import AutoencoderOptions, Column, TextOptions
+from latentq.format.options import DEFAULT_QUANTIZERS, AutoencoderOptions, Column, TextOptions
+from latentq.format.overrides import RecipeOverrides
 from latentq.format.recipe import Recipe
 from latentq.models.text.interface import Embeddings
 from latentq.quantizer import Measurement
@@ -51,6 +53,26 @@ class ForeignTextEncoder:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How latents and moments are stored; without options unchanged.
+
+    Attributes:
+        bits: Bits per value, for a quantizer that is calibrated.
+        codec: The codec of whole samples.
+        bytes: The bytes of each latent, by the transform codec.
+    """
+
+    bits: int | None = None
+    codec: Codec | None = None
+    bytes: int | None = None
+
+    def given(self) -> RecipeOverrides:
+        """Returns the options that are given, as they override those of a recipe."""
+        options: RecipeOverrides = {"bits": self.bits, "codec": self.codec, "bytes": self.bytes}
+        return cast("RecipeOverrides", {name: value for name, value in options.items() if value is not None})
+
+
+@dataclass(frozen=True)
 class Incoming:
     """Another tool's file or folder, opened.
 
@@ -80,25 +102,27 @@ class Incoming:
     notes: list[str] = field(default_factory=list)
     errors: dict[str, Measurement] = field(default_factory=dict)
 
-    def planned_recipe(self, latent_sizes: Iterable[tuple[int, int]], bits: int | None) -> Recipe:
+    def planned_recipe(self, latent_sizes: Iterable[tuple[int, int]], storage: Storage) -> Recipe:
         """Returns the recipe of the dataset.
 
         Args:
             latent_sizes: Every (h, w) of latents in the list, if they have several.
-            bits: Bits per value of latents and moments, for a quantizer that is calibrated; None stores them unchanged.
+            storage: How latents and moments are stored.
 
         Raises:
             FormatError: There are more shapes than a dataset can have buckets.
-            RecipeError: `bits` is out of range.
+            RecipeError: An option of `storage` is out of range, or does not apply.
         """
         recipe = self.recipe or self._recipe(sorted(set(latent_sizes)))
-        if bits is not None:
-            affine = {"kind": "affine", "bits": bits, "method": "mse"}
+        if given := storage.given():
             columns = {
-                name: replace(column, quantizer=affine, encoding="") if column.is_latent else column
+                name: replace(column, quantizer=DEFAULT_QUANTIZERS["latent"], encoding="")
+                if column.is_latent
+                else column
                 for name, column in recipe.columns.items()
             }
-            recipe = replace(recipe, columns=columns)
+            changed = Recipe.from_dict(replace(recipe, columns=columns).to_dict()).override(**given)
+            recipe = replace(recipe, columns=changed.columns)
         return Recipe.from_dict(recipe.to_dict())  # which checks it
 
     def _recipe(self, latent_sizes: Sequence[tuple[int, int]]) -> Recipe:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol, TextIO, cast
 
 from latentq._core import FormatError, LatentqError, MismatchError
+from latentq.choices import Codec
 from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
 from latentq.converting.foreign import ForeignDataset
-from latentq.converting.incoming import Arrays, Incoming
+from latentq.converting.incoming import Arrays, Incoming, Storage
 from latentq.converting.layouts import LAYOUTS, recognized, writer
 from latentq.converting.names import CODES, IMAGENET_3GB, IMAGENET_INT8, NAMES, VQGAN, WRITTEN
 from latentq.converting.options import ReadOptions
@@ -56,12 +57,15 @@ def convert(
     autoencoder: str | None = None,
     codebook: int | None = None,
     bits: int | None = None,
+    codec: Codec | None = None,
+    bytes: int | None = None,  # noqa: A002  (the name that recipes have for it)
     progress: TextIO | None = None,
 ) -> int:
     """Converts another tool's latents to a latent dataset, or a latent dataset to another tool's layout.
 
-    Floats and codes are stored unchanged, unless `bits` is given. A conversion that was interrupted continues when it
-    is started again with the same arguments; until it is whole, it is in a hidden folder next to `out`.
+    Floats and codes are stored unchanged, unless `bits`, `codec` or `bytes` is given. A conversion that was interrupted
+    continues when it is started again with the same arguments; until it is whole, it is in a hidden folder next to
+    `out`.
 
     Args:
         source: A latent dataset, or another tool's file or folder; its content decides which.
@@ -75,6 +79,8 @@ def convert(
             or any model.
         codebook: The number of tokens in the codebook that made the source, if it is not the layout's usual one.
         bits: Bits per value, 2 to 8, for a quantizer that is calibrated; None stores latents unchanged.
+        codec: `trellis` or `transform`, which encode whole samples, as for `latentq.encode`.
+        bytes: The bytes of each latent, by the transform.
         progress: The stream for progress and notes, or None.
 
     Returns:
@@ -96,6 +102,8 @@ def convert(
         autoencoder=autoencoder,
         codebook=codebook,
         bits=bits,
+        codec=codec,
+        bytes=bytes,
         progress=progress,
     ).samples
 
@@ -106,8 +114,8 @@ class Converted:
 
     Attributes:
         samples: The number of samples.
-        notes: Lines about what is not converted, and with `bits` the error of each column.
-        errors: With `bits` the error of each quantized column.
+        notes: Lines about what is not converted, and if latents are quantized the error of each column.
+        errors: The error of each quantized column.
     """
 
     samples: int
@@ -124,17 +132,19 @@ def converted(
     autoencoder: str | None = None,
     codebook: int | None = None,
     bits: int | None = None,
+    codec: Codec | None = None,
+    bytes: int | None = None,  # noqa: A002  (the name that recipes have for it)
     progress: TextIO | None = None,
 ) -> Converted:
     """Converts as `convert` does, with the same arguments and errors, and returns what it did."""
-    source, out = Path(source), Path(out)
+    source, out, storage = Path(source), Path(out), Storage(bits, codec, bytes)
     check_absent(out)
     if source.is_dir() and source.resolve() in out.resolve().parents:
         raise LatentqError(f"{out} would be in {source}, which is converted: choose a place outside of it")
     if progress is not None and source.is_file() and source.stat().st_size > _SLOW_TO_OPEN:
         progress.write(f"reading {source}\n")
     if (source / CARD).exists():
-        given = {"from_layout": from_layout, "autoencoder": autoencoder, "codebook": codebook, "bits": bits}
+        given = {"from_layout": from_layout, "autoencoder": autoencoder, "codebook": codebook, **vars(storage)}
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"{name} is for the conversion of another tool's latents, and {source} is a dataset")
@@ -142,7 +152,7 @@ def converted(
     options = ReadOptions(autoencoder, codebook)
     if to_layout is not None:
         raise LatentqError(f"{source} is not a latent dataset: convert it to one first, and that to {to_layout}")
-    return _to_dataset(source, out, from_layout, options, bits, progress)
+    return _to_dataset(source, out, from_layout, options, storage, progress)
 
 
 def _from_dataset(source: Path, out: Path, to_layout: str | None, progress: TextIO | None) -> Converted:
@@ -170,22 +180,22 @@ def _from_dataset(source: Path, out: Path, to_layout: str | None, progress: Text
 
 
 def _to_dataset(
-    source: Path, out: Path, from_layout: str | None, options: ReadOptions, bits: int | None, progress: TextIO | None
+    source: Path, out: Path, from_layout: str | None, options: ReadOptions, storage: Storage, progress: TextIO | None
 ) -> Converted:
     """Writes a dataset from another tool's data."""
     name, _, variant = (_source_layout(source) if from_layout is None else from_layout).partition(":")
     options = replace(options, variant=variant or None)
     if name not in (*CODES, *NAMES):
         raise ValueError(f"from_layout: there is no layout {name!r}: name one of {', '.join((*CODES, *NAMES))}")
-    job = {"source": str(source.absolute()), "layout": name, **vars(options), "bits": bits}
+    job = {"source": str(source.absolute()), "layout": name, **vars(options), **vars(storage)}
     with resumable(out, job) as work:
         if name in LAYOUTS:
             incoming = LAYOUTS[name].read(source, options)
             columns = incoming.columns.values()
             kinds = [column.quantizer["kind"] for column in columns if column.is_latent]
-            if bits is not None and not any(kind in FLOATS for kind in kinds):
+            for name in storage.given() if not any(kind in FLOATS for kind in kinds) else ():
                 held = "codes, which are copied unchanged" if kinds else "no latents to quantize"
-                raise ValueError(f"bits must be left out: {source} holds {held}")
+                raise ValueError(f"{name} must be left out: {source} holds {held}")
             if options.codebook is not None and not any(column.content == "tokens" for column in columns):
                 raise ValueError(f"codebook must be left out: {source} holds no tokens")
             if incoming.autoencoder.name == UNKNOWN:
@@ -197,11 +207,11 @@ def _to_dataset(
                 raise LatentqError(
                     f"{source} is a {foreign.kind}: convert it to a latent dataset first, and that to {out}"
                 )
-            for option, value in (*vars(options).items(), ("bits", bits)):
+            for option, value in (*vars(options).items(), *vars(storage).items()):
                 if value is not None:
                     raise ValueError(f"{option} does not apply to a {foreign.kind}: its codes are copied unchanged")
             incoming = _incoming(foreign)
-        samples = write_dataset(incoming, work.result, bits, progress)
+        samples = write_dataset(incoming, work.result, storage, progress)
         print_notes(incoming.notes, progress)
         return Converted(samples, incoming.notes, incoming.errors)
 

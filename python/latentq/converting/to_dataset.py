@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from latentq import _core
 from latentq._core import FormatError, LatentqError, MdsBuffers, MismatchError
 from latentq.converting.buffers import Buffers
-from latentq.converting.incoming import Arrays, Incoming, latent_size_of
+from latentq.converting.calibration import ColumnCalibration
+from latentq.converting.incoming import Arrays, Incoming, Storage, latent_size_of
 from latentq.format.card import CARD, Card
 from latentq.format.facts import UNKNOWN, LatentFacts, TokenFacts
 from latentq.format.files import LIST, PLACES, bucket_group
-from latentq.format.options import CALIBRATED, FLOATS
-from latentq.quantizer import Calibrator, Measurement, Moments, Quantizer
+from latentq.format.options import FLOATS
+from latentq.quantizer import Moments, Transform
 from latentq.quantizer.arrays import float_array
 from latentq.run.finish import finish
 from latentq.run.listing import source_facts
@@ -37,6 +38,7 @@ from latentq.store.local import make_folder, publish_once
 from latentq.system.memory import fewer_collections
 from latentq.system.processors import processors
 from latentq.system.progress import BriefProgress, Progress
+from latentq.system.text import counted
 
 _BATCH_BYTES = 1 << 24
 _MAX_BATCH = 1024
@@ -81,13 +83,13 @@ class _SharedProgress(Progress):
             super().undo(accepted, rejects)
 
 
-def write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: TextIO | None) -> int:
+def write_dataset(incoming: Incoming, out: Path, storage: Storage, progress: TextIO | None) -> int:
     """Writes a finished dataset, or completes one that was begun by the same work.
 
     Args:
         incoming: The data.
         out: The dataset's folder.
-        bits: Bits per value of latents and moments; None stores them unchanged.
+        storage: How latents and moments are stored.
         progress: The stream for progress, or None.
 
     Returns:
@@ -95,18 +97,18 @@ def write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: Tex
 
     Raises:
         FormatError: A file is broken, or not like the others; the message names it.
-        LatentqError: There are no samples.
+        LatentqError: There are no samples, or one that the codec cannot encode.
         MismatchError: What was begun had another list.
         OSError: A file cannot be read or written.
     """
     with fewer_collections():
-        return _write_dataset(incoming, out, bits, progress)
+        return _write_dataset(incoming, out, storage, progress)
 
 
-def _write_dataset(incoming: Incoming, out: Path, bits: int | None, progress: TextIO | None) -> int:
+def _write_dataset(incoming: Incoming, out: Path, storage: Storage, progress: TextIO | None) -> int:
     make_folder(out)
     samples, latent_sizes = _published_list(incoming, out, progress)
-    recipe = incoming.planned_recipe(latent_sizes, bits)
+    recipe = incoming.planned_recipe(latent_sizes, storage)
     facts = source_facts(incoming.kind, samples, recipe.unit_size)
     card, uncalibrated = plan_card(
         recipe, facts, samples.totals, incoming.autoencoder, None, incoming.text, needs_captions=False
@@ -204,10 +206,7 @@ def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Car
     chosen = [step * total // count for step in range(count)]
     calibrators = {}
     for name in names:
-        options = recipe.columns[name].quantizer
-        assert options["kind"] in CALIBRATED
-        channels = run.card.quantizers[name].channels
-        calibrators[name] = Calibrator(channels, bits=options["bits"], method=options["method"])
+        calibrators[name] = ColumnCalibration(recipe.columns[name].quantizer, run.card.latents[name].shape)
     listed = _chosen(run.samples, chosen)
     buckets = run.buckets(listed)
     with BriefProgress(count, "calibrate", progress, noun="sample") as bar:
@@ -217,24 +216,20 @@ def _calibrated(run: _Run, names: Sequence[str], progress: TextIO | None) -> Car
                 calibrator.update(_floats(run.card, name, values[name]))
             bar.update(len(positions))
     with ThreadPoolExecutor(processors(), "latentq: calibrate") as pool:
-        results = list(pool.map(_quantizer_and_error, calibrators.values()))
-    quantizers = {name: quantizer for name, (quantizer, _) in zip(calibrators, results, strict=True)}
-    for name, (quantizer, measured) in zip(calibrators, results, strict=True):
-        run.incoming.errors[name] = measured
+        results = list(pool.map(ColumnCalibration.result, calibrators.values()))
+    quantizers = {name: result.quantizer for name, result in zip(calibrators, results, strict=True)}
+    for name, result in zip(calibrators, results, strict=True):
+        run.incoming.errors[name] = measured = result.error
         run.incoming.notes.append(
-            f"{name}: {quantizer.bits} bits, signal-to-noise ratio {measured.overall_sqnr_db:.1f} dB, largest error "
-            f"{measured.largest_error:.3g}, {100 * float(np.mean(measured.clip_rate)):.3g} % clipped ({count} samples)"
+            f"{name}: {result.size}, signal-to-noise ratio {measured.overall_sqnr_db:.1f} dB, largest error "
+            f"{measured.largest_error:.3g}, {100 * float(np.mean(measured.clip_rate)):.3g} % clipped "
+            f"({counted(result.samples, 'sample')})"
         )
     latents = {
         name: replace(facts, quantizer=quantizers.get(name, facts.quantizer))
         for name, facts in run.card.latents.items()
     }
     return replace(run.card, latents=latents)
-
-
-def _quantizer_and_error(calibrator: Calibrator) -> tuple[Quantizer, Measurement]:
-    quantizer = calibrator.quantizer()
-    return quantizer, calibrator.measure(quantizer)
 
 
 def _chosen(samples: SampleList, indices: Sequence[int]) -> list[Sample]:
@@ -364,7 +359,8 @@ def _encoded(
 ) -> tuple[LatentSums, NDArray[Any]]:
     """Returns the sums over a batch of one column, and its values as they are stored."""
     quantizer = card.latents[name].quantizer
-    assert isinstance(quantizer, Quantizer)  # layouts have no transform
+    if isinstance(quantizer, Transform):
+        return _transformed(quantizer, _floats(card, name, values), samples)
     clipped = np.zeros(quantizer.channels, np.int64)
     if quantizer.kind in FLOATS:
         return LatentSums(clipped, moments=[_moments(values, samples)]), values
@@ -378,6 +374,19 @@ def _encoded(
         clipped = counts.clipped
     stored = quantizer.pack(codes) if quantizer.bits < 8 else codes
     return LatentSums(clipped, quantizer.histogram(codes)), stored
+
+
+def _transformed(
+    transform: Transform, values: NDArray[Any], samples: Sequence[Sample]
+) -> tuple[LatentSums, NDArray[np.uint8]]:
+    encoded = transform.encode_counted(values)
+    for index in encoded.not_finite:
+        raise _not_finite(samples[index])
+    for index, reason in encoded.bad.items():
+        raise LatentqError(f"sample {samples[index].text}: its latent cannot be encoded by the transform: {reason}")
+    stored = encoded.data.reshape(len(values), -1)
+    moments = [Moments.of(sample) for sample in transform.decode(stored, values.shape)]
+    return LatentSums(np.zeros(transform.channels, np.int64), moments=moments), stored
 
 
 def _moments(values: NDArray[Any], samples: Sequence[Sample]) -> Moments:
