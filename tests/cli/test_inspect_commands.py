@@ -111,7 +111,8 @@ def test_recipes_are_listed_and_can_be_copied(tmp_path, capsys):
 @pytest.mark.parametrize("command", ["info", "verify"])
 def test_a_path_that_is_no_dataset_is_refused_with_the_reason(pictures, capsys, command):
     assert main([command, str(pictures)]) == 1
-    reason = "neither a dataset nor a folder of MDS shards: it has no latents.toml and no index.json"
+    reason = "neither a dataset nor a folder of MDS shards: it has no latents.toml and no index.json "
+    reason += "(latentq convert makes a dataset of other tools' latents)"
     assert capsys.readouterr().err == f"latentq: {pictures} is {reason}\n"
     file = pictures / "ant" / "00.jpg"
     assert main([command, str(file)]) == 2

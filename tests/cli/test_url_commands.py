@@ -80,3 +80,9 @@ def test_report_of_a_url_names_the_url(out, url, capsys, tmp_path):
     for number, name in enumerate((url, str(out))):
         assert name.rpartition("/")[2] in text.split("<h1")[1].split("</h1>")[0].split(" and ")[number]
     assert str(cache) not in text
+
+
+def test_convert_says_that_it_reads_no_url(tmp_path, capsys):
+    assert main(["convert", "hf://datasets/me/photos", str(tmp_path / "out")]) == 2
+    expected = "latentq: hf://datasets/me/photos: convert reads files on this machine: download it first\n"
+    assert capsys.readouterr().err == expected

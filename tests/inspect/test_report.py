@@ -398,6 +398,19 @@ def test_standard_deviations_are_not_called_log_variances(tmp_path):
     assert "log-variance" not in page.source
 
 
+def test_floats_are_not_said_to_be_smaller_than_floats_and_numbers_of_classes_are_labels(tmp_path):
+    latents = np.random.default_rng(0).standard_normal((4, 4, 8, 8)).astype(np.float32)
+    foreign_making.fast_dit_writes(tmp_path / "features", latents, np.array([436, 7, 7, 7]))
+    latentq.convert(tmp_path / "features", tmp_path / "out")
+    latentq.report(tmp_path / "out", tmp_path / "out.html", progress=None)
+    text = (tmp_path / "out.html").read_text()
+    assert "smaller than float32" not in text
+    assert "label 436" in text
+    latentq.convert(tmp_path / "features", tmp_path / "small", bits=8)
+    latentq.report(tmp_path / "small", tmp_path / "small.html", progress=None)
+    assert "4.0 times smaller than float32" in (tmp_path / "small.html").read_text()
+
+
 def test_embeddings_and_masks_of_captions(source, tiny_clip, tmp_path):
     latentq.encode(
         source, tmp_path / "out", autoencoder="dct-f8c16", size=64, captions="txt", text_encoder=tiny_clip, pooled=True

@@ -440,7 +440,10 @@ def no_dataset(folder: Path) -> LatentqError:
     from latentq.format.card import CARD
     from latentq.format.files import INDEX
 
-    return LatentqError(f"{folder} is neither a dataset nor a folder of MDS shards: it has no {CARD} and no {INDEX}")
+    return LatentqError(
+        f"{folder} is neither a dataset nor a folder of MDS shards: it has no {CARD} and no {INDEX} (latentq "
+        "convert makes a dataset of other tools' latents)"
+    )
 
 
 def print_rows(rows: Sequence[tuple[str, str]]) -> None:

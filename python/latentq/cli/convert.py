@@ -63,7 +63,10 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from latentq.converting.pipeline import converted
+    from latentq.store.cache import is_remote
 
+    if is_remote(options.source):
+        raise UsageError(f"{options.source}: convert reads files on this machine: download it first")
     if not Path(options.source).exists():
         raise UsageError(f"{options.source}: no such file or folder")
     start = time.monotonic()

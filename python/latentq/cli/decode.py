@@ -34,10 +34,12 @@ def add(commands: Commands) -> None:
         "decode stored latents to images",
         "  latentq decode out/ --index 5 -o 5.png\n"
         "  latentq decode out/ --index 0 1 2 3 --source photos/ -o sheet.png   next to their originals, with PSNR\n"
-        "  latentq decode imagenet_3gb.pt --index 5                            also any file that convert reads",
+        "  latentq decode imagenet_3gb.pt --index 5                            or imagenet.int8's, or VQGAN's .tsv",
     )
     parser.add_argument(
-        "dataset", metavar="SRC", help="a dataset's folder or URL, or a file or folder that convert reads"
+        "dataset",
+        metavar="SRC",
+        help="a dataset's folder or URL, or data of imagenet_3gb, imagenet.int8 or VQGAN; convert other tools' first",
     )
     parser.add_argument(
         "--index", type=int, nargs="+", metavar="I", help="samples to decode (default: 8, evenly spread)"

@@ -272,7 +272,7 @@ class Gatherer:
 
         def facts(index: int, score: float | None = None) -> SampleFacts:
             key, label, name, caption = (texts[content].get(index, "") for content in texts)
-            return SampleFacts(index, key, name or label, caption, rows[index], score)
+            return SampleFacts(index, key, name or (label and f"label {label}"), caption, rows[index], score)
 
         self.facts.shown = [facts(index) for index in shown]
         self.facts.worst = [facts(index, score) for index, score in worst.items()]

@@ -315,7 +315,8 @@ def _tile_values(facts: DatasetFacts) -> dict[str, tuple[str, str]]:
     stored = sizes.get("latents, as stored") or sizes.get("tokens, as stored")
     if stored is not None and stored.each is not None:
         floats = sizes["latents, float32"].each
-        ratio = "" if not floats or not stored.each else f"{floats / stored.each:.1f} times smaller than float32"
+        smaller = floats / stored.each if floats and stored.each else 1.0
+        ratio = f"{smaller:.1f} times smaller than float32" if smaller > 1 else ""
         tiles["Bytes a sample"] = (size_text(stored.each), ratio)
     if "the whole dataset" in sizes:
         tiles["The whole dataset"] = (size_text(sizes["the whole dataset"].bytes or 0), "")
