@@ -80,8 +80,10 @@ def test_counts_and_bytes_of_encode_come_true(dry, source, out):
 
 
 @pytest.mark.parametrize(
-    "options", [("--bits", "4"), ("--image",), ("--store", "mean", "--flip"), ("--calibrate", "lloyd-max")]
-)
+    "options",
+    [("--bits", "4"), ("--image",), ("--store", "mean", "--flip"), ("--calibrate", "lloyd-max"),
+     ("--codec", "trellis", "--bits", "4"), ("--bytes", "700")],
+)  # fmt: skip
 def test_bytes_follow_from_the_columns(dry, source, out, options):
     rows = dry("encode", source, out, *DRY_SMALL, *options)
     assert main(["encode", str(source), str(out), *DRY_SMALL, *options]) == 0

@@ -244,10 +244,17 @@ def test_the_decoders_metric_changes_the_basis_alone(source, tmp_path, tiny_vae)
     assert latentq.verify(tmp_path / "weighted") == []
 
 
-def test_a_dry_run_knows_the_size(source, tmp_path):
-    result = subprocess.run([*COMMAND, source, tmp_path / "out", "--dry-run"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_metric_is_of_images_from_all_over_the_list(source, exact, tmp_path, monkeypatch, batch_size):
+    """The first ones of a list are often of one class."""
+    from latentq.encoding import calibrate, decoder_metric
+
+    given = []
+    monkeypatch.setattr(calibrate, "_TRIED", 3)
+    monkeypatch.setattr(decoder_metric, "decoder_metric", lambda _, latents, *__: given.extend(latents) or np.eye(16))
+    options = {**OPTIONS, "batch_size": batch_size}
+    latentq.encode(source, tmp_path / "out", recipe=recipe(bytes=400, metric="decoder"), **options)
+    np.testing.assert_array_equal(np.stack(given), exact[[0, 4, 8]])
 
 
 def test_measure_has_a_row_of_just_as_many_bytes(exact):

@@ -157,12 +157,6 @@ def test_moments_are_one_sample_of_means_and_log_variances(source, tiny_vae, tmp
     assert latentq.verify(tmp_path / "out") == []
 
 
-def test_a_dry_run_knows_the_size(source, tmp_path):
-    result = subprocess.run([*COMMAND, source, tmp_path / "out", "--dry-run"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert not (tmp_path / "out").exists()
-
-
 def test_codes_of_a_trellis_are_not_converted_to_other_layouts(source, tmp_path):
     latentq.encode(source, tmp_path / "out", **OPTIONS, bits=8)
     with pytest.raises(MismatchError, match="trellis"):

@@ -156,7 +156,9 @@ def _counted(batches: Iterator[EncodedBatch], bar: Progress) -> Iterator[Encoded
         raise
 
 
-_FIRST = 16  # samples that a metric is the mean of, and that the codec is tried on
+_TRIED = (
+    16  # samples that a metric is the mean of, and that the codec is tried on; spread over those of the calibration
+)
 
 
 class _TransformCalibration:
@@ -172,18 +174,22 @@ class _TransformCalibration:
         self._name = name
         self._options = run.card.recipe.columns[name].quantizer
         self._calibrator = TransformCalibrator(run.card.quantizers[name].channels)
-        self._first: list[NDArray[Any]] = []
+        self._tried: list[NDArray[Any]] = []
+        self._apart = max(1, min(run.card.recipe.calibration, run.card.source.samples) // _TRIED)
+        self._seen = 0
 
     def update(self, latents: NDArray[Any]) -> None:
         """Adds latents (N, C, h, w), as they are stored."""
         self._calibrator.update(latents)
-        self._first += list(latents[: max(0, _FIRST - len(self._first))])
+        chosen = latents[-self._seen % self._apart :: self._apart]
+        self._tried += list(chosen[: _TRIED - len(self._tried)])
+        self._seen += len(latents)
 
     def quantizer(self) -> Transform:
         """Returns the codec that fits them.
 
         Raises:
-            LatentqError: None of the first of them fits in the bytes of a sample.
+            LatentqError: None of those that are tried fits in the bytes of a sample.
         """
         metric = None
         if "metric" in self._options:
@@ -194,11 +200,11 @@ class _TransformCalibration:
             positions = getattr(encoder.autoencoder, "positions", None)
             change = ScaleChange.to_scaled(normalization_of(encoder.autoencoder), positions).inverse()
             to_raw = change if column.scaled else None
-            metric = decoder_metric(encoder.autoencoder, self._first, to_raw, encoder.device)
+            metric = decoder_metric(encoder.autoencoder, self._tried, to_raw, encoder.device)
         sample_bytes = transform_bytes(self._options, self._run.card.latents[self._name].shape)
         rate = self._options.get("rate")
         transform = self._calibrator.transform(rate=rate, bytes=sample_bytes, metric=metric)
-        tried = np.stack([latent for latent in self._first if latent.shape == self._first[0].shape])  # of one bucket
+        tried = np.stack([latent for latent in self._tried if latent.shape == self._tried[0].shape])  # of one bucket
         faults = transform.encode_counted(tried).bad
         if len(faults) == len(tried):
             size = "" if sample_bytes is None else f" in {counted(sample_bytes, 'byte')}"
