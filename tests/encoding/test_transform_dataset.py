@@ -173,10 +173,36 @@ def test_pictures_storage_and_info_know_the_size(out, source, capsys):
     rows = {row.what: row for row in storage(out)}
     total = sum(map(len, mds.Reader(out).gather(range(14), "latent")))
     assert rows["latents, as stored"].bytes == pytest.approx(total, abs=14)
+    assert rows["ImageNet would take"].bytes == pytest.approx(total / 14 * 1_281_167, rel=1e-3)
     from latentq.cli.main import main
 
     assert main(["info", str(out)]) == 0
     assert "transform, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "sample_bytes", "imagenet"),
+    [
+        ("imagenet-1.3gb", "dc", 1024, "1.31 GB, 1.22 GiB"),
+        ("imagenet-1gb", "dc", 768, "0.98 GB, 0.92 GiB"),
+        ("sdxl-2kb", "vae", 2048, "2.62 GB, 2.44 GiB"),
+        ("sdxl-1.5kb", "vae", 1536, "1.97 GB, 1.83 GiB"),
+    ],
+)
+def test_a_recipe_takes_the_bytes_of_its_name(
+    tmp_path, layout_models, tiny_vae, capsys, name, model, sample_bytes, imagenet
+):
+    from latentq.cli.main import main
+
+    for number in range(3):
+        paint(tmp_path / "source" / f"{number}.png", number, (90, 70))
+    network = tiny_vae if model == "vae" else layout_models / "dc"
+    card = latentq.encode(tmp_path / "source", tmp_path / "out", recipe=name, autoencoder=network)
+    assert card.columns["latent"] == f"ndarray:uint8:{sample_bytes}"
+    assert card.latents["latent"].shape == ((4, 32, 32) if model == "vae" else (32, 8, 8))
+    assert {len(bytes(row)) for row in mds.Reader(tmp_path / "out").gather(range(3), "latent")} == {sample_bytes}
+    assert main(["info", str(tmp_path / "out"), "--storage"]) == 0
+    assert f"1,281,167 images of its training set: {imagenet}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("codec", ["trellis", "transform"])
