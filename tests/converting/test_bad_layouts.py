@@ -17,6 +17,7 @@ import latentq
 from latentq.converting import names
 from latentq.converting.layouts import LAYOUTS
 from latentq.converting.pipeline import convert
+from latentq.converting.work import resumable
 from support import foreign_making as made
 from support.converted import files
 
@@ -382,6 +383,18 @@ def test_a_full_disk_does_not_crash_hdf5(size, tmp_path):
     convert(tmp_path / "more", tmp_path / "out", to_layout="repa-e")
     convert(tmp_path / "out", tmp_path / "again")
     assert latentq.verify(tmp_path / "again") == []
+
+
+def test_a_second_process_leaves_the_work_of_the_first_alone(tmp_path):
+    """It removed it, as long as no unit was done, and then neither came to an end."""
+    made.rar_writes(tmp_path / "tokens.jsonl", np.zeros((COUNT, 16), np.int64), LABELS.tolist())
+    out = tmp_path / "out"
+    with resumable(out, {"source": "another"}) as work:
+        with pytest.raises(latentq.MismatchError, match="another process is converting to it"):
+            convert(tmp_path / "tokens.jsonl", out)
+        assert (work.folder / "job.json").exists()
+        work.result.mkdir()
+    assert out.is_dir()
 
 
 def test_a_conversion_does_not_write_into_its_source(tmp_path):

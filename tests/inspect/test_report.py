@@ -466,6 +466,11 @@ def test_a_folder_without_a_card_needs_a_recipe(tmp_path, tiny_vae, capsys):
     values = quantizer.dequantize(codes).astype(np.float64)
     rows = [row for row in page.cells if len(row) == 8 and row[0].isdigit()]
     assert [row[1] for row in rows] == [f"{mean:.4g}" for mean in values.mean((0, 2, 3))]
+    latentq.convert(folder, tmp_path / "converted")
+    assert main([*command, "--compare", str(tmp_path / "converted")]) == 0
+    both = ["report", str(tmp_path / "converted"), "--compare", str(tmp_path / "converted"), "--recipe", "sdxl"]
+    assert main(both) == 2
+    assert "have cards, which say how they were made" in capsys.readouterr().err
     assert main([*command, "--source", str(tmp_path)]) == 1
     assert "has no card and no list of its source" in capsys.readouterr().err
 

@@ -60,9 +60,9 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.store.cache import is_remote
 
     named = [path for path in (options.dataset, options.compare) if path is not None]
-    for path in named:
-        if not is_remote(path):
-            _check_dataset(path, options.recipe)
+    carded = [not is_remote(path) and _has_card(path, options.recipe) for path in named]
+    if options.recipe is not None and all(carded):
+        raise UsageError(f"--recipe {options.recipe}: {' and '.join(named)} {_HAS[len(named)]}")
     if options.source is not None:
         check_source(options.source)
     output = check_output(options.output)
@@ -104,8 +104,11 @@ def _opened(options: argparse.Namespace, path: str) -> Iterator[OpenedDataset]:
         yield OpenedDataset(path, Path(path), None, None)
 
 
-def _check_dataset(path: str, recipe: str | None) -> None:
-    """Raises an error if a folder is neither a dataset nor, with a recipe, shards."""
+_HAS = {1: "has a card, which says how it was made", 2: "have cards, which say how they were made"}
+
+
+def _has_card(path: str, recipe: str | None) -> bool:
+    """Returns whether a folder has a card. Raises an error if it is neither a dataset nor, with a recipe, shards."""
     from latentq.format.card import CARD
     from latentq.format.files import INDEX
     from latentq.format.recipe import Recipe
@@ -116,10 +119,9 @@ def _check_dataset(path: str, recipe: str | None) -> None:
         )
     folder = dataset_folder(path)
     if (folder / CARD).exists():
-        if recipe is not None:
-            raise UsageError(f"--recipe {recipe}: {path} has a card, which says how it was made")
-        return
+        return True
     if not (folder / INDEX).exists():
         raise no_dataset(folder)
     if recipe is None:
         raise UsageError(f"{path} has no card: --recipe names what made it ({', '.join(Recipe.names())}, or a file)")
+    return False

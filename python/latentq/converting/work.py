@@ -127,13 +127,16 @@ def resumable(out: Path, job: Mapping[str, Any]) -> Iterator[Work]:
     work = Work(out, work_folder(out), work_folder(out) / _RESULT)
     work.folder.mkdir(exist_ok=True)
     descriptor = os.open(work.folder, os.O_RDONLY)
+    owned = False
     try:
         _lock(descriptor, out)
+        _check_same(descriptor, work.folder, out)
+        owned = True
         _check_job(work.folder, out, job)
         yield work
         _publish(work, out)
     except BaseException as error:
-        if work.folder.is_dir() and not work.worth_keeping:
+        if owned and work.folder.is_dir() and not work.worth_keeping:
             shutil.rmtree(work.folder, ignore_errors=True)
         if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
             raise OSError(error.errno, error.strerror, str(out)) from error  # a file's write does not name the file
@@ -170,6 +173,12 @@ def _lock(descriptor: int, out: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
+
+
+def _check_same(descriptor: int, folder: Path, out: Path) -> None:
+    """Raises MismatchError if a process that had the lock before has removed the folder."""
+    if not folder.is_dir() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+        raise MismatchError(f"{out}: another process was converting to it")
 
 
 def _check_job(folder: Path, out: Path, job: Mapping[str, Any]) -> None:
