@@ -30,7 +30,9 @@ from latentq import (
     mds,
 )
 from latentq.inspect.measure import measure
+from latentq.inspect.measure import of_dataset as latents_to_measure
 from latentq.inspect.pictures import pictures as decode_pictures
+from latentq.inspect.report.write import report
 from latentq.inspect.storage import storage
 from latentq.quantizer import Transform
 
@@ -124,15 +126,21 @@ def test_a_stock_reader_reads_the_bytes(out, streaming_alone):
     assert torch.equal(torch.stack([ours[index]["latent"] for index in range(14)]), torch.from_numpy(expected))
 
 
-def test_a_sample_that_does_not_decode_is_damage(out, tmp_path):
-    assert latentq.verify(out) == []
-    damaged = tmp_path / "out"
-    shutil.copytree(out, damaged)
-    stored = mds.Reader(damaged).gather([5], "latent")[0]
-    shard = next(damaged.glob("*1/shard.*.mds"))
+def damage(folder):
+    """Changes a byte of sample 5, which is in the second unit, and returns its shard."""
+    stored = mds.Reader(folder).gather([5], "latent")[0]
+    shard = next(folder.glob("*1/shard.*.mds"))
     data = shard.read_bytes()
     place = data.index(bytes(stored)) + len(bytes(stored)) // 2  # among the words
     shard.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+    return shard
+
+
+def test_a_sample_that_does_not_decode_is_damage(out, tmp_path, streaming_alone):
+    assert latentq.verify(out) == []
+    damaged = tmp_path / "out"
+    shutil.copytree(out, damaged)
+    shard = damage(damaged)
     index = json.loads((shard.parent / "index.json").read_text())
     for entry in index["shards"]:  # so that not even a hash tells
         entry["raw_data"]["hashes"] = {}
@@ -148,8 +156,39 @@ def test_a_sample_that_does_not_decode_is_damage(out, tmp_path):
     dataset = LatentDataset(damaged)
     with pytest.raises(FormatError, match=column):  # as of a worker, which sends samples as stored
         dataset.decode_batch(dataset.read([2, 3, 4, 5]))
-    with pytest.raises(FormatError, match="sample 5, column 0 in memory: cannot be decoded"):
+    named = rf"{re.escape(str(damaged))}: sample 5, column latent: cannot be decoded"
+    with pytest.raises(FormatError, match=named):
         LatentDataset(damaged).to_device("cpu").batch(range(14))
+    with pytest.raises(FormatError, match=named):
+        list(LatentDataset(damaged).to_device("cpu").loader(7, shuffle=True))
+    with pytest.raises(FormatError, match=named):
+        decode_pictures(damaged, [2, 5])
+    with pytest.raises(FormatError, match=named):
+        latents_to_measure(damaged)
+    with pytest.raises(FormatError, match=named):
+        report(damaged, tmp_path / "report.html")
+    pytest.importorskip("streaming")
+    from latentq.reading.streaming import LatentStreamingDataset
+
+    with pytest.raises(FormatError, match=named):
+        LatentStreamingDataset(local=str(damaged), batch_size=1)[5]
+
+
+def test_damage_is_named_in_a_bucket_and_by_convert(tmp_path):
+    for number in range(14):
+        paint(tmp_path / f"source/a/{number:02}.png", number, (90, 70) if number < 3 else (70, 90))
+    out = tmp_path / "out"
+    latentq.encode(tmp_path / "source", out, **OPTIONS, codec="transform", bytes=400)
+    damage(out)
+    with pytest.raises(FormatError, match="out: sample 5, column latent: cannot be decoded"):
+        latentq.convert(out, tmp_path / "floats", to_layout="fast-dit")
+    out = tmp_path / "buckets"
+    options = {"autoencoder": "dct-f8c16", "unit_size": 4, "buckets": "64x80,80x64", "bytes": 400}
+    latentq.encode(tmp_path / "source", out, **options)
+    damage(out)
+    resident = LatentDataset(out).to_device("cpu")  # where sample 5 is not row 5 of its bucket
+    with pytest.raises(FormatError, match="buckets: sample 5, column latent: cannot be decoded"):
+        resident[5]
 
 
 def test_verify_adds_up_the_latents_again(out):

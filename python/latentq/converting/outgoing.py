@@ -263,7 +263,8 @@ class OpenColumns:
             elif self._outgoing.column(shard_name).content == "moments":
                 values[shard_name] = self._moments(shard_name, value, bucket)
             else:
-                values[shard_name] = encoded.decode(value, self._dtype).numpy()
+                with layout.naming(name, indices):
+                    values[shard_name] = encoded.decode(value, self._dtype).numpy()
         return values
 
     def _moments(self, name: str, stored: Any, bucket: int) -> NDArray[np.float32]:

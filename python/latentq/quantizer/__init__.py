@@ -3,7 +3,7 @@
 from latentq.choices import Method
 from latentq.quantizer.floats import FLOAT_BITS, FLOAT_MAX
 from latentq.quantizer.quantizer import Calibrator, Quantizer
-from latentq.quantizer.results import Measurement, NotFiniteError, ValueCounts
+from latentq.quantizer.results import DamagedSampleError, Measurement, NotFiniteError, ValueCounts
 from latentq.quantizer.scheme import Kind, Rounding
 from latentq.quantizer.statistics import Moments, Statistics
 from latentq.quantizer.transform import (
@@ -22,6 +22,7 @@ __all__ = [
     "AnyQuantizer",
     "Calibrator",
     "Counts",
+    "DamagedSampleError",
     "EncodedSamples",
     "Kind",
     "Measurement",

@@ -9,11 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from latentq._core import LatentqError
+from latentq._core import FormatError, LatentqError
 
 
 class NotFiniteError(LatentqError, ValueError):
     """A NaN or an infinity where a number is needed; the message names the sample and the channel."""
+
+
+class DamagedSampleError(FormatError):
+    """Bytes that a codec cannot decode.
+
+    Attributes:
+        sample: The index of the sample among those that were decoded together.
+        reason: What is wrong with its bytes.
+    """
+
+    def __init__(self, message: str, sample: int = 0, reason: str = "") -> None:  # a DataLoader gives the message alone
+        super().__init__(message)
+        self.sample, self.reason = sample, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,11 @@ class Measurement:
 def not_finite(sample: int, channel: int) -> NotFiniteError:
     """Returns the exception for a value without a code, at these positions in an array (N, C, ...)."""
     return NotFiniteError(f"sample {sample}, channel {channel} holds a NaN, an infinity or a number too large")
+
+
+def damaged_sample(sample: int, reason: str) -> DamagedSampleError:
+    """Returns the exception for a sample that cannot be decoded, at this position among those decoded together."""
+    return DamagedSampleError(f"encoded sample {sample} cannot be decoded: {reason}", sample, reason)
 
 
 def _decibels(signal: float, noise: float) -> float:

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from latentq import _core
-from latentq._core import FormatError, LatentqError
+from latentq._core import LatentqError
 from latentq.quantizer.arrays import UINT8, as_array, as_bits, as_float64, check_threads, float_array, tensors_for
 from latentq.quantizer.floats import FLOAT_DTYPES, float_name
 from latentq.quantizer.quantizer import Quantizer
-from latentq.quantizer.results import Measurement, not_finite
+from latentq.quantizer.results import Measurement, damaged_sample, not_finite
 from latentq.system.arrays import new_array
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Transform:
             (N, C, h, w) values: a tensor on the device of `stored` if that is a tensor, else an array; `out` if given.
 
         Raises:
-            FormatError: The bytes of a sample are damaged.
+            DamagedSampleError: The bytes of a sample are damaged.
             ValueError: The shape or `out` does not match.
         """
         if tensors := tensors_for(stored):
@@ -221,7 +221,7 @@ class Transform:
         bits = as_bits(out, name)
         bad = self._compiled.decode(data, lengths, bits, name == "bfloat16", check_threads(threads))
         for sample, _, reason in bad:
-            raise FormatError(f"encoded sample {sample} cannot be decoded: {reason}")
+            raise damaged_sample(sample, reason)
         return out
 
     def decode_tensor(
@@ -245,7 +245,7 @@ class Transform:
             threads: The largest number of threads to use on the CPU.
 
         Raises:
-            FormatError: The bytes of a sample are damaged.
+            DamagedSampleError: The bytes of a sample are damaged.
             ValueError: The shape does not match.
         """
         from latentq.quantizer import transform_tensors
@@ -273,7 +273,7 @@ class Transform:
             (N, C, h, w) int16 integers, or int32 if 16 bits are not enough for one; and the (N,) float32 steps.
 
         Raises:
-            FormatError: The bytes of a sample are damaged.
+            DamagedSampleError: The bytes of a sample are damaged.
             ValueError: The shape does not match.
         """
         data, lengths = _joined(as_array(stored))
@@ -285,7 +285,7 @@ class Transform:
             if not bad:
                 break
         for sample, _, reason in bad:
-            raise FormatError(f"encoded sample {sample} cannot be decoded: {reason}")
+            raise damaged_sample(sample, reason)
         return out, steps
 
     def damaged(self, stored: Stored, shape: Sequence[int], *, threads: int = 1) -> dict[int, str]:

@@ -396,12 +396,15 @@ class LatentDataset(BatchedDataset):
         Raises:
             ValueError: The samples are of several buckets.
         """
-        name, column = next(iter(self._layouts[self.bucket_of(indices)].pictures.items()))
+        layout = self._layouts[self.bucket_of(indices)]
+        name, column = next(iter(layout.pictures.items()))
         stored = self.read(indices)[name]
         if isinstance(column, TokenColumn):
             return column.decode(stored)
         column = column.in_scale(self.path, self.card, "raw")
-        return column.decode(stored, torch.float32, noise=torch.zeros(len(stored), *column.shape, device=stored.device))
+        noise = torch.zeros(len(stored), *column.shape, device=stored.device)
+        with layout.naming(name, indices):
+            return column.decode(stored, torch.float32, noise=noise)
 
     def _gathered_column(self, layout: Layout, name: str, decoded: bool) -> GatheredColumn:
         """Returns how a column is gathered."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq import _core
+from latentq._core import FormatError
 from latentq.quantizer import AnyQuantizer
 from latentq.reading.buffers import Allocate, whole_lines
 from latentq.reading.samples import Batch, ColumnDict
@@ -62,6 +63,8 @@ class Gatherer:
         columns: The columns of a batch.
         rows: Maps indices of samples to rows of `samples`; None if they are the same.
         pin: Keeps the files of some samples, given their indices; None if all files are there.
+        name_damage: Raises an error that names the damaged one of some samples, given their indices; None if the
+            core's error does.
 
     Attributes:
         gives_decoded: True if its batches need no further decoding.
@@ -73,10 +76,12 @@ class Gatherer:
         columns: Sequence[GatheredColumn],
         rows: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
         pin: Callable[[NDArray[np.int64]], Pinned | None] | None = None,
+        name_damage: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> None:
         self._samples = samples
         self._rows = rows
         self._pin = pin
+        self._name_damage = name_damage
         self._columns = columns
         self.gives_decoded = not any(column.needs_decoding for column in columns)
         self._positions = [column.position for column in columns]
@@ -123,15 +128,19 @@ class Gatherer:
                 if files is not None:
                     files.wait()
             gathering = _core.gather(self._samples, found, self._positions, outs, self._quantizers, threads)
-        except BaseException:
+        except BaseException as error:
             if own is not None:
                 own.release()
+            self._explain(error, indices)
             raise
 
         def batch() -> Batch:
             values = ColumnDict()
             try:
                 gathered = gathering.result()
+            except FormatError as error:
+                self._explain(error, indices)
+                raise
             finally:
                 if own is not None:
                     own.release()
@@ -141,6 +150,11 @@ class Gatherer:
             return values
 
         return batch
+
+    def _explain(self, error: BaseException, indices: NDArray[np.int64]) -> None:
+        """Raises a better error for a damaged sample, if there is one."""
+        if self._name_damage is not None and isinstance(error, FormatError):
+            self._name_damage(indices)
 
 
 _UNCHANGED = ((torch.uint8, 2), (torch.int64, 1))  # dtypes and dimensions that the core takes as they are

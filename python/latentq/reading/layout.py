@@ -18,10 +18,10 @@ from latentq.format.card import CARD, Card
 from latentq.format.facts import TOKEN_DTYPES, UNKNOWN, EmbeddingFacts, LatentFacts, TokenFacts
 from latentq.format.options import CONDITIONING, FLOATS, TEXT, Column
 from latentq.format.recipe import Recipe
-from latentq.quantizer import AnyQuantizer, Quantizer, Transform
+from latentq.quantizer import AnyQuantizer, DamagedSampleError, Quantizer, Transform
 from latentq.reading.buffers import Allocate
 from latentq.reading.columns import EmbeddingColumn, EncodedColumn, LatentColumn, MaskColumn, Scale, TokenColumn
-from latentq.reading.samples import Batch, ColumnDict
+from latentq.reading.samples import Batch, ColumnDict, Indices
 from latentq.system.text import counted
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
@@ -141,12 +141,21 @@ class Layout:
             return column.decode(stored, dtype, out=out, noise=noise)
 
     @contextmanager
-    def naming(self, name: str) -> Iterator[None]:
-        """Adds the dataset and a column to errors of damaged samples."""
+    def naming(self, name: str, indices: Indices | None = None) -> Iterator[None]:
+        """Adds the dataset, a column and a sample's index to errors of damaged samples.
+
+        Args:
+            name: The column.
+            indices: The indices of the samples that are decoded together; None if they are not known.
+        """
         try:
             yield
         except FormatError as error:
-            raise FormatError(f"{self.path}: column {name}: {error}: latentq verify says where it is") from None
+            if indices is not None and isinstance(error, DamagedSampleError):
+                message = f"sample {indices[error.sample]}, column {name}: cannot be decoded: {error.reason}"
+            else:
+                message = f"column {name}: {error}"
+            raise FormatError(f"{self.path}: {message}: latentq verify says where it is") from None
 
     @classmethod
     def resolve(

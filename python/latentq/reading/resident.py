@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, Unpack
 
@@ -206,7 +207,16 @@ class ResidentDataset(BatchedDataset):
             else:
                 columns.append(GatheredColumn(name, position, encoded.shape, layout.dtype, quantizer))
         tables = MemoryTables([rows(table.numpy()) for table in self.bucket_columns[bucket].values()])
-        return Gatherer(tables, columns, None if self._rows is None else self._rows_of)
+        rows_of = None if self._rows is None else self._rows_of
+        return Gatherer(tables, columns, rows_of, name_damage=partial(self._name_damage, bucket))
+
+    def _name_damage(self, bucket: int, indices: NDArray[np.int64]) -> None:
+        """Raises FormatError for the first sample that cannot be decoded: rows in memory have no names."""
+        layout, numbers = self.layouts[bucket], torch.from_numpy(self._rows_of(indices))
+        for name, encoded in layout.on_host.items():
+            if name in self.bucket_columns[bucket]:
+                with layout.naming(name, indices):
+                    encoded.decode(self.bucket_columns[bucket][name].index_select(0, numbers), layout.dtype)
 
     def _rows_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the rows of samples in the columns of their bucket, (N,)."""

@@ -129,7 +129,9 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         """
         stored = super().get_item(sample_id, retry)
         layout = self._layout_of(self.spanner[sample_id][0])
-        return ColumnDict((name, _value(layout, name, stored[column])) for name, column in layout.shard_names.items())
+        return ColumnDict(
+            (name, _value(layout, name, stored[column], sample_id)) for name, column in layout.shard_names.items()
+        )
 
     def _layout_of(self, shard: int) -> Layout:
         """Returns the layout of a shard's samples, by the bucket in its name."""
@@ -143,7 +145,7 @@ class LatentStreamingDataset(StreamingDataset):  # type: ignore[misc]  # streami
         return of_buckets[int(group)]
 
 
-def _value(layout: Layout, name: str, value: Any) -> Any:
+def _value(layout: Layout, name: str, value: Any, index: int) -> Any:
     if name in layout.labels:
         return int(value)
     column = layout.encoded.get(name)
@@ -155,7 +157,7 @@ def _value(layout: Layout, name: str, value: Any) -> Any:
         raise FormatError(
             f"{layout.path}: column {column.shard_name!r} gave {counted(data.size, 'byte')}, not {column.nbytes}{hint}"
         )
-    with layout.naming(name):
+    with layout.naming(name, [index]):
         return column.decode(torch.from_numpy(data.copy()).unsqueeze(0), layout.dtype)[0]
 
 

@@ -98,7 +98,8 @@ def measure_channels(dataset: LatentDataset, name: str, progress: Progress) -> C
     measured = _Sums(_stored(dataset.layout.encoded[name])[1])
     for batch, bucket in in_batches(dataset, indices, max(1, _BATCH_VALUES // elements)):
         shape, _, rows = _stored(dataset.layouts[bucket].encoded[name])
-        measured.add(batch, dataset.read(batch, names=[name])[name].numpy(), shape, rows)
+        with dataset.layouts[bucket].naming(name, batch):
+            measured.add(batch, dataset.read(batch, names=[name])[name].numpy(), shape, rows)
         progress.update(len(batch))
     return measured.channels(len(indices))
 
