@@ -89,6 +89,20 @@ def test_the_table_has_a_line_per_row_and_the_json_an_object_per_row(tmp_path: P
     assert marked == {"default": ["mse"], "least error": [best]}
 
 
+def test_a_sample_that_a_transform_cannot_encode_ends_nothing() -> None:
+    x = latents()
+    x[7] *= 3000
+    rows = {row.scheme: row for row in measure.measure(x, bits=[4], methods=["trellis"])}
+    assert {scheme: row.refused for scheme, row in rows.items()} == {
+        "float16": 0, "uniform": 0, "trellis": 0, "transform": 1
+    }  # fmt: skip
+    assert rows["trellis"].largest_error < 10  # of the others
+    assert rows["transform"].sqnr_db > 10
+    text = io.StringIO()
+    measure.print_table(list(rows.values()), file=text)
+    assert "refuses 1 sample" in text.getvalue().splitlines()[-1]
+
+
 def test_latents_that_overflow_float16_are_compared_with_bfloat16() -> None:
     x = np.random.default_rng(0).normal(0, 3, (4, 2, 8, 8)).astype(np.float32)
     for largest, scheme in ((65519.0, "float16"), (65520.0, "bfloat16"), (-1e30, "bfloat16")):

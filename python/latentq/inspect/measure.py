@@ -54,6 +54,7 @@ class SchemeCost:
             originals.
         psnr_decoded_db: The mean PSNR of the images decoded from the codes against those decoded from the floats; None
             without an autoencoder.
+        refused: The number of samples that the scheme cannot encode, which a run would reject. No row counts them.
     """
 
     scheme: str
@@ -65,6 +66,7 @@ class SchemeCost:
     largest_error: float
     psnr_images_db: float | None = None
     psnr_decoded_db: float | None = None
+    refused: int = 0
 
 
 def load(path: str | PathLike[str]) -> npt.NDArray[Any]:
@@ -98,6 +100,7 @@ def measure(
 
     Samples with an even index are used for calibration and those with an odd index for measuring, so that no scheme is
     tested on its calibration data (a single sample serves for both). At most 64 of the measured samples are decoded.
+    Samples that a transform cannot encode, since they are far from those of the calibration, are measured in no row.
 
     Args:
         latents: (N, C, ...) floats, or any iterable of samples (C, ...); the first 4,096 are used.
@@ -109,6 +112,7 @@ def measure(
 
     Raises:
         NotFiniteError: A value is NaN or infinite.
+        LatentqError: A transform cannot encode any of the samples.
         ValueError: There are no samples, or images and latents differ in number.
     """
     x = _samples(latents)
@@ -129,12 +133,16 @@ def measure(
     if _is_for_transform(x.shape):
         elements = math.prod(x.shape[1:])
         schemes += [("transform", Transform.calibrate(calibration, bytes=elements * b // 8)) for b in bits]
+    refused = [_refused(quantizer, tried) for _, quantizer in schemes]
+    kept = sorted(set(range(len(tried))).difference(*refused))
+    if 0 < len(kept) < len(tried):
+        tried, images = tried[kept], None if images is None else images[kept]
     count = 0 if autoencoder is None else min(DECODED, len(tried))
     chosen = [position * len(tried) // count for position in range(count)]
     with BriefProgress(len(schemes) * (1 + count), "measure", progress, noun="step") as bar:
         rows = []
-        for name, quantizer in schemes:
-            rows.append(_cost(name, quantizer, tried))
+        for (name, quantizer), bad in zip(schemes, refused, strict=True):
+            rows.append(replace(_cost(name, quantizer, tried), refused=len(bad)))
             bar.update(1)
         if autoencoder is not None:
             originals = None if images is None else images[chosen]
@@ -144,6 +152,11 @@ def measure(
                 for row, (decoded, original) in zip(rows, psnrs, strict=True)
             ]
     return rows
+
+
+def _refused(quantizer: AnyQuantizer, x: npt.NDArray[Any]) -> Sequence[int]:
+    """Returns the indices of the samples that a transform cannot encode."""
+    return list(quantizer.encode_counted(x).bad) if isinstance(quantizer, Transform) else []
 
 
 def _is_for_transform(shape: tuple[int, ...]) -> bool:
@@ -158,7 +171,8 @@ def _is_for_transform(shape: tuple[int, ...]) -> bool:
 def print_table(rows: Sequence[SchemeCost], *, file: TextIO | None = None) -> None:
     """Writes rows as an aligned table, to standard output by default.
 
-    The last column marks the default method, and the scheme with the highest SQNR at each number of bits.
+    The last column marks the default method, and the scheme with the highest SQNR at each number of bits; and tells how
+    many samples a scheme refuses.
     """
     columns = {
         "scheme": [row.scheme for row in rows],
@@ -186,7 +200,8 @@ def _note(row: SchemeCost, rows: Sequence[SchemeCost]) -> str:
     if row.scheme in FLOATS:
         return ""
     least_error = row.sqnr_db == max(other.sqnr_db for other in rows if other.bits == row.bits)
-    return ", ".join(["default"] * (row.scheme == DEFAULT_METHOD) + ["least error"] * least_error)
+    notes = ["default"] * (row.scheme == DEFAULT_METHOD) + ["least error"] * least_error
+    return ", ".join(notes + [f"refuses {counted(row.refused, 'sample')}"] * (row.refused > 0))
 
 
 def _samples(latents: Any) -> npt.NDArray[Any]:
