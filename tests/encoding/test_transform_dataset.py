@@ -107,6 +107,12 @@ def test_every_reader_gives_the_same_values(out, streaming_alone):
     assert all(torch.isin(batch["latent"], expected).all() for batch in mixture.loader(4))
     half = LatentDataset(out, dtype=torch.bfloat16).batch([9, 3])["latent"]
     assert torch.equal(half, expected[[9, 3]].bfloat16())
+    for dtype in (torch.float32, torch.bfloat16):  # what a resident dataset on a GPU does, in two parts
+        dataset = LatentDataset(out, dtype=dtype, scale="normalized")
+        layout, stored = dataset.layout, dataset.read(range(14))["latent"]
+        parts = layout.on_host["latent"].numbers(stored)
+        assert parts[0].dtype == torch.int16
+        assert torch.equal(layout.on_host["latent"].from_numbers(*parts, dtype), dataset.batch(range(14))["latent"])
     with pytest.raises(ValueError, match="no codes"):
         LatentDataset(out, dtype=torch.uint8)
 

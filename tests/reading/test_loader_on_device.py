@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentq import LatentDataset, LatentMixture
+from latentq import LatentDataset, LatentMixture, Transform, mds
 from latentq.format.card import CARD, Card
 from support.fake_gpu import fake_gpu, is_pinned, synchronizations  # noqa: F401  (a fixture)
 from support.making import make_dataset
@@ -104,6 +104,57 @@ def test_latents_are_drawn_from_moments_without_waiting(moments, resident, scale
         return dataset.to_device("cuda") if resident else dataset
 
     assert synchronizations(batches(make)) == []
+
+
+@pytest.fixture
+def encoded(tmp_path):
+    """A dataset whose latents are encoded by the transform codec."""
+    made = make_dataset(tmp_path / "floats", 40, kind="float32", shape=(4, 8, 8))
+    facts = dataclasses.replace(made.card.latents["latent"], quantizer=Transform.calibrate(made.codes, bytes=200))
+    columns = made.card.columns | {"latent": "ndarray:uint8:200"}
+    card = dataclasses.replace(made.card, columns=columns, latents={"latent": facts})
+    with mds.Writer(tmp_path / "encoded", columns) as writer:
+        for index, row in enumerate(facts.quantizer.encode(made.codes)):
+            writer.write({"latent": row, "key": str(index), "label": index, "caption": ""})
+        writer.add_file(CARD, card.to_toml())
+    return tmp_path / "encoded"
+
+
+@pytest.mark.parametrize("scale", ["raw", "scaled"])
+@pytest.mark.parametrize("resident", [False, True])
+def test_latents_of_a_codec_that_begins_on_the_cpu_are_sent_without_waiting(encoded, monkeypatch, resident, scale):
+    shape = (4, 4, 8, 8)
+    if resident:  # its memory is not real here
+        monkeypatch.setattr(Transform, "numbers", lambda *_, **__: (np.zeros(shape, np.int16), np.ones(4, np.float32)))
+
+    def make():
+        dataset = LatentDataset(encoded, columns=["latent", "label"], scale=scale)
+        return dataset.to_device("cuda") if resident else dataset
+
+    def prepare():
+        work = batches(make)()
+
+        def checked():
+            batch = work()
+            assert batch.keys() == {"latent", "label", "valid"}
+            assert (batch["latent"].shape, batch["latent"].dtype) == (shape, torch.float32)
+
+        return checked
+
+    assert synchronizations(prepare) == []
+
+
+@pytest.mark.parametrize("indices", [[5, -1], np.array([5, 1])])
+def test_a_batch_of_such_latents_in_memory_is_sent_without_waiting(encoded, monkeypatch, indices):
+    monkeypatch.setattr(
+        Transform, "numbers", lambda *_, **__: (np.zeros((2, 4, 8, 8), np.int16), np.ones(2, np.float32))
+    )
+
+    def prepare():
+        resident = LatentDataset(encoded).to_device("cuda")
+        return lambda: resident.batch(indices)
+
+    assert synchronizations(prepare) == []
 
 
 def test_batches_of_a_transform_are_sent_without_waiting(tmp_path):

@@ -253,10 +253,26 @@ class Transform:
         if device is None and tensors_for(stored):
             device = cast("torch.Tensor", stored).device
         numbers, steps = self.numbers(stored, shape, threads=threads)
-        tables = self.on_device.get(str(device))
+        on_device = (transform_tensors.sent(values, device or "cpu") for values in (numbers, steps))
+        return self.from_numbers(*on_device, dtype=dtype)
+
+    def from_numbers(
+        self, numbers: torch.Tensor, steps: torch.Tensor, *, dtype: FloatDType = np.float32
+    ) -> torch.Tensor:
+        """Returns the values of the integers that `numbers` returned, on their device: the inverse transform.
+
+        Args:
+            numbers: (N, C, h, w) int16 or int32.
+            steps: (N,) float32, on the same device.
+            dtype: As for `decode`.
+        """
+        from latentq.quantizer import transform_tensors
+
+        device = str(numbers.device)
+        tables = self.on_device.get(device)
         if tables is None:
-            tables = transform_tensors.Tables.of(self.mean, self.basis, device or "cpu")
-            self.on_device[str(device)] = tables
+            tables = transform_tensors.Tables.of(self.mean, self.basis, numbers.device)
+            self.on_device[device] = tables
         return transform_tensors.inverse(tables, numbers, steps, float_name(dtype))
 
     def numbers(

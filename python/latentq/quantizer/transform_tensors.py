@@ -34,23 +34,31 @@ class Tables:
         return cls(on_device[0], on_device[1].reshape(len(arrays[0]), -1), on_device[2:])
 
 
+def sent(values: npt.NDArray[Any], device: str | torch.device) -> torch.Tensor:
+    """Returns an array as a tensor on a device, without waiting for a GPU to finish its earlier work."""
+    device, tensor = torch.device(device), torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    with torch.cuda.device(device):
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def inverse(
     tables: Tables,
-    numbers: npt.NDArray[Any],
-    steps: npt.NDArray[np.float32],
+    numbers: torch.Tensor,
+    steps: torch.Tensor,
     name: str,
 ) -> torch.Tensor:
     """Returns the values of samples, on the device of the tables.
 
     Args:
         tables: The codec's tables.
-        numbers: (N, C, h, w) integers in steps.
-        steps: (N,) float32.
+        numbers: (N, C, h, w) integers in steps, on the same device.
+        steps: (N,) float32, likewise.
         name: The float type of the values.
     """
-    device = tables.mean.device
-    y = torch.from_numpy(numbers).to(device).float()
-    step = torch.from_numpy(steps).to(device).reshape(-1, 1, 1, 1)
+    y = numbers.float()
+    step = steps.reshape(-1, 1, 1, 1)
     z = torch.empty_like(y)
     for rows, height in _pieces(y.shape[2]):
         for columns, width in _pieces(y.shape[3]):

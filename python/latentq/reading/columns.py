@@ -143,21 +143,24 @@ class LatentColumn:
         """True if decoding begins on the CPU, whatever the device: the column has a transform."""
         return isinstance(self.quantizer, Transform)
 
-    def decode_to(self, device: torch.device, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Decodes stored samples of a column with a transform, which are on the CPU, to another device.
+    def numbers(self, stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decodes stored samples of a column with a transform on the CPU, before the part that any device does.
 
         Args:
-            device: The device.
             stored: uint8 (N, bytes), on the CPU.
-            dtype: The dataset's dtype.
 
         Returns:
-            (N, *shape) of that dtype, on the device.
+            int16 or int32 (N, *shape), and float32 (N,): what `from_numbers` takes.
         """
         assert isinstance(self.quantizer, Transform)
+        numbers, steps = self.quantizer.numbers(stored, self.facts.shape, threads=min(4, processors()))
+        return torch.from_numpy(numbers), torch.from_numpy(steps)
+
+    def from_numbers(self, numbers: torch.Tensor, steps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the values of what `numbers` returned, (N, *shape) of a dtype, on its device."""
+        assert isinstance(self.quantizer, Transform)
         direct = dtype if self.change is None else torch.float32
-        threads = min(4, processors())
-        values = self.quantizer.decode_tensor(stored, self.facts.shape, device=device, dtype=direct, threads=threads)
+        values = self.quantizer.from_numbers(numbers, steps, dtype=direct)
         return values if self.change is None else self.change(values).to(dtype)
 
     def decode(

@@ -165,7 +165,7 @@ class ResidentDataset(BatchedDataset):
 
         Args:
             indices: The indices of its samples. A tensor on a GPU is not checked, since a check would wait for it; of
-                a dataset with buckets it is.
+                a dataset with buckets it is, and with a transform it is waited for.
             noise: See `LatentDataset.batch`.
             allocate: Allocates the batch's tensors on the CPU.
 
@@ -175,15 +175,19 @@ class ResidentDataset(BatchedDataset):
         """
         if isinstance(indices, torch.Tensor) and (indices.device.type == "cpu" or self.table.count > 1):
             indices = indices.numpy(force=True)
-        bucket = 0
+        bucket, on_host = 0, None
         if not isinstance(indices, torch.Tensor):
             checked = checked_indices(indices, len(self))
             bucket = self.table.common(checked)
             if self.device.type == "cpu":
                 batch = self._gatherer(bucket).begin(checked, allocate)() | (noise or {})
                 return self._dataset.decode_batch(batch, bucket=bucket, allocate=allocate)
-            indices = send(torch.from_numpy(self._rows_of(checked)), self.device)
+            on_host = torch.from_numpy(self._rows_of(checked))
+            indices = send(on_host, self.device)
         rows = dict.fromkeys(self.bucket_columns[bucket], indices.to(self.device))
+        if self.layouts[bucket].on_host:
+            parts = self._numbers(bucket, indices.cpu() if on_host is None else on_host)
+            rows |= {name: send(part, self.device) for name, part in parts.items()}
         return self.decode_batch(rows | (noise or {}), bucket=bucket, allocate=allocate)
 
     def native_gatherer(self, *, decoded: bool = True, bucket: int = 0) -> Gatherer | None:  # noqa: ARG002  (CPU: all decoded)
@@ -225,14 +229,28 @@ class ResidentDataset(BatchedDataset):
     def read(self, indices: Indices, *, allocate: Allocate = private) -> Batch:
         """Returns the rows of a batch in the bucket's columns, by name: `decode_batch` replaces them on the device.
 
+        Columns of a transform come as integers, with their steps, if the device is another than the CPU.
+
         Args:
             indices: Indices of the samples, in any order, each from -len(self) to len(self) - 1.
             allocate: Allocates the batch's tensors on the CPU.
         """
         checked = checked_indices(indices, len(self))
         mine = torch.from_numpy(self._rows_of(checked))
-        columns = self.bucket_columns[self.table.common(checked)]
-        return dict.fromkeys(columns, allocate(tuple(mine.shape), mine.dtype).copy_(mine))
+        bucket = self.table.common(checked)
+        batch = dict.fromkeys(self.bucket_columns[bucket], allocate(tuple(mine.shape), mine.dtype).copy_(mine))
+        parts = self._numbers(bucket, mine)
+        return batch | {name: allocate(tuple(part.shape), part.dtype).copy_(part) for name, part in parts.items()}
+
+    def _numbers(self, bucket: int, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Decodes columns of a transform as far as the CPU does for another device: the integers and steps of rows."""
+        layout, parts = self.layouts[bucket], dict[str, torch.Tensor]()
+        for name, encoded in layout.on_host.items() if self.device.type != "cpu" else ():
+            if name in self.bucket_columns[bucket]:
+                with layout.naming(name):
+                    stored = self.bucket_columns[bucket][name].index_select(0, rows)
+                    parts[name], parts[_steps_key(name)] = encoded.numbers(stored)
+        return parts
 
     def decode_batch(self, batch: Batch, *, bucket: int = 0, allocate: Allocate = shareable) -> Batch:
         """Builds the batch of the rows that `read` returned; on the CPU, decodes gathered columns.
@@ -244,18 +262,13 @@ class ResidentDataset(BatchedDataset):
         """
         if self.device.type != "cpu":
             columns = self.bucket_columns[bucket]
-            indices = {name: batch[name] for name in columns}
             batch = batch | {
-                name: column.index_select(0, indices[name])
-                for name, column in columns.items()
-                if name not in self._apart
+                name: column.index_select(0, batch[name]) for name, column in columns.items() if name not in self._apart
             }
             layout = self.layouts[bucket]
             for name, encoded in layout.on_host.items():
                 if name in columns:
-                    stored = columns[name].index_select(0, indices[name].cpu())
-                    with layout.naming(name):
-                        batch = batch | {name: encoded.decode_to(self.device, stored, layout.dtype)}
+                    batch[name] = encoded.from_numbers(batch[name], batch.pop(_steps_key(name)), layout.dtype)
         return self._dataset.decode_batch(batch, bucket=bucket, allocate=allocate)
 
     def loader(self, batch_size: int, **options: Unpack[LoaderOptions]) -> LatentLoader:
@@ -274,6 +287,11 @@ class ResidentDataset(BatchedDataset):
             raise TypeError(f"device is no option of a resident dataset's loader: its batches are on {self.device}")
         chosen: LoaderOptions = {"prefetch": 1, **options, "device": self.device}
         return LatentLoader(self, batch_size, **chosen)
+
+
+def _steps_key(name: str) -> str:
+    """Returns the key of a transform's steps in a batch from `read`."""
+    return f"{name} steps"
 
 
 def _widened(table: torch.Tensor, width: int) -> torch.Tensor:
