@@ -403,3 +403,8 @@ def test_options_name_the_codec_in_any_order():
             base.override(**options)
     with pytest.raises(RecipeError, match="transform is for latents"):
         base.override(store="moments", codec="transform")
+
+
+def test_a_run_with_another_codec_is_refused_by_its_kind(out, source):
+    with pytest.raises(MismatchError, match=r"quantizer\.kind = 'transform'; this run has 'trellis'"):
+        latentq.encode(source, out, **OPTIONS, codec="trellis", bits=4)

@@ -158,3 +158,8 @@ def test_the_number_of_images_that_are_encoded_and_decoded_is_bounded(
     assert images is not None
     assert len(values) == len(images) == 5
     assert len(measure.of_dataset(tmp_path / "out")[0]) == 12
+
+
+def test_a_transform_has_the_bits_of_codes_in_any_shape() -> None:
+    x = np.random.default_rng(0).normal(size=(24, 4, 27, 13)).astype(np.float32)  # 526.5 bytes at 3 bits
+    assert [row.bits for row in measure.measure(x, bits=(3,), methods=()) if row.scheme == "transform"] == [3]

@@ -277,3 +277,22 @@ def test_the_examples_of_the_page_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     assert len(blocks) > 2
     exec("\n".join(blocks), {})
+
+
+def test_wrong_arguments_are_named_before_memory_is_taken():
+    latents = np.random.default_rng(0).normal(size=(8, 4, 16, 16)).astype(np.float32)
+    assert Transform.calibrate(latents, bytes=np.int64(300)).sample_bytes == 300
+    with pytest.raises(TypeError, match="integer"):
+        Transform.calibrate(latents, bytes="300")
+    transform = Transform.calibrate(latents, rate=3.0)
+    stored = transform.encode(latents)
+    with pytest.raises(ValueError, match="not a single one"):
+        transform.decode(stored[0], (4, 16, 16))
+    with pytest.raises(ValueError, match="too large for a transform"):
+        transform.decode(stored[:1], (1, 4, 10**6, 10**6))
+    for text, message in (
+        ("\u00e9", "mean of a transform is not base64"),
+        ("AAA", "mean of a transform is not base64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Transform.from_dict(transform.to_dict() | {"mean": text})

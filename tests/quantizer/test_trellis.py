@@ -320,3 +320,18 @@ def test_sqnr_on_real_latents(latents: Path, name: str, bits: int, decibels: flo
     z = np.load(latents / f"{name}.npy")
     q = Quantizer.calibrate(z[::2], bits=bits, method="trellis")
     assert q.measure(z[1::2]).overall_sqnr_db >= decibels - 0.05
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"bits": "4"}, "bits of a trellis must be 2 to 8, not '4'"),
+        ({"levels": "AAAA"}, "levels of a trellis have 3 bytes, not 32 for each channel"),
+        ({"levels": ""}, "levels of a trellis have 0 bytes"),
+        ({"levels": "\u00e9"}, "levels of a trellis are not base64"),
+    ],
+)
+def test_broken_levels_in_a_card_are_named(entry, message):
+    good = Quantizer.trellis(np.arange(16.0).reshape(2, 8)).to_dict()
+    with pytest.raises(ValueError, match=message):
+        Quantizer.from_dict(good | entry)

@@ -166,9 +166,8 @@ def _check_transform(where: str, data: Mapping[str, Any]) -> None:
     """Raises RecipeError if the options of a transform are out of range."""
     sizes = [key for key in TRANSFORM_SIZES if key in data]
     if len(sizes) != 1:
-        raise RecipeError(
-            f"{where} of kind 'transform' needs one of {', '.join(TRANSFORM_SIZES)}, not {sizes or 'none'}"
-        )
+        found = " and ".join(sizes) or "none"
+        raise RecipeError(f"{where} of kind 'transform' needs one of {', '.join(TRANSFORM_SIZES)}, not {found}")
     sample_bytes, rate = data.get("bytes", 1), data.get("rate", 1.0)
     if type(sample_bytes) is not int or not 1 <= sample_bytes < 2**31:
         raise RecipeError(f"{where}.bytes must be a number of bytes per sample, not {sample_bytes!r}")

@@ -131,8 +131,8 @@ def measure(
     schemes += [("uniform", Quantizer.uniform(low, high, channels=channels, bits=b)) for b in bits]
     schemes += [(m, Quantizer.calibrate(calibration, bits=b, method=m)) for b, m in itertools.product(bits, methods)]
     if _is_for_transform(x.shape):
-        elements = math.prod(x.shape[1:])
-        schemes += [("transform", Transform.calibrate(calibration, bytes=elements * b // 8)) for b in bits]
+        sizes = [math.ceil(math.prod(x.shape[1:]) * b / 8) for b in bits]  # as codes of these bits
+        schemes += [("transform", Transform.calibrate(calibration, bytes=size)) for size in sizes]
     refused = [_refused(quantizer, tried) for _, quantizer in schemes]
     kept = sorted(set(range(len(tried))).difference(*refused))
     if 0 < len(kept) < len(tried):

@@ -649,10 +649,19 @@ def _decoded_levels(bits: int, levels: str) -> npt.NDArray[np.float32]:
     Raises:
         ValueError: The text is not base64 of that many float32 values per channel.
     """
+    if type(bits) is not int:
+        raise ValueError(f"the bits of a trellis must be 2 to 8, not {bits!r}")
     check_bits(bits)
     if not isinstance(levels, str):
         raise ValueError("the levels of a trellis must be base64 text")
-    values = np.frombuffer(base64.b64decode(levels, validate=True), "<f4")
+    try:
+        data = base64.b64decode(levels, validate=True)
+    except ValueError as error:
+        raise ValueError(f"the levels of a trellis are not base64: {error}") from None
+    channel = 4 * 2 ** (bits + 1)
+    if not data or len(data) % channel:
+        raise ValueError(f"the levels of a trellis have {len(data)} bytes, not {channel} for each channel")
+    values = np.frombuffer(data, "<f4")
     return values.reshape(-1, 2 ** (bits + 1)).astype(np.float32)
 
 

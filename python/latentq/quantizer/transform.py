@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
@@ -158,7 +159,7 @@ class Transform:
         Raises:
             NotFiniteError: A value is NaN or infinite.
             LatentqError: A sample does not fit in its bytes, or a value is too far from those of the calibration.
-            ValueError: `x` is not (N, C, h, w), or has less than 256 elements per sample.
+            ValueError: `x` is not (N, C, h, w).
         """
         encoded = self.encode_counted(x, threads=threads)
         for sample, channel in encoded.not_finite.items():
@@ -413,6 +414,8 @@ class Transform:
         full = tuple(shape) if len(shape) == 4 else (samples, *shape)
         if len(full) != 4 or full[0] != samples or full[1] != self.channels:
             raise ValueError(f"{samples} encoded samples of {self.channels} channels are not of shape {tuple(shape)}")
+        if not 0 < math.prod(full[1:]) < 2**31:  # before anything is allocated for them
+            raise ValueError(f"a sample of shape {full[1:]} is empty or too large for a transform")
         return full
 
 
@@ -506,6 +509,8 @@ class TransformCalibrator:
         """
         if (rate is None) == (bytes is None):
             raise ValueError("give either rate=, for a constant step, or bytes=, for a constant number of bytes")
+        if bytes is not None:
+            bytes = operator.index(bytes)  # noqa: A001
         if bytes is not None and self._shape:
             least = least_transform_bytes(self._shape)
             if bytes < least:
@@ -536,7 +541,10 @@ def _decoded(name: str, text: Any) -> bytes:
     """Returns the bytes of a table from its base64 text, or raises ValueError."""
     if not isinstance(text, str):
         raise ValueError(f"{name} of a transform must be base64 text")
-    data = base64.b64decode(text, validate=True)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise ValueError(f"{name} of a transform is not base64: {error}") from None
     if name != "base" and len(data) % (2 if name == "frequency" else 4):
         raise ValueError(f"{name} of a transform has {len(data)} bytes, which are not whole numbers")
     return data
@@ -549,5 +557,7 @@ def _joined(stored: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
             raise ValueError(f"encoded samples are (N, bytes) of uint8, not {stored.shape} of {stored.dtype}")
         data = np.ascontiguousarray(stored).reshape(-1)
         return data, np.full(len(stored), stored.shape[1], np.int64)
+    if isinstance(stored, (bytes, bytearray, memoryview)):
+        raise ValueError("encoded samples are a sequence of byte strings, not a single one: [data] decodes one sample")
     lengths = np.fromiter(map(len, stored), np.int64, len(stored))
     return np.frombuffer(b"".join(stored), UINT8), lengths
