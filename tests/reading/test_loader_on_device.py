@@ -11,6 +11,7 @@ import torch
 
 from latentq import LatentDataset, LatentMixture, Transform, mds
 from latentq.format.card import CARD, Card
+from latentq.reading.resident import ResidentDataset
 from support.fake_gpu import fake_gpu, is_pinned, synchronizations  # noqa: F401  (a fixture)
 from support.making import make_dataset
 
@@ -124,8 +125,9 @@ def encoded(tmp_path):
 @pytest.mark.parametrize("resident", [False, True])
 def test_latents_of_a_codec_that_begins_on_the_cpu_are_sent_without_waiting(encoded, monkeypatch, resident, scale):
     shape = (4, 4, 8, 8)
-    if resident:  # its memory is not real here
-        monkeypatch.setattr(Transform, "numbers", lambda *_, **__: (np.zeros(shape, np.int16), np.ones(4, np.float32)))
+    if resident:  # its memory is not real here, and fake tensors are not for several threads
+        parts = {"latent": torch.zeros(shape, dtype=torch.int16), "latent steps": torch.ones(4)}
+        monkeypatch.setattr(ResidentDataset, "_numbers", lambda *_: parts)
 
     def make():
         dataset = LatentDataset(encoded, columns=["latent", "label"], scale=scale)
