@@ -117,6 +117,14 @@ def test_every_reader_gives_the_same_values(out, streaming_alone):
         LatentDataset(out, dtype=torch.uint8)
 
 
+def test_a_mixture_of_other_tables_or_another_codec_is_refused(out, source, tmp_path):
+    for name, options in (("tables", {"bytes": 300}), ("trellis", {"codec": "trellis"})):
+        latentq.encode(source, tmp_path / name, **OPTIONS, **options)
+        with pytest.raises(MismatchError, match=f"{name} has quantizer of 'latent' ") as caught:
+            LatentMixture([LatentDataset(out), LatentDataset(tmp_path / name)])
+        assert "\n" not in str(caught.value)
+
+
 def test_a_stock_reader_reads_the_bytes(out, streaming_alone):
     streaming = pytest.importorskip("streaming")
     streaming.base.util.clean_stale_shared_memory()

@@ -16,7 +16,7 @@ import yaml
 
 import latentq
 from conftest import contents, paint
-from latentq import Card, LatentDataset, LatentqError, MismatchError
+from latentq import Card, LatentDataset, LatentqError, MismatchError, mds
 from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from latentq.publishing.page import MARK, page
@@ -373,6 +373,19 @@ def test_page_of_converted_moments_tells_what_they_are_and_nothing_unknown(tmp_p
     assert "| images | unknown: the latents are converted from another tool's |" in text
     assert "crop" not in text
     assert "# codes" not in text
+
+
+def test_page_of_a_codec_says_how_a_stock_readers_sample_is_decoded(tmp_path):
+    latents = np.random.default_rng(0).normal(size=(6, 4, 8, 8)).astype(np.float32)
+    made_by_others.lightningdit_writes(tmp_path / "source", latents, -latents, np.arange(6), shard=6)
+    text = page_of_converted(tmp_path, bytes=200)
+    assert "transform codec, 6.25 bits a value" in text
+    (lines,) = re.findall(r"batch_size=1\)\[0\]\n(.*?)```", text, re.DOTALL)
+    names = {"latentq": latentq, "folder": tmp_path / "out", "sample": mds.Reader(tmp_path / "out")[0]}
+    *before, last = lines.strip().splitlines()
+    exec("\n".join(before), names)
+    expected = LatentDataset(tmp_path / "out")[0]["latent"].numpy()
+    np.testing.assert_array_equal(eval(last, names), expected)
 
 
 def test_page_of_several_columns_of_tokens_loads_the_first(tmp_path):

@@ -73,8 +73,12 @@ def _loading(card: Card, where: str, repository: str, revision: str | None) -> s
     bucketed = "  # the samples of a batch are of one bucket, and so of one shape" if card.buckets else ""
     quantizer = card.latents[encoded[0]].quantizer if card.latents else None
     is_code = quantizer is not None and quantizer.kind not in ("float32", "float16")
-    stored = f"latentq.Card.load(folder).latents[{encoded[0]!r}].quantizer" if is_code else ""
-    hint = f"  # codes; {stored} makes floats of them" if stored else ""
+    facts = f"latentq.Card.load(folder).latents[{encoded[0]!r}]"
+    hint = f"  # codes; {facts}.quantizer makes floats of them" if is_code else ""
+    if isinstance(quantizer, Transform):
+        hint = f"""  # encoded
+facts = {facts}
+facts.quantizer.decode([bytes(sample["{encoded[0]}"])], facts.shape)[0]  # floats"""
     return f"""## Loading
 
 ```sh
