@@ -416,3 +416,19 @@ def test_options_name_the_codec_in_any_order():
 def test_a_run_with_another_codec_is_refused_by_its_kind(out, source):
     with pytest.raises(MismatchError, match=r"quantizer\.kind = 'transform'; this run has 'trellis'"):
         latentq.encode(source, out, **OPTIONS, codec="trellis", bits=4)
+
+
+@pytest.mark.parametrize("sample_bytes", [None, 399])
+def test_a_card_with_other_bytes_than_the_shards_is_refused(source, tmp_path, sample_bytes):
+    out = tmp_path / "out"
+    card = latentq.encode(source, out, **OPTIONS, bytes=400)
+    facts = card.latents["latent"]
+    other = replace(facts, quantizer=replace(facts.quantizer, sample_bytes=sample_bytes))
+    (out / "latents.toml").write_bytes(replace(card, latents={"latent": other}).to_toml())
+    message = "400 bytes a sample in the shards, and by the card (any|399)"
+    with pytest.raises(FormatError, match=message):
+        LatentDataset(out).batch([0])
+    with pytest.raises(FormatError, match=message):
+        LatentDataset(out).decodable([0])
+    with pytest.raises(FormatError, match=message):
+        LatentDataset(out).to_device("cpu")

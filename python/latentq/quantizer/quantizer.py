@@ -610,7 +610,7 @@ class Quantizer(Scheme):
             if kind in FLOAT_BITS:
                 return cls.floating(kind, **entries)
         except TypeError as error:
-            message = str(error).removeprefix("Quantizer.")
+            message = str(error).removeprefix("Quantizer.").removeprefix("_decoded_levels() ")
             raise ValueError(f"a quantizer of kind {kind!r}: {message}") from None
         raise ValueError(unknown_kind(kind))
 

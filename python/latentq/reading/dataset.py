@@ -407,10 +407,18 @@ class LatentDataset(BatchedDataset):
             return column.decode(stored, torch.float32, noise=noise)
 
     def _gathered_column(self, layout: Layout, name: str, decoded: bool) -> GatheredColumn:
-        """Returns how a column is gathered."""
+        """Returns how a column is gathered.
+
+        Raises:
+            FormatError: The card and the shards disagree about the size of its samples.
+        """
         shard_name, encoded = layout.shard_names[name], layout.encoded.get(name)
         position, fixed = self._reader.resolve_column(shard_name)
         if encoded is not None:
+            if fixed is not None and (size := np.dtype(fixed[0]).itemsize * prod(fixed[1])) != encoded.nbytes:
+                described = counted(encoded.nbytes, "byte") if encoded.nbytes else "any number of bytes"
+                found = f"{counted(size, 'byte')} a sample in the shards"
+                raise FormatError(f"{self.path}: column {shard_name} has {found}, and by the card {described}")
             quantizer = encoded.direct_quantizer(layout.dtype) if decoded else None
             if quantizer is not None:
                 return GatheredColumn(name, position, encoded.shape, layout.dtype, quantizer)
