@@ -101,6 +101,10 @@ def test_every_reader_gives_the_same_values(out, streaming_alone):
     resident = dataset.to_device("cpu")
     assert torch.equal(resident.batch(range(14))["latent"], expected)
     assert torch.equal(torch.cat([batch["latent"] for batch in resident.loader(4)]), expected)
+    resident.device, resident._apart = torch.device("meta"), {"latent"}  # as if the memory here were another device's
+    rows = resident.read([9, 3, 13])
+    assert rows["latent"].dtype == torch.int16
+    assert torch.equal(resident.decode_batch(rows)["latent"], expected[[9, 3, 13]])
     workers = torch.cat([batch["latent"] for batch in DataLoader(dataset, batch_size=5, num_workers=2)])
     assert torch.equal(workers, expected)
     mixture = LatentMixture([dataset, LatentDataset(out)])
@@ -203,6 +207,9 @@ def test_damage_is_named_in_a_bucket_and_by_convert(tmp_path):
     resident = LatentDataset(out).to_device("cpu")  # where sample 5 is not row 5 of its bucket
     with pytest.raises(FormatError, match="buckets: sample 5, column latent: cannot be decoded"):
         resident[5]
+    resident.device = torch.device("meta")  # then integers are decoded for another device
+    with pytest.raises(FormatError, match="buckets: sample 5, column latent: cannot be decoded"):
+        resident.read([5])
 
 
 def test_verify_adds_up_the_latents_again(out):

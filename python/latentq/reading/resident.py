@@ -175,7 +175,7 @@ class ResidentDataset(BatchedDataset):
         """
         if isinstance(indices, torch.Tensor) and (indices.device.type == "cpu" or self.table.count > 1):
             indices = indices.numpy(force=True)
-        bucket, on_host = 0, None
+        bucket, on_host, checked = 0, None, None
         if not isinstance(indices, torch.Tensor):
             checked = checked_indices(indices, len(self))
             bucket = self.table.common(checked)
@@ -186,7 +186,8 @@ class ResidentDataset(BatchedDataset):
             indices = send(on_host, self.device)
         rows = dict.fromkeys(self.bucket_columns[bucket], indices.to(self.device))
         if self.layouts[bucket].on_host:
-            parts = self._numbers(bucket, indices.cpu() if on_host is None else on_host)
+            on_host = indices.cpu() if on_host is None else on_host
+            parts = self._numbers(bucket, on_host, on_host.numpy() if checked is None else checked)
             rows |= {name: send(part, self.device) for name, part in parts.items()}
         return self.decode_batch(rows | (noise or {}), bucket=bucket, allocate=allocate)
 
@@ -239,15 +240,24 @@ class ResidentDataset(BatchedDataset):
         mine = torch.from_numpy(self._rows_of(checked))
         bucket = self.table.common(checked)
         batch = dict.fromkeys(self.bucket_columns[bucket], allocate(tuple(mine.shape), mine.dtype).copy_(mine))
-        parts = self._numbers(bucket, mine)
+        parts = self._numbers(bucket, mine, checked)
         return batch | {name: allocate(tuple(part.shape), part.dtype).copy_(part) for name, part in parts.items()}
 
-    def _numbers(self, bucket: int, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Decodes columns of a transform as far as the CPU does for another device: the integers and steps of rows."""
+    def _numbers(self, bucket: int, rows: torch.Tensor, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Decodes columns of a transform as far as the CPU does for another device.
+
+        Args:
+            bucket: The bucket.
+            rows: The rows of samples in its columns, (N,), on the CPU.
+            indices: The indices of these samples, for errors.
+
+        Returns:
+            The integers and steps of each such column.
+        """
         layout, parts = self.layouts[bucket], dict[str, torch.Tensor]()
         for name, encoded in layout.on_host.items() if self.device.type != "cpu" else ():
             if name in self.bucket_columns[bucket]:
-                with layout.naming(name):
+                with layout.naming(name, indices):
                     stored = self.bucket_columns[bucket][name].index_select(0, rows)
                     parts[name], parts[_steps_key(name)] = encoded.numbers(stored)
         return parts
