@@ -127,6 +127,7 @@ def test_a_mixture_of_other_tables_or_another_codec_is_refused(out, source, tmp_
         with pytest.raises(MismatchError, match=f"{name} has quantizer of 'latent' ") as caught:
             LatentMixture([LatentDataset(out), LatentDataset(tmp_path / name)])
         assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith(": encode one with --like the other")
 
 
 def test_a_stock_reader_reads_the_bytes(out, streaming_alone):

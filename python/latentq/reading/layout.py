@@ -271,7 +271,10 @@ class Layout:
         """
         for mine, theirs in zip(self._traits(shapes), other._traits(shapes), strict=False):
             if mine.value != theirs.value:
-                raise MismatchError(f"{other.path} has {mine.name} {theirs.text}, and {self.path} has {mine.text}")
+                hint = ": encode one with --like the other" if mine.name.startswith("quantizer of") else ""
+                raise MismatchError(
+                    f"{other.path} has {mine.name} {theirs.text}, and {self.path} has {mine.text}{hint}"
+                )
 
     def _traits(self, shapes: bool) -> list[_Trait]:
         """Returns the traits of this dataset: the columns first, so that later traits compare the same names.
