@@ -239,6 +239,15 @@ def test_a_codec_encodes_on_the_way_in(lightningdit, tmp_path, capsys, options, 
     assert np.array_equal(stored(tmp_path / "again", "latent"), read)
 
 
+def test_moments_take_a_trellis_and_no_transform(tmp_path):
+    made.edm2_writes(tmp_path / "src", floats(0, 8, 4, 4), labels().tolist())
+    with pytest.raises(latentq.RecipeError, match="transform is for latents; store moments by a trellis"):
+        convert(tmp_path / "src", tmp_path / "in", from_layout="repa", bytes=100)
+    convert(tmp_path / "src", tmp_path / "in", from_layout="repa", codec="trellis", bits=5)
+    assert latentq.Card.load(tmp_path / "in").columns["moments"] == f"ndarray:uint8:{8 * 16 * 5 // 8}"
+    assert latentq.verify(tmp_path / "in") == []
+
+
 def test_a_latent_that_the_codec_cannot_encode_is_named(tmp_path, monkeypatch):
     from dataclasses import replace
 

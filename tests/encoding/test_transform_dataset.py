@@ -419,6 +419,10 @@ def test_options_name_the_codec_in_any_order():
             base.override(**options)
     with pytest.raises(RecipeError, match="transform is for latents"):
         base.override(store="moments", codec="transform")
+    tables = base.override(text_encoder="any").to_dict()
+    tables["columns"]["caption_embedding"]["quantizer"] = {"kind": "transform", "bytes": 300}
+    with pytest.raises(RecipeError, match=r"transform is for latents; store caption_embedding by a trellis"):
+        Recipe.from_dict(tables)
 
 
 def test_a_run_with_another_codec_is_refused_by_its_kind(out, source):
