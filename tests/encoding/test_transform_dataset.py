@@ -29,6 +29,7 @@ from latentq import (
     RecipeError,
     mds,
 )
+from latentq.inspect.describe import quantizer_text
 from latentq.inspect.measure import measure
 from latentq.inspect.measure import of_dataset as latents_to_measure
 from latentq.inspect.pictures import pictures as decode_pictures
@@ -204,6 +205,7 @@ def test_damage_is_named_in_a_bucket_and_by_convert(tmp_path):
     out = tmp_path / "buckets"
     options = {"autoencoder": "dct-f8c16", "unit_size": 4, "buckets": "64x80,80x64", "bytes": 400}
     latentq.encode(tmp_path / "source", out, **options)
+    assert quantizer_text(Card.load(out).latents["latent"]) == "transform, 400 bytes (2.50 bits an element)"
     damage(out)
     resident = LatentDataset(out).to_device("cpu")  # where sample 5 is not row 5 of its bucket
     with pytest.raises(FormatError, match="buckets: sample 5, column latent: cannot be decoded"):
@@ -444,3 +446,8 @@ def test_a_card_with_other_bytes_than_the_shards_is_refused(source, tmp_path, sa
         LatentDataset(out).decodable([0])
     with pytest.raises(FormatError, match=message):
         LatentDataset(out).to_device("cpu")
+
+
+def test_buckets_of_other_sizes_have_other_bits_per_element(source, tmp_path):
+    card = latentq.encode(source, tmp_path / "out", autoencoder="dct-f8c16", buckets="64x64,128x128", bytes=400)
+    assert quantizer_text(card.latents["latent"]) == "transform, 400 bytes (0.78 to 3.12 bits an element)"

@@ -88,12 +88,16 @@ def buckets_text(recipe: Recipe, card: Card | None = None) -> str:
 
 def quantizer_text(facts: LatentFacts | EmbeddingFacts) -> str:
     """Returns the kind of a column's quantizer, and its bits or bytes."""
+    from latentq.format.facts import LatentFacts
     from latentq.quantizer import Transform
 
     quantizer = facts.quantizer
     if isinstance(quantizer, Transform):
+        assert isinstance(facts, LatentFacts)  # embeddings have none
         size = quantizer.sample_bytes
         if size is None:
             return f"{quantizer.kind}, bytes vary"
-        return f"{quantizer.kind}, {counted(size, 'byte')} ({8 * size / prod(facts.shape):.2f} bits an element)"
+        rates = sorted({f"{8 * size / prod(shape):.2f}" for shape in facts.shapes or [facts.shape]}, key=float)
+        rate = " to ".join(dict.fromkeys((rates[0], rates[-1])))
+        return f"{quantizer.kind}, {counted(size, 'byte')} ({rate} bits an element)"
     return f"{quantizer.kind}, {quantizer.bits} bits" if quantizer.kind in LEVELED else quantizer.kind
