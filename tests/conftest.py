@@ -27,6 +27,17 @@ pytest_plugins = [
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.fixture(autouse=True)
+def no_encoding_is_left_registered() -> Iterator[None]:
+    """A test that leaves imagenet.int8's encoding in the table of mosaicml-streaming fails, not those after it."""
+    yield
+    encodings = sys.modules.get("streaming.base.format.mds.encodings")
+    if encodings is not None and encodings._encodings["uint8"] is not encodings.UInt8:
+        left = encodings._encodings["uint8"]
+        encodings._encodings["uint8"] = encodings.UInt8
+        pytest.fail(f"{left} is left registered")
+
+
 @pytest.fixture
 def kept_encodings() -> Iterator[None]:
     """The table of encodings of mosaicml-streaming is afterwards what it was."""
