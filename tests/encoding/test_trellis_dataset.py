@@ -142,7 +142,7 @@ def test_another_size_is_packed_without_gaps(source, tmp_path):
     assert latentq.verify(tmp_path / "out") == []
 
 
-def test_moments_are_one_sample_of_means_and_log_variances(source, tiny_vae, tmp_path):
+def test_moments_are_one_sample_of_means_and_log_variances(source, tiny_vae, tmp_path, capsys):
     options = {"autoencoder": tiny_vae, "store": "moments", "size": 32, "calibrate": "trellis", "bits": 8}
     facts = latentq.encode(source, tmp_path / "out", **options).latents["moments"]
     assert facts.shape == (8, 4, 4)
@@ -155,6 +155,10 @@ def test_moments_are_one_sample_of_means_and_log_variances(source, tiny_vae, tmp
     drawn = column.decode(packed, torch.float32, noise=noise)
     assert torch.equal(drawn, mean + (logvar / 2).exp() * noise)
     assert latentq.verify(tmp_path / "out") == []
+    from latentq.cli.main import main
+
+    assert main(["measure", str(tmp_path / "out"), "--bits", "4"]) == 0
+    assert "'moments' holds moments, which no transform can store" in capsys.readouterr().err
 
 
 def test_codes_of_a_trellis_are_not_converted_to_other_layouts(source, tmp_path):

@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _measure_dataset(options: argparse.Namespace, dataset: OpenedDataset) -> int:
     """Measures the latents of a dataset. Returns the exit code."""
-    from latentq.format.card import CARD
+    from latentq.format.card import CARD, Card
 
     path = dataset.folder
     if not (path / CARD).exists():
@@ -82,7 +82,15 @@ def _measure_dataset(options: argparse.Namespace, dataset: OpenedDataset) -> int
     elif not options.quiet:
         print("latentq: without --source these are the stored latents, already quantized once", file=sys.stderr)
     from latentq.inspect.measure import of_dataset
+    from latentq.inspect.pictures import latent_name
 
+    card = Card.load(path)
+    name = latent_name(path, card, options.column)
+    if card.recipe.columns[name].content == "moments" and not options.quiet:
+        print(
+            f"latentq: column {name!r} holds moments, which no transform can store; these are their means",
+            file=sys.stderr,
+        )
     dataset.need_all()
     latents, network, images = of_dataset(
         path,
