@@ -32,6 +32,8 @@ pub struct File {
     /// The number of its shard, if its bytes go to the cache of shards.
     pub kept: Option<usize>,
     pub path: PathBuf,
+    /// Its length in the index. A file of another length is not read: it might not fit in memory.
+    pub len: u64,
 }
 
 /// Reads the files of a dataset ahead, on a thread of its own, when samples are not in memory. Dropping it stops and joins
@@ -151,11 +153,11 @@ impl State {
     fn read(&self, files: Vec<File>, cache: &Cache<Vec<u8>>) {
         let is_stopped = || self.is_stopped.load(Relaxed);
         let mut piece = vec![0; PIECE];
-        for File { kept, path } in files {
+        for File { kept, path, len } in files {
             if is_stopped() {
                 return;
             }
-            let Ok((file, len)) = open_regular(&path) else { continue };
+            let Some((file, _)) = open_regular(&path).ok().filter(|(_, found)| *found == len) else { continue };
             if let (Some(number), Ok(len)) = (kept, usize::try_from(len))
                 && let Ok(Some(bytes)) = read_whole(&file, len, is_stopped)
             {
@@ -190,10 +192,10 @@ mod tests {
         let file = |number: usize| {
             let path = folder.join(number.to_string());
             fs::write(&path, vec![number as u8; LEN]).unwrap();
-            File { kept: (number % 2 == 1).then_some(number), path }
+            File { kept: (number % 2 == 1).then_some(number), path, len: LEN as u64 }
         };
         let mut files: Vec<_> = (0..4).map(file).collect();
-        files.insert(1, File { kept: Some(4), path: folder.join("missing") });
+        files.insert(1, File { kept: Some(4), path: folder.join("missing"), len: LEN as u64 });
         test(&folder, files);
         fs::remove_dir_all(&folder).unwrap();
     }
@@ -233,6 +235,18 @@ mod tests {
     }
 
     #[test]
+    fn files_of_another_length_than_their_index_says_are_skipped() {
+        with_files("length", |_, mut files| {
+            let (ahead, cache) = (Ahead::new(0), Arc::new(Cache::new(5, usize::MAX)));
+            fs::write(&files[2].path, vec![0; LEN + 1]).unwrap();
+            files[4].len -= 1;
+            assert!(ahead.start(Arc::clone(&cache), || files));
+            while !ahead.wait() {}
+            assert!((0..5).all(|number| cache.get(number).is_none()));
+        });
+    }
+
+    #[test]
     fn it_is_started_once_at_a_time_and_again_later() {
         with_files("again", |_, files| {
             let (ahead, cache) = (Ahead::new(0), Arc::new(Cache::new(5, usize::MAX)));
@@ -255,7 +269,7 @@ mod tests {
     fn dropping_it_stops_and_joins_the_thread() {
         with_files("drop", |folder, _| {
             let (ahead, cache) = (Ahead::new(0), Arc::new(Cache::new(5, usize::MAX)));
-            let file = |_| File { kept: Some(0), path: folder.join("1") };
+            let file = |_| File { kept: Some(0), path: folder.join("1"), len: LEN as u64 };
             assert!(ahead.start(Arc::clone(&cache), || (0..1_000_000).map(file).collect()));
             drop(ahead);
             assert_eq!(Arc::strong_count(&cache), 1);

@@ -159,6 +159,7 @@ impl Shards {
         let file = |(number, shard): (usize, &Shard)| ahead::File {
             kept: (keeps && shard.zip.is_none()).then_some(number),
             path: self.folder.join(&shard.present_file().basename),
+            len: shard.present_file().bytes,
         };
         shards.map(file).collect()
     }
