@@ -121,3 +121,38 @@ def test_a_loader_uses_the_memory_of_the_last_epoch_again(tmp_path):
     assert second <= first
     again = pickle.loads(pickle.dumps(loader))
     assert sum(len(batch["label"]) for batch in again) == 512
+
+
+def test_memory_beyond_a_bound_is_forgotten(all_recycled, monkeypatch):
+    monkeypatch.setattr(buffers, "_MOST_KEPT", 3 << 16)
+    allocate = RecycledMemory()
+
+    def free():
+        return sum(len(loans) for loans in allocate._free.values())
+
+    tensors = [allocate((1 << 16,), torch.uint8).fill_(number) for number in range(9)]
+    del tensors[7:]
+    allocate.trim()  # forgets what is free, and the first four of seven that are alive
+    assert (free(), len(allocate._loans)) == (0, 3)
+    assert all((tensor == number).all() for number, tensor in enumerate(tensors))
+    addresses = {tensor.data_ptr() for tensor in tensors[4:]}
+    del tensors
+    assert (free(), len(allocate._loans)) == (3, 3)
+    again = [allocate((1 << 16,), torch.uint8) for _ in range(3)]
+    assert {tensor.data_ptr() for tensor in again} == addresses
+    allocate.trim()  # nothing is beyond it
+    del again
+    assert (free(), len(allocate._loans)) == (3, 3)
+
+
+def test_a_loader_does_not_keep_the_memory_of_an_epoch_whose_batches_were_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(buffers, "_MOST_KEPT", 1 << 20)
+    write_numpy(tmp_path, 512)
+    loader = latent_dataset(tmp_path).loader(32)
+    batches = list(loader)
+    assert sum(batch["latent"].nbytes for batch in batches) == 8 << 20
+    del batches
+    held = sum(loan.memory.nbytes for loan in loader._memory._loans.values())
+    assert 0 < held <= 1 << 20
+    first = next(iter(loader))["latent"]
+    assert torch.equal(first, next(iter(latent_dataset(tmp_path).loader(32)))["latent"])

@@ -29,6 +29,7 @@ _NUMPY: dict[torch.dtype, Any] = {
 _CPU = torch.device("cpu")  # whatever torch.set_default_device says
 _SMALL = 1 << 14  # bytes; the system's allocator already recycles smaller blocks
 _MOST_ROOM = 4  # times the size of a tensor; less memory is faster allocated
+_MOST_KEPT = 128 << 20  # bytes from one epoch to the next
 CACHE_LINE = 64  # bytes
 
 
@@ -119,6 +120,24 @@ class RecycledMemory:
         tensor = torch.from_numpy(lent)
         return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
+    def trim(self) -> None:
+        """Forgets memory until it is at most 128 MiB: what is free, then that of the tensors that were made first.
+
+        A loader keeps its allocator. Once it had lent a whole dataset, to a caller who kept all batches of an epoch, it
+        would hold that much for good.
+        """
+        excess = sum(len(loan.memory) for loan in tuple(self._loans.values())) - _MOST_KEPT
+        for room in tuple(self._free):
+            free = self._free[room]
+            while free and excess > 0:
+                excess -= room
+                self._take(free)
+        for key, loan in tuple(self._loans.items()):
+            if excess <= 0:
+                return
+            excess -= len(loan.memory)
+            self._loans.pop(key, None)  # without the reference nothing is told when the tensor is gone
+
     def _reused(self, room: int) -> NDArray[np.uint8]:
         """Returns free memory of at least `room` bytes, or else new memory of that size.
 
@@ -128,9 +147,14 @@ class RecycledMemory:
         if not free:
             sizes = sorted(size for size in tuple(self._free) if room < size <= _MOST_ROOM * room)
             free = next((self._free[size] for size in sizes if self._free[size]), free)
+        memory = self._take(free)
+        return np.empty(room, np.uint8) if memory is None else memory
+
+    def _take(self, free: list[_Loan]) -> NDArray[np.uint8] | None:
+        """Takes memory from a list of what is free; None if there is none, or another thread was faster."""
         try:
             ended = free.pop()
-        except IndexError:  # or another thread was faster
-            return np.empty(room, np.uint8)
-        del self._loans[id(ended)]
+        except IndexError:
+            return None
+        self._loans.pop(id(ended), None)  # `trim` may have forgotten it while it ended
         return ended.memory

@@ -186,6 +186,7 @@ class LatentLoader(Steps):
             kept.close()
             for pinned in ahead:
                 pinned.release()
+            self._memory.trim()
             if not is_finalizing():  # the interpreter has then waited for the pool's threads already
                 try:
                     pool.shutdown(cancel_futures=True)
