@@ -78,9 +78,23 @@ def test_wrong_arguments_are_told(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_without_jpegs_is_told(tmp_path, capsys):
-    assert main(["bench", "jpegs", "--quiet", "--images", str(tmp_path)]) == 1
-    assert f"{tmp_path}: no JPEGs below this folder" in capsys.readouterr().err
+def test_a_folder_without_jpegs_is_told_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "folder.jpg").mkdir()
+    assert main(["bench", "warm", "jpegs", "--quick", "--quiet", "--images", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert f"{tmp_path}: no JPEGs below this folder" in err
+
+
+def test_a_damaged_jpeg_is_named_before_anything_is_measured(tmp_path, capsys):
+    buffer = io.BytesIO()
+    Image.new("RGB", (400, 300), "red").save(buffer, "JPEG")
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    (tmp_path / "b.jpg").write_bytes(buffer.getvalue()[:-100])
+    assert main(["bench", "warm", "jpegs", "--quick", "--quiet", "--images", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == f"latentq: {tmp_path / 'b.jpg'}: JPEG: the file is truncated\n"
 
 
 def test_what_is_not_installed_is_left_out_and_told(monkeypatch, tmp_path):

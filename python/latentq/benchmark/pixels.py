@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from latentq import image
+from latentq import ImageError, image
 
 SIZE = 256
 PLAIN: dict[str, Any] = {"orient": False, "alpha": "drop", "icc": "ignore"}
@@ -43,14 +43,19 @@ def files(folder: Path | None, limit: int = 32) -> Files:
 
     Raises:
         FileNotFoundError: There are no JPEGs below the folder.
+        ImageError: One of them cannot be decoded. The message names it.
     """
     if folder is None:
-        encoded = [_made(seed) for seed in range(_MADE[0])]
-    else:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-        encoded = [path.read_bytes() for path in paths[:limit]]
-        if not encoded:
-            raise FileNotFoundError(2, "no JPEGs below this folder", str(folder))
+        return of_encoded([_made(seed) for seed in range(_MADE[0])])
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not paths:
+        raise FileNotFoundError(2, "no JPEGs below this folder", str(folder))
+    encoded = [path.read_bytes() for path in paths[:limit]]
+    for path, data in zip(paths, encoded, strict=False):
+        try:
+            image.decode(data, **PLAIN)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
     return of_encoded(encoded)
 
 

@@ -41,12 +41,15 @@ def _run(options: argparse.Namespace) -> int:
         path = getattr(options, name)
         if path is not None and not Path(path).is_dir():
             raise UsageError(f"--{name}: {path}: no such folder")
+    from latentq.benchmark import pixels
     from latentq.benchmark.group import measure
     from latentq.benchmark.machine import machine
     from latentq.benchmark.run import Plan, groups, skipped
     from latentq.system.progress import Progress
 
-    images = Path(options.images) if options.images else None
+    images = Path(options.images) if options.images is not None else None
+    if images is not None:
+        pixels.files(images)  # here, since half of the groups are measured before the first that needs them
     with tempfile.TemporaryDirectory(prefix="latentq-bench-", dir=options.folder) as folder:
         plan = Plan(Path(folder), images, quick=options.quick)
         chosen = [(title, prepare) for title, prepare in groups(plan) if _matches(title, options.words)]
