@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from latentq.benchmark import codecs, device, installed, loading, pixels, quantizing, shards, shards_mosaicml
+from latentq.benchmark import codecs, device, installed, loading, pixels, quantizing, shards
 from latentq.quantizer import Quantizer
 
 # The benchmark registers the encoding of imagenet.int8 for the whole process.
@@ -97,7 +97,6 @@ def test_shard_writers_and_readers(tmp_path):
         np.testing.assert_array_equal(reading.floats, expected)
     for work in shards.GATHER_NEW.values():
         work(reading)
-    shards_mosaicml.opened.cache_clear()  # it keeps readers, whose cache is a part of what all readers may have
 
 
 def test_loaders_give_every_sample_once(tmp_path):

@@ -47,8 +47,9 @@ def test_a_folder_of_other_columns_is_refused_in_one_line(tmp_path):
         writer.write({"image": b"x"})
     with pytest.raises(LatentqError, match=r"other has no latents\.toml, and is no folder of imagenet\.int8 either"):
         convert(tmp_path / "other", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(LatentqError, match="holds no dataset"):
-        convert(tmp_path, tmp_path / "out")
+        convert(tmp_path / "empty", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

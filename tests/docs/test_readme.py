@@ -47,6 +47,7 @@ def test_the_readme_has_commands():
     assert len(COMMANDS) >= 9
 
 
+@pytest.mark.usefixtures("kept_encodings")  # `latentq bench` registers that of imagenet.int8 for the whole process
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_of_the_readme_runs(folder, line):
     run_command(folder, line)

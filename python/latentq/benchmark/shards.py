@@ -109,7 +109,7 @@ class Reading:
     start: int  # of the first sample in it
     cached: mds.Reader
     uncached: mds.Reader
-    indices: list[int]
+    indices: tuple[int, ...]
     batches: list[Array]
     codes: Array = field(default_factory=lambda: np.zeros((BATCH, SIZE), np.uint8))  # buffers for a batch
     floats: Array = field(default_factory=lambda: np.zeros((BATCH, SIZE), np.float32))
@@ -135,7 +135,7 @@ def reading(folder: Path, count: int, reads: int, batches: int) -> Reading:
     for reader in (*[cached] * 5, uncached):  # shards are cached in the second epoch, in the background
         reader.gather(range(count), "latent")
     rng = np.random.default_rng(1)
-    indices = rng.integers(0, count, reads).tolist()
+    indices = tuple(rng.integers(0, count, reads).tolist())
     shuffled = [rng.permutation(count)[:BATCH] for _ in range(batches)]
     file = os.open(folder / "latents.npy", os.O_RDONLY)
     return Reading(path, memmap, file, memmap.offset, cached, uncached, indices, shuffled)

@@ -15,6 +15,8 @@ from streaming.base.format.mds.reader import MDSReader
 from latentq.benchmark.shards import COLUMNS, sync
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from latentq.benchmark.shards import Reading, Writing
 
 
@@ -33,17 +35,17 @@ def write(data: Writing) -> None:
 
 
 @functools.cache
-def opened(reading: Reading) -> tuple[list[Any], list[tuple[int, int]]]:
+def opened(path: Path, indices: tuple[int, ...]) -> tuple[list[Any], list[tuple[int, int]]]:
     """Returns MDSReaders of the shards, and shard and index in it of each sample that is read one by one."""
-    entries = json.loads((reading.path / "index.json").read_text())["shards"]
-    shards = [MDSReader.from_json(str(reading.path), None, entry) for entry in entries]
+    entries = json.loads((path / "index.json").read_text())["shards"]
+    shards = [MDSReader.from_json(str(path), None, entry) for entry in entries]
     starts = np.cumsum([0, *map(len, shards)])
-    numbers = np.searchsorted(starts, reading.indices, "right") - 1
-    return shards, [(int(n), i - int(starts[n])) for n, i in zip(numbers, reading.indices, strict=True)]
+    numbers = np.searchsorted(starts, indices, "right") - 1
+    return shards, [(int(n), i - int(starts[n])) for n, i in zip(numbers, indices, strict=True)]
 
 
 def read(reading: Reading) -> None:
     """Reads samples one by one."""
-    shards, positions = opened(reading)
+    shards, positions = opened(reading.path, reading.indices)
     for shard, i in positions:
         shards[shard][i]

@@ -130,9 +130,10 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises MismatchError for the first field that differs."""
     # The recipe comes first: a difference that follows from it is harder to understand.
-    # So does a kind, since quantizers of two kinds have different fields.
+    # So do kinds that both have, since quantizers of two kinds have different fields.
+    kinds = {key for key in before.keys() & now.keys() if key.endswith(".kind")}
     for key in sorted(
-        before.keys() | now.keys(), key=lambda key: (not key.startswith("recipe"), not key.endswith(".kind"), key)
+        before.keys() | now.keys(), key=lambda key: (not key.startswith("recipe"), key not in kinds, key)
     ):
         if before.get(key) != now.get(key):
             raise MismatchError(
