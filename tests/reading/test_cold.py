@@ -162,6 +162,29 @@ def test_a_mixture_reads_ahead(made):
     assert sum(len(batch["label"]) for batch in mixture.loader(256, shuffle=True)) == 2 * COUNT
 
 
+def test_datasets_of_a_mixture_share_the_memory_for_files(made, tmp_path, monkeypatch):
+    """Of two that fit alone, one would drive the other out of memory, and be driven out by it."""
+    size = sum(path.stat().st_size for path in files(made / "mds"))
+    monkeypatch.setattr("latentq.mds.reader._page_cache", lambda: 3 * size // 2)
+    monkeypatch.setattr("latentq.mds.reader._FRESH", 0)
+    shutil.copytree(made, tmp_path / "other")
+    folders = made / "mds", tmp_path / "other" / "mds"
+    for datasets, is_ahead in ((folders[:1], True), (folders, False)):
+        mixture = LatentMixture([latent_dataset(folder.parent) for folder in datasets])
+        for folder in datasets:
+            evict(folder)
+        before = [resident(folder) for folder in datasets]
+        batches = iter(mixture.loader(16, shuffle=True))
+        next(batches)
+        if is_ahead:
+            assert become_resident(datasets[0])
+        else:
+            time.sleep(0.05)
+            shares = zip(datasets, before, strict=True)
+            assert all(resident(folder) <= max(0.5, present) for folder, present in shares)
+        batches.close()
+
+
 @pytest.mark.parametrize("available", [1 << 40, 0])
 def test_a_shard_that_is_cut_off_or_gone_is_an_error(made, tmp_path, monkeypatch, available):
     monkeypatch.setattr("latentq.mds.reader.available_bytes", lambda: available)

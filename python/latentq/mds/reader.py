@@ -80,20 +80,21 @@ class Reader:
         """The compiled reader, which `_core.gather` takes."""
         return self._core
 
-    def read_ahead(self, *, begin: bool) -> None:
+    def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or that they no longer will.
 
-        If they are not in memory, and the files of the dataset have at most three quarters of the available memory, a
-        background thread reads whole files ahead. Reads wait for the thread up to 0.5 s.
+        If they are not in memory, and the files of the dataset have at most three quarters of the available memory, or
+        of its part, a background thread reads whole files ahead. Reads wait for the thread up to 0.5 s.
 
         Args:
             begin: False to end.
+            parts: The number of datasets that are read together, among which memory is divided.
         """
         if begin:
             now = time.monotonic()
             if now >= self._measured + _FRESH:
                 self._measured, self._room = now, _page_cache()
-            self._core.expect_all(self._room)
+            self._core.expect_all(self._room // parts)
         else:
             self._core.stop_ahead()
 

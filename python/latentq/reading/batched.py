@@ -218,11 +218,12 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
         """Returns what keeps the files of samples while they are read; None if all files are there."""
         return None
 
-    def read_ahead(self, *, begin: bool) -> None:
+    def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or no longer will: see `mds.Reader.read_ahead`.
 
         Args:
             begin: False to end.
+            parts: The number of datasets that are read together, among which memory is divided.
         """
 
     def batch_sampler(self, batch_size: int, **options: Unpack[SamplerOptions]) -> LatentBatchSampler:

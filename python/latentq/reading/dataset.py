@@ -181,14 +181,15 @@ class LatentDataset(BatchedDataset):
         """Returns what keeps the shards of samples while they are read; None if all are in the folder."""
         return None if self._shards is None or self._shards.is_complete else _CachedFiles(self._shards)
 
-    def read_ahead(self, *, begin: bool) -> None:
+    def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or no longer will: see `mds.Reader.read_ahead`.
 
         Args:
             begin: False to end.
+            parts: The number of datasets that are read together, among which memory is divided.
         """
         if self.files() is None:  # shards that are being downloaded are in memory
-            self._reader.read_ahead(begin=begin)
+            self._reader.read_ahead(begin=begin, parts=parts)
 
     def shard_runs(self, shuffle: bool | Window) -> list[list[ShardRuns]]:
         """Returns the shards of each bucket: see `BatchedDataset.shard_runs`.

@@ -149,14 +149,15 @@ class LatentMixture(BatchedDataset):
         parts = [self.datasets[i].read(indices[mine] - self._edges[i]) for i, mine in zip(present, rows, strict=True)]
         return {name: _joined([part[name] for part in parts], rows, allocate) for name in parts[0]}
 
-    def read_ahead(self, *, begin: bool) -> None:
+    def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or no longer will: see `mds.Reader.read_ahead`.
 
         Args:
             begin: False to end.
+            parts: The number of datasets that are read together, among which memory is divided.
         """
         for dataset in self.datasets:
-            dataset.read_ahead(begin=begin)
+            dataset.read_ahead(begin=begin, parts=parts * len(self.datasets))
 
     @property
     def empty_caption(self) -> Batch:

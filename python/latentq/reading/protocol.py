@@ -33,7 +33,7 @@ class BatchSource(Protocol):
     def files(self) -> Files | None:
         """Returns what keeps the files of samples while they are read; None if all files are there."""
 
-    def read_ahead(self, *, begin: bool) -> None:
+    def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or that they no longer will."""
 
     def read(self, indices: NDArray[np.int64], *, allocate: Allocate) -> Batch:
