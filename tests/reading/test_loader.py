@@ -224,10 +224,15 @@ def test_an_iteration_that_zip_ended_counts_as_a_whole_epoch(dataset):
     assert [batch["key"] for batch in loader] == epochs[2]
 
 
-@pytest.mark.parametrize("transform", [None, "dict"])
-def test_a_loader_alive_at_the_interpreters_end_prints_nothing(reference, transform):
+@pytest.mark.parametrize(
+    ("imported", "transform"),
+    # The import of the package has modules lose their globals before the generator is closed.
+    [("from latentq import LatentDataset", None), ("from latentq import LatentDataset", "dict"),
+     ("import latentq; from latentq import LatentDataset", None)],
+)  # fmt: skip
+def test_a_loader_alive_at_the_interpreters_end_prints_nothing(reference, imported, transform):
     code = (
-        "import sys; from latentq import LatentDataset; "
+        f"import sys; {imported}; "
         f"batches = iter(LatentDataset(sys.argv[1], transform={transform}).loader(4)); next(batches)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(reference.path)], capture_output=True, text=True, timeout=60)

@@ -186,8 +186,8 @@ class LatentLoader(Steps):
             kept.close()
             for pinned in ahead:
                 pinned.release()
-            self._memory.trim()
             if not is_finalizing():  # the interpreter has then waited for the pool's threads already
+                self._memory.trim()
                 try:
                     pool.shutdown(cancel_futures=True)
                 except KeyboardInterrupt:  # while waiting for the threads, which still end
