@@ -7,7 +7,7 @@ from readers import check
 
 @pytest.fixture
 def outcomes(monkeypatch):
-    """What each reader reads, as the page says, by column of its table."""
+    """Returns the rows that each reader reads according to docs/mds.md, by column of its table."""
     readers, cells = check.table()
     found = [{name: row[column] for name, row in cells.items()} for column in range(len(readers))]
     monkeypatch.setattr(check.datasets, "make_all", lambda _: None)

@@ -163,7 +163,7 @@ def test_a_mixture_reads_ahead(made):
 
 
 def test_datasets_of_a_mixture_share_the_memory_for_files(made, tmp_path, monkeypatch):
-    """Of two that fit alone, one would drive the other out of memory, and be driven out by it."""
+    """Two datasets that fit in memory alone, but not together, would drive each other out of it."""
     size = sum(path.stat().st_size for path in files(made / "mds"))
     monkeypatch.setattr("latentq.mds.reader._page_cache", lambda: 3 * size // 2)
     monkeypatch.setattr("latentq.mds.reader._FRESH", 0)

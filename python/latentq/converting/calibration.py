@@ -63,8 +63,9 @@ class ColumnCalibration:
             self._samples += len(values)
         elif not self._kept or values.shape[1:] == self._kept[0].shape[1:]:
             room = max(1, _KEPT // prod(values.shape[1:])) - self._samples
-            self._kept.append(values[: max(0, room)].copy())
-            self._samples += len(self._kept[-1])
+            if room > 0:
+                self._kept.append(values[:room].copy())
+                self._samples += len(self._kept[-1])
 
     def result(self) -> Calibrated:
         """Returns the quantizer and its error.

@@ -27,7 +27,7 @@ _UNKNOWN = 0xFFFFFFFF
 MAX_MEMBER = 1 << 28
 """The largest member of an .npz in bytes: none of these tools' latents are near it, and a zip bomb is."""
 _BAD = (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error, struct.error)
-# What NumPy's parser of headers, which is Python's own, raises beside ValueError.
+# Errors that NumPy's parser of headers raises, next to ValueError: it is Python's own parser.
 _UNPARSED = (tokenize.TokenError, SyntaxError, TypeError, MemoryError, RecursionError)
 _KINDS = "fiub"
 _HEADER_BYTES = 1 << 12

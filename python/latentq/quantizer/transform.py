@@ -510,7 +510,7 @@ class TransformCalibrator:
         if (rate is None) == (bytes is None):
             raise ValueError("give either rate=, for a constant step, or bytes=, for a constant number of bytes")
         if bytes is not None:
-            bytes = operator.index(bytes)  # noqa: A001
+            bytes = operator.index(bytes)  # noqa: A001  (the name that recipes have for it)
         if bytes is not None and self._shape:
             least = least_transform_bytes(self._shape)
             if bytes < least:

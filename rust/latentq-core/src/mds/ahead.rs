@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Interval at which a waiting thread looks. Waiting takes no lock, which a forked child might never get.
 const LOOK: Duration = Duration::from_micros(250);
 
-/// Without [`Ahead::expect`], files are read ahead after one of so many of their bytes was waited for.
+/// Without [`Ahead::expect`], files are read ahead once a `SHARE`-th of their bytes was waited for.
 const SHARE: u64 = 32;
 
 /// A file to read ahead.

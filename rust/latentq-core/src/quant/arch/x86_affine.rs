@@ -135,7 +135,7 @@ fn encode_vectors<T: Copy, const PAST: bool>(
             }
         }
     }
-    // What has no 32-bit integer becomes this one.
+    // The conversion gives this number for NaN, and for values that no 32-bit integer has.
     let strange = _mm256_cmpeq_epi32(_mm256_min_epi32(least[0], least[1]), _mm256_set1_epi32(i32::MIN));
     if _mm256_testz_si256(strange, strange) == 0 {
         return (0, Observed::NOTHING);
