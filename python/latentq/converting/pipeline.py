@@ -193,9 +193,9 @@ def _to_dataset(
             incoming = LAYOUTS[name].read(source, options)
             columns = incoming.columns.values()
             kinds = [column.quantizer["kind"] for column in columns if column.is_latent]
-            for name in storage.given() if not any(kind in FLOATS for kind in kinds) else ():
+            for option in storage.given() if not any(kind in FLOATS for kind in kinds) else ():
                 held = "codes, which are copied unchanged" if kinds else "no latents to quantize"
-                raise ValueError(f"{name} must be left out: {source} holds {held}")
+                raise ValueError(f"{option} must be left out: {source} holds {held}")
             if options.codebook is not None and not any(column.content == "tokens" for column in columns):
                 raise ValueError(f"codebook must be left out: {source} holds no tokens")
             if incoming.autoencoder.name == UNKNOWN:
