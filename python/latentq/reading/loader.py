@@ -145,8 +145,8 @@ class LatentLoader(Steps):
         steps = self._begin()
         epoch = self._epoch
         allocate = pinned_for(self.device) if self._pin else self._memory
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
-        threads = Threads(self.threads)  # the core's; each kind of threads starts with its first task
+        pool: ThreadPoolExecutor | None = None  # for batches that need Python
+        threads = Threads(self.threads)  # the core's, which start with their first task
         gatherers: dict[int, Gatherer | None] = {}
         prepared: deque[_Prepared] = deque()
         files = self.source.files()
@@ -170,6 +170,7 @@ class LatentLoader(Steps):
                         raise
                     prepared.append(_Prepared(step, begun, gatherer.gives_decoded, pinned))
                 else:
+                    pool = pool or ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
                     begun = pool.submit(self._prepare, epoch, step.indices, allocate).result
                     prepared.append(_Prepared(step, begun, True, pinned))
                 if len(prepared) > self.prefetch:
@@ -188,11 +189,8 @@ class LatentLoader(Steps):
                 pinned.release()
             if not is_finalizing():  # the interpreter has then waited for the pool's threads already
                 self._memory.trim()
-                try:
-                    pool.shutdown(cancel_futures=True)
-                except KeyboardInterrupt:  # while waiting for the threads, which still end
-                    pool.shutdown(cancel_futures=True)
-                    raise
+                if pool is not None:
+                    _end(pool)
         self._end(epoch)
 
     def _more_masks(self, epoch: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -273,6 +271,15 @@ class _Prepared(NamedTuple):
     result: Callable[[], Batch]
     is_decoded: bool
     pinned: Pinned
+
+
+def _end(pool: ThreadPoolExecutor) -> None:
+    """Ends a pool, without what it has not begun."""
+    try:
+        pool.shutdown(cancel_futures=True)
+    except KeyboardInterrupt:  # while waiting for the threads, which still end
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def _pin(batch: Batch, allocate: Allocate) -> None:

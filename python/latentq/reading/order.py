@@ -87,6 +87,9 @@ def turns(shares: Sequence[int], positions: Int64Array, phases: Sequence[int] | 
     for collection, share in enumerate(shares):
         if not len(slots):
             return
+        if share == remaining:  # the last: the formula below would give just this
+            yield Turn(collection, slots, positions)
+            return
         # (p * share + phase) // remaining of the first p remaining positions belong to this collection.
         phase = 0 if phases is None else phases[collection] * remaining >> 64
         before = (positions * share + phase) // remaining
@@ -190,17 +193,23 @@ class Order:
             size: The number of its samples.
             ordinals: How many of its samples came before, (N,) int64.
         """
+        first, last = int(ordinals.min()) // size, int(ordinals.max()) // size
+        if first == last:
+            return self._in_pass(collection, size, first, ordinals - first * size)
         passes, positions = np.divmod(ordinals, size)
-        if self.shuffle:
-            for turn in range(passes.min(initial=_LARGEST), passes.max(initial=0) + 1):
-                current = passes == turn
-                seed = (self.seed, self.first + collection, int(turn))
-                if isinstance(self.shuffle, Window):
-                    runs = self.runs[collection]
-                    positions[current] = runs.permuted(positions[current], self.shuffle, seed, permute)
-                else:
-                    positions[current] = permute(positions[current], size, seed)
+        for turn in range(first, last + 1):
+            current = passes == turn
+            positions[current] = self._in_pass(collection, size, turn, positions[current])
         return positions
+
+    def _in_pass(self, collection: int, size: int, turn: int, positions: Int64Array) -> Int64Array:
+        """Returns indices within a collection, given positions of one pass over it, (N,)."""
+        if not self.shuffle:
+            return positions
+        seed = (self.seed, self.first + collection, turn)
+        if isinstance(self.shuffle, Window):
+            return self.runs[collection].permuted(positions, self.shuffle, seed, permute)
+        return permute(positions, size, seed)
 
 
 @dataclass(frozen=True)

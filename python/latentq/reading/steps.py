@@ -45,16 +45,16 @@ class Schedule:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def at(self, steps: Int64Array) -> tuple[Int64Array, Int64Array, Int64Array]:
-        """Returns the bucket of each step, and the start and the end of its samples among those left in the bucket.
+    def turns(self, steps: Int64Array) -> Iterator[StepTurn]:
+        """Divides steps among the buckets.
 
         Args:
-            steps: The steps, (N,), each in [0, len(self)).
+            steps: The steps, (N,) ascending, each in [0, len(self)).
         """
-        buckets, starts = np.zeros_like(steps), np.zeros_like(steps)
         for bucket, slots, before in turns(self.counts, steps, self._phases):
-            buckets[slots], starts[slots] = bucket, before * self.batch
-        return buckets, starts, np.minimum(starts + self.batch, np.array(self.left)[buckets])
+            if len(slots):
+                starts = before * self.batch
+                yield StepTurn(bucket, slots, starts, np.minimum(starts + self.batch, self.left[bucket]))
 
     def given(self, step: int) -> tuple[int, ...]:
         """Returns how many samples of each bucket the first steps give; samples that the last steps skip count too.
@@ -81,6 +81,22 @@ class Schedule:
 def _phases(seeds: tuple[int, int], count: int) -> list[int]:
     """Returns random phases of some buckets, from 0 to 2^64 - 1."""
     return [int(phase) for phase in np.random.SeedSequence((*seeds, 1)).generate_state(count, np.uint64)]
+
+
+class StepTurn(NamedTuple):
+    """The steps that one bucket takes.
+
+    Attributes:
+        bucket: The bucket.
+        slots: Which of the given steps it takes, (n,), at least one.
+        starts: The start of each step's samples among those left in the bucket, (n,).
+        ends: Their end, (n,). Only the bucket's last step may have fewer samples than a batch.
+    """
+
+    bucket: int
+    slots: Int64Array
+    starts: Int64Array
+    ends: Int64Array
 
 
 class Cursor(NamedTuple):
@@ -259,7 +275,8 @@ class Steps:
     @property
     def _is_given(self) -> bool:
         """True if an iteration has given its whole epoch, but was not asked for more, as `zip` does not."""
-        return self._start == self._first and 0 < sum(self._given(self._epoch, self._position)) == len(self.order)
+        has_given = self._start == self._first != self._position
+        return has_given and sum(self._given(self._epoch, self._position)) == len(self.order)
 
     def _begin(self) -> Iterator[Step]:
         """Begins an iteration: through one epoch, from its start or from the position that was set."""
@@ -278,26 +295,23 @@ class Steps:
         first, samples = cursor.step, min(_FIRST_STRETCH * len(self._sizes), _LONGEST_STRETCH)
         while first < len(schedule):
             numbers = np.arange(first, min(first - (-samples // self.batch_size), len(schedule)))
-            buckets, starts, ends = schedule.at(numbers)
             steps: list[Step | None] = [None] * len(numbers)
-            for bucket in np.unique(buckets).tolist():
-                mine = np.flatnonzero(buckets == bucket)
-                is_full = ends[mine] - starts[mine] == schedule.batch
-                given, full, ragged = cursor.start[bucket], mine[is_full], mine[~is_full].tolist()
-                own = self._own_slots(schedule.batch) if len(full) else np.empty(0, np.int64)
-                slots = [(given + starts[full, None] + own).ravel()]
+            for bucket, rows, starts, ends in schedule.turns(numbers):
+                given, is_ragged = cursor.start[bucket], ends[-1] - starts[-1] < schedule.batch
+                full = len(rows) - int(is_ragged)
+                own = self._own_slots(schedule.batch) if full else np.empty(0, np.int64)
+                slots = [(given + starts[:full, None] + own).ravel()]
                 valid = [np.ones(slots[0].shape, bool)]
-                for step in ragged:  # the bucket's last one
-                    span = given + int(starts[step]), given + int(ends[step])
+                if is_ragged:
+                    span = given + int(starts[-1]), given + int(ends[-1])
                     for parts, part in zip((slots, valid), rank_slice(*span, self.rank, self.world_size), strict=True):
                         parts.append(part)
                 indices = self.order.in_bucket(bucket, epoch, np.concatenate(slots))
                 masks = {"valid": np.concatenate(valid)} | self._more_masks(epoch, indices)
-                lengths = [len(own)] * len(full) + [len(part) for part in slots[1:]]
-                edges = np.cumsum([0, *lengths]).tolist()
-                for row, low, high in zip([*full.tolist(), *ragged], edges, edges[1:], strict=False):
-                    cut = {name: mask[low:high] for name, mask in masks.items()}
-                    steps[row] = Step(Cursor(cursor.start, first + row + 1), bucket, indices[low:high], cut)
+                for number, row in enumerate(rows.tolist()):
+                    mine = slice(number * len(own), (number + 1) * len(own) if number < full else None)
+                    cut = {name: mask[mine] for name, mask in masks.items()}
+                    steps[row] = Step(Cursor(cursor.start, first + row + 1), bucket, indices[mine], cut)
             for ready in steps:
                 assert ready is not None
                 yield ready
