@@ -4,9 +4,18 @@ Every name is imported when it is first used, so that `import latentq` costs no 
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
-from latentq._core import FormatError, ImageError, LatentqError, MismatchError, RecipeError, __version__, isa
+try:
+    from latentq._core import FormatError, ImageError, LatentqError, MismatchError, RecipeError, __version__, isa
+except ValueError as error:  # an invalid LATENTQ_ISA
+    # The program `latentq`, or `python -m latentq`: it imports this package first, so it cannot catch its errors.
+    if sys.argv[0].rpartition(os.sep)[2] in ("latentq", "-m"):
+        sys.stderr.write(f"latentq: {error}\n")
+        sys.exit(2)
+    raise
 
 if TYPE_CHECKING:
     from latentq import image, mds

@@ -2,8 +2,10 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import latentq
 
@@ -78,9 +80,20 @@ def test_results_are_the_same_under_every_cap():
 def test_instruction_set_of_this_process_is_told():
     assert latentq.isa() in CAPS
     assert run("scalar", "import latentq; print(latentq.isa())").stdout == "scalar\n"
+    neon = "neon" if platform.machine() == "aarch64" else "scalar"
+    assert run("neon", "import latentq; print(latentq.isa())").stdout == f"{neon}\n"
 
 
 def test_unknown_cap_is_refused():
     done = run("avx1024", "import latentq")
     assert done.returncode
     assert done.stderr.endswith('ValueError: LATENTQ_ISA must be scalar, neon, avx2 or avx512, not "avx1024"\n')
+
+
+def test_unknown_cap_is_one_line_of_the_command_line():
+    environment = os.environ | {"LATENTQ_ISA": "avx1024"}
+    for program in ([Path(sys.executable).with_name("latentq")], [sys.executable, "-m", "latentq"]):
+        for arguments in (["--help"], ["info", "out"]):
+            done = subprocess.run([*program, *arguments], env=environment, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr == 'latentq: LATENTQ_ISA must be scalar, neon, avx2 or avx512, not "avx1024"\n'

@@ -58,7 +58,8 @@ fn chosen() -> &'static std::result::Result<Level, String> {
     CHOSEN.get_or_init(|| capped(of_processor(), std::env::var_os("LATENTQ_ISA").as_deref()))
 }
 
-/// The best of `found` under a cap; an empty one is none.
+/// The best instruction set of the processor under a cap; an empty cap is none. NEON is no part of an x86-64 processor:
+/// there it leaves the baseline.
 fn capped(found: Level, cap: Option<&OsStr>) -> std::result::Result<Level, String> {
     let Some(cap) = cap.filter(|cap| !cap.is_empty()) else { return Ok(found) };
     let cap = match cap.to_str() {
@@ -68,7 +69,10 @@ fn capped(found: Level, cap: Option<&OsStr>) -> std::result::Result<Level, Strin
         Some("avx512") => Level::Avx512Vbmi,
         _ => return Err(format!("LATENTQ_ISA must be scalar, neon, avx2 or avx512, not {cap:?}")),
     };
-    Ok(found.min(cap))
+    Ok(match found.min(cap) {
+        Level::Neon if found != Level::Neon => Level::Scalar,
+        level => level,
+    })
 }
 
 fn of_processor() -> Level {
@@ -113,7 +117,8 @@ mod tests {
             assert_eq!(capped(found, Some(OsStr::new(""))), Ok(found));
             for cap in levels {
                 let chosen = capped(found, Some(OsStr::new(cap.name()))).unwrap();
-                assert!(chosen <= found && chosen.name() == found.min(cap).name(), "{found:?} {cap:?} {chosen:?}");
+                let expected = if cap == Level::Neon && found > cap { "scalar" } else { found.min(cap).name() };
+                assert!(chosen <= found && chosen.name() == expected, "{found:?} {cap:?} {chosen:?}");
             }
         }
     }
