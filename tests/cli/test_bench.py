@@ -2,6 +2,10 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from PIL import Image
@@ -108,3 +112,16 @@ def test_what_is_not_installed_is_left_out_and_told(monkeypatch, tmp_path):
         "the loader and the device are not measured: torch is not installed",
         "mosaicml-streaming is not measured: it is not installed",
     ]
+
+
+def test_sigterm_leaves_no_folder_behind(tmp_path):
+    command = [sys.executable, "-m", "latentq", "bench", "single", "--quick", "--folder", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert not any(tmp_path.iterdir())

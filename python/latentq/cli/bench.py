@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
     from latentq.benchmark.group import Result
     from latentq.benchmark.machine import Machine
     from latentq.cli.common import Commands
+
+_SIGTERM = 128 + signal.SIGTERM  # the exit code that a shell reports for a command ended by SIGTERM
 
 
 def add(commands: Commands) -> None:
@@ -50,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     images = Path(options.images) if options.images is not None else None
     if images is not None:
         pixels.files(images)  # here, since half of the groups are measured before the first that needs them
-    with tempfile.TemporaryDirectory(prefix="latentq-bench-", dir=options.folder) as folder:
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="latentq-bench-", dir=options.folder) as folder:
         plan = Plan(Path(folder), images, quick=options.quick)
         chosen = [(title, prepare) for title, prepare in groups(plan) if _matches(title, options.words)]
         if not chosen:
@@ -73,6 +79,24 @@ def _run(options: argparse.Namespace) -> int:
         for note in notes:
             print(f"\n{note}")
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into the end of the program, so that the temporary folder is removed as after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may choose handlers
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the removal
+        sys.exit(_SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _matches(title: str, words: list[str]) -> bool:
