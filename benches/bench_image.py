@@ -8,14 +8,8 @@ The files are the photographs of `../shared/images` if they are there, else one 
 so it resizes by area means, which is less work.
 """
 
-import atexit
 import functools
 import io
-import os
-import shutil
-import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +29,7 @@ from torchvision.transforms.v2 import functional
 from latentq import image
 from latentq.benchmark import pixels
 from latentq.benchmark.pixels import PLAIN, SIZE, each, of_encoded, pillow_decode, pillow_load, resized
-from latentq.benchmark.turns import CORES, Measured
+from latentq.benchmark.turns import CORES
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "images"
@@ -132,36 +126,10 @@ def in_threads(function: Callable[[bytes], object]) -> Callable[[Files], object]
     return lambda files: list(threads().map(function, files.many)) and None
 
 
-@functools.cache
-def libjpeg_program() -> Path:
-    """The core's example program `jpeg_rate`, compiled."""
-    command = ["cargo", "build", "--quiet", "--release", "-p", "latentq-core", "--example", "jpeg_rate"]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "examples" / "jpeg_rate"
-
-
-@functools.cache
-def on_disk(encoded: tuple[bytes, ...]) -> list[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="latentq-bench-"))
-    atexit.register(shutil.rmtree, folder)
-    paths = [folder / f"{index}.jpg" for index in range(len(encoded))]
-    for path, data in zip(paths, encoded, strict=True):
-        path.write_bytes(data)
-    return paths
-
-
-def libjpeg_decode(files: Files) -> Measured:
-    """Decoding by libjpeg-turbo without anything around it, in a process of its own that times itself."""
-    command = [libjpeg_program(), "3", *on_disk(tuple(files.encoded))]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return Measured(statistics.median(map(float, printed.split())))
-
-
 DECODE = {
     **pixels.DECODE,
     "torchvision": each(torchvision_decode),
     "OpenCV": each(opencv_decode),
-    "libjpeg-turbo alone": libjpeg_decode,
 }
 FIT = {
     **pixels.FIT,
@@ -173,7 +141,6 @@ LOAD = {
     "torchvision": each(torchvision_load),
     "OpenCV (area)": each(opencv_load),
     "latentq, min_side (not exact)": each(lambda data: image.load(data, SIZE, min_side=SIZE, **PLAIN)),
-    "libjpeg-turbo alone": libjpeg_decode,
 }
 LOAD_IN_THREADS = {
     "Pillow": in_threads(pillow_load),

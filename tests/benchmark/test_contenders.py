@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from latentq import ImageError
+from latentq._core import image_decode_and_drop
 from latentq.benchmark import codecs, device, installed, loading, pixels, quantizing, shards
 from latentq.quantizer import Quantizer
 
@@ -65,6 +67,17 @@ def test_pixels_of_made_pictures_are_pillow_s():
     for works in (pixels.DECODE, pixels.FIT, pixels.LOAD):
         for work in works.values():
             work(files)
+        assert set(works) & set(pixels.LIMITS)
+
+
+def test_libjpeg_alone_reads_all_of_a_file_or_refuses_it():
+    data = pixels.files(None).encoded[0]
+    for size in (None, (64, 64), (90, 20)):
+        image_decode_and_drop(data, size, {})
+        with pytest.raises(ImageError, match="truncated"):
+            image_decode_and_drop(data[:-400], size, {})
+    with pytest.raises(ImageError, match="not a JPEG"):
+        image_decode_and_drop(b"BM" + bytes(100), None, {})
 
 
 def test_pixels_of_a_folder(tmp_path):

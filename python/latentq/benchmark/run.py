@@ -134,7 +134,7 @@ def _pixels(plan: Plan) -> Iterator[Prepared]:
 def _pictures(images: Path | None, works: Mapping[str, pixels.Work]) -> Group:
     files = pixels.files(images)
     pixels.check(files)
-    return Group("", works, files, len(files.encoded), "images")
+    return Group("", works, files, len(files.encoded), "images", limits=pixels.LIMITS)
 
 
 def _shards(plan: Plan) -> Iterator[Prepared]:

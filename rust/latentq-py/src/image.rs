@@ -127,6 +127,12 @@ fn image_decode(py: Python<'_>, data: Item, options: Options) -> PyResult<Bound<
 }
 
 #[pyfunction]
+fn image_decode_and_drop(py: Python<'_>, data: Item, size: Option<Size>, options: Options) -> PyResult<()> {
+    let (encoded, target) = (Encoded::from(data), size.map(|size| options.fit(size)));
+    py.detach(|| encoded.with_bytes(|bytes| image::decode_and_drop(bytes, target, &options.decode))).map_err(to_py)
+}
+
+#[pyfunction]
 fn image_resize<'py>(
     py: Python<'py>,
     pixels: PyReadonlyArray3<'py, u8>,
@@ -323,6 +329,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_PIXELS", image::MAX_PIXELS)?;
     module.add_class::<ImageBatch>()?;
     module.add_function(wrap_pyfunction!(image_decode, module)?)?;
+    module.add_function(wrap_pyfunction!(image_decode_and_drop, module)?)?;
     module.add_function(wrap_pyfunction!(image_resize, module)?)?;
     module.add_function(wrap_pyfunction!(image_fit, module)?)?;
     module.add_function(wrap_pyfunction!(image_hash, module)?)?;

@@ -193,6 +193,26 @@ pub fn load_into(
     Ok(())
 }
 
+/// Decodes a JPEG, or the part of it that [`load`] needs for `target`, and drops the rows: what libjpeg-turbo alone
+/// takes, for benchmarks.
+///
+/// # Errors
+/// Those of [`load`]; an image error for another format.
+pub fn decode_and_drop(data: &[u8], target: Option<Fit>, options: &DecodeOptions) -> Result<()> {
+    let Some(reader) = decode::rows(data, options.min_side, options.max_pixels)? else {
+        return Err(Error::image("not a JPEG"));
+    };
+    let size = (reader.width, reader.height);
+    let (columns, rows) = match target {
+        None => (0..size.0, 0..size.1),
+        Some(target) => {
+            let resizer = geometry::step(size.0, size.1, target)?.resizer(size, Isa::best())?;
+            (resizer.used_columns(), resizer.used_rows())
+        }
+    };
+    reader.rows(columns, rows, |_, _, _| ())
+}
+
 /// The smallest range that contains all given ranges.
 fn hull(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
     ranges.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)

@@ -13,8 +13,8 @@ pub use color::{Alpha, Icc};
 pub use decode::{Header, header};
 pub use geometry::{Crop, Fit, window};
 pub use load::{
-    DecodeOptions, Encoded, MAX_PIXELS, decode, fit, fit_with, load, load_batch, load_into, load_many, resize,
-    upright_size,
+    DecodeOptions, Encoded, MAX_PIXELS, decode, decode_and_drop, fit, fit_with, load, load_batch, load_into, load_many,
+    resize, upright_size,
 };
 pub use orientation::orientation;
 pub use pixels::{Image, Layout, View};
