@@ -105,7 +105,8 @@ impl Ahead {
         self.state.process.load(Relaxed) == std::process::id()
     }
 
-    /// Begins to read `files` ahead, those of shards that are kept into `cache`. Returns true if files are being read ahead.
+    /// Begins to read `files` ahead, those of shards that are kept into `cache`. Returns true if files are being read ahead;
+    /// they are not if the system refuses a thread.
     pub fn start(&self, cache: Arc<Cache<Vec<u8>>>, files: impl FnOnce() -> Vec<File>) -> bool {
         // If another thread has the lock, it starts. In a forked child the lock may never be free: nothing is read ahead then.
         let Ok(mut task) = self.task.try_lock() else { return self.is_running() };
@@ -120,11 +121,14 @@ impl Ahead {
         self.state.process.store(process, Relaxed);
         let (state, files) = (Arc::clone(&self.state), files());
         // This joins the former thread, if any, which ends after it has set `process` to 0.
-        *task = Some(Task::spawn(move || {
+        *task = Task::try_spawn(move || {
             state.read(files, &cache);
             state.process.store(0, Relaxed);
-        }));
-        true
+        });
+        if task.is_none() {
+            self.state.process.store(0, Relaxed);
+        }
+        task.is_some()
     }
 
     /// Waits until files are no longer read ahead, but not for long. Returns false if they still are.

@@ -66,7 +66,11 @@ impl Filler {
         if !is_running {
             let shared = Arc::clone(&self.shared);
             // This joins the former thread, if any, which has emptied the queue and ends.
-            *task = Some(Task::spawn(move || shared.work()));
+            *task = Task::try_spawn(move || shared.work());
+            if task.is_none() {
+                // The system has no thread left. The shards are read from their files, as before.
+                *lock(&self.shared.queue) = Queue::default();
+            }
         }
     }
 }

@@ -29,6 +29,12 @@ impl<T: Send + 'static> Task<T> {
         Self { state, owner: std::process::id() }
     }
 
+    /// Starts `work` on a new thread. Returns `None`, without calling `work`, if the system refuses one.
+    pub fn try_spawn(work: impl FnOnce() -> T + Send + 'static) -> Option<Self> {
+        let thread = thread::Builder::new().spawn(move || Some(work())).ok()?;
+        Some(Self { state: State::Running(thread), owner: std::process::id() })
+    }
+
     /// Waits for the result. Returns `None` if the job panicked, or in a forked child, which does not have the thread.
     pub fn wait(mut self) -> Option<T> {
         self.take()
@@ -63,5 +69,6 @@ mod tests {
     fn wait_returns_the_result_of_the_work() {
         assert_eq!(Task::spawn(|| 5).wait(), Some(5));
         assert_eq!(Task::spawn(|| -> i32 { panic!("expected") }).wait(), None);
+        assert_eq!(Task::try_spawn(|| 5).and_then(Task::wait), Some(5));
     }
 }
