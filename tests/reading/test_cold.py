@@ -155,6 +155,38 @@ def test_a_child_that_is_forked_while_files_are_read_ahead_reads_on_its_own(made
     assert len(seen(batches, made)) == COUNT - 8
 
 
+def test_the_end_of_one_loader_leaves_reading_ahead_to_the_other(made):
+    dataset = latent_dataset(made)
+    for path in files(made / "mds"):
+        path.read_bytes()  # in memory: nothing is read ahead yet
+    first, second = (iter(dataset.loader(8, shuffle=True)) for _ in range(2))
+    next(first)
+    next(second)
+    second.close()
+    evict(made / "mds")
+    next(first)
+    assert become_resident(made / "mds")
+    first.close()
+
+
+def test_without_threads_nothing_is_read_ahead(made):
+    code = """
+import sys
+from latentq import mds
+reader = mds.Reader(sys.argv[1])
+reader.read_ahead(begin=True)
+print(len(reader.gather(range(3, 1024, 200), "latent")))
+"""
+    evict(made / "mds")
+    before = resident(made / "mds")
+    # The core asks for stacks of this size, which no system has room for.
+    environment = os.environ | {"RUST_MIN_STACK": str(1 << 60)}
+    command = [sys.executable, "-c", code, made / "mds"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "6\n", "")
+    assert resident(made / "mds") <= max(0.5, before)
+
+
 def test_a_mixture_reads_ahead(made):
     mixture = LatentMixture([latent_dataset(made), latent_dataset(made)])
     evict(made / "mds")

@@ -81,10 +81,11 @@ class Reader:
         return self._core
 
     def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
-        """Announces that all samples will be read in any order, or that they no longer will.
+        """Announces that all samples will be read in any order, or ends such an announcement.
 
         If they are not in memory, and the files of the dataset have at most three quarters of the available memory, or
-        of its part, a background thread reads whole files ahead. Reads wait for the thread up to 0.5 s.
+        of its part, a background thread reads whole files ahead. Reads wait for the thread up to 0.5 s. Each of several
+        loaders announces and ends on its own: the thread stops when all have ended.
 
         Args:
             begin: False to end.

@@ -43,8 +43,10 @@ pub struct File {
 pub struct Ahead {
     /// The most bytes that may be read ahead.
     room: AtomicU64,
-    /// True if all samples will be needed.
+    /// True if all samples will be needed, and files were not read ahead since that was announced.
     is_expected: AtomicBool,
+    /// Number of those who announced it and have not ended.
+    readers: AtomicU32,
     /// Bytes that were waited for since the files were last read ahead.
     missed: AtomicU64,
     state: Arc<State>,
@@ -68,6 +70,7 @@ impl Ahead {
         Self {
             room: AtomicU64::new(room),
             is_expected: AtomicBool::new(false),
+            readers: AtomicU32::new(0),
             missed: AtomicU64::new(0),
             state: Arc::default(),
             task: Mutex::new(None),
@@ -75,17 +78,21 @@ impl Ahead {
         }
     }
 
-    /// Announces that all samples will be read: if one is not in memory, all files are read ahead, unless they have more than
-    /// `room` bytes.
+    /// Announces that all samples will be read, until [`Ahead::stop`]: if one is not in memory, all files are read ahead,
+    /// unless they have more than `room` bytes.
     pub fn expect(&self, room: u64) {
+        self.readers.fetch_add(1, Relaxed);
         self.room.store(room, Relaxed);
         self.is_expected.store(true, Relaxed);
     }
 
-    /// Stops reading ahead, until samples are waited for again.
+    /// Ends what [`Ahead::expect`] announced. When all have ended, reading ahead stops, until samples are waited for again.
     pub fn stop(&self) {
-        self.is_expected.store(false, Relaxed);
-        self.state.is_stopped.store(true, Relaxed);
+        let readers = self.readers.fetch_update(Relaxed, Relaxed, |readers| Some(readers.saturating_sub(1)));
+        if readers.unwrap_or(0) <= 1 {
+            self.is_expected.store(false, Relaxed);
+            self.state.is_stopped.store(true, Relaxed);
+        }
     }
 
     /// Counts bytes that were not in memory, and returns true if files of `total` bytes are to be read ahead. If the system does
@@ -147,7 +154,7 @@ impl Ahead {
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        self.stop();
+        self.state.is_stopped.store(true, Relaxed);
         // Dropping the task joins its thread, or in a forked child forgets it.
         *self.task.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -221,6 +228,23 @@ mod tests {
         assert!(expected.is_due(Some(0), 100));
         expected.stop();
         assert!(!expected.is_due(Some(0), 100));
+    }
+
+    #[test]
+    fn it_stops_when_all_who_expect_samples_have_ended() {
+        let ahead = Ahead::new(0);
+        let is_on = || (ahead.is_expected.load(Relaxed), !ahead.state.is_stopped.load(Relaxed));
+        ahead.expect(100);
+        ahead.expect(100);
+        ahead.stop();
+        assert_eq!(is_on(), (true, true));
+        ahead.stop();
+        assert_eq!(is_on(), (false, false));
+        ahead.stop();
+        ahead.expect(100);
+        assert!(ahead.is_due(Some(0), 100));
+        ahead.stop();
+        assert!(!ahead.is_due(Some(0), 100));
     }
 
     #[test]

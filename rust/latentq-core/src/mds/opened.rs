@@ -137,7 +137,7 @@ impl Shards {
         self.ahead.expect(page_cache);
     }
 
-    /// Stops reading ahead.
+    /// Ends what `expect_all` announced: see [`Ahead::stop`].
     pub fn stop_ahead(&self) {
         self.ahead.stop();
     }

@@ -141,13 +141,13 @@ impl Reader {
         Ok(Self { shards, starts })
     }
 
-    /// Announces that all samples will be read: if one is not in memory, all files are read ahead, unless they have more than
-    /// `page_cache` bytes.
+    /// Announces that all samples will be read, until [`Reader::stop_ahead`]: if one is not in memory, all files are read
+    /// ahead, unless they have more than `page_cache` bytes.
     pub fn expect_all(&self, page_cache: u64) {
         self.shards.expect_all(page_cache);
     }
 
-    /// Stops reading ahead.
+    /// Ends what [`Reader::expect_all`] announced. When all who announced it have ended, reading ahead stops.
     pub fn stop_ahead(&self) {
         self.shards.stop_ahead();
     }
