@@ -231,7 +231,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn other_process() -> Error {
-    Error::argument("the job belongs to another process: its threads do not exist after a fork")
+    Error::argument(
+        "this iterator belongs to another process, whose threads do not exist after a fork: make a new iterator or loader in \
+         this process",
+    )
 }
 
 #[cfg(test)]
