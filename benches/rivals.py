@@ -13,7 +13,8 @@ process that is told when to start (`race/worker.py`) and answers with its secon
 - `write`: writing the same codes, so that the files are on the disk (fsync).
 - `pixels`: JPEGs to crops of 256 x 256 pixels, one thread, with whether the pixels are Pillow's.
 
-The result is `target/rivals/rivals.json`. If the processor has AVX-512, latentq runs a second time with AVX2 only.
+The result is `target/rivals/rivals.json`, with the date and versions of each race, which `--only` keeps. If the
+processor has AVX-512, latentq runs a second time with AVX2 only.
 """
 
 import argparse
@@ -329,7 +330,7 @@ def main() -> None:
             except RivalError as error:
                 failed[name] = str(error)
                 del pythons[name]
-        result = {
+        facts = {
             "date": f"{date.today()}",
             "processor": processor(),
             "isa": latentq.isa(),
@@ -339,16 +340,19 @@ def main() -> None:
             "latentq": latentq.__version__,
             "images": "photographs" if options.images else "noise",
             "versions": versions,
-            "races": json.loads(RESULT.read_text())["races"] if options.only and RESULT.exists() else {},
         }
+        result = json.loads(RESULT.read_text()) if options.only and RESULT.exists() else {"races": {}}
         for name, race in races(options.samples, images).items():
             if options.only is None or name in options.only:
                 print(name, flush=True)
-                result["races"][name] = run(race, folder, pythons, failed, options.rounds)
+                result["races"][name] = {"run": facts, **run(race, folder, pythons, failed, options.rounds)}
                 RESULT.write_text(json.dumps(result, indent=1))
     finally:
         shutil.rmtree(folder)
     print(table(result))
+
+
+HEADS = {"warm": "warm", "cold": "cold", "first batch": "open", "write": "write", "pixels": "JPEG to crop"}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -356,9 +360,8 @@ def table(result: dict[str, Any]) -> str:
     names = list(
         dict.fromkeys(name for race in result["races"].values() for name in (*race["seconds"], *race["notes"]))
     )
-    heads = {"warm": "warm", "cold": "cold", "first batch": "open", "write": "write", "pixels": "JPEG to crop"}
-    shown = [name for name in heads if name in result["races"]]
-    lines = [["", *(heads[name] for name in shown)], ["---", *("---:" for _ in shown)]]
+    shown = [name for name in HEADS if name in result["races"]]
+    lines = [["", *(HEADS[name] for name in shown)], ["---", *("---:" for _ in shown)]]
     for name in names:
         cells = [cell(result["races"][race], name) for race in shown]
         lines.append([name, *cells])
@@ -381,13 +384,30 @@ def cell(race: dict[str, Any], name: str) -> str:
     return f"{text}{exact}" if name == "latentq" else f"{text}{exact} ({ratio:.1f} x)"
 
 
-def write_readme(result: dict[str, Any]) -> None:
-    """Replace what is between the comments in README.md."""
+def facts_of_runs(result: dict[str, Any]) -> list[str]:
+    """When, where and with which versions the races were run: one text, or one for each run if there were several."""
+    races: dict[str, list[str]] = {}
+    for name, head in HEADS.items():
+        if name in result["races"]:
+            races.setdefault(run_text(result["races"][name]["run"]), []).append(head)
+    return list(races) if len(races) == 1 else [f"{', '.join(heads)}: {text}" for text, heads in races.items()]
+
+
+def run_text(run: dict[str, Any]) -> str:
+    """When, where and with which versions a race was run."""
     versions: dict[str, set[str]] = {}
-    for found in result["versions"].values():
+    for found in run["versions"].values():
         for name, number in found.items():
             versions.setdefault(name, set()).add(number)
     told = ", ".join(f"{name} {' and '.join(sorted(versions[name]))}" for name in sorted(versions, key=str.lower))
+    return (
+        f"{run['date']}, {run['processor']} ({run['isa']}), {run['cores']} cores, load {run['load']:.1f} at the start, "
+        f"{run['system']}; {told}."
+    )
+
+
+def write_readme(result: dict[str, Any]) -> None:
+    """Replace what is between the comments in README.md."""
     missing = {
         name: note
         for race in result["races"].values()
@@ -397,8 +417,8 @@ def write_readme(result: dict[str, Any]) -> None:
     lines = [
         table(result),
         "",
-        f"{result['date']}, {result['processor']} ({result['isa']}), {result['cores']} cores, "
-        f"load {result['load']:.1f} at the start, {result['system']}; {told}. \\* the pixels are Pillow's to the bit.",
+        *facts_of_runs(result),
+        "\\* the pixels are Pillow's to the bit.",
         *(f"{name} failed: {note}." for name, note in missing.items()),
     ]
     text = README.read_text()

@@ -1,7 +1,9 @@
 """The benchmarks' own parts: RESULTS.md gets the right figures."""
 
 import importlib.util
+import json
 import sys
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -81,19 +83,22 @@ def rivals():
         sys.path.remove(str(BENCHES))
 
 
-RACED = {
+RUN = {
     "date": "2026-01-02", "processor": "CPU", "isa": "avx512", "cores": 2, "load": 0.5, "system": "Linux",
     "versions": {"ours": {"numpy": "2"}, "slow": {"slow": "1.0"}},
+}  # fmt: skip
+RACED = {
     "races": {
         "warm": {
-            "unit": "samples", "items": 100, "notes": {"broken": "ValueError: no"},
+            "run": RUN, "unit": "samples", "items": 100, "notes": {"broken": "ValueError: no"},
             "seconds": {"latentq": [1.0, 10.0, 2.0], "slow": [3.0, 30.0, 4.0]},
         },
         "first batch": {
-            "unit": "openings", "items": 1, "notes": {}, "seconds": {"latentq": [0.01] * 3, "slow": [0.5] * 3}
+            "run": RUN, "unit": "openings", "items": 1, "notes": {},
+            "seconds": {"latentq": [0.01] * 3, "slow": [0.5] * 3},
         },
         "pixels": {
-            "unit": "images", "items": 8, "seconds": {"latentq": [1.0], "slow": [2.0]},
+            "run": RUN, "unit": "images", "items": 8, "seconds": {"latentq": [1.0], "slow": [2.0]},
             "notes": {"latentq": "pixels are Pillow's", "slow": "pixels differ by up to 3"},
         },
     },
@@ -115,13 +120,40 @@ def test_race_is_written_between_the_comments_of_the_readme(monkeypatch, tmp_pat
     module.write_readme(RACED)
     text = readme.read_text()
     assert text.startswith(f"before\n{module.START}\n|  | warm |")
-    assert "numpy 2, slow 1.0" in text
+    assert "\n2026-01-02, CPU (avx512), 2 cores, load 0.5 at the start, Linux; numpy 2, slow 1.0.\n" in text
     assert "broken failed: ValueError: no." in text
     assert text.endswith(f"{module.END}\nafter")
     assert "old" not in text
     readme.write_text("no comments")
     with pytest.raises(SystemExit, match="comments"):
         module.write_readme(RACED)
+
+
+def test_races_of_several_runs_have_their_own_dates_and_versions():
+    later = RUN | {"date": "2026-02-03", "versions": {"ours": {"numpy": "3"}}}
+    races = RACED["races"]
+    texts = rivals().facts_of_runs({"races": races | {"first batch": races["first batch"] | {"run": later}}})
+    assert [text.partition(", CPU")[0] for text in texts] == ["warm, JPEG to crop: 2026-01-02", "open: 2026-02-03"]
+    assert [text.partition("; ")[2] for text in texts] == ["numpy 2, slow 1.0.", "numpy 3."]
+
+
+def test_a_single_race_keeps_the_dates_of_the_others(monkeypatch, tmp_path):
+    module = rivals()
+    monkeypatch.setattr(module, "TARGET", tmp_path)
+    monkeypatch.setattr(module, "RESULT", tmp_path / "rivals.json")
+    monkeypatch.setattr(module, "ENVIRONMENTS", {"ours": ()})
+    monkeypatch.setattr(module, "SAMPLES", 600)
+    monkeypatch.setattr(module, "FILLED", 0)
+    module.RESULT.write_text(json.dumps(RACED))
+    entries = (module.Entry("latentq"),)
+    one = {name: module.Race("first batch", entries, 1, "openings", 1) for name in ("first batch", "warm")}
+    monkeypatch.setattr(module, "races", lambda _samples, _images: one)
+    monkeypatch.setattr(sys, "argv", ["rivals.py", "--only", "first batch", "--samples", "600"])
+    module.main()
+    races = json.loads(module.RESULT.read_text())["races"]
+    assert races["first batch"]["run"]["date"] == f"{date.today()}"
+    assert len(races["first batch"]["seconds"]["latentq"]) == 1
+    assert {name: race["run"] for name, race in races.items() if name != "first batch"} == {"warm": RUN, "pixels": RUN}
 
 
 @pytest.mark.parametrize(
