@@ -31,7 +31,7 @@ class PixelOptions(TypedDict, total=False):
 
 
 RangeMethod: TypeAlias = Literal["mse", "minmax", "percentile"]
-Codec: TypeAlias = Literal["trellis", "transform"]
-"""The kinds of quantizer that encode a whole sample at once."""
+Codec: TypeAlias = Literal["affine", "trellis", "transform"]
+"""The kinds of quantizer that `--codec` chooses: `affine` encodes each value, the others a whole sample at once."""
 Method: TypeAlias = Literal[RangeMethod, "lloyd-max", "trellis"]
 """The ways to calibrate a quantizer: `RangeMethod` finds ranges, `lloyd-max` codebooks, `trellis` a trellis."""

@@ -268,7 +268,7 @@ def test_a_latent_that_the_codec_cannot_encode_is_named(tmp_path, monkeypatch):
     [
         ({"codec": "trellis", "bytes": 200}, "bytes does not apply"),
         ({"bits": 4, "bytes": 200}, "exclude each other"),
-        ({"codec": "jpeg"}, "codec must be one of trellis, transform"),
+        ({"codec": "jpeg"}, "codec must be one of affine, trellis, transform"),
         ({"bytes": 5000}, "5000 bytes are more than a latent takes"),
         ({"bytes": 3}, "3 bytes hold no latent"),
     ],

@@ -421,6 +421,17 @@ def test_options_name_the_codec_in_any_order():
             base.override(**options)
     with pytest.raises(RecipeError, match="transform is for latents"):
         base.override(store="moments", codec="transform")
+    affine = {"kind": "affine", "bits": 8, "method": "mse"}
+    for before in (base, base.override(codec="trellis"), base.override(bytes=700)):
+        assert before.override(codec="affine").columns["latent"].quantizer == affine
+    both = base.override(codec="affine", calibrate="minmax", bits=5).columns["latent"].quantizer
+    assert both == {"kind": "affine", "bits": 5, "method": "minmax"}
+    for options, message in (
+        ({"calibrate": "lloyd-max"}, "exclude each other"),
+        ({"bytes": 700}, "bytes does not apply"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            base.override(codec="affine", **options)
     tables = base.override(text_encoder="any").to_dict()
     tables["columns"]["caption_embedding"]["quantizer"] = {"kind": "transform", "bytes": 300}
     with pytest.raises(RecipeError, match=r"transform is for latents; store caption_embedding by a trellis"):

@@ -56,7 +56,9 @@ def add(commands: Commands) -> None:
         "--bits", type=int, metavar="N", help="quantize latents to 2 to 8 bits; by default they are copied unchanged"
     )
     parser.add_argument(
-        "--codec", choices=get_args(Codec), help="encode whole latents: trellis for --bits, transform for --bytes"
+        "--codec",
+        choices=get_args(Codec),
+        help="encode each value (affine), or whole latents: trellis for --bits, transform for --bytes",
     )
     parser.add_argument("--bytes", type=int, metavar="N", help="bytes of each latent, by the transform codec")
 

@@ -58,7 +58,7 @@ class Storage:
 
     Attributes:
         bits: Bits per value, for a quantizer that is calibrated.
-        codec: The codec of whole samples.
+        codec: The kind of the quantizer.
         bytes: The bytes of each latent, by the transform codec.
     """
 

@@ -79,7 +79,7 @@ def convert(
             or any model.
         codebook: The number of tokens in the codebook that made the source, if it is not the layout's usual one.
         bits: Bits per value, 2 to 8, for a quantizer that is calibrated; None stores latents unchanged.
-        codec: `trellis` or `transform`, which encode whole samples, as for `latentq.encode`.
+        codec: `affine`, or `trellis` or `transform`, which encode whole samples, as for `latentq.encode`.
         bytes: The bytes of each latent, by the transform.
         progress: The stream for progress and notes, or None.
 

@@ -135,7 +135,8 @@ OVERRIDES = (
     Override("flip", "columns", bool, "store the mirrored images too, in columns NAME_flip"),
     Override(
         "codec", "columns.*.quantizer.kind", Codec,
-        "encode whole samples: trellis for codes of --bits, transform for --bytes (or --bits 4) with far less error",
+        "encode each value (affine), or whole samples with far less error: trellis for codes of --bits, transform for "
+        "--bytes (or --bits 4)",
     ),
     Override("bits", "columns.*.quantizer.bits", int, "bits of each stored value", "2..8"),
     Override("bytes", "columns.*.quantizer.bytes", int, "bytes of each latent, by the transform codec", "N"),
@@ -319,10 +320,10 @@ def _change_codec(tables: Tables, codec: Any) -> None:
         before = column["quantizer"]
         if before["kind"] == codec:
             continue
-        if codec == "trellis":
-            column["quantizer"] = {"kind": "trellis", "bits": before.get("bits", 8), "method": "trellis"}
-        else:
+        if codec == "transform":
             column["quantizer"] = {"kind": "transform", "bits": 4}
+        else:
+            column["quantizer"] = {"kind": codec, "bits": before.get("bits", 8), "method": METHODS[codec][0]}
         if column["encoding"].startswith("ndarray:"):  # that of the kind before
             column["encoding"] = ""
 

@@ -14,9 +14,11 @@ from latentq._core import RecipeError
 from latentq.format.buckets import Bucket, Buckets
 from latentq.format.fields import column_from, column_table, field_names, options_from
 from latentq.format.options import (
+    CALIBRATED,
     CONDITIONING,
     ENCODED,
     MAX_UNIT,
+    METHODS,
     TEXT,
     AutoencoderOptions,
     Column,
@@ -208,10 +210,12 @@ class Recipe:
         if overrides.get("bits") is not None and overrides.get("bytes") is not None:
             raise RecipeError("bits and bytes exclude each other: both say how large a latent is")
         codec, method = overrides.get("codec"), overrides.get("calibrate")
-        if codec is not None and method is not None and codec != method:
+        if codec in CALIBRATED and method is not None and method not in METHODS.get(codec, ()):
             raise RecipeError(
                 f"codec {codec} and calibrate {method} exclude each other: a codec has its own calibration"
             )
+        if codec in METHODS and overrides.get("bytes") is not None:
+            raise RecipeError(f"codec {codec}: bytes does not apply, since only a transform has a number of bytes")
         options = {name: os.fspath(model) for name, model in models.items() if model is not None} | dict(overrides)
         recipe = self
         changed = set(self.changed)
