@@ -256,14 +256,14 @@ def test_an_interrupted_run_continues(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("codec", ["trellis", "transform"])
-def test_a_codec_of_whole_samples_in_an_interrupted_run_ranks_and_an_update(source, tmp_path, monkeypatch, codec):
+@pytest.mark.parametrize(("codec", "size"), [("trellis", {"bits": 4}), ("transform", {"bytes": 512})])
+def test_a_codec_of_whole_samples_in_an_interrupted_run_ranks_and_an_update(source, tmp_path, monkeypatch, codec, size):
     options = {
         "autoencoder": "dct-f8c16",
         "buckets": {**AREA, "area": 64 * 64},
         "unit_size": 7,
         "codec": codec,
-        "bits": 4,
+        **size,
     }
     whole = tmp_path / "whole"
     latentq.encode(source, whole, **options)

@@ -438,6 +438,18 @@ def test_options_name_the_codec_in_any_order():
         Recipe.from_dict(tables)
 
 
+def test_bits_of_a_transform_are_refused_with_buckets_of_several_areas():
+    base = Recipe.load("default")
+    for options in ({"codec": "transform"}, {"codec": "transform", "bits": 3}):
+        with pytest.raises(RecipeError, match=r"columns\.latent: [43] bits per element are another number of bytes"):
+            base.override(buckets="kohya", **options)
+        assert base.override(buckets=((128, 256), (256, 128)), **options).buckets is not None
+    recipe = base.override(buckets="kohya", codec="transform", bytes=700)
+    with pytest.raises(RecipeError, match="--bytes N"):
+        recipe.override(bits=4)
+    assert recipe.override(unit_size=9).columns["latent"].quantizer == {"kind": "transform", "bytes": 700}
+
+
 def test_a_run_with_another_codec_is_refused_by_its_kind(out, source):
     with pytest.raises(MismatchError, match=r"quantizer\.kind = 'transform'; this run has 'trellis'"):
         latentq.encode(source, out, **OPTIONS, codec="trellis", bits=4)

@@ -228,6 +228,8 @@ class Recipe:
             before, recipe = recipe, Recipe.from_dict(tables)
             if recipe != before:
                 changed.add(name)
+        if any(options.get(name) is not None for name in ("codec", "bits", "buckets")):
+            _check_bits_of_buckets(recipe)
         if recipe.text != self.text and not recipe.texts():
             raise RecipeError(f"recipe {self.name} embeds no captions: a text encoder must be named")
         return replace(recipe, changed=tuple(sorted(changed)))
@@ -237,6 +239,21 @@ def _check(recipe: Recipe) -> None:
     """Raises RecipeError if a number is out of range, or a table is missing that another one needs."""
     for name in ("unit_size", "calibration"):
         value = getattr(recipe, name)
+def _check_bits_of_buckets(recipe: Recipe) -> None:
+    """Raises RecipeError if the bytes of a transform would follow from the first of several buckets of other areas.
+
+    Only options are refused: a recipe may say so.
+    """
+    if recipe.buckets is None or len({height * width for height, width in recipe.buckets.all}) == 1:
+        return
+    for name, column in recipe.columns.items():
+        if column.quantizer["kind"] == "transform" and "bits" in column.quantizer:
+            raise RecipeError(
+                f"columns.{name}: {column.quantizer['bits']} bits per element are another number of bytes in each "
+                "bucket, and a transform has one number for all samples: give it, --bytes N"
+            )
+
+
         if type(value) is not int or value < 1:
             raise RecipeError(f"{name} must be a whole number of at least 1, not {value!r}")
     if recipe.unit_size > MAX_UNIT:
