@@ -9,8 +9,6 @@ import tomli_w
 
 from latentq import Recipe, RecipeError
 
-NO_TEXT_ENCODER = r"columns\.text needs a text encoder: name it \(--text-encoder, text\.model\)"
-
 
 @pytest.mark.parametrize("name", Recipe.names())
 def test_a_shipped_recipe_survives_toml(name):
@@ -105,7 +103,6 @@ LATENT = GOOD["columns"]["latent"]
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "uniform"}}}}, "needs low and high"),
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "low": 1}}}}, r"unknown field .*\.low"),
         ({"columns": {"latent": {**LATENT, "quantizer": {"kind": "affine", "method": "guess"}}}}, "method must be one"),
-        ({"columns": {"latent": LATENT, "text": {"from": "caption_embedding"}}}, NO_TEXT_ENCODER),
         (
             {"columns": {"latent": LATENT, "mask": {"from": "attention_mask", "quantizer": {}}}},
             r"mask\.quantizer is for",
@@ -202,3 +199,17 @@ def test_a_fifo_is_no_recipe(tmp_path):
     os.mkfifo(tmp_path / "recipe.toml")
     with pytest.raises(RecipeError, match="there is no recipe"):
         Recipe.load(tmp_path / "recipe.toml")
+
+
+def test_a_recipe_may_leave_the_text_encoder_to_an_option(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[columns.latent]\nfrom = "latent"\n[columns.text]\nfrom = "caption_embedding"\n')
+    recipe = Recipe.load(path)
+    named = recipe.override(text_encoder="owner/text", text_length=9)
+    assert (named.text.model, named.text.length, list(named.columns)) == ("owner/text", 9, ["latent", "text"])
+    assert named.changed == ("text_encoder", "text_length")
+    for options in ({}, {"size": 64}, {"text_length": 9}):
+        with pytest.raises(
+            RecipeError, match=r"columns\.text needs a text encoder: name it \(--text-encoder, text\.model\)"
+        ):
+            recipe.override(**options)

@@ -232,13 +232,13 @@ class Recipe:
             _check_bits_of_buckets(recipe)
         if recipe.text != self.text and not recipe.texts():
             raise RecipeError(f"recipe {self.name} embeds no captions: a text encoder must be named")
+        if recipe.texts() and not recipe.text.model:  # not sooner: a recipe may leave it to an option
+            raise RecipeError(
+                f"columns.{next(iter(recipe.texts()))} needs a text encoder: name it (--text-encoder, text.model)"
+            )
         return replace(recipe, changed=tuple(sorted(changed)))
 
 
-def _check(recipe: Recipe) -> None:
-    """Raises RecipeError if a number is out of range, or a table is missing that another one needs."""
-    for name in ("unit_size", "calibration"):
-        value = getattr(recipe, name)
 def _check_bits_of_buckets(recipe: Recipe) -> None:
     """Raises RecipeError if the bytes of a transform would follow from the first of several buckets of other areas.
 
@@ -254,6 +254,10 @@ def _check_bits_of_buckets(recipe: Recipe) -> None:
             )
 
 
+def _check(recipe: Recipe) -> None:
+    """Raises RecipeError if a number is out of range, or a table is missing that another one needs."""
+    for name in ("unit_size", "calibration"):
+        value = getattr(recipe, name)
         if type(value) is not int or value < 1:
             raise RecipeError(f"{name} must be a whole number of at least 1, not {value!r}")
     if recipe.unit_size > MAX_UNIT:
@@ -262,10 +266,6 @@ def _check_bits_of_buckets(recipe: Recipe) -> None:
         raise RecipeError("text.length must be at least 0, and text.captions at least 1")
     if recipe.image.min_size < 0 or recipe.image.min_side < 0:
         raise RecipeError("image.min_size and image.min_side must be at least 0")
-    if recipe.texts() and not recipe.text.model:
-        raise RecipeError(
-            f"columns.{next(iter(recipe.texts()))} needs a text encoder: name it (--text-encoder, text.model)"
-        )
     sizes = {column.pixels for column in recipe.encoded().values()}
     for name, column in recipe.columns.items():
         if column.content in CONDITIONING and len(sizes) > 1:
