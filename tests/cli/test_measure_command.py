@@ -46,3 +46,11 @@ def test_measure_refuses_wrong_arguments(small_dataset, tmp_path, monkeypatch, c
     (tmp_path / "x.npy").write_text("no array")
     assert main(["measure", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_single_sample_is_told_to_be_measured_on_its_calibration(tmp_path, capsys):
+    latents = np.random.default_rng(0).normal(size=(2, 4, 16, 16)).cumsum(-1).astype(np.float32)
+    for count, told in ((1, True), (2, False)):
+        np.save(tmp_path / "latents.npy", latents[:count])
+        assert main(["measure", str(tmp_path / "latents.npy"), "--bits", "8"]) == 0
+        assert ("measured on what they were calibrated on" in capsys.readouterr().err) == told

@@ -111,6 +111,12 @@ def _measure(
     """Measures latents and prints the rows. Returns the exit code."""
     from latentq.inspect.measure import BITS, measure, print_table
 
+    if len(latents) == 1 and not options.quiet:
+        print(
+            "latentq: there is one sample: schemes are measured on what they were calibrated on, and their errors on "
+            "other samples will be larger",
+            file=sys.stderr,
+        )
     bits = options.bits or BITS
     rows = measure(latents, bits=bits, autoencoder=network, images=images, progress=progress_stream(options))
     if options.json:
