@@ -21,6 +21,7 @@ from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from latentq.publishing.page import MARK, page
 from latentq.system.extras import MissingPackageError
+from latentq.system.text import size_text
 from support import foreign_making as made_by_others
 from support.bucket_making import make_buckets
 from support.hub_server import Repository, Server
@@ -213,6 +214,19 @@ def test_branch_and_private_repository(empty, made, tmp_path):
     assert "index.json" not in repository.files["main"]
     assert "No license was given" in repository.files["v1"]["README.md"].decode()
     assert_same_samples(LatentDataset(place, cache=tmp_path / "cache"), LatentDataset(made))
+
+
+def test_the_command_ends_with_files_bytes_and_time(empty, made, capsys):
+    sizes = [len(data) for data in files(made).values()]
+    arguments = ["push", str(made), f"hf:{NAME}", "--no-pictures", "--quiet"]
+    assert main(arguments) == 0
+    line = capsys.readouterr().out
+    text = re.escape(f"{made}: pushed {len(sizes)} files, {size_text(sum(sizes))}, in ")
+    assert re.match(rf"{text}\d:\d\d; read it with latentq\.LatentDataset\('{URL}', cache=\.\.\.\)\n$", line)
+    assert main([*arguments, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["url"], facts["files"], facts["bytes"]) == (URL, len(sizes), sum(sizes))
+    assert facts["seconds"] > 0
 
 
 @pytest.mark.long

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import TYPE_CHECKING
 
 from latentq.cli.common import UsageError, add_command, check_source, dataset_folder, print_json, progress_stream
-from latentq.system.text import escaped
+from latentq.system.text import counted, duration_text, escaped, size_text
 
 if TYPE_CHECKING:
     from latentq.cli.common import Commands
@@ -34,15 +35,16 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from latentq.publishing.push import push, repository_of
+    from latentq.publishing.push import extent, push, repository_of
 
     repository_of(options.to)
     if options.no_pictures and (options.source or options.autoencoder):
         raise UsageError("--source and --autoencoder are for pictures, and exclude --no-pictures")
     if options.source is not None:
         check_source(options.source)
+    folder, start = dataset_folder(options.dataset), time.monotonic()
     url = push(
-        dataset_folder(options.dataset),
+        folder,
         options.to,
         license=options.license,
         private=options.private,
@@ -52,8 +54,10 @@ def _run(options: argparse.Namespace) -> int:
         autoencoder=options.autoencoder,
         progress=progress_stream(options),
     )
+    seconds, (files, size) = time.monotonic() - start, extent(folder)
     if options.json:
-        print_json({"dataset": options.dataset, "url": url})
+        print_json({"dataset": options.dataset, "url": url, "files": files, "bytes": size, "seconds": seconds})
         return 0
-    print(escaped(f"{options.dataset}: pushed; read it with latentq.LatentDataset({url!r}, cache=...)"))
+    pushed = f"pushed {counted(files, 'file')}, {size_text(size)}, in {duration_text(seconds)}"
+    print(escaped(f"{options.dataset}: {pushed}; read it with latentq.LatentDataset({url!r}, cache=...)"))
     return 0

@@ -92,6 +92,21 @@ def push(
     return f"hf://datasets/{repository}" + (f"@{revision}" if revision else "")
 
 
+def extent(out: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns the number and the bytes of the files that `push` uploads, without page and pictures.
+
+    Args:
+        out: The dataset's folder.
+
+    Raises:
+        LatentqError: The dataset is not finished.
+        OSError: The folder cannot be read.
+    """
+    path = Path(out)
+    sizes = [(path / name).stat().st_size for name in _files(path, _finished_card(path))]
+    return len(sizes), sum(sizes)
+
+
 def repository_of(to: str) -> str:
     """Returns OWNER/NAME of `hf:OWNER/NAME`.
 
