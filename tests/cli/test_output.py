@@ -140,7 +140,13 @@ def test_bash_completes_commands_and_options(capsys):
     code, script, _ = run(capsys, "completion", "bash")
     assert code == 0
     ask = 'COMP_WORDS=(latentq {}); COMP_CWORD={}; _shtab_latentq; echo "${{COMPREPLY[*]}}"'
-    for words, place, expected in (("me", 1, "measure"), ("encode a b --fused", 4, "--fused-norm")):
+    for words, place, expected in (
+        ("me", 1, "measure"),
+        ("encode a b --fused", 4, "--fused-norm"),
+        ("encode a b --recipe imagenet", 5, "imagenet-1gb"),
+        ("convert a b --from ko", 5, "kohya"),
+        ("convert a b --to light", 5, "lightningdit"),
+    ):
         asked = subprocess.run(["bash", "-c", script + ask.format(words, place)], capture_output=True, text=True)
         assert expected in asked.stdout.split(), asked
 

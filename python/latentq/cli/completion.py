@@ -33,15 +33,26 @@ def _run(options: argparse.Namespace) -> int:
     from latentq.cli.main import build_parser  # which imports the commands by name
 
     parser = build_parser()
+    names = _names()
     for action in _actions(parser):
         if action.metavar in _PATHS:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
+        if action.dest in names:  # only here: the command accepts other values as well
+            action.choices = names[action.dest]
     script = shtab.complete(parser, options.shell)
     if options.json:
         print_json({"shell": options.shell, "script": script})
     else:
         print(script)
     return 0
+
+
+def _names() -> dict[str, list[str]]:
+    """Returns the values to offer for arguments that accept other ones as well, by the arguments' names."""
+    from latentq.converting.names import CODES, NAMES, WRITTEN
+    from latentq.format.recipe import Recipe
+
+    return {"from_layout": [*CODES, *NAMES], "to_layout": [*CODES, *WRITTEN], "recipe": Recipe.names()}
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
