@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import latentq
+from conftest import contents
 from latentq.cli.main import main
 from latentq.converting.pipeline import convert
 from support import foreign_making as made
@@ -82,6 +83,20 @@ def test_cosmos_imagenet_has_equal_codes(tmp_path):
     convert(tmp_path / "out.safetensors", tmp_path / "again")
     same = read(tmp_path / "again", "latent", torch.uint8) == read(tmp_path / "in", "latent", torch.uint8)
     assert same.all()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_the_folder_of_cosmos_imagenet_is_detected(tmp_path, dtype):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    (folder / "README.md").write_text("fal's")
+    shape = (COUNT, 16, 4, 4) if dtype == np.int8 else (COUNT, 4, 4)
+    made.cosmos_imagenet_writes(folder / "a.safetensors", np.ones(shape, dtype), labels())
+    assert convert(folder, tmp_path / "in") == convert(folder / "a.safetensors", tmp_path / "same") == COUNT
+    assert contents(tmp_path / "in") == contents(tmp_path / "same")
+    made.cosmos_imagenet_writes(folder / "b.safetensors", np.ones(shape, dtype), labels())
+    with pytest.raises(latentq.MismatchError, match=r"holds a\.safetensors, b\.safetensors: name one file"):
+        convert(folder, tmp_path / "both")
 
 
 def test_cosmos_imagenet_has_equal_tokens(tmp_path):

@@ -17,6 +17,7 @@ from latentq.converting.incoming import Arrays, Incoming, key_and_labels
 from latentq.converting.options import ReadOptions
 from latentq.converting.outgoing import Outgoing
 from latentq.converting.safetensors_file import SafetensorsFile, SafetensorsWriter, is_safetensors
+from latentq.converting.tree import first_file, walk
 from latentq.converting.work import Work
 from latentq.format.normalization import Normalization
 from latentq.format.options import Column
@@ -26,6 +27,7 @@ from latentq.system.progress import Progress
 
 NAME = "cosmos-imagenet"
 TITLE = "fal's cosmos-imagenet (safetensors with int8 latents or int16 tokens, and labels)"
+_SUFFIX = ".safetensors"
 _CODEBOOK = 64_000
 _STEP = 16 / 255
 _QUANTIZER = {"kind": "uniform", "low": -128 * _STEP, "high": 127 * _STEP, "bits": 8, "rounding": "nearest"}
@@ -33,27 +35,30 @@ _LABELS = 4096  # that are read at once
 
 
 def recognizes(path: Path) -> bool:
-    """True if a file is a safetensors with `latents` of int8 or int16, and `labels`."""
-    if path.is_dir() or not is_safetensors(path):
+    """True if a file, or the first one of a folder, is a safetensors with `latents` of int8 or int16, and `labels`."""
+    file = first_file(path, _SUFFIX, depth=1) if path.is_dir() else path
+    if file is None or not is_safetensors(file):
         return False
     try:
-        file = SafetensorsFile(path)
-        return {"latents", "labels"} <= set(file.names) and file.describe("latents")[0] in ("int8", "int16")
+        tensors = SafetensorsFile(file)
+        return {"latents", "labels"} <= set(tensors.names) and tensors.describe("latents")[0] in ("int8", "int16")
     except FormatError:
-        return path.suffix == ".safetensors"
+        return path.suffix == _SUFFIX
 
 
 def read(path: Path, options: ReadOptions) -> Incoming:
     """Opens a file. The key of a sample is its index.
 
     Args:
-        path: The file.
+        path: The file, or the folder that holds it.
         options: The options.
 
     Raises:
         FormatError: The file is broken, or has other tensors.
+        MismatchError: The folder holds several files.
         OSError: It cannot be read.
     """
+    path = _file(path)
     file = SafetensorsFile(path)
     dtype, shape = file.describe("latents")
     labels_dtype, labels_shape = file.describe("labels")
@@ -92,6 +97,17 @@ def read(path: Path, options: ReadOptions) -> Incoming:
 
     columns = {name: column} | key_and_labels()
     return Incoming(NAME, columns, autoencoder, listing, rows, size=(height * 8, width * 8))
+
+
+def _file(path: Path) -> Path:
+    """Returns a file, or the only one of a folder."""
+    if not path.is_dir():
+        return path
+    files = sorted(path / name for name in walk(path, _SUFFIX) if "/" not in name)
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files[:5]) or f"no {_SUFFIX}"
+        raise MismatchError(f"{path} holds {names}: name one file of {NAME}")
+    return files[0]
 
 
 def write(outgoing: Outgoing, work: Work, bar: Progress) -> None:

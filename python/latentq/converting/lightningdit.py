@@ -42,7 +42,7 @@ def recognizes(path: Path) -> bool:
         return False
     try:
         file = SafetensorsFile(files[0])
-        return {"latents", "labels"} <= set(file.names) and file.describe("latents")[0] != "int8"
+        return {"latents", "labels"} <= set(file.names) and file.describe("latents")[0] not in ("int8", "int16")
     except FormatError:
         return len(files) > 0 and files[0].name.startswith("latents_rank")
 
