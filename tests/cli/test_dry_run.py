@@ -65,7 +65,7 @@ def size_on_disk(folder):
 def test_counts_and_bytes_of_encode_come_true(dry, source, out):
     rows = dry("encode", source, out, *DRY_SMALL)
     assert rows["dry run"] == "nothing is written"
-    assert rows["images"] == "120 in the folder"
+    assert rows["images"] == "120 in the source (folder)"
     assert rows["units"] == "3, each of up to 50 samples; 0 there, the first missing is 00000"
     assert rows["to do"] == "3 units, 120 images"
     assert re.fullmatch(r"50 images, no rejects, \d+\.\d images/s", rows["tried"])
@@ -123,7 +123,7 @@ def test_an_update_says_what_changed_and_what_it_encodes(dry, source, out):
     assert rows["update"] == "3 new, 1 changed, 1 removed"
     assert rows["units"] == "4, each of up to 50 samples; 2 there, the first missing is 00000.1"
     assert rows["to do"] == "2 units, 52 images"
-    assert rows["images"] == "122 in the folder"
+    assert rows["images"] == "122 in the source (folder)"
     assert main([*map(str, update)]) == 0
     assert Card.load(out).source.samples == 122
     main(["prune", str(out), "--yes"])
@@ -191,7 +191,7 @@ def test_delete_archives_deletes_nothing(dry, source, out, tmp_path):
     images = [(path.name, path.read_bytes()) for path in sorted(source.rglob("*.jpg"))]
     archive = make_tar(tmp_path / "data" / "a.tar", images)
     command = ("encode", archive, out, *DRY_SMALL, "--delete-archives")
-    assert dry(*command)["images"] == "120 in the tar"
+    assert dry(*command)["images"] == "120 in the source (tar)"
     assert archive.exists()
     shards = ("shards", archive, out.with_name("shards"), "--min-size", 8, "--delete-archives")
     dry(*shards)

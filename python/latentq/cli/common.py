@@ -380,7 +380,7 @@ def dry_run_rows(card: UnitCard, unit_size: int, plan: DryRun) -> list[tuple[str
         to_do += f"; of this process: {own}"
     rows = [
         ("dry run", "nothing is written"),
-        ("images", f"{counts.samples} in the {card.source.kind}"),
+        ("images", f"{counts.samples} in the source ({card.source.kind})"),
         *([("update", str(plan.changes))] if plan.changes is not None else []),
         ("units", f"{counts.units}, each of up to {counted(unit_size, 'sample')}; {there}"),
         ("to do", to_do),

@@ -96,7 +96,7 @@ def _count_rows(path: Path, card: Card) -> list[tuple[str, str]]:
     if card.counts is None:
         return [("state", f"not finished: {units_done(path, card)} of {counted(card.units, 'unit')}")]
     return [
-        ("samples", f"{card.counts.samples} of {card.source.samples} in the {card.source.kind}"),
+        ("samples", f"{card.counts.samples} of {card.source.samples} in the source ({card.source.kind})"),
         ("rejects", f"{card.counts.rejects}"),
         *([("redone", f"{card.counts.redone} in float32")] if card.counts.redone else ()),
         ("units", f"{card.units}, each of up to {counted(card.recipe.unit_size, 'sample')}"),

@@ -158,7 +158,7 @@ def _making(card: Card) -> str:
     changed = f", with {', '.join(recipe.changed)} changed" if recipe.changed else ""
     rows = [
         ("recipe", f"`{_code(recipe.name)}`{changed}"),
-        ("source", f"{card.source.samples} listed in a {card.source.kind}, {counted(card.counts.rejects, 'reject')}"),
+        ("source", f"{card.source.samples} samples ({card.source.kind}), {counted(card.counts.rejects, 'reject')}"),
         ("images", f"{pixels}, crop {image.crop}, filter {image.filter}" if known else image_text(recipe, card)),
         ("autoencoder", f"`{_code(autoencoder.name)}` ({autoencoder.family}, {recipe.autoencoder.dtype})"),
         ("weights", f"`{autoencoder.weights or 'none'}`"),

@@ -297,7 +297,7 @@ def _score_text(facts: DatasetFacts, sample: SampleFacts) -> str:
 def _tile_values(facts: DatasetFacts) -> dict[str, tuple[str, str]]:
     """Returns the numbers at the top of the page, by name, each with a note."""
     tiles: dict[str, tuple[str, str]] = {}
-    source = "" if facts.card is None else f"of {facts.card.source.samples:,} in the {facts.card.source.kind}"
+    source = "" if facts.card is None else f"of {facts.card.source.samples:,} in the source ({facts.card.source.kind})"
     tiles["Samples"] = (f"{facts.samples:,}", source)
     rejects = sum(group.count for group in facts.rejects)
     if facts.card is not None:
