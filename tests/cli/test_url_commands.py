@@ -82,7 +82,23 @@ def test_report_of_a_url_names_the_url(out, url, capsys, tmp_path):
     assert str(cache) not in text
 
 
-def test_convert_says_that_it_reads_no_url(tmp_path, capsys):
-    assert main(["convert", "hf://datasets/me/photos", str(tmp_path / "out")]) == 2
-    expected = "latentq: hf://datasets/me/photos: convert reads files on this machine: download it first\n"
-    assert capsys.readouterr().err == expected
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("convert", "hf://datasets/me/photos", "out"), "download it first"),
+        (("convert", ".", "s3://me/out"), "name a path of this machine, and copy the result"),
+        (("prune", "s3://me/set"), "download it first"),
+        (("repair", "gs://me/set"), "download it first"),
+        (("push", "s3://me/set", "hf:me/photos"), "download it first"),
+        (("collect", "coco", "s3://me/coco"), "name a folder of this machine"),
+        (("decode", "s3://me/set", "-o", "s3://me/a.png"), "name a file of this machine"),
+        (("report", "s3://me/set", "-o", "s3://me/a.html"), "name a file of this machine"),
+    ],
+)
+def test_commands_of_this_machine_say_that_they_take_no_url(tmp_path, monkeypatch, capsys, arguments, advice):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    urls = [argument for argument in arguments if "://" in argument]
+    said = f"{urls[-1]}: this command works on files of this machine, not at a URL: {advice}\n"
+    assert capsys.readouterr().err.removeprefix("latentq: ").removeprefix("-o ") == said
+    assert not any(tmp_path.iterdir())

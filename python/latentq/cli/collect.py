@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentq.cli.common import UsageError, add_command, fail, print_json, progress_stream
+from latentq.cli.common import UsageError, add_command, fail, local_path, print_json, progress_stream
 from latentq.system.text import counted, escaped, size_text
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"there is no collection {options.name!r}: name one of {', '.join(COLLECTIONS)}")
     done = collect(
         options.name,
-        options.folder,
+        local_path(options.folder, "name a folder of this machine"),
         subset=options.subset,
         ids=None if options.ids is None else [number for numbers in options.ids for number in numbers],
         retry_failed=options.retry_failed,

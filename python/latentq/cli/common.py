@@ -405,13 +405,30 @@ def check_source(path: str) -> None:
         raise UsageError(f"{path}: no such file or folder")
 
 
+def local_path(path: str, advice: str = "download it first") -> Path:
+    """Returns a path on this machine.
+
+    Args:
+        path: The path, as the user named it.
+        advice: What to do if it is a URL.
+
+    Raises:
+        UsageError: It is a URL.
+    """
+    from latentq.store.cache import is_remote
+
+    if is_remote(path):
+        raise UsageError(f"{path}: this command works on files of this machine, not at a URL: {advice}")
+    return Path(path)
+
+
 def check_output(path: str) -> Path:
     """Returns the path of a file to write. Checked before long work, whose result would be lost.
 
     Raises:
-        UsageError: Its folder is missing, or it is a folder, device or FIFO, which a rename would replace.
+        UsageError: It is a URL; its folder is missing, or it is a folder, device or FIFO, which a rename would replace.
     """
-    output = Path(path)
+    output = local_path(path, "name a file of this machine")
     if not output.parent.is_dir():
         raise UsageError(f"-o {path}: there is no folder {output.parent}")
     if output.is_dir():
@@ -424,8 +441,8 @@ def check_output(path: str) -> Path:
 
 
 def dataset_folder(path: str) -> Path:
-    """Returns the folder of a dataset. Raises UsageError if there is none."""
-    folder = Path(path)
+    """Returns the folder of a dataset on this machine. Raises UsageError if there is none."""
+    folder = local_path(path)
     if folder.is_dir():
         return folder
     from latentq.converting.tokens_tsv import dataset_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from latentq.choices import Codec
-from latentq.cli.common import UsageError, add_command, disk_bytes, print_json, progress_stream
+from latentq.cli.common import UsageError, add_command, disk_bytes, local_path, print_json, progress_stream
 from latentq.converting.names import CODES, NAMES, WRITTEN
 from latentq.system.text import counted, duration_text, escaped, size_text
 
@@ -65,11 +65,9 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from latentq.converting.pipeline import converted
-    from latentq.store.cache import is_remote
 
-    if is_remote(options.source):
-        raise UsageError(f"{options.source}: convert reads files on this machine: download it first")
-    if not Path(options.source).exists():
+    local_path(options.out, "name a path of this machine, and copy the result")
+    if not local_path(options.source).exists():
         raise UsageError(f"{options.source}: no such file or folder")
     start = time.monotonic()
     result = converted(
