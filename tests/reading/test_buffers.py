@@ -82,6 +82,15 @@ def test_large_tensors_of_one_process_take_the_memory_of_those_that_are_gone(all
         assert allocate((3, LARGE), dtype).data_ptr() == address
 
 
+def test_a_large_tensor_is_resized_as_far_as_one_of_numpy():
+    for tensor in (private((LARGE,), torch.uint8), torch.from_numpy(np.zeros(LARGE, np.uint8))):
+        tensor.fill_(7)
+        assert tensor.resize_(LARGE // 2).sum() == 7 * (LARGE // 2)
+        with pytest.raises(RuntimeError, match="not resizable"):
+            tensor.resize_(LARGE + 1)
+        assert tensor.clone().resize_(LARGE + 1).numel() == LARGE + 1
+
+
 def test_a_batch_in_a_forked_process_is_its_own():
     tensor = private((LARGE,), torch.uint8).fill_(1)
     address = tensor.data_ptr()

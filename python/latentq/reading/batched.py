@@ -97,7 +97,8 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
             allocate: Allocates the batch's tensors on the CPU.
 
         Returns:
-            Latents (N, C, h, w), labels (N,) int64, strings as lists.
+            Latents (N, C, h, w), labels (N,) int64, strings as lists. Tensors can be written to and kept, but as with
+            those of `torch.from_numpy`, `resize_` to more elements raises RuntimeError.
 
         Raises:
             IndexError: An index is out of range.
