@@ -283,7 +283,9 @@ pub struct Gathering {
 impl Gathering {
     /// Waits for the gather. Returns a list for each column without an array. May be called once.
     pub fn result<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
-        py.detach(|| self.job.help());
+        while py.detach(|| self.job.help()) {
+            py.check_signals()?;
+        }
         let parts = loop {
             match py.detach(|| self.job.wait(SIGNAL_INTERVAL)) {
                 Some(parts) => break parts.map_err(to_py)?,

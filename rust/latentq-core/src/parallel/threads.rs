@@ -126,11 +126,11 @@ impl Queue {
         }
     }
 
-    /// Takes a task of a job that no thread has begun.
+    /// Takes a task that no thread has begun: one of this job or, if there is none, the first.
     fn take(&self, job: u64) -> Option<Work> {
         let mut tasks = lock(&self.tasks);
         let tasks = tasks.as_mut()?;
-        let at = tasks.iter().position(|(number, _)| *number == job)?;
+        let at = tasks.iter().position(|(number, _)| *number == job).unwrap_or(0);
         tasks.remove(at).map(|(_, work)| work)
     }
 }
@@ -165,13 +165,13 @@ impl<T> Job<T> {
         self.owner != process::id() || lock(&self.state.results).0 == 0
     }
 
-    /// Does the parts that no thread has begun on the calling thread, which would wait for them otherwise, and whose
-    /// processor the threads may be waiting for.
-    pub fn help(&self) {
-        let Some((queue, job)) = self.queue.as_ref().filter(|_| self.owner == process::id()) else { return };
-        while let Some(work) = queue.take(*job) {
-            run(work);
-        }
+    /// Does a part that no thread has begun on the calling thread, which would wait for the job otherwise, and whose processor
+    /// the threads may be waiting for: a part of this job or, if all of them are begun, of one that is queued. Returns false if
+    /// the job is done, or nothing is queued.
+    pub fn help(&self) -> bool {
+        let Some((queue, job)) = self.queue.as_ref().filter(|_| !self.is_done()) else { return false };
+        let work = queue.take(*job);
+        work.map(run).is_some()
     }
 
     /// Waits up to `timeout` for all results. Returns `None` on a timeout.
@@ -290,26 +290,30 @@ mod tests {
         let (release, wait) = std::sync::mpsc::channel::<()>();
         let slow = threads.start(vec![wait], |wait| wait.recv().map_err(|_| Error::argument("no sender"))).unwrap();
         let own = std::thread::current().id();
+        let other = threads.start(vec![0], move |n| Ok((n, std::thread::current().id() == own))).unwrap();
         let job = threads.start((0..5).collect(), move |n| Ok((n, std::thread::current().id() == own))).unwrap();
         let panics = threads.start(vec![0usize], |n| Ok(1 / n)).unwrap();
         let begun = slow_has_begun(&threads);
         assert!(job.wait(Duration::from_millis(1)).is_none());
-        job.help();
-        panics.help();
-        assert!(job.is_done() && panics.is_done());
+        while job.help() {}
+        assert!(job.is_done() && !other.is_done() && !panics.is_done());
+        assert!(slow.help() && other.is_done() && !panics.is_done());
+        assert!(slow.help() && panics.is_done());
+        assert!(!slow.help());
         assert_eq!(all(&job).unwrap(), (0..5).map(|n| (n, true)).collect::<Vec<_>>());
+        assert_eq!(all(&other).unwrap(), [(0, true)]);
         assert!(all(&panics).is_err());
         assert!(begun && !slow.is_done());
         release.send(()).unwrap();
         all(&slow).unwrap();
     }
 
-    /// Waits until the only thread has taken the first of three jobs.
+    /// Waits until the only thread has taken the first of eight parts.
     fn slow_has_begun(threads: &Threads) -> bool {
         let queued = || super::lock(&threads.queue.tasks).as_ref().map_or(0, |tasks| tasks.len());
         (0..20_000).any(|_| {
             std::thread::sleep(Duration::from_millis(1));
-            queued() <= 6
+            queued() <= 7
         })
     }
 
