@@ -47,11 +47,13 @@ def test_an_existing_output_is_never_replaced(tokens_tsv, converted, tmp_path, c
             1,
             "words.txt, line 1: the header must be image_file and encoding, not 'once'",
         ),
+        ("latents.npy", "out", 1, "latents.npy: it is of no known layout. Known layouts: "),
     ],
 )
 def test_an_impossible_conversion_is_one_error_line(source, out, code, message, tokens_tsv, monkeypatch, capsys):
     monkeypatch.chdir(tokens_tsv.parent)
     Path("words.txt").write_text("once")
+    np.save("latents.npy", np.zeros((2, 4, 8, 8), np.float32))
     assert main(["convert", source, out]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Protocol, TextIO, cast
 from latentq._core import FormatError, LatentqError, MismatchError
 from latentq.choices import Codec
 from latentq.converting import imagenet_3gb, imagenet_int8, vqgan
-from latentq.converting.foreign import ForeignDataset
+from latentq.converting.foreign import KNOWN_LAYOUTS, ForeignDataset
 from latentq.converting.incoming import Arrays, Incoming, Storage
 from latentq.converting.layouts import LAYOUTS, recognized, writer
 from latentq.converting.names import CODES, IMAGENET_3GB, IMAGENET_INT8, NAMES, VQGAN, WRITTEN
@@ -34,6 +35,7 @@ __all__ = ["convert", "open_foreign"]
 
 _SLOW_TO_OPEN = 1 << 28  # bytes
 _ZIP = b"PK\x03\x04"
+_HEAD = 1024  # bytes of a file that are looked at
 
 
 class _CodesLayout(Protocol):
@@ -200,7 +202,7 @@ def _to_dataset(
                 raise ValueError(f"codebook must be left out: {source} holds no tokens")
             if incoming.autoencoder.name == UNKNOWN:
                 channels = counted(incoming.autoencoder.shape[0], "channel")
-                incoming.notes.append(f"no usual autoencoder of {name} has {channels}: --autoencoder names the one")
+                incoming.notes.append(f"no usual autoencoder of {name} has {channels}: name it by --autoencoder")
         else:
             foreign = _CODES[name].read(source, progress)
             if out.suffix in (imagenet_3gb.SUFFIX, vqgan.SUFFIX):
@@ -238,10 +240,10 @@ def open_foreign(path: str | os.PathLike[str], *, progress: TextIO | None = None
 
 
 def _source_layout(path: Path) -> str:
-    """Returns the layout of a file or folder by its content. What is of no layout is left to a reader's error.
+    """Returns the layout of a file or folder by its content. A folder of no layout is left to a reader's error.
 
     Raises:
-        FormatError: The file is empty or no regular file.
+        FormatError: The file is empty, no regular file or of no layout.
         MismatchError: It fits several layouts.
         OSError: It does not exist or cannot be read.
     """
@@ -249,7 +251,7 @@ def _source_layout(path: Path) -> str:
     if not path.is_dir():
         check_regular(path)
         with path.open("rb") as file:
-            start = file.read(len(_ZIP))
+            start = file.read(_HEAD)
         if not start:
             raise FormatError(f"{path}: the file is empty")
     layout = recognized(path)
@@ -257,7 +259,20 @@ def _source_layout(path: Path) -> str:
         return layout.NAME
     if path.is_dir():
         return IMAGENET_INT8
-    return IMAGENET_3GB if start == _ZIP or path.suffix == imagenet_3gb.SUFFIX else VQGAN
+    if start.startswith(_ZIP) or path.suffix == imagenet_3gb.SUFFIX:
+        return IMAGENET_3GB
+    if path.suffix != vqgan.SUFFIX and not _is_text(start):
+        raise FormatError(f"{path}: it is of no known layout. {KNOWN_LAYOUTS}")
+    return VQGAN
+
+
+def _is_text(start: bytes) -> bool:
+    """True if a file that begins like this may be a table."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # which allows for a character that is cut off
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
 
 
 def _layout_of(out: Path) -> str:
