@@ -366,7 +366,7 @@ def test_other_layouts_and_small_latents_are_refused(out, source, tmp_path):
 
 def test_too_few_bytes_are_refused_before_anything_is_encoded(source, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(RecipeError, match=r"17 bytes hold no latent of shape \(16, 8, 8\): .* takes 18"):
+    with pytest.raises(RecipeError, match=r"17 bytes cannot hold a latent of shape \(16, 8, 8\): .* takes 18"):
         latentq.encode(source, out, **OPTIONS, bytes=17)
     assert not out.exists()
     with pytest.raises(ValueError, match="17 bytes hold no sample of shape"):

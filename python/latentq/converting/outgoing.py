@@ -95,8 +95,10 @@ class Outgoing:
                 if column.is_encoded
             )
             wanted = f"{'mirrored ' if flip else ''}{_NOUNS.get(content, content)}"
+            option = "--flip" if flip else _STORED_BY.get(content)
+            advice = "" if option is None else f" (latentq encode {option} stores {wanted})"
             raise MismatchError(
-                f"{self.path} has no {wanted}, which the layout of {self.layout} needs; it holds {held}"
+                f"{self.path} has no {wanted}, which the layout of {self.layout} needs; it holds {held}{advice}"
             )
         return name
 
@@ -194,6 +196,7 @@ class FileNames:
 
 
 _NOUNS = {"latent": "latents", "key": "keys", "label": "labels", "label_text": "names of classes"}
+_STORED_BY = {"moments": "--store moments"}  # options of encode
 
 
 class OpenColumns:

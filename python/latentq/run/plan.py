@@ -276,8 +276,8 @@ def _check_transform(name: str, column: Column, shapes: Sequence[tuple[int, ...]
     least, largest = max((least_transform_bytes(shape), shape) for shape in shapes)
     if sample_bytes < least:
         raise RecipeError(
-            f"columns.{name}: {counted(sample_bytes, 'byte')} hold no latent of shape {largest}: without any value it "
-            f"takes {least}"
+            f"columns.{name}: {counted(sample_bytes, 'byte')} cannot hold a latent of shape {largest}: without any "
+            f"value it takes {least}"
         )
 
 
