@@ -119,6 +119,13 @@ def test_a_path_that_is_no_dataset_is_refused_with_the_reason(pictures, capsys, 
     assert capsys.readouterr().err == f"latentq: {file} is a file, not a dataset's folder\n"
 
 
+@pytest.mark.parametrize("name", ["latents.toml", "index.json"])
+def test_the_dataset_of_a_card_or_index_is_named(small_dataset, capsys, name):
+    assert main(["info", str(small_dataset / name)]) == 2
+    problem = f"{small_dataset / name} is a file, not a dataset's folder"
+    assert capsys.readouterr().err == f"latentq: {problem}; its dataset is {small_dataset}\n"
+
+
 def test_a_folder_that_holds_datasets_is_not_repaired_itself(pictures, capsys):
     """An index.json would make a source of shards out of a folder of photographs."""
     latentq.encode(pictures, pictures / "out", autoencoder="dct-f8c16", size=64)

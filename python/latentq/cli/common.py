@@ -446,10 +446,12 @@ def dataset_folder(path: str) -> Path:
     if folder.is_dir():
         return folder
     from latentq.converting.tokens_tsv import dataset_of
+    from latentq.format.card import CARD
+    from latentq.format.files import INDEX
 
     problem = f"{path} is a file, not a dataset's folder" if folder.is_file() else f"{path}: no such folder"
-    of_table = dataset_of(folder)
-    raise UsageError(f"{problem}; its dataset is {of_table}" if of_table.is_dir() else problem)
+    dataset = folder.parent if folder.is_file() and folder.name in (CARD, INDEX) else dataset_of(folder)
+    raise UsageError(f"{problem}; its dataset is {dataset}" if dataset.is_dir() else problem)
 
 
 def no_dataset(folder: Path) -> LatentqError:
