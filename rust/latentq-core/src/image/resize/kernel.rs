@@ -18,7 +18,7 @@ pub enum Isa {
     /// AVX2: 16-bit multiply-add, 256-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512: 16-bit multiply-add, 512-bit vectors.
+    /// AVX-512: the same, in 512-bit vectors for the vertical pass.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// AVX-512 VNNI and VBMI: 8-bit multiply-add and byte permutation, 512-bit vectors.
@@ -63,7 +63,7 @@ pub struct Horizontal {
 enum Arranged {
     Plain(Weights),
     #[cfg(target_arch = "x86_64")]
-    Quads(x86::Quads),
+    Pairs(x86::Pairs),
     #[cfg(target_arch = "x86_64")]
     Blocks(x86_vnni::Blocks),
     #[cfg(target_arch = "aarch64")]
@@ -71,7 +71,7 @@ enum Arranged {
 }
 
 /// Rows per group. The rows of a group share the loads of the weights.
-const GROUP: usize = 4;
+pub const GROUP: usize = 4;
 
 impl Horizontal {
     pub fn new(weights: Weights, isa: Isa) -> Self {
@@ -79,9 +79,9 @@ impl Horizontal {
         let (weights, reach) = match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::Avx512 if weights.fit_digits() => {
-                let quads = x86::Quads::new(&weights, isa == Isa::Avx512);
-                let reach = quads.reach();
-                (Arranged::Quads(quads), reach)
+                let pairs = x86::Pairs::new(&weights);
+                let reach = pairs.reach();
+                (Arranged::Pairs(pairs), reach)
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni if weights.fit_digits() => {
@@ -94,6 +94,11 @@ impl Horizontal {
             _ => (Arranged::Plain(weights), filled),
         };
         Self { weights, filled, reach: reach.max(filled) }
+    }
+
+    /// Bytes after a row that are read.
+    pub fn padding(&self) -> usize {
+        self.reach - self.filled
     }
 
     /// Resamples rows that are `stride` bytes apart to contiguous rows of `width` bytes in `out`. The last row may end with
@@ -122,7 +127,7 @@ impl Horizontal {
         match &self.weights {
             Arranged::Plain(weights) => plain(weights, input, stride, out, width),
             #[cfg(target_arch = "x86_64")]
-            Arranged::Quads(quads) => quads.rows(input, stride, out, width),
+            Arranged::Pairs(pairs) => pairs.rows(input, stride, out, width),
             #[cfg(target_arch = "x86_64")]
             Arranged::Blocks(blocks) => blocks.rows(input, stride, out, width),
             #[cfg(target_arch = "aarch64")]
@@ -172,6 +177,36 @@ pub fn vertical(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8], is
         }
         for (value, &sum) in out.iter_mut().zip(&sums) {
             *value = clip(sum);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        // Larger weights than those of any filter, so that the sums come to the limits of every kernel.
+        #[test]
+        fn every_instruction_set_gives_the_column_sums_of_plain_rust(
+            weights in prop::collection::vec(-(127 << 16) + 1..127 << 16, 1..260),
+            divisor in 1..260,
+            random in prop::collection::vec(any::<u8>(), 260 * 70),
+            all_white: bool,
+            extra in 0usize..70,
+        ) {
+            let weights: Vec<i32> = weights.iter().map(|weight| weight / divisor).collect();
+            let input: Vec<u8> = random.iter().map(|value| if all_white { 255 } else { *value }).collect();
+            let mut plain = vec![0; extra + 1];
+            vertical(&input, 70, &weights, &mut plain, Isa::Scalar);
+            for isa in Isa::available() {
+                let mut out = vec![0; extra + 1];
+                vertical(&input, 70, &weights, &mut out, isa);
+                prop_assert_eq!(&out, &plain, "{:?}", isa);
+            }
         }
     }
 }

@@ -14,8 +14,8 @@ mod x86_vnni;
 
 use std::ops::Range;
 
-use kernel::Horizontal;
 pub use kernel::Isa;
+use kernel::{GROUP, Horizontal};
 pub use weights::Filter;
 use weights::Weights;
 
@@ -38,6 +38,9 @@ pub struct Window {
     pub height: usize,
 }
 
+/// Rows that are taken before the result grows. They are to stay in the first cache until it does.
+const PIECE: usize = 2 * GROUP;
+
 /// A planned resize that keeps a window of its result. The rows of the input are pushed from top to bottom.
 pub struct Resizer {
     columns: Option<Horizontal>,
@@ -47,8 +50,44 @@ pub struct Resizer {
     isa: Isa,
     used_columns: Range<usize>,
     used_rows: Range<usize>,
-    /// The used rows pushed so far, already resized horizontally if that is the first pass.
-    taken: Vec<u8>,
+    /// Rows that wait for the vertical pass, already resized horizontally if that is the first pass.
+    taken: Rows,
+    /// The number of the first row of `taken`.
+    first: usize,
+    /// Rows between the passes, if the vertical one is the first.
+    low: Rows,
+    /// The rows of the result that are done.
+    done: Vec<u8>,
+}
+
+/// Rows next to each other, and room after them.
+#[derive(Default)]
+struct Rows {
+    bytes: Vec<u8>,
+    /// Bytes per row.
+    width: usize,
+    count: usize,
+    /// Bytes that can be read after the last row.
+    padding: usize,
+}
+
+impl Rows {
+    /// Adds rows of any content, and returns them.
+    fn add(&mut self, count: usize) -> &mut [u8] {
+        let start = self.count * self.width;
+        self.count += count;
+        let end = self.count * self.width;
+        // What was there before is not cleared: it is overwritten.
+        if self.bytes.len() < end + self.padding {
+            self.bytes.resize(end + self.padding, 0);
+        }
+        &mut self.bytes[start..end]
+    }
+
+    fn drop_first(&mut self, count: usize) {
+        self.bytes.copy_within(count * self.width..self.count * self.width, 0);
+        self.count -= count;
+    }
 }
 
 impl Resizer {
@@ -73,13 +112,15 @@ impl Resizer {
         let used_rows = rows.as_ref().map_or(window.top..window.top + window.height, Weights::inputs);
         let vertical_first = rows.is_some() && columns.is_some() && is_vertical_first(from, size);
         let columns = columns.map(|columns| Horizontal::new(columns, isa));
-        let taken = Vec::new();
-        let mut resizer = Self { columns, rows, vertical_first, window, isa, used_columns, used_rows, taken };
-        let (width, rows) = (resizer.taken_width(), resizer.used_rows.len());
-        let between = width.saturating_mul(rows.saturating_add(window.height));
-        check_room(between.saturating_add(3 * pixels))?;
-        resizer.taken.reserve_exact(width * rows);
-        Ok(resizer)
+        let width = 3 * if columns.is_some() && !vertical_first { window.width } else { used_columns.len() };
+        // Rows are dropped when they are two thirds of those that are held.
+        let most = rows.as_ref().map_or(0, |rows| rows.longest().saturating_mul(3).saturating_add(PIECE));
+        check_room(width.saturating_mul(most.min(used_rows.len()) + GROUP).saturating_add(3 * pixels))?;
+        let taken = Rows { width, ..Rows::default() };
+        let padding = columns.as_ref().map_or(0, Horizontal::padding);
+        let low = Rows { width, padding, ..Rows::default() };
+        let (first, done) = (used_rows.start, Vec::with_capacity(3 * pixels));
+        Ok(Self { columns, rows, vertical_first, window, isa, used_columns, used_rows, taken, first, low, done })
     }
 
     /// Columns of the input that the result depends on.
@@ -92,51 +133,75 @@ impl Resizer {
         self.used_rows.clone()
     }
 
-    /// Bytes per row of `taken`.
-    fn taken_width(&self) -> usize {
-        let narrowed = self.columns.is_some() && !self.vertical_first;
-        3 * if narrowed { self.window.width } else { self.used_columns.len() }
-    }
-
     /// Adds the next rows. They start at the first used column and are `stride` bytes apart; the last may end at the last
     /// used column.
     pub fn push(&mut self, input: &[u8], stride: usize, rows: usize) {
-        let width = self.taken_width();
-        let start = self.taken.len();
-        match &self.columns {
-            Some(columns) if !self.vertical_first => {
-                self.taken.resize(start + rows * width, 0);
-                columns.run(input, stride, &mut self.taken[start..], width);
+        for start in (0..rows).step_by(PIECE) {
+            let (input, rows) = (&input[start * stride..], PIECE.min(rows - start));
+            let out = match &self.rows {
+                Some(_) => self.taken.add(rows),
+                None => grow(&mut self.done, rows * self.window.width * 3),
+            };
+            let width = out.len() / rows;
+            match &self.columns {
+                Some(columns) if !self.vertical_first => columns.run(input, stride, out, width),
+                _ => {
+                    for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                        out.copy_from_slice(&input[row * stride..][..width]);
+                    }
+                }
             }
-            _ => (0..rows).for_each(|row| self.taken.extend_from_slice(&input[row * stride..][..width])),
+            self.reduce();
+        }
+    }
+
+    /// Computes the rows of the result, or those between the passes, whose inputs have been taken.
+    fn reduce(&mut self) {
+        let Some(rows) = &self.rows else { return };
+        let (width, columns) = (self.window.width * 3, self.columns.as_ref().filter(|_| self.vertical_first));
+        loop {
+            let next = self.done.len() / width + self.low.count;
+            if next == self.window.height {
+                return;
+            }
+            let (start, weights) = rows.at(next);
+            let before = start - self.first;
+            if before + weights.len() > self.taken.count {
+                // For each row that is moved, two are dropped.
+                let dropped = before.min(self.taken.count);
+                if dropped >= 2 * (self.taken.count - dropped) {
+                    self.taken.drop_first(dropped);
+                    self.first += dropped;
+                }
+                return;
+            }
+            let out = match columns {
+                Some(_) => self.low.add(1),
+                None => grow(&mut self.done, width),
+            };
+            let input = &self.taken.bytes[before * self.taken.width..self.taken.count * self.taken.width];
+            kernel::vertical(input, self.taken.width, weights, out, self.isa);
+            if let Some(columns) = columns
+                && (self.low.count == GROUP || next + 1 == self.window.height)
+            {
+                let out = grow(&mut self.done, self.low.count * width);
+                columns.run(&self.low.bytes, self.low.width, out, width);
+                self.low.count = 0;
+            }
         }
     }
 
     /// Returns the result. All used rows must have been pushed.
     pub fn finish(self) -> Image {
-        let (width, height) = (self.window.width, self.window.height);
-        let taken_width = self.taken_width();
-        let low = match &self.rows {
-            None => self.taken,
-            Some(rows) => {
-                let mut out = vec![0; taken_width * height];
-                for (out, (start, weights)) in out.chunks_exact_mut(taken_width).zip(rows.iter()) {
-                    let input = &self.taken[(start - self.used_rows.start) * taken_width..];
-                    kernel::vertical(input, taken_width, weights, out, self.isa);
-                }
-                out
-            }
-        };
-        let pixels = match &self.columns {
-            Some(columns) if self.vertical_first => {
-                let mut out = vec![0; width * height * 3];
-                columns.run(&low, taken_width, &mut out, width * 3);
-                out
-            }
-            _ => low,
-        };
-        Image { width, height, pixels }
+        Image { width: self.window.width, height: self.window.height, pixels: self.done }
     }
+}
+
+/// Adds as many bytes, and returns them.
+fn grow(bytes: &mut Vec<u8>, count: usize) -> &mut [u8] {
+    let start = bytes.len();
+    bytes.resize(start + count, 0);
+    &mut bytes[start..]
 }
 
 /// Resizes to `size` (width, height) and returns the `window` of the result.
@@ -218,7 +283,7 @@ mod tests {
         for from in [(500, 375), (2048, 1536), (4000, 300), (64, 64), (300, 1200)] {
             let input = pixels(from.0, from.1, 7);
             let image = View::new(from.0, from.1, &input).unwrap();
-            for to in [(341, 256), (256, 341), (1000, 1000), (20, 10)] {
+            for to in [(341, 256), (256, 341), (1000, 1000), (20, 10), (100, 3)] {
                 for filter in [Filter::Box, Filter::Bicubic, Filter::Lanczos] {
                     let window = Window { left: to.0 / 8, top: to.1 / 8, width: to.0 / 2, height: to.1 / 2 };
                     let plain = resize(image, to, window, filter, Isa::Scalar).unwrap();

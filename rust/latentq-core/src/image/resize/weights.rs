@@ -116,7 +116,6 @@ impl Weights {
     }
 
     /// The largest number of inputs of one output.
-    #[cfg(target_arch = "x86_64")]
     pub fn longest(&self) -> usize {
         self.lengths.iter().copied().max().unwrap_or(0)
     }

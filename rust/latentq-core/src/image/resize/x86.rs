@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::kernel::GROUP;
 use super::weights::{HALF, PRECISION, Weights};
 
 /// A cache line, which is one 512-bit vector.
@@ -63,164 +64,176 @@ pub fn check_rows(input: &[u8], stride: usize, reach: usize, out: &[u8], width: 
     assert!(end.is_some_and(|end| end <= input.len()) && width == 3 * count && rows * width == out.len());
 }
 
-/// Adds the sums over both pairs of taps of up to four rows, rounds them, and writes one pixel of each row. (A macro, because
-/// a function is not inlined.)
-macro_rules! put_pixels {
-    ($rows:ident, $sums:ident, $out:ident, $width:ident, $index:ident) => {
-        let pair = |a, b| {
-            let halves = (_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b));
-            let sum = _mm256_add_epi32(halves.0, halves.1);
-            _mm256_srai_epi32::<22>(_mm256_add_epi32(sum, _mm256_set1_epi32(HALF)))
-        };
-        let words = _mm256_packs_epi32(pair($sums[0], $sums[1]), pair($sums[2], $sums[3]));
-        let bytes = _mm256_packus_epi16(words, words);
-        let (even, odd) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-        let pixels = [
-            _mm_cvtsi128_si32(even),
-            _mm_cvtsi128_si32(odd),
-            _mm_extract_epi32::<1>(even),
-            _mm_extract_epi32::<1>(odd),
-        ];
-        let is_last = 3 * $index + 4 > $width;
-        for row in 0..$rows {
-            let at = row * $width + 3 * $index;
-            if is_last {
-                $out[at..at + 3].copy_from_slice(&pixels[row].to_le_bytes()[..3]);
-            } else {
-                // The fourth byte is overwritten by the next pixel. SAFETY: it is in the row, and each row in `out`.
-                unsafe { $out.as_mut_ptr().add(at).cast::<i32>().write_unaligned(pixels[row]) };
-            }
-        }
-    };
-}
+// Horizontal: each 128 bits of a vector are one row, and each 32 bits two taps of one channel.
 
-// Horizontal: one output pixel and four taps at a time. A group of rows shares the weights.
+/// Output pixels that are computed together.
+const BLOCK: usize = 4;
 
-/// The weights of a horizontal pass in the layout of `pmaddwd`: both digits of four taps, taps 0 and 1 below 2 and 3.
-pub struct Quads {
-    /// For each output pixel, the first byte that it reads.
+/// The weights of a horizontal pass in the layout of `pmaddwd`.
+pub struct Pairs {
+    /// For each output pixel, the first byte that it reads. Padded to whole blocks.
     offsets: Vec<usize>,
-    /// For each output pixel, `groups` pairs of digits.
-    lines: Vec<Line>,
-    groups: usize,
+    /// For each output pixel, both digits of `pairs` pairs of taps.
+    digits: Vec<i32>,
+    pairs: usize,
     /// Bytes of a row that are read.
     reach: usize,
-    /// True if one 512-bit vector has both digits.
-    is_wide: bool,
+    /// Number of output pixels.
+    count: usize,
 }
 
-impl Quads {
-    pub fn new(weights: &Weights, is_wide: bool) -> Self {
+impl Pairs {
+    pub fn new(weights: &Weights) -> Self {
         let first = weights.inputs().start;
-        let groups = weights.longest().div_ceil(4);
-        let mut quads = Self { offsets: Vec::new(), lines: Vec::new(), groups, reach: 0, is_wide };
-        for (start, values) in weights.iter() {
-            let offset = (start - first) * 3;
-            quads.offsets.push(offset);
-            quads.reach = quads.reach.max(offset + groups * 12 + 4);
-            for group in 0..groups {
-                let pair = |at: usize| word_pair(weight(values, 4 * group + at), weight(values, 4 * group + at + 1));
-                let (low, high) = (pair(0), pair(2));
-                let mut line = ZERO;
-                for (index, bytes) in line.0.chunks_exact_mut(4).enumerate() {
-                    let digit = index / 8;
-                    let taps = if index % 8 < 4 { low } else { high };
-                    bytes.copy_from_slice(&taps[digit].to_le_bytes());
-                }
-                quads.lines.push(line);
-            }
+        let pairs = weights.longest().div_ceil(2);
+        let count = weights.starts.len();
+        let padded = count.next_multiple_of(BLOCK);
+        let mut offsets: Vec<usize> = weights.starts.iter().map(|start| (start - first) * 3).collect();
+        offsets.resize(padded, offsets.last().copied().unwrap_or(0));
+        let mut digits = Vec::with_capacity(padded * pairs * 2);
+        for (_, values) in weights.iter() {
+            digits
+                .extend((0..pairs).flat_map(|pair| word_pair(weight(values, 2 * pair), weight(values, 2 * pair + 1))));
         }
-        quads
+        digits.resize(padded * pairs * 2, 0);
+        let last = pairs.div_ceil(2).saturating_sub(1) * 12 + 16;
+        let reach = offsets.iter().max().map_or(0, |offset| offset + last);
+        Self { offsets, digits, pairs, reach, count }
     }
 
     pub fn reach(&self) -> usize {
         self.reach
     }
 
+    /// Resamples one to four rows.
     pub fn rows(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
-        let rows = out.len() / width;
-        check_rows(input, stride, self.reach, out, width, self.offsets.len());
+        check_rows(input, stride, self.reach, out, width, self.count);
         // SAFETY: this kernel is only chosen if the processor supports its instructions, and the sizes have been checked.
         unsafe {
-            match (rows, self.is_wide) {
-                (4, false) => self.group::<4>(input, stride, out, width),
-                (3, false) => self.group::<3>(input, stride, out, width),
-                (2, false) => self.group::<2>(input, stride, out, width),
-                (_, false) => self.group::<1>(input, stride, out, width),
-                (4, true) => self.wide_group::<4>(input, stride, out, width),
-                (3, true) => self.wide_group::<3>(input, stride, out, width),
-                (2, true) => self.wide_group::<2>(input, stride, out, width),
-                (_, true) => self.wide_group::<1>(input, stride, out, width),
+            match self.pairs {
+                1 => self.group::<1>(input, stride, out, width),
+                2 => self.group::<2>(input, stride, out, width),
+                3 => self.group::<3>(input, stride, out, width),
+                4 => self.group::<4>(input, stride, out, width),
+                5 => self.group::<5>(input, stride, out, width),
+                6 => self.group::<6>(input, stride, out, width),
+                _ => self.group::<0>(input, stride, out, width),
             }
         }
     }
 
+    /// `PAIRS` is the number of pairs, or 0 if it is only known when this runs.
+    ///
     /// # Safety
-    /// As [`check_rows`] has checked for as many rows.
+    /// As [`check_rows`] has checked for up to four rows.
     #[target_feature(enable = "avx2")]
-    unsafe fn group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
-        let spread = spread();
-        let lines = self.lines.chunks_exact(self.groups);
-        for (index, (&offset, lines)) in self.offsets.iter().zip(lines).enumerate() {
-            let mut low = [_mm256_setzero_si256(); ROWS];
-            let mut high = [_mm256_setzero_si256(); ROWS];
-            for (group, line) in lines.iter().enumerate() {
-                let low_weights = load!(_mm256_loadu_si256, line.0, 0, 32);
-                let high_weights = load!(_mm256_loadu_si256, line.0, 32, 32);
-                for row in 0..ROWS {
-                    // SAFETY: a row has `reach` bytes, which no offset and group exceeds.
-                    let taps =
-                        unsafe { _mm_loadu_si128(input.as_ptr().add(row * stride + offset + group * 12).cast()) };
-                    let taps = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(taps), spread);
-                    low[row] = _mm256_add_epi32(low[row], _mm256_madd_epi16(taps, low_weights));
-                    high[row] = _mm256_add_epi32(high[row], _mm256_madd_epi16(taps, high_weights));
+    unsafe fn group<const PAIRS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
+        let pairs = if PAIRS == 0 { self.pairs } else { PAIRS };
+        // If there are fewer rows, the last one is computed again.
+        let last = out.len() / width - 1;
+        let numbers = [0, 1, 2, 3].map(|row: usize| row.min(last));
+        let rows = numbers.map(|row| input[row * stride..][..self.reach].as_ptr());
+        let (spread, compact) = (spread(), compact());
+        let blocks = self.offsets.chunks_exact(BLOCK).zip(self.digits.chunks_exact(BLOCK * pairs * 2));
+        for (index, (offsets, digits)) in blocks.enumerate() {
+            for row in rows {
+                ahead(row, offsets[0] + GROUP * stride);
+            }
+            let mut words = [_mm256_setzero_si256(); BLOCK];
+            for pixel in 0..BLOCK {
+                let digits = &digits[pixel * pairs * 2..][..pairs * 2];
+                // SAFETY: a row has `reach` bytes, which no offset and group exceeds.
+                words[pixel] = unsafe { quad::<PAIRS>(rows, offsets[pixel], digits, spread) };
+            }
+            // From a row per 64 bits to a row per 128 bits: rows 0 and 1, then 2 and 3.
+            let left = _mm256_castsi256_ps(_mm256_packus_epi16(words[0], words[1]));
+            let right = _mm256_castsi256_ps(_mm256_packus_epi16(words[2], words[3]));
+            let upper = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(left, right));
+            let lower = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(left, right));
+            let (upper, lower) = (_mm256_shuffle_epi8(upper, compact), _mm256_shuffle_epi8(lower, compact));
+            let pixels = [
+                _mm256_castsi256_si128(upper),
+                _mm256_extracti128_si256::<1>(upper),
+                _mm256_castsi256_si128(lower),
+                _mm256_extracti128_si256::<1>(lower),
+            ];
+            for (row, pixels) in numbers.into_iter().zip(pixels) {
+                let out = &mut out[row * width..][..width][index * 3 * BLOCK..];
+                if let Some(out) = out.first_chunk_mut::<16>() {
+                    // What is too much is overwritten by the next block.
+                    store!(_mm_storeu_si128, out, 0, 16, pixels);
+                } else {
+                    let mut bytes = [0; 16];
+                    store!(_mm_storeu_si128, bytes, 0, 16, pixels);
+                    let length = out.len().min(3 * BLOCK);
+                    out[..length].copy_from_slice(&bytes[..length]);
                 }
             }
-            let mut sums = [_mm256_setzero_si256(); 4];
-            for row in 0..ROWS {
-                sums[row] = _mm256_add_epi32(low[row], _mm256_slli_epi32::<16>(high[row]));
-            }
-            put_pixels!(ROWS, sums, out, width, index);
-        }
-    }
-
-    /// # Safety
-    /// As [`check_rows`] has checked for as many rows.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn wide_group<const ROWS: usize>(&self, input: &[u8], stride: usize, out: &mut [u8], width: usize) {
-        let spread = _mm512_broadcast_i64x4(spread());
-        let lines = self.lines.chunks_exact(self.groups);
-        for (index, (&offset, lines)) in self.offsets.iter().zip(lines).enumerate() {
-            let mut sums = [_mm512_setzero_si512(); ROWS];
-            for (group, line) in lines.iter().enumerate() {
-                let weights = load!(_mm512_loadu_si512, line.0, 0, 64);
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: a row has `reach` bytes, which no offset and group exceeds.
-                    let taps =
-                        unsafe { _mm_loadu_si128(input.as_ptr().add(row * stride + offset + group * 12).cast()) };
-                    let taps = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(taps), spread);
-                    *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(taps, weights));
-                }
-            }
-            let mut joined = [_mm256_setzero_si256(); 4];
-            for row in 0..ROWS {
-                let (low, high) = (_mm512_castsi512_si256(sums[row]), _mm512_extracti64x4_epi64::<1>(sums[row]));
-                joined[row] = _mm256_add_epi32(low, _mm256_slli_epi32::<16>(high));
-            }
-            put_pixels!(ROWS, joined, out, width, index);
         }
     }
 }
 
-/// The permutation of the bytes of four taps: each channel of two taps side by side, extended to 16 bits.
+/// One pixel of each of four rows, as 16-bit numbers: rows 0 and 2 in the lower 128 bits, 1 and 3 in the upper.
+///
+/// # Safety
+/// 16 bytes can be read from `offset` on in each row, and 12 bytes later for every four digits after the first.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn spread() -> __m256i {
+unsafe fn quad<const PAIRS: usize>(
+    rows: [*const u8; 4],
+    offset: usize,
+    digits: &[i32],
+    spread: [__m256i; 2],
+) -> __m256i {
+    let mut low = [_mm256_set1_epi32(HALF); 2];
+    let mut high = [_mm256_setzero_si256(); 2];
+    let pairs = if PAIRS == 0 { digits.len() / 2 } else { PAIRS };
+    for group in 0..pairs.div_ceil(2) {
+        let at = offset + group * 12;
+        // SAFETY: by the contract.
+        let load = |row: usize| unsafe { _mm_loadu_si128(rows[row].add(at).cast()) };
+        let both = |row| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(row)), load(row + 1));
+        let taps = [both(0), both(2)];
+        for pair in 0..2.min(pairs - 2 * group) {
+            let number = 2 * group + pair;
+            let low_digits = _mm256_set1_epi32(digits[2 * number]);
+            let high_digits = _mm256_set1_epi32(digits[2 * number + 1]);
+            for half in 0..2 {
+                let taps = _mm256_shuffle_epi8(taps[half], spread[pair]);
+                low[half] = _mm256_add_epi32(low[half], _mm256_madd_epi16(taps, low_digits));
+                high[half] = _mm256_add_epi32(high[half], _mm256_madd_epi16(taps, high_digits));
+            }
+        }
+    }
+    let sum = |half: usize| _mm256_srai_epi32::<22>(_mm256_add_epi32(low[half], _mm256_slli_epi32::<16>(high[half])));
+    _mm256_packs_epi32(sum(0), sum(1))
+}
+
+/// The permutations of the bytes of five pixels: each channel of two taps side by side, extended to 16 bits; of taps 0 and 1,
+/// and of taps 2 and 3.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn spread() -> [__m256i; 2] {
     const X: i8 = -1;
-    _mm256_setr_epi8(
-        0, X, 3, X, 1, X, 4, X, 2, X, 5, X, X, X, X, X, //
-        6, X, 9, X, 7, X, 10, X, 8, X, 11, X, X, X, X, X,
-    )
+    let both = |row| _mm256_broadcastsi128_si256(row);
+    [
+        both(_mm_setr_epi8(0, X, 3, X, 1, X, 4, X, 2, X, 5, X, X, X, X, X)),
+        both(_mm_setr_epi8(6, X, 9, X, 7, X, 10, X, 8, X, 11, X, X, X, X, X)),
+    ]
+}
+
+/// The permutation that drops the fourth byte of each of four pixels.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn compact() -> __m256i {
+    _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1))
+}
+
+/// Asks for the cache line `distance` bytes after `start`, which need not exist.
+#[inline]
+pub fn ahead(start: *const u8, distance: usize) {
+    // SAFETY: a hint, which reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(distance).cast()) };
 }
 
 // Vertical: two rows per vector.
@@ -231,26 +244,63 @@ pub fn check_columns(input: &[u8], stride: usize, rows: usize, bytes: usize) {
     assert!(last.and_then(|last| last.checked_add(bytes)).is_some_and(|end| end <= input.len()));
 }
 
+/// Pairs of weights whose digits need no allocation.
+const FEW: usize = 100;
+
+/// True if the high digits of the weights are bytes and 16 bits hold three sums over inputs of up to 255: that of the high
+/// digits, and without its lower 16 bits that of the low digits and that of the weights.
+fn fit_words(weights: &[i32]) -> bool {
+    let (mut high, mut all) = (0, 0);
+    for &weight in weights {
+        high += i64::from(i16::from_le_bytes(words_of(weight)[1])).abs();
+        all += i64::from(weight).abs();
+    }
+    // 255 * 127, 255 * 2 * FEW * 2^15 / 2^16 and 255 * 120 are at most 2^15 - 1 less the half that is added.
+    weights.len() <= 2 * FEW && high <= 127 && all <= 120 << 16
+}
+
 macro_rules! vertical_words {
-    ($name:ident, $inner:ident, $features:literal, $vector:literal, $zero:ident, $set:ident, $load:ident, $store:ident,
-     $low8:ident, $high8:ident, $madd:ident, $add:ident, $slli:ident, $srai:ident, $packs:ident, $packus:ident) => {
+    ($name:ident, $inner:ident, $features:literal, $vector:literal, $zero:ident, $set:ident, $load:ident,
+     $store:ident, $low8:ident, $high8:ident, $madd:ident, $maddubs:ident, $add:ident, $add16:ident, $slli:ident,
+     $srai:ident, $srai16:ident, $packs:ident, $packus:ident) => {
         /// Computes the whole vectors of one output row. Returns the number of bytes done.
         pub fn $name(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) -> usize {
             // SAFETY: this kernel is only chosen if the processor supports its instructions.
-            unsafe { $inner(input, stride, weights, out) }
+            unsafe {
+                if fit_words(weights) {
+                    $inner::<true>(input, stride, weights, out)
+                } else {
+                    $inner::<false>(input, stride, weights, out)
+                }
+            }
         }
 
+        /// `FIT` is what [`fit_words`] says: the high digits are multiplied as bytes and summed in 16 bits.
         #[target_feature(enable = $features)]
-        fn $inner(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) -> usize {
+        fn $inner<const FIT: bool>(input: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) -> usize {
             let zero = $zero();
             let whole = out.len() / $vector * $vector;
             check_columns(input, stride, weights.len(), whole);
-            let digits: Vec<[i32; 2]> = weights.chunks(2).map(|pair| word_pair(pair[0], weight(pair, 1))).collect();
+            let (mut few, mut many) = ([[0; 2]; FEW], Vec::new());
+            let pairs = weights.len().div_ceil(2);
+            let digits = if pairs <= FEW {
+                &mut few[..pairs]
+            } else {
+                many.resize(pairs, [0; 2]);
+                &mut many[..]
+            };
+            for (digits, pair) in digits.iter_mut().zip(weights.chunks(2)) {
+                *digits = word_pair(pair[0], weight(pair, 1));
+                if FIT {
+                    let [a, _, b, _] = digits[1].to_le_bytes();
+                    digits[1] = i32::from_le_bytes([a, b, a, b]);
+                }
+            }
             for at in (0..whole).step_by($vector) {
-                let mut low = [zero; 4];
+                let mut low = [if FIT { $set(HALF) } else { zero }; 4];
                 let mut high = [zero; 4];
                 for (pair, digits) in digits.iter().enumerate() {
-                    let digits = digits.map(|digits| $set(digits));
+                    let (low_digits, high_digits) = ($set(digits[0]), $set(digits[1]));
                     // SAFETY: the sizes have been checked for every row of a weight.
                     let load = |row: usize| unsafe { $load(input.as_ptr().add(row * stride + at).cast()) };
                     let above = load(2 * pair);
@@ -259,16 +309,30 @@ macro_rules! vertical_words {
                     let (left, right) = ($low8(above, below), $high8(above, below));
                     let words = [$low8(left, zero), $high8(left, zero), $low8(right, zero), $high8(right, zero)];
                     for quarter in 0..4 {
-                        low[quarter] = $add(low[quarter], $madd(words[quarter], digits[0]));
-                        high[quarter] = $add(high[quarter], $madd(words[quarter], digits[1]));
+                        low[quarter] = $add(low[quarter], $madd(words[quarter], low_digits));
+                        if !FIT {
+                            high[quarter] = $add(high[quarter], $madd(words[quarter], high_digits));
+                        }
+                    }
+                    if FIT {
+                        high[0] = $add16(high[0], $maddubs(left, high_digits));
+                        high[1] = $add16(high[1], $maddubs(right, high_digits));
                     }
                 }
-                let mut sums = [zero; 4];
-                for quarter in 0..4 {
-                    let sum = $add(low[quarter], $slli::<16>(high[quarter]));
-                    sums[quarter] = $srai::<22>($add(sum, $set(HALF)));
-                }
-                let packed = $packus($packs(sums[0], sums[1]), $packs(sums[2], sums[3]));
+                let packed = if FIT {
+                    let half = |half: usize| {
+                        let low = $packs($srai::<16>(low[2 * half]), $srai::<16>(low[2 * half + 1]));
+                        $srai16::<6>($add16(low, high[half]))
+                    };
+                    $packus(half(0), half(1))
+                } else {
+                    let mut sums = [zero; 4];
+                    for quarter in 0..4 {
+                        let sum = $add(low[quarter], $slli::<16>(high[quarter]));
+                        sums[quarter] = $srai::<22>($add(sum, $set(HALF)));
+                    }
+                    $packus($packs(sums[0], sums[1]), $packs(sums[2], sums[3]))
+                };
                 store!($store, out, at, $vector, packed);
             }
             whole
@@ -288,9 +352,12 @@ vertical_words!(
     _mm256_unpacklo_epi8,
     _mm256_unpackhi_epi8,
     _mm256_madd_epi16,
+    _mm256_maddubs_epi16,
     _mm256_add_epi32,
+    _mm256_add_epi16,
     _mm256_slli_epi32,
     _mm256_srai_epi32,
+    _mm256_srai_epi16,
     _mm256_packs_epi32,
     _mm256_packus_epi16
 );
@@ -307,9 +374,12 @@ vertical_words!(
     _mm512_unpacklo_epi8,
     _mm512_unpackhi_epi8,
     _mm512_madd_epi16,
+    _mm512_maddubs_epi16,
     _mm512_add_epi32,
+    _mm512_add_epi16,
     _mm512_slli_epi32,
     _mm512_srai_epi32,
+    _mm512_srai_epi16,
     _mm512_packs_epi32,
     _mm512_packus_epi16
 );

@@ -4,8 +4,9 @@
 
 use std::arch::x86_64::*;
 
+use super::kernel::GROUP;
 use super::weights::{HALF, Weights};
-use super::x86::{Line, ZERO, check_columns, check_rows, load, store, weight};
+use super::x86::{Line, ZERO, ahead, check_columns, check_rows, load, store, weight};
 
 /// The digits of a weight from low to high, each in -128..=127.
 fn bytes_of(weight: i32) -> [u8; 3] {
@@ -81,6 +82,8 @@ fn join_unrounded(sums: [__m512i; 3], start: __m512i) -> __m512i {
 
 /// Output pixels per vector in [`Short`].
 const BLOCK: usize = 5;
+/// Bytes of a vector per output pixel in [`Short`]: four taps of three channels.
+const LANES: usize = 12;
 /// Taps per vector in [`Long`].
 const TAPS: usize = 16;
 
@@ -172,27 +175,26 @@ impl Short {
             return None;
         }
         let groups = weights.longest().div_ceil(4);
-        let mut blocks = Vec::new();
-        let mut lines = Vec::new();
-        for block in (0..count).step_by(BLOCK) {
+        let mut blocks = Vec::with_capacity(count.div_ceil(BLOCK));
+        let mut lines = vec![[ZERO; 3]; count.div_ceil(BLOCK) * groups];
+        for (block, lines) in (0..count).step_by(BLOCK).zip(lines.chunks_exact_mut(groups)) {
             let mut positions = ZERO;
-            let mut digits = vec![[ZERO; 3]; groups];
-            for index in block..=last(block) {
-                let (_, values) = weights.at(index);
-                for lane in 0..12 {
+            let pixels = positions.0.chunks_exact_mut(LANES).zip(block..=last(block));
+            for (pixel, (positions, index)) in pixels.enumerate() {
+                for (lane, position) in positions.iter_mut().enumerate() {
                     let (channel, tap) = (lane / 4, lane % 4);
-                    let position = (index - block) * 12 + lane;
-                    positions.0[position] = (offset(index) - offset(block) + tap * 3 + channel) as u8;
-                    for (group, digits) in digits.iter_mut().enumerate() {
-                        let bytes = bytes_of(weight(values, 4 * group + tap));
-                        for digit in 0..3 {
-                            digits[digit].0[position] = bytes[digit];
+                    *position = (offset(index) - offset(block) + tap * 3 + channel) as u8;
+                }
+                let (_, values) = weights.at(index);
+                for (values, lines) in values.chunks(4).zip(&mut *lines) {
+                    for (line, digits) in lines.iter_mut().zip(byte_group(values)) {
+                        for channel in line.0[pixel * LANES..][..LANES].chunks_exact_mut(4) {
+                            channel.copy_from_slice(&digits.to_le_bytes());
                         }
                     }
                 }
             }
             blocks.push((offset(block), positions));
-            lines.extend(digits);
         }
         let reach = blocks.iter().map(|(offset, _)| offset + (groups - 1) * 12 + 64).max().unwrap_or(0);
         Some(Self { blocks, lines, groups, reach, count })
@@ -207,6 +209,9 @@ impl Short {
             self.blocks.iter().zip(self.lines.chunks_exact(self.groups)).enumerate()
         {
             let positions = load!(_mm512_loadu_si512, positions.0, 0, 64);
+            for row in 0..ROWS {
+                ahead(input.as_ptr(), (row + GROUP) * stride + offset);
+            }
             let mut sums = [[zero; 3]; ROWS];
             for (group, lines) in lines.iter().enumerate() {
                 let mut digits = [zero; 3];
@@ -270,6 +275,9 @@ impl Long {
         // Transpose from one channel to one row per 32 bits.
         let turn = _mm_setr_epi8(0, 4, 8, -1, 1, 5, 9, -1, 2, 6, 10, -1, 3, 7, 11, -1);
         for (index, (&offset, weights)) in self.offsets.iter().zip(self.weights.chunks_exact(self.steps)).enumerate() {
+            for row in 0..ROWS {
+                ahead(input.as_ptr(), (row + GROUP) * stride + offset);
+            }
             let mut sums = [[zero; 3]; ROWS];
             for (step, weights) in weights.iter().enumerate() {
                 let mut digits = [zero; 3];
