@@ -244,9 +244,6 @@ pub fn check_columns(input: &[u8], stride: usize, rows: usize, bytes: usize) {
     assert!(last.and_then(|last| last.checked_add(bytes)).is_some_and(|end| end <= input.len()));
 }
 
-/// Pairs of weights whose digits need no allocation.
-const FEW: usize = 100;
-
 /// True if the high digits of the weights are bytes and 16 bits hold three sums over inputs of up to 255: that of the high
 /// digits, and without its lower 16 bits that of the low digits and that of the weights.
 fn fit_words(weights: &[i32]) -> bool {
@@ -255,8 +252,8 @@ fn fit_words(weights: &[i32]) -> bool {
         high += i64::from(i16::from_le_bytes(words_of(weight)[1])).abs();
         all += i64::from(weight).abs();
     }
-    // 255 * 127, 255 * 2 * FEW * 2^15 / 2^16 and 255 * 120 are at most 2^15 - 1 less the half that is added.
-    weights.len() <= 2 * FEW && high <= 127 && all <= 120 << 16
+    // 255 * 127, 255 * 250 / 2 and 255 * 120 are less than 2^15, also with the half that is added.
+    weights.len() <= 250 && high <= 127 && all <= 120 << 16
 }
 
 macro_rules! vertical_words {
@@ -281,21 +278,12 @@ macro_rules! vertical_words {
             let zero = $zero();
             let whole = out.len() / $vector * $vector;
             check_columns(input, stride, weights.len(), whole);
-            let (mut few, mut many) = ([[0; 2]; FEW], Vec::new());
-            let pairs = weights.len().div_ceil(2);
-            let digits = if pairs <= FEW {
-                &mut few[..pairs]
-            } else {
-                many.resize(pairs, [0; 2]);
-                &mut many[..]
+            let digits_of = |pair: &[i32]| {
+                let [low, high] = word_pair(pair[0], weight(pair, 1));
+                let [a, _, b, _] = high.to_le_bytes();
+                [low, if FIT { i32::from_le_bytes([a, b, a, b]) } else { high }]
             };
-            for (digits, pair) in digits.iter_mut().zip(weights.chunks(2)) {
-                *digits = word_pair(pair[0], weight(pair, 1));
-                if FIT {
-                    let [a, _, b, _] = digits[1].to_le_bytes();
-                    digits[1] = i32::from_le_bytes([a, b, a, b]);
-                }
-            }
+            let digits: Vec<[i32; 2]> = weights.chunks(2).map(digits_of).collect();
             for at in (0..whole).step_by($vector) {
                 let mut low = [if FIT { $set(HALF) } else { zero }; 4];
                 let mut high = [zero; 4];

@@ -30,7 +30,7 @@ fn vertical_vnni_inner(input: &[u8], stride: usize, weights: &[i32], out: &mut [
     check_columns(input, stride, weights.len(), whole);
     let digits: Vec<[i32; 3]> = weights.chunks(4).map(byte_group).collect();
     for at in (0..whole).step_by(64) {
-        let mut sums = [[zero; 3]; 4];
+        let mut sums = [[_mm512_set1_epi32(HALF), zero, zero]; 4];
         for (group, digits) in digits.iter().enumerate() {
             let mut rows = [zero; 4];
             for (row, vector) in rows.iter_mut().enumerate().take(weights.len() - 4 * group) {
@@ -66,18 +66,18 @@ fn byte_group(weights: &[i32]) -> [i32; 3] {
     [0, 1, 2].map(|digit| i32::from_le_bytes(digits.map(|bytes| bytes[digit])))
 }
 
-/// Combines the sums of the three digits, rounds and shifts them. The result is not clipped.
+/// Combines the sums of the three digits, of which the first started at one half, and shifts them. The result is not clipped.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn join_bytes(sums: [__m512i; 3]) -> __m512i {
-    _mm512_srai_epi32::<22>(join_unrounded(sums, _mm512_set1_epi32(HALF)))
+    _mm512_srai_epi32::<22>(join_unshifted(sums))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn join_unrounded(sums: [__m512i; 3], start: __m512i) -> __m512i {
+fn join_unshifted(sums: [__m512i; 3]) -> __m512i {
     let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(sums[1]), _mm512_slli_epi32::<16>(sums[2]));
-    _mm512_add_epi32(_mm512_add_epi32(sums[0], upper), start)
+    _mm512_add_epi32(sums[0], upper)
 }
 
 /// Output pixels per vector in [`Short`].
@@ -212,7 +212,7 @@ impl Short {
             for row in 0..ROWS {
                 ahead(input.as_ptr(), (row + GROUP) * stride + offset);
             }
-            let mut sums = [[zero; 3]; ROWS];
+            let mut sums = [[_mm512_set1_epi32(HALF), zero, zero]; ROWS];
             for (group, lines) in lines.iter().enumerate() {
                 let mut digits = [zero; 3];
                 for digit in 0..3 {
@@ -297,7 +297,7 @@ impl Long {
             }
             let mut rows = [zero; 4];
             for row in 0..ROWS {
-                rows[row] = join_unrounded(sums[row], zero);
+                rows[row] = join_unshifted(sums[row]);
             }
             // Add the four partial sums of each channel, for four rows at once.
             let halves = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
