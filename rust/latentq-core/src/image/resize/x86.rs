@@ -187,26 +187,53 @@ unsafe fn quad<const PAIRS: usize>(
 ) -> __m256i {
     let mut low = [_mm256_set1_epi32(HALF); 2];
     let mut high = [_mm256_setzero_si256(); 2];
-    let pairs = if PAIRS == 0 { digits.len() / 2 } else { PAIRS };
-    for group in 0..pairs.div_ceil(2) {
-        let at = offset + group * 12;
+    let digits = if PAIRS == 0 { digits } else { &digits[..2 * PAIRS] };
+    let (groups, rest) = digits.as_chunks::<4>();
+    for (group, digits) in groups.iter().enumerate() {
         // SAFETY: by the contract.
-        let load = |row: usize| unsafe { _mm_loadu_si128(rows[row].add(at).cast()) };
-        let both = |row| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(row)), load(row + 1));
-        let taps = [both(0), both(2)];
-        for pair in 0..2.min(pairs - 2 * group) {
-            let number = 2 * group + pair;
-            let low_digits = _mm256_set1_epi32(digits[2 * number]);
-            let high_digits = _mm256_set1_epi32(digits[2 * number + 1]);
-            for half in 0..2 {
-                let taps = _mm256_shuffle_epi8(taps[half], spread[pair]);
-                low[half] = _mm256_add_epi32(low[half], _mm256_madd_epi16(taps, low_digits));
-                high[half] = _mm256_add_epi32(high[half], _mm256_madd_epi16(taps, high_digits));
-            }
+        let taps = unsafe { load_rows(rows, offset + group * 12) };
+        for pair in 0..2 {
+            add_pair(&mut low, &mut high, taps, spread[pair], digits[2 * pair], digits[2 * pair + 1]);
         }
+    }
+    if let [low_digits, high_digits] = *rest {
+        // SAFETY: by the contract.
+        let taps = unsafe { load_rows(rows, offset + groups.len() * 12) };
+        add_pair(&mut low, &mut high, taps, spread[0], low_digits, high_digits);
     }
     let sum = |half: usize| _mm256_srai_epi32::<22>(_mm256_add_epi32(low[half], _mm256_slli_epi32::<16>(high[half])));
     _mm256_packs_epi32(sum(0), sum(1))
+}
+
+/// 16 bytes of each of four rows.
+///
+/// # Safety
+/// They can be read.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_rows(rows: [*const u8; 4], at: usize) -> [__m256i; 2] {
+    // SAFETY: by the contract.
+    let load = |row: usize| unsafe { _mm_loadu_si128(rows[row].add(at).cast()) };
+    let both = |row| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(row)), load(row + 1));
+    [both(0), both(2)]
+}
+
+/// Adds the products of two taps of four rows and both digits of their weights.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_pair(
+    low: &mut [__m256i; 2],
+    high: &mut [__m256i; 2],
+    taps: [__m256i; 2],
+    spread: __m256i,
+    low_digits: i32,
+    high_digits: i32,
+) {
+    for half in 0..2 {
+        let taps = _mm256_shuffle_epi8(taps[half], spread);
+        low[half] = _mm256_add_epi32(low[half], _mm256_madd_epi16(taps, _mm256_set1_epi32(low_digits)));
+        high[half] = _mm256_add_epi32(high[half], _mm256_madd_epi16(taps, _mm256_set1_epi32(high_digits)));
+    }
 }
 
 /// The permutations of the bytes of five pixels: each channel of two taps side by side, extended to 16 bits; of taps 0 and 1,
