@@ -1,7 +1,8 @@
 //! The two passes of a resize, dispatched to the kernels of an instruction set. All kernels give identical bits: sums are
 //! modulo 2^32, where the digits that a weight is split into add up exactly.
 
-use super::weights::{HALF, Weights, clip};
+use super::GROUP;
+use super::weights::{Axis, HALF, Weights, clip};
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
@@ -51,6 +52,16 @@ impl Isa {
     }
 }
 
+/// Computes the weights of an axis. All instruction sets give the same: none multiplies and adds in one step.
+pub fn weights(axis: Axis, isa: Isa) -> Weights {
+    let values = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Vnni => x86::weights(&axis),
+        _ => axis.values(),
+    };
+    axis.weights(values)
+}
+
 /// A horizontal pass, with its weights in the layout of its kernel.
 pub struct Horizontal {
     weights: Arranged,
@@ -69,9 +80,6 @@ enum Arranged {
     #[cfg(target_arch = "aarch64")]
     Neon(Weights),
 }
-
-/// Rows per group. The rows of a group share the loads of the weights.
-pub const GROUP: usize = 4;
 
 impl Horizontal {
     pub fn new(weights: Weights, isa: Isa) -> Self {

@@ -14,10 +14,10 @@ mod x86_vnni;
 
 use std::ops::Range;
 
+use kernel::Horizontal;
 pub use kernel::Isa;
-use kernel::{GROUP, Horizontal};
 pub use weights::Filter;
-use weights::Weights;
+use weights::{Axis, Weights};
 
 use super::pixels::{Image, View, check_room};
 use crate::{Error, Result};
@@ -37,6 +37,9 @@ pub struct Window {
     /// Number of rows.
     pub height: usize,
 }
+
+/// Rows that a horizontal pass computes together. They share the loads of the weights.
+const GROUP: usize = 4;
 
 /// Rows that are taken before the result grows. They are to stay in the first cache until it does.
 const PIECE: usize = 2 * GROUP;
@@ -106,8 +109,11 @@ impl Resizer {
         let across = Weights::room(from.0, size.0, window.width, filter);
         check_room(across.saturating_add(Weights::room(from.1, size.1, window.height, filter)))?;
         // An axis whose length does not change is not filtered.
-        let columns = (size.0 != from.0).then(|| Weights::new(from.0, size.0, window.left, window.width, filter));
-        let rows = (size.1 != from.1).then(|| Weights::new(from.1, size.1, window.top, window.height, filter));
+        let axis = |from: usize, size: usize, first: usize, count: usize| {
+            (size != from).then(|| kernel::weights(Axis::new(from, size, first, count, filter), isa))
+        };
+        let columns = axis(from.0, size.0, window.left, window.width);
+        let rows = axis(from.1, size.1, window.top, window.height);
         let used_columns = columns.as_ref().map_or(window.left..window.left + window.width, Weights::inputs);
         let used_rows = rows.as_ref().map_or(window.top..window.top + window.height, Weights::inputs);
         let vertical_first = rows.is_some() && columns.is_some() && is_vertical_first(from, size);

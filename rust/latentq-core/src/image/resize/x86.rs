@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::GROUP;
-use super::weights::{HALF, PRECISION, Weights};
+use super::GROUP;
+use super::weights::{Axis, HALF, PRECISION, Weights};
 
 /// A cache line, which is one 512-bit vector.
 #[derive(Clone, Copy)]
@@ -29,6 +29,16 @@ fn word_pair(first: i32, second: i32) -> [i32; 2] {
         let [a, b] = [first[digit], second[digit]];
         i32::from_le_bytes([a[0], a[1], b[0], b[1]])
     })
+}
+
+/// Computes the weights of an axis, compiled for AVX2.
+pub fn weights(axis: &Axis) -> Vec<i32> {
+    #[target_feature(enable = "avx2")]
+    fn compiled(axis: &Axis) -> Vec<i32> {
+        axis.values()
+    }
+    // SAFETY: this kernel is only chosen if the processor supports its instructions.
+    unsafe { compiled(axis) }
 }
 
 // Shift counts must be literals.

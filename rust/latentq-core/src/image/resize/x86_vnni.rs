@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::GROUP;
+use super::GROUP;
 use super::weights::{HALF, Weights};
 use super::x86::{Line, ZERO, ahead, check_columns, check_rows, load, store, weight};
 
