@@ -1,8 +1,7 @@
 //! The two passes of a resize, dispatched to the kernels of an instruction set. All kernels give identical bits: sums are
 //! modulo 2^32, where the digits that a weight is split into add up exactly.
 
-use super::GROUP;
-use super::weights::{Axis, HALF, Weights, clip};
+use super::weights::{Axis, GROUP, HALF, Weights, clip};
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;

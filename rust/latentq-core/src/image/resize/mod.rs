@@ -17,7 +17,7 @@ use std::ops::Range;
 use kernel::Horizontal;
 pub use kernel::Isa;
 pub use weights::Filter;
-use weights::{Axis, Weights};
+use weights::{Axis, GROUP, Weights};
 
 use super::pixels::{Image, View, check_room};
 use crate::{Error, Result};
@@ -37,9 +37,6 @@ pub struct Window {
     /// Number of rows.
     pub height: usize,
 }
-
-/// Rows that a horizontal pass computes together. They share the loads of the weights.
-const GROUP: usize = 4;
 
 /// Rows that are taken before the result grows. They are to stay in the first cache until it does.
 const PIECE: usize = 2 * GROUP;

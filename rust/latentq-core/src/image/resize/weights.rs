@@ -69,6 +69,9 @@ trait Work {
 
 pub const PRECISION: u32 = 32 - 8 - 2;
 
+/// Rows that a horizontal pass computes together. They share the loads of the weights.
+pub const GROUP: usize = 4;
+
 /// The inputs of each output of one axis, from which its weights are computed.
 pub struct Axis {
     filter: Filter,

@@ -5,8 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::GROUP;
-use super::weights::{Axis, HALF, PRECISION, Weights};
+use super::weights::{Axis, GROUP, HALF, PRECISION, Weights};
 
 /// A cache line, which is one 512-bit vector.
 #[derive(Clone, Copy)]

@@ -4,8 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::GROUP;
-use super::weights::{HALF, Weights};
+use super::weights::{GROUP, HALF, Weights};
 use super::x86::{Line, ZERO, ahead, check_columns, check_rows, load, store, weight};
 
 /// The digits of a weight from low to high, each in -128..=127.
