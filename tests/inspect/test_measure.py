@@ -103,6 +103,14 @@ def test_a_sample_that_a_transform_cannot_encode_ends_nothing() -> None:
     assert "refuses 1 sample" in text.getvalue().splitlines()[-1]
 
 
+def test_a_transform_that_can_encode_no_sample_has_no_row() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)
+    x[1] *= 3000
+    with pytest.warns(UserWarning, match=r"^no row for a transform of 128 bytes: it can encode none of the samples$"):
+        rows = measure.measure(x, bits=[4], methods=["mse"])
+    assert [row.scheme for row in rows] == ["float16", "uniform", "mse"]
+
+
 def test_latents_that_overflow_float16_are_compared_with_bfloat16() -> None:
     x = np.random.default_rng(0).normal(0, 3, (4, 2, 8, 8)).astype(np.float32)
     for largest, scheme in ((65519.0, "float16"), (65520.0, "bfloat16"), (-1e30, "bfloat16")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -100,7 +101,8 @@ def measure(
 
     Samples with an even index are used for calibration and those with an odd index for measuring, so that no scheme is
     tested on its calibration data (a single sample serves for both). At most 64 of the measured samples are decoded.
-    Samples that a transform cannot encode, since they are far from those of the calibration, are measured in no row.
+    Samples that a transform cannot encode, since they are far from those of the calibration, are measured in no row. A
+    transform that can encode none of them has no row, and a warning says so.
 
     Args:
         latents: (N, C, ...) floats, or any iterable of samples (C, ...); the first 4,096 are used.
@@ -112,7 +114,7 @@ def measure(
 
     Raises:
         NotFiniteError: A value is NaN or infinite.
-        LatentqError: A transform cannot encode any of the samples.
+        LatentqError: Transforms can encode some of the samples each, but none of them all.
         ValueError: There are no samples, or images and latents differ in number.
     """
     x = _samples(latents)
@@ -134,6 +136,12 @@ def measure(
         sizes = [math.ceil(math.prod(x.shape[1:]) * b / 8) for b in bits]  # as codes of these bits
         schemes += [("transform", Transform.calibrate(calibration, bytes=size)) for size in sizes]
     refused = [_refused(quantizer, tried) for _, quantizer in schemes]
+    for (name, quantizer), bad in zip(schemes, refused, strict=True):
+        if len(bad) == len(tried):
+            size = counted(quantizer.packed_bytes(0), "byte")
+            warnings.warn(f"no row for a {name} of {size}: it can encode none of the samples", stacklevel=2)
+    able = [len(bad) < len(tried) for bad in refused]
+    schemes, refused = list(itertools.compress(schemes, able)), list(itertools.compress(refused, able))
     kept = sorted(set(range(len(tried))).difference(*refused))
     if 0 < len(kept) < len(tried):
         tried, images = tried[kept], None if images is None else images[kept]
