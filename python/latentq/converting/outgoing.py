@@ -196,7 +196,11 @@ class FileNames:
 
 
 _NOUNS = {"latent": "latents", "key": "keys", "label": "labels", "label_text": "names of classes"}
-_STORED_BY = {"moments": "--store moments"}  # options of encode
+_STORED_BY = {
+    "moments": "--store moments", "original_size": "--conditioning", "crop_top_left": "--conditioning",
+    "caption_embedding": "--text-encoder NAME",
+}  # fmt: skip
+"""The options of encode that store a content."""
 
 
 class OpenColumns:
