@@ -304,7 +304,12 @@ def test_an_autoencoder_of_other_channels_is_told_and_has_no_normalization(tmp_p
         card = latentq.Card.load(tmp_path / f"{layout}-in")
         assert (card.autoencoder.name, card.autoencoder.normalization.formula) == ("unknown", formula)
     convert(tmp_path / "simpletuner", tmp_path / "named", from_layout="simpletuner", autoencoder="me/vae8")
-    assert latentq.Card.load(tmp_path / "named").autoencoder.name == "me/vae8"
+    named = latentq.Card.load(tmp_path / "named").autoencoder
+    assert (named.name, named.normalization.formula) == ("me/vae8", "z")
+    assert main(["convert", str(tmp_path / "fast-dit"), str(tmp_path / "other"), "--autoencoder", "sdxl"]) == 2
+    expected = "latentq: --autoencoder must have 16 channels, as the latents do: sdxl has 4\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "other").exists()
 
 
 def test_options_of_the_other_direction_are_refused(lightningdit, tmp_path):

@@ -90,12 +90,20 @@ def autoencoder_of(
         normalization: The layout's normalization, if it has one of its own, whatever the autoencoder.
         pixel_range: The pixel values of black and white, if the layout has its own.
         reduction: Pixels per position of a latent, if the files tell.
+
+    Raises:
+        ValueError: The known autoencoder that the user names has another number of channels.
     """
     found = KNOWN.get(given or default)
     if found is None:
         found = replace(KNOWN[default], name=given or default, family="unknown")
-    if channels != found.shape[0] and given is None:  # another autoencoder than the tool's usual one
-        found = replace(found, name="unknown", family="unknown", normalization=Normalization())
+    if channels != found.shape[0]:
+        if given in KNOWN:
+            raise ValueError(
+                f"autoencoder must have {channels} channels, as the latents do: {given} has {found.shape[0]}"
+            )
+        # another autoencoder than the tool's usual one
+        found = replace(found, name=given or "unknown", family="unknown", normalization=Normalization())
     found = replace(found, shape=(channels, 0, 0))
     if normalization is not None:
         found = replace(found, normalization=normalization)
