@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from latentq.choices import ChannelOrder, PixelOptions, RangeMethod
 
 __all__ = [
+    "LARGE",
     "MAX_PIXELS",
     "Calibrator",
     "FormatError",
@@ -33,6 +34,8 @@ __all__ = [
     "check_transform_shape",
     "convert",
     "gather",
+    "gather_array",
+    "gather_now",
     "image_decode",
     "image_decode_and_drop",
     "image_fit",
@@ -49,15 +52,22 @@ __all__ = [
     "mds_samples_by_folder",
     "mds_verify",
     "moments",
+    "new_array",
     "pack",
     "permute",
-    "recycled_array",
     "unpack",
 ]
 
 __version__: str
 
-def recycled_array(shape: Sequence[int], dtype: npt.DTypeLike) -> NDArray[Any]: ...
+# recycled.rs: from `LARGE` bytes on, arrays take memory of arrays that are gone
+
+LARGE: int
+
+def new_array(shape: Sequence[int], dtype: npt.DTypeLike) -> NDArray[Any]: ...
+
+# lib.rs
+
 def isa() -> Literal["scalar", "neon", "avx2", "avx512"]: ...
 
 # error.rs
@@ -84,6 +94,13 @@ class MemoryTables:
 class Gathering:
     def result(self) -> list[list[Any] | None]: ...
 
+def gather_array(
+    reader: MdsReader,
+    indices: npt.NDArray[np.int64],
+    column: int,
+    shape: Sequence[int],
+    dtype: npt.DTypeLike,
+) -> npt.NDArray[Any]: ...
 def gather(
     samples: MdsReader | MemoryTables,
     indices: npt.NDArray[np.int64],
@@ -92,6 +109,12 @@ def gather(
     codecs: Sequence[tuple[Quantizer | Transform, bool] | None],
     threads: Threads | None,
 ) -> Gathering: ...
+def gather_now(
+    reader: MdsReader,
+    indices: npt.NDArray[np.int64],
+    columns: Sequence[int],
+    outs: Sequence[npt.NDArray[Any] | None],
+) -> list[list[Any] | None]: ...
 
 # permutation.rs: in-place; positions must be contiguous
 

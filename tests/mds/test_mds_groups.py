@@ -150,7 +150,7 @@ def test_samples_of_one_group_are_gathered_into_one_array(tmp_path: Path) -> Non
     reader = mds.Reader(tmp_path / "out")
     assert reader.columns["x"] == "ndarray:uint16"
     assert reader.resolve_column("x") == (3, None)
-    assert reader.resolve_column("size") == (2, ("int32", [2]))
+    assert reader.resolve_column("size") == (2, (np.dtype(np.int32), (2,)))
     indices = [7, 5, 6, 5]
     out = np.empty((4, 48), np.uint8)
     assert reader.gather(indices, "x", out=out) is out

@@ -187,6 +187,50 @@ def test_gather_takes_indices_as_numpy_does(dataset: Path, cache_bytes: int) -> 
         reader.gather([0], "nothing")
 
 
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("name", [None, "key", "zebra"])  # a column of text, or none, before or after the arrays
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (4, 32, 33)])
+def test_gathered_arrays_are_those_that_numpy_indexes(
+    tmp_path: Path, shape: tuple[int, ...], name: str | None, compression: str | None
+) -> None:
+    rng = np.random.default_rng(3)
+    values, numbers = rng.integers(0, 99, (41, *shape)).astype(np.float16), np.arange(41, dtype=np.int64)
+    columns = {"latent": f"ndarray:float16:{','.join(map(str, shape))}", "n": "int", **({name: "str"} if name else {})}
+    rows = [
+        {"latent": value, "n": n, **({name: "x" * (n % 5)} if name else {})}
+        for n, value in zip(numbers.tolist(), values, strict=True)
+    ]
+    write_ours(tmp_path / "out", columns, rows, size_limit=450 + 10 * values[0].nbytes, compression=compression)
+    assert len(list((tmp_path / "out").glob("shard*"))) > 2
+    cached, files = mds.Reader(tmp_path / "out"), mds.Reader(tmp_path / "out", cache_bytes=0)
+    assert is_cached(cached)
+    for indices in [[], [40], [-1, 0, 40, 12, 12], rng.permutation(41), rng.integers(-41, 41, 500), numbers[::3]]:
+        places = np.asarray(indices, np.int64)
+        for reader in (cached, files):
+            found = reader.gather(indices, "latent")
+            assert found.dtype == np.float16
+            assert found.flags.c_contiguous
+            assert found.flags.writeable
+            assert found.flags.owndata
+            np.testing.assert_array_equal(found, values[places])
+            np.testing.assert_array_equal(reader.gather(indices, "n"), numbers[places])
+            both = reader.gather(indices, ["n", "latent"])
+            np.testing.assert_array_equal(both["n"], numbers[places])
+            np.testing.assert_array_equal(both["latent"], values[places])
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 13])
+def test_arrays_that_are_larger_than_the_processors_caches_are_gathered(tmp_path: Path, size: int) -> None:
+    values = np.random.default_rng(4).integers(0, 256, (5, size), np.uint8)
+    write_ours(tmp_path / "out", {"latent": f"ndarray:uint8:{size}"}, [{"latent": value} for value in values])
+    reader = mds.Reader(tmp_path / "out")
+    assert is_cached(reader)
+    indices = np.random.default_rng(5).integers(0, 5, 40)
+    np.testing.assert_array_equal(reader.gather(indices, "latent"), values[indices])
+    out = np.zeros((41, size), np.uint8)[1:]  # not aligned to cache lines
+    np.testing.assert_array_equal(reader.gather(indices, "latent", out=out), values[indices])
+
+
 def test_arrays_are_writable_and_own_their_memory(dataset: Path) -> None:
     reader = mds.Reader(dataset)
     for array in [reader[3]["latent"], reader.gather([3], "latent")]:

@@ -1,4 +1,5 @@
-"""The core's `gather`: arrays that share memory are refused, since it writes each from several threads."""
+"""The core's `gather`: it refuses arrays that share memory, since it writes each from several threads, and those that
+are not plain rows of bytes."""
 
 import numpy as np
 import pytest
@@ -44,3 +45,34 @@ def test_adjacent_and_empty_outputs_are_written():
     np.testing.assert_allclose(floats.reshape(2, 8), TABLE[[3, 1]], atol=1e-4)
     empty = memory[:0]
     assert _gather([empty, empty], [None, None], indices=()) == [None, None]
+
+
+def _unwritable():
+    frozen = np.zeros((2, 8), np.uint8)
+    frozen.flags.writeable = False
+    return {
+        "frozen": frozen,
+        "not contiguous": np.zeros((2, 16), np.uint8)[:, ::2],
+        "Fortran order": np.zeros((2, 8), np.uint8, order="F"),
+        "objects": np.zeros((2, 1), object),
+        "records with objects": np.zeros(2, [("a", object)]),
+    }
+
+
+@pytest.mark.parametrize("case", _unwritable())
+def test_arrays_that_are_not_plain_rows_are_refused(case):
+    with pytest.raises(ValueError, match="C-contiguous, writable array of numbers"):
+        _gather([_unwritable()[case]], [None])
+
+
+@pytest.mark.parametrize("out", [np.zeros((), np.uint8), np.zeros((3, 8), np.uint8), np.zeros((2, 9), np.uint8)])
+def test_arrays_of_another_shape_are_refused(out):
+    with pytest.raises(ValueError, match=r"out must have 2 rows|has 8 bytes, the output expects 9"):
+        _gather([out], [None])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.complex64, "S4"])
+def test_rows_have_any_dtype_of_their_bytes(dtype):
+    out = np.zeros((2, 8 // np.dtype(dtype).itemsize), dtype)
+    assert _gather([out], [None]) == [None]
+    assert out.tobytes() == TABLE[[3, 1]].tobytes()

@@ -108,6 +108,6 @@ def test_bad_shapes_and_types_are_errors():
     with pytest.raises(MemoryError):
         new_array((1 << 46,), np.float32)
     with pytest.raises((ValueError, OverflowError)):
-        _core.recycled_array((1 << 62, 1 << 62), np.float32)
+        _core.new_array((1 << 62, 1 << 62), np.float32)
     with pytest.raises(ValueError, match="objects"):
-        _core.recycled_array((LARGE,), object)
+        _core.new_array((LARGE,), object)

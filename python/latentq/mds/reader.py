@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import sys
@@ -72,7 +71,10 @@ class Reader:
         self._core = _core.MdsReader(str(self.path), cache_bytes, raw_cache_bytes, self._room)
         columns = self._core.columns
         self.columns = {name: encoding for name, encoding, _ in columns}
-        self._resolved = {name: (number, fixed) for number, (name, _, fixed) in enumerate(columns)}
+        self._resolved = {
+            name: (number, None if fixed is None else (np.dtype(fixed[0]), tuple(fixed[1])))
+            for number, (name, _, fixed) in enumerate(columns)
+        }
         self._decoders = {name: DECODERS[text] for name, text in self.columns.items() if text in DECODERS}
 
     @property
@@ -162,6 +164,11 @@ class Reader:
         """
         positions = _index_array(indices)
         if isinstance(column, str):
+            if out is None:
+                number, fixed = self.resolve_column(column)
+                if fixed is not None:  # in one call: in Python, a few steps take as long as a few samples
+                    dtype, shape = fixed
+                    return _core.gather_array(self._core, positions, number, shape, dtype)
             return self._gather(positions, [column], [out])[0]
         names, outs = list(column), {} if out is None else out
         if not isinstance(outs, Mapping):
@@ -186,11 +193,11 @@ class Reader:
             positions = np.array([operator.index(index)], np.int64)
         except OverflowError:
             raise self._out_of_bounds(index) from None
-        values = _gather(self._core, positions, [self.resolve_column(column)[0]], [None])[0]
+        values = _core.gather_now(self._core, positions, [self.resolve_column(column)[0]], [None])[0]
         assert values is not None
         return values[0]
 
-    def resolve_column(self, column: str) -> tuple[int, tuple[str, list[int]] | None]:
+    def resolve_column(self, column: str) -> tuple[int, tuple[np.dtype[Any], tuple[int, ...]] | None]:
         """Returns a column's number, and the dtype and shape of its values if all have the same, else None.
 
         Args:
@@ -206,7 +213,6 @@ class Reader:
     def _gather(self, indices: NDArray[np.int64], names: list[str], outs: list[NDArray[np.uint8] | None]) -> list[Any]:
         n = len(indices)
         arrays: list[Any] = []
-        buffers: list[NDArray[np.uint8] | None] = []
         for name, out in zip(names, outs, strict=True):
             _, fixed = self.resolve_column(name)
             if out is not None:
@@ -214,19 +220,15 @@ class Reader:
                 if not fits or not out.flags.c_contiguous or not out.flags.writeable:
                     raise ValueError(f"out must be a C-contiguous, writable uint8 array of shape ({n}, k)")
                 arrays.append(out)
-                buffers.append(out)
             elif fixed is not None:
-                dtype, shape = np.dtype(fixed[0]), fixed[1]
-                array = new_array((n, *shape), dtype)
-                arrays.append(array)
-                buffers.append(array.reshape(-1).view(np.uint8).reshape(n, dtype.itemsize * math.prod(shape)))
+                dtype, shape = fixed
+                arrays.append(new_array((n, *shape), dtype))
             else:
                 arrays.append(None)
-                buffers.append(None)
         given = [out for out in outs if out is not None]
         if len(given) > 1 and any(np.may_share_memory(*pair) for pair in combinations(given, 2)):
             raise ValueError("the arrays of out overlap")
-        lists = _gather(self._core, indices, [self.resolve_column(name)[0] for name in names], buffers)
+        lists = _core.gather_now(self._core, indices, [self.resolve_column(name)[0] for name in names], arrays)
         return [
             array if values is None else self.decoded_list(name, values, indices)
             for name, array, values in zip(names, arrays, lists, strict=True)
@@ -269,23 +271,6 @@ def _unpickled(path: str, cache_bytes: int, index_hash: int) -> Reader:
     if reader._core.index_hash != index_hash:
         raise MismatchError(f"{path} has another index than when it was opened, after an update perhaps: open it again")
     return reader
-
-
-def _gather(
-    reader: _core.MdsReader,
-    indices: NDArray[np.int64],
-    columns: Sequence[int],
-    outs: Sequence[NDArray[np.uint8] | None],
-) -> list[list[Any] | None]:
-    """Fills `outs` on the calling thread; returns a list of values for each column whose `out` is None.
-
-    Args:
-        reader: The shards.
-        indices: Indices of the samples, (n,), from 0 to len(reader) - 1.
-        columns: Positions of the columns in the reader's column order.
-        outs: For each column, the array (n, bytes of a value) to fill, or None.
-    """
-    return _core.gather(reader, indices, columns, outs, [None] * len(columns), None).result()
 
 
 def _index_array(indices: ArrayLike) -> NDArray[np.int64]:

@@ -416,7 +416,7 @@ class LatentDataset(BatchedDataset):
         shard_name, encoded = layout.shard_names[name], layout.encoded.get(name)
         position, fixed = self._reader.resolve_column(shard_name)
         if encoded is not None:
-            if fixed is not None and (size := np.dtype(fixed[0]).itemsize * prod(fixed[1])) != encoded.nbytes:
+            if fixed is not None and (size := fixed[0].itemsize * prod(fixed[1])) != encoded.nbytes:
                 described = counted(encoded.nbytes, "byte") if encoded.nbytes else "any number of bytes"
                 found = f"{counted(size, 'byte')} a sample in the shards"
                 raise FormatError(f"{self.path}: column {shard_name} has {found}, and by the card {described}")
@@ -426,7 +426,7 @@ class LatentDataset(BatchedDataset):
             if not encoded.nbytes:
                 return GatheredColumn(name, position, None, needs_decoding=True, convert=lambda rows, _: _padded(rows))
             return GatheredColumn(name, position, (encoded.nbytes,), needs_decoding=True)
-        if name in layout.labels and fixed == ("int64", []):
+        if name in layout.labels and fixed == (np.dtype(np.int64), ()):
             return GatheredColumn(name, position, (), torch.int64)
         if fixed is None:
             reader = self._reader
@@ -436,7 +436,7 @@ class LatentDataset(BatchedDataset):
                 None,
                 convert=lambda values, indices: _value(layout, name, reader.decoded_list(shard_name, values, indices)),
             )
-        dtype, shape = np.dtype(fixed[0]), fixed[1]
+        dtype, shape = fixed
         size = dtype.itemsize * prod(shape)
         return GatheredColumn(
             name,

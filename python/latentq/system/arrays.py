@@ -1,13 +1,10 @@
 """New arrays in memory that was used before: the system takes longer to zero new pages than most work to fill them."""
 
-from math import prod
 from typing import Any
-
-import numpy as np
 
 from latentq import _core
 
-LARGE = 1 << 20
+LARGE: int = _core.LARGE
 """Bytes from which on arrays take recycled memory: the C library recycles smaller ones well."""
 
 
@@ -20,8 +17,8 @@ def new_array(shape: tuple[int, ...], dtype: Any) -> Any:
     Args:
         shape: The array's shape.
         dtype: The type of its elements.
+
+    Raises:
+        ValueError: The elements are objects.
     """
-    dtype = np.dtype(dtype)
-    if prod(shape) * dtype.itemsize < LARGE:
-        return np.empty(shape, dtype)
-    return _core.recycled_array(shape, dtype)
+    return _core.new_array(shape, dtype)

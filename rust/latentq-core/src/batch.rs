@@ -2,17 +2,19 @@
 
 use std::ops::Range;
 
+use crate::copy::{Copier, ahead};
 use crate::mds::Reader;
 use crate::memory::{append, prefetch, with_room};
 use crate::quant::{FloatsMut, Quantizer, Transform, packed_len};
 use crate::{Error, Result};
 
-/// A callback that takes the slot, the column and the bytes of a value.
-pub type Visit<'a> = dyn FnMut(usize, usize, &[u8]) -> Result<()> + 'a;
+/// A callback that takes the slot, the column and the bytes of a value, and the bytes of one that it will be called with soon,
+/// to prefetch; empty if that is not in memory, or there is none.
+pub type Visit<'a> = dyn FnMut(usize, usize, &[u8], &[u8]) -> Result<()> + 'a;
 
 /// A random-access collection of samples.
 pub trait Samples {
-    /// Calls `visit(slot, column, value)` for each value of `columns` in the samples `indices`, in any order. `slot` and
+    /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`, in any order. `slot` and
     /// `column` are positions in these two lists.
     ///
     /// # Errors
@@ -50,10 +52,9 @@ impl Samples for Tables<'_> {
     fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
         for (slot, index) in indices.iter().enumerate() {
             for (at, column) in columns.iter().enumerate() {
-                if let Some(next) = indices.get(slot + 1) {
-                    prefetch(self.value(*next, *column)?);
-                }
-                visit(slot, at, self.value(*index, *column)?)?;
+                let value = self.value(*index, *column)?;
+                let coming = indices.get(slot + ahead(value.len())).map(|index| self.value(*index, *column));
+                visit(slot, at, value, coming.transpose()?.unwrap_or_default())?;
             }
         }
         Ok(())
@@ -116,9 +117,10 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
         }
     }
     let mut waiting: Vec<Waiting> = sinks.iter().map(|_| Waiting::default()).collect();
-    samples.for_each_value(indices, columns, &mut |slot, column, value| match &mut sinks[column] {
+    let mut copier = Copier::best();
+    samples.for_each_value(indices, columns, &mut |slot, column, value, coming| match &mut sinks[column] {
         Sink::Fixed(size, out) if *size == value.len() => {
-            out[slot * *size..][..*size].copy_from_slice(value);
+            copier.copy(value, coming, out, slot);
             Ok(())
         }
         Sink::Fixed(size, _) => {
@@ -126,10 +128,12 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             Err(Error::argument(format!("{place}: a value has {} bytes, the output expects {size}", value.len())))
         }
         Sink::Each(out, ranges) => {
+            prefetch(coming);
             ranges[slot] = out.len()..out.len() + value.len();
             append(out, value)
         }
         Sink::Dequantized(quantizer, plane, out) => {
+            prefetch(coming);
             let elements = quantizer.channels() * *plane;
             let size = packed_len(elements, quantizer.bits())?;
             if value.len() != size {
@@ -156,6 +160,7 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             Ok(())
         }
         Sink::Transformed(..) => {
+            prefetch(coming);
             let Encoded { bytes, ranges } = &mut encoded[column];
             ranges[slot] = bytes.len()..bytes.len() + value.len();
             append(bytes, value)
@@ -274,7 +279,10 @@ mod tests {
 
     impl Samples for Each<'_> {
         fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
-            indices.iter().enumerate().try_for_each(|(slot, index)| visit(slot, columns[0], self.0[*index as usize]))
+            indices
+                .iter()
+                .enumerate()
+                .try_for_each(|(slot, index)| visit(slot, columns[0], self.0[*index as usize], &[]))
         }
 
         fn place(&self, index: u64, column: usize) -> String {

@@ -1,6 +1,7 @@
 //! The core of latentq: pixels, quantized latents and MDS shards. It is independent of Python.
 
 pub mod batch;
+mod copy;
 pub mod error;
 pub mod image;
 pub mod isa;

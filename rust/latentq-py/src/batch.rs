@@ -9,8 +9,9 @@ use latentq_core::batch::{self, Sink, Tables};
 use latentq_core::parallel::{self, Job};
 use latentq_core::quant::{self, FloatsMut};
 use latentq_core::{Result, mds};
+use numpy::npyffi::NPY_ARRAY_WRITEABLE;
 use numpy::prelude::*;
-use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArray};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyUntypedArray};
 use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -18,6 +19,7 @@ use pyo3::types::PyList;
 use crate::error::to_py;
 use crate::mds::MdsReader;
 use crate::quant::{Output, Quantizer};
+use crate::recycled::new_array;
 use crate::transform::{Transform, sizes};
 
 /// Interval at which a waiting caller checks for Python signals.
@@ -165,13 +167,7 @@ impl Destination {
         if out.cast::<PyUntypedArray>()?.shape().first() != Some(&n) {
             return Err(PyValueError::new_err(format!("out must have {n} rows")));
         }
-        let Some((codec, bfloat16)) = codec else {
-            if let Ok(mut out) = out.extract::<PyReadwriteArray1<'_, i64>>() {
-                return Ok(Self::Bytes(size_of::<i64>(), out.as_slice_mut()?.as_mut_ptr().cast()));
-            }
-            let mut out: PyReadwriteArray2<'_, u8> = out.extract()?;
-            return Ok(Self::Bytes(out.shape()[1], out.as_slice_mut()?.as_mut_ptr()));
-        };
+        let Some((codec, bfloat16)) = codec else { return Self::bytes(out.cast()?) };
         let channels = match codec {
             Codec::Quantizer(quantizer) => quantizer.0.channels(),
             Codec::Transform(transform) => transform.0.channels(),
@@ -187,6 +183,20 @@ impl Destination {
             Codec::Quantizer(quantizer) => Self::Values(Arc::clone(&quantizer.0), plane, pointer),
             Codec::Transform(transform) => Self::Decoded(Arc::clone(&transform.0), sizes(&dims, channels)?.1, pointer),
         })
+    }
+
+    /// The rows of an array of any dtype without objects.
+    #[allow(unsafe_code)]
+    fn bytes(out: &Bound<'_, PyUntypedArray>) -> PyResult<Self> {
+        let array = out.as_array_ptr();
+        // SAFETY: the pointer is to a NumPy array, which is alive.
+        let (flags, start) = unsafe { ((*array).fields.flags, (*array).fields.data) };
+        if !out.is_c_contiguous() || flags & NPY_ARRAY_WRITEABLE == 0 || out.dtype().has_object() {
+            return Err(PyValueError::new_err("out must be a C-contiguous, writable array of numbers"));
+        }
+        let row = out.shape().iter().skip(1).try_fold(out.dtype().itemsize(), |row, size| row.checked_mul(*size));
+        let row = row.ok_or_else(|| PyValueError::new_err("a row of out is too large"))?;
+        Ok(Self::Bytes(row, start.cast()))
     }
 
     /// The addresses of the array's `n` rows; `None` for a list.
@@ -229,27 +239,74 @@ struct Plan {
     destinations: Vec<Destination>,
 }
 
-// SAFETY: the `Gathering` keeps the arrays alive until the job is done, and the parts have disjoint rows.
+// SAFETY: the caller, or the `Gathering`, keeps the arrays alive until the job is done, and the parts have disjoint rows.
 #[allow(unsafe_code)]
 unsafe impl Send for Plan {}
 #[allow(unsafe_code)]
 unsafe impl Sync for Plan {}
 
 impl Plan {
+    fn new(
+        samples: &Bound<'_, PyAny>,
+        given: &PyReadonlyArray1<'_, i64>,
+        columns: Vec<usize>,
+        outs: &[Option<Bound<'_, PyAny>>],
+        codecs: &[Option<(Codec<'_>, bool)>],
+    ) -> PyResult<Self> {
+        let reader = samples.cast::<MdsReader>().ok();
+        let given = given.as_array();
+        let mut indices = Vec::new();
+        let no_memory = |_| PyMemoryError::new_err("not enough memory for the indices");
+        indices.try_reserve_exact(given.len()).map_err(no_memory)?;
+        for index in given {
+            indices.push(match &reader {
+                Some(reader) => reader.get().resolve(*index)?,
+                None => *index as u64, // a negative index becomes out of range
+            });
+        }
+        let samples = match reader {
+            Some(reader) => Samples::Reader(Arc::clone(&reader.get().reader)),
+            None => Samples::Tables(Arc::clone(&samples.cast::<MemoryTables>()?.get().tables)),
+        };
+        let codecs = codecs.iter().chain(std::iter::repeat(&None));
+        let destinations = outs.iter().zip(codecs).map(|(out, codec)| Destination::new(out, codec, indices.len()));
+        let destinations = destinations.collect::<PyResult<Vec<_>>>()?;
+        check_disjoint(&destinations, indices.len())?;
+        Ok(Self { samples, indices, columns, destinations })
+    }
+
+    /// Converts the values that [`Plan::run`] returned for each part to a list for each column without an array.
+    fn lists<'py>(
+        &self,
+        py: Python<'py>,
+        reader: Option<&MdsReader>,
+        parts: &[Vec<ListedValues>],
+    ) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
+        let lists = self.destinations.iter().zip(&self.columns).enumerate().map(|(at, (destination, column))| {
+            let (Destination::List, Some(reader)) = (destination, reader) else { return Ok(None) };
+            let values = parts.iter().flat_map(|listed| {
+                let (bytes, ranges) = &listed[at];
+                ranges.iter().map(|range| &bytes[range.clone()])
+            });
+            reader.list(py, &self.indices, *column, values).map(Some)
+        });
+        lists.collect()
+    }
+
     /// Gathers the rows `slots`. Returns the values for lists.
     #[allow(unsafe_code)]
     fn run(&self, slots: Range<usize>) -> Result<Vec<ListedValues>> {
         let mut listed: Vec<ListedValues> = self.destinations.iter().map(|_| Default::default()).collect();
         let destinations = self.destinations.iter().zip(&mut listed);
-        // SAFETY: `Destination::new` has checked that each array has a row per index, and the `Gathering` keeps it alive. No
-        // other part has these rows, and Python gets the arrays after all parts are done.
+        // SAFETY: `Destination::new` has checked that each array has a row per index, and the caller keeps it alive. No other
+        // part has these rows, and Python gets the arrays after all parts are done.
         let mut sinks: Vec<_> =
             destinations.map(|(destination, listed)| unsafe { destination.sink(&slots, listed) }).collect();
         let indices = &self.indices[slots];
         match &self.samples {
             Samples::Reader(reader) => batch::gather(&**reader, indices, &self.columns, &mut sinks)?,
             Samples::Tables(tables) => {
-                // SAFETY: the `Gathering` keeps the `MemoryTables` alive, which keeps these arrays alive.
+                // SAFETY: the caller keeps the `MemoryTables` alive, which keeps these arrays alive.
                 let table = |table: &Table| (table.0, unsafe { std::slice::from_raw_parts(table.1, table.2) });
                 batch::gather(&Tables(tables.iter().map(table).collect()), indices, &self.columns, &mut sinks)?
             }
@@ -260,6 +317,9 @@ impl Plan {
 
 /// Refuses arrays that share memory: each is written as if nothing else had access to it.
 fn check_disjoint(destinations: &[Destination], n: usize) -> PyResult<()> {
+    if destinations.len() < 2 {
+        return Ok(());
+    }
     let mut ranges: Vec<_> = destinations.iter().filter_map(|destination| destination.addresses(n)).collect();
     ranges.retain(|range| !range.is_empty());
     ranges.sort_unstable_by_key(|range| range.start);
@@ -292,21 +352,44 @@ impl Gathering {
                 None => py.check_signals()?,
             }
         };
-        let Plan { indices, columns, destinations, .. } = &*self.plan;
-        let lists = destinations.iter().zip(columns).enumerate().map(|(at, (destination, column))| {
-            let (Destination::List, Some(reader)) = (destination, &self.reader) else { return Ok(None) };
-            let values = parts.iter().flat_map(|listed| {
-                let (bytes, ranges) = &listed[at];
-                ranges.iter().map(|range| &bytes[range.clone()])
-            });
-            reader.get().list(py, indices, *column, values).map(Some)
-        });
-        lists.collect()
+        self.plan.lists(py, self.reader.as_ref().map(Py::get), &parts)
     }
 }
 
+/// Gathers columns of samples on the calling thread. A column goes to its array in `outs`, (n, ...) of any dtype without
+/// objects, or becomes a list without one.
+#[pyfunction]
+pub fn gather_now<'py>(
+    reader: &Bound<'py, MdsReader>,
+    indices: PyReadonlyArray1<'py, i64>,
+    columns: Vec<usize>,
+    outs: Vec<Option<Bound<'py, PyAny>>>,
+) -> PyResult<Vec<Option<Bound<'py, PyList>>>> {
+    let py = reader.py();
+    let plan = Plan::new(reader, &indices, columns, &outs, &[])?;
+    let listed = py.detach(|| plan.run(0..plan.indices.len())).map_err(to_py)?;
+    plan.lists(py, Some(reader.get()), &[listed])
+}
+
+/// Gathers one column of samples into a new array (n, *shape) on the calling thread.
+#[pyfunction]
+pub fn gather_array<'py>(
+    reader: &Bound<'py, MdsReader>,
+    indices: PyReadonlyArray1<'py, i64>,
+    column: usize,
+    shape: Vec<usize>,
+    dtype: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let py = reader.py();
+    let shape = std::iter::once(indices.len()).chain(shape).collect();
+    let array = new_array(py, shape, dtype)?;
+    let plan = Plan::new(reader, &indices, vec![column], &[Some(array.clone().into_any())], &[])?;
+    py.detach(|| plan.run(0..plan.indices.len())).map_err(to_py)?;
+    Ok(array)
+}
+
 /// Starts to gather columns of a batch, on `threads`, or without them on the calling thread. A column goes to its array in
-/// `outs`, or becomes a list without one. Arrays are uint8 (n, bytes per value), int64 (n,), or, with a codec, floats
+/// `outs`, or becomes a list without one. Arrays are (n, ...) of any dtype without objects, or, with a codec, floats
 /// (n, C, ...); the bool next to a codec is true if uint16 elements are the bits of bfloat16, not float16.
 #[pyfunction]
 pub fn gather<'py>(
@@ -318,24 +401,8 @@ pub fn gather<'py>(
     codecs: Vec<Option<(Codec<'py>, bool)>>,
     threads: Option<PyRef<'py, Threads>>,
 ) -> PyResult<Gathering> {
-    let reader = samples.cast::<MdsReader>().ok();
-    let rows = match &reader {
-        Some(reader) => Samples::Reader(Arc::clone(&reader.get().reader)),
-        None => Samples::Tables(Arc::clone(&samples.cast::<MemoryTables>()?.get().tables)),
-    };
-    let (given, mut indices) = (indices.as_array(), Vec::new());
-    indices.try_reserve_exact(given.len()).map_err(|_| PyMemoryError::new_err("not enough memory for the indices"))?;
-    for index in given {
-        indices.push(match &reader {
-            Some(reader) => reader.get().resolve(*index)?,
-            None => *index as u64, // a negative index becomes out of range
-        });
-    }
-    let n = indices.len();
-    let destinations = outs.iter().zip(&codecs).map(|(out, codec)| Destination::new(out, codec, n));
-    let destinations = destinations.collect::<PyResult<Vec<_>>>()?;
-    check_disjoint(&destinations, n)?;
-    let plan = Arc::new(Plan { samples: rows, indices, columns, destinations });
+    let plan = Arc::new(Plan::new(samples, &indices, columns, &outs, &codecs)?);
+    let n = plan.indices.len();
     let work = {
         let plan = Arc::clone(&plan);
         move |slots| plan.run(slots)
@@ -352,12 +419,15 @@ pub fn gather<'py>(
         }
     };
     let _keep_alive = outs.into_iter().flatten().chain([samples.clone()]).map(Bound::unbind).collect();
-    Ok(Gathering { job, reader: reader.map(|reader| reader.clone().unbind()), plan, _keep_alive })
+    let reader = samples.cast::<MdsReader>().ok().map(|reader| reader.clone().unbind());
+    Ok(Gathering { job, reader, plan, _keep_alive })
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Threads>()?;
     module.add_class::<MemoryTables>()?;
     module.add_class::<Gathering>()?;
-    module.add_function(wrap_pyfunction!(gather, module)?)
+    module.add_function(wrap_pyfunction!(gather, module)?)?;
+    module.add_function(wrap_pyfunction!(gather_now, module)?)?;
+    module.add_function(wrap_pyfunction!(gather_array, module)?)
 }

@@ -97,35 +97,54 @@ impl Api {
     }
 }
 
-/// A new array whose contents are arbitrary, and whose memory is kept for the next one when it is freed.
+/// Bytes from which on arrays take recycled memory: the C library recycles smaller blocks well.
+const LARGE: usize = 1 << 20;
+
+/// A new array whose contents are arbitrary. Memory of a large one is kept for the next one when it is freed.
 #[pyfunction]
 #[allow(unsafe_code)]
-fn recycled_array<'py>(
+pub fn new_array<'py>(
     py: Python<'py>,
     shape: Vec<usize>,
     dtype: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     static API: PyOnceLock<Api> = PyOnceLock::new();
-    let api = API.get_or_try_init(py, || Api::new(py))?;
-    let mut dims = Vec::new();
-    for dim in shape {
-        dims.push(npy_intp::try_from(dim).map_err(|_| PyValueError::new_err("a dimension is too large"))?);
+    let mut dims = Vec::with_capacity(shape.len());
+    for dim in &shape {
+        dims.push(npy_intp::try_from(*dim).map_err(|_| PyValueError::new_err("a dimension is too large"))?);
     }
     let dtype = PyArrayDescr::new(py, dtype)?;
     if dtype.has_object() {
         return Err(PyValueError::new_err("an array of objects cannot be recycled"));
     }
-    // SAFETY: NumPy returns the handler that was set before, which is set again; `PyArray_Empty` reads as many dimensions and
-    // takes the reference to the dtype. Both return new references, or null with an exception set.
-    unsafe {
-        let before = Bound::from_owned_ptr_or_err(py, (api.set)(api.handler.as_ptr()))?;
-        let array = PY_ARRAY_API.PyArray_Empty(py, dims.len() as c_int, dims.as_mut_ptr(), dtype.into_dtype_ptr(), 0);
-        let array = Bound::from_owned_ptr_or_err(py, array);
-        drop(Bound::from_owned_ptr_or_err(py, (api.set)(before.as_ptr()))?);
-        Ok(array?.cast_into_unchecked())
-    }
+    let len = shape.iter().try_fold(dtype.itemsize(), |len, dim| len.checked_mul(*dim));
+    let is_large = len.is_none_or(|len| len >= LARGE);
+    // SAFETY: `PyArray_Empty` reads as many dimensions and takes the reference to the dtype; it returns a new reference, or null
+    // with an exception set.
+    let mut empty = || unsafe {
+        let dtype = dtype.clone().into_dtype_ptr();
+        Bound::from_owned_ptr_or_err(
+            py,
+            PY_ARRAY_API.PyArray_Empty(py, dims.len() as c_int, dims.as_mut_ptr(), dtype, 0),
+        )
+    };
+    let array = if is_large {
+        let api = API.get_or_try_init(py, || Api::new(py))?;
+        // SAFETY: NumPy returns the handler that was set before, as a new reference, and it is set again.
+        unsafe {
+            let before = Bound::from_owned_ptr_or_err(py, (api.set)(api.handler.as_ptr()))?;
+            let array = empty();
+            drop(Bound::from_owned_ptr_or_err(py, (api.set)(before.as_ptr()))?);
+            array?
+        }
+    } else {
+        empty()?
+    };
+    // SAFETY: it is an array.
+    Ok(unsafe { array.cast_into_unchecked() })
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(recycled_array, module)?)
+    module.add("LARGE", LARGE)?;
+    module.add_function(wrap_pyfunction!(new_array, module)?)
 }

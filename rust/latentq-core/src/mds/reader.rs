@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::file::Cached;
 use super::group::group_of;
@@ -10,6 +11,7 @@ use super::index::Schema;
 use super::opened::{Opened, Shards};
 use super::shard::{Position, split};
 use super::{Column, Fault};
+use crate::copy::ahead;
 use crate::error::counted;
 use crate::memory::{prefetch, resize, with_room};
 use crate::{Error, Result};
@@ -28,8 +30,9 @@ pub struct Reader {
     starts: Vec<u64>,
 }
 
-/// The wanted columns of a shard's samples.
+/// The wanted columns of the samples of shards with a schema.
 struct Wanted {
+    schema: Arc<Schema>,
     /// Their indices in the shard's column order.
     columns: Vec<usize>,
     /// Their positions in a sample, if all of these are known without its header.
@@ -38,21 +41,26 @@ struct Wanted {
 
 impl Wanted {
     /// The bytes of a sample in its shard that are read first.
-    fn needed(&self, schema: &Schema, sample: Range<u64>) -> Range<u64> {
+    fn needed(&self, sample: Range<u64>) -> Range<u64> {
         let len = sample.end - sample.start;
         let within = match &self.positions {
             Some(positions) => span(positions.iter().map(|position| position.within(len))),
-            None => 0..if len <= WHOLE { len } else { schema.header },
+            None => 0..if len <= WHOLE { len } else { self.schema.header },
         };
         sample.start + within.start..sample.start + within.end
     }
 
     /// Prefetches the first column, if the shard is in memory.
-    #[inline]
     fn prefetch(&self, shard: &Opened, range: Range<u64>) {
-        if let (Some(bytes), Some([first, ..])) = (shard.bytes(&range), self.positions.as_deref()) {
-            prefetch(bytes.get(first.within(range.end - range.start).start as usize..).unwrap_or_default());
+        if let (Some(sample), Some([first, ..])) = (shard.bytes(&range), self.positions.as_deref()) {
+            prefetch(first.of(sample));
         }
+    }
+
+    /// How many samples after the one that is visited is the one to prefetch.
+    fn ahead(&self) -> usize {
+        let sizes = self.columns.iter().map(|column| self.schema.columns[*column].size.unwrap_or(0) as usize);
+        ahead(sizes.fold(0, usize::saturating_add))
     }
 }
 
@@ -281,10 +289,11 @@ impl Reader {
         }
     }
 
-    /// Calls `visit(slot, column, value)` for each value of `columns` in the samples `indices`; `slot` and `column` are
+    /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`; `slot` and `column` are
     /// positions in these two lists. Samples are visited in storage order, each with all its columns.
     ///
-    /// `value` is valid until `visit` returns. It is not copied if its shard is in memory.
+    /// `value` is valid until `visit` returns. It is not copied if its shard is in memory. `coming` is a value of that column
+    /// that will be visited soon, or empty.
     ///
     /// # Errors
     /// The errors of [`Reader::sample`] and of `visit`; an argument error for a column that does not exist.
@@ -292,7 +301,7 @@ impl Reader {
         &self,
         indices: &[u64],
         columns: &[usize],
-        mut visit: impl FnMut(usize, usize, &[u8]) -> Result<()>,
+        mut visit: impl FnMut(usize, usize, &[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
         if columns.iter().any(|column| *column >= self.schema().columns.len()) {
             return Err(Error::argument(format!(
@@ -303,27 +312,70 @@ impl Reader {
         // Go shard by shard, so that each is opened (and decompressed) once, and read in storage order.
         let mut order: Vec<(u64, usize)> = with_room(indices.len())?;
         order.extend(indices.iter().copied().zip(0..));
-        order.sort_unstable();
+        order.sort_unstable_by_key(|(index, _)| *index);
         let mut scratch = Scratch::default();
+        let mut wanted: Option<Wanted> = None;
         let mut coming = Coming { reader: self, samples: &order, columns, is_asked: order.len() < 2 };
-        while let Some((first, _)) = coming.samples.first() {
-            let (number, _) = self.locate(*first)?;
-            let run = self.run(number, coming.samples);
-            let shard = self.shards.open_shard(number, run.len() as u64)?;
-            let wanted = self.wanted(&shard.schema, columns);
-            let range = |index: u64| shard.table.range((index - self.starts[number]) as usize);
+        let mut opened = self.open_next(&order, false)?;
+        while let Some(shard) = opened.take() {
+            let (run, rest) = coming.samples.split_at(self.run(shard.number, coming.samples).len());
+            let is_first = wanted.is_none();
+            let same = wanted.take().filter(|wanted| Arc::ptr_eq(&wanted.schema, &shard.schema));
+            let wanted = wanted.insert(same.unwrap_or_else(|| self.wanted(&shard.schema, columns)));
+            let ahead = wanted.ahead();
+            if is_first {
+                run.iter().take(ahead).for_each(|(index, _)| wanted.prefetch(&shard, self.range(&shard, *index)));
+            }
+            // While the last samples of a shard are copied, the first ones of the next are prefetched.
+            let next = self.open_next(rest, true)?;
             for (at, (index, slot)) in run.iter().enumerate() {
-                if let Some((next, _)) = run.get(at + 1) {
-                    wanted.prefetch(&shard, range(*next));
-                }
-                let (bytes, ranges) = self.values(&shard, &wanted, range(*index), &mut coming, &mut scratch)?;
-                for (column, at) in ranges.iter().enumerate() {
-                    visit(*slot, column, &bytes[at.start as usize..at.end as usize])?;
+                let range = self.range(&shard, *index);
+                if let (Some(positions), Some(sample)) = (&wanted.positions, shard.bytes(&range)) {
+                    let later = match run.get(at + ahead) {
+                        Some((index, _)) => shard.bytes(&self.range(&shard, *index)),
+                        None => next
+                            .as_ref()
+                            .and_then(|next| self.in_next(next, &shard, rest.get(at + ahead - run.len())?.0)),
+                    };
+                    for (column, position) in positions.iter().enumerate() {
+                        visit(*slot, column, position.of(sample), later.map_or(&[], |later| position.of(later)))?;
+                    }
+                } else {
+                    let (bytes, ranges) = self.values(&shard, wanted, range, &mut coming, &mut scratch)?;
+                    for (column, at) in ranges.iter().enumerate() {
+                        visit(*slot, column, &bytes[at.start as usize..at.end as usize], &[])?;
+                    }
                 }
                 coming.samples = &coming.samples[1..];
             }
+            opened = match next {
+                None => self.open_next(rest, false)?,
+                next => next,
+            };
         }
         Ok(())
+    }
+
+    /// Opens the shard of the first of some samples in storage order; `early` while another one is in use, and therefore not if
+    /// it is compressed: both would be in memory.
+    fn open_next(&self, samples: &[(u64, usize)], early: bool) -> Result<Option<Opened>> {
+        let Some((first, _)) = samples.first() else { return Ok(None) };
+        let (number, _) = self.locate(*first)?;
+        if early && self.shards.index.shards[number].zip.is_some() {
+            return Ok(None);
+        }
+        self.shards.open_shard(number, self.run(number, samples).len() as u64).map(Some)
+    }
+
+    /// The range of a sample in its shard.
+    fn range(&self, shard: &Opened, index: u64) -> Range<u64> {
+        shard.table.range((index - self.starts[shard.number]) as usize)
+    }
+
+    /// The bytes of a sample, if it is in the shard `next`, in memory, and laid out as in `shard`.
+    fn in_next<'a>(&self, next: &'a Opened, shard: &Opened, index: u64) -> Option<&'a [u8]> {
+        let is_there = index < self.starts[next.number + 1] && Arc::ptr_eq(&next.schema, &shard.schema);
+        is_there.then(|| next.bytes(&self.range(next, index)))?
     }
 
     /// The samples at the start of `samples`, in storage order, that are in a shard.
@@ -331,11 +383,11 @@ impl Reader {
         &samples[..samples.partition_point(|(index, _)| *index < self.starts[number + 1])]
     }
 
-    fn wanted(&self, schema: &Schema, columns: &[usize]) -> Wanted {
+    fn wanted(&self, schema: &Arc<Schema>, columns: &[usize]) -> Wanted {
         let own: Vec<usize> = columns.iter().map(|column| self.position(schema, *column)).collect();
         let all = Position::of_all(schema);
         let positions = own.iter().map(|column| all[*column]).collect();
-        Wanted { columns: own, positions }
+        Wanted { schema: Arc::clone(schema), columns: own, positions }
     }
 
     /// The bytes of the sample at `range`, and the ranges of the wanted columns in them.
@@ -388,10 +440,7 @@ impl Reader {
             samples = &samples[run.len()..];
             let Ok(shard) = self.shards.open_shard(number, 0) else { continue };
             let wanted = self.wanted(&shard.schema, columns);
-            let needed = run.iter().map(|(index, _)| {
-                let sample = shard.table.range((index - self.starts[number]) as usize);
-                wanted.needed(&shard.schema, sample)
-            });
+            let needed = run.iter().map(|(index, _)| wanted.needed(self.range(&shard, *index)));
             joined(needed, |range| self.shards.will_need(&shard, range));
         }
     }

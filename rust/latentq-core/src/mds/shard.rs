@@ -33,9 +33,14 @@ impl From<Error> for Load {
 
 /// The offsets of the samples of a checked shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
+pub struct Table(Offsets);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Offsets {
     /// `n + 1` ascending offsets. The last one is the size of the file.
-    offsets: Vec<u32>,
+    Each(Vec<u32>),
+    /// Samples of one size: no offset has to be looked up in memory, from whose caches the samples displace it.
+    Even { len: usize, first: u64, size: u64 },
 }
 
 impl Table {
@@ -86,7 +91,10 @@ impl Table {
         }
         let config: Config = from_bytes(&read(head..first)?).map_err(|fault| fault.at(head))?;
         match config.schema() {
-            Ok(own) if own == *schema => Ok(Self { offsets }),
+            Ok(own) if own == *schema => Ok(Self(match schema.is_fixed() {
+                true => Offsets::Even { len: offsets.len() - 1, first, size: least },
+                false => Offsets::Each(offsets),
+            })),
             Ok(_) => Err(Fault::new(head, "the columns of the shard differ from those in its index").into()),
             Err(message) => Err(Fault::new(head, message).into()),
         }
@@ -94,7 +102,10 @@ impl Table {
 
     /// Number of samples in the shard.
     pub fn len(&self) -> usize {
-        self.offsets.len() - 1
+        match &self.0 {
+            Offsets::Each(offsets) => offsets.len() - 1,
+            Offsets::Even { len, .. } => *len,
+        }
     }
 
     /// True if there are no samples.
@@ -104,12 +115,19 @@ impl Table {
 
     /// Bytes that the table takes in memory.
     pub fn weight(&self) -> usize {
-        4 * self.offsets.len()
+        match &self.0 {
+            Offsets::Each(offsets) => 4 * offsets.len(),
+            Offsets::Even { .. } => size_of::<Self>(),
+        }
     }
 
-    /// The range of sample `i` in the shard.
+    /// The range of sample `i`, one of the shard's, in the shard.
+    #[inline]
     pub fn range(&self, i: usize) -> Range<u64> {
-        u64::from(self.offsets[i])..u64::from(self.offsets[i + 1])
+        match &self.0 {
+            Offsets::Each(offsets) => u64::from(offsets[i])..u64::from(offsets[i + 1]),
+            Offsets::Even { first, size, .. } => first + i as u64 * size..first + (i as u64 + 1) * size,
+        }
     }
 }
 
@@ -192,6 +210,13 @@ impl Position {
             Self::FromEnd(left, size) => (len.saturating_sub(left), size),
         };
         start..start + size
+    }
+
+    /// The value in a sample. The sample must come from a checked table.
+    #[inline]
+    pub fn of(self, sample: &[u8]) -> &[u8] {
+        let Range { start, end } = self.within(sample.len() as u64);
+        sample.get(start as usize..end as usize).unwrap_or_default()
     }
 }
 
