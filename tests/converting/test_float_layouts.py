@@ -306,6 +306,9 @@ def test_an_autoencoder_of_other_channels_is_told_and_has_no_normalization(tmp_p
     convert(tmp_path / "simpletuner", tmp_path / "named", from_layout="simpletuner", autoencoder="me/vae8")
     named = latentq.Card.load(tmp_path / "named").autoencoder
     assert (named.name, named.normalization.formula) == ("me/vae8", "z")
+    assert main(["decode", str(tmp_path / "fast-dit-in"), "-o", str(tmp_path / "a.png")]) == 1
+    expected = "latentq: nothing tells the autoencoder of these latents: name it with --autoencoder\n"
+    assert capsys.readouterr().err == expected
     assert main(["convert", str(tmp_path / "fast-dit"), str(tmp_path / "other"), "--autoencoder", "sdxl"]) == 2
     expected = "latentq: --autoencoder must have 16 channels, as the latents do: sdxl has 4\n"
     assert capsys.readouterr().err == expected
@@ -314,7 +317,7 @@ def test_an_autoencoder_of_other_channels_is_told_and_has_no_normalization(tmp_p
 
 def test_options_of_the_other_direction_are_refused(lightningdit, tmp_path):
     convert(lightningdit, tmp_path / "in")
-    with pytest.raises(ValueError, match="bits is for the conversion of another tool's latents"):
+    with pytest.raises(ValueError, match="bits must be left out: it is for the conversion of another tool's latents"):
         convert(tmp_path / "in", tmp_path / "out", to_layout="lightningdit", bits=8)
     with pytest.raises(latentq.LatentqError, match="convert it to one first, and that to mar"):
         convert(lightningdit, tmp_path / "out", to_layout="mar")

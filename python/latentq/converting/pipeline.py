@@ -149,7 +149,10 @@ def converted(
         given = {"from_layout": from_layout, "autoencoder": autoencoder, "codebook": codebook, **vars(storage)}
         for name, value in given.items():
             if value is not None:
-                raise ValueError(f"{name} is for the conversion of another tool's latents, and {source} is a dataset")
+                raise ValueError(
+                    f"{name} must be left out: it is for the conversion of another tool's latents, and {source} is a "
+                    "dataset"
+                )
         return _from_dataset(source, out, to_layout, progress)
     options = ReadOptions(autoencoder, codebook)
     if to_layout is not None:

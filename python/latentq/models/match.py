@@ -60,9 +60,11 @@ def autoencoder_of(
         device: The device to compute on.
 
     Raises:
-        LatentqError: It cannot be loaded.
+        LatentqError: It cannot be loaded, or neither the recipe nor `name` tells which it is.
     """
     options = recipe.autoencoder
+    if not name and options.model == UNKNOWN:
+        raise LatentqError("nothing tells the autoencoder of these latents: name it with --autoencoder")
     try:
         return load_autoencoder(
             name or options.model,
