@@ -30,6 +30,13 @@ def test_measure_without_a_source_says_that_latents_are_quantized_already(small_
     assert "lloyd-max" in captured.out
 
 
+def test_stored_floats_are_not_said_to_be_quantized(small_dataset, tmp_path, capsys):
+    assert main(["convert", str(small_dataset), str(tmp_path / "other"), "--to", "fast-dit", "--quiet"]) == 0
+    assert main(["convert", str(tmp_path / "other"), str(tmp_path / "floats"), "--quiet"]) == 0
+    assert main(["measure", str(tmp_path / "floats"), "--bits", "8"]) == 0
+    assert "quantized" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

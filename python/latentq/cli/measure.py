@@ -79,13 +79,14 @@ def _measure_dataset(options: argparse.Namespace, dataset: OpenedDataset) -> int
         raise LatentqError(f"{path} has no card ({CARD}): it is not a dataset")
     if options.source is not None:
         check_source(options.source)
-    elif not options.quiet:
-        print("latentq: without --source these are the stored latents, already quantized once", file=sys.stderr)
+    from latentq.format.options import FLOATS
     from latentq.inspect.measure import of_dataset
     from latentq.inspect.pictures import latent_name
 
     card = Card.load(path)
     name = latent_name(path, card, options.column)
+    if options.source is None and not options.quiet and card.recipe.columns[name].quantizer["kind"] not in FLOATS:
+        print("latentq: without --source these are the stored latents, already quantized once", file=sys.stderr)
     if card.recipe.columns[name].content == "moments" and not options.quiet:
         print(
             f"latentq: column {name!r} holds moments, which no transform can store; these are their means",
