@@ -133,7 +133,6 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
             append(out, value)
         }
         Sink::Dequantized(quantizer, plane, out) => {
-            prefetch(coming);
             let elements = quantizer.channels() * *plane;
             let size = packed_len(elements, quantizer.bits())?;
             if value.len() != size {
@@ -144,13 +143,10 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
                 )));
             }
             if quantizer.together(*plane) == 1 {
-                return quantizer.dequantize_packed(
-                    value,
-                    out.range(slot * elements..(slot + 1) * elements),
-                    *plane,
-                    1,
-                );
+                let out = out.range(slot * elements..(slot + 1) * elements);
+                return quantizer.dequantize_sample(value, out, *plane, coming);
             }
+            prefetch(coming);
             let waiting = &mut waiting[column];
             waiting.slots.push(slot);
             append(&mut waiting.packed, value)?;
@@ -208,7 +204,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Samples, Sink, Tables, Visit, gather};
-    use crate::quant::{FloatsMut, Isa, Quantizer, Rounding, packed_len};
+    use crate::quant::{FloatsMut, Isa, Quantizer, Rounding, pack, packed_len};
     use crate::{Kind, Result};
 
     proptest! {
@@ -239,6 +235,34 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn samples_decoded_in_pieces_have_the_values_of_whole_ones(
+            indices in prop::collection::vec(0usize..5, 1..9),
+            bits in 2u32..=8,
+            plane in 1usize..700,
+            seed in any::<u32>(),
+        ) {
+            let quantizer = Quantizer::affine(&[-1.0, 0.5], &[2.0, 3.0], bits, Rounding::Nearest).unwrap();
+            let (elements, size) = (2 * plane, packed_len(2 * plane, bits).unwrap());
+            let code = |i: u32| ((i ^ seed).wrapping_mul(0x9e37_79b1) >> (32 - bits)) as u8;
+            let codes: Vec<u8> = (0..5 * elements as u32).map(code).collect();
+            let mut rows = vec![0; 5 * size];
+            pack(&codes, &mut rows, elements, bits, 1).unwrap();
+            let chosen: Vec<u8> = indices.iter().flat_map(|index| codes[index * elements..][..elements].to_vec()).collect();
+            let tables = Tables(vec![(size, &rows)]);
+            let indices: Vec<u64> = indices.into_iter().map(|index| index as u64).collect();
+            let (mut values, mut expected) = (vec![0.0; chosen.len()], vec![1.0; chosen.len()]);
+            let mut sinks = [Sink::Dequantized(&quantizer, plane, FloatsMut::F32(&mut values))];
+            gather(&tables, &indices, &[0], &mut sinks).unwrap();
+            quantizer.dequantize(&chosen, FloatsMut::F32(&mut expected), plane, 1).unwrap();
+            prop_assert_eq!(values, expected);
+            let (mut halves, mut expected) = (vec![0; chosen.len()], vec![1; chosen.len()]);
+            let mut sinks = [Sink::Dequantized(&quantizer, plane, FloatsMut::BF16(&mut halves))];
+            gather(&tables, &indices, &[0], &mut sinks).unwrap();
+            quantizer.dequantize(&chosen, FloatsMut::BF16(&mut expected), plane, 1).unwrap();
+            prop_assert_eq!(halves, expected);
+        }
+
         #[test]
         fn a_trellis_of_many_levels_decodes_samples_together(
             indices in prop::collection::vec(0u64..9, 0..40),

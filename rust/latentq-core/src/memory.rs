@@ -73,19 +73,30 @@ pub fn advise_huge(memory: &mut [MaybeUninit<u8>]) {
 pub fn advise_huge(_: &mut [MaybeUninit<u8>]) {}
 
 /// Prefetches `bytes` into the L2 cache. (Prefetching into L1 was slower: it has fewer outstanding misses.)
+#[inline(always)]
+pub fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    prefetch_lines::<{ std::arch::x86_64::_MM_HINT_T1 }>(bytes);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
+/// Prefetches a few lines, between other work, into the L1 cache.
+#[inline(always)]
+pub fn prefetch_few(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    prefetch_lines::<{ std::arch::x86_64::_MM_HINT_T0 }>(bytes);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 #[inline(always)]
-pub fn prefetch(bytes: &[u8]) {
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-
+fn prefetch_lines<const HINT: i32>(bytes: &[u8]) {
     const LINE: usize = 64;
     for line in bytes.chunks(LINE) {
         // SAFETY: a hint, for an address inside `bytes`.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(line.as_ptr().cast()) };
     }
 }
-
-#[cfg(not(target_arch = "x86_64"))]
-#[inline(always)]
-pub fn prefetch(_: &[u8]) {}

@@ -127,6 +127,11 @@ impl Shards {
         Ok(Opened { number, schema: Arc::clone(&shard.schema), table, storage })
     }
 
+    /// True if a shard is in memory.
+    pub fn is_in_memory(&self, number: usize) -> bool {
+        self.memory.get(number).is_some()
+    }
+
     /// Closes a shard's file, which may be removed then, and opened again under the same name.
     pub fn close_shard(&self, number: usize) {
         self.files.remove(number);

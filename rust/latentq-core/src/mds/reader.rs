@@ -290,7 +290,8 @@ impl Reader {
     }
 
     /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`; `slot` and `column` are
-    /// positions in these two lists. Samples are visited in storage order, each with all its columns.
+    /// positions in these two lists. Samples are visited shard by shard, each with all its columns: in storage order or, if
+    /// the shard is in memory, in that of `indices`.
     ///
     /// `value` is valid until `visit` returns. It is not copied if its shard is in memory. `coming` is a value of that column
     /// that will be visited soon, or empty.
@@ -309,10 +310,7 @@ impl Reader {
                 self.schema().columns.len()
             )));
         }
-        // Go shard by shard, so that each is opened (and decompressed) once, and read in storage order.
-        let mut order: Vec<(u64, usize)> = with_room(indices.len())?;
-        order.extend(indices.iter().copied().zip(0..));
-        order.sort_unstable_by_key(|(index, _)| *index);
+        let order = self.visiting_order(indices)?;
         let mut scratch = Scratch::default();
         let mut wanted: Option<Wanted> = None;
         let mut coming = Coming { reader: self, samples: &order, columns, is_asked: order.len() < 2 };
@@ -354,6 +352,25 @@ impl Reader {
             };
         }
         Ok(())
+    }
+
+    /// The samples, with their positions in `indices`, in the order in which they are visited.
+    fn visiting_order(&self, indices: &[u64]) -> Result<Vec<(u64, usize)>> {
+        // Go shard by shard, so that each is opened (and decompressed) once, and read in storage order.
+        let mut order: Vec<(u64, usize)> = with_room(indices.len())?;
+        order.extend(indices.iter().copied().zip(0..));
+        order.sort_unstable_by_key(|(index, _)| *index);
+        // Memory is read as fast in any order, and outputs are written faster one after the other.
+        let mut left = &mut order[..];
+        while let [(first, _), _, ..] = left {
+            let (number, _) = self.locate(*first)?;
+            let (run, rest) = left.split_at_mut(self.run(number, left).len());
+            if self.shards.is_in_memory(number) {
+                run.sort_unstable_by_key(|(_, slot)| *slot);
+            }
+            left = rest;
+        }
+        Ok(order)
     }
 
     /// Opens the shard of the first of some samples in storage order; `early` while another one is in use, and therefore not if

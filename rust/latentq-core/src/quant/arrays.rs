@@ -16,6 +16,7 @@ use super::scheme::{Quantizer, Scheme};
 use super::streams::{DequantizeStreams, QuantizeStreams};
 use super::trellis::{self, DecodeTrellis, count_levels};
 use super::viterbi::LANES;
+use crate::memory::prefetch;
 use crate::parallel::for_each_chunk;
 use crate::{Error, Result};
 
@@ -124,7 +125,7 @@ impl Quantizer {
                     isa.run(DecodeTrellis::<F> { levels, bits, isa, codes, out, shape, rows: None })
                 }
                 _ => {
-                    let work = Dequantize::<F> { quantizer: self, isa, codes, out, shape };
+                    let work = Dequantize::<F> { quantizer: self, isa, codes, out, shape, coming: &[] };
                     if shape.stream { isa.run(DequantizeStreams(work)) } else { isa.run(work) }
                 }
             })
@@ -163,9 +164,34 @@ impl Quantizer {
         }
         for (codes, row) in codes.chunks_exact(shape.bytes).zip(rows) {
             let out = &mut out[row * shape.elements..][..shape.elements];
-            self.check_codes(&isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape }))?;
+            self.check_codes(&isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape, coming: &[] }))?;
         }
         Ok(())
+    }
+
+    /// Dequantizes one packed sample to `out` (C, plane), on the calling thread, and prefetches `coming`, which is read next.
+    pub fn dequantize_sample(&self, packed: &[u8], out: FloatsMut<'_>, plane: usize, coming: &[u8]) -> Result<()> {
+        let shape = self.shape(out.len(), packed.len(), plane, true)?;
+        if shape.stream || matches!(self.scheme(), Scheme::Trellis(_)) {
+            prefetch(coming);
+            return self.dequantize_packed(packed, out, plane, 1);
+        }
+        match out {
+            FloatsMut::F32(out) => self.dequantize_sample_as::<F32>(packed, out, shape, coming),
+            FloatsMut::F16(out) => self.dequantize_sample_as::<F16>(packed, out, shape, coming),
+            FloatsMut::BF16(out) => self.dequantize_sample_as::<BF16>(packed, out, shape, coming),
+        }
+    }
+
+    fn dequantize_sample_as<F: Float>(
+        &self,
+        codes: &[u8],
+        out: &mut [F::Bits],
+        shape: Shape,
+        coming: &[u8],
+    ) -> Result<()> {
+        let isa = Isa::best();
+        self.check_codes(&isa.run(Dequantize::<F> { quantizer: self, isa, codes, out, shape, coming }))
     }
 
     /// Samples of `plane` elements per channel that are best given to [`Quantizer::dequantize_rows`] at once.

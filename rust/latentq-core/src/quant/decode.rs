@@ -5,6 +5,10 @@ use super::floats::{Float, FloatsMut};
 use super::kernel::{FLOATS, Kernel, Shape, ValueCounts};
 use super::pack::{largest, unpack_sample};
 use super::scheme::{Affine, Codebook, Quantizer, Scheme};
+use crate::memory::prefetch_few;
+
+/// Codes that are decoded between prefetching a few lines and the next few: the processor waits if many are prefetched at once.
+const PIECE: usize = 256;
 
 /// The dequantize kernel. A sample with a code of too many bits is reported as bad.
 pub(super) struct Dequantize<'a, F: Float> {
@@ -13,6 +17,8 @@ pub(super) struct Dequantize<'a, F: Float> {
     pub codes: &'a [u8],
     pub out: &'a mut [F::Bits],
     pub shape: Shape,
+    /// Bytes to prefetch meanwhile.
+    pub coming: &'a [u8],
 }
 
 impl<F: Float> Kernel for Dequantize<'_, F> {
@@ -20,8 +26,12 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
 
     #[inline(always)]
     fn run(self) -> ValueCounts {
-        let Self { quantizer, isa, codes, out, shape } = self;
+        let Self { quantizer, isa, codes, out, shape, mut coming } = self;
         let bits = quantizer.bits();
+        let piece = match quantizer.scheme() {
+            Scheme::Affine(..) if !coming.is_empty() => PIECE.min(shape.plane),
+            _ => shape.plane, // for each piece, levels would be laid out again
+        };
         let mut unpacked = vec![0; if shape.packed { shape.elements } else { 0 }];
         let mut counts = ValueCounts::default();
         let samples = out.len() / shape.elements;
@@ -43,7 +53,12 @@ impl<F: Float> Kernel for Dequantize<'_, F> {
             for (channel, (codes, out)) in
                 codes.chunks_exact(shape.plane).zip(out.chunks_exact_mut(shape.plane)).enumerate()
             {
-                decode::<F>(isa, quantizer, channel, codes, out);
+                for (codes, out) in codes.chunks(piece).zip(out.chunks_mut(piece)) {
+                    let (now, later) = coming.split_at(coming.len().min(piece));
+                    prefetch_few(now);
+                    coming = later;
+                    decode::<F>(isa, quantizer, channel, codes, out);
+                }
             }
         }
         counts.bad.sort_unstable();

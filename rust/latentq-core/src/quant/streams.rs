@@ -61,7 +61,7 @@ impl<F: Float> Kernel for DequantizeStreams<'_, F> {
 
     #[inline(always)]
     fn run(self) -> ValueCounts {
-        let Dequantize { quantizer, isa, codes, out, shape } = self.0;
+        let Dequantize { quantizer, isa, codes, out, shape, .. } = self.0;
         let samples = out.len() / shape.elements;
         let (mut left, mut left_out) = (codes, out);
         let mut decoders = parts(samples).map(|range| {
