@@ -12,7 +12,7 @@ try:
     from latentq._core import FormatError, ImageError, LatentqError, MismatchError, RecipeError, __version__, isa
 except ValueError as error:  # an invalid LATENTQ_ISA
     # The program `latentq`, or `python -m latentq`: it imports this package first, so it cannot catch its errors.
-    if sys.argv[0].rpartition(os.sep)[2] in ("latentq", "-m"):
+    if sys.argv and sys.argv[0].rpartition(os.sep)[2] in ("latentq", "-m"):
         sys.stderr.write(f"latentq: {error}\n")
         sys.exit(2)
     raise
