@@ -135,7 +135,6 @@ def test_workers_read_cold_samples(made, method):
         multiprocessing_context=multiprocessing.get_context(method),
     )
     assert seen(workers, made) == list(range(COUNT))
-    assert become_resident(made / "mds")
 
 
 def test_a_child_that_is_forked_while_files_are_read_ahead_reads_on_its_own(made):
