@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from latentq import FormatError, LatentMixture, mds
+from latentq._core import Threads
 from latentq.benchmark.loading import CODES, LABELS, LOW, latent_dataset, write_numpy
 
 COUNT = 1024
@@ -107,6 +108,66 @@ def test_without_room_only_samples_are_read(made, monkeypatch, available):
     time.sleep(0.05)
     assert resident(made / "mds") <= max(0.5, before)
     assert seen(dataset.loader(100, shuffle=True), made) == list(range(COUNT))
+
+
+def are_resident(folder, labels):
+    """Waits until the samples with some labels are in memory; they are stored in the order of the labels."""
+    reader = mds.Reader(folder)
+    for label in labels:
+        name, offset = reader.core.location(label, 0)
+        deadline = time.monotonic() + 20
+        with (folder / name).open("rb") as file:
+            while True:
+                try:
+                    if os.preadv(file.fileno(), [bytearray(4096)], offset, os.RWF_NOWAIT) == 4096:
+                        break
+                except BlockingIOError:
+                    pass
+                if time.monotonic() > deadline:
+                    return False
+    return True
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_without_room_the_samples_of_the_next_steps_are_asked_for(made, monkeypatch, is_mixture):
+    monkeypatch.setattr("latentq.mds.reader._page_cache", lambda: 8 * 90 * 4104)
+    dataset = latent_dataset(made)
+    source = LatentMixture([dataset]) if is_mixture else dataset
+    order = [batch["label"].tolist() for batch in source.loader(16, shuffle=True, seed=5)]
+    evict(made / "mds")
+    before = resident(made / "mds")
+    dataset = latent_dataset(made)  # another one, which has not cached its shards
+    source = LatentMixture([dataset]) if is_mixture else dataset
+    assert source.samples_ahead == 0
+    batches = iter(source.loader(16, shuffle=True, seed=5, prefetch=1))
+    for expected in order[:3]:
+        batch = next(batches)
+        check(batch, made)
+        assert batch["label"].tolist() == expected
+    assert source.samples_ahead == (89 if before < 1 else 0)
+    assert are_resident(made / "mds", [label for labels in order[3:9] for label in labels])
+    assert resident(made / "mds") <= max(0.8, before)
+    assert len(seen(batches, made)) == COUNT - 3 * 16
+
+
+def test_asking_ends_once_samples_are_in_memory(made, monkeypatch):
+    monkeypatch.setattr("latentq.mds.reader._page_cache", lambda: 1 << 20)
+    evict(made / "mds")
+    is_cold = resident(made / "mds") < 1
+    dataset = latent_dataset(made)
+    dataset.batch([0, 500])
+    assert (dataset.samples_ahead > 0) == is_cold
+    mds.Reader(made / "mds", cache_bytes=0).gather(range(COUNT), "latent")
+    threads = Threads(1)
+    dataset.ask(np.arange(0, COUNT, 9), threads)
+    dataset.ask(np.array([-1, COUNT, 2**62]), threads)  # there are none such
+    deadline = time.monotonic() + 20
+    while dataset.samples_ahead and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert dataset.samples_ahead == 0
+    threads.shutdown()
+    with pytest.raises(ValueError, match="shut down"):
+        dataset.ask(np.arange(3), threads)
 
 
 def test_a_few_samples_do_not_read_whole_files_but_many_do(made):

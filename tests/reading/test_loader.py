@@ -41,6 +41,7 @@ class Numbers:
     """A source whose samples are their own indices, so that many epochs cost nothing."""
 
     transform = None
+    samples_ahead = 0
 
     def __init__(self, size):
         self.size = size

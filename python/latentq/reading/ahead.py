@@ -1,4 +1,4 @@
-"""Asking for the shards of the steps that come: they are downloaded while training takes earlier batches."""
+"""Asking for the samples of the steps that come: they are read, or their shards downloaded, during earlier steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latentq._core import Threads
 from latentq.reading.gather import Pinned
 from latentq.reading.steps import Step
 
@@ -26,6 +27,17 @@ class Files(Protocol):
             indices: The indices of the samples.
             within: True to do nothing, and return None, if much is being downloaded already or the files do not fit.
         """
+
+
+class Waited(Protocol):
+    """Samples that may have to be waited for: those of a loader's source."""
+
+    @property
+    def samples_ahead(self) -> int:
+        """How many samples to ask for before they are read; 0 if samples are not waited for."""
+
+    def ask(self, indices: NDArray[np.int64], threads: Threads) -> None:
+        """Asks the system on a thread for samples that will be read soon, without waiting for them."""
 
 
 class JointPins:
@@ -56,6 +68,30 @@ class JointPins:
 
 ALL_THERE = JointPins(())
 """No files: all are there, and stay there."""
+
+
+def asked_for(steps: Iterator[Step], source: Waited, threads: Threads) -> Iterator[Step]:
+    """Yields steps. While samples are waited for, those of later steps are asked for.
+
+    Args:
+        steps: The steps.
+        source: The samples.
+        threads: The threads that ask for them.
+    """
+    coming: deque[Step] = deque()
+    samples = 0
+    while True:
+        while samples < source.samples_ahead and (step := next(steps, None)) is not None:
+            source.ask(step.indices, threads)
+            coming.append(step)
+            samples += len(step.indices)
+        if coming:
+            yield (step := coming.popleft())
+            samples -= len(step.indices)
+        elif (step := next(steps, None)) is not None:
+            yield step
+        else:
+            return
 
 
 def with_files(

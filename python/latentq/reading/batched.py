@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
+from latentq._core import Threads
 from latentq.models.noise import noise
 from latentq.reading.ahead import Files
 from latentq.reading.buckets import BucketTable
@@ -225,6 +226,19 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
         Args:
             begin: False to end.
             parts: The number of datasets that are read together, among which memory is divided.
+        """
+
+    @property
+    def samples_ahead(self) -> int:
+        """How many samples to ask for before they are read; 0 if samples are not waited for."""
+        return 0
+
+    def ask(self, indices: NDArray[np.int64], threads: Threads) -> None:
+        """Asks the system on a thread for samples that will be read soon, without waiting for them.
+
+        Args:
+            indices: The indices of the samples, (N,).
+            threads: The threads.
         """
 
     def batch_sampler(self, batch_size: int, **options: Unpack[SamplerOptions]) -> LatentBatchSampler:

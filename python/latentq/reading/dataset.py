@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq import mds
-from latentq._core import FormatError, LatentqError
+from latentq._core import FormatError, LatentqError, Threads
 from latentq.format import empty_caption as empty_caption_file
 from latentq.format.card import CARD, open_card
 from latentq.format.files import EMPTY_CAPTION, INDEX
@@ -190,6 +190,25 @@ class LatentDataset(BatchedDataset):
         """
         if self.files() is None:  # shards that are being downloaded are in memory
             self._reader.read_ahead(begin=begin, parts=parts)
+
+    @property
+    def samples_ahead(self) -> int:
+        """How many samples to ask for before they are read; 0 if samples are not waited for."""
+        return self._reader.core.samples_ahead
+
+    def ask(self, indices: NDArray[np.int64], threads: Threads) -> None:
+        """Asks the system on a thread for samples that will be read soon, without waiting for them.
+
+        Args:
+            indices: The indices of the samples, (N,).
+            threads: The threads.
+        """
+        threads.ask(self._reader.core, indices, self._positions)
+
+    @cached_property
+    def _positions(self) -> list[int]:
+        """The positions of the columns of a sample among those of the shards."""
+        return [self._reader.resolve_column(name)[0] for name in self.layout.shard_names.values()]
 
     def shard_runs(self, shuffle: bool | Window) -> list[list[ShardRuns]]:
         """Returns the shards of each bucket: see `BatchedDataset.shard_runs`.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
 from latentq._core import Threads
-from latentq.reading.ahead import with_files
+from latentq.reading.ahead import asked_for, with_files
 from latentq.reading.buffers import Allocate, RecycledMemory, pinned_for, private
 from latentq.reading.gather import Gatherer, Pinned
 from latentq.reading.order import bernoulli
@@ -151,7 +151,7 @@ class LatentLoader(Steps):
         prepared: deque[_Prepared] = deque()
         files = self.source.files()
         ahead: list[Pinned] = []
-        kept = with_files(steps, files, self._steps(epoch + 1, self._first), ahead)
+        kept = with_files(asked_for(steps, self.source, threads), files, self._steps(epoch + 1, self._first), ahead)
         is_random = bool(self.order.shuffle)  # in order, the system reads ahead on its own
         if is_random:
             self.source.read_ahead(begin=True)

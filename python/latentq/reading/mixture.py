@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentq._core import MismatchError
+from latentq._core import MismatchError, Threads
 from latentq.reading.ahead import ALL_THERE, Files, JointPins
 from latentq.reading.batched import BatchedDataset
 from latentq.reading.buckets import BucketTable, StoredBucket
@@ -158,6 +158,24 @@ class LatentMixture(BatchedDataset):
         """
         for dataset in self.datasets:
             dataset.read_ahead(begin=begin, parts=parts * len(self.datasets))
+
+    @property
+    def samples_ahead(self) -> int:
+        """How many samples to ask for before they are read: see `LatentDataset`."""
+        return max(dataset.samples_ahead for dataset in self.datasets)
+
+    def ask(self, indices: NDArray[np.int64], threads: Threads) -> None:
+        """Asks the system on a thread for samples that will be read soon: see `LatentDataset`.
+
+        Args:
+            indices: The indices of the samples, (N,).
+            threads: The threads.
+        """
+        which = np.searchsorted(self._edges, indices, side="right") - 1
+        for number, dataset in enumerate(self.datasets):
+            mine = indices[which == number]
+            if len(mine) and dataset.samples_ahead:
+                dataset.ask(mine - self._edges[number], threads)
 
     @property
     def empty_caption(self) -> Batch:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latentq._core import Threads
 from latentq.reading.ahead import Files
 from latentq.reading.buffers import Allocate
 from latentq.reading.gather import Gatherer
@@ -35,6 +36,13 @@ class BatchSource(Protocol):
 
     def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or that they no longer will."""
+
+    @property
+    def samples_ahead(self) -> int:
+        """How many samples to ask for before they are read; 0 if samples are not waited for."""
+
+    def ask(self, indices: NDArray[np.int64], threads: Threads) -> None:
+        """Asks the system on a thread for samples that will be read soon, without waiting for them."""
 
     def read(self, indices: NDArray[np.int64], *, allocate: Allocate) -> Batch:
         """Reads a batch with its latents as stored, uint8 (N, bytes), for `decode_batch`."""

@@ -39,6 +39,21 @@ impl Threads {
         Self(Mutex::new(Some(parallel::Threads::new(count))))
     }
 
+    /// Asks the system for columns of samples that will be read soon, on a thread: see the core's `Reader::ask`.
+    fn ask(
+        &self,
+        reader: &Bound<'_, MdsReader>,
+        indices: PyReadonlyArray1<'_, i64>,
+        columns: Vec<usize>,
+    ) -> PyResult<()> {
+        let (reader, given) = (Arc::clone(&reader.get().reader), indices.as_array());
+        let mut indices = room_for(given.len())?;
+        indices.extend(given.iter().map(|index| *index as u64)); // those out of range are ignored
+        let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = threads.as_ref().ok_or_else(ended)?;
+        threads.post(move || reader.ask(&indices, &columns)).map_err(to_py)
+    }
+
     /// Finishes running tasks, discards queued ones, and joins the threads.
     fn shutdown(&self, py: Python<'_>) {
         let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -55,9 +70,20 @@ impl Threads {
         F: Fn(P) -> Result<T> + Send + Sync + 'static,
     {
         let threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let threads = threads.as_ref().ok_or_else(|| PyValueError::new_err("the threads have been shut down"))?;
+        let threads = threads.as_ref().ok_or_else(ended)?;
         threads.start(parts(threads.count()), work).map_err(to_py)
     }
+}
+
+/// An empty vector with room for as many indices.
+fn room_for(count: usize) -> PyResult<Vec<u64>> {
+    let mut indices = Vec::new();
+    indices.try_reserve_exact(count).map_err(|_| PyMemoryError::new_err("not enough memory for the indices"))?;
+    Ok(indices)
+}
+
+fn ended() -> PyErr {
+    PyValueError::new_err("the threads have been shut down")
 }
 
 /// Columns in memory: uint8 arrays (N, bytes per value), which must not be modified during a gather.

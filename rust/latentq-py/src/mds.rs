@@ -221,6 +221,12 @@ impl MdsReader {
         self.reader.expect_all(page_cache);
     }
 
+    /// How many samples to ask for before they are read: see `Threads.ask`.
+    #[getter]
+    fn samples_ahead(&self) -> u64 {
+        self.reader.samples_ahead()
+    }
+
     /// Stops reading ahead.
     fn stop_ahead(&self) {
         self.reader.stop_ahead();

@@ -78,6 +78,11 @@ impl Ahead {
         }
     }
 
+    /// The most bytes that may be read ahead.
+    pub fn room(&self) -> u64 {
+        self.room.load(Relaxed)
+    }
+
     /// Announces that all samples will be read, until [`Ahead::stop`]: if one is not in memory, all files are read ahead,
     /// unless they have more than `room` bytes.
     pub fn expect(&self, room: u64) {
@@ -104,7 +109,7 @@ impl Ahead {
         let bytes = bytes.unwrap_or(0);
         let missed = self.missed.fetch_add(bytes, Relaxed).saturating_add(bytes);
         let is_worth_it = self.is_expected.load(Relaxed) || missed > total / SHARE;
-        is_worth_it && total <= self.room.load(Relaxed) && !self.is_running()
+        is_worth_it && total <= self.room() && !self.is_running()
     }
 
     /// True if files are being read ahead, in this process.

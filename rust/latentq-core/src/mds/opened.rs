@@ -44,7 +44,7 @@ pub struct Shards {
     resident: Option<Resident>,
     ahead: Ahead,
     /// The bytes of all files.
-    stored: u64,
+    pub stored: u64,
 }
 
 /// The state of a dataset that fits in memory as a whole.
@@ -155,6 +155,16 @@ impl Shards {
             false => self.ahead.is_running(),
         };
         is_running && self.ahead.wait()
+    }
+
+    /// The most bytes that may be read ahead.
+    pub fn room(&self) -> u64 {
+        self.ahead.room()
+    }
+
+    /// True if files are being read ahead.
+    pub fn is_reading_ahead(&self) -> bool {
+        self.ahead.is_running()
     }
 
     /// The files of the shards that are not in memory. Those that will stay there are kept at once.

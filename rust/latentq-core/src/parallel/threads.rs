@@ -80,6 +80,23 @@ impl Threads {
         Ok(Job { state, queue: Some((Arc::clone(&self.queue), job)), owner: self.owner })
     }
 
+    /// Submits a task that nobody waits for.
+    ///
+    /// # Errors
+    /// As [`Threads::start`].
+    pub fn post(&self, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        if self.owner != process::id() {
+            return Err(other_process());
+        }
+        self.begin()?;
+        let job = self.queue.next.fetch_add(1, Relaxed);
+        if let Some(tasks) = lock(&self.queue.tasks).as_mut() {
+            tasks.push_back((job, Box::new(work)));
+        }
+        self.queue.more.notify_one();
+        Ok(())
+    }
+
     /// Starts the threads that are not running yet.
     fn begin(&self) -> Result<()> {
         let mut handles = lock(&self.handles);
