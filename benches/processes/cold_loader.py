@@ -53,7 +53,7 @@ os._exit(0)
 def write(dataset: Path) -> None:
     rng = np.random.default_rng(0)
     columns = {"latent": RECIPE.columns["latent"].encoding, "label": "int"}
-    with mds.Writer(dataset, columns, size_limit=64 << 20) as writer:
+    with mds.Writer(dataset, columns, size_limit=16 << 20) as writer:
         for start in range(0, SAMPLES, 4096):
             codes = rng.integers(0, 256, (4096, *SHAPE), np.uint8)
             writer.write_batch({"latent": codes, "label": np.arange(start, start + 4096)})

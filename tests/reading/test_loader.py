@@ -61,7 +61,7 @@ class Numbers:
     def read_ahead(self, **_):
         pass
 
-    def files(self):
+    def files(self, _shuffle):
         return None
 
     def native_gatherer(self, **_):

@@ -94,12 +94,16 @@ class Reader:
             parts: The number of datasets that are read together, among which memory is divided.
         """
         if begin:
-            now = time.monotonic()
-            if now >= self._measured + _FRESH:
-                self._measured, self._room = now, _page_cache()
-            self._core.expect_all(self._room // parts)
+            self._core.expect_all(self.room() // parts)
         else:
             self._core.stop_ahead()
+
+    def room(self) -> int:
+        """Returns how many bytes of files may be read ahead."""
+        now = time.monotonic()
+        if now >= self._measured + _FRESH:
+            self._measured, self._room = now, _page_cache()
+        return self._room
 
     def __len__(self) -> int:
         return len(self._core)

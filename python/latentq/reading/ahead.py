@@ -18,10 +18,10 @@ _SAMPLES = 1 << 20  # of the steps ahead, at most
 
 
 class Files(Protocol):
-    """Caches of the files of samples: those of a loader's datasets that are remote."""
+    """The files of samples of a loader: downloaded, or read ahead as a whole, before they are needed."""
 
     def pin(self, indices: NDArray[np.int64], *, within: bool = False) -> Pinned | None:
-        """Keeps the files of some samples, and begins to download those that are missing.
+        """Keeps the files of some samples, and begins to download or read those that are missing.
 
         Args:
             indices: The indices of the samples.

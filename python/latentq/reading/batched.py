@@ -216,8 +216,13 @@ class BatchedDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError("shuffle='window' is for datasets in shards: shuffle=True shuffles this one as a whole")
         return []
 
-    def files(self) -> Files | None:
-        """Returns what keeps the files of samples while they are read; None if all files are there."""
+    def files(self, _shuffle: bool | Window = False, _parts: int = 1) -> Files | None:
+        """Returns what keeps the files of samples while they are read; None if they need not be kept.
+
+        Args:
+            _shuffle: The order in which they are read.
+            _parts: The number of datasets that are read together, among which memory is divided.
+        """
         return None
 
     def read_ahead(self, *, begin: bool, parts: int = 1) -> None:

@@ -31,6 +31,7 @@ from latentq.reading.layout import Layout
 from latentq.reading.protocol import Transform
 from latentq.reading.resident import ResidentDataset
 from latentq.reading.samples import Batch, Indices, checked_indices
+from latentq.reading.shard_files import ShardFiles
 from latentq.reading.windows import ShardRuns, Window
 from latentq.reading.workers import WorkerBatch
 from latentq.store.cache import Pins, ShardCache, is_remote
@@ -177,9 +178,30 @@ class LatentDataset(BatchedDataset):
         if self._shards is not None:
             self._shards.on_release = self._reader.core.close_shard
 
-    def files(self) -> Files | None:
-        """Returns what keeps the shards of samples while they are read; None if all are in the folder."""
-        return None if self._shards is None or self._shards.is_complete else _CachedFiles(self._shards)
+    def files(self, shuffle: bool | Window = False, parts: int = 1) -> Files | None:
+        """Returns what keeps the shards of samples while they are read; None if they need not be kept.
+
+        Those of a URL are downloaded; those of windows are read ahead if two windows, but not all shards, have room.
+
+        Args:
+            shuffle: The order in which they are read.
+            parts: The number of datasets that are read together, among which memory is divided.
+        """
+        if self._shards is not None:
+            return None if self._shards.is_complete else _CachedFiles(self._shards)
+        return self._window_files(shuffle, self._reader.room() // parts) if isinstance(shuffle, Window) else None
+
+    def _window_files(self, window: Window, room: int) -> ShardFiles | None:
+        shards = json.loads((self.path / INDEX).read_bytes())["shards"]
+        if any(shard["zip_data"] for shard in shards):
+            return None  # the reader decompresses a shard as a whole, and caches it
+        sizes = np.array([shard["raw_data"]["bytes"] for shard in shards], np.int64)
+        largest = int(np.sort(sizes)[-window.shards :].sum())
+        if 2 * largest > room or int(sizes.sum()) <= room:
+            return None
+        lengths = np.array([shard["samples"] for shard in shards], np.int64)
+        paths = [self.path / shard["raw_data"]["basename"] for shard in shards]
+        return ShardFiles(paths, sizes, np.cumsum(lengths) - lengths, room)
 
     def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or no longer will: see `mds.Reader.read_ahead`.
@@ -188,7 +210,7 @@ class LatentDataset(BatchedDataset):
             begin: False to end.
             parts: The number of datasets that are read together, among which memory is divided.
         """
-        if self.files() is None:  # shards that are being downloaded are in memory
+        if self._shards is None or self._shards.is_complete:  # shards that are being downloaded are in memory
             self._reader.read_ahead(begin=begin, parts=parts)
 
     @property

@@ -149,7 +149,7 @@ class LatentLoader(Steps):
         threads = Threads(self.threads)  # the core's, which start with their first task
         gatherers: dict[int, Gatherer | None] = {}
         prepared: deque[_Prepared] = deque()
-        files = self.source.files()
+        files = self.source.files(self.order.shuffle)
         ahead: list[Pinned] = []
         kept = with_files(asked_for(steps, self.source, threads), files, self._steps(epoch + 1, self._first), ahead)
         is_random = bool(self.order.shuffle)  # in order, the system reads ahead on its own

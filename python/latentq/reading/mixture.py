@@ -216,9 +216,14 @@ class LatentMixture(BatchedDataset):
                 runs[bucket][number] = mine[0]
         return runs
 
-    def files(self) -> Files | None:
-        """Returns what keeps the files of samples while they are read; None if all files are there."""
-        files = [dataset.files() for dataset in self.datasets]
+    def files(self, shuffle: bool | Window = False, parts: int = 1) -> Files | None:
+        """Returns what keeps the files of samples while they are read: see `LatentDataset.files`.
+
+        Args:
+            shuffle: The order in which they are read.
+            parts: The number of datasets that are read together, among which memory is divided.
+        """
+        files = [dataset.files(shuffle, parts * len(self.datasets)) for dataset in self.datasets]
         return _JointFiles(files, self._edges) if any(files) else None
 
 

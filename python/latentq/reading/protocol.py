@@ -31,8 +31,8 @@ class BatchSource(Protocol):
     def order(self, *, shuffle: bool | Window, seed: int) -> EpochOrder:
         """Returns the order of an epoch's samples."""
 
-    def files(self) -> Files | None:
-        """Returns what keeps the files of samples while they are read; None if all files are there."""
+    def files(self, shuffle: bool | Window = False, /) -> Files | None:
+        """Returns what keeps the files of samples read in an order; None if they need not be kept."""
 
     def read_ahead(self, *, begin: bool, parts: int = 1) -> None:
         """Announces that all samples will be read in any order, or that they no longer will."""

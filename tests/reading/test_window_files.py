@@ -1,0 +1,229 @@
+"""Windows of shards that are larger than memory together: the files of the next window are read during the current one."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from latentq import FormatError, LatentMixture, mds
+from latentq.benchmark.loading import CODES, LABELS, LOW, latent_dataset, write_numpy
+from latentq.reading.shard_files import ShardFiles
+from latentq.reading.windows import Window
+
+COUNT = 1280
+STEP = 24 / 255
+SHARD = 1 << 19
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A dataset of 5 MiB in 11 shards."""
+    folder = tmp_path_factory.mktemp("windows")
+    write_numpy(folder, COUNT)
+    columns = {"latent": "ndarray:uint8:4,32,32", "label": "int"}
+    for name, compression in (("mds", None), ("zipped", "zstd")):
+        with mds.Writer(folder / name, columns, size_limit=SHARD, compression=compression) as writer:
+            writer.write_batch({"latent": np.load(folder / CODES), "label": np.load(folder / LABELS)})
+    return folder
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Sets the memory for files, in shards."""
+
+    def room(shards):
+        monkeypatch.setattr("latentq.mds.reader._page_cache", lambda: shards * SHARD)
+
+    room(5)
+    return room
+
+
+def evict(folder):
+    for path in folder.glob("*.mds"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def is_resident(path):
+    """True if a file is in memory: always, if it is in a file system without a disk."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(size)], 0, os.RWF_NOWAIT) == size
+        except BlockingIOError:
+            return False
+
+
+def soon(condition):
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+def seen(batches, folder):
+    """Returns the labels of batches whose latents are right."""
+    labels = []
+    for batch in batches:
+        codes = np.load(folder / CODES, mmap_mode="r")[batch["label"].numpy()]
+        np.testing.assert_allclose(batch["latent"].numpy(), codes * STEP + LOW, atol=1e-5)
+        labels += batch["label"].tolist()
+    return labels
+
+
+def windows_of(labels, folder, shards):
+    """Returns the shards of each window of an epoch, as paths."""
+    reader = mds.Reader(folder)
+    order = list(dict.fromkeys(folder / reader.core.location(label, 0)[0] for label in labels))
+    return [order[start : start + shards] for start in range(0, len(order), shards)]
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_the_files_of_the_next_window_are_read_ahead_and_no_more_than_have_room(made, room, is_mixture):
+    def source():
+        dataset = latent_dataset(made)
+        return LatentMixture([dataset]) if is_mixture else dataset
+
+    order = seen(source().loader(16, shuffle="window", window=2, seed=3), made)
+    assert sorted(order) == list(range(COUNT))
+    windows = windows_of(order, made / "mds", 2)
+    evict(made / "mds")
+    has_disk = not is_resident(windows[-1][0])
+    batches = iter(source().loader(16, shuffle="window", window=2, seed=3))
+    assert seen([next(batches)], made) == order[:16]
+    assert soon(lambda: all(is_resident(path) for path in windows[0] + windows[1]))
+    time.sleep(0.05)
+    assert [is_resident(path) for path in windows[3]] == [not has_disk] * 2
+    assert order[:16] + seen(batches, made) == order
+
+
+def test_files_are_held_for_windows_only_that_fit_twice_in_memory_and_not_whole(made, room):
+    def holds(shuffle, parts=1):
+        return latent_dataset(made).files(shuffle, parts) is not None
+
+    assert holds(Window(2))
+    assert not holds(Window(3))
+    assert not holds(Window(2), parts=2)
+    assert not holds(shuffle=True)
+    assert not holds(shuffle=False)
+    room(11)
+    assert not holds(Window(2))
+
+
+def test_a_compressed_dataset_is_left_to_the_reader(made, room, tmp_path):
+    shutil.copytree(made / "zipped", tmp_path / "mds")
+    for name in (CODES, LABELS):
+        shutil.copy(made / name, tmp_path)
+    dataset = latent_dataset(tmp_path)
+    assert dataset.files(Window(2)) is None
+    assert sorted(seen(dataset.loader(64, shuffle="window", window=2), made)) == list(range(COUNT))
+
+
+def test_an_epoch_resumes_and_the_next_one_has_another_order(made, room):
+    loader = latent_dataset(made).loader(32, shuffle="window", window=2)
+    batches = iter(loader)
+    first = seen([next(batches) for _ in range(7)], made)
+    state = loader.state_dict()
+    other = latent_dataset(made).loader(32, shuffle="window", window=2)
+    other.load_state_dict(state)
+    rest = seen(other, made)
+    assert sorted(first + rest) == list(range(COUNT))
+    assert seen(batches, made) == rest
+    assert sorted(second := seen(loader, made)) == list(range(COUNT))
+    assert second != first + rest
+
+
+def test_a_shard_that_is_cut_off_or_gone_is_an_error_and_nothing_stays_held(made, room, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    dataset = latent_dataset(copy)
+    shards = sorted((copy / "mds").glob("*.mds"))
+    evict(copy / "mds")
+    os.truncate(shards[4], 2000)
+    with pytest.raises(FormatError, match=r"shard\.00004\.mds: at byte"):
+        seen(dataset.loader(64, shuffle="window", window=2), made)
+    shards[4].unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard\.00004\.mds"):
+        seen(latent_dataset(copy).loader(64, shuffle="window", window=2), made)
+    assert soon(lambda: "latentq-files" not in [thread.name for thread in threading.enumerate()])
+
+
+def shard_files(made, room):
+    paths = sorted((made / "mds").glob("*.mds"))
+    lengths = [shard.stat().st_size // 4104 for shard in paths]
+    return ShardFiles(paths, np.full(len(paths), 10), np.cumsum(lengths) - lengths, room), lengths
+
+
+def test_shards_are_counted_once_and_released_by_the_last_holder(made):
+    files, lengths = shard_files(made, 20)
+    first = files.pin(np.array([0, lengths[0]]))
+    again = files.pin(np.array([1]), within=True)
+    assert first is not None
+    assert again is not None
+    assert files.pin(np.array([COUNT - 1]), within=True) is None
+    assert soon(lambda: first.missing == 0)
+    first.wait()
+    first.release()
+    assert again.missing == 0
+    other = files.pin(np.array([COUNT - 1]), within=True)
+    assert other is not None
+    assert files.pin(np.array([COUNT // 2]), within=True) is None
+    again.release()
+    more = files.pin(np.array([0]), within=True)
+    assert more is not None
+    assert soon(lambda: other.missing == more.missing == 0)
+    beyond = files.pin(np.arange(COUNT))  # what is needed now is held even without room
+    assert beyond is not None
+    assert soon(lambda: beyond.missing == 0)
+
+
+def test_waiting_for_a_file_ends(made, tmp_path):
+    os.mkfifo(tmp_path / "fifo")  # opening it waits for a writer
+    files = ShardFiles([tmp_path / "fifo"], np.array([1]), np.array([0]), 10)
+    held = files.pin(np.array([0]))
+    assert held is not None
+    begun = time.monotonic()
+    held.wait()
+    held.wait()
+    assert held.missing == 1
+    assert time.monotonic() - begun < 10
+    held.release()
+    with (tmp_path / "fifo").open("wb"):
+        pass
+
+
+def test_the_process_ends_while_files_are_read(made):
+    code = """
+import sys
+from pathlib import Path
+import latentq.mds.reader
+from latentq.benchmark.loading import latent_dataset
+latentq.mds.reader._page_cache = lambda: 5 << 19
+batches = iter(latent_dataset(Path(sys.argv[1])).loader(8, shuffle="window", window=2))
+print(len(next(batches)["label"]))
+"""
+    evict(made / "mds")
+    done = subprocess.run([sys.executable, "-c", code, made], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+
+
+def test_a_forked_child_reads_its_own_windows(made, room):
+    dataset = latent_dataset(made)
+    evict(made / "mds")
+    batches = iter(dataset.loader(16, shuffle="window", window=2))
+    start = seen([next(batches)], made)
+    pid = os.fork()
+    if pid == 0:
+        complete = False
+        try:
+            complete = sorted(seen(dataset.loader(64, shuffle="window", window=2), made)) == list(range(COUNT))
+        finally:
+            os._exit(0 if complete else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert sorted(start + seen(batches, made)) == list(range(COUNT))
