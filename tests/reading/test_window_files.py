@@ -1,4 +1,4 @@
-"""Windows of shards that are larger than memory together: the files of the next window are read during the current one."""
+"""Windows of shards of a dataset larger than memory: the files of the next window are read during the current one."""
 
 import os
 import shutil
@@ -77,10 +77,14 @@ def seen(batches, folder):
     return labels
 
 
+def location(folder, label):
+    """Returns the shard of a sample; they are stored in the order of their labels."""
+    return folder / "mds" / mds.Reader(folder / "mds").core.location(label, 0)[0]
+
+
 def windows_of(labels, folder, shards):
     """Returns the shards of each window of an epoch, as paths."""
-    reader = mds.Reader(folder)
-    order = list(dict.fromkeys(folder / reader.core.location(label, 0)[0] for label in labels))
+    order = list(dict.fromkeys(location(folder, label) for label in labels))
     return [order[start : start + shards] for start in range(0, len(order), shards)]
 
 
@@ -92,7 +96,7 @@ def test_the_files_of_the_next_window_are_read_ahead_and_no_more_than_have_room(
 
     order = seen(source().loader(16, shuffle="window", window=2, seed=3), made)
     assert sorted(order) == list(range(COUNT))
-    windows = windows_of(order, made / "mds", 2)
+    windows = windows_of(order, made, 2)
     evict(made / "mds")
     has_disk = not is_resident(windows[-1][0])
     batches = iter(source().loader(16, shuffle="window", window=2, seed=3))
@@ -100,7 +104,14 @@ def test_the_files_of_the_next_window_are_read_ahead_and_no_more_than_have_room(
     assert soon(lambda: all(is_resident(path) for path in windows[0] + windows[1]))
     time.sleep(0.05)
     assert [is_resident(path) for path in windows[3]] == [not has_disk] * 2
-    assert order[:16] + seen(batches, made) == order
+    middle = order.index(next(label for label in order if location(made, label) in windows[2])) + 64
+    labels = order[:16]
+    while len(labels) < middle:
+        labels += seen([next(batches)], made)
+    # The first window has left memory, and the fourth one is there.
+    assert soon(lambda: [is_resident(path) for path in windows[0]] == [not has_disk] * 2)
+    assert soon(lambda: all(is_resident(path) for path in windows[3]))
+    assert labels + seen(batches, made) == order
 
 
 def test_files_are_held_for_windows_only_that_fit_twice_in_memory_and_not_whole(made, room):

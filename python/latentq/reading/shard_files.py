@@ -1,11 +1,13 @@
 """Reading whole shards of a folder ahead, for an order within windows of shards.
 
 A file is read as a whole in a fraction of the time of its samples one by one, and all samples of a window's shards come
-before those of the next window. So the files of the next window are read during the current one.
+before those of the next window. So the files of the next window are read during the current one. Those of the last one
+leave memory then: the system would rather keep them, since they were used, and drop what was read ahead.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -38,8 +40,8 @@ class ShardFiles:
         self._holders = np.zeros(len(paths), np.int64)
         self._is_there = np.zeros(len(paths), bool)  # True for those that are held and were read
         self._bytes = 0  # of the shards that are held
-        self._coming: deque[int] = deque()  # to be read, if they are still held
-        self._is_running = False  # True if there is a thread, which ends when nothing is to be read
+        self._coming: deque[int] = deque()  # to be read, or to leave memory if nobody holds them
+        self._is_running = False  # True if there is a thread, which ends when nothing is left to do
         self._changed = threading.Condition()
         self._patient_until = time.monotonic() + _PATIENCE
 
@@ -53,11 +55,7 @@ class ShardFiles:
                 return None
             self._holders[numbers] += 1
             self._bytes += size
-            self._coming.extend(new.tolist())
-            if len(new) and not self._is_running:
-                # A daemon: the interpreter does not wait for it at its end.
-                threading.Thread(target=self._read, name="latentq-files", daemon=True).start()
-                self._is_running = True
+            self._work(new)
         return HeldFiles(self, numbers)
 
     def release(self, numbers: NDArray[np.int64]) -> None:
@@ -67,6 +65,7 @@ class ShardFiles:
             left = numbers[self._holders[numbers] == 0]
             self._is_there[left] = False
             self._bytes -= int(self._sizes[left].sum())
+            self._work(left)
 
     def missing(self, numbers: NDArray[np.int64]) -> int:
         """Returns how many of some shards that are held were not read yet."""
@@ -79,19 +78,27 @@ class ShardFiles:
                 patience = max(self._patient_until - time.monotonic(), _PAUSE)
                 self._changed.wait_for(lambda: not self.missing(numbers), patience)
 
-    def _read(self) -> None:
+    def _work(self, numbers: NDArray[np.int64]) -> None:
+        """Has the thread read some shards, or drop those that nobody holds by then. Needs the lock."""
+        self._coming.extend(numbers.tolist())
+        if self._coming and not self._is_running:
+            # A daemon: the interpreter does not wait for it at its end.
+            threading.Thread(target=self._run, name="latentq-files", daemon=True).start()
+            self._is_running = True
+
+    def _run(self) -> None:
+        piece = bytearray(_PIECE)
         while True:
             with self._changed:
-                while self._coming and not self._holders[self._coming[0]]:
-                    self._coming.popleft()
                 if not self._coming:
                     self._is_running = False
                     return
                 number = self._coming.popleft()
-            piece = bytearray(_PIECE)
             with suppress(OSError), self._paths[number].open("rb", buffering=0) as file:
                 while self._holders[number] and file.readinto(piece):
                     pass
+                if not self._holders[number] and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             with self._changed:
                 self._is_there[number] = self._holders[number] > 0
                 self._changed.notify_all()
