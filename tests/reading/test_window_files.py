@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from latentq import FormatError, LatentMixture, mds
+from latentq import FormatError, LatentDataset, LatentMixture, mds
 from latentq.benchmark.loading import CODES, LABELS, LOW, latent_dataset, write_numpy
 from latentq.reading.shard_files import ShardFiles
 from latentq.reading.windows import Window
+from support.bucket_making import SHAPES, make_buckets
 
 COUNT = 1280
 STEP = 24 / 255
@@ -125,6 +126,19 @@ def test_files_are_held_for_windows_only_that_fit_twice_in_memory_and_not_whole(
     assert not holds(shuffle=False)
     room(11)
     assert not holds(Window(2))
+
+
+def test_with_buckets_each_has_a_window(tmp_path, monkeypatch):
+    made = make_buckets(tmp_path / "buckets", units=((0, 20, 20, 20),), size_limit=400)
+    sizes = sorted(path.stat().st_size for path in made.path.rglob("*.mds"))
+    needed = 2 * sum(sizes[-len(SHAPES) :])
+    assert needed < sum(sizes)
+    for room, is_held in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr("latentq.mds.reader._page_cache", lambda room=room: room)
+        dataset = LatentDataset(made.path)
+        assert (dataset.files(Window(1)) is not None) == is_held
+        keys = [key for batch in dataset.loader(7, shuffle="window", window=1) for key in batch["key"]]
+        assert sorted(keys) == sorted(dataset[i]["key"] for i in range(len(made)))
 
 
 def test_a_compressed_dataset_is_left_to_the_reader(made, room, tmp_path):

@@ -196,7 +196,7 @@ class LatentDataset(BatchedDataset):
         if any(shard["zip_data"] for shard in shards):
             return None  # the reader decompresses a shard as a whole, and caches it
         sizes = np.array([shard["raw_data"]["bytes"] for shard in shards], np.int64)
-        largest = int(np.sort(sizes)[-window.shards :].sum())
+        largest = int(np.sort(sizes)[-window.shards * self._table.count :].sum())  # each bucket has a window
         if 2 * largest > room or int(sizes.sum()) <= room:
             return None
         lengths = np.array([shard["samples"] for shard in shards], np.int64)
