@@ -281,9 +281,7 @@ impl Plan {
     ) -> PyResult<Self> {
         let reader = samples.cast::<MdsReader>().ok();
         let given = given.as_array();
-        let mut indices = Vec::new();
-        let no_memory = |_| PyMemoryError::new_err("not enough memory for the indices");
-        indices.try_reserve_exact(given.len()).map_err(no_memory)?;
+        let mut indices = room_for(given.len())?;
         for index in given {
             indices.push(match &reader {
                 Some(reader) => reader.get().resolve(*index)?,
