@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from latentq.benchmark.loading import latent_dataset, write_numpy
 from latentq.reading import buffers
-from latentq.reading.buffers import RecycledMemory, private, shareable
+from latentq.reading.buffers import CACHE_LINE, RecycledMemory, private, shareable
 from latentq.system.arrays import LARGE
 
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16, torch.int64]
@@ -35,6 +35,7 @@ def test_living_tensors_share_no_memory(steps):
         for number, (size, dtype, dropped) in enumerate(steps):
             tensor = allocate((size,), dtype)
             assert (tensor.shape, tensor.dtype) == ((size,), dtype)
+            assert tensor.data_ptr() % CACHE_LINE == 0
             tensor.fill_(number)
             alive.append((tensor, number))
             del tensor
