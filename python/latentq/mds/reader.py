@@ -168,12 +168,15 @@ class Reader:
         """
         positions = _index_array(indices)
         if isinstance(column, str):
-            if out is None:
-                number, fixed = self.resolve_column(column)
-                if fixed is not None:  # in one call: in Python, a few steps take as long as a few samples
-                    dtype, shape = fixed
-                    return _core.gather_array(self._core, positions, number, shape, dtype)
-            return self._gather(positions, [column], [out])[0]
+            number, fixed = self.resolve_column(column)
+            if out is not None:
+                _check_out(out, len(positions))
+                _core.gather_now(self._core, positions, (number,), (out,))
+                return out
+            if fixed is not None:  # in one call: in Python, a few steps take as long as a few samples
+                dtype, shape = fixed
+                return _core.gather_array(self._core, positions, number, shape, dtype)
+            return self._gather(positions, [column], [None])[0]
         names, outs = list(column), {} if out is None else out
         if not isinstance(outs, Mapping):
             raise ValueError("with several columns, out must be a dict of arrays by column")
@@ -220,9 +223,7 @@ class Reader:
         for name, out in zip(names, outs, strict=True):
             _, fixed = self.resolve_column(name)
             if out is not None:
-                fits = isinstance(out, np.ndarray) and out.dtype == _UINT8 and out.ndim == 2 and len(out) == n
-                if not fits or not out.flags.c_contiguous or not out.flags.writeable:
-                    raise ValueError(f"out must be a C-contiguous, writable uint8 array of shape ({n}, k)")
+                _check_out(out, n)
                 arrays.append(out)
             elif fixed is not None:
                 dtype, shape = fixed
@@ -275,6 +276,13 @@ def _unpickled(path: str, cache_bytes: int, index_hash: int) -> Reader:
     if reader._core.index_hash != index_hash:
         raise MismatchError(f"{path} has another index than when it was opened, after an update perhaps: open it again")
     return reader
+
+
+def _check_out(out: Any, n: int) -> None:
+    """Raises ValueError unless `out` can receive `n` values."""
+    fits = isinstance(out, np.ndarray) and out.dtype == _UINT8 and out.ndim == 2 and len(out) == n
+    if not fits or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out must be a C-contiguous, writable uint8 array of shape ({n}, k)")
 
 
 def _index_array(indices: ArrayLike) -> NDArray[np.int64]:

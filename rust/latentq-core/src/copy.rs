@@ -1,4 +1,5 @@
 //! Copies of values that lie anywhere in memory.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // elsewhere they are plain copies
 
 use crate::isa::{self, Level};
 use crate::memory::prefetch;
@@ -83,42 +84,65 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     #[allow(unsafe_code)]
     pub fn copy<const PAST_CACHES: bool>(value: &[u8], coming: &[u8], out: &mut [u8]) {
-        assert_eq!(value.len(), out.len());
         // Non-temporal stores are for whole lines.
         let start = if PAST_CACHES { out.as_ptr().align_offset(LINE).min(out.len()) } else { 0 };
-        out[..start].copy_from_slice(&value[..start]);
-        let end = start + (out.len() - start) / (LINES * LINE) * (LINES * LINE);
-        let (from, to, later) = (value.as_ptr(), out.as_mut_ptr(), coming.as_ptr());
-        for at in (start..end).step_by(LINES * LINE) {
-            if at < coming.len() {
-                for line in 0..LINES {
-                    _mm_prefetch::<_MM_HINT_T0>(later.wrapping_add(at + line * LINE).cast());
-                }
-            }
+        let (value_start, value) = value.split_at(start);
+        let (out_start, out) = out.split_at_mut(start);
+        out_start.copy_from_slice(value_start);
+        let (rounds, value_lines) = value.as_chunks::<{ LINES * LINE }>();
+        let (out_rounds, out_lines) = out.as_chunks_mut::<{ LINES * LINE }>();
+        let mut later = coming.chunks(LINES * LINE);
+        for (from, to) in rounds.iter().zip(out_rounds) {
+            later.next().into_iter().for_each(prefetch_lines);
             for line in 0..LINES {
-                let at = at + line * LINE;
-                // SAFETY: a line at `at` is in `value`, and in `out`, where it is aligned if `PAST_CACHES`.
-                unsafe {
-                    // Two halves: the compiler takes a loop with one store for a `memcpy`, and no longer takes turns.
-                    let halves =
-                        (_mm256_loadu_si256(from.add(at).cast()), _mm256_loadu_si256(from.add(at + 32).cast()));
-                    if PAST_CACHES {
-                        _mm256_stream_si256(to.add(at).cast(), halves.0);
-                        _mm256_stream_si256(to.add(at + 32).cast(), halves.1);
-                    } else {
-                        _mm256_storeu_si256(to.add(at).cast(), halves.0);
-                        _mm256_storeu_si256(to.add(at + 32).cast(), halves.1);
-                    }
-                }
+                // SAFETY: there are as many lines; they are aligned in `out` if `PAST_CACHES`.
+                unsafe { copy_line::<PAST_CACHES>(from.as_ptr().add(line * LINE), to.as_mut_ptr().add(line * LINE)) };
             }
         }
-        out[end..].copy_from_slice(&value[end..]);
-        // What is left of `coming`, and its last line, if it begins inside a line.
-        for line in coming.get(end..).unwrap_or_default().chunks(LINE) {
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+        let (lines, value_end) = value_lines.as_chunks::<LINE>();
+        let (out_lines, out_end) = out_lines.as_chunks_mut::<LINE>();
+        for (from, to) in lines.iter().zip(out_lines) {
+            // SAFETY: as above.
+            unsafe { copy_line::<PAST_CACHES>(from.as_ptr(), to.as_mut_ptr()) };
         }
+        out_end.copy_from_slice(value_end);
+        // What is left of `coming`, and its last line, if it begins inside a line.
+        later.for_each(prefetch_lines);
         if let Some(last) = coming.last() {
             _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(last).cast());
+        }
+    }
+
+    /// Prefetches a round's lines. The last round may have fewer; lines after it are prefetched for nothing.
+    #[inline(always)]
+    fn prefetch_lines(lines: &[u8]) {
+        for line in 0..LINES {
+            // SAFETY: every x86-64 processor has the instruction, a hint for any address.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(lines.as_ptr().wrapping_add(line * LINE).cast());
+            }
+        }
+    }
+
+    /// Copies a line by halves: the compiler takes a loop with one store for a `memcpy`, and no longer takes turns.
+    ///
+    /// # Safety
+    /// Both are lines, and `to` is aligned if `PAST_CACHES`.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    #[allow(unsafe_code)]
+    unsafe fn copy_line<const PAST_CACHES: bool>(from: *const u8, to: *mut u8) {
+        // SAFETY: by the contract.
+        unsafe {
+            let (low, high) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(LINE / 2).cast()));
+            if PAST_CACHES {
+                _mm256_stream_si256(to.cast(), low);
+                _mm256_stream_si256(to.add(LINE / 2).cast(), high);
+            } else {
+                _mm256_storeu_si256(to.cast(), low);
+                _mm256_storeu_si256(to.add(LINE / 2).cast(), high);
+            }
         }
     }
 }
