@@ -23,6 +23,19 @@ def test_resizes_equal_pillows(filter: Any) -> None:
         np.testing.assert_array_equal(image.resize(pixels, height, width, filter=filter), expected)
 
 
+# Both sides of the sizes whose memory is recycled, 128 KiB and 4 MiB.
+@pytest.mark.parametrize("side", [209, 210, 1182, 1183])
+def test_results_share_no_memory_while_they_are_held(side: int) -> None:
+    pictures = [noise(50, 40 + index) for index in range(4)]
+    expected = [np.asarray(Image.fromarray(pixels).resize((side, side), FILTERS["bicubic"])) for pixels in pictures]
+    for _ in range(2):  # the second time in the memory of the first
+        results = [image.resize(pixels, side, side) for pixels in pictures]
+        np.testing.assert_array_equal(results, expected)
+        assert all(result.flags.writeable and result.flags.c_contiguous for result in results)
+        results[0][...] = 7
+        np.testing.assert_array_equal(results[1:], expected[1:])
+
+
 # 20,000 examples were run once.
 @settings(max_examples=int(os.environ.get("LATENTQ_RESIZES", "5000")), deadline=None)
 @given(

@@ -8,7 +8,8 @@ use latentq_core::image::{self, Alpha, Crop, DecodeOptions, Encoded, Filter, Fit
 use latentq_core::mds::content_hash;
 use latentq_core::parallel::Job;
 use numpy::{
-    PyArray1, PyArray3, PyArrayMethods, PyReadonlyArray3, PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods,
+    PyArray1, PyArray3, PyArrayDescr, PyArrayMethods, PyReadonlyArray3, PyReadwriteArray1, PyReadwriteArray2,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -17,6 +18,7 @@ use pyo3::types::PyDict;
 
 use crate::batch::{SIGNAL_INTERVAL, Threads};
 use crate::error::to_py;
+use crate::recycled;
 
 /// An encoded image: its bytes or its path, tried in this order, so that bytes are never mistaken for a path.
 #[derive(FromPyObject)]
@@ -104,8 +106,19 @@ fn choice<T: Copy>(options: &Bound<'_, PyDict>, name: &str, choices: &[(&str, T)
     })
 }
 
+/// Bytes of an image that is copied to recycled memory. While a program holds many such images, the C library takes new pages
+/// from the system for each, and those take ten times as long as the copy. A larger image lies in new pages before it is copied.
+const COPIED: std::ops::RangeInclusive<usize> = 128 << 10..=4 << 20;
+
 fn to_array(py: Python<'_>, image: Image) -> PyResult<Bound<'_, PyArray3<u8>>> {
-    PyArray1::from_vec(py, image.pixels).reshape([image.height, image.width, 3])
+    let shape = [image.height, image.width, 3];
+    if !COPIED.contains(&image.pixels.len()) {
+        return PyArray1::from_vec(py, image.pixels).reshape(shape);
+    }
+    let array = recycled::array_from(py, shape.into(), &PyArrayDescr::of::<u8>(py), *COPIED.start())?
+        .cast_into::<PyArray3<u8>>()?;
+    array.try_readwrite()?.as_slice_mut()?.copy_from_slice(&image.pixels);
+    Ok(array)
 }
 
 /// Calls `work` on the pixels without the GIL.

@@ -102,23 +102,32 @@ const LARGE: usize = 1 << 20;
 
 /// A new array whose contents are arbitrary. Memory of a large one is kept for the next one when it is freed.
 #[pyfunction]
-#[allow(unsafe_code)]
 pub fn new_array<'py>(
     py: Python<'py>,
     shape: Vec<usize>,
     dtype: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    array_from(py, shape, &PyArrayDescr::new(py, dtype)?, LARGE)
+}
+
+/// [`new_array`] that takes recycled memory from `large` bytes on.
+#[allow(unsafe_code)]
+pub fn array_from<'py>(
+    py: Python<'py>,
+    shape: Vec<usize>,
+    dtype: &Bound<'py, PyArrayDescr>,
+    large: usize,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     static API: PyOnceLock<Api> = PyOnceLock::new();
     let mut dims = Vec::with_capacity(shape.len());
     for dim in &shape {
         dims.push(npy_intp::try_from(*dim).map_err(|_| PyValueError::new_err("a dimension is too large"))?);
     }
-    let dtype = PyArrayDescr::new(py, dtype)?;
     if dtype.has_object() {
         return Err(PyValueError::new_err("an array of objects cannot be recycled"));
     }
     let len = shape.iter().try_fold(dtype.itemsize(), |len, dim| len.checked_mul(*dim));
-    let is_large = len.is_none_or(|len| len >= LARGE);
+    let is_large = len.is_none_or(|len| len >= large);
     // SAFETY: `PyArray_Empty` reads as many dimensions and takes the reference to the dtype; it returns a new reference, or null
     // with an exception set.
     let mut empty = || unsafe {
