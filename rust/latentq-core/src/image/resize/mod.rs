@@ -20,6 +20,7 @@ pub use weights::Filter;
 use weights::{Axis, GROUP, Weights};
 
 use super::pixels::{Image, View, check_room};
+use crate::memory::advise_huge;
 use crate::{Error, Result};
 
 /// Maximum number of pixels in a result (12 GiB).
@@ -37,6 +38,9 @@ pub struct Window {
     /// Number of rows.
     pub height: usize,
 }
+
+/// Results of at least this size ask for huge pages.
+const HUGE: usize = 4 << 20;
 
 /// Rows that are taken before the result grows. They are to stay in the first cache until it does.
 const PIECE: usize = 2 * GROUP;
@@ -122,7 +126,10 @@ impl Resizer {
         let taken = Rows { width, ..Rows::default() };
         let padding = columns.as_ref().map_or(0, Horizontal::padding);
         let low = Rows { width, padding, ..Rows::default() };
-        let (first, done) = (used_rows.start, Vec::with_capacity(3 * pixels));
+        let (first, mut done) = (used_rows.start, Vec::with_capacity(3 * pixels));
+        if 3 * pixels >= HUGE {
+            advise_huge(done.spare_capacity_mut());
+        }
         Ok(Self { columns, rows, vertical_first, window, isa, used_columns, used_rows, taken, first, low, done })
     }
 
