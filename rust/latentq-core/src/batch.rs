@@ -14,20 +14,20 @@ pub type Visit<'a> = dyn FnMut(usize, usize, &[u8], &[u8]) -> Result<()> + 'a;
 
 /// A random-access collection of samples.
 pub trait Samples {
-    /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`, in any order. `slot` and
-    /// `column` are positions in these two lists.
+    /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`, in any order, if `by_slot`
+    /// best in that of `indices`. `slot` and `column` are positions in these two lists.
     ///
     /// # Errors
     /// An argument error for a sample or column that does not exist, an I/O or format error, and any error of `visit`.
-    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()>;
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], by_slot: bool, visit: &mut Visit<'_>) -> Result<()>;
 
     /// Says where a value is, for messages.
     fn place(&self, index: u64, column: usize) -> String;
 }
 
 impl Samples for Reader {
-    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
-        Reader::for_each_value(self, indices, columns, visit)
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], by_slot: bool, visit: &mut Visit<'_>) -> Result<()> {
+        Reader::for_each_value(self, indices, columns, by_slot, visit)
     }
 
     fn place(&self, index: u64, column: usize) -> String {
@@ -49,7 +49,7 @@ impl Tables<'_> {
 }
 
 impl Samples for Tables<'_> {
-    fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
+    fn for_each_value(&self, indices: &[u64], columns: &[usize], _: bool, visit: &mut Visit<'_>) -> Result<()> {
         for (slot, index) in indices.iter().enumerate() {
             for (at, column) in columns.iter().enumerate() {
                 let value = self.value(*index, *column)?;
@@ -118,7 +118,9 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
     }
     let mut waiting: Vec<Waiting> = sinks.iter().map(|_| Waiting::default()).collect();
     let mut copier = Copier::best();
-    samples.for_each_value(indices, columns, &mut |slot, column, value, coming| match &mut sinks[column] {
+    // Plain copies gain nothing from the order of the outputs, which takes a second sort.
+    let by_slot = sinks.iter().any(|sink| matches!(sink, Sink::Dequantized(..)));
+    samples.for_each_value(indices, columns, by_slot, &mut |slot, column, value, coming| match &mut sinks[column] {
         Sink::Fixed(size, out) if *size == value.len() => {
             copier.copy(value, coming, out, slot);
             Ok(())
@@ -302,7 +304,7 @@ mod tests {
     struct Each<'a>(Vec<&'a [u8]>);
 
     impl Samples for Each<'_> {
-        fn for_each_value(&self, indices: &[u64], columns: &[usize], visit: &mut Visit<'_>) -> Result<()> {
+        fn for_each_value(&self, indices: &[u64], columns: &[usize], _: bool, visit: &mut Visit<'_>) -> Result<()> {
             indices
                 .iter()
                 .enumerate()

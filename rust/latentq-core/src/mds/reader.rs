@@ -320,7 +320,7 @@ impl Reader {
 
     /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`; `slot` and `column` are
     /// positions in these two lists. Samples are visited shard by shard, each with all its columns: in storage order or, if
-    /// the shard is in memory, in that of `indices`.
+    /// the shard is in memory and `by_slot`, in that of `indices`.
     ///
     /// `value` is valid until `visit` returns. It is not copied if its shard is in memory. `coming` is a value of that column
     /// that will be visited soon, or empty.
@@ -331,6 +331,7 @@ impl Reader {
         &self,
         indices: &[u64],
         columns: &[usize],
+        by_slot: bool,
         mut visit: impl FnMut(usize, usize, &[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
         if columns.iter().any(|column| *column >= self.schema().columns.len()) {
@@ -339,7 +340,7 @@ impl Reader {
                 self.schema().columns.len()
             )));
         }
-        let order = self.visiting_order(indices)?;
+        let order = self.visiting_order(indices, by_slot)?;
         let mut scratch = Scratch::default();
         let mut wanted: Option<Wanted> = None;
         let mut coming = Coming { reader: self, samples: &order, columns, is_asked: order.len() < 2 };
@@ -384,13 +385,13 @@ impl Reader {
     }
 
     /// The samples, with their positions in `indices`, in the order in which they are visited.
-    fn visiting_order(&self, indices: &[u64]) -> Result<Vec<(u64, usize)>> {
+    fn visiting_order(&self, indices: &[u64], by_slot: bool) -> Result<Vec<(u64, usize)>> {
         // Go shard by shard, so that each is opened (and decompressed) once, and read in storage order.
         let mut order: Vec<(u64, usize)> = with_room(indices.len())?;
         order.extend(indices.iter().copied().zip(0..));
         order.sort_unstable_by_key(|(index, _)| *index);
-        // Memory is read as fast in any order, and outputs are written faster one after the other.
-        let mut left = &mut order[..];
+        // Memory is read as fast in any order, and decoded values are written faster one after the other.
+        let mut left = if by_slot { &mut order[..] } else { &mut [] };
         while let [(first, _), _, ..] = left {
             let (number, _) = self.locate(*first)?;
             let (run, rest) = left.split_at_mut(self.run(number, left).len());
