@@ -11,6 +11,7 @@ compile_error!("shards are read and written in native byte order, which must be 
 
 mod ahead;
 mod cache;
+mod columns;
 mod compress;
 mod encoding;
 mod file;

@@ -76,7 +76,7 @@ pub const GROUP: usize = 4;
 pub struct Axis {
     filter: Filter,
     inputs: Vec<Inputs>,
-    /// What the distance of an input is multiplied by for the filter.
+    /// The factor from the distance of an input to the argument of the filter.
     inverse: f64,
     /// Number of weights that each output has room for.
     taps: usize,

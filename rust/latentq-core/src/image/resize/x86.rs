@@ -169,7 +169,7 @@ impl Pairs {
             for (row, pixels) in numbers.into_iter().zip(pixels) {
                 let out = &mut out[row * width..][..width][index * 3 * BLOCK..];
                 if let Some(out) = out.first_chunk_mut::<16>() {
-                    // What is too much is overwritten by the next block.
+                    // The next block overwrites the last four bytes.
                     store!(_mm_storeu_si128, out, 0, 16, pixels);
                 } else {
                     let mut bytes = [0; 16];
