@@ -1,6 +1,9 @@
 """LatentMixture: exact shares, one order, and no mixing of datasets that differ."""
 
+import re
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from latentq import LatentDataset, LatentMixture, MismatchError
+from latentq import LatentDataset, LatentMixture, MismatchError, Quantizer, mds
 from support.making import make_dataset
 
 
@@ -117,3 +120,24 @@ def test_weights_may_be_arrays_and_datasets_an_iterator(parts):
     assert _mixture(parts, np.array([1, 2, 3], np.float32)).shares == expected
     assert _mixture(parts, torch.tensor([1.0, 2.0, 3.0])).shares == expected
     assert len(LatentMixture(LatentDataset(part.path) for part in parts)) == 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_program_keeps_of_each_step_costs_only_its_own_memory(tmp_path):
+    quantizer = Quantizer.uniform(-12.0, 12.0, channels=4)
+    for name, count in (("first", 1000), ("second", 600)):
+        with mds.Writer(tmp_path / name, {"latent": "ndarray:uint8:4,32,32"}, sync=False) as writer:
+            writer.write_batch({"latent": np.zeros((count, 4, 32, 32), np.uint8)})
+    parts = [LatentDataset(tmp_path / name, quantizer=quantizer) for name in ("first", "second")]
+    loader = LatentMixture(parts).loader(256, shuffle=True)
+    kept, before = [], 0
+    for epoch in range(60):
+        kept += [torch.zeros(1) for _ in loader]
+        if epoch == 5:  # shards are cached, and memory is recycled
+            before = _own_bytes()
+    assert _own_bytes() - before < 32 << 20  # 380 steps
+
+
+def _own_bytes():
+    """The memory that only this process has."""
+    return int(re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) << 10

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from latentq.system.arrays import LARGE, new_array
+from latentq.system.arrays import new_array
 
 # Allocates an uninitialized CPU tensor of a shape and dtype.
 Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
@@ -46,8 +46,12 @@ def shared_storage(nbytes: int) -> torch.UntypedStorage:
 
 
 def private(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Allocates memory that only this process sees: recycled, where it is large and its pages would be new."""
-    if dtype not in _NUMPY or prod(shape) * dtype.itemsize < LARGE:
+    """Allocates memory that only this process sees: recycled, where it is large and its pages would be new.
+
+    NumPy's, since torch aligns its own: before glibc 2.38, an aligned block finds no room where one of nearly the same
+    size was freed once anything small was allocated in between, so that each kept loss cost as much memory as a batch.
+    """
+    if dtype not in _NUMPY:
         return torch.empty(shape, dtype=dtype, device=_CPU)
     tensor = torch.from_numpy(new_array(tuple(shape), _NUMPY[dtype]))
     return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
@@ -115,7 +119,7 @@ class RecycledMemory:
         """Allocates a tensor, reusing free memory if there is enough in one piece."""
         nbytes = prod(shape) * dtype.itemsize
         if nbytes < _SMALL:
-            return torch.empty(shape, dtype=dtype, device=_CPU)
+            return private(shape, dtype)
         memory = self._reused(_size_class(nbytes))
         # Only the tensor and its views keep this array alive. The callback that runs when it is gone must be pure C:
         # a Ctrl-C during a Python callback would be lost. NumPy makes the view, since torch's would release the GIL
