@@ -1,7 +1,5 @@
 """Samples that are on the disk only: whole files are read ahead if they fit in memory, otherwise all of a batch."""
 
-import ctypes
-import mmap
 import multiprocessing
 import os
 import shutil
@@ -19,10 +17,10 @@ from torch.utils.data import DataLoader
 from latentq import FormatError, LatentMixture, mds
 from latentq._core import Threads
 from latentq.benchmark.loading import CODES, LABELS, LOW, latent_dataset, write_numpy
+from support.page_cache import PAGE, evict, pages_in_memory, resident, soon
 
 COUNT = 1024
 STEP = 24 / 255
-PAGE = mmap.PAGESIZE
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +42,8 @@ def files(folder):
     return sorted(folder.glob("*.mds"))
 
 
-def evict(folder):
-    for path in files(folder):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def resident(folder):
-    """Returns the share of the pages of the shards that are in memory: 1 after `evict` if they have no disk."""
-    libc, pages = ctypes.CDLL(None, use_errno=True), []
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    for path in files(folder):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            start = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
-        flags = (ctypes.c_ubyte * -(-size // PAGE))()
-        assert libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), flags) == 0
-        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(size))
-        pages += [flag & 1 for flag in flags]
-    return sum(pages) / len(pages)
-
-
 def become_resident(folder):
-    deadline = time.monotonic() + 20
-    while resident(folder) < 1 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return resident(folder) == 1
+    return soon(lambda: resident(folder) == 1)
 
 
 def check(batch, folder):
@@ -110,22 +82,9 @@ def test_without_room_only_samples_are_read(made, monkeypatch, available):
     assert seen(dataset.loader(100, shuffle=True), made) == list(range(COUNT))
 
 
-def are_resident(folder, labels):
-    """Waits until the samples with some labels are in memory; they are stored in the order of the labels."""
-    reader = mds.Reader(folder)
-    for label in labels:
-        name, offset = reader.core.location(label, 0)
-        deadline = time.monotonic() + 20
-        with (folder / name).open("rb") as file:
-            while True:
-                try:
-                    if os.preadv(file.fileno(), [bytearray(4096)], offset, os.RWF_NOWAIT) == 4096:
-                        break
-                except BlockingIOError:
-                    pass
-                if time.monotonic() > deadline:
-                    return False
-    return True
+def is_in_memory(folder, place):
+    name, offset = place
+    return pages_in_memory(folder / name)[offset // PAGE]
 
 
 @pytest.mark.parametrize("is_mixture", [False, True])
@@ -134,6 +93,10 @@ def test_without_room_the_samples_of_the_next_steps_are_asked_for(made, monkeypa
     dataset = latent_dataset(made)
     source = LatentMixture([dataset]) if is_mixture else dataset
     order = [batch["label"].tolist() for batch in source.loader(16, shuffle=True, seed=5)]
+    locate = mds.Reader(
+        made / "mds"
+    ).core.location  # which reads a sample; they are stored in the order of their labels
+    coming = [locate(label, 0) for labels in order[3:9] for label in labels]
     evict(made / "mds")
     before = resident(made / "mds")
     dataset = latent_dataset(made)  # another one, which has not cached its shards
@@ -145,7 +108,7 @@ def test_without_room_the_samples_of_the_next_steps_are_asked_for(made, monkeypa
         check(batch, made)
         assert batch["label"].tolist() == expected
     assert source.samples_ahead == (89 if before < 1 else 0)
-    assert are_resident(made / "mds", [label for labels in order[3:9] for label in labels])
+    assert soon(lambda: all(is_in_memory(made / "mds", place) for place in coming))
     assert resident(made / "mds") <= max(0.8, before)
     assert len(seen(batches, made)) == COUNT - 3 * 16
 

@@ -1,20 +1,23 @@
 """Windows of shards of a dataset larger than memory: the files of the next window are read during the current one."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from functools import cache
 
 import numpy as np
 import pytest
 
 from latentq import FormatError, LatentDataset, LatentMixture, mds
 from latentq.benchmark.loading import CODES, LABELS, LOW, latent_dataset, write_numpy
-from latentq.reading.shard_files import ShardFiles
+from latentq.reading.shard_files import HeldFiles, ShardFiles
 from latentq.reading.windows import Window
 from support.bucket_making import SHAPES, make_buckets
+from support.page_cache import evict, is_resident, soon
 
 COUNT = 1280
 STEP = 24 / 255
@@ -44,30 +47,6 @@ def room(monkeypatch):
     return room
 
 
-def evict(folder):
-    for path in folder.glob("*.mds"):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def is_resident(path):
-    """True if a file is in memory: always, if it is in a file system without a disk."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        try:
-            return os.preadv(file.fileno(), [bytearray(size)], 0, os.RWF_NOWAIT) == size
-        except BlockingIOError:
-            return False
-
-
-def soon(condition):
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return condition()
-
-
 def seen(batches, folder):
     """Returns the labels of batches whose latents are right."""
     labels = []
@@ -78,13 +57,14 @@ def seen(batches, folder):
     return labels
 
 
+@cache
 def location(folder, label):
     """Returns the shard of a sample; they are stored in the order of their labels."""
     return folder / "mds" / mds.Reader(folder / "mds").core.location(label, 0)[0]
 
 
 def windows_of(labels, folder, shards):
-    """Returns the shards of each window of an epoch, as paths."""
+    """Returns the shards of each window of an epoch, as paths. It reads the samples."""
     order = list(dict.fromkeys(location(folder, label) for label in labels))
     return [order[start : start + shards] for start in range(0, len(order), shards)]
 
@@ -113,6 +93,66 @@ def test_the_files_of_the_next_window_are_read_ahead_and_no_more_than_have_room(
     assert soon(lambda: [is_resident(path) for path in windows[0]] == [not has_disk] * 2)
     assert soon(lambda: all(is_resident(path) for path in windows[3]))
     assert labels + seen(batches, made) == order
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_samples_whose_files_are_read_as_a_whole_are_waited_for_and_not_asked_for(made, room, monkeypatch, is_mixture):
+    asked, waited = [], []
+    wait = HeldFiles.wait
+    monkeypatch.setattr(LatentDataset, "samples_ahead", 1024)
+    monkeypatch.setattr(LatentDataset, "ask", lambda *_: asked.append(1))
+    monkeypatch.setattr(HeldFiles, "wait", lambda held: waited.append(held) or wait(held))
+    dataset = latent_dataset(made)
+    source = LatentMixture([dataset]) if is_mixture else dataset
+    assert sorted(seen(source.loader(64, shuffle="window", window=2), made)) == list(range(COUNT))
+    assert len(waited) == COUNT // 64
+    assert not asked
+    assert sorted(seen(source.loader(64, shuffle=True), made)) == list(range(COUNT))
+    assert len(asked) == COUNT // 64
+
+
+def test_the_first_files_of_the_next_epoch_are_read_ahead_and_stay_in_memory(made, room):
+    def loader():
+        return latent_dataset(made).loader(16, shuffle="window", window=2, seed=3)
+
+    ordered = loader()
+    (last, *_), (first, *_) = (windows_of(seen(ordered, made), made, 2)[::step] for step in (-1, 1))
+    assert not set(first) & set(last)
+    evict(made / "mds")
+    batches = iter(loader())
+    labels = seen([next(batches) for _ in range(COUNT // 16 - 1)], made)
+    assert soon(lambda: all(is_resident(path) for path in first))
+    assert sorted(labels + seen(batches, made)) == list(range(COUNT))
+    assert soon(lambda: not is_reading())
+    assert all(is_resident(path) for path in first)
+
+
+def test_without_a_thread_samples_are_read_one_by_one(made, room, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("latentq.reading.shard_files.threading.Thread.start", refuse)
+    files, _ = shard_files(made, 20)
+    held = files.pin(np.array([0, COUNT - 1]))
+    assert held is not None
+    assert held.missing == 0
+    held.release()
+    assert sorted(seen(latent_dataset(made).loader(64, shuffle="window", window=2), made)) == list(range(COUNT))
+
+
+def test_an_index_need_not_say_that_shards_are_not_compressed(made, room, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    path = tmp_path / "copy/mds/index.json"
+    index = json.loads(path.read_bytes())
+    for shard in index["shards"]:
+        del shard["zip_data"]
+    path.write_text(json.dumps(index))
+    dataset = latent_dataset(tmp_path / "copy")
+    assert dataset.files(Window(2)) is not None
+
+
+def is_reading():
+    return "latentq-files" in [thread.name for thread in threading.enumerate()]
 
 
 def test_files_are_held_for_windows_only_that_fit_twice_in_memory_and_not_whole(made, room):
@@ -176,7 +216,7 @@ def test_a_shard_that_is_cut_off_or_gone_is_an_error_and_nothing_stays_held(made
     shards[4].unlink()
     with pytest.raises(FileNotFoundError, match=r"shard\.00004\.mds"):
         seen(latent_dataset(copy).loader(64, shuffle="window", window=2), made)
-    assert soon(lambda: "latentq-files" not in [thread.name for thread in threading.enumerate()])
+    assert soon(lambda: not is_reading())
 
 
 def shard_files(made, room):
@@ -195,11 +235,13 @@ def test_shards_are_counted_once_and_released_by_the_last_holder(made):
     assert soon(lambda: first.missing == 0)
     first.wait()
     first.release()
+    first.release()
     assert again.missing == 0
     other = files.pin(np.array([COUNT - 1]), within=True)
     assert other is not None
     assert files.pin(np.array([COUNT // 2]), within=True) is None
     again.release()
+    assert again.missing == 0
     more = files.pin(np.array([0]), within=True)
     assert more is not None
     assert soon(lambda: other.missing == more.missing == 0)
@@ -223,18 +265,23 @@ def test_waiting_for_a_file_ends(made, tmp_path):
         pass
 
 
-def test_the_process_ends_while_files_are_read(made):
+@pytest.mark.parametrize("pause", [0, 1], ids=["while files are read", "later"])
+def test_the_process_ends(made, pause):
     code = """
 import sys
+import time
 from pathlib import Path
 import latentq.mds.reader
 from latentq.benchmark.loading import latent_dataset
 latentq.mds.reader._page_cache = lambda: 5 << 19
 batches = iter(latent_dataset(Path(sys.argv[1])).loader(8, shuffle="window", window=2))
 print(len(next(batches)["label"]))
+time.sleep(int(sys.argv[2]))
 """
     evict(made / "mds")
-    done = subprocess.run([sys.executable, "-c", code, made], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, made, str(pause)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
 
 

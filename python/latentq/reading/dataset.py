@@ -193,7 +193,7 @@ class LatentDataset(BatchedDataset):
 
     def _window_files(self, window: Window, room: int) -> ShardFiles | None:
         shards = json.loads((self.path / INDEX).read_bytes())["shards"]
-        if any(shard["zip_data"] for shard in shards):
+        if any(shard.get("zip_data") for shard in shards):
             return None  # the reader decompresses a shard as a whole, and caches it
         sizes = np.array([shard["raw_data"]["bytes"] for shard in shards], np.int64)
         largest = int(np.sort(sizes)[-window.shards * self._table.count :].sum())  # each bucket has a window

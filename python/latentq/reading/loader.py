@@ -151,7 +151,9 @@ class LatentLoader(Steps):
         prepared: deque[_Prepared] = deque()
         files = self.source.files(self.order.shuffle)
         ahead: list[Pinned] = []
-        kept = with_files(asked_for(steps, self.source, threads), files, self._steps(epoch + 1, self._first), ahead)
+        if files is None:  # those that are kept are there as a whole before their samples are read
+            steps = asked_for(steps, self.source, threads)
+        kept = with_files(steps, files, self._steps(epoch + 1, self._first), ahead)
         is_random = bool(self.order.shuffle)  # in order, the system reads ahead on its own
         if is_random:
             self.source.read_ahead(begin=True)
@@ -171,7 +173,7 @@ class LatentLoader(Steps):
                     prepared.append(_Prepared(step, begun, gatherer.gives_decoded, pinned))
                 else:
                     pool = pool or ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
-                    begun = pool.submit(self._prepare, epoch, step.indices, allocate).result
+                    begun = pool.submit(self._prepare, epoch, step.indices, allocate, pinned).result
                     prepared.append(_Prepared(step, begun, True, pinned))
                 if len(prepared) > self.prefetch:
                     yield self._next(prepared)
@@ -224,14 +226,16 @@ class LatentLoader(Steps):
         self._position = step.cursor
         return batch
 
-    def _prepare(self, epoch: int, indices: NDArray[np.int64], allocate: Allocate) -> Batch:
+    def _prepare(self, epoch: int, indices: NDArray[np.int64], allocate: Allocate, pinned: Pinned) -> Batch:
         """Builds a batch on a Python thread.
 
         Args:
             epoch: The number of the epoch, which seeds the noise.
             indices: Indices of the samples, (N,).
             allocate: Allocates the batch's tensors.
+            pinned: The files that are kept for it.
         """
+        pinned.wait()
         source = self.source
         noise = source.noise_of(indices, self.order.seed, epoch, allocate=allocate)
         if source.transform is not None:
