@@ -1,6 +1,8 @@
 """LatentMixture: exact shares, one order, and no mixing of datasets that differ."""
 
+import os
 import re
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -120,6 +122,24 @@ def test_weights_may_be_arrays_and_datasets_an_iterator(parts):
     assert _mixture(parts, np.array([1, 2, 3], np.float32)).shares == expected
     assert _mixture(parts, torch.tensor([1.0, 2.0, 3.0])).shares == expected
     assert len(LatentMixture(LatentDataset(part.path) for part in parts)) == 60
+
+
+@pytest.mark.parametrize("is_mixture", [True, False])
+def test_an_iterator_ends_with_an_error_in_a_forked_child(parts, is_mixture):
+    source = _mixture(parts) if is_mixture else LatentDataset(parts[0].path)
+    batches = iter(source.loader(1, shuffle=True))
+    next(batches)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        try:
+            list(batches)
+        except ValueError as error:
+            os._exit(0 if "after a fork" in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(list(batches)) == len(source) - 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from operator import index
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
@@ -173,7 +174,7 @@ class LatentLoader(Steps):
                     prepared.append(_Prepared(step, begun, gatherer.gives_decoded, pinned))
                 else:
                     pool = pool or ThreadPoolExecutor(self.threads, thread_name_prefix="latentq")
-                    begun = pool.submit(self._prepare, epoch, step.indices, allocate, pinned).result
+                    begun = _result_of(pool.submit(self._prepare, epoch, step.indices, allocate, pinned))
                     prepared.append(_Prepared(step, begun, True, pinned))
                 if len(prepared) > self.prefetch:
                     yield self._next(prepared)
@@ -275,6 +276,21 @@ class _Prepared(NamedTuple):
     result: Callable[[], Batch]
     is_decoded: bool
     pinned: Pinned
+
+
+def _result_of(future: Future[Batch]) -> Callable[[], Batch]:
+    """Returns what waits for a batch of a pool: in this process, since a forked child has none of its threads."""
+    process = os.getpid()
+
+    def result() -> Batch:
+        if os.getpid() != process:
+            raise ValueError(
+                "this iterator belongs to another process, whose threads do not exist after a fork: make a new "
+                "iterator or loader in this process"
+            )
+        return future.result()
+
+    return result
 
 
 def _end(pool: ThreadPoolExecutor) -> None:
