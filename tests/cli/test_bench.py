@@ -73,6 +73,7 @@ def test_pictures_of_a_folder_are_decoded(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["nonsense"], "no group has the word nonsense: float32 to uint8"),
+        (["warm", "gather", "epochs", "decode"], "no group has the word gather or decode: float32 to uint8"),
         (["--folder", "/none"], "--folder: /none: no such folder"),
         (["--images", "/none"], "--images: /none: no such folder"),
     ],

@@ -58,10 +58,12 @@ def _run(options: argparse.Namespace) -> int:
         pixels.files(images)  # here, since half of the groups are measured before the first that needs them
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="latentq-bench-", dir=options.folder) as folder:
         plan = Plan(Path(folder), images, quick=options.quick)
-        chosen = [(title, prepare) for title, prepare in groups(plan) if _matches(title, options.words)]
-        if not chosen:
-            titles = "; ".join(title for title, _ in groups(plan))
-            raise UsageError(f"no group has the word {' or '.join(options.words)}: {titles}")
+        prepared = list(groups(plan))
+        titles = [title for title, _ in prepared]
+        unknown = [word for word in options.words if not any(_matches(title, [word]) for title in titles)]
+        if unknown:
+            raise UsageError(f"no group has the word {' or '.join(unknown)}: {'; '.join(titles)}")
+        chosen = [(title, prepare) for title, prepare in prepared if _matches(title, options.words)]
         facts, notes = machine(), skipped(plan)
         if not options.json:
             _print_machine(facts)

@@ -196,7 +196,8 @@ class LatentDataset(BatchedDataset):
         if any(shard.get("zip_data") for shard in shards):
             return None  # the reader decompresses a shard as a whole, and caches it
         sizes = np.array([shard["raw_data"]["bytes"] for shard in shards], np.int64)
-        largest = int(np.sort(sizes)[-window.shards * self._table.count :].sum())  # each bucket has a window
+        windows = int(np.count_nonzero(self._table.counts))  # each bucket has one, unless it is empty
+        largest = int(np.sort(sizes)[-window.shards * windows :].sum()) if windows else 0
         if 2 * largest > room or int(sizes.sum()) <= room:
             return None
         lengths = np.array([shard["samples"] for shard in shards], np.int64)
