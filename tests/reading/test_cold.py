@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -131,6 +132,26 @@ def test_asking_ends_once_samples_are_in_memory(made, monkeypatch):
     threads.shutdown()
     with pytest.raises(ValueError, match="shut down"):
         dataset.ask(np.arange(3), threads)
+
+
+def test_compressed_shards_are_not_asked_for(made, tmp_path):
+    columns = {"latent": "ndarray:uint8:4,32,32", "label": "int"}
+    with mds.Writer(tmp_path / "mds", columns, size_limit=1 << 20, compression="zstd") as writer:
+        writer.write_batch({"latent": np.load(made / CODES), "label": np.load(made / LABELS)})
+    first, *_, last = sorted((tmp_path / "mds").glob("*.zstd"))
+    unpacked = last.with_suffix("")  # as a stock reader leaves it
+    unpacked.write_bytes(zstd.decompress(last.read_bytes()))
+    last.unlink()
+    dataset = latent_dataset(tmp_path)
+    dataset.batch([COUNT - 1])
+    evict(tmp_path / "mds")
+    threads = Threads(1)
+    dataset.ask(np.array([0, COUNT - 3]), threads)
+    assert soon(lambda: any(pages_in_memory(unpacked)))
+    threads.shutdown()
+    first.unlink()
+    with pytest.raises(FileNotFoundError):  # it was not decompressed into the cache
+        dataset.batch([0])
 
 
 def test_a_few_samples_do_not_read_whole_files_but_many_do(made):

@@ -95,8 +95,8 @@ impl Reader {
         AHEAD.min(bytes / (self.shards.stored / self.len().max(1)).max(1))
     }
 
-    /// Asks the system for columns of samples that will be read soon, and does not wait for them. Samples and columns that do
-    /// not exist are ignored; errors are left to reading them.
+    /// Asks the system for columns of samples that will be read soon, and does not wait for them. Compressed shards are left to
+    /// reading them, as errors are; samples and columns that do not exist are ignored.
     pub fn ask(&self, indices: &[u64], columns: &[usize]) {
         let columns: Vec<usize> = columns.iter().copied().filter(|at| *at < self.schema().columns.len()).collect();
         let Ok(mut order) = with_room(indices.len()) else { return };
@@ -273,6 +273,9 @@ impl Reader {
             let Ok((number, _)) = self.locate(*first) else { break };
             let run = self.run(number, samples);
             samples = &samples[run.len()..];
+            if self.shards.is_packed(number) {
+                continue;
+            }
             let Ok(shard) = self.shards.open_shard(number, 0) else { continue };
             let wanted = self.wanted(&shard.schema, columns);
             let needed = run.iter().map(|(index, _)| wanted.needed(self.range(&shard, *index)));

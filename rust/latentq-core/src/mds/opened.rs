@@ -132,6 +132,11 @@ impl Shards {
         self.memory.get(number).is_some()
     }
 
+    /// True if opening a shard decompresses it, unless that was done before: the system reads no part of it ahead.
+    pub fn is_packed(&self, number: usize) -> bool {
+        self.index.shards[number].zip.is_some() && self.files.get(number).is_none()
+    }
+
     /// Closes a shard's file, which may be removed then, and opened again under the same name.
     pub fn close_shard(&self, number: usize) {
         self.files.remove(number);

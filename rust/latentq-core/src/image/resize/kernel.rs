@@ -193,6 +193,26 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    // The sums over white pixels come to the limits of 16 and of 32 bits, and pass those of `fit_words`.
+    #[test]
+    fn digits_at_their_limits_add_up() {
+        let white = [255; 252 * 64];
+        for weight in [32767, 32768, 32769, 65535, 65536, 98303, 98304, 127 << 15] {
+            for count in [1, 2, 63, 64, 80, 119, 120, 126, 127, 128, 239, 240, 241, 250, 252] {
+                for sign in [1, -1] {
+                    let weights = vec![sign * weight; count];
+                    let mut plain = [0; 64];
+                    vertical(&white, 64, &weights, &mut plain, Isa::Scalar);
+                    for isa in Isa::available() {
+                        let mut out = [1; 64];
+                        vertical(&white, 64, &weights, &mut out, isa);
+                        assert_eq!(out, plain, "{isa:?} {weight} {count} {sign}");
+                    }
+                }
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
