@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::copy::{Copier, ahead};
 use crate::mds::Reader;
-use crate::memory::{append, prefetch, with_room};
+use crate::memory::{append, prefetch, resize, with_room};
 use crate::quant::{FloatsMut, Quantizer, Transform, packed_len};
 use crate::{Error, Result};
 
@@ -148,11 +148,11 @@ pub fn gather(samples: &impl Samples, indices: &[u64], columns: &[usize], sinks:
                 let out = out.range(slot * elements..(slot + 1) * elements);
                 return quantizer.dequantize_sample(value, out, *plane, coming);
             }
-            prefetch(coming);
-            let waiting = &mut waiting[column];
+            let (waiting, together) = (&mut waiting[column], quantizer.together(*plane));
+            resize(&mut waiting.packed, together * size)?;
+            copier.copy(value, coming, &mut waiting.packed, waiting.slots.len());
             waiting.slots.push(slot);
-            append(&mut waiting.packed, value)?;
-            if waiting.slots.len() == quantizer.together(*plane) {
+            if waiting.slots.len() == together {
                 waiting.dequantize(quantizer, *plane, out)?;
             }
             Ok(())
@@ -193,10 +193,10 @@ impl Waiting {
     fn dequantize(&mut self, quantizer: &Quantizer, plane: usize, out: &mut FloatsMut<'_>) -> Result<()> {
         if !self.slots.is_empty() {
             let len = out.len();
-            quantizer.dequantize_rows(&self.packed, &self.slots, out.range(0..len), plane)?;
+            let used = self.packed.len() / quantizer.together(plane) * self.slots.len();
+            quantizer.dequantize_rows(&self.packed[..used], &self.slots, out.range(0..len), plane)?;
         }
         self.slots.clear();
-        self.packed.clear();
         Ok(())
     }
 }
