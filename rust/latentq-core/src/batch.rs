@@ -8,14 +8,14 @@ use crate::memory::{append, prefetch, resize, with_room};
 use crate::quant::{FloatsMut, Quantizer, Transform, packed_len};
 use crate::{Error, Result};
 
-/// A callback that takes the slot, the column and the bytes of a value, and the bytes of one that it will be called with soon,
-/// to prefetch; empty if that is not in memory, or there is none.
+/// A callback that takes the slot, the column and the bytes of a value, and the bytes of a value that it will be called with
+/// soon, to prefetch. They are empty if there is no such value, or it is not in memory.
 pub type Visit<'a> = dyn FnMut(usize, usize, &[u8], &[u8]) -> Result<()> + 'a;
 
 /// A random-access collection of samples.
 pub trait Samples {
-    /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`, in any order, if `by_slot`
-    /// best in that of `indices`. `slot` and `column` are positions in these two lists.
+    /// Calls `visit(slot, column, value, coming)` for each value of `columns` in the samples `indices`, in any order; if
+    /// `by_slot`, best in that of `indices`. `slot` and `column` are positions in these two lists.
     ///
     /// # Errors
     /// An argument error for a sample or column that does not exist, an I/O or format error, and any error of `visit`.

@@ -57,6 +57,9 @@ pub fn append(bytes: &mut Vec<u8>, more: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Blocks of at least this size ask for huge pages.
+pub const HUGE: usize = 4 << 20;
+
 /// Asks for huge pages, which are faster to allocate than small pages and need fewer TLB entries.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]

@@ -9,7 +9,7 @@ use std::ptr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::memory::advise_huge;
+use crate::memory::{HUGE, advise_huge};
 
 /// The largest number of bytes that are kept.
 pub const MOST: usize = 128 << 20;
@@ -19,9 +19,6 @@ const IDLE: Duration = Duration::from_secs(2);
 
 /// Alignment of blocks, and the bytes before each, which hold its size.
 const HEADER: usize = 64;
-
-/// Blocks of at least this size ask for huge pages.
-const HUGE: usize = 4 << 20;
 
 /// A block that is not in use: where it starts, its size without the header, and since when.
 struct Block {

@@ -1,4 +1,4 @@
-//! Reading columns of many samples: in storage order, asking the system for those that are not in memory.
+//! Reading columns of many samples: shard by shard, asking the system for those that are not in memory.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -190,7 +190,7 @@ impl Reader {
         Ok(order)
     }
 
-    /// Opens the shard of the first of some samples in storage order; `early` while another one is in use, and therefore not if
+    /// Opens the shard of the first of some samples, given shard by shard; `early` while another one is in use, and therefore not if
     /// it is compressed: both would be in memory.
     fn open_next(&self, samples: &[(u64, usize)], early: bool) -> Result<Option<Opened>> {
         let Some((first, _)) = samples.first() else { return Ok(None) };
@@ -212,7 +212,7 @@ impl Reader {
         is_there.then(|| next.bytes(&self.range(next, index)))?
     }
 
-    /// The samples at the start of `samples`, in storage order, that are in a shard.
+    /// The samples at the start of `samples`, given shard by shard, that are in a shard.
     fn run<'a>(&self, number: usize, samples: &'a [(u64, usize)]) -> &'a [(u64, usize)] {
         &samples[..samples.partition_point(|(index, _)| *index < self.starts[number + 1])]
     }
@@ -266,7 +266,7 @@ impl Reader {
         Ok((bytes, ranges))
     }
 
-    /// Asks the system for samples, given in storage order. Returns true if the first one of some shard was not in memory.
+    /// Asks the system for samples, given shard by shard, and in storage order in those on the disk. Returns true if the first one of some shard was not in memory.
     fn ask_for(&self, mut samples: &[(u64, usize)], columns: &[usize]) -> bool {
         let mut is_cold = false;
         while let Some((first, _)) = samples.first() {
@@ -298,7 +298,7 @@ impl Reader {
     }
 }
 
-/// The samples of a batch that are still to be read, in storage order.
+/// The samples of a batch that are still to be read, in the order in which they are visited.
 struct Coming<'a> {
     reader: &'a Reader,
     samples: &'a [(u64, usize)],

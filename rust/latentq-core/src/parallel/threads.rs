@@ -24,12 +24,12 @@ pub struct Threads {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A part of a job: the number of the job, and what to do.
-type Task = (u64, Work);
+/// A part of a job, or a task that nobody waits for: the number of the job, and what to do.
+type Queued = (u64, Work);
 
 /// Queued tasks; `None` after shutdown.
 struct Queue {
-    tasks: Mutex<Option<VecDeque<Task>>>,
+    tasks: Mutex<Option<VecDeque<Queued>>>,
     more: Condvar,
     /// The number of the next job.
     next: AtomicU64,

@@ -20,7 +20,7 @@ pub use weights::Filter;
 use weights::{Axis, GROUP, Weights};
 
 use super::pixels::{Image, View, check_room};
-use crate::memory::advise_huge;
+use crate::memory::{HUGE, advise_huge};
 use crate::{Error, Result};
 
 /// Maximum number of pixels in a result (12 GiB).
@@ -38,9 +38,6 @@ pub struct Window {
     /// Number of rows.
     pub height: usize,
 }
-
-/// Results of at least this size ask for huge pages.
-const HUGE: usize = 4 << 20;
 
 /// Rows that are taken before the result grows. They are to stay in the first cache until it does.
 const PIECE: usize = 2 * GROUP;
