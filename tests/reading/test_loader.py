@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.data import default_collate
 
 from conftest import heed_interrupts
 from latentq import LatentDataset, LatentMixture
@@ -367,6 +368,44 @@ def test_a_transform_is_applied_to_each_sample(reference):
     np.testing.assert_allclose(latents, 2 * reference.values, atol=4e-6)
     with pytest.raises(TypeError, match="must return a dict"):
         next(iter(LatentDataset(reference.path, transform=lambda sample: sample["label"]).loader(4)))
+
+
+def test_what_a_transform_returns_is_batched_as_by_torch(reference):
+    def transform(sample):
+        latent = sample["latent"]
+        large = latent.repeat(1, 40, 40)
+        return {
+            "large": large,
+            "tokens": large.long(),
+            "double": large.double(),
+            "mask": large > 0,
+            "flipped": large.flip(-1).transpose(1, 2),
+            "learned": large.clone().requires_grad_(),
+            "mixed": large if sample["label"] % 2 else large.half(),
+            "none": large[:, :0],
+            "nested": [{"array": latent.numpy(), "number": 1.5, "text": sample["key"]}, (sample["label"], True)],
+        }
+
+    dataset = LatentDataset(reference.path, transform=transform)
+    for start, batch in zip(range(0, len(dataset), 16), dataset.loader(16), strict=False):
+        expected = default_collate([dataset[i] for i in range(start, min(start + 16, len(dataset)))])
+        valid = batch.pop("valid")
+        assert valid.all()
+        assert batch.keys() == expected.keys()
+        (given, pair), (right, right_pair) = batch.pop("nested"), expected.pop("nested")
+        assert given["text"] == right["text"]
+        assert all(map(torch.equal, (given["array"], *pair), (right["array"], *right_pair)))
+        for name, value in expected.items():
+            assert (batch[name].dtype, batch[name].shape) == (value.dtype, value.shape)
+            assert torch.equal(batch[name], value)
+
+
+def test_samples_of_several_shapes_are_refused_as_by_torch(reference):
+    dataset = LatentDataset(
+        reference.path, transform=lambda s: {"latent": s["latent"].repeat(1, 1, 1 + s["label"] % 2)}
+    )
+    with pytest.raises(RuntimeError, match="equal size"):
+        list(dataset.loader(16))
 
 
 def test_dropouts_are_functions_of_seed_epoch_and_sample(dataset, reference):

@@ -143,19 +143,21 @@ def test_an_iterator_ends_with_an_error_in_a_forked_child(parts, is_mixture):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_a_program_keeps_of_each_step_costs_only_its_own_memory(tmp_path):
+@pytest.mark.parametrize("is_mixture", [True, False])
+def test_what_a_program_keeps_of_each_step_costs_only_its_own_memory(tmp_path, is_mixture):
     quantizer = Quantizer.uniform(-12.0, 12.0, channels=4)
     for name, count in (("first", 1000), ("second", 600)):
         with mds.Writer(tmp_path / name, {"latent": "ndarray:uint8:4,32,32"}, sync=False) as writer:
             writer.write_batch({"latent": np.zeros((count, 4, 32, 32), np.uint8)})
     parts = [LatentDataset(tmp_path / name, quantizer=quantizer) for name in ("first", "second")]
-    loader = LatentMixture(parts).loader(256, shuffle=True)
+    parts[0].transform = None if is_mixture else dict
+    loader = LatentMixture(parts).loader(256, shuffle=True) if is_mixture else parts[0].loader(100, shuffle=True)
     kept, before = [], 0
     for epoch in range(60):
         kept += [torch.zeros(1) for _ in loader]
         if epoch == 5:  # shards are cached, and memory is recycled
             before = _own_bytes()
-    assert _own_bytes() - before < 32 << 20  # 380 steps
+    assert _own_bytes() - before < 32 << 20  # 380 or 540 steps
 
 
 def _own_bytes():

@@ -26,6 +26,9 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.int32: np.int32,
     torch.int64: np.int64,
 }
+RECYCLED = _NUMPY.keys()
+"""The dtypes of tensors whose memory is reused."""
+
 _CPU = torch.device("cpu")  # whatever torch.set_default_device says
 _SMALL = 1 << 14  # bytes; the system's allocator already recycles smaller blocks
 _MOST_ROOM = 4  # times the size of a tensor; less memory is faster allocated

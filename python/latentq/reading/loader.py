@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import default_collate
+from torch.utils.data._utils.collate import collate, collate_tensor_fn, default_collate_fn_map
 
 from latentq._core import Threads
 from latentq.reading.ahead import asked_for, with_files
-from latentq.reading.buffers import Allocate, RecycledMemory, pinned_for, private
+from latentq.reading.buffers import RECYCLED, Allocate, RecycledMemory, pinned_for, private
 from latentq.reading.gather import Gatherer, Pinned
 from latentq.reading.order import bernoulli
 from latentq.reading.protocol import BatchSource
@@ -241,7 +241,7 @@ class LatentLoader(Steps):
         noise = source.noise_of(indices, self.order.seed, epoch, allocate=allocate)
         if source.transform is not None:
             batch = source.batch(indices, noise=noise, allocate=private)
-            batch = default_collate(list(samples_of(batch, len(indices), source.transform)))
+            batch = _collated(list(samples_of(batch, len(indices), source.transform)), allocate)
             if not isinstance(batch, dict):
                 raise TypeError(f"a transform must return a dict for a loader to batch, not {type(batch).__name__}")
             if self._pin:
@@ -276,6 +276,31 @@ class _Prepared(NamedTuple):
     result: Callable[[], Batch]
     is_decoded: bool
     pinned: Pinned
+
+
+def _collated(samples: list[Any], allocate: Allocate) -> Any:
+    """Returns what torch's `default_collate` makes of samples, with its tensors in memory of `allocate`.
+
+    Torch's own memory would be new in each step, or with glibc before 2.38 lost: see `private`.
+    """
+
+    def stacked(tensors: list[torch.Tensor], *, collate_fn_map: Any = None) -> torch.Tensor:
+        first = tensors[0]
+        alike = (
+            type(tensor) is torch.Tensor
+            and tensor.device.type == "cpu"
+            and tensor.layout == torch.strided
+            and tensor.dtype == first.dtype
+            and tensor.shape == first.shape
+            and not tensor.requires_grad
+            for tensor in tensors
+        )
+        if first.dtype not in RECYCLED or not all(alike):
+            stacked: torch.Tensor = collate_tensor_fn(tensors, collate_fn_map=collate_fn_map)
+            return stacked
+        return torch.stack(tensors, out=allocate((len(tensors), *first.shape), first.dtype))
+
+    return collate(samples, collate_fn_map=default_collate_fn_map | {torch.Tensor: stacked})
 
 
 def _result_of(future: Future[Batch]) -> Callable[[], Batch]:
