@@ -151,6 +151,17 @@ def test_an_index_need_not_say_that_shards_are_not_compressed(made, room, tmp_pa
     assert dataset.files(Window(2)) is not None
 
 
+def test_a_dataset_is_read_on_as_it_was_when_its_index_is_replaced(made, room, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    dataset = latent_dataset(tmp_path / "copy")
+    path = tmp_path / "copy/mds/index.json"
+    index = json.loads(path.read_bytes())
+    path.write_text(json.dumps(index | {"shards": index["shards"][6:]}))
+    assert dataset.files(Window(2)) is not None
+    assert sorted(seen(dataset.loader(64, shuffle="window", window=2), made)) == list(range(COUNT))
+    assert len(latent_dataset(tmp_path / "copy")) < COUNT
+
+
 def is_reading():
     return "latentq-files" in [thread.name for thread in threading.enumerate()]
 

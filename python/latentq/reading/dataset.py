@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentq import mds
-from latentq._core import FormatError, LatentqError, Threads
+from latentq._core import FormatError, LatentqError, MismatchError, Threads, image_hash
 from latentq.format import empty_caption as empty_caption_file
 from latentq.format.card import CARD, open_card
 from latentq.format.files import EMPTY_CAPTION, INDEX
@@ -113,6 +113,7 @@ class LatentDataset(BatchedDataset):
         self.card = open_card(self.path)
         self.transform = transform
         self._reader = mds.Reader(self.path) if self._shards is None else _reader_of(self._shards)
+        self._index = (self.path / INDEX).read_bytes() if self._shards is None else b""
         if not self._is_consistent():
             self.card = open_card(self.path)  # an update may have been finished since the card was read
         if not len(self):
@@ -192,7 +193,7 @@ class LatentDataset(BatchedDataset):
         return self._window_files(shuffle, self._reader.room() // parts) if isinstance(shuffle, Window) else None
 
     def _window_files(self, window: Window, room: int) -> ShardFiles | None:
-        shards = json.loads((self.path / INDEX).read_bytes())["shards"]
+        shards = self._indexed_shards()
         if any(shard.get("zip_data") for shard in shards):
             return None  # the reader decompresses a shard as a whole, and caches it
         sizes = np.array([shard["raw_data"]["bytes"] for shard in shards], np.int64)
@@ -259,8 +260,18 @@ class LatentDataset(BatchedDataset):
         """Returns the number of samples in each shard, (S,)."""
         if self._shards is not None:
             return np.array([shard.samples for shard in self._shards.shards], np.int64)
-        index = json.loads((self.path / INDEX).read_bytes())
-        return np.array([shard["samples"] for shard in index["shards"]], np.int64)
+        return np.array([shard["samples"] for shard in self._indexed_shards()], np.int64)
+
+    def _indexed_shards(self) -> list[dict[str, Any]]:
+        """Returns the shards in the index of a folder, as they were when it was opened.
+
+        Raises:
+            MismatchError: An update replaced the index while the folder was opened.
+        """
+        if image_hash(self._index) != self._reader.core.index_hash:
+            raise MismatchError(f"{self.path} was updated while it was opened: open it again")
+        shards: list[dict[str, Any]] = json.loads(self._index)["shards"]
+        return shards
 
     def _is_consistent(self) -> bool:
         """True if card and index have the same number of samples, or there is no card."""
