@@ -17,7 +17,10 @@ pub const MOST: usize = 128 << 20;
 /// Blocks that were not used for as long are freed when the next one is allocated or freed.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// Alignment of blocks, and the bytes before each, which hold its size.
+/// Alignment of blocks, and the bytes before each, which hold its size and how far it begins after its memory.
+///
+/// The allocator is not asked for the alignment: before glibc 2.38, an aligned block finds no room where one of nearly the same
+/// size was freed, once anything small was allocated in between.
 const HEADER: usize = 64;
 
 /// A block that is not in use: where it starts, its size without the header, and since when.
@@ -37,7 +40,7 @@ fn size_class(len: usize) -> Option<usize> {
 }
 
 fn layout(room: usize) -> Option<Layout> {
-    Layout::from_size_align(room.checked_add(HEADER)?, HEADER).ok()
+    Layout::from_size_align(room.checked_add(2 * HEADER)?, align_of::<[usize; 2]>()).ok()
 }
 
 /// Allocates at least `len` bytes, aligned to a cache line. Their contents are arbitrary. Returns null if there is no memory.
@@ -49,14 +52,16 @@ pub fn allocate(len: usize) -> *mut u8 {
     if let Some(start) = reused(room) {
         return ptr::with_exposed_provenance_mut(start);
     }
-    // SAFETY: the layout is not empty; the header is in the block and aligned.
+    // SAFETY: the layout is not empty, and has the room after the offset, which is less than two headers; the header is in the
+    // block and aligned.
     unsafe {
         let block = alloc(layout);
         if block.is_null() {
             return block;
         }
-        block.cast::<usize>().write(room);
-        let start = block.add(HEADER);
+        let offset = HEADER + block.addr().wrapping_neg() % HEADER;
+        let start = block.add(offset);
+        start.sub(HEADER).cast::<[usize; 2]>().write([room, offset]);
         if room >= HUGE {
             advise_huge(std::slice::from_raw_parts_mut(start.cast(), room));
         }
@@ -91,7 +96,7 @@ pub unsafe fn release(start: *mut u8) {
         return;
     }
     // SAFETY: by the contract, the header is before it.
-    let room = unsafe { room_of(start) };
+    let [room, _] = unsafe { header_of(start) };
     let block = Block { start: start.expose_provenance(), room, since: Instant::now() };
     let mut freed = Vec::new();
     match KEPT.try_lock() {
@@ -110,17 +115,20 @@ pub unsafe fn release(start: *mut u8) {
 /// # Safety
 /// As for [`release`], and not null.
 #[allow(unsafe_code)]
-unsafe fn room_of(start: *mut u8) -> usize {
+unsafe fn header_of(start: *mut u8) -> [usize; 2] {
     // SAFETY: `allocate` wrote it there.
-    unsafe { start.sub(HEADER).cast::<usize>().read() }
+    unsafe { start.sub(HEADER).cast::<[usize; 2]>().read() }
 }
 
 #[allow(unsafe_code)]
 fn free(block: Block) {
     let start: *mut u8 = ptr::with_exposed_provenance_mut(block.start);
     if let Some(layout) = layout(block.room) {
-        // SAFETY: `allocate` allocated it with this layout, and it was given back.
-        unsafe { dealloc(start.sub(HEADER), layout) };
+        // SAFETY: `allocate` allocated it with this layout, so far before its start, and it was given back.
+        unsafe {
+            let [_, offset] = header_of(start);
+            dealloc(start.sub(offset), layout);
+        }
     }
 }
 
@@ -131,7 +139,7 @@ fn free(block: Block) {
 #[allow(unsafe_code)]
 pub unsafe fn reallocate(start: *mut u8, len: usize) -> *mut u8 {
     // SAFETY: by the contract.
-    let room = if start.is_null() { 0 } else { unsafe { room_of(start) } };
+    let room = if start.is_null() { 0 } else { unsafe { header_of(start)[0] } };
     if room >= len && room / 2 <= len {
         return start;
     }
