@@ -106,7 +106,7 @@ mod x86 {
             unsafe { copy_line::<PAST_CACHES>(from.as_ptr(), to.as_mut_ptr()) };
         }
         out_end.copy_from_slice(value_end);
-        // What is left of `coming`, and its last line, if it begins inside a line.
+        // Prefetch the rest of `coming`, and its last line, if it begins inside a line.
         later.for_each(prefetch_lines);
         if let Some(last) = coming.last() {
             _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(last).cast());

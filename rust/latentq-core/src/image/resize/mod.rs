@@ -78,7 +78,7 @@ impl Rows {
         let start = self.count * self.width;
         self.count += count;
         let end = self.count * self.width;
-        // What was there before is not cleared: it is overwritten.
+        // Earlier rows are not cleared: the new ones overwrite them.
         if self.bytes.len() < end + self.padding {
             self.bytes.resize(end + self.padding, 0);
         }

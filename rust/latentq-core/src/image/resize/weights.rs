@@ -62,7 +62,7 @@ impl Filter {
     }
 }
 
-/// What is done with a filter. (A closure cannot be generic.)
+/// A computation with a filter. (A closure cannot be generic.)
 trait Work {
     fn run(self, filter: impl Fn(f64) -> f64);
 }
